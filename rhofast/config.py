@@ -1,0 +1,279 @@
+"""The page that describes a run: frozen models, strict TOML, `--set key.path=value`.
+
+Every key has one place and one type. An unknown key, a wrong type or a value out of range is refused before anything
+is opened, with the nearest known key as a suggestion. What a section means is said where it is used: `clips` in
+data/clips.py, `augment` in data/augment.py, `optim` in optim.py, and so on. A method and a backbone bring their own
+options (`Section` classes beside their code), so this module knows no method's name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rhofast.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A frozen group of options in which an unknown key or a value of another type is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Range = Annotated[tuple[float, float], Field(strict=False)]
+Triple = Annotated[tuple[float, float, float], Field(strict=False)]
+PathField = Annotated[Path, Field(strict=False)]
+
+
+class DataSection(Section):
+    """Where the shards are and how many hands read them.
+
+    train     folder of the training shards
+    test      folder of the held-out shards for the kNN check during training, or None
+    threads   reading threads; decoder threads are `decode_threads`
+    prefetch  batches that may wait in each queue
+    max_bad   share of bad samples past which the run stops
+    """
+
+    train: PathField | None = None
+    test: PathField | None = None
+    threads: Count = 4
+    decode_threads: Count = 2
+    prefetch: Count = 2
+    max_bad: Probability = 0.01
+
+
+class ClipSection(Section):
+    """Temporal geometry: `num_clips` (rho) clips of `num_frames` (T) frames, `frame_stride` (tau) apart at `fps`."""
+
+    num_clips: Count = 2
+    num_frames: Count = 8
+    frame_stride: Count = 8
+    fps: Positive = 30.0
+    rule: Literal["release", "integer_stride"] = "release"
+    shuffle: bool = True
+
+
+class AugmentSection(Section):
+    """Appearance: what one clip's augmentation is drawn from. Defaults are the released configurations'.
+
+    crop         "area": by `area` and `aspect`; "short_side": jitter the short side in `short_side`, then crop `size`
+    color        probability of the color jitter; 0 for off
+    blur_sigma   in output pixels
+    """
+
+    size: Annotated[int, Field(ge=8)] = 224
+    crop: Literal["area", "short_side"] = "area"
+    area: Range = (0.2, 0.766)
+    aspect: Range = (0.75, 1.3333)
+    short_side: Range = (256, 320)
+    flip: Probability = 0.5
+    color: Probability = 0.8
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.6
+    contrast: Annotated[float, Field(ge=0, le=1)] = 0.6
+    saturation: Annotated[float, Field(ge=0, le=1)] = 0.6
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.15
+    gray: Probability = 0.2
+    blur: Probability = 0.5
+    blur_sigma: Range = (0.1, 2.0)
+    mean: Triple = (0.45, 0.45, 0.45)
+    std: Triple = (0.225, 0.225, 0.225)
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        for name in ("area", "aspect", "short_side", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be [low, high] with 0 < low <= high, got [{low}, {high}]")
+        if self.area[1] > 1:
+            raise ValueError(f"area is a share of the frame: {self.area[1]} is above 1")
+        if self.short_side[0] < self.size and self.crop == "short_side":
+            raise ValueError(f"short_side starts at {self.short_side[0]:g}, below size {self.size}")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        return self
+
+
+class ComponentSection(BaseModel):
+    """A method or a backbone: its `name`, and options that its own code declares and checks."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every key but `name`, as written."""
+        return dict(self.model_extra or {})
+
+
+class OptimSection(Section):
+    """The optimizer and its schedule. The peak rate is `base_lr * train.batch_size / base_batch` (linear scaling).
+
+    warmup_epochs   linear from `warmup_lr` (scaled likewise) up to the cosine curve
+    """
+
+    name: Literal["lars", "sgd", "adamw"] = "lars"
+    base_lr: Positive = 0.6
+    base_batch: Count = 64
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = True
+    betas: Range = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-6
+    trust: Positive = 0.001
+    warmup_epochs: Annotated[float, Field(ge=0)] = 35.0
+    warmup_lr: Annotated[float, Field(ge=0)] = 0.001
+    clip_norm: Positive | None = None
+
+
+class TrainSection(Section):
+    """The loop. Exactly one of `epochs` and `steps` says how long; `batch_size` is the global batch, in videos."""
+
+    batch_size: Count = 512
+    epochs: Positive | None = None
+    steps: Count | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = True
+    checkpoint_steps: Count = 500
+    keep_checkpoints: Count = 3
+    log_steps: Count = 10
+    knn_steps: Count | None = None
+    max_hours: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps")
+        return self
+
+
+class EvalSection(Section):
+    """Held-out evaluation: `views` uniform clips a video, kNN over `neighbors` at `temperature` (METHOD 9)."""
+
+    views: Count = 2
+    batch_size: Count = 64
+    neighbors: Count = 200
+    temperature: Positive = 0.1
+
+
+class Config(Section):
+    """A whole run. `out` is the folder in which the run folder `name` is made."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    out: PathField = Path("runs")
+    data: DataSection = DataSection()
+    clips: ClipSection = ClipSection()
+    augment: AugmentSection = AugmentSection()
+    backbone: ComponentSection = ComponentSection(name="slow_r50")
+    method: ComponentSection = ComponentSection(name="byol")
+    optim: OptimSection = OptimSection()
+    train: TrainSection = TrainSection(epochs=200)
+    eval: EvalSection = EvalSection()
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.name
+
+
+def parse_section(kind: type[AnySection], values: Mapping[str, Any], where: str) -> AnySection:
+    """`values` as a `kind`. Raises ConfigError naming the first offending key as `where.key`, with the nearest known
+    key as the hint. A method or a backbone checks its own options with this."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise _explain(kind, error, where) from None
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """The TOML page at `path` with `--set` overrides (`key.path=value`, value in TOML, or a bare string).
+
+    Raises ConfigError for a missing file, broken TOML, an unknown key, a wrong type or a bad value.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror or error}", hint="give the path of a TOML page, see configs/"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file", hint="the pages are in configs/") from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_section(Config, values, where=str(path))
+
+
+def parse_config(values: Mapping[str, Any], where: str) -> Config:
+    """A configuration from plain values, as `dump_config` wrote them. Raises as `parse_section` does."""
+    return parse_section(Config, values, where)
+
+
+def dump_config(config: Config) -> dict[str, Any]:
+    """Plain JSON values that `parse_config` reads back to an equal Config."""
+    return dict(json.loads(config.model_dump_json(exclude_none=True)))
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(
+            f"--set {override!r}: not of the form key.path=value", hint="for example --set train.steps=100"
+        )
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    table = values
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override!r}: {key!r} is a value, not a section")
+    if keys[0] == "train" and keys[-1] in ("epochs", "steps"):  # the two exclude each other: the last word counts
+        table.pop("steps" if keys[-1] == "epochs" else "epochs", None)
+    table[keys[-1]] = value
+
+
+def _explain(kind: type[Section], error: ValidationError, where: str) -> ConfigError:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        siblings = _keys_at(kind, location[:-1])
+        near = difflib.get_close_matches(location[-1], siblings, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(siblings))}"
+        return ConfigError(f"{where}: unknown key {key!r}", hint=hint)
+    if first["type"] == "missing":
+        return ConfigError(f"{where}: key {key!r} is missing")
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if not key:
+        return ConfigError(f"{where}: {message}")
+    if first["type"] == "value_error":  # says by itself what was wrong with which value
+        return ConfigError(f"{where}: {key}: {message}")
+    return ConfigError(f"{where}: {key} = {first['input']!r}: {message}")
+
+
+def _keys_at(kind: type[Section], location: list[str]) -> list[str]:
+    model: type[BaseModel] = kind
+    for part in location:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,352 @@
+"""The shard format, version 1: what lies beside the tars, how it is written, opened and checked.
+
+    OUT/dataset.json             DatasetInfo; written last, so its presence means that the set is complete
+    OUT/shard-000000.tar         a plain WebDataset tar: KEY.mp4, KEY.json, KEY2.mp4, ...
+    OUT/shard-000000.arrow       one row a sample, memory-mapped (SCHEMA below)
+    OUT/shard-000000.idx         the same members as DALI's wds2idx lists them
+    OUT/sizes.json               samples a tar, as open_clip reads it
+    OUT/refused.jsonl            every source that did not become a sample, and why
+
+A *unit* is the smallest piece of a member that can be decoded by itself: one picture of a `jpeg` member. The index
+knows each unit's bytes, checksum and mean color, so a clip's bytes are found without opening the container, a damaged
+unit is known before any decoder sees it, and the center of the contrast jitter is known before decoding.
+
+What it is not: it reads no tar and decodes nothing (reader.py, pipeline.py), and builds no shards (ingest/).
+Full description: docs/shard-format.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import ValidationError
+
+from rhofast.config import Section
+from rhofast.errors import ShardFormatError, ShardMissingError
+
+VERSION = 1
+DATASET_FILE = "dataset.json"
+_OPEN_INDICES = 1024  # memory-mapped shard indices kept at once; each costs a mapping, not memory
+
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("label", pa.int32()),  # null: no label
+        pa.field("source_digest", pa.binary(16), nullable=False),  # BLAKE2b-128 of the source file's bytes
+        pa.field("offset", pa.int64(), nullable=False),  # of the member's first byte in the tar
+        pa.field("size", pa.int64(), nullable=False),  # of the member, bytes
+        pa.field("num_frames", pa.int32(), nullable=False),
+        pa.field("fps", pa.float64(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("unit_frame", pa.list_(pa.int32()), nullable=False),  # number of the unit's first frame
+        pa.field("unit_offset", pa.list_(pa.int64()), nullable=False),  # of its first byte in the member
+        pa.field("unit_size", pa.list_(pa.int32()), nullable=False),  # bytes
+        pa.field("unit_crc", pa.list_(pa.uint32()), nullable=False),  # CRC-32 (zlib's)
+        pa.field("unit_rgb", pa.list_(pa.float32()), nullable=False),  # mean R, G, B in 0..255: three values a unit
+    ]
+)
+
+
+class ShardInfo(Section):
+    """One shard as `dataset.json` lists it. Digests are SHA-256, hexadecimal."""
+
+    name: str
+    samples: int
+    frames: int
+    seconds: float
+    bytes: int
+    tar_sha256: str
+    index_sha256: str
+
+    @property
+    def tar(self) -> str:
+        return f"{self.name}.tar"
+
+    @property
+    def index(self) -> str:
+        return f"{self.name}.arrow"
+
+
+class DatasetInfo(Section):
+    """`dataset.json`. `codec` holds the codec's name and settings; `classes[label]` is a class's name."""
+
+    format: Literal["rhofast-shards"] = "rhofast-shards"
+    version: int = VERSION
+    name: str
+    split: str
+    codec: dict[str, Any]
+    classes: list[str]
+    shards: list[ShardInfo]
+    refused: dict[str, int]
+
+    @property
+    def num_samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def num_frames(self) -> int:
+        return sum(shard.frames for shard in self.shards)
+
+    @property
+    def seconds(self) -> float:
+        return sum(shard.seconds for shard in self.shards)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def digest(self) -> str:
+        """Names the content: equal digests mean equal samples in equal order. Hexadecimal, 64 characters."""
+        text = json.dumps([self.version, [(shard.samples, shard.index_sha256) for shard in self.shards]])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Units:
+    """The independently decodable pieces of one member, in order; `offset` counts from the member's first byte.
+
+    frame i32[U], offset i64[U], size i32[U] bytes, crc u32[U], rgb f32[U, 3] mean color in 0..255
+    """
+
+    frame: npt.NDArray[np.int32]
+    offset: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int32]
+    crc: npt.NDArray[np.uint32]
+    rgb: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexRow:
+    """One sample as the index holds it; `offset` counts from the tar's first byte."""
+
+    key: str
+    label: int | None
+    source_digest: bytes
+    offset: int
+    size: int
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    units: Units
+
+
+class ShardIndex:
+    """One shard's index, memory-mapped. The columns that planning needs are numpy views: num_frames, fps, width,
+    height, label (-100 where null), offset, size."""
+
+    def __init__(self, table: pa.Table) -> None:
+        batch = table.combine_chunks().to_batches()[0] if table.num_rows else None
+        if batch is None:
+            raise ValueError("an index without rows")
+        column = {name: batch.column(name) for name in SCHEMA.names}
+        self._key, self._source = column["key"], column["source_digest"]
+        self.label: npt.NDArray[np.int64] = (
+            column["label"].fill_null(-100).to_numpy(zero_copy_only=False).astype(np.int64)
+        )
+        self.offset, self.size = column["offset"].to_numpy(), column["size"].to_numpy()
+        self.num_frames, self.fps = column["num_frames"].to_numpy(), column["fps"].to_numpy()
+        self.width, self.height = column["width"].to_numpy(), column["height"].to_numpy()
+        units = [column[f"unit_{part}"] for part in ("frame", "offset", "size", "crc", "rgb")]
+        self._starts = units[0].offsets.to_numpy()
+        if any(not np.array_equal(unit.offsets.to_numpy(), self._starts) for unit in units[1:4]):
+            raise ValueError("unit columns of different lengths")
+        frame, offset, size, crc, rgb = (unit.values.to_numpy() for unit in units)
+        self._units = Units(frame=frame, offset=offset, size=size, crc=crc, rgb=rgb.reshape(-1, 3))
+
+    def __len__(self) -> int:
+        return len(self.num_frames)
+
+    def key(self, row: int) -> str:
+        return str(self._key[row].as_py())
+
+    def units(self, row: int) -> Units:
+        """The units of one sample: views, no copies."""
+        part = slice(int(self._starts[row]), int(self._starts[row + 1]))
+        every = self._units
+        return Units(
+            frame=every.frame[part],
+            offset=every.offset[part],
+            size=every.size[part],
+            crc=every.crc[part],
+            rgb=every.rgb[part],
+        )
+
+    def row(self, row: int) -> IndexRow:
+        """Everything the index knows of one sample."""
+        label = int(self.label[row])
+        return IndexRow(
+            key=self.key(row),
+            label=None if label < 0 else label,
+            source_digest=self._source[row].as_py(),
+            offset=int(self.offset[row]),
+            size=int(self.size[row]),
+            num_frames=int(self.num_frames[row]),
+            fps=float(self.fps[row]),
+            width=int(self.width[row]),
+            height=int(self.height[row]),
+            units=self.units(row),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Geometry:
+    """What planning needs to know of B samples: num_frames i32[B], fps f64[B], width i32[B], height i32[B]."""
+
+    num_frames: npt.NDArray[np.int32]
+    fps: npt.NDArray[np.float64]
+    width: npt.NDArray[np.int32]
+    height: npt.NDArray[np.int32]
+
+
+class ShardSet:
+    """A complete set of shards. Opening reads `dataset.json` alone; each index is mapped, and its digest checked, when
+    a sample of it is first asked for. Thread-safe."""
+
+    def __init__(self, root: Path, info: DatasetInfo) -> None:
+        self.root = root
+        self.info = info
+        self.starts: npt.NDArray[np.int64] = np.cumsum([0, *(shard.samples for shard in info.shards)], dtype=np.int64)
+        self._open: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __repr__(self) -> str:
+        return f"ShardSet({str(self.root)!r}, {len(self)} samples in {len(self.info.shards)} shards)"
+
+    def locate(self, sample: int) -> tuple[int, int]:
+        """(shard number, row in its index) of a sample. Raises IndexError outside [0, len)."""
+        if not 0 <= sample < len(self):
+            raise IndexError(f"sample {sample} is not in [0, {len(self)})")
+        shard = int(np.searchsorted(self.starts, sample, side="right")) - 1
+        return shard, int(sample - self.starts[shard])
+
+    def index(self, shard: int) -> ShardIndex:
+        """The index of one shard. Raises ShardMissingError, or ShardFormatError if it is not as recorded."""
+        with self._lock:
+            if shard in self._open:
+                self._open.move_to_end(shard)
+                return self._open[shard]
+        info = self.info.shards[shard]
+        index = open_index(self.root / info.index, digest=info.index_sha256)
+        if len(index) != info.samples:
+            raise ShardFormatError(f"{self.root / info.index}: {len(index)} rows, {DATASET_FILE} says {info.samples}")
+        with self._lock:
+            self._open[shard] = index
+            while len(self._open) > _OPEN_INDICES:
+                self._open.popitem(last=False)
+        return index
+
+    def row(self, sample: int) -> IndexRow:
+        shard, row = self.locate(sample)
+        return self.index(shard).row(row)
+
+    def geometry(self, samples: Sequence[int] | npt.NDArray[np.int64]) -> Geometry:
+        """num_frames, fps, width and height of the given samples, in their order."""
+        frames, fps, width, height = [], [], [], []
+        for sample in samples:
+            shard, row = self.locate(int(sample))
+            index = self.index(shard)
+            frames.append(index.num_frames[row])
+            fps.append(index.fps[row])
+            width.append(index.width[row])
+            height.append(index.height[row])
+        return Geometry(
+            num_frames=np.array(frames, dtype=np.int32),
+            fps=np.array(fps, dtype=np.float64),
+            width=np.array(width, dtype=np.int32),
+            height=np.array(height, dtype=np.int32),
+        )
+
+
+def open_shards(root: Path) -> ShardSet:
+    """Open the shard set in a folder. Raises ShardMissingError where there is none (or it is incomplete), and
+    ShardFormatError for another version or a `dataset.json` that cannot be read."""
+    path = root / DATASET_FILE
+    if not root.is_dir():
+        raise ShardMissingError(f"{root}: no such folder", hint="make shards with: rhofast shard SOURCE OUT")
+    if not path.is_file():
+        begun = any(root.glob("shard-*.arrow"))
+        hint = "the set is incomplete: run the same `rhofast shard` command again" if begun else "not a shard set"
+        raise ShardMissingError(f"{root}: no {DATASET_FILE}", hint=hint)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ShardFormatError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(values, dict) or values.get("format") != "rhofast-shards":
+        raise ShardFormatError(f"{path}: not the description of a rhofast shard set")
+    if values.get("version") != VERSION:
+        raise ShardFormatError(
+            f"{path}: format version {values.get('version')}, this rhofast reads version {VERSION}",
+            hint="install the rhofast that wrote it, or make the shards again",
+        )
+    try:
+        info = DatasetInfo.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ShardFormatError(f"{path}: {where}: {first['msg']}") from None
+    return ShardSet(root, info)
+
+
+def open_index(path: Path, *, digest: str | None = None) -> ShardIndex:
+    """Map one `.arrow` index, after comparing its SHA-256 with `digest` if given. Raises ShardMissingError or
+    ShardFormatError."""
+    return ShardIndex(_read_table(path, digest))
+
+
+def index_metadata(path: Path) -> dict[str, str]:
+    """The key-value notes that `write_index` stored. Raises ShardMissingError or ShardFormatError."""
+    notes = _read_table(path, None).schema.metadata or {}
+    return {key.decode(): value.decode() for key, value in notes.items()}
+
+
+def write_index(path: Path, rows: Sequence[IndexRow], metadata: Mapping[str, str]) -> str:
+    """Write the index of one shard (one record batch) and return its SHA-256. `metadata` is kept as notes."""
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    for row in rows:
+        for name in SCHEMA.names:
+            part = name.removeprefix("unit_")
+            value = getattr(row.units, part).reshape(-1) if part != name else getattr(row, name)
+            columns[name].append(value)
+    table = pa.table(columns, schema=SCHEMA).replace_schema_metadata(dict(metadata))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    content = sink.getvalue().to_pybytes()
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read_table(path: Path, digest: str | None) -> pa.Table:
+    if not path.is_file():
+        raise ShardMissingError(f"{path}: no such file, although {DATASET_FILE} names it")
+    try:
+        source = pa.memory_map(str(path))
+        if digest is not None and hashlib.sha256(source.read_buffer()).hexdigest() != digest:
+            raise ShardFormatError(
+                f"{path}: its digest is not the one in {DATASET_FILE}: the file was damaged or replaced",
+                hint="copy it again from where it came, or delete it and run the same `rhofast shard` command again",
+            )
+        table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(pa.memory_map(str(path)).read_buffer()))).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ShardFormatError(f"{path}: not a shard index: {str(error).splitlines()[0]}") from None
+    if not table.schema.equals(SCHEMA, check_metadata=False):
+        raise ShardFormatError(f"{path}: not a shard index of format version {VERSION}: its columns are others")
+    if table.num_rows == 0:
+        raise ShardFormatError(f"{path}: an index without rows")
+    return table
