@@ -55,13 +55,16 @@ class DataSection(Section):
 
 
 class ClipSection(Section):
-    """Temporal geometry: `num_clips` (rho) clips of `num_frames` (T) frames, `frame_stride` (tau) apart at `fps`."""
+    """Temporal geometry: `num_clips` (rho) clips of `num_frames` (T) frames, `frame_stride` (tau) apart at `fps`.
+
+    num_clips   1 means two augmentations of the same frames
+    shuffle     give the clips in random order, not in the order of time
+    """
 
     num_clips: Count = 2
     num_frames: Count = 8
     frame_stride: Count = 8
     fps: Positive = 30.0
-    rule: Literal["release", "integer_stride"] = "release"
     shuffle: bool = True
 
 

@@ -255,23 +255,6 @@ class ShardSet:
         shard, row = self.locate(sample)
         return self.index(shard).row(row)
 
-    def geometry(self, samples: Sequence[int] | npt.NDArray[np.int64]) -> Geometry:
-        """num_frames, fps, width and height of the given samples, in their order."""
-        frames, fps, width, height = [], [], [], []
-        for sample in samples:
-            shard, row = self.locate(int(sample))
-            index = self.index(shard)
-            frames.append(index.num_frames[row])
-            fps.append(index.fps[row])
-            width.append(index.width[row])
-            height.append(index.height[row])
-        return Geometry(
-            num_frames=np.array(frames, dtype=np.int32),
-            fps=np.array(fps, dtype=np.float64),
-            width=np.array(width, dtype=np.int32),
-            height=np.array(height, dtype=np.int32),
-        )
-
 
 def open_shards(root: Path) -> ShardSet:
     """Open the shard set in a folder. Raises ShardMissingError where there is none (or it is incomplete), and

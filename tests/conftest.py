@@ -1,0 +1,129 @@
+"""Tiny videos and shards, made once a session. Pixels encode what they are: see `frame_pixels`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from rhofast.data.codecs import JpegCodec, codec_settings
+from rhofast.data.index import DatasetInfo, IndexRow, ShardInfo, ShardSet, open_shards, write_index
+
+SHARED = Path(os.environ.get("RHOFAST_SHARED", Path(__file__).parents[2] / "shared"))
+REAL_VIDEOS = Path(os.environ.get("RHOFAST_REAL_VIDEOS", SHARED / "videos"))
+
+WIDTH, HEIGHT, FPS = 64, 48, 12
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """GPU tests skip without a GPU, and fail instead where one is required."""
+    if item.get_closest_marker("needs_gpu") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        if os.environ.get("RHOFAST_REQUIRE_GPU") == "1":
+            pytest.fail("RHOFAST_REQUIRE_GPU=1, but there is no CUDA device")
+        pytest.skip("needs a CUDA device")
+
+
+def frame_pixels(video: int, frame: int, width: int = WIDTH, height: int = HEIGHT) -> npt.NDArray[np.uint8]:
+    """A frame u8[H, W, 3] from which its numbers can be read: red = 8 * frame, green = 8 * video, blue a ramp."""
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    image[..., 0] = 8 * frame
+    image[..., 1] = 8 * video
+    image[..., 2] = np.linspace(0, 255, width, dtype=np.uint8)
+    return image
+
+
+def encode_mjpeg(frames: list[npt.NDArray[np.uint8]], fps: int = FPS) -> bytes:
+    """An MJPEG MP4 of u8[H, W, 3] frames, as the jpeg codec stores it."""
+    sink = BytesIO()
+    with av.open(sink, "w", format="mp4") as container:
+        stream = container.add_stream("mjpeg", rate=Fraction(fps), options={"qmin": "2", "qmax": "2"})
+        stream.height, stream.width, _ = frames[0].shape
+        stream.pix_fmt = "yuvj420p"
+        stream.codec_context.thread_count = 1
+        for pixels in frames:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return sink.getvalue()
+
+
+def write_shards(root: Path, members: list[bytes], *, labels: list[int] | None = None, per_shard: int = 5) -> ShardSet:
+    """A shard set of ready members, without ffmpeg."""
+    root.mkdir(parents=True)
+    codec = JpegCodec(quality=2)
+    shards = []
+    for number, first in enumerate(range(0, len(members), per_shard)):
+        name, rows = f"shard-{number:06d}", []
+        with tarfile.open(root / f"{name}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for video in range(first, min(first + per_shard, len(members))):
+                content = members[video]
+                entry = tarfile.TarInfo(f"v{video}.mp4")
+                entry.size = len(content)
+                offset = tar.offset + tarfile.BLOCKSIZE
+                tar.addfile(entry, BytesIO(content))
+                member = codec.index_member(content)
+                rows.append(
+                    IndexRow(
+                        key=f"v{video}",
+                        label=None if labels is None else labels[video],
+                        source_digest=hashlib.blake2b(content, digest_size=16).digest(),
+                        offset=offset,
+                        size=len(content),
+                        num_frames=member.num_frames,
+                        fps=float(member.fps),
+                        width=member.width,
+                        height=member.height,
+                        units=member.units,
+                    )
+                )
+        frames = sum(row.num_frames for row in rows)
+        shards.append(
+            ShardInfo(
+                name=name,
+                samples=len(rows),
+                frames=frames,
+                seconds=frames / FPS,
+                bytes=(root / f"{name}.tar").stat().st_size,
+                tar_sha256=hashlib.sha256((root / f"{name}.tar").read_bytes()).hexdigest(),
+                index_sha256=write_index(root / f"{name}.arrow", rows, {}),
+            )
+        )
+    info = DatasetInfo(
+        name="tiny",
+        split="train",
+        codec=codec_settings(codec),
+        classes=[] if labels is None else [f"class {label}" for label in range(max(labels) + 1)],
+        shards=shards,
+        refused={},
+    )
+    (root / "dataset.json").write_text(json.dumps(info.model_dump()))
+    return open_shards(root)
+
+
+NUM_VIDEOS, NUM_FRAMES = 13, 24
+
+
+@pytest.fixture(scope="session")
+def members() -> list[bytes]:
+    """13 members of 24 frames, 64x48 at 12 frames a second."""
+    return [encode_mjpeg([frame_pixels(video, frame) for frame in range(NUM_FRAMES)]) for video in range(NUM_VIDEOS)]
+
+
+@pytest.fixture
+def shards(tmp_path: Path, members: list[bytes]) -> ShardSet:
+    """A fresh set of three shards that a test may damage; video v has label v % 3."""
+    return write_shards(tmp_path / "shards", members, labels=[video % 3 for video in range(NUM_VIDEOS)])

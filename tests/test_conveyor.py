@@ -1,0 +1,97 @@
+"""Stages side by side: order, errors in their place, no thread left."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from rhofast.data.conveyor import Conveyor
+
+
+def rhofast_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("rhofast-")]
+
+
+def drain(conveyor: Conveyor[int]) -> list[int]:
+    out = []
+    while True:
+        try:
+            out.append(conveyor.get())
+        except StopIteration:
+            return out
+
+
+def test_items_come_out_in_order_and_all_threads_end() -> None:
+    conveyor: Conveyor[int] = Conveyor(iter(range(50)), {"a": lambda x: x + 1, "b": lambda x: 2 * x}, depth=3)
+    assert drain(conveyor) == [2 * (x + 1) for x in range(50)]
+    assert rhofast_threads() == []
+
+
+def test_an_error_comes_out_in_its_place() -> None:
+    def fails_at_3(x: int) -> int:
+        if x == 3:
+            raise ValueError("three")
+        return x
+
+    conveyor: Conveyor[int] = Conveyor(iter(range(9)), {"a": fails_at_3, "b": lambda x: x}, depth=2)
+    assert [conveyor.get() for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="three"):
+        conveyor.get()
+    assert rhofast_threads() == []
+    with pytest.raises(StopIteration):
+        conveyor.get()
+
+
+def test_an_error_of_the_source_comes_out_too() -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        raise OSError("gone")
+
+    conveyor: Conveyor[int] = Conveyor(source(), {"a": lambda x: x}, depth=2)
+    assert conveyor.get() == 1
+    with pytest.raises(OSError, match="gone"):
+        conveyor.get()
+
+
+def test_queues_are_bounded() -> None:
+    made: list[int] = []
+
+    def source() -> Iterator[int]:
+        for number in range(1000):
+            made.append(number)
+            yield number
+
+    conveyor: Conveyor[int] = Conveyor(source(), {"a": lambda x: x, "b": lambda x: x}, depth=2)
+    conveyor.get()
+    time.sleep(0.1)
+    assert len(made) <= 1 + 2 * 2 + 2
+    conveyor.close()
+    assert rhofast_threads() == []
+
+
+def test_close_ends_threads_that_wait_for_input() -> None:
+    release = threading.Event()
+
+    def slow() -> Iterator[int]:
+        yield 0
+        release.wait(10)
+        yield 1
+
+    conveyor: Conveyor[int] = Conveyor(slow(), {"a": lambda x: x, "b": lambda x: x}, depth=1)
+    conveyor.get()
+    threading.Timer(0.05, release.set).start()
+    conveyor.close()
+    assert rhofast_threads() == []
+    conveyor.close()
+
+
+def test_the_slow_stage_is_seen_in_the_clocks() -> None:
+    conveyor: Conveyor[int] = Conveyor(
+        iter(range(10)), {"quick": lambda x: x, "slow": lambda x: (time.sleep(0.01), x)[1]}, depth=1
+    )
+    drain(conveyor)
+    quick, slow = conveyor.clocks["quick"], conveyor.clocks["slow"]
+    assert slow.busy >= 0.1 > quick.busy
+    assert quick.blocked > slow.blocked
+    assert conveyor.wait_s > 0.05

@@ -1,0 +1,207 @@
+"""The loader's promises: pure batches, resume, ranks, replacement, nothing left running."""
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rhofast.config import AugmentSection, ClipSection, DataSection
+from rhofast.data.index import ShardSet
+from rhofast.data.loader import Loader, TestLoader
+from rhofast.data.types import Views
+from rhofast.errors import ConfigError, DecodeError, ResumeError, TooManyBadSamplesError
+
+CLIPS = ClipSection(num_clips=2, num_frames=3, frame_stride=2, fps=12)
+AUGMENT = AugmentSection(size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+PLAIN = AugmentSection(size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), color=0.0, gray=0.0, blur=0.0, flip=0.0)
+
+
+def loader(
+    shards: ShardSet, *, augment: AugmentSection = AUGMENT, threads: int = 2, max_bad: float = 0.01, **options: object
+) -> Loader:
+    arguments = {"batch_size": 4, "seed": 11, **options}
+    data = DataSection(threads=threads, decode_threads=threads, max_bad=max_bad)
+    return Loader(shards, clips=CLIPS, augment=augment, data=data, **arguments)  # type: ignore[arg-type]
+
+
+def take(source: Loader, count: int) -> list[Views]:
+    with source:
+        return [next(source) for _ in range(count)]
+
+
+def same(left: Views, right: Views) -> bool:
+    return torch.equal(left.sample, right.sample) and torch.equal(left.pixels, right.pixels)
+
+
+def flip_byte_of(shards: ShardSet, sample: int) -> None:
+    """Damage every picture of a sample."""
+    row, (shard, _) = shards.row(sample), shards.locate(sample)
+    path = shards.root / shards.info.shards[shard].tar
+    content = bytearray(path.read_bytes())
+    for offset in row.units.offset:
+        content[row.offset + int(offset) + 200] ^= 1
+    path.write_bytes(content)
+
+
+def test_views_carry_the_right_frames_samples_and_labels(shards: ShardSet) -> None:
+    for views in take(loader(shards, augment=PLAIN), 4):
+        assert views.pixels.shape == (4, 2, 3, 3, 16, 16)
+        assert views.label.tolist() == [sample % 3 for sample in views.sample.tolist()]
+        color = views.pixels.mean(dim=(-1, -2)) * 255  # [B, P, C, T]
+        assert torch.allclose(color[:, :, 1], 8.0 * views.sample.view(4, 1, 1), atol=4)
+        frame = color[:, :, 0] / 8
+        assert (frame.diff(dim=-1) > 0.5).all() and frame.max() < 24
+
+
+def test_an_epoch_visits_each_sample_at_most_once_and_epochs_differ(shards: ShardSet) -> None:
+    batches = take(loader(shards), 6)
+    epochs = [torch.cat([views.sample for views in batches[part]]).tolist() for part in (slice(0, 3), slice(3, 6))]
+    assert all(len(set(epoch)) == 12 for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_batches_do_not_depend_on_the_number_of_threads(shards: ShardSet) -> None:
+    one, four = (take(loader(shards, threads=threads), 4) for threads in (1, 4))
+    assert all(same(left, right) for left, right in zip(one, four, strict=True))
+
+
+def test_two_ranks_together_are_one(shards: ShardSet) -> None:
+    whole = take(loader(shards), 4)
+    parts = [take(loader(shards, rank=rank, world_size=2), 4) for rank in range(2)]
+    for views, left, right in zip(whole, *parts, strict=True):
+        assert torch.equal(views.sample, torch.cat([left.sample, right.sample]))
+        assert torch.equal(views.pixels, torch.cat([left.pixels, right.pixels]))
+
+
+@pytest.mark.parametrize("consumed", [1, 3, 5])
+def test_resume_continues_the_same_batches(shards: ShardSet, consumed: int) -> None:
+    straight = take(loader(shards), 8)
+    first = loader(shards)
+    for _ in range(consumed):
+        next(first)
+    state = json.loads(json.dumps(first.state_dict()))  # it must survive a file
+    first.close()
+    second = loader(shards, rank=0, world_size=1)
+    second.load_state_dict(state)
+    rest = take(second, 8 - consumed)
+    assert all(same(left, right) for left, right in zip(straight[consumed:], rest, strict=True))
+
+
+def test_resume_on_two_ranks_after_one(shards: ShardSet) -> None:
+    straight = take(loader(shards), 5)
+    first = loader(shards)
+    next(first), next(first)
+    state = first.state_dict()
+    first.close()
+    parts = []
+    for rank in range(2):
+        part = loader(shards, rank=rank, world_size=2)
+        part.load_state_dict(state)
+        parts.append(take(part, 3))
+    for views, left, right in zip(straight[2:], *parts, strict=True):
+        assert torch.equal(views.pixels, torch.cat([left.pixels, right.pixels]))
+
+
+def test_a_state_of_other_data_is_refused(shards: ShardSet) -> None:
+    with loader(shards) as source:
+        state = source.state_dict()
+        with pytest.raises(ResumeError, match=r"seed was 5, is 11; digest was 'x'") as caught:
+            source.load_state_dict({**state, "seed": 5, "digest": "x"})
+        assert str(caught.value).count(";") == 1
+
+
+def test_a_bad_sample_is_replaced_the_same_way_everywhere_and_named(shards: ShardSet, tmp_path: Path) -> None:
+    before = take(loader(shards), 3)
+    bad = int(before[1].sample[2])
+    flip_byte_of(shards, bad)
+    log = tmp_path / "bad_samples.jsonl"
+    after = take(loader(shards, bad_log=log), 3)
+    again = [take(loader(shards, rank=rank, world_size=2), 3) for rank in range(2)]
+    replacement = int(after[1].sample[2])
+    assert replacement != bad and replacement not in before[1].sample.tolist()
+    kept = [0, 1, 3]
+    assert torch.equal(after[1].pixels[kept], before[1].pixels[kept])
+    assert same(after[0], before[0]) and same(after[2], before[2])
+    assert int(again[1][1].sample[0]) == replacement
+    (line,) = [json.loads(text) for text in log.read_text().splitlines()]
+    assert (line["sample"], line["key"], line["epoch"], line["position"]) == (bad, f"v{bad}", 0, 4)
+    assert "checksum" in line["reason"] and line["shard"].endswith(".tar")
+
+
+def test_a_missing_shard_is_survived_and_too_many_bad_samples_are_not(shards: ShardSet) -> None:
+    (shards.root / "shard-000002.arrow").unlink()
+    (shards.root / "shard-000002.tar").unlink()
+    with loader(shards) as source:
+        seen = torch.cat([next(source).sample for _ in range(6)])
+        assert seen.max() < 10 and source.stats.bad > 0
+    with loader(shards, max_bad=0.0) as source, pytest.raises(TooManyBadSamplesError, match="shard-000002"):
+        for _ in range(3):
+            next(source)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rhofast-")]
+
+
+def test_a_decoder_error_names_the_sample(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = loader(shards)
+    read = source._reader.read
+
+    def zeroed(sample: int, frames: np.ndarray):  # type: ignore[no-untyped-def]
+        result = read(sample, frames)
+        if sample == victim:
+            result.pictures.update({frame: np.zeros(64, dtype=np.uint8) for frame in result.pictures})
+        return result
+
+    victim = int(source.samples(source.position)[2])
+    monkeypatch.setattr(source._reader, "read", zeroed)
+    with source, pytest.raises(DecodeError, match=f"key 'v{victim}'"):
+        next(source)
+
+
+def test_a_batch_that_does_not_fit_is_a_config_error(shards: ShardSet) -> None:
+    with pytest.raises(ConfigError, match="14 does not fit into 13 samples"):
+        loader(shards, batch_size=14)
+    with pytest.raises(ConfigError, match="divided among 3"):
+        loader(shards, world_size=3)
+
+
+def test_closing_in_the_middle_leaves_no_thread(shards: ShardSet) -> None:
+    source = loader(shards)
+    next(source)
+    source.close()
+    source.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rhofast-")]
+
+
+def test_stats_add_up(shards: ShardSet) -> None:
+    with loader(shards) as source:
+        for _ in range(3):
+            next(source)
+        stats = source.stats
+    assert (stats.batches, stats.clips, stats.frames) == (3, 24, 72)
+    assert stats.bytes_read == stats.bytes_used > 0
+    assert 0 < stats.wait_s <= stats.seconds
+    assert set(stats.stages) == {"read", "decode"} and stats.stages["decode"].busy > 0
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluation_sees_every_sample_exactly_once(shards: ShardSet, world: int) -> None:
+    seen: list[int] = []
+    for rank in range(world):
+        options = {"clips": CLIPS, "augment": PLAIN, "data": DataSection(), "batch_size": 4, "views": 3}
+        with TestLoader(shards, rank=rank, world_size=world, **options) as source:
+            for views in source:
+                assert views.pixels.shape[1:] == (3, 3, 3, 16, 16)
+                seen += views.sample.tolist()
+    assert seen == list(range(13))
+
+
+def test_evaluation_leaves_bad_samples_out_and_says_so(shards: ShardSet, tmp_path: Path) -> None:
+    flip_byte_of(shards, 6)
+    log = tmp_path / "bad.jsonl"
+    options = {"clips": CLIPS, "augment": PLAIN, "data": DataSection(), "batch_size": 4, "views": 1}
+    with TestLoader(shards, bad_log=log, **options) as source:
+        seen = [sample for views in source for sample in views.sample.tolist()]
+    assert seen == [sample for sample in range(13) if sample != 6]
+    assert [error.key for error in source.bad] == ["v6"] and "v6" in log.read_text()

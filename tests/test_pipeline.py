@@ -1,0 +1,177 @@
+"""The DALI graph against torchvision and closed forms, on the same plans."""
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as tv
+
+from rhofast.config import AugmentSection
+from rhofast.data.pipeline import DecodePipeline
+from rhofast.data.types import AugmentPlan, ClipPlan, Sample
+
+SIZE, WIDTH, HEIGHT = 48, 112, 80
+UNIT = AugmentSection(size=SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # output = pixel / 255
+
+
+def picture(seed: int) -> npt.NDArray[np.uint8]:
+    """A JPEG of structure at several scales."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (5, 7, 3), dtype=np.uint8)
+    image = np.asarray(Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)).astype(int)
+    image = np.clip(image + rng.integers(-12, 12, image.shape), 0, 255).astype(np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(image).save(sink, "JPEG", quality=90)
+    return np.frombuffer(sink.getvalue(), dtype=np.uint8)
+
+
+def samples(count: int, frames: int) -> list[Sample]:
+    return [
+        Sample(
+            sample=number,
+            key=f"k{number}",
+            label=None,
+            pictures={frame: picture(100 * number + frame) for frame in range(frames)},
+            bytes_read=0,
+        )
+        for number in range(count)
+    ]
+
+
+def plan(b: int, p: int, **changes: npt.NDArray[np.generic]) -> AugmentPlan:
+    rng = np.random.default_rng(b)
+    w, h = rng.integers(20, WIDTH, (b, p)), rng.integers(20, HEIGHT, (b, p))
+    left, top = rng.integers(0, WIDTH - w + 1), rng.integers(0, HEIGHT - h + 1)
+    values = {
+        "crop": np.stack([left, top, w, h], axis=-1).astype(np.float32),
+        "flip": rng.random((b, p)) < 0.5,
+        "color": np.broadcast_to(np.eye(3, 4, dtype=np.float32), (b, p, 3, 4)).copy(),
+        "blur": np.zeros((b, p), dtype=np.float32),
+    }
+    return AugmentPlan(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def run(section: AugmentSection, given: list[Sample], clips: ClipPlan, augment: AugmentPlan, **graph: bool):
+    pipeline = DecodePipeline(
+        section,
+        max_pictures=clips.frames.size,
+        color=graph.get("color", False),
+        blur=graph.get("blur", False),
+        threads=2,
+    )
+    return pipeline.run(given, clips, augment)
+
+
+def cropped(encoded: npt.NDArray[np.uint8], crop: npt.NDArray[np.float32], *, flip: bool) -> torch.Tensor:
+    """torchvision's answer, u8[3, S, S]."""
+    image = torch.from_numpy(np.asarray(Image.open(io.BytesIO(encoded.tobytes()))).copy()).permute(2, 0, 1)
+    left, top, width, height = (int(value) for value in crop)
+    out = tv.resized_crop(image, top, left, height, width, [SIZE, SIZE], antialias=True)
+    return tv.horizontal_flip(out) if flip else out
+
+
+def test_crop_resize_and_flip_agree_with_torchvision() -> None:
+    given, clips = samples(4, 3), ClipPlan(frames=np.tile(np.arange(3, dtype=np.int32), (4, 2, 1)))
+    augment = plan(4, 2)
+    out = run(UNIT, given, clips, augment) * 255
+    difference = torch.stack(
+        [
+            out[b, p, :, t] - cropped(given[b].pictures[t], augment.crop[b, p], flip=bool(augment.flip[b, p]))
+            for b in range(4)
+            for p in range(2)
+            for t in range(3)
+        ]
+    ).abs()
+    assert difference.max() <= 3
+    assert difference.mean() <= 0.2
+
+
+def test_color_is_the_matrix_rounded_and_clamped_once() -> None:
+    given, clips = samples(3, 2), ClipPlan(frames=np.tile(np.arange(2, dtype=np.int32), (3, 2, 1)))
+    rng = np.random.default_rng(1)
+    color = (np.eye(3, 4) + rng.normal(0, 0.3, (3, 2, 3, 4))).astype(np.float32)
+    color[..., 3] *= 60
+    before = run(UNIT, given, clips, plan(3, 2)) * 255
+    after = run(UNIT, given, clips, plan(3, 2, color=color), color=True) * 255
+    matrix = torch.from_numpy(color)
+    expected = torch.einsum("bpij,bpjthw->bpithw", matrix[..., :3], before) + matrix[..., 3][..., None, None, None]
+    assert (after - expected.clamp(0, 255)).abs().max() <= 1
+
+
+def test_blur_agrees_with_torchvision_and_leaves_sigma_0_alone() -> None:
+    given, clips = samples(4, 1), ClipPlan(frames=np.zeros((4, 2, 1), dtype=np.int32))
+    sigmas = np.array([[0.0, 0.1], [0.4, 0.9], [1.3, 2.0], [0.0, 1.7]], dtype=np.float32)
+    sharp = run(UNIT, given, clips, plan(4, 2)) * 255
+    out = run(UNIT, given, clips, plan(4, 2, blur=sigmas), blur=True) * 255
+    for b in range(4):
+        for p in range(2):
+            image, sigma = sharp[b, p, :, 0].round().to(torch.uint8), float(sigmas[b, p])
+            kernel = 2 * int(np.ceil(3 * sigma)) + 1
+            expected = image if sigma == 0 else tv.gaussian_blur(image, [kernel, kernel], [sigma, sigma])
+            assert (out[b, p, :, 0] - expected).abs().max() <= (1 if sigma else 1e-3)
+
+
+def test_normalization_is_exact() -> None:
+    given, clips = samples(2, 2), ClipPlan(frames=np.zeros((2, 1, 2), dtype=np.int32))
+    section = AugmentSection(size=SIZE, mean=(0.45, 0.4, 0.3), std=(0.225, 0.2, 0.25))
+    plain = run(UNIT, given, clips, plan(2, 1)).mul(255).round()
+    mean, std = (torch.tensor(value).view(3, 1, 1, 1) for value in (section.mean, section.std))
+    expected = (plain - 255 * mean) / (255 * std)
+    assert torch.allclose(run(section, given, clips, plan(2, 1)), expected, atol=1e-5)
+
+
+def test_all_frames_of_a_clip_get_the_same_treatment_and_clips_their_own() -> None:
+    still = samples(1, 1)[0]
+    given = [Sample(sample=0, key="k", label=None, bytes_read=0, pictures=dict.fromkeys(range(3), still.pictures[0]))]
+    clips = ClipPlan(frames=np.tile(np.arange(3, dtype=np.int32), (1, 2, 1)))
+    blur = np.array([[0.0, 1.5]], dtype=np.float32)
+    out = run(UNIT, given, clips, plan(1, 2, blur=blur), color=True, blur=True)
+    assert torch.equal(out[0, 0, :, 0], out[0, 0, :, 2]) and torch.equal(out[0, 1, :, 0], out[0, 1, :, 2])
+    assert not torch.equal(out[0, 0, :, 0], out[0, 1, :, 0])
+
+
+def test_output_is_a_channels_last_view() -> None:
+    given, clips = samples(2, 2), ClipPlan(frames=np.tile(np.arange(2, dtype=np.int32), (2, 2, 1)))
+    out = run(UNIT, given, clips, plan(2, 2))
+    assert out.shape == (2, 2, 3, 2, SIZE, SIZE) and out.dtype == torch.float32
+    assert out.flatten(0, 1).is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_batches_of_any_size_up_to_the_largest_and_kept_outputs_stay_intact() -> None:
+    pipeline = DecodePipeline(UNIT, max_pictures=8, color=False, blur=False, threads=2)
+    kept = []
+    for count in (4, 1, 3):
+        given, clips = samples(count, 2), ClipPlan(frames=np.tile(np.arange(2, dtype=np.int32), (count, 1, 1)))
+        out = pipeline.run(given, clips, plan(count, 1))
+        kept.append((out, out.clone()))
+    for out, copy in kept:
+        assert torch.equal(out, copy)
+
+
+def test_a_refused_picture_raises_and_the_next_batch_is_right() -> None:
+    pipeline = DecodePipeline(UNIT, max_pictures=4, color=False, blur=False, threads=1)
+    good, clips = samples(2, 1), ClipPlan(frames=np.zeros((2, 1, 1), dtype=np.int32))
+    expected = pipeline.run(good, clips, plan(2, 1))
+    broken = Sample(sample=1, key="x", label=None, bytes_read=0, pictures={0: np.zeros(50, dtype=np.uint8)})
+    with pytest.raises(RuntimeError):
+        pipeline.run([good[0], broken], clips, plan(2, 1))
+    assert torch.equal(pipeline.run(good, clips, plan(2, 1)), expected)
+
+
+@pytest.mark.needs_gpu
+def test_the_gpu_graph_agrees_with_the_cpu_graph() -> None:
+    given, clips = samples(4, 2), ClipPlan(frames=np.tile(np.arange(2, dtype=np.int32), (4, 2, 1)))
+    rng = np.random.default_rng(2)
+    augment = plan(
+        4,
+        2,
+        color=(np.eye(3, 4) + rng.normal(0, 0.1, (4, 2, 3, 4))).astype(np.float32),
+        blur=rng.uniform(0.2, 2, (4, 2)).astype(np.float32),
+    )
+    host = run(UNIT, given, clips, augment, color=True, blur=True)
+    pipeline = DecodePipeline(UNIT, max_pictures=16, color=True, blur=True, threads=2, device_id=0)
+    difference = (pipeline.run(given, clips, augment).cpu() - host).abs() * 255
+    assert difference.max() <= 8 and difference.mean() <= 0.5
