@@ -43,6 +43,7 @@ class Stream(IntEnum):
     BLUR_APPLY = 9
     BLUR = 10
     REPLACEMENT = 11
+    MODEL = 12
 
 
 def philox(counter: UInt64Array, key: tuple[int, int]) -> UInt64Array:

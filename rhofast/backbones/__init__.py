@@ -1,0 +1,33 @@
+"""Backbones by name. Adding one: a function that builds it from its options, and a line in BACKBONES.
+
+A backbone maps [N, 3, T, H, W] normalized pixels to [N, num_features] and has `num_features`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from rhofast.backbones.slow import Slow, SlowOptions
+from rhofast.config import parse_section
+from rhofast.errors import ConfigError
+
+
+def _slow(**given: Any) -> Callable[[Mapping[str, Any]], nn.Module]:
+    """A Slow network with some options given and the rest left to the user."""
+    return lambda options: Slow(parse_section(SlowOptions, {**given, **options}, where="backbone"))
+
+
+BACKBONES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
+    "slow_r18": _slow(depth=18, block="basic"),
+    "slow_r18_reference": _slow(depth=18, block="basic", wide_basic=True, width=16),
+    "slow_r50": _slow(depth=50),
+    "slow_r101": _slow(depth=101),
+}
+
+
+def build_backbone(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """A fresh backbone. Raises ConfigError for an unknown name or option."""
+    if name not in BACKBONES:
+        raise ConfigError(f"backbone.name: {name!r} is not known", hint=f"known: {', '.join(BACKBONES)}")
+    return BACKBONES[name](options)

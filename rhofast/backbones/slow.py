@@ -1,0 +1,133 @@
+"""The "slow" single-pathway 3D ResNet (SlowFast's slow branch; arXiv 1812.03982, as used in 2104.14558).
+
+    stem   1x7x7 / 2, BN, ReLU, max-pool 1x3x3 / 2          64 x T x H/4  x W/4
+    0      blocks of 64 inner channels                     256 x T x H/4  x W/4
+    1      128, stride 2                                   512 x T x H/8  x W/8
+    2      256, stride 2, temporal kernel 3               1024 x T x H/16 x W/16
+    3      512, stride 2, temporal kernel 3               2048 x T x H/32 x W/32       then the mean over T, H, W
+
+Time is never strided, so one set of weights takes any T and tau. A bottleneck is kt x 1 x 1, 1 x 3 x 3 (with the
+stride), 1 x 1 x 1; a basic block is kt x 3 x 3 (with the stride), 1 x 3 x 3. A shortcut is projected where channels or
+stride change. What it is not: it has no head.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from rhofast.config import Count, Section
+
+DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+
+Four = Annotated[tuple[Count, Count, Count, Count], Field(strict=False)]
+
+
+class SlowOptions(Section):
+    """
+    depth             18, 34, 50 or 101
+    block             "bottleneck" or "basic"
+    width             channels of the stem; stage i has width * 2^i inner channels, 4 times as many out of bottlenecks
+    wide_basic        basic blocks put out 4 * width * 2^i channels too, as the reference implementation reads them
+    temporal_kernels  kt of each stage; odd
+    temporal_blocks   how many blocks of each stage, from its first, get kt (the others get 1). The reference gives
+                      it to (3, 4, 6, 3), so to the first 6 of Slow-R101's 23
+    zero_init         start each residual branch at 0
+    """
+
+    depth: Literal[18, 34, 50, 101] = 50
+    block: Literal["bottleneck", "basic"] = "bottleneck"
+    width: Count = 64
+    wide_basic: bool = False
+    temporal_kernels: Four = (1, 1, 3, 3)
+    temporal_blocks: Four = (3, 4, 6, 3)
+    zero_init: bool = False
+
+    @model_validator(mode="after")
+    def _odd_kernels(self) -> SlowOptions:
+        if any(kernel % 2 == 0 for kernel in self.temporal_kernels):
+            raise ValueError(f"temporal_kernels must be odd, got {list(self.temporal_kernels)}")
+        return self
+
+
+class Block(nn.Module):
+    """A residual block, [N, C_in, T, H, W] -> [N, C_out, T, H/stride, W/stride]."""
+
+    def __init__(
+        self, block: str, channels: tuple[int, int, int], kernel: int, stride: int, *, zero_init: bool
+    ) -> None:
+        super().__init__()
+        self.conv_c: nn.Conv3d | None = None
+        self.bn_c: nn.BatchNorm3d | None = None
+        self.shortcut: nn.Conv3d | None = None
+        self.shortcut_bn: nn.BatchNorm3d | None = None
+        wide, inner, out = channels
+        if block == "bottleneck":
+            self.conv_a, self.bn_a = _conv(wide, inner, (kernel, 1, 1)), nn.BatchNorm3d(inner)
+            self.conv_b, self.bn_b = _conv(inner, inner, (1, 3, 3), stride), nn.BatchNorm3d(inner)
+            self.conv_c, self.bn_c = _conv(inner, out, (1, 1, 1)), nn.BatchNorm3d(out)
+            last = self.bn_c
+        else:
+            self.conv_a, self.bn_a = _conv(wide, out, (kernel, 3, 3), stride), nn.BatchNorm3d(out)
+            self.conv_b, self.bn_b = _conv(out, out, (1, 3, 3)), nn.BatchNorm3d(out)
+            last = self.bn_b
+        if wide != out or stride != 1:
+            self.shortcut, self.shortcut_bn = _conv(wide, out, (1, 1, 1), stride), nn.BatchNorm3d(out)
+        if zero_init:
+            nn.init.zeros_(last.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn_b(self.conv_b(F.relu(self.bn_a(self.conv_a(x)), inplace=True)))
+        if self.conv_c is not None and self.bn_c is not None:
+            out = self.bn_c(self.conv_c(F.relu(out, inplace=True)))
+        if self.shortcut is not None and self.shortcut_bn is not None:
+            x = self.shortcut_bn(self.shortcut(x))
+        return F.relu(out + x, inplace=True)
+
+
+class Slow(nn.Module):
+    """[N, 3, T, H, W] normalized pixels -> [N, num_features]."""
+
+    def __init__(self, options: SlowOptions) -> None:
+        super().__init__()
+        self.options = options
+        width, expansion = options.width, 4 if options.block == "bottleneck" or options.wide_basic else 1
+        self.stem = _conv(3, width, (1, 7, 7), stride=2)
+        self.stem_bn = nn.BatchNorm3d(width)
+        stages, wide = [], width
+        for stage, count in enumerate(DEPTHS[options.depth]):
+            inner = width * 2**stage
+            blocks = []
+            for number in range(count):
+                kernel = options.temporal_kernels[stage] if number < options.temporal_blocks[stage] else 1
+                stride = 2 if number == 0 and stage > 0 else 1
+                channels = (wide, inner, inner * expansion)
+                blocks.append(Block(options.block, channels, kernel, stride, zero_init=options.zero_init))
+                wide = inner * expansion
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.ModuleList(stages)
+        self.num_features = wide
+
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """The outputs of the stem (pooled) and of the four stages, each [N, C, T, H', W']."""
+        x = F.relu(self.stem_bn(self.stem(x)), inplace=True)
+        maps = [F.max_pool3d(x, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.feature_maps(x)[-1].mean(dim=(2, 3, 4))
+        return features
+
+
+def _conv(wide: int, out: int, kernel: tuple[int, int, int], stride: int = 1) -> nn.Conv3d:
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+    conv = nn.Conv3d(wide, out, kernel, stride=(1, stride, stride), padding=padding, bias=False)
+    with torch.no_grad():
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv

@@ -1,0 +1,24 @@
+"""Methods by name. Adding one: a file with its options and its class, and a line in METHODS."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from rhofast.config import Section, parse_section
+from rhofast.errors import ConfigError
+from rhofast.methods.byol import Byol, ByolOptions
+from rhofast.methods.contract import Method
+
+METHODS: dict[str, tuple[type[Section], Any]] = {
+    "byol": (ByolOptions, Byol),
+}
+
+
+def build_method(name: str, options: Mapping[str, Any], backbone: nn.Module) -> Method:
+    """A fresh method around a backbone. Raises ConfigError for an unknown name or option."""
+    if name not in METHODS:
+        raise ConfigError(f"method.name: {name!r} is not known", hint=f"known: {', '.join(METHODS)}")
+    kind, build = METHODS[name]
+    method: Method = build(backbone, parse_section(kind, options, where="method"))
+    return method

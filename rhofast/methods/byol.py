@@ -1,0 +1,125 @@
+"""rho-BYOL (arXiv 2006.07733 through time: 2104.14558, section 3.1): predict another clip's embedding.
+
+    query_i = normalize(predict(project(backbone(clip_i))))        trained
+    key_j   = normalize(project'(backbone'(clip_j)))               a moving average of the trained one; no gradient
+    loss_i  = mean over j != i, and over videos, of -query_i . key_j / T
+
+There are no negatives. The moving average is updated at the start of a step, before the keys are made. The release sums
+the losses of the rho queries; the paper averages them (`loss`).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from rhofast.config import Count, Positive, Section
+from rhofast.distributed import synchronize_batch_norm
+from rhofast.methods.contract import Method
+from rhofast.methods.heads import MLP, embedding_spread, normalize
+from rhofast.optim import ema_momentum, update_ema
+
+
+class ByolOptions(Section):
+    """Defaults are the released configuration's.
+
+    hidden, out        width of the hidden layers of projection and predictor; dimension of the embedding
+    projection_layers, predictor_layers   Linear layers of each
+    temperature        a mere scale of the loss: -cos / T
+    ema_base           momentum of the moving average at the start; it rises to 1 along a cosine if `ema_anneal`
+    loss               "sum" (release) or "mean" (paper) over the rho queries
+    sequential         one query clip at a time, each with its own backward: activations of one clip in memory. Off
+                       (two clips only): the keys are made in one batch, and the momentum is annealed before its use
+    batch_norm         "sync" over all ranks, or "local"
+    """
+
+    hidden: Count = 4096
+    out: Count = 256
+    projection_layers: Count = 2
+    predictor_layers: Count = 2
+    temperature: Positive = 0.5
+    ema_base: Annotated[float, Field(ge=0, le=1)] = 0.996
+    ema_anneal: bool = True
+    loss: Literal["sum", "mean"] = "sum"
+    sequential: bool = True
+    batch_norm: Literal["sync", "local"] = "sync"
+
+
+class Byol(Method):
+    """See the module's docstring."""
+
+    def __init__(self, backbone: nn.Module, options: ByolOptions) -> None:
+        super().__init__()
+        features = int(backbone.num_features)  # type: ignore[arg-type]
+        self.options = options
+        self.backbone = backbone
+        self.projection = MLP(features, options.hidden, options.out, layers=options.projection_layers, batch_norm=True)
+        self.predictor = MLP(options.out, options.hidden, options.out, layers=options.predictor_layers, batch_norm=True)
+        self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(requires_grad=False)
+        self.key_projection = copy.deepcopy(self.projection).requires_grad_(requires_grad=False)
+        if options.batch_norm == "sync":
+            synchronize_batch_norm(self)
+        self.register_buffer("momentum", torch.tensor(options.ema_base, dtype=torch.float64))
+        self._momentum = options.ema_base  # the same number where no device has to be asked for it
+        self._keys: Tensor | None = None  # [P, B, D], from part 0 to the last part of a step
+        self.register_load_state_dict_post_hook(_remember_momentum)  # type: ignore[no-untyped-call]
+
+    def num_parts(self, num_clips: int) -> int:
+        if num_clips < 2:
+            raise ValueError(f"BYOL needs at least 2 clips a video, got {num_clips}")
+        if not self.options.sequential and num_clips != 2:
+            raise ValueError(f"BYOL with sequential off takes exactly 2 clips a video, got {num_clips}")
+        return num_clips if self.options.sequential else 1
+
+    def forward(self, pixels: Tensor, part: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        clips = list(pixels.unbind(dim=1))
+        if part == 0:
+            self._keys = self._make_keys(clips, progress)
+        assert self._keys is not None, "parts come in order, from 0"
+        queries = [part] if self.options.sequential else range(len(clips))
+        total = pixels.new_zeros((), dtype=torch.float32)
+        for number in queries:
+            embedding = self.projection(self.backbone(clips[number]))
+            query = normalize(self.predictor(embedding))
+            others = [key for other, key in enumerate(self._keys) if other != number]
+            loss = torch.stack([-(query * key).sum(dim=-1).mean() for key in others]).mean() / self.options.temperature
+            total = total + loss
+        if self.options.loss == "mean":
+            total = total / len(clips)
+        if part == self.num_parts(len(clips)) - 1:
+            self._keys = None
+        return total, {
+            "feature_std": embedding_spread(embedding),
+            "ema_momentum": self.get_buffer("momentum").detach().clone(),
+        }
+
+    @torch.no_grad()
+    def _make_keys(self, clips: list[Tensor], progress: float) -> Tensor:
+        """Move the key network, then embed every clip with it: [P, B, D], unit rows."""
+        annealed = ema_momentum(self.options.ema_base, progress) if self.options.ema_anneal else self._momentum
+        if not self.options.sequential:
+            self._hold(annealed)
+        update_ema(
+            [*self.key_backbone.parameters(), *self.key_projection.parameters()],
+            [*self.backbone.parameters(), *self.projection.parameters()],
+            self._momentum,
+        )
+        if self.options.sequential:
+            keys = torch.stack([normalize(self.key_projection(self.key_backbone(clip))) for clip in clips])
+            self._hold(annealed)  # the release anneals after the keys: the next step moves with this one's momentum
+            return keys
+        joint = normalize(self.key_projection(self.key_backbone(torch.cat(clips))))
+        return torch.stack(joint.chunk(len(clips)))
+
+    def _hold(self, momentum: float) -> None:
+        self._momentum = momentum
+        self.get_buffer("momentum").fill_(momentum)
+
+
+def _remember_momentum(module: nn.Module, _: Any) -> None:
+    assert isinstance(module, Byol)
+    module._momentum = float(module.get_buffer("momentum"))

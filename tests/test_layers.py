@@ -1,0 +1,107 @@
+"""Who may import whom: strictly downward, the two towers apart, each heavy package behind one door."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "rhofast"
+
+LAYERS = {
+    0: ["errors", "rng"],
+    1: ["config", "data.types"],
+    2: [
+        *(f"data.{name}" for name in ("index", "order", "clips", "augment", "codecs", "conveyor", "quarantine")),
+        *("distributed", "optim", "telemetry"),
+    ],
+    3: [
+        *(f"data.{name}" for name in ("reader", "plan", "pipeline")),
+        *(f"ingest.{name}" for name in ("writer", "transcode", "probe", "executors")),
+        *("backbones.slow", "backbones.torchvision_video", "methods.heads"),
+    ],
+    4: [
+        *("data.loader", "ingest.build", "ingest.verify", "ingest.summary", "backbones"),
+        *(f"methods.{name}" for name in ("moco", "byol", "simclr", "swav")),
+    ],
+    5: ["methods", "checkpoint", "export", "evals.features", "evals.multiview"],
+    6: ["evals.knn", "evals.linear", "evals.finetune"],
+    7: ["train"],
+    8: ["show", "report", "bench"],
+    9: ["demo"],
+    10: ["cli", "__main__"],
+}
+LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
+DATA_TOWER, MODEL_TOWER = ("data.", "ingest."), ("backbones", "methods", "optim", "distributed")
+DOORS = {
+    "nvidia": {"data.pipeline"},
+    "accelerate": {"train", "checkpoint", "evals"},
+    "torchvision": {"backbones.torchvision_video"},
+    "ray": {"ingest.executors"},
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name and not name.startswith("recipes"):
+            found[name] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of everything a file imports, wherever in the file it does."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own(names: set[str]) -> set[str]:
+    """Of those, the package's modules."""
+    known = set(modules())
+    return {name.removeprefix("rhofast.") for name in names if name.removeprefix("rhofast.") in known}
+
+
+PACKAGES_WITHOUT_CODE = {"data", "ingest", "evals"}
+MODULES = sorted(set(modules()) - PACKAGES_WITHOUT_CODE)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_strictly_downward(module: str) -> None:
+    assert module in LAYER, f"give rhofast.{module} a place in LAYERS"
+    for imported in own(imports(modules()[module])) - PACKAGES_WITHOUT_CODE:
+        assert LAYER[imported] < LAYER[module], f"rhofast.{module} imports rhofast.{imported}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_towers_do_not_know_each_other(module: str) -> None:
+    for mine, other in ((DATA_TOWER, MODEL_TOWER), (MODEL_TOWER, DATA_TOWER)):
+        if module.startswith(mine):
+            assert not [name for name in own(imports(modules()[module])) if name.startswith(other)]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_heavy_packages_have_one_door(module: str) -> None:
+    roots = {name.split(".")[0] for name in imports(modules()[module])}
+    for package, doors in DOORS.items():
+        if package in roots:
+            assert any(module == door or module.startswith(f"{door}.") for door in doors), f"{module}: {package}"
+
+
+def test_the_mathematics_of_the_loader_needs_numpy_alone() -> None:
+    for module in ("rng", "data.order", "data.clips", "data.augment", "data.index"):
+        roots = {name.split(".")[0] for name in imports(modules()[module])}
+        assert not roots & {"torch", "nvidia", "torchvision", "av", "PIL"}, module
+
+
+def test_the_trainer_holds_no_method_s_name() -> None:
+    from rhofast.methods import METHODS
+
+    text = (PACKAGE / "train.py").read_text().lower()
+    assert METHODS and not [name for name in METHODS if name in text]
