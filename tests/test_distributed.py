@@ -66,9 +66,7 @@ def test_two_ranks_have_the_gradients_of_one_process(two_ranks: list[dict[str, A
     for rank in two_ranks:
         assert rank["gradients"].keys() == expected.keys()
         for name, gradient in expected.items():
-            atol = (
-                1e-10 * float(gradient.abs().max()) + 1e-13
-            )  # a bias before a batch norm has gradient 0 but for noise
+            atol = 1e-10 * float(gradient.abs().max()) + 1e-13  # some gradients are 0 but for noise
             assert torch.allclose(rank["gradients"][name], gradient, rtol=1e-10, atol=atol), name
 
 

@@ -1,0 +1,256 @@
+"""motions: a generated data set of short videos whose class is how something moves.
+
+    python shards/motions.py OUT --split train --videos 1024        class-per-folder H.264 videos
+    rhofast shard motions OUT --option source=FOLDER ...            the same, straight into shards
+
+A textured sprite moves on a dark background. The class says how; everything else (texture, colors, shape, background,
+position, size, light, camera drift) is a nuisance that differs from video to video and *drifts within each video*, so
+that two clips of one video from different times share the motion and little else. All classes look the same after a
+horizontal flip. A video is a function of (seed, split, number, difficulty, geometry) alone, to the byte.
+
+The two splits share no nuisance: they draw from different random streams, and the sprites' hues come from interleaved,
+disjoint sectors of the color circle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import colorsys
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from rhofast.data.types import VideoRecord
+
+CLASSES = ("bob", "flicker", "jitter", "orbit", "pulse", "rock", "spin_fast", "spin_slow")
+SPLITS = ("train", "test")
+HUE_SECTORS = 16  # train draws its hues from the even ones, test from the odd ones
+
+Float = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a split is made from. difficulty in [0, 1]: how strongly nuisances vary. size: pixels a side."""
+
+    split: Literal["train", "test"] = "train"
+    seed: int = 0
+    difficulty: float = 0.3
+    size: int = 64
+    frames: int = 60
+    fps: int = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Motion:
+    """The sprite's path, an array of `frames` values each: center x, y and size as shares of the canvas; angle in
+    radians; brightness as a factor."""
+
+    x: Float
+    y: Float
+    size: Float
+    angle: Float
+    brightness: Float
+
+
+def video_name(settings: Settings, number: int) -> str:
+    """Relative path of a video: CLASS/KEY.mp4."""
+    return f"{CLASSES[number % len(CLASSES)]}/{settings.split}_{number:07d}.mp4"
+
+
+def generator(settings: Settings, number: int) -> np.random.Generator:
+    """The random numbers of one video; train and test share none."""
+    return np.random.default_rng([settings.seed, SPLITS.index(settings.split), number])
+
+
+def draw_motion(name: str, rng: np.random.Generator, frames: int, fps: int) -> Motion:
+    """The path of a class; periods in seconds, so that another frame rate shows the same motion."""
+    time = np.arange(frames) / fps
+    still, phase = np.zeros(frames), rng.uniform(0, 2 * np.pi)
+    x, y, size, angle, brightness = still, still, np.ones(frames), still + rng.uniform(0, 2 * np.pi), np.ones(frames)
+
+    def wave(shortest: float, longest: float) -> Float:
+        return 2 * np.pi * time / rng.uniform(shortest, longest) + phase
+
+    turn = rng.choice([-1.0, 1.0])
+    if name == "bob":
+        y = 0.17 * np.sin(wave(1.1, 1.6))
+    elif name == "flicker":
+        brightness = 0.62 + 0.38 * np.sin(wave(0.45, 0.65))
+    elif name == "jitter":
+        x, y = rng.normal(0, 0.06, (2, frames))
+    elif name == "orbit":
+        around = turn * wave(1.5, 2.2)
+        x, y = 0.17 * np.cos(around), 0.17 * np.sin(around)
+    elif name == "pulse":
+        size = 1 + 0.38 * np.sin(wave(1.1, 1.6))
+    elif name == "rock":
+        angle = angle + 0.75 * np.sin(wave(1.1, 1.6))
+    elif name == "spin_fast":
+        angle = turn * wave(0.9, 1.2)
+    elif name == "spin_slow":
+        angle = turn * wave(3.0, 4.2)
+    else:
+        raise ValueError(f"no class {name!r}")
+    return Motion(x=x, y=y, size=size, angle=angle, brightness=brightness)
+
+
+def drift(rng: np.random.Generator, frames: int, strength: float) -> Float:
+    """A smooth random path from -strength to strength, about one turn long."""
+    time = np.linspace(0, 1, frames)
+    waves = [np.sin(2 * np.pi * (rate * time + rng.uniform())) for rate in rng.uniform(0.3, 1.0, 2)]
+    return strength * np.mean(waves, axis=0)
+
+
+def render(settings: Settings, number: int) -> npt.NDArray[np.uint8]:
+    """All frames of one video: u8[frames, size, size, 3]."""
+    rng = generator(settings, number)
+    motion = draw_motion(CLASSES[number % len(CLASSES)], rng, settings.frames, settings.fps)
+    hard, frames, size = settings.difficulty, settings.frames, settings.size
+    rows = (np.arange(size) + 0.5) / size - 0.5
+    py, px = rows[None, :, None], rows[None, None, :]
+
+    def over_time(values: Float) -> Float:
+        return values[:, None, None]
+
+    # The background: two slow waves of low contrast, seen through a drifting camera.
+    camera_x, camera_y = drift(rng, frames, 0.05 + 0.1 * hard), drift(rng, frames, 0.05 + 0.1 * hard)
+    image = np.zeros((frames, size, size, 3))
+    base = rng.uniform(0.05, 0.12 + 0.2 * hard, 3)
+    for _ in range(2):
+        across, down = rng.uniform(-3, 3, 2)
+        wave = np.sin(
+            2 * np.pi * (across * (px + over_time(camera_x)) + down * (py + over_time(camera_y)))
+            + over_time(drift(rng, frames, 2.0))
+            + rng.uniform(0, 6)
+        )
+        image += (0.02 + 0.12 * hard) * wave[..., None] * rng.uniform(0.3, 1, 3)
+    image += base
+
+    # The sprite, in its own coordinates: position and orientation undone. Its outline morphs.
+    x = rng.uniform(-0.06, 0.06) + motion.x + camera_x
+    y = rng.uniform(-0.06, 0.06) + motion.y + camera_y
+    scale = rng.uniform(0.2, 0.26) * motion.size * (1 + drift(rng, frames, 0.06))
+    cos, sin = over_time(np.cos(motion.angle)), over_time(np.sin(motion.angle))
+    dx, dy = (px - over_time(x)) / over_time(scale), (py - over_time(y)) / over_time(scale)
+    u, v = cos * dx + sin * dy, cos * dy - sin * dx
+    radius, around = np.hypot(u, v), np.arctan2(v, u)
+    edge = 1 + sum(
+        over_time(drift(rng, frames, 0.3)) * np.cos(lobes * around + rng.uniform(0, 6)) for lobes in (1, 2, 3, 4)
+    )
+    inside = np.clip((edge - radius) * over_time(scale) * size + 0.5, 0, 1)[..., None]
+
+    # Its texture: stripes between two colors; both colors and the stripes drift.
+    rates = rng.uniform(-1.6, 1.6, (2, 2))
+    pattern = sum(
+        np.sin(2 * np.pi * (across * u + down * v) + over_time(drift(rng, frames, 3.0))) for across, down in rates
+    )
+    mix = (0.5 + 0.25 * pattern)[..., None]
+    sector = 2 * rng.integers(HUE_SECTORS // 2) + SPLITS.index(settings.split)
+    hue = (sector + rng.uniform(0, 1) + drift(rng, frames, 0.4)) / HUE_SECTORS
+    other = rng.uniform(0.25, 0.75)
+    colors = [
+        np.array([colorsys.hsv_to_rgb(h % 1, saturation, value) for h in hue + shift])[:, None, None]
+        for shift, saturation, value in ((0.0, 0.85, 1.0), (other, 0.7, 0.55))
+    ]
+    sprite = mix * colors[0] + (1 - mix) * colors[1]
+
+    image += inside * (sprite * over_time(motion.brightness)[..., None] - image)
+    light = (1 + drift(rng, frames, 0.08 + 0.3 * hard)) * rng.uniform(1 - 0.3 * hard, 1)
+    image = image * over_time(light)[..., None] + rng.normal(0, 0.01 + 0.03 * hard, image.shape)
+    return np.asarray(np.clip(np.rint(255 * image), 0, 255), dtype=np.uint8)
+
+
+def encode(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> None:
+    """Write an H.264 video; whole or not at all, and with the same bytes each time."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with av.open(str(aside), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    aside.replace(path)
+
+
+def make_video(folder: Path, settings: Settings, number: int) -> None:
+    """Render and write one video, unless it is there."""
+    path = folder / video_name(settings, number)
+    if not path.exists():
+        encode(path, render(settings, number), settings.fps)
+
+
+def make_videos(folder: Path, settings: Settings, videos: int, workers: int | None = None) -> Iterator[int]:
+    """Make what is missing in FOLDER/SPLIT, in parallel; yields the number of each video that is there, in order.
+    Raises ValueError if the folder holds videos of other settings."""
+    folder = folder / settings.split
+    note = folder / "motions.json"
+    if note.exists() and json.loads(note.read_text()) != asdict(settings):
+        raise ValueError(f"{folder}: holds motions of other settings ({note.name}); choose another folder")
+    for name in CLASSES:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(asdict(settings)))
+    missing = [number for number in range(videos) if not (folder / video_name(settings, number)).exists()]
+    if not missing:
+        yield from range(videos)
+        return
+    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        done = pool.map(partial(make_video, folder, settings), range(videos), chunksize=4)
+        for number, _ in enumerate(done):
+            yield number
+
+
+def records(
+    source: Path,
+    *,
+    split: Literal["train", "test"] = "train",
+    videos: int = 1024,
+    seed: int = 0,
+    difficulty: float = Settings.difficulty,
+    size: int = Settings.size,
+    frames: int = Settings.frames,
+    fps: int = Settings.fps,
+    workers: int | None = None,
+) -> Iterator[VideoRecord]:
+    """Generate the videos under `source` where they are missing, and yield them; video i has class i % 8."""
+    settings = Settings(split=split, seed=seed, difficulty=difficulty, size=size, frames=frames, fps=fps)
+    for number in make_videos(source, settings, videos, workers):
+        label = number % len(CLASSES)
+        path = source / split / video_name(settings, number)
+        yield VideoRecord(key=path.stem, path=path, label=label, label_name=CLASSES[label])
+
+
+def main() -> None:
+    """The script: make the videos of one split."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder; videos go to OUT/SPLIT/CLASS/")
+    parser.add_argument("--videos", type=int, default=1024)
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
+    for name, value in asdict(Settings()).items():
+        choices = SPLITS if name == "split" else None
+        parser.add_argument(f"--{name}", type=type(value), default=value, choices=choices)
+    given = vars(parser.parse_args())
+    out, videos, workers = (given.pop(name) for name in ("out", "videos", "workers"))
+    from rich.progress import track
+
+    try:
+        for _ in track(make_videos(out, Settings(**given), videos, workers), description="motions", total=videos):
+            pass
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()
