@@ -199,26 +199,23 @@ def parse_section(kind: type[AnySection], values: Mapping[str, Any], where: str)
         raise _explain(kind, error, where) from None
 
 
-def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """The TOML page at `path` with `--set` overrides (`key.path=value`, value in TOML, or a bare string).
+def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
+    """The TOML page at `path` (None: all defaults) with `--set` overrides: `key.path=value` in TOML, or a bare string.
 
     Raises ConfigError for a missing file, broken TOML, an unknown key, a wrong type or a bad value.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: {error.strerror or error}", hint="give the path of a TOML page, see configs/"
-        ) from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file", hint="the pages are in configs/") from None
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    values = {"name": "default"} if path is None else _read_page(path)
     for override in overrides:
         _apply_override(values, override)
-    return parse_section(Config, values, where=str(path))
+    return parse_section(Config, values, where=str(path or "--set"))
+
+
+def override_config(config: Config, overrides: Iterable[str]) -> Config:
+    """A configuration with `--set` overrides. Raises ConfigError."""
+    values = dump_config(config)
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_section(Config, values, where="--set")
 
 
 def parse_config(values: Mapping[str, Any], where: str) -> Config:
@@ -229,6 +226,18 @@ def parse_config(values: Mapping[str, Any], where: str) -> Config:
 def dump_config(config: Config) -> dict[str, Any]:
     """Plain JSON values that `parse_config` reads back to an equal Config."""
     return dict(json.loads(config.model_dump_json(exclude_none=True)))
+
+
+def _read_page(path: Path) -> dict[str, Any]:
+    hint = "the pages that come with rhofast are in configs/"
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}", hint=hint) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file", hint=hint) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

@@ -109,6 +109,7 @@ def write_shards(root: Path, members: list[bytes], *, labels: list[int] | None =
         classes=[] if labels is None else [f"class {label}" for label in range(max(labels) + 1)],
         shards=shards,
         refused={},
+        build="",
     )
     (root / "dataset.json").write_text(json.dumps(info.model_dump()))
     return open_shards(root)

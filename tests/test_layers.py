@@ -12,12 +12,12 @@ LAYERS = {
     1: ["config", "data.types"],
     2: [
         *(f"data.{name}" for name in ("index", "order", "clips", "augment", "codecs", "conveyor", "quarantine")),
-        *("distributed", "optim", "telemetry"),
+        *("ingest.probe", "distributed", "optim", "telemetry"),
     ],
     3: [
         *(f"data.{name}" for name in ("reader", "plan", "pipeline")),
-        *(f"ingest.{name}" for name in ("writer", "transcode", "probe", "executors")),
-        *("backbones.slow", "backbones.torchvision_video", "methods.heads"),
+        *(f"ingest.{name}" for name in ("writer", "transcode", "executors", "recipes")),
+        *("backbones.slow", "backbones.torchvision_video", "methods.heads", "methods.contract"),
     ],
     4: [
         *("data.loader", "ingest.build", "ingest.verify", "ingest.summary", "backbones"),

@@ -61,7 +61,7 @@ class JpegCodec(Section):
         try:
             with av.open(io.BytesIO(content)) as container:
                 stream = container.streams.video[0]
-                fps = Fraction(stream.average_rate)
+                fps = Fraction(stream.average_rate or 0)  # 0 for a single picture, which has no rate
                 width, height = int(stream.codec_context.width), int(stream.codec_context.height)
                 packets = [(int(packet.pos), int(packet.size)) for packet in container.demux(stream) if packet.size]
         except (av.error.FFmpegError, IndexError) as error:

@@ -79,7 +79,8 @@ class ShardInfo(Section):
 
 
 class DatasetInfo(Section):
-    """`dataset.json`. `codec` holds the codec's name and settings; `classes[label]` is a class's name."""
+    """`dataset.json`. codec: its name and settings. classes[label]: a class's name; empty without labels. refused: how
+    many sources were refused, by reason. build: digest of the sources and settings it was made from."""
 
     format: Literal["rhofast-shards"] = "rhofast-shards"
     version: int = VERSION
@@ -89,6 +90,7 @@ class DatasetInfo(Section):
     classes: list[str]
     shards: list[ShardInfo]
     refused: dict[str, int]
+    build: str
 
     @property
     def num_samples(self) -> int:
@@ -290,12 +292,6 @@ def open_index(path: Path, *, digest: str | None = None) -> ShardIndex:
     """Map one `.arrow` index, after comparing its SHA-256 with `digest` if given. Raises ShardMissingError or
     ShardFormatError."""
     return ShardIndex(_read_table(path, digest))
-
-
-def index_metadata(path: Path) -> dict[str, str]:
-    """The key-value notes that `write_index` stored. Raises ShardMissingError or ShardFormatError."""
-    notes = _read_table(path, None).schema.metadata or {}
-    return {key.decode(): value.decode() for key, value in notes.items()}
 
 
 def write_index(path: Path, rows: Sequence[IndexRow], metadata: Mapping[str, str]) -> str:

@@ -31,6 +31,13 @@ def training_plan(
     return clip_plan, random_augment(augment, geometry, samples, rgb, seed=seed, epoch=epoch)
 
 
+def clips_alone(
+    rows: Sequence[IndexRow], samples: npt.NDArray[np.int64], clips: ClipSection, *, seed: int, epoch: int
+) -> ClipPlan:
+    """The clips of `training_plan` without the augmentation."""
+    return random_clips(clips, _geometry(rows), samples, seed=seed, epoch=epoch)
+
+
 def evaluation_plan(rows: Sequence[IndexRow], clips: ClipSection, views: int) -> tuple[ClipPlan, AugmentPlan]:
     """`views` uniform clips of each row, central square, nothing random."""
     geometry = _geometry(rows)

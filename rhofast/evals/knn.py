@@ -6,15 +6,21 @@ normalized; its K nearest bank rows vote for their class with weight exp(cosine 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from accelerate import PartialState
 from torch import nn
 
-from rhofast.config import AugmentSection, ClipSection, DataSection, EvalSection
-from rhofast.data.index import ShardSet
+from rhofast.backbones import build_backbone
+from rhofast.checkpoint import find_checkpoint, trained_backbone
+from rhofast.config import AugmentSection, ClipSection, DataSection, EvalSection, override_config
+from rhofast.data.index import ShardSet, open_shards
 from rhofast.errors import ConfigError
 from rhofast.evals.features import Features, Progress, extract_features
 
@@ -35,6 +41,76 @@ class KnnResult:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """A checkpoint's kNN result, and for comparison that of the same backbone untrained (or None), and chance."""
+
+    run: Path
+    trained: KnnResult
+    untrained: KnnResult | None
+    chance: float
+    classes: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "run": str(self.run)}
+
+
+def evaluate_checkpoint(
+    path: Path,
+    test: Path,
+    *,
+    bank: Path | None = None,
+    untrained: bool = False,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Evaluation:
+    """kNN of a run's newest checkpoint, or of a checkpoint folder, on the shards at `test`.
+
+    bank: labeled training shards; None: those of the run. overrides: `--set` for the run's page. progress: called with
+    (samples done, in all). Raises ResumeError, ShardError, ConfigError.
+    """
+    folder = find_checkpoint(path)
+    backbone, trained_with = trained_backbone(folder)
+    config = override_config(trained_with, overrides)
+    bank = bank or config.data.train
+    if bank is None:
+        raise ConfigError("no training shards for the bank", hint="give them with --train")
+    train, held_out = open_shards(bank), open_shards(test)
+    device = PartialState().device
+    backbones = [backbone]
+    if untrained:
+        torch.manual_seed(config.seed)
+        backbones.append(build_backbone(config.backbone.name, config.backbone.options))
+    total = len(backbones) * (len(train) + len(held_out))
+    results = []
+    for number, network in enumerate(backbones):
+        before = number * (len(train) + len(held_out))
+
+        def report(done: int, _: int, before: int = before) -> None:
+            if progress is not None:
+                progress(before + done, total)
+
+        results.append(
+            evaluate_knn(
+                network.to(device),
+                train,
+                held_out,
+                clips=config.clips,
+                augment=config.augment,
+                data=config.data,
+                section=config.eval,
+                progress=report,
+            )
+        )
+    return Evaluation(
+        run=folder.parent.parent,
+        trained=results[0],
+        untrained=results[1] if untrained else None,
+        chance=1 / len(train.info.classes),
+        classes=train.info.classes,
+    )
 
 
 def knn_scores(

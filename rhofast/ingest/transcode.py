@@ -1,0 +1,111 @@
+"""One ffmpeg call a video: any source in, a member of the asked codec out.
+
+Frames are picked by time at a constant rate, so a variable frame rate becomes a constant one and none is shown early or
+late. Rotation stored in the file is applied and pixels are made square; the short side becomes `short_side`, the other
+follows the aspect, both rounded to multiples of 16. The same input gives the same bytes: one thread, no timestamps, no
+metadata. An error that ffmpeg meets anywhere in the file refuses the whole file. Colors wider than 8-bit BT.601/709
+(HDR) are converted without tone mapping, and so look flat.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated
+
+import ffmpeg
+import imageio_ffmpeg
+from pydantic import Field
+
+from rhofast.config import Positive, Section
+from rhofast.data.codecs import SIDE_MULTIPLE, JpegCodec
+from rhofast.errors import DependencyError
+from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo
+
+
+class TranscodeSettings(Section):
+    """
+    short_side   pixels; a multiple of 16
+    fps          frames a second; None keeps each source's own average rate
+    max_seconds  keep only the beginning of longer videos; None keeps all
+    timeout      seconds one video may take
+    """
+
+    short_side: Annotated[int, Field(ge=SIDE_MULTIPLE, multiple_of=SIDE_MULTIPLE)] = 256
+    fps: Positive | None = None
+    max_seconds: Positive | None = None
+    timeout: Positive = 3600.0
+
+
+def find_ffmpeg() -> str:
+    """The ffmpeg program: the system's, else the one that comes with imageio-ffmpeg. Raises DependencyError."""
+    found = shutil.which("ffmpeg")
+    if found is not None:
+        return found
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError:
+        hint = "apt-get install ffmpeg, or pip install imageio-ffmpeg"
+        raise DependencyError("no ffmpeg program", hint=hint) from None
+
+
+def output_fps(source: SourceInfo, settings: TranscodeSettings) -> Fraction:
+    """The constant rate that a source gets."""
+    return source.fps if settings.fps is None else Fraction(settings.fps).limit_denominator(10_000)
+
+
+def transcode(path: Path, source: SourceInfo, codec: JpegCodec, settings: TranscodeSettings, scratch: Path) -> bytes:
+    """The member for one source. scratch: a folder for the file that ffmpeg writes. Raises RefusedError, and OSError
+    where the scratch folder cannot be written."""
+    rate = output_fps(source, settings)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        out = Path(folder) / f"member.{codec.suffix}"
+        command = _command(path, out, rate, codec, settings)
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=settings.timeout, stdin=subprocess.DEVNULL)
+        except subprocess.TimeoutExpired:
+            raise RefusedError(Refusal.TIMEOUT, f"after {settings.timeout:g} s") from None
+        said = _first_line(done.stderr)
+        if b"No space left on device" in done.stderr:
+            raise OSError(28, "No space left on device", str(out))
+        if done.returncode != 0 or said:
+            raise RefusedError(Refusal.DAMAGED, said or f"ffmpeg ended with {done.returncode}")
+        return out.read_bytes()
+
+
+def _command(path: Path, out: Path, rate: Fraction, codec: JpegCodec, settings: TranscodeSettings) -> list[str]:
+    side, step = settings.short_side, SIDE_MULTIPLE
+
+    def follow(long: str, short: str) -> str:
+        return f"max({step},round(({long})*{side}/({short})/{step})*{step})"
+
+    stream = ffmpeg.input(f"file:{path}", threads=1).video
+    stream = stream.filter("fps", fps=f"{rate.numerator}/{rate.denominator}")
+    stream = stream.filter(
+        "scale",
+        w=f"if(lte(iw*sar,ih),{side},{follow('iw*sar', 'ih')})",
+        h=f"if(lte(iw*sar,ih),{follow('ih', 'iw*sar')},{side})",
+        flags="area+accurate_rnd+full_chroma_int",
+    ).filter("setsar", "1")
+    arguments = {
+        **codec.encoder_arguments(),
+        "threads": 1,
+        "map_metadata": -1,
+        "fflags": "+bitexact",
+        "flags:v": "+bitexact",
+    }
+    if settings.max_seconds is not None:
+        arguments["t"] = settings.max_seconds
+    output = ffmpeg.output(stream, f"file:{out}", **arguments).global_args(
+        "-nostdin", "-hide_banner", "-loglevel", "error", "-xerror"
+    )
+    command: list[str] = ffmpeg.compile(output, cmd=find_ffmpeg())
+    return command
+
+
+def _first_line(text: bytes) -> str:
+    lines = [line.strip() for line in text.decode("utf-8", "replace").splitlines() if line.strip()]
+    return lines[0][:200] if lines else ""

@@ -1,0 +1,83 @@
+"""csv_list: a text file with a video a line, and maybe its label: `path label`, as PySlowFast and others write it.
+
+    rhofast shard train.csv OUT --option root=/videos
+
+Separator: a comma, a tab, or the last space of the line (so paths may hold spaces); `separator` overrides. A path may
+be quoted. A label is a number, or else a name; names are numbered in sorted order. Relative paths count from `root`, or
+from the list's folder. Empty lines and lines that begin with # are skipped, and a first line `path,label` too.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from rhofast.data.types import VideoRecord
+
+SEPARATORS = {"comma": ",", "tab": "\t", "space": " "}
+
+
+def records(source: Path, *, root: Path | None = None, separator: str | None = None) -> Iterator[VideoRecord]:
+    """The videos of the list, in its order. Raises ValueError, naming the line, where it cannot be understood."""
+    if separator is not None and separator not in SEPARATORS:
+        raise ValueError(f"separator={separator}: choose one of {', '.join(SEPARATORS)}")
+    folder = source.parent if root is None else root
+    names = label_names(source, separator)
+    numbers = {name: number for number, name in enumerate(names)}
+    for line, path, label in entries(source, separator):
+        if label is None and names:
+            raise ValueError(f"{source}:{line}: no label, and other lines have one")
+        yield VideoRecord(
+            key=key_of(path),
+            path=folder / path,
+            label=None if label is None else numbers[label] if names else int(label),
+            label_name=label if names else None,
+        )
+
+
+def label_names(source: Path, separator: str | None) -> list[str]:
+    """The sorted class names, or nothing where all labels are numbers (or there are none). Reads the list once, and
+    keeps only the names."""
+    names, numeric = set(), True
+    for line, _, label in entries(source, separator):
+        if label is not None:
+            numeric = numeric and re.fullmatch(r"\d+", label) is not None
+            names.add(label)
+            if len(names) > 1_000_000:
+                raise ValueError(f"{source}:{line}: more than a million labels; is the separator right?")
+    return [] if numeric else sorted(names)
+
+
+def entries(source: Path, separator: str | None) -> Iterator[tuple[int, str, str | None]]:
+    """(line number, path, label or None) of each entry."""
+    with source.open(encoding="utf-8-sig", errors="surrogateescape", newline=None) as file:
+        for number, text in enumerate(file, start=1):
+            line = text.strip()
+            if not line or line.startswith("#"):
+                continue
+            fields = split(line, separator)
+            if number == 1 and [field.lower() for field in fields] in (["path", "label"], ["path"]):
+                continue
+            if len(fields) > 2 or not fields[0]:
+                raise ValueError(f"{source}:{number}: expected `path label`, got {line!r}")
+            yield number, fields[0], fields[1] if len(fields) == 2 else None
+
+
+def split(line: str, separator: str | None) -> list[str]:
+    """The fields of a line, unquoted."""
+    mark = SEPARATORS[separator] if separator else next((mark for mark in ",\t" if mark in line), " ")
+    if mark == " " and not line.startswith('"'):
+        path, _, last = line.rpartition(" ")
+        is_label = bool(path) and "." not in last and "/" not in last
+        return [path.rstrip(), last] if is_label else [line]
+    return [field.strip() for field in next(csv.reader([line], delimiter=mark, skipinitialspace=True)) if field.strip()]
+
+
+def key_of(path: str) -> str:
+    """A short ASCII key: what is readable of the file's name, and a digest of the whole path that keeps it unique."""
+    digest = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(path).stem).strip("_-")[:40]
+    return f"{readable}_{digest}" if readable else digest
