@@ -2,9 +2,10 @@
 
     rhofast shard train.csv OUT --option root=/videos
 
-Separator: a comma, a tab, or the last space of the line (so paths may hold spaces); `separator` overrides. A path may
-be quoted. A label is a number, or else a name; names are numbered in sorted order. Relative paths count from `root`, or
-from the list's folder. Empty lines and lines that begin with # are skipped, and a first line `path,label` too.
+Separator: the comma, tab or space behind the path's suffix (`.mp4`), or else the first comma or tab, or the last space;
+so paths may hold all of them, and `separator` overrides. A path may be quoted. A label is a number, or else a name;
+names are numbered in sorted order. Relative paths count from `root`, or from the list's folder. Skipped: empty lines,
+lines that begin with "# " (a name may begin with #), and a first line such as `path,label`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from rhofast.data.types import VideoRecord
 
+HEADS = {"path", "file", "filename", "video"}
 SEPARATORS = {"comma": ",", "tab": "\t", "space": " "}
 
 
@@ -56,23 +58,34 @@ def entries(source: Path, separator: str | None) -> Iterator[tuple[int, str, str
     with source.open(encoding="utf-8-sig", errors="surrogateescape", newline=None) as file:
         for number, text in enumerate(file, start=1):
             line = text.strip()
-            if not line or line.startswith("#"):
+            if not line or line == "#" or line.startswith("# "):
                 continue
             fields = split(line, separator)
-            if number == 1 and [field.lower() for field in fields] in (["path", "label"], ["path"]):
+            if number == 1 and is_header(fields):
                 continue
-            if len(fields) > 2 or not fields[0]:
-                raise ValueError(f"{source}:{number}: expected `path label`, got {line!r}")
+            if len(fields) > 2 or not fields[0] or re.fullmatch(r"-\d+", fields[-1]):
+                raise ValueError(f"{source}:{number}: expected `path label` with a label >= 0, got {line!r}")
             yield number, fields[0], fields[1] if len(fields) == 2 else None
+
+
+def is_header(fields: list[str]) -> bool:
+    """Names of columns, the path's first. Raises ValueError where the label's comes first."""
+    names = [field.lower() for field in fields]
+    if names[0] == "label" and len(names) > 1:
+        raise ValueError(f"columns {', '.join(fields)}: expected the path first and the label second")
+    return names[0] in HEADS and names[1:] in (["label"], ["class"], [])
 
 
 def split(line: str, separator: str | None) -> list[str]:
     """The fields of a line, unquoted."""
-    mark = SEPARATORS[separator] if separator else next((mark for mark in ",\t" if mark in line), " ")
+    if separator:
+        mark = SEPARATORS[separator]
+    else:
+        behind_suffix = re.findall(r'\.[A-Za-z]\w{1,4}"?\s*([,\t ])', line)
+        mark = behind_suffix[-1] if behind_suffix else next((mark for mark in ",\t" if mark in line), " ")
     if mark == " " and not line.startswith('"'):
-        path, _, last = line.rpartition(" ")
-        is_label = bool(path) and "." not in last and "/" not in last
-        return [path.rstrip(), last] if is_label else [line]
+        parts = re.fullmatch(r"(.*\.[A-Za-z]\w{1,4}) +([^./]+)", line) or re.fullmatch(r"(.*\S) +([^ ./]+)", line)
+        return [parts[1], parts[2]] if parts else [line]
     return [field.strip() for field in next(csv.reader([line], delimiter=mark, skipinitialspace=True)) if field.strip()]
 
 

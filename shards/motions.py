@@ -8,14 +8,13 @@ position, size, light, camera drift) is a nuisance that differs from video to vi
 that two clips of one video from different times share the motion and little else. All classes look the same after a
 horizontal flip. A video is a function of (seed, split, number, difficulty, geometry) alone, to the byte.
 
-The two splits share no nuisance: they draw from different random streams, and the sprites' hues come from interleaved,
-disjoint sectors of the color circle.
+The two splits share no nuisance: they draw from different random streams, and their textures run in different,
+interleaved directions.
 """
 
 from __future__ import annotations
 
 import argparse
-import colorsys
 import json
 import os
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -34,9 +33,12 @@ from rhofast.data.types import VideoRecord
 
 CLASSES = ("bob", "flicker", "jitter", "orbit", "pulse", "rock", "spin_fast", "spin_slow")
 SPLITS = ("train", "test")
-HUE_SECTORS = 16  # train draws its hues from the even ones, test from the odd ones
+SECTORS = 16  # of directions of texture: train has the even ones, test the odd ones
+WAVES = 3
+WANDER_SECONDS = 2.0
 
-Float = npt.NDArray[np.float64]
+Float = npt.NDArray[np.floating[Any]]
+Single = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Settings:
     seed: int = 0
     difficulty: float = 0.3
     size: int = 64
-    frames: int = 60
+    frames: int = 96
     fps: int = 12
 
 
@@ -105,70 +107,71 @@ def draw_motion(name: str, rng: np.random.Generator, frames: int, fps: int) -> M
     return Motion(x=x, y=y, size=size, angle=angle, brightness=brightness)
 
 
-def drift(rng: np.random.Generator, frames: int, strength: float) -> Float:
-    """A smooth random path from -strength to strength, about one turn long."""
-    time = np.linspace(0, 1, frames)
-    waves = [np.sin(2 * np.pi * (rate * time + rng.uniform())) for rate in rng.uniform(0.3, 1.0, 2)]
-    return strength * np.mean(waves, axis=0)
+def wander(rng: np.random.Generator, settings: Settings, low: float, high: float, count: int = 1) -> Float:
+    """`count` smooth random paths in [low, high], [count, frames]: from one uniform draw to the next, a draw every two
+    seconds. Moments further apart than that are independent."""
+    time = np.arange(settings.frames) / (settings.fps * WANDER_SECONDS) + rng.uniform(0, 1, (count, 1))
+    knots = rng.uniform(low, high, (count, int(time.max()) + 2))
+    number = time.astype(int)
+    share = time - number
+    share = share * share * (3 - 2 * share)
+    before, after = (np.take_along_axis(knots, number + step, axis=1) for step in (0, 1))
+    return np.asarray(before + share * (after - before), dtype=np.float32)
+
+
+def waves(rng: np.random.Generator, settings: Settings, x: Float, y: Float, finest: float) -> Float:
+    """A texture in [-1, 1] over coordinates x, y: plane waves that fade into one another. Directions of the waves come
+    from sectors of the circle that belong to the split alone."""
+    sectors = 2 * rng.integers(SECTORS // 2, size=WAVES) + SPLITS.index(settings.split)
+    directions = np.pi * (sectors + rng.uniform(0, 1, WAVES)) / SECTORS
+    total = np.float32(0)
+    for direction, weight in zip(directions, wander(rng, settings, -1, 1, WAVES), strict=True):
+        number, phase = rng.uniform(0.3, 1) * finest, rng.uniform(0, 2 * np.pi)
+        across, down = (np.float32(2 * np.pi * number * part) for part in (np.cos(direction), np.sin(direction)))
+        total = total + weight[:, None, None] * np.sin(across * x + down * y + np.float32(phase))
+    return np.asarray(total / np.float32(1.5))
 
 
 def render(settings: Settings, number: int) -> npt.NDArray[np.uint8]:
     """All frames of one video: u8[frames, size, size, 3]."""
     rng = generator(settings, number)
     motion = draw_motion(CLASSES[number % len(CLASSES)], rng, settings.frames, settings.fps)
-    hard, frames, size = settings.difficulty, settings.frames, settings.size
-    rows = (np.arange(size) + 0.5) / size - 0.5
+    hard, size = np.float32(settings.difficulty), settings.size
+    rows = ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32)
     py, px = rows[None, :, None], rows[None, None, :]
 
     def over_time(values: Float) -> Float:
-        return values[:, None, None]
+        return np.asarray(values, dtype=np.float32)[:, None, None]
 
-    # The background: two slow waves of low contrast, seen through a drifting camera.
-    camera_x, camera_y = drift(rng, frames, 0.05 + 0.1 * hard), drift(rng, frames, 0.05 + 0.1 * hard)
-    image = np.zeros((frames, size, size, 3))
-    base = rng.uniform(0.05, 0.12 + 0.2 * hard, 3)
-    for _ in range(2):
-        across, down = rng.uniform(-3, 3, 2)
-        wave = np.sin(
-            2 * np.pi * (across * (px + over_time(camera_x)) + down * (py + over_time(camera_y)))
-            + over_time(drift(rng, frames, 2.0))
-            + rng.uniform(0, 6)
-        )
-        image += (0.02 + 0.12 * hard) * wave[..., None] * rng.uniform(0.3, 1, 3)
-    image += base
+    def colors(saturation: float, value: float) -> Float:
+        """A color for each frame, [frames, 1, 1, 3]."""
+        paths = wander(rng, settings, 0, 1, 3)
+        paths = paths / paths.max(axis=0)
+        return np.asarray(value * (1 - saturation + saturation * paths).T[:, None, None], dtype=np.float32)
 
-    # The sprite, in its own coordinates: position and orientation undone. Its outline morphs.
-    x = rng.uniform(-0.06, 0.06) + motion.x + camera_x
-    y = rng.uniform(-0.06, 0.06) + motion.y + camera_y
-    scale = rng.uniform(0.2, 0.26) * motion.size * (1 + drift(rng, frames, 0.06))
+    # The background: dark, of low contrast, seen through a drifting camera.
+    camera_x, camera_y = wander(rng, settings, -0.1, 0.1, 2)
+    texture = waves(rng, settings, px + over_time(camera_x), py + over_time(camera_y), 3.0)[..., None]
+    image = colors(0.7, 0.1 + 0.2 * hard) * (1 + (0.5 + 0.5 * hard) * texture)
+
+    # The sprite, in its own coordinates: position, size and orientation undone. Its outline morphs.
+    place_x, place_y = wander(rng, settings, -0.08, 0.08, 2)
+    scale = over_time(motion.size * wander(rng, settings, 0.2, 0.26)[0])
     cos, sin = over_time(np.cos(motion.angle)), over_time(np.sin(motion.angle))
-    dx, dy = (px - over_time(x)) / over_time(scale), (py - over_time(y)) / over_time(scale)
+    dx, dy = (px - over_time(motion.x + place_x)) / scale, (py - over_time(motion.y + place_y)) / scale
     u, v = cos * dx + sin * dy, cos * dy - sin * dx
     radius, around = np.hypot(u, v), np.arctan2(v, u)
-    edge = 1 + sum(
-        over_time(drift(rng, frames, 0.3)) * np.cos(lobes * around + rng.uniform(0, 6)) for lobes in (1, 2, 3, 4)
-    )
-    inside = np.clip((edge - radius) * over_time(scale) * size + 0.5, 0, 1)[..., None]
-
-    # Its texture: stripes between two colors; both colors and the stripes drift.
-    rates = rng.uniform(-1.6, 1.6, (2, 2))
-    pattern = sum(
-        np.sin(2 * np.pi * (across * u + down * v) + over_time(drift(rng, frames, 3.0))) for across, down in rates
-    )
-    mix = (0.5 + 0.25 * pattern)[..., None]
-    sector = 2 * rng.integers(HUE_SECTORS // 2) + SPLITS.index(settings.split)
-    hue = (sector + rng.uniform(0, 1) + drift(rng, frames, 0.4)) / HUE_SECTORS
-    other = rng.uniform(0.25, 0.75)
-    colors = [
-        np.array([colorsys.hsv_to_rgb(h % 1, saturation, value) for h in hue + shift])[:, None, None]
-        for shift, saturation, value in ((0.0, 0.85, 1.0), (other, 0.7, 0.55))
-    ]
-    sprite = mix * colors[0] + (1 - mix) * colors[1]
-
+    edge = np.float32(1)
+    for lobes, depth in enumerate(wander(rng, settings, -0.3, 0.3, 4), start=1):
+        edge = edge + over_time(depth) * np.cos(lobes * around + np.float32(rng.uniform(0, 6)))
+    inside = np.clip((edge - radius) * scale * size + 0.5, 0, 1)[..., None]
+    mix = (0.5 + 0.5 * np.clip(waves(rng, settings, u, v, 1.6), -1, 1))[..., None]
+    sprite = mix * colors(0.8, 1.0) + (1 - mix) * colors(0.8, 0.5)
     image += inside * (sprite * over_time(motion.brightness)[..., None] - image)
-    light = (1 + drift(rng, frames, 0.08 + 0.3 * hard)) * rng.uniform(1 - 0.3 * hard, 1)
-    image = image * over_time(light)[..., None] + rng.normal(0, 0.01 + 0.03 * hard, image.shape)
-    return np.asarray(np.clip(np.rint(255 * image), 0, 255), dtype=np.uint8)
+
+    light = over_time(wander(rng, settings, 1 - 0.6 * float(hard), 1)[0])[..., None]
+    noise = rng.standard_normal(image.shape, dtype=np.float32) * (0.01 + 0.03 * hard)
+    return np.asarray(np.clip(np.rint(255 * (image * light + noise)), 0, 255), dtype=np.uint8)
 
 
 def encode(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> None:
@@ -180,7 +183,9 @@ def encode(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> None:
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
         for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            # Planes in fresh, unpadded memory: frames converted by the library itself give bytes that vary.
+            planes = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p").to_ndarray()
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode())
     aside.replace(path)
 

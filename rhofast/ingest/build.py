@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -95,6 +96,7 @@ def build_shards(
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(out)
         results = _run(plan, workers, on_progress)
         return _finish(out, plan, results, name=name, split=split, codec=codec)
     except OSError as error:
@@ -183,6 +185,15 @@ def _complete_set(out: Path) -> DatasetInfo | None:
         return open_shards(out).info
     except ShardError as error:
         raise IngestError(error.message, hint=error.hint or "choose another folder, or delete it") from None
+
+
+def _clear_leftovers(out: Path) -> None:
+    """Delete what a killed run was writing when it ended."""
+    for path in out.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _run(plan: _Plan, workers: int, on_progress: OnProgress | None) -> list[UnitResult]:

@@ -10,6 +10,7 @@ metadata. An error that ffmpeg meets anywhere in the file refuses the whole file
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import tempfile
 from fractions import Fraction
@@ -22,8 +23,12 @@ from pydantic import Field
 
 from rhofast.config import Positive, Section
 from rhofast.data.codecs import SIDE_MULTIPLE, JpegCodec
-from rhofast.errors import DependencyError
+from rhofast.errors import DependencyError, IngestError
 from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo
+
+_STOPPED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
+_FFMPEG_STOPPED = 255  # what ffmpeg returns, saying nothing, when it caught SIGINT or SIGTERM
+_SOURCE = "file:source"  # stands for the input until the command is made: ffmpeg-python wants UTF-8, a path may not be
 
 
 class TranscodeSettings(Section):
@@ -59,9 +64,10 @@ def output_fps(source: SourceInfo, settings: TranscodeSettings) -> Fraction:
 
 def transcode(path: Path, source: SourceInfo, codec: JpegCodec, settings: TranscodeSettings, scratch: Path) -> bytes:
     """The member for one source. scratch: a folder for the file that ffmpeg writes. Raises RefusedError, and OSError
-    where the scratch folder cannot be written."""
+    where the scratch folder cannot be written, and IngestError where ffmpeg was stopped from outside (Ctrl-C, out of
+    memory): that says nothing about the source, which must not be refused for it."""
     rate = output_fps(source, settings)
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".scratch-", suffix=".tmp") as folder:
         out = Path(folder) / f"member.{codec.suffix}"
         command = _command(path, out, rate, codec, settings)
         try:
@@ -71,6 +77,11 @@ def transcode(path: Path, source: SourceInfo, codec: JpegCodec, settings: Transc
         said = _first_line(done.stderr)
         if b"No space left on device" in done.stderr:
             raise OSError(28, "No space left on device", str(out))
+        if done.returncode in _STOPPED or (done.returncode == _FFMPEG_STOPPED and not said):
+            raise IngestError(
+                f"{path}: ffmpeg was stopped while it read this file (interrupted, or out of memory)",
+                hint="run the same command again: it continues",
+            )
         if done.returncode != 0 or said:
             raise RefusedError(Refusal.DAMAGED, said or f"ffmpeg ended with {done.returncode}")
         return out.read_bytes()
@@ -82,7 +93,7 @@ def _command(path: Path, out: Path, rate: Fraction, codec: JpegCodec, settings: 
     def follow(long: str, short: str) -> str:
         return f"max({step},round(({long})*{side}/({short})/{step})*{step})"
 
-    stream = ffmpeg.input(f"file:{path}", threads=1).video
+    stream = ffmpeg.input(_SOURCE, threads=1).video
     stream = stream.filter("fps", fps=f"{rate.numerator}/{rate.denominator}")
     stream = stream.filter(
         "scale",
@@ -103,7 +114,7 @@ def _command(path: Path, out: Path, rate: Fraction, codec: JpegCodec, settings: 
         "-nostdin", "-hide_banner", "-loglevel", "error", "-xerror"
     )
     command: list[str] = ffmpeg.compile(output, cmd=find_ffmpeg())
-    return command
+    return [f"file:{path}" if part == _SOURCE else part for part in command]
 
 
 def _first_line(text: bytes) -> str:

@@ -1,0 +1,124 @@
+"""Recipes: what a folder or a list means, and one clear error for what it cannot mean."""
+
+from pathlib import Path
+
+import pytest
+
+from rhofast.errors import ConfigError, IngestError
+from rhofast.ingest.recipes import find_records
+
+Entry = tuple[str, int | None, str | None]
+
+
+def listed(folder: Path, text: str, *options: str) -> list[Entry]:
+    source = folder / "list.csv"
+    source.write_bytes(text.encode())
+    return [
+        (record.path.relative_to(folder).as_posix(), record.label, record.label_name)
+        for record in find_records(source, None, options)
+    ]
+
+
+def tree(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.mp4 3\nb.mp4 0\n", [("a.mp4", 3, None), ("b.mp4", 0, None)]),
+        ("a.mp4,1\r\nsub/b.mp4,2\r\n", [("a.mp4", 1, None), ("sub/b.mp4", 2, None)]),
+        ("a.mp4\tjump high\n", [("a.mp4", 0, "jump high")]),
+        ("clip.mp4 air drumming\n", [("clip.mp4", 0, "air drumming")]),
+        ("b.mp4,zumba\na.mp4,abseiling\n", [("b.mp4", 1, "zumba"), ("a.mp4", 0, "abseiling")]),
+        ("my clip 2.mp4 3\n", [("my clip 2.mp4", 3, None)]),
+        ('"my clip.mp4" 3\n', [("my clip.mp4", 3, None)]),
+        ("a.mp4\nmy b.mp4\n", [("a.mp4", None, None), ("my b.mp4", None, None)]),
+        ("path,label\na.mp4,1\n", [("a.mp4", 1, None)]),
+        ("filename,label\na.mp4,1\n", [("a.mp4", 1, None)]),
+        ("# made by hand\n\na.mp4 1\n", [("a.mp4", 1, None)]),
+        ("\ufeffa.mp4 1\n", [("a.mp4", 1, None)]),
+    ],
+)
+def test_a_list_is_read_as_it_is_usually_written(tmp_path: Path, text: str, expected: list[Entry]) -> None:
+    assert listed(tmp_path, text) == expected
+
+
+def test_a_name_may_begin_with_a_hash_as_hmdb51_names_do(tmp_path: Path) -> None:
+    assert listed(tmp_path, "#20_Rhythm_clap.avi 0\nb.avi 1\n")[0] == ("#20_Rhythm_clap.avi", 0, None)
+
+
+def test_a_comma_in_a_path_does_not_part_it(tmp_path: Path) -> None:
+    assert listed(tmp_path, "a, b.mp4 3\n-c#&()!.mp4 1\n") == [("a, b.mp4", 3, None), ("-c#&()!.mp4", 1, None)]
+
+
+@pytest.mark.parametrize("text", ["a.mp4,1,2\n", "a.mp4 -1\n", "label,path\n1,a.mp4\n", "a.mp4,x\nb.mp4\n"])
+def test_a_list_that_makes_no_sense_is_an_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(IngestError):
+        listed(tmp_path, text)
+
+
+def test_relative_paths_count_from_root(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.mp4 1\n/x/b.mp4 2\n")
+    found = [str(record.path) for record in find_records(tmp_path / "list.txt", None, ["root=/videos"])]
+    assert found == ["/videos/a.mp4", "/x/b.mp4"]
+
+
+def test_classes_are_numbered_over_the_whole_tree_and_splits_share_no_video(tmp_path: Path) -> None:
+    names = [f"{name}/sub/{number} é.mp4" for name in ("run", "-jump", "one") for number in range(5)][:11]
+    source = tree(tmp_path, *names, "one/notes.txt", "empty/readme.md")
+    every = {record.key: record for record in find_records(source, None, [])}
+    train = list(find_records(source, None, ["split=train", "holdout=0.2"]))
+    test = list(find_records(source, None, ["split=test", "holdout=0.2"]))
+    assert len(every) == 11
+    assert {record.key for record in train} | {record.key for record in test} == set(every)
+    assert not {record.key for record in train} & {record.key for record in test}
+    assert {record.label_name for record in test} == {"run", "-jump"}  # a class of one video keeps it for training
+    assert all(record == every[record.key] for record in [*train, *test])
+    assert {(record.label, record.label_name) for record in every.values()} == {(0, "-jump"), (1, "one"), (2, "run")}
+
+
+def test_keys_are_short_plain_and_unique(tmp_path: Path) -> None:
+    names = ["a/x.mp4", "b/x.mp4", "a/x .mp4", "a/é.mp4", "a/ü.mp4", f"a/{'y' * 200}.mp4", "a/x.avi"]
+    keys = [record.key for record in find_records(tree(tmp_path, *names), None, [])]
+    assert len(set(keys)) == len(names)
+    assert all(len(key) <= 60 and key.isascii() and key.replace("_", "").replace("-", "").isalnum() for key in keys)
+
+
+def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    assert [record.label for record in find_records(tree(tmp_path, "a.mp4", "b.webm"), None, [])] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("option", "says"), [("holdot=0.1", "holdout"), ("holdout=x", "holdout"), ("split=val", "split"), ("split", "=")]
+)
+def test_an_unknown_or_bad_option_is_named(tmp_path: Path, option: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        list(find_records(tree(tmp_path, "a.mp4"), None, [option]))
+
+
+def test_an_unknown_recipe_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="folder"):
+        find_records(tmp_path, "foldr", [])
+
+
+def test_a_recipe_of_one_s_own_is_given_by_path(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "from pathlib import Path\nfrom rhofast.data.types import VideoRecord\n"
+        "def records(source: Path, *, count: int = 1):\n"
+        "    for i in range(count):\n        yield VideoRecord(key=f'k{i}', path=source)\n"
+    )
+    assert [record.key for record in find_records(tmp_path, str(recipe), ["count=2"])] == ["k0", "k1"]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty", "x.bin"])
+def test_a_missing_empty_or_strange_source_is_an_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x.bin").touch()
+    with pytest.raises(IngestError):
+        list(find_records(tmp_path / name, None, []))
