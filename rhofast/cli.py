@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -276,11 +277,16 @@ def report(runs: Annotated[Path, typer.Argument(metavar="RUN", help="run folder"
 def demo(
     target: Annotated[Path, typer.Option("--out", help="folder for videos, shards and the run")] = Path("runs/demo"),
     videos: Annotated[Path | None, typer.Option(help="your own class-per-folder videos (default: generated)")] = None,
+    page: Annotated[Path, typer.Option("--config", help="page of the run")] = Path("configs/demo.toml"),
 ) -> None:
-    """The main job on a small scale: videos, shards, rho-BYOL, kNN, report."""
-    from rhofast.demo import run_demo
+    """The main job on a small scale: videos, shards, pretraining, kNN, report; each step a command you could type."""
+    from rhofast.demo import demo_commands, verdict
 
-    run_demo(target, videos, out, _progress, _live_line, _knn_table)
+    for command in demo_commands(target, videos, page):
+        out.print(f"\n$ rhofast {shlex.join(command)}", highlight=False, markup=False, soft_wrap=True, style="bold")
+        if code := app(command, standalone_mode=False):
+            raise typer.Exit(code)
+    out.print(f"\n{verdict(target)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _progress(*more: TextColumn) -> Progress:

@@ -33,7 +33,7 @@ class Strip:
 
 def choose_samples(shards: ShardSet, count: int) -> list[int]:
     """`count` samples, evenly spread over a set."""
-    return np.unique(np.linspace(0, len(shards) - 1, min(count, len(shards))).astype(int)).tolist()
+    return [int(sample) for sample in np.unique(np.linspace(0, len(shards) - 1, count).astype(int))]
 
 
 def find_keys(shards: ShardSet, keys: Sequence[str]) -> list[int]:

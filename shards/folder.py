@@ -27,9 +27,14 @@ SUFFIXES = {
 
 
 def records(
-    source: Path, *, split: Literal["all", "train", "test"] = "all", holdout: float = 0.0
+    source: Path,
+    *,
+    split: Literal["all", "train", "test"] = "all",
+    holdout: float = 0.0,
+    per_class: int | None = None,
 ) -> Iterator[VideoRecord]:
-    """The videos under `source`, sorted by path. Raises ValueError where it is not a folder or holds no video."""
+    """The videos under `source`, sorted by path; of the split, the first `per_class` of each class. Raises ValueError
+    where it is not a folder or holds no video."""
     if not source.is_dir():
         raise ValueError(f"{source}: not a folder")
     if not 0 <= holdout < 1:
@@ -44,9 +49,9 @@ def records(
     for label, name, videos in groups:
         found = videos if videos is not None else sorted(filter(is_video, (source / str(name)).rglob("*")))
         test = held_out(source, found, holdout)
-        for path in found:
-            if split == "all" or (path in test) == (split == "test"):
-                yield VideoRecord(key=key_of(path.relative_to(source)), path=path, label=label, label_name=name)
+        chosen = [path for path in found if split == "all" or (path in test) == (split == "test")]
+        for path in chosen[:per_class]:
+            yield VideoRecord(key=key_of(path.relative_to(source)), path=path, label=label, label_name=name)
 
 
 def is_video(path: Path) -> bool:

@@ -19,7 +19,7 @@ from rhofast.data.augment import (
     random_augment,
     short_side_crop,
 )
-from rhofast.data.index import Geometry
+from rhofast.data.types import Geometry
 from rhofast.rng import Stream, uniform
 
 VECTORS = SHARED / "vectors" / "augment.json"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rhofast.config import ClipSection
 from rhofast.data.clips import clip_length, random_clips, reads_whole_video, uniform_clips, window_frames
-from rhofast.data.index import Geometry
+from rhofast.data.types import Geometry
 
 VECTORS = SHARED / "vectors" / "temporal_sampling.json"
 

@@ -26,9 +26,9 @@ LAYERS = {
     5: ["methods", "checkpoint", "export", "evals.features", "evals.multiview"],
     6: ["evals.knn", "evals.linear", "evals.finetune"],
     7: ["train"],
-    8: ["show", "report", "bench"],
-    9: ["demo"],
-    10: ["cli", "__main__"],
+    8: ["show", "report", "bench", "demo"],
+    9: ["cli"],
+    10: ["__main__"],
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
 DATA_TOWER, MODEL_TOWER = ("data.", "ingest."), ("backbones", "methods", "optim", "distributed")

@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.config import AugmentSection
-from rhofast.data.index import Geometry
-from rhofast.data.types import AugmentPlan
+from rhofast.data.types import AugmentPlan, Geometry
 from rhofast.rng import Stream, uniform
 
 Float = npt.NDArray[np.floating[Any]]

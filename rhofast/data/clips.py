@@ -21,8 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.config import ClipSection
-from rhofast.data.index import Geometry
-from rhofast.data.types import ClipPlan
+from rhofast.data.types import ClipPlan, Geometry
 from rhofast.rng import Stream, uniform
 
 TICKS = 90_000  # per second: the time base in which the release looks for frames

@@ -23,7 +23,7 @@ from PIL import Image
 from pydantic import Field
 
 from rhofast.config import Section, parse_section
-from rhofast.data.index import Units
+from rhofast.data.types import Units
 from rhofast.errors import ConfigError
 
 SIDE_MULTIPLE = 16  # sides of stored pictures: whole 4:2:0 JPEG blocks and whole H.264 macroblocks, no hidden padding

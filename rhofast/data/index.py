@@ -32,6 +32,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from rhofast.config import Section
+from rhofast.data.types import Units
 from rhofast.errors import ShardFormatError, ShardMissingError
 
 VERSION = 1
@@ -116,20 +117,6 @@ class DatasetInfo(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Units:
-    """The independently decodable pieces of one member, in order; `offset` counts from the member's first byte.
-
-    frame i32[U], offset i64[U], size i32[U] bytes, crc u32[U], rgb f32[U, 3] mean color in 0..255
-    """
-
-    frame: npt.NDArray[np.int32]
-    offset: npt.NDArray[np.int64]
-    size: npt.NDArray[np.int32]
-    crc: npt.NDArray[np.uint32]
-    rgb: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class IndexRow:
     """One sample as the index holds it; `offset` counts from the tar's first byte."""
 
@@ -201,16 +188,6 @@ class ShardIndex:
             height=int(self.height[row]),
             units=self.units(row),
         )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Geometry:
-    """What planning needs to know of B samples: num_frames i32[B], fps f64[B], width i32[B], height i32[B]."""
-
-    num_frames: npt.NDArray[np.int32]
-    fps: npt.NDArray[np.float64]
-    width: npt.NDArray[np.int32]
-    height: npt.NDArray[np.int32]
 
 
 class ShardSet:

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from rhofast.config import AugmentSection, ClipSection
 from rhofast.data.augment import center_augment, random_augment
 from rhofast.data.clips import random_clips, uniform_clips
-from rhofast.data.index import Geometry, IndexRow
-from rhofast.data.types import AugmentPlan, ClipPlan
+from rhofast.data.index import IndexRow
+from rhofast.data.types import AugmentPlan, ClipPlan, Geometry
 
 
 def training_plan(

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.data.codecs import build_codec
-from rhofast.data.index import IndexRow, ShardSet, Units
-from rhofast.data.types import Sample
+from rhofast.data.index import IndexRow, ShardSet
+from rhofast.data.types import Sample, Units
 from rhofast.errors import SampleError, ShardError
 
 _OPEN_FILES = 256

@@ -36,6 +36,30 @@ class VideoRecord:
     label_name: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Units:
+    """The independently decodable pieces of one member, in order; `offset` counts from the member's first byte.
+
+    frame i32[U], offset i64[U], size i32[U] bytes, crc u32[U], rgb f32[U, 3] mean color in 0..255
+    """
+
+    frame: npt.NDArray[np.int32]
+    offset: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int32]
+    crc: npt.NDArray[np.uint32]
+    rgb: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Geometry:
+    """What planning needs to know of B samples: num_frames i32[B], fps f64[B], width i32[B], height i32[B]."""
+
+    num_frames: npt.NDArray[np.int32]
+    fps: npt.NDArray[np.float64]
+    width: npt.NDArray[np.int32]
+    height: npt.NDArray[np.int32]
+
+
 class _Shaped:
     """A repr that shows what matters of arrays: dtype and shape."""
 

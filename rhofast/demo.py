@@ -1,0 +1,78 @@
+"""The main job on a small scale, as the command lines that do it: nothing here that a user could not type."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from rhofast.config import load_config
+from rhofast.data.index import ShardSet, open_shards
+from rhofast.errors import ConfigError
+
+TRAIN_VIDEOS, TEST_VIDEOS = 1024, 256
+PER_CLASS = 200  # of the user's own videos, so that the demo stays one
+HOLDOUT = 0.2
+SMALLEST_BATCH = 4
+
+
+def demo_commands(out: Path, videos: Path | None, page: Path) -> Iterator[list[str]]:
+    """Command lines of `rhofast`, to be run one after another: later ones look at what the earlier ones made.
+
+    videos: a folder of class folders; None: the generated motions. page: the run's configuration. Raises ConfigError
+    where the videos are too few.
+    """
+    config = load_config(page)
+    stored = ["--short-side", "64", "--fps", f"{config.clips.fps:g}", "--samples-per-shard", "64"]
+    for split, count in (("train", TRAIN_VIDEOS), ("test", TEST_VIDEOS)):
+        if videos is None:
+            source = [str(out / "videos"), str(out / split), "--recipe", "motions"]
+            options = {"split": split, "videos": count}
+        else:
+            source = [str(videos), str(out / split), "--recipe", "folder"]
+            options = {"split": split, "holdout": HOLDOUT, "per_class": PER_CLASS}
+            stored += ["--max-seconds", "10"] if "--max-seconds" not in stored else []
+        given = [text for name, value in options.items() for text in ("--option", f"{name}={value}")]
+        yield ["shard", *source, *given, "--split", split, *stored]
+    train, test = open_shards(out / "train"), open_shards(out / "test")
+    run = out / "run"
+    where = {"name": run.name, "out": out, "data.train": train.root, "data.test": test.root}
+    changed = {**where, **_fitted(train, config.train.batch_size)}
+    sets = [text for key, value in changed.items() for text in ("--set", f"{key}={value}")]
+    yield ["train", str(page), "--resume", *sets]
+    yield ["eval", "knn", str(run), str(test.root), "--untrained"]
+    yield ["show", str(train.root), "--config", str(page), "--samples", "4", "--out", str(run / "clips.png")]
+    yield ["report", str(run)]
+
+
+def verdict(out: Path) -> str:
+    """Whether training helped, in words. "Clearly" means by more than two standard errors of the difference."""
+    result = json.loads((out / "run" / "knn.json").read_text(encoding="utf-8"))
+    trained, untrained = result["trained"], result["untrained"]
+    gain = trained["top1"] - untrained["top1"]
+    variance = sum(one["top1"] * (1 - one["top1"]) / one["samples"] for one in (trained, untrained))
+    facts = (
+        f"kNN top-1 on {trained['samples']} held-out videos: trained {trained['top1']:.1%}, untrained "
+        f"{untrained['top1']:.1%}, chance {result['chance']:.1%}."
+    )
+    if gain > 2 * math.sqrt(variance):
+        words = f"Training helped clearly: {100 * gain:+.1f} points."
+    else:
+        words = (
+            f"Training did not help clearly ({100 * gain:+.1f} points; two standard errors are "
+            f"{200 * math.sqrt(variance):.1f}). Few videos or few steps are the usual reason."
+        )
+    return f"{facts}\n{words}\nLook at {out / 'run' / 'report.html'}"
+
+
+def _fitted(train: ShardSet, batch_size: int) -> dict[str, int]:
+    """The change that a set too small for the page's batch needs: the largest power of two that fits."""
+    if len(train) >= batch_size:
+        return {}
+    if len(train) < SMALLEST_BATCH:
+        raise ConfigError(
+            f"{train.root}: {len(train)} training videos; the demo needs at least {SMALLEST_BATCH}",
+            hint="put more videos into the class folders",
+        )
+    return {"train.batch_size": 2 ** int(math.log2(len(train)))}
