@@ -91,11 +91,10 @@ def shard(
     codec = build_codec({"name": "jpeg", "quality": quality})
     values = {"short_side": short_side, "fps": fps, "max_seconds": max_seconds, "timeout": timeout}
     settings = parse_section(TranscodeSettings, values, where="shard")
+    found = find_records(source, recipe, option or [])
     with _progress(TextColumn("{task.fields[note]}")) as progress:
-        listing = progress.add_task("listing", total=None, note="")
-        records, total = listed(
-            find_records(source, recipe, option or []), lambda count: progress.update(listing, completed=count)
-        )
+        listing = progress.add_task("listing", total=None, note="", visible=False)
+        records, total = listed(found, lambda count: progress.update(listing, completed=count, visible=True))
         progress.remove_task(listing)
         task = progress.add_task("sharding", total=total, note="")
 
@@ -165,6 +164,7 @@ def inspect(shards: ShardsArgument, settings: Settings = None) -> None:
     table.add_column()
 
     def top(counts: dict[Any, int], form: Callable[[Any], str]) -> str:
+        counts = {value: count for value, count in counts.items() if count}
         shown = ", ".join(f"{form(value)}: {count}" for value, count in list(counts.items())[:8])
         return f"{shown}, ... ({len(counts)} in all)" if len(counts) > 8 else shown
 
@@ -177,7 +177,7 @@ def inspect(shards: ShardsArgument, settings: Settings = None) -> None:
         "bytes": _bytes(summary.bytes),
         "sizes": top(summary.sizes, lambda size: f"{size[0]}x{size[1]}"),
         "frame rates": top(summary.rates, lambda rate: f"{rate:g}"),
-        "labels": top(summary.labels, str) + (f"; {summary.unlabeled} unlabeled" if summary.unlabeled else ""),
+        "labels": top({**summary.labels, "unlabeled": summary.unlabeled}, str),
         "refused": top(summary.refused, str) or "none",
         "clip geometry": geometry,
         "read a sample": _bytes(summary.clip_bytes),
@@ -251,10 +251,10 @@ def knn(
     from rhofast.evals.knn import evaluate_checkpoint
 
     with _progress() as progress:
-        task = progress.add_task("features", total=None)
+        task = progress.add_task("features", total=None, visible=False)
 
         def report(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
+            progress.update(task, completed=done, total=total, visible=True)
 
         result = evaluate_checkpoint(
             checkpoint, shards, bank=bank, untrained=untrained, overrides=settings or [], progress=report
@@ -305,7 +305,7 @@ def _progress(*more: TextColumn) -> Progress:
 
 def _live_line(progress: Progress) -> Callable[[dict[str, Any]], None]:
     """What `train` calls with each line of metrics: moves the bar and shows the numbers that matter."""
-    task = progress.add_task("training", total=None, note="")
+    task = progress.add_task("training", total=None, note="", visible=False)
     shown: dict[str, str] = {}
 
     def on_log(line: dict[str, Any]) -> None:
@@ -315,7 +315,7 @@ def _live_line(progress: Progress) -> Callable[[dict[str, Any]], None]:
             shown["wait"] = f"data wait {line['data_wait_share']:.1%}"
         elif line["kind"] == "knn":
             shown["knn"] = f"kNN {line['top1']:.1%}"
-        progress.update(task, completed=line["step"], total=line["steps"], note="  ".join(shown.values()))
+        progress.update(task, completed=line["step"], total=line["steps"], note="  ".join(shown.values()), visible=True)
 
     return on_log
 

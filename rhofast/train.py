@@ -74,13 +74,12 @@ def train(config: Config, *, resume: bool = False, on_log: Callable[[dict[str, A
         project_dir=str(config.folder),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
-    checkpoint = _open_run(config, accelerator, resume=resume)
-    with _Stopper(config.train.max_hours) as stopper:
-        run = _Run(config, accelerator, shards, test, on_log)
-        with run.loader:
-            if checkpoint is not None:
-                run.restore(checkpoint)
-            outcome = run.loop(stopper)
+    run = _Run(config, accelerator, shards, test, on_log)
+    with _Stopper(config.train.max_hours) as stopper, run.loader:
+        checkpoint = _open_run(config, accelerator, resume=resume)
+        if checkpoint is not None:
+            run.restore(checkpoint)
+        outcome = run.loop(stopper)
     accelerator.end_training()
     return outcome
 
@@ -156,8 +155,8 @@ class _Run:
                 clock.step(views.pixels.shape[0] * views.pixels.shape[1])
                 if self.step % train.log_steps == 0 or self.step == self.steps:
                     self._log(logs, clock)
-                    if self._agree_to_stop(stopper):
-                        break
+                if self._agree_to_stop(stopper):
+                    break
                 if self._evaluate():
                     clock.restart()
                 if self.step % train.checkpoint_steps == 0 and self.step < self.steps:
@@ -239,6 +238,11 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def _agree_to_stop(self, stopper: _Stopper) -> bool:
+        """Whether to stop here: on one rank at any step; on several where they talk anyway, so that none waits."""
+        if self.accelerator.num_processes == 1:
+            return stopper.asked
+        if self.step % self.config.train.log_steps:
+            return False
         asked = torch.tensor(float(stopper.asked), device=self.accelerator.device)
         return bool(reduce_max(asked) > 0)
 

@@ -33,8 +33,7 @@ from rhofast.data.types import VideoRecord
 
 CLASSES = ("bob", "flicker", "jitter", "orbit", "pulse", "rock", "spin_fast", "spin_slow")
 SPLITS = ("train", "test")
-SECTORS = 16  # of directions of texture: train has the even ones, test the odd ones
-WAVES = 3
+DIRECTIONS = 4  # of a texture's waves; those of test lie halfway between those of train
 WANDER_SECONDS = 2.0
 
 Float = npt.NDArray[np.floating[Any]]
@@ -79,7 +78,7 @@ def draw_motion(name: str, rng: np.random.Generator, frames: int, fps: int) -> M
     """The path of a class; periods in seconds, so that another frame rate shows the same motion."""
     time = np.arange(frames) / fps
     still, phase = np.zeros(frames), rng.uniform(0, 2 * np.pi)
-    x, y, size, angle, brightness = still, still, np.ones(frames), still + rng.uniform(0, 2 * np.pi), np.ones(frames)
+    x, y, size, angle, brightness = still, still, np.ones(frames), still, np.ones(frames)
 
     def wave(shortest: float, longest: float) -> Float:
         return 2 * np.pi * time / rng.uniform(shortest, longest) + phase
@@ -97,7 +96,7 @@ def draw_motion(name: str, rng: np.random.Generator, frames: int, fps: int) -> M
     elif name == "pulse":
         size = 1 + 0.38 * np.sin(wave(1.1, 1.6))
     elif name == "rock":
-        angle = angle + 0.75 * np.sin(wave(1.1, 1.6))
+        angle = 0.75 * np.sin(wave(1.1, 1.6))
     elif name == "spin_fast":
         angle = turn * wave(0.9, 1.2)
     elif name == "spin_slow":
@@ -120,15 +119,16 @@ def wander(rng: np.random.Generator, settings: Settings, low: float, high: float
 
 
 def waves(rng: np.random.Generator, settings: Settings, x: Float, y: Float, finest: float) -> Float:
-    """A texture in [-1, 1] over coordinates x, y: plane waves that fade into one another. Directions of the waves come
-    from sectors of the circle that belong to the split alone."""
-    sectors = 2 * rng.integers(SECTORS // 2, size=WAVES) + SPLITS.index(settings.split)
-    directions = np.pi * (sectors + rng.uniform(0, 1, WAVES)) / SECTORS
+    """A texture in about [-1, 1] over coordinates x, y: a wandering mixture of plane waves from a bank that all videos
+    of the split share, so that no video keeps a texture of its own. finest: waves a unit of x or y."""
+    directions = np.pi * (2 * np.arange(DIRECTIONS) + SPLITS.index(settings.split)) / (2 * DIRECTIONS)
     total = np.float32(0)
-    for direction, weight in zip(directions, wander(rng, settings, -1, 1, WAVES), strict=True):
-        number, phase = rng.uniform(0.3, 1) * finest, rng.uniform(0, 2 * np.pi)
-        across, down = (np.float32(2 * np.pi * number * part) for part in (np.cos(direction), np.sin(direction)))
-        total = total + weight[:, None, None] * np.sin(across * x + down * y + np.float32(phase))
+    for number, direction in enumerate(directions):
+        length = finest * (0.5, 1.0)[number % 2]
+        across, down = (np.float32(2 * np.pi * length * part) for part in (np.cos(direction), np.sin(direction)))
+        phase = across * x + down * y
+        even, odd = wander(rng, settings, -1, 1, 2)
+        total = total + even[:, None, None] * np.sin(phase) + odd[:, None, None] * np.cos(phase)
     return np.asarray(total / np.float32(1.5))
 
 
@@ -162,8 +162,9 @@ def render(settings: Settings, number: int) -> npt.NDArray[np.uint8]:
     u, v = cos * dx + sin * dy, cos * dy - sin * dx
     radius, around = np.hypot(u, v), np.arctan2(v, u)
     edge = np.float32(1)
-    for lobes, depth in enumerate(wander(rng, settings, -0.3, 0.3, 4), start=1):
-        edge = edge + over_time(depth) * np.cos(lobes * around + np.float32(rng.uniform(0, 6)))
+    for lobes in (1, 2, 3):
+        even, odd = wander(rng, settings, -0.3, 0.3, 2)
+        edge = edge + over_time(even) * np.cos(lobes * around) + over_time(odd) * np.sin(lobes * around)
     inside = np.clip((edge - radius) * scale * size + 0.5, 0, 1)[..., None]
     mix = (0.5 + 0.5 * np.clip(waves(rng, settings, u, v, 1.6), -1, 1))[..., None]
     sprite = mix * colors(0.8, 1.0) + (1 - mix) * colors(0.8, 0.5)
