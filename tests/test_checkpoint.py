@@ -1,0 +1,85 @@
+"""Checkpoints are whole or not there."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rhofast.checkpoint import Checkpoint, find_checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from rhofast.config import Config, TrainSection
+from rhofast.errors import ResumeError
+
+
+def checkpoint(step: int) -> Checkpoint:
+    torch.manual_seed(step)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return Checkpoint(
+        step=step,
+        config=Config(name="x", train=TrainSection(steps=9)),
+        loader={"epoch": 1, "position": step},
+        method=dict(model.state_dict()),
+        optimizer=optimizer.state_dict(),
+    )
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    saved = checkpoint(7)
+    loaded = load_checkpoint(save_checkpoint(tmp_path, saved, keep=3))
+    assert (loaded.step, loaded.loader, loaded.config) == (7, {"epoch": 1, "position": 7}, saved.config)
+    assert all(torch.equal(value, loaded.method[key]) for key, value in saved.method.items())
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.5)
+    optimizer.load_state_dict(loaded.optimizer)
+    for number, slots in optimizer.state_dict()["state"].items():
+        assert all(torch.equal(slots[name], saved.optimizer["state"][number][name]) for name in slots)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, checkpoint(step), keep=2)
+    folders = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert folders == ["step-00000003", "step-00000004"]
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-00000004"
+
+
+def test_one_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
+    for step in (1, 2):
+        folder = save_checkpoint(tmp_path, checkpoint(step), keep=5)
+    (folder / "state.json").unlink()
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-00000001"
+
+
+def test_a_failed_save_leaves_the_older_ones_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path, checkpoint(1), keep=5)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rhofast.checkpoint._flush", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, checkpoint(2), keep=5)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000001"]
+    assert load_checkpoint(find_checkpoint(tmp_path)).step == 1
+
+
+def test_a_damaged_one_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, checkpoint(1), keep=5)
+    (folder / "method.safetensors").write_bytes(b"\x08")
+    with pytest.raises(ResumeError, match="not a whole checkpoint"):
+        load_checkpoint(folder)
+    state = json.loads((folder / "state.json").read_text())
+    save_checkpoint(tmp_path, checkpoint(1), keep=5)
+    (folder / "state.json").write_text(json.dumps({**state, "version": 99}))
+    with pytest.raises(ResumeError, match="version 99"):
+        load_checkpoint(folder)
+
+
+def test_a_folder_without_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResumeError, match="neither a checkpoint nor a run"):
+        find_checkpoint(tmp_path)

@@ -1,0 +1,143 @@
+"""The command line from videos to a report, and one clear line for what is wrong."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REAL_VIDEOS, encode_mjpeg, frame_pixels
+from PIL import Image
+
+from rhofast.cli import main
+from rhofast.data.index import ShardSet
+
+PAGE = """
+name = "tiny"
+[clips]
+num_frames = 2
+frame_stride = 2
+fps = 12
+[augment]
+size = 16
+[backbone]
+name = "slow_r18"
+width = 4
+[method]
+name = "byol"
+hidden = 16
+out = 8
+[train]
+batch_size = 4
+steps = 2
+[eval]
+views = 1
+"""
+
+
+def run(*arguments: object) -> int:
+    """The program's exit code."""
+    sys.argv = ["rhofast", *map(str, arguments)]
+    try:
+        main()
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0
+
+
+@pytest.fixture(autouse=True)
+def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setenv("COLUMNS", "200")
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """Six videos in two class folders."""
+    for number in range(6):
+        folder = tmp_path / "videos" / ("left", "right")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        frames = [frame_pixels(number, frame) for frame in range(12)]
+        (folder / f"{number}.mp4").write_bytes(encode_mjpeg(frames))
+    return tmp_path / "videos"
+
+
+def test_the_demo_goes_from_videos_to_a_report(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "tiny.toml"
+    page.write_text(PAGE)
+    assert run("demo", "--out", tmp_path / "demo", "--videos", videos, "--config", page) == 0
+    said = capsys.readouterr().out
+    commands = re.findall(r"^\$ rhofast (\w+)", said, flags=re.MULTILINE)
+    assert commands == ["shard", "shard", "train", "eval", "show", "report"]
+    assert "Training" in said.splitlines()[-2]
+    left = tmp_path / "demo" / "run"
+    assert {path.name for path in left.iterdir()} >= {"report.html", "clips.png", "knn.json", "metrics.jsonl"}
+    result = json.loads((left / "knn.json").read_text())
+    assert result["trained"]["samples"] == 2 and result["chance"] == 0.5
+    assert np.asarray(Image.open(left / "clips.png")).std() > 10
+    assert (
+        run("demo", "--out", tmp_path / "demo", "--videos", videos, "--config", page) == 0
+    )  # again: nothing is redone
+
+
+def test_looking_at_shards(shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", shards.root, "--set", "clips.num_clips=3") == 0
+    said = capsys.readouterr().out
+    assert "13 in 3 shards" in said and "3 clips x 8 frames" in said and "read amplification" in said
+    assert run("show", shards.root, "--out", tmp_path / "x.png", "--key", "v3", "--set", "augment.size=16") == 0
+    assert Image.open(tmp_path / "x.png").width > 100
+
+
+def test_a_broken_promise_is_exit_code_1(shards: ShardSet, capsys: pytest.CaptureFixture[str]) -> None:
+    (shards.root / "shard-000001.tar").unlink()
+    assert run("verify", shards.root) == 1
+    assert "shard-000001.tar: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["inspect", "nowhere"], "nowhere: no such folder"),
+        (["inspect", "."], "no dataset.json"),
+        (["shard", "nowhere", "out"], "nowhere: no such file or folder"),
+        (["shard", "empty", "out"], "no videos"),
+        (["shard", "empty", "out", "--recipe", "folder", "--option", "splt=x"], "no option 'splt'"),
+        (["shard", "empty", "out", "--recipe", "nope"], "recipe 'nope' is not known"),
+        (["shard", "empty", "out", "--short-side", "100"], "short_side = 100: input should be a multiple of 16"),
+        (["train", "none.toml"], "none.toml: No such file"),
+        (["train", "page.toml"], "data.train is not set"),
+        (["train", "page.toml", "--set", "clips.num_clip=3"], "unknown key 'clips.num_clip'"),
+        (["train", "page.toml", "--set", "clips.num_clips=x"], "clips.num_clips = 'x'"),
+        (["train", "page.toml", "--set", "data.train=nowhere"], "nowhere: no such folder"),
+        (["eval", "knn", "empty", "empty"], "neither a checkpoint nor a run"),
+        (["report", "empty"], "not a run folder"),
+        (["show", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "page.toml").write_text(PAGE)
+    assert run(*arguments) == 2
+    printed = capsys.readouterr().err
+    lines = [line for line in printed.splitlines() if line.strip()]
+    assert said in printed and lines[0].startswith("rhofast: error: ")
+    assert len(lines) <= 2 and "Traceback" not in printed
+    assert not (tmp_path / "out").exists() and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(not REAL_VIDEOS.exists(), reason="no real videos here")
+def test_real_videos_go_in_and_are_as_promised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["lowfps_6.mp4", "ucf_style.avi", "kinetics_b.mp4"]
+    (tmp_path / "list.csv").write_text("".join(f"{name} {label}\n" for label, name in enumerate(names)))
+    options = ["--option", f"root={REAL_VIDEOS}", "--short-side", "64", "--workers", "1"]
+    assert run("shard", tmp_path / "list.csv", tmp_path / "out", *options) == 0
+    assert "3 samples" in capsys.readouterr().out
+    assert run("verify", tmp_path / "out", "--deep") == 0
