@@ -48,7 +48,7 @@ SUFFIXES = {".mp4", ".mkv", ".avi", ".webm", ".mov"}
 PACKAGES = ("torch", "torchvision", "torchcodec", "decord", "av", "pillow", "numpy", "nvidia-dali-cuda130")
 RHOFAST, FLOOR = "rhofast", "floor: DALI graph from memory"
 
-console = Console()
+console = Console(width=120)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,7 @@ class Contender:
             clips += pixels.shape[0] * pixels.shape[1]
         seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
         self.turns.append(Measured(seconds=seconds, cpu_seconds=cpu, clips=clips))
+        settle()
 
 
 def cpu_seconds() -> float:
@@ -96,6 +97,15 @@ def cpu_seconds() -> float:
         numbers = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         total += (int(numbers[11]) + int(numbers[12])) / os.sysconf("SC_CLK_TCK")
     return total
+
+
+def settle() -> None:
+    """Wait until everyone has fetched ahead what they will, so that no one works in another's turn."""
+    busy = True
+    while busy:
+        before = cpu_seconds()
+        time.sleep(0.5)
+        busy = cpu_seconds() - before > 0.02
 
 
 def find_videos(given: list[Path]) -> list[Path]:
@@ -313,6 +323,7 @@ def main() -> None:
             pixels = one.next_batch()
             if pixels.shape != expected or pixels.dtype != torch.float32 or not pixels.isfinite().all():
                 raise SystemExit(f"{one.name} gives {pixels.dtype}{list(pixels.shape)}, not float32{list(expected)}")
+        settle()
         for turn in range(options.rounds):
             with console.status(f"round {turn + 1} of {options.rounds}") as status:
                 for place in range(len(contenders)):

@@ -131,7 +131,7 @@ def verify(
     from rhofast.data.index import open_shards
     from rhofast.ingest.verify import verify_shards
 
-    opened = open_shards(shards)
+    opened = open_shards(shards, check_files=False)
     with _progress() as progress:
         task = progress.add_task("verifying", total=len(opened.info.shards))
         problems = 0

@@ -1,4 +1,4 @@
-"""What ranks tell each other: reductions, and batch normalization over all of them.
+"""What ranks tell each other: reductions, gathers, and batch normalization over all of them.
 
 Everything works without a process group too, as rank 0 of 1. Gradients: a rank's backward gives the gradient of its own
 loss with all ranks' contributions summed in; data-parallel averaging then makes it the gradient of the mean loss.
@@ -16,6 +16,37 @@ from torch import Tensor, nn
 def world_size() -> int:
     """Number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0; 0 without a process group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def shared_permutation(count: int, device: torch.device) -> Tensor:
+    """A random permutation i64[count], the same on all ranks: drawn from rank 0's global generator."""
+    order = torch.randperm(count, device=device)
+    if world_size() > 1:
+        dist.broadcast(order, src=0)
+    return order
+
+
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """The elementwise sum over all ranks, without a gradient. `value` is not changed."""
+    if world_size() == 1:
+        return value
+    out = value.detach().clone()
+    dist.all_reduce(out)
+    return out
+
+
+def all_gather(value: Tensor) -> Tensor:
+    """The ranks' [B, ...] as [W, B, ...], in rank order; every rank brings the same shape. Its gradient is the sum of
+    all ranks' gradients."""
+    if world_size() == 1:
+        return value[None]
+    out: Tensor = _AllGather.apply(value)
+    return out
 
 
 def reduce_max(value: Tensor) -> Tensor:
@@ -41,6 +72,23 @@ class _AllReduceSum(torch.autograd.Function):
         out = gradients[0].clone()
         dist.all_reduce(out)
         return out
+
+
+class _AllGather(torch.autograd.Function):
+    """See `all_gather`."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        value = value.contiguous()
+        out = value.new_empty((world_size(), *value.shape))
+        dist.all_gather_into_tensor(out.flatten(0, 1), value)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        out = gradients[0].clone()
+        dist.all_reduce(out)
+        return out[rank()]
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):

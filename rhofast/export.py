@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -73,6 +75,28 @@ def import_pyslowfast(backbone: Slow, state: dict[str, Tensor]) -> Imported:
     backbone.load_state_dict(taken, strict=False)
     missing = [official for official, here in table.items() if here not in taken]
     return Imported(matched=matched, dropped=dropped, missing=missing)
+
+
+def read_pyslowfast(path: Path) -> dict[str, Tensor]:
+    """The `model_state` of an official .pyth checkpoint, on the CPU; nothing in the file is executed. Raises
+    ConfigError where it is not one."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    # What torch's restricted unpickler says of a file that is none depends on its first bytes.
+    except (OSError, RuntimeError, UnpicklingError, EOFError, LookupError, ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None
+    state = loaded.get("model_state") if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConfigError(f"{path}: has no model_state, so it is no PySlowFast checkpoint")
+    return state
+
+
+def export_pyslowfast(backbone: Slow) -> dict[str, Tensor]:
+    """A Slow backbone's state under the official names of a classification network, without its head: what official
+    fine-tuning takes from a `{"model_state": ...}` file."""
+    state = backbone.state_dict()
+    return {official: state[here].detach().cpu().clone() for official, here in slow_keys(backbone).items()}
 
 
 def export_backbone(

@@ -33,7 +33,9 @@ h1 { margin-bottom: 0; } h2 { margin-top: 2.2rem; font-size: 1.15rem; } .faint {
 table { border-collapse: collapse; } td, th { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); } td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 14px; }
-.plots img, .wide img { width: 100%; border-radius: 6px; background: var(--card); border: 1px solid var(--line); }
+.square { max-width: 600px; }
+.plots img, .wide img, .square img { width: 100%; border-radius: 6px; background: var(--card);
+  border: 1px solid var(--line); }
 pre { overflow: auto; font-size: 12px; }
 """
 
@@ -84,7 +86,7 @@ def _page(
         f"<div class=plots>{''.join(_plots(config, steps, checks, knn))}</div>" if steps else "<p>No step yet.</p>",
     ]
     if knn is not None:
-        parts += ["<h2>Where the classes go</h2>", f"<div class=plots>{_confusion(knn)}</div>"]
+        parts += ["<h2>Where the classes go</h2>", f"<div class=square>{_confusion(knn)}</div>"]
     if clips.is_file():
         encoded = base64.b64encode(clips.read_bytes()).decode()
         parts += [

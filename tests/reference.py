@@ -1,6 +1,7 @@
 """The reference implementation's numbers, where they are present."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from conftest import SHARED
 from safetensors.torch import load_file
 
 from rhofast.backbones.slow import Slow
+from rhofast.config import OptimSection
 from rhofast.export import slow_keys
+from rhofast.methods.contract import Method
+from rhofast.optim import build_optimizer
 
 VECTORS = SHARED / "vectors"
 needs_vectors = pytest.mark.skipif(not VECTORS.exists(), reason="the reference vectors are not here")
@@ -33,3 +37,68 @@ def part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]
 def official_slow(backbone: Slow, prefix: str) -> dict[str, str]:
     """Official name with a prefix -> name in the backbone."""
     return {f"{prefix}{official}": here for official, here in slow_keys(backbone).items()}
+
+
+def method_keys(method: Method) -> dict[str, str]:
+    """Official name -> name in the method, for backbone and projection, trained and key network."""
+    assert isinstance(method.backbone, Slow)
+    table: dict[str, str] = {}
+    twins = [("backbone.", "")] + ([("backbone_hist.", "key_")] if hasattr(method, "key_backbone") else [])
+    for official, here in twins:
+        table |= {name: f"{here}backbone.{own}" for name, own in official_slow(method.backbone, official).items()}
+        names = method.get_submodule("projection").state_dict()
+        table |= {f"{official}head.projection.projection.{key}": f"{here}projection.{key}" for key in names}
+    return table
+
+
+def run_step(method: Method, clips: torch.Tensor, progress: float) -> list[float]:
+    """Forward and backward of all parts; their losses."""
+    losses = []
+    for number in range(method.num_parts(clips.shape[1])):
+        loss, _ = method(clips, number, progress)
+        loss.backward()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def gradients(method: Method) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+
+
+def follow(
+    name: str, method: Method, table: dict[str, str], rho: int, section: OptimSection
+) -> Iterator[tuple[int, dict[str, Any], dict[str, torch.Tensor]]]:
+    """Two training steps of the reference: (step, its facts, the stored tensors) after each backward, once losses and
+    gradients have been compared; the state is compared at the end. Skips where this rho is not among the vectors."""
+    facts = numbers("methods")[name]
+    if f"rho{rho}" not in facts:
+        pytest.skip(f"no rho={rho} among the vectors")
+    dtype = next(method.parameters()).dtype
+    exact = dtype == torch.float64
+    after = tensors(f"{name}_rho{rho}", dtype)
+    videos = tensors("method_clips", dtype)
+    # With rho = 1 two augmentations of the same frames are trained with: two clips.
+    clips = torch.stack([videos[f"clip{number}"] for number in range(max(rho, 2))], dim=1)
+    names = {here: official for official, here in table.items()}
+    trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
+    optimizer = build_optimizer(method, section)
+    for number, step in enumerate(facts[f"rho{rho}"]["iters"]):
+        optimizer.zero_grad()
+        losses = run_step(method, clips, step["epoch_exact"] / 200)
+        assert losses == pytest.approx(step["per_call_losses"], abs=1e-9 if exact else 1e-4 if number == 0 else 1e-3)
+        for own, p in trained.items():
+            expected = step["grad_norms"][names[own]]
+            if expected > 1e-6 and (exact or number == 0):
+                assert float(p.grad.norm()) == pytest.approx(expected, rel=1e-8 if exact else 2e-3), (number, own)
+            if exact and number == 0 and expected > 1e-6 and f"grad0/{names[own]}" in after:
+                stored = after[f"grad0/{names[own]}"]
+                assert torch.allclose(p.grad, stored, rtol=1e-6, atol=1e-6 * float(stored.abs().max())), own
+        yield number, step, after
+        for group in optimizer.param_groups:
+            group["lr"] = step["lr"]
+        optimizer.step()
+    if exact:  # in float32 a ReLU that flips by rounding moves single entries; losses and norms were compared
+        state = method.state_dict()
+        for official, value in part(after, "final/").items():
+            if official in table:
+                assert torch.allclose(state[table[official]], value, rtol=1e-6, atol=1e-6), official

@@ -79,7 +79,8 @@ def test_the_demo_goes_from_videos_to_a_report(
     assert {path.name for path in left.iterdir()} >= {"report.html", "clips.png", "knn.json", "metrics.jsonl"}
     result = json.loads((left / "knn.json").read_text())
     assert result["trained"]["samples"] == 2 and result["chance"] == 0.5
-    assert np.asarray(Image.open(left / "clips.png")).std() > 10
+    with Image.open(left / "clips.png") as sheet:
+        assert np.asarray(sheet).std() > 10
     assert (
         run("demo", "--out", tmp_path / "demo", "--videos", videos, "--config", page) == 0
     )  # again: nothing is redone
@@ -90,7 +91,8 @@ def test_looking_at_shards(shards: ShardSet, tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert "13 in 3 shards" in said and "3 clips x 8 frames" in said and "read amplification" in said
     assert run("show", shards.root, "--out", tmp_path / "x.png", "--key", "v3", "--set", "augment.size=16") == 0
-    assert Image.open(tmp_path / "x.png").width > 100
+    with Image.open(tmp_path / "x.png") as sheet:
+        assert sheet.width > 100
 
 
 def test_a_broken_promise_is_exit_code_1(shards: ShardSet, capsys: pytest.CaptureFixture[str]) -> None:

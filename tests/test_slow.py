@@ -84,7 +84,7 @@ def test_the_textbook_r18_has_its_widths() -> None:
     assert widths == [64, 64, 128, 256, 512] and backbone.num_features == 512
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name.startswith("slow")])
 def test_any_number_of_frames_goes_in_and_time_is_kept(name: str) -> None:
     backbone = build_backbone(name, {"width": 4}).eval()
     for frames in (1, 3, 8):

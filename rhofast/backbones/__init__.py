@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from rhofast.backbones.slow import Slow, SlowOptions
+from rhofast.backbones.torchvision_video import NAMES, TorchvisionOptions, torchvision_video
 from rhofast.config import parse_section
 from rhofast.errors import ConfigError
 
@@ -18,11 +19,20 @@ def _slow(**given: Any) -> Callable[[Mapping[str, Any]], nn.Module]:
     return lambda options: Slow(parse_section(SlowOptions, {**given, **options}, where="backbone"))
 
 
+def _torchvision(name: str) -> Callable[[Mapping[str, Any]], nn.Module]:
+    def build(options: Mapping[str, Any]) -> nn.Module:
+        parse_section(TorchvisionOptions, options, where="backbone")
+        return torchvision_video(name)
+
+    return build
+
+
 BACKBONES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     "slow_r18": _slow(depth=18, block="basic"),
     "slow_r18_reference": _slow(depth=18, block="basic", wide_basic=True, width=16),
     "slow_r50": _slow(depth=50),
     "slow_r101": _slow(depth=101),
+    **{name: _torchvision(name) for name in NAMES},
 }
 
 

@@ -235,9 +235,12 @@ class ShardSet:
         return self.index(shard).row(row)
 
 
-def open_shards(root: Path) -> ShardSet:
-    """Open the shard set in a folder. Raises ShardMissingError where there is none (or it is incomplete), and
-    ShardFormatError for another version or a `dataset.json` that cannot be read."""
+def open_shards(root: Path, *, check_files: bool = True) -> ShardSet:
+    """Open the shard set in a folder. check_files: see that every shard is there and as long as it should be.
+
+    Raises ShardMissingError where there is no set, it is incomplete, or a shard is missing; ShardFormatError for
+    another version, a `dataset.json` that cannot be read, or a shard that was cut short.
+    """
     path = root / DATASET_FILE
     if not root.is_dir():
         raise ShardMissingError(f"{root}: no such folder", hint="make shards with: rhofast shard SOURCE OUT")
@@ -262,7 +265,21 @@ def open_shards(root: Path) -> ShardSet:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ShardFormatError(f"{path}: {where}: {first['msg']}") from None
+    if check_files:
+        for shard in info.shards:
+            _check_files(root, shard)
     return ShardSet(root, info)
+
+
+def _check_files(root: Path, shard: ShardInfo) -> None:
+    hint = "copy it again, or see what else is wrong with: rhofast verify"
+    for name in (shard.tar, shard.index):
+        try:
+            size = (root / name).stat().st_size
+        except OSError as error:
+            raise ShardMissingError(f"{root / name}: {error.strerror or error}", hint=hint) from None
+        if name == shard.tar and size != shard.bytes:
+            raise ShardFormatError(f"{root / name}: {size} bytes, {DATASET_FILE} says {shard.bytes}", hint=hint)
 
 
 def open_index(path: Path, *, digest: str | None = None) -> ShardIndex:

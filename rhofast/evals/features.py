@@ -19,7 +19,7 @@ from torch import nn
 from rhofast.config import AugmentSection, ClipSection, DataSection
 from rhofast.data.index import ShardSet
 from rhofast.data.loader import TestLoader
-from rhofast.errors import SampleError
+from rhofast.errors import SampleError, ShardFormatError
 
 Progress = Callable[[int, int], None]
 
@@ -48,7 +48,8 @@ def extract_features(
     """Features of all samples: `views` uniform center clips each, the backbone in evaluation mode, no gradient.
 
     backbone: [N, C, T, H, W] -> [N, D], on the device it should run on; its mode is put back afterwards. batch_size:
-    videos a forward on each rank. progress: called with (samples done, samples in all) of this rank.
+    videos a forward on each rank. progress: called with (samples done, samples in all) of this rank. Raises
+    ShardFormatError if not one sample can be read.
     """
     state = PartialState()
     device = next(backbone.parameters()).device
@@ -83,6 +84,8 @@ def extract_features(
     finally:
         backbone.train(was_training)
     parts = gather_object([(values, samples, labels, loader.bad)])
+    if not any(part[0] for part in parts):
+        raise ShardFormatError(f"{shards.root}: not one sample could be read; the first: {parts[0][3][0]}")
     return Features(
         values=np.concatenate([array for part in parts for array in part[0]]),
         sample=np.concatenate([array for part in parts for array in part[1]]),

@@ -9,9 +9,15 @@ from rhofast.config import Section, parse_section
 from rhofast.errors import ConfigError
 from rhofast.methods.byol import Byol, ByolOptions
 from rhofast.methods.contract import Method
+from rhofast.methods.moco import Moco, MocoOptions
+from rhofast.methods.simclr import Simclr, SimclrOptions
+from rhofast.methods.swav import Swav, SwavOptions
 
 METHODS: dict[str, tuple[type[Section], Any]] = {
     "byol": (ByolOptions, Byol),
+    "moco": (MocoOptions, Moco),
+    "simclr": (SimclrOptions, Simclr),
+    "swav": (SwavOptions, Swav),
 }
 
 

@@ -10,8 +10,7 @@ the losses of the rho queries; the paper averages them (`loss`).
 
 from __future__ import annotations
 
-import copy
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -19,9 +18,8 @@ from torch import Tensor, nn
 
 from rhofast.config import Count, Positive, Section
 from rhofast.distributed import synchronize_batch_norm
-from rhofast.methods.contract import Method
+from rhofast.methods.contract import MomentumMethod
 from rhofast.methods.heads import MLP, embedding_spread, normalize
-from rhofast.optim import ema_momentum, update_ema
 
 
 class ByolOptions(Section):
@@ -49,24 +47,18 @@ class ByolOptions(Section):
     batch_norm: Literal["sync", "local"] = "sync"
 
 
-class Byol(Method):
+class Byol(MomentumMethod):
     """See the module's docstring."""
 
     def __init__(self, backbone: nn.Module, options: ByolOptions) -> None:
-        super().__init__()
         features = int(backbone.num_features)  # type: ignore[arg-type]
+        projection = MLP(features, options.hidden, options.out, layers=options.projection_layers, batch_norm=True)
+        super().__init__(backbone, projection, base=options.ema_base, anneal=options.ema_anneal)
         self.options = options
-        self.backbone = backbone
-        self.projection = MLP(features, options.hidden, options.out, layers=options.projection_layers, batch_norm=True)
         self.predictor = MLP(options.out, options.hidden, options.out, layers=options.predictor_layers, batch_norm=True)
-        self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(requires_grad=False)
-        self.key_projection = copy.deepcopy(self.projection).requires_grad_(requires_grad=False)
         if options.batch_norm == "sync":
             synchronize_batch_norm(self)
-        self.register_buffer("momentum", torch.tensor(options.ema_base, dtype=torch.float64))
-        self._momentum = options.ema_base  # the same number where no device has to be asked for it
         self._keys: Tensor | None = None  # [P, B, D], from part 0 to the last part of a step
-        self.register_load_state_dict_post_hook(_remember_momentum)  # type: ignore[no-untyped-call]
 
     def num_parts(self, num_clips: int) -> int:
         if num_clips < 2:
@@ -100,26 +92,8 @@ class Byol(Method):
     @torch.no_grad()
     def _make_keys(self, clips: list[Tensor], progress: float) -> Tensor:
         """Move the key network, then embed every clip with it: [P, B, D], unit rows."""
-        annealed = ema_momentum(self.options.ema_base, progress) if self.options.ema_anneal else self._momentum
-        if not self.options.sequential:
-            self._hold(annealed)
-        update_ema(
-            [*self.key_backbone.parameters(), *self.key_projection.parameters()],
-            [*self.backbone.parameters(), *self.projection.parameters()],
-            self._momentum,
-        )
+        self.move_keys(progress, held=self.options.sequential)
         if self.options.sequential:
-            keys = torch.stack([normalize(self.key_projection(self.key_backbone(clip))) for clip in clips])
-            self._hold(annealed)  # the release anneals after the keys: the next step moves with this one's momentum
-            return keys
+            return torch.stack([normalize(self.key_projection(self.key_backbone(clip))) for clip in clips])
         joint = normalize(self.key_projection(self.key_backbone(torch.cat(clips))))
         return torch.stack(joint.chunk(len(clips)))
-
-    def _hold(self, momentum: float) -> None:
-        self._momentum = momentum
-        self.get_buffer("momentum").fill_(momentum)
-
-
-def _remember_momentum(module: nn.Module, _: Any) -> None:
-    assert isinstance(module, Byol)
-    module._momentum = float(module.get_buffer("momentum"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,9 +37,15 @@ class MLP(nn.Sequential):
 
 
 def normalize(x: Tensor) -> Tensor:
-    """Rows of unit length, [..., D]; without an epsilon, as the reference implementation does it."""
+    """Rows of unit length, [..., D], at least float32; without an epsilon, as the reference implementation does it."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # squares of float16 end at 65504
     unit: Tensor = x / x.square().sum(dim=-1, keepdim=True).sqrt()
     return unit
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """A context without autocast on the device of `x`: similarities are divided by small temperatures."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def embedding_spread(x: Tensor) -> Tensor:

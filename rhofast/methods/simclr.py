@@ -1,0 +1,90 @@
+"""rho-SimCLR (arXiv 2002.05709 through time: 2104.14558, section 3.1): find the other clip in the batch.
+
+    z_i     = normalize(project(backbone(clip_i)))
+    loss    = mean over all z of -log(sum_positives e^(z . z' / T) / sum_others e^(z . z' / T))
+
+Positives are clips of the same video, others are all clips of the batch of all ranks but z itself. The release takes
+neighboring clips two by two ("chain"), so a middle clip is embedded twice; the paper has all clips at once ("all").
+With two clips they are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rhofast.config import Count, Positive, Section
+from rhofast.distributed import all_gather, rank, synchronize_batch_norm
+from rhofast.methods.contract import Method
+from rhofast.methods.heads import MLP, embedding_spread, full_precision, normalize
+
+
+class SimclrOptions(Section):
+    """Defaults are the released configuration's.
+
+    hidden, out, projection_layers   projection: hidden width, dimension of the embedding, Linear layers
+    projection_norm   batch norm inside the projection: off in the release, on in the paper
+    temperature       T
+    pairs             "chain": rho - 1 losses of neighbors, summed, each with its own backward (activations of two clips
+                      in memory); "all": one loss over all clips
+    batch_norm        "sync" over all ranks, or "local"
+    """
+
+    hidden: Count = 2048
+    out: Count = 128
+    projection_layers: Count = 3
+    projection_norm: bool = False
+    temperature: Positive = 0.1
+    pairs: Literal["chain", "all"] = "chain"
+    batch_norm: Literal["sync", "local"] = "sync"
+
+
+class Simclr(Method):
+    """See the module's docstring."""
+
+    def __init__(self, backbone: nn.Module, options: SimclrOptions) -> None:
+        super().__init__()
+        features = int(backbone.num_features)  # type: ignore[arg-type]
+        self.options = options
+        self.backbone = backbone
+        self.projection = MLP(
+            features,
+            options.hidden,
+            options.out,
+            layers=options.projection_layers,
+            batch_norm=options.projection_norm,
+        )
+        if options.batch_norm == "sync":
+            synchronize_batch_norm(self)
+
+    def num_parts(self, num_clips: int) -> int:
+        if num_clips < 2:
+            raise ValueError(f"SimCLR needs at least 2 clips a video, got {num_clips}")
+        return num_clips - 1 if self.options.pairs == "chain" else 1
+
+    def forward(self, pixels: Tensor, part: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        clips = pixels.unbind(dim=1)
+        if self.options.pairs == "chain":
+            clips = clips[part : part + 2]
+        # One forward a clip: batch norm never mixes clip slots.
+        own = torch.stack([normalize(self.projection(self.backbone(clip))) for clip in clips])
+        with full_precision(own):
+            loss = contrast_all(own, self.options.temperature)
+        return loss, {"feature_std": embedding_spread(own[0])}
+
+
+def contrast_all(own: Tensor, temperature: float) -> Tensor:
+    """The loss of this rank's embeddings [P, B, D] (unit rows) among those of all ranks, a scalar; its mean over ranks
+    is the loss of the whole batch."""
+    num_clips, batch = own.shape[:2]
+    everyone = all_gather(own)  # [W, P, B, D]
+    ranks = everyone.shape[0]
+    video = torch.arange(ranks * batch, device=own.device).view(ranks, 1, batch).expand(ranks, num_clips, batch)
+    similarity = own.flatten(0, 1) @ everyone.flatten(0, 2).T / temperature  # [P * B, W * P * B]
+    same = video[rank()].flatten()[:, None] == video.flatten()[None]
+    itself = torch.zeros_like(same)
+    itself[:, rank() * num_clips * batch :][:, : num_clips * batch].fill_diagonal_(True)
+    positive = similarity.masked_fill(~same | itself, -torch.inf).logsumexp(dim=1)
+    return (similarity.masked_fill(itself, -torch.inf).logsumexp(dim=1) - positive).mean()

@@ -1,0 +1,118 @@
+"""rho-MoCo against the reference implementation's numbers, and its invariants."""
+
+import pytest
+import torch
+from reference import follow, gradients, method_keys, needs_vectors, part, run_step, tensors
+from torch import Tensor
+
+from rhofast.backbones import build_backbone
+from rhofast.backbones.slow import Slow, SlowOptions
+from rhofast.config import OptimSection
+from rhofast.methods import build_method
+from rhofast.methods.moco import Moco, MocoOptions, _contrast
+
+SMALL = {"hidden": 32, "out": 16, "queue": 64}
+
+
+@needs_vectors
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("rho", [1, 2, 3, 4])
+def test_two_steps_are_those_of_the_reference(rho: int, dtype: torch.dtype) -> None:
+    method = Moco(Slow(SlowOptions(depth=50, width=4)), MocoOptions.model_validate(SMALL)).to(dtype)
+    table = method_keys(method) | {"queue_x": "queue"}
+    before = tensors("moco_state_before", dtype)
+    missing = method.load_state_dict({here: before[official] for official, here in table.items()}, strict=False)
+    assert missing.missing_keys == ["momentum", "written"]
+    method.written.fill_(64 + int(before["ptr"]))  # a queue that has been full
+    for number, facts, after in follow("moco", method, table, rho, OptimSection(name="sgd", weight_decay=1e-4)):
+        assert method._momentum == pytest.approx(facts["ema_momentum_held_after"], abs=1e-12)
+        assert int(method.written) % 64 == facts["ptr_after"]
+        within = 1e-6 if dtype == torch.float64 or number == 0 else 2e-3
+        assert torch.allclose(method.queue, after[f"queue_after{number}"], rtol=within, atol=within)
+        if number == 0:
+            for official, value in part(after, "hist_after0/").items():
+                mine = method.state_dict()[table[f"backbone_hist.{official}"]]
+                assert torch.allclose(mine, value, rtol=1e-6, atol=1e-6)
+
+
+def small(**options: object) -> Moco:
+    torch.manual_seed(0)
+    chosen = {"hidden": 16, "out": 8, "queue": 16, "fill_first": False, **options}
+    method = build_method("moco", chosen, build_backbone("slow_r18", {"width": 4})).double()
+    assert isinstance(method, Moco)
+    return method
+
+
+def clips(rho: int, batch: int = 3) -> Tensor:
+    return torch.randn(batch, rho, 3, 2, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(rho))
+
+
+@pytest.mark.parametrize("rho", [2, 3])
+def test_the_mean_over_clips_is_the_sum_divided_by_rho(rho: int) -> None:
+    total, mean = small(), small(loss="mean")
+    losses = run_step(total, clips(rho), 0.0), run_step(mean, clips(rho), 0.0)
+    assert [value / rho for value in losses[0]] == pytest.approx(losses[1])
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_loss_is_a_cross_entropy(joint: bool) -> None:
+    positive, negative = torch.randn(1, 5).double(), torch.randn(5, 7).double()
+    expected = torch.nn.functional.cross_entropy(torch.cat([positive.T, negative], dim=1), torch.zeros(5).long())
+    assert torch.allclose(_contrast(positive, negative, joint=joint), expected)
+
+
+def test_positives_do_not_see_one_another_unless_joint() -> None:
+    positive = torch.tensor([[0.5], [2.0]]).double()
+    negative = torch.tensor([[0.0, 1.0]]).double()
+    weight, rest = positive.exp(), negative.exp().sum()
+    assert torch.allclose(_contrast(positive, negative, joint=False), -(weight / (weight + rest)).log().mean())
+    joint = -(weight.sum() / (weight.sum() + rest)).log()
+    assert torch.allclose(_contrast(positive, negative, joint=True), joint)
+
+
+def test_the_queue_takes_keys_in_clip_order_and_wraps_around() -> None:
+    method = small()
+    before = method.queue.clone()
+    method.written.fill_(14)
+    keys = torch.nn.functional.normalize(torch.randn(2, 3, 8).double(), dim=-1)
+    method._enqueue(keys)
+    flat = keys.flatten(0, 1)
+    assert torch.equal(method.queue[14:], flat[:2]) and torch.equal(method.queue[:4], flat[2:])
+    assert torch.equal(method.queue[4:14], before[4:14]) and int(method.written) == 20
+
+
+def test_only_the_first_clip_s_keys_enter_if_asked() -> None:
+    method = small(queue_clips="first")
+    run_step(method, clips(3), 0.0)
+    assert int(method.written) == 3
+
+
+def test_a_step_larger_than_the_queue_is_refused() -> None:
+    with pytest.raises(ValueError, match="27 keys, more than the queue's 16"):
+        run_step(small(), clips(3, batch=9), 0.0)
+
+
+def test_nothing_is_learned_until_the_random_queue_is_replaced() -> None:
+    method = small(fill_first=True)  # 16 places, 6 keys a step: full after three
+    for step in range(4):
+        method.zero_grad()
+        losses = run_step(method, clips(2), 0.0)
+        assert all(loss > 0 for loss in losses)
+        assert any(gradient.any() for gradient in gradients(method).values()) == (step == 3)
+
+
+def test_keys_and_queue_get_no_gradient_and_all_trained_parameters_do() -> None:
+    method = small()
+    run_step(method, clips(2), 0.3)
+    for name, p in method.named_parameters():
+        assert (p.grad is None) == name.startswith("key_"), name
+
+
+def test_a_restored_method_continues_with_the_same_queue_and_momentum() -> None:
+    straight, restored = small(), small()
+    run_step(straight, clips(2), 0.7)
+    restored.load_state_dict(straight.state_dict())
+    for method in (straight, restored):
+        method.zero_grad()
+    assert run_step(straight, clips(2), 0.8) == run_step(restored, clips(2), 0.8)
+    assert torch.equal(straight.queue, restored.queue)

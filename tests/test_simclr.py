@@ -1,0 +1,76 @@
+"""rho-SimCLR against the reference implementation's numbers, and its invariants."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import follow, gradients, method_keys, needs_vectors, run_step, tensors
+from torch import Tensor
+
+from rhofast.backbones import build_backbone
+from rhofast.backbones.slow import Slow, SlowOptions
+from rhofast.config import OptimSection
+from rhofast.methods import build_method
+from rhofast.methods.simclr import Simclr, SimclrOptions, contrast_all
+
+SMALL = {"hidden": 32, "out": 16}
+
+
+@needs_vectors
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("rho", [1, 2, 3, 4])
+def test_two_steps_are_those_of_the_reference(rho: int, dtype: torch.dtype) -> None:
+    method = Simclr(Slow(SlowOptions(depth=50, width=4)), SimclrOptions.model_validate(SMALL)).to(dtype)
+    table, before = method_keys(method), tensors("simclr_state_before", dtype)
+    method.load_state_dict({here: before[official] for official, here in table.items()})
+    assert len(list(follow("simclr", method, table, rho, OptimSection()))) == 2
+
+
+def small(**options: object) -> Simclr:
+    torch.manual_seed(0)
+    method = build_method("simclr", {"hidden": 16, "out": 8, **options}, build_backbone("slow_r18", {"width": 4}))
+    assert isinstance(method, Simclr)
+    return method.double()
+
+
+def clips(rho: int) -> Tensor:
+    return torch.randn(3, rho, 3, 2, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(rho))
+
+
+def test_with_two_clips_the_chain_and_all_clips_are_the_same() -> None:
+    chain, together = small(pairs="chain"), small(pairs="all")
+    assert run_step(chain, clips(2), 0.0) == pytest.approx(run_step(together, clips(2), 0.0), rel=1e-12)
+    for name, gradient in gradients(chain).items():
+        assert torch.allclose(gradient, gradients(together)[name], rtol=1e-10)
+
+
+@pytest.mark.parametrize(("rho", "pairs", "parts"), [(2, "chain", 1), (4, "chain", 3), (4, "all", 1)])
+def test_a_chain_has_a_part_for_each_pair_of_neighbors(rho: int, pairs: str, parts: int) -> None:
+    method = small(pairs=pairs)
+    assert method.num_parts(rho) == parts
+    assert len(run_step(method, clips(rho), 0.0)) == parts
+
+
+@pytest.mark.parametrize("num_clips", [2, 3])
+def test_the_loss_is_that_of_its_definition(num_clips: int) -> None:
+    own = F.normalize(torch.randn(num_clips, 4, 6).double(), dim=-1)
+    rows = [(video, own[clip, video]) for clip in range(num_clips) for video in range(4)]
+    expected = 0.0
+    for number, (video, row) in enumerate(rows):
+        others = [(v, float((row @ r / 0.3).exp())) for other, (v, r) in enumerate(rows) if other != number]
+        share = sum(weight for v, weight in others if v == video) / sum(weight for _, weight in others)
+        expected -= math.log(share) / len(rows)
+    assert float(contrast_all(own, 0.3)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_clip_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        small().num_parts(1)
+
+
+def test_the_paper_s_projection_has_batch_norm() -> None:
+    assert any(
+        isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in small(projection_norm=True).projection
+    )
+    assert not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in small().projection)
