@@ -1,15 +1,14 @@
 """motions: a generated data set of short videos whose class is how something moves.
 
-    python shards/motions.py OUT --split train --videos 1024        class-per-folder H.264 videos
-    rhofast shard motions OUT --option source=FOLDER ...            the same, straight into shards
+    python shards/motions.py FOLDER --split train --videos 1024                         class-per-folder H.264 videos
+    rhofast shard FOLDER OUT --recipe motions --option split=train --option videos=1024  the same, and shards of them
 
 A textured sprite moves on a dark background. The class says how; everything else (texture, colors, shape, background,
 position, size, light, camera drift) is a nuisance that differs from video to video and *drifts within each video*, so
 that two clips of one video from different times share the motion and little else. All classes look the same after a
 horizontal flip. A video is a function of (seed, split, number, difficulty, geometry) alone, to the byte.
 
-The two splits share no nuisance: they draw from different random streams, and their textures run in different,
-interleaved directions.
+The two splits draw from different random streams, and their textures run in different, interleaved directions.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ import numpy.typing as npt
 
 from rhofast.data.types import VideoRecord
 
-CLASSES = ("bob", "flicker", "jitter", "orbit", "pulse", "rock", "spin_fast", "spin_slow")
+CLASSES = ("bob", "flicker", "jitter", "orbit", "pulse", "rock", "spin", "sway")
 SPLITS = ("train", "test")
+VERSION = 1  # of the drawing: another picture for the same settings is another version
 DIRECTIONS = 4  # of a texture's waves; those of test lie halfway between those of train
 WANDER_SECONDS = 2.0
 
 Float = npt.NDArray[np.floating[Any]]
-Single = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +49,16 @@ class Settings:
     size: int = 64
     frames: int = 96
     fps: int = 12
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"split={self.split}: choose one of {', '.join(SPLITS)}")
+        if not 0 <= self.difficulty <= 1:
+            raise ValueError(f"difficulty={self.difficulty} is not in [0, 1]")
+        if self.size < 16 or self.size % 2:
+            raise ValueError(f"size={self.size}: pixels a side must be even and at least 16")
+        if self.frames < 1 or self.fps < 1:
+            raise ValueError(f"frames={self.frames} and fps={self.fps} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,22 +94,22 @@ def draw_motion(name: str, rng: np.random.Generator, frames: int, fps: int) -> M
 
     turn = rng.choice([-1.0, 1.0])
     if name == "bob":
-        y = 0.17 * np.sin(wave(1.1, 1.6))
+        y = 0.2 * np.sin(wave(1.1, 1.6))
     elif name == "flicker":
         brightness = 0.62 + 0.38 * np.sin(wave(0.45, 0.65))
     elif name == "jitter":
-        x, y = rng.normal(0, 0.06, (2, frames))
+        x, y = rng.normal(0, 0.07, (2, frames))
     elif name == "orbit":
-        around = turn * wave(1.5, 2.2)
-        x, y = 0.17 * np.cos(around), 0.17 * np.sin(around)
+        around = turn * wave(1.1, 1.6)
+        x, y = 0.2 * np.cos(around), 0.2 * np.sin(around)
     elif name == "pulse":
-        size = 1 + 0.38 * np.sin(wave(1.1, 1.6))
+        size = 1 + 0.45 * np.sin(wave(1.1, 1.6))
     elif name == "rock":
         angle = 0.75 * np.sin(wave(1.1, 1.6))
-    elif name == "spin_fast":
-        angle = turn * wave(0.9, 1.2)
-    elif name == "spin_slow":
-        angle = turn * wave(3.0, 4.2)
+    elif name == "spin":
+        angle = turn * wave(1.1, 1.6)
+    elif name == "sway":
+        x = 0.2 * np.sin(wave(1.1, 1.6))
     else:
         raise ValueError(f"no class {name!r}")
     return Motion(x=x, y=y, size=size, angle=angle, brightness=brightness)
@@ -118,12 +127,16 @@ def wander(rng: np.random.Generator, settings: Settings, low: float, high: float
     return np.asarray(before + share * (after - before), dtype=np.float32)
 
 
+def wave_directions(split: str) -> Float:
+    """Directions of the plane waves of a split's textures, in radians in [0, pi)."""
+    return np.asarray(np.pi * (2 * np.arange(DIRECTIONS) + SPLITS.index(split)) / (2 * DIRECTIONS))
+
+
 def waves(rng: np.random.Generator, settings: Settings, x: Float, y: Float, finest: float) -> Float:
     """A texture in about [-1, 1] over coordinates x, y: a wandering mixture of plane waves from a bank that all videos
     of the split share, so that no video keeps a texture of its own. finest: waves a unit of x or y."""
-    directions = np.pi * (2 * np.arange(DIRECTIONS) + SPLITS.index(settings.split)) / (2 * DIRECTIONS)
     total = np.float32(0)
-    for number, direction in enumerate(directions):
+    for number, direction in enumerate(wave_directions(settings.split)):
         length = finest * (0.5, 1.0)[number % 2]
         across, down = (np.float32(2 * np.pi * length * part) for part in (np.cos(direction), np.sin(direction)))
         phase = across * x + down * y
@@ -152,11 +165,11 @@ def render(settings: Settings, number: int) -> npt.NDArray[np.uint8]:
     # The background: dark, of low contrast, seen through a drifting camera.
     camera_x, camera_y = wander(rng, settings, -0.1, 0.1, 2)
     texture = waves(rng, settings, px + over_time(camera_x), py + over_time(camera_y), 3.0)[..., None]
-    image = colors(0.7, 0.1 + 0.2 * hard) * (1 + (0.5 + 0.5 * hard) * texture)
+    image = colors(0.7, float(0.1 + 0.2 * hard)) * (1 + (0.5 + 0.5 * hard) * texture)
 
     # The sprite, in its own coordinates: position, size and orientation undone. Its outline morphs.
     place_x, place_y = wander(rng, settings, -0.08, 0.08, 2)
-    scale = over_time(motion.size * wander(rng, settings, 0.2, 0.26)[0])
+    scale = over_time(motion.size * wander(rng, settings, 0.17, 0.22)[0])
     cos, sin = over_time(np.cos(motion.angle)), over_time(np.sin(motion.angle))
     dx, dy = (px - over_time(motion.x + place_x)) / scale, (py - over_time(motion.y + place_y)) / scale
     u, v = cos * dx + sin * dy, cos * dy - sin * dx
@@ -178,15 +191,15 @@ def render(settings: Settings, number: int) -> npt.NDArray[np.uint8]:
 def encode(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> None:
     """Write an H.264 video; whole or not at all, and with the same bytes each time."""
     aside = path.with_name(f".{path.name}.tmp")
+    # Without `cpu-independent` x264's decisions on frame types differ now and then between two runs on one machine.
+    options = {"crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1"}
     with av.open(str(aside), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
         for pixels in frames:
-            # Planes in fresh, unpadded memory: frames converted by the library itself give bytes that vary.
-            planes = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p").to_ndarray()
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     aside.replace(path)
 
@@ -202,20 +215,21 @@ def make_videos(folder: Path, settings: Settings, videos: int, workers: int | No
     """Make what is missing in FOLDER/SPLIT, in parallel; yields the number of each video that is there, in order.
     Raises ValueError if the folder holds videos of other settings."""
     folder = folder / settings.split
-    note = folder / "motions.json"
-    if note.exists() and json.loads(note.read_text()) != asdict(settings):
+    note, made_from = folder / "motions.json", {"version": VERSION, **asdict(settings)}
+    if note.exists() and json.loads(note.read_text()) != made_from:
         raise ValueError(f"{folder}: holds motions of other settings ({note.name}); choose another folder")
     for name in CLASSES:
         (folder / name).mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(asdict(settings)))
-    missing = [number for number in range(videos) if not (folder / video_name(settings, number)).exists()]
-    if not missing:
+    note.write_text(json.dumps(made_from))
+    if all((folder / video_name(settings, number)).exists() for number in range(videos)):
         yield from range(videos)
         return
-    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn"))
+    try:
         done = pool.map(partial(make_video, folder, settings), range(videos), chunksize=4)
-        for number, _ in enumerate(done):
-            yield number
+        yield from (number for number, _ in enumerate(done))
+    finally:  # a caller who stops early does not wait for the rest
+        pool.shutdown(cancel_futures=True)
 
 
 def records(

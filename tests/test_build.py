@@ -372,7 +372,7 @@ def test_verify_finds_injected_damage(built: Path, tmp_path: Path, kind: str) ->
     injure, says = DAMAGE[kind]
     root = shutil.copytree(built, tmp_path / "set")
     injure(root)
-    problems: list[Problem] = list(verify_shards(open_shards(root)))
+    problems: list[Problem] = list(verify_shards(open_shards(root, check_files=False)))
     assert any(says in str(problem) for problem in problems), problems
 
 
