@@ -93,7 +93,7 @@ def shard(
     settings = parse_section(TranscodeSettings, values, where="shard")
     found = find_records(source, recipe, option or [])
     with _progress(TextColumn("{task.fields[note]}")) as progress:
-        listing = progress.add_task("listing", total=None, note="", visible=False)
+        listing = progress.add_task("finding videos", total=None, note="", visible=False)
         records, total = listed(found, lambda count: progress.update(listing, completed=count, visible=True))
         progress.remove_task(listing)
         task = progress.add_task("sharding", total=total, note="")
