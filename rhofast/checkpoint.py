@@ -13,7 +13,6 @@ does not decide when to save (train.py).
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from rhofast.backbones import build_backbone
 from rhofast.config import Config, dump_config, parse_config
 from rhofast.errors import ResumeError
+from rhofast.files import flush, write_atomically
 
 VERSION = 1
 _FOLDER, _LATEST = "checkpoints", "latest"
@@ -64,11 +64,11 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         save_file(_storable(tensors), aside / _OPTIMIZER)
         (aside / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         for path in aside.iterdir():
-            _flush(path)
+            flush(path)
         if folder.exists():  # a run that went back to an older checkpoint comes here again
             shutil.rmtree(folder)
         aside.rename(folder)
-        _replace(folder.parent / _LATEST, folder.name)
+        write_atomically(folder.parent / _LATEST, folder.name)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -159,19 +159,3 @@ def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for key, value in tensors.items()
     }
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    _flush(aside)
-    aside.replace(path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -37,6 +37,7 @@ from rhofast.data.loader import Loader
 from rhofast.distributed import reduce_max
 from rhofast.errors import ConfigError, ResumeError, RhofastError
 from rhofast.evals.knn import evaluate_knn
+from rhofast.files import write_atomically
 from rhofast.methods import build_method
 from rhofast.optim import build_optimizer, learning_rate
 from rhofast.rng import Stream, bits
@@ -321,7 +322,7 @@ def _make_folder(config: Config, *, resume: bool) -> Path | None:
         _check_same_run(config, load_checkpoint(found).config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_config(folder / "config.json", config)
+        write_atomically(folder / "config.json", json.dumps(dump_config(config), indent=1))
     except OSError as error:
         raise ConfigError(f"{folder}: {error.strerror or error}") from None
     return found
@@ -346,12 +347,6 @@ def _check_same_run(new: Config, old: Config) -> None:
             "the checkpoint belongs to another configuration: " + "; ".join(sorted(changes)),
             hint="choose another name for a new run",
         )
-
-
-def _write_config(path: Path, config: Config) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(dump_config(config), indent=1), encoding="utf-8")
-    aside.replace(path)
 
 
 def _length(config: Config, steps_per_epoch: int) -> tuple[int, float]:

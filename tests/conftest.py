@@ -23,6 +23,29 @@ REAL_VIDEOS = Path(os.environ.get("RHOFAST_REAL_VIDEOS", SHARED / "videos"))
 
 WIDTH, HEIGHT, FPS = 64, 48, 12
 
+# A run of seconds, on the shards of the fixture below.
+TINY_PAGE = """
+name = "tiny"
+[clips]
+num_frames = 2
+frame_stride = 2
+fps = 12
+[augment]
+size = 16
+[backbone]
+name = "slow_r18"
+width = 4
+[method]
+name = "byol"
+hidden = 16
+out = 8
+[train]
+batch_size = 4
+steps = 2
+[eval]
+views = 1
+"""
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """GPU tests skip without a GPU, and fail instead where one is required."""

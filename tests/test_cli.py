@@ -8,33 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REAL_VIDEOS, encode_mjpeg, frame_pixels
+from conftest import REAL_VIDEOS, TINY_PAGE, encode_mjpeg, frame_pixels
 from PIL import Image
 
 from rhofast.cli import main
 from rhofast.data.index import ShardSet
-
-PAGE = """
-name = "tiny"
-[clips]
-num_frames = 2
-frame_stride = 2
-fps = 12
-[augment]
-size = 16
-[backbone]
-name = "slow_r18"
-width = 4
-[method]
-name = "byol"
-hidden = 16
-out = 8
-[train]
-batch_size = 4
-steps = 2
-[eval]
-views = 1
-"""
 
 
 def run(*arguments: object) -> int:
@@ -69,7 +47,7 @@ def test_the_demo_goes_from_videos_to_a_report(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "tiny.toml"
-    page.write_text(PAGE)
+    page.write_text(TINY_PAGE)
     assert run("demo", "--out", tmp_path / "demo", "--videos", videos, "--config", page) == 0
     said = capsys.readouterr().out
     commands = re.findall(r"^\$ rhofast (\w+)", said, flags=re.MULTILINE)
@@ -126,7 +104,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "page.toml").write_text(PAGE)
+    (tmp_path / "page.toml").write_text(TINY_PAGE)
     assert run(*arguments) == 2
     printed = capsys.readouterr().err
     lines = [line for line in printed.splitlines() if line.strip()]

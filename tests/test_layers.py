@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "rhofast"
 
 LAYERS = {
-    0: ["errors", "rng"],
+    0: ["errors", "rng", "files"],
     1: ["config", "data.types"],
     2: [
         *(f"data.{name}" for name in ("index", "order", "clips", "augment", "codecs", "conveyor", "quarantine")),

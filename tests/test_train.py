@@ -10,37 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TINY_PAGE
 
 from rhofast.checkpoint import latest_checkpoint, load_checkpoint
 from rhofast.config import Config, parse_config
 from rhofast.data.index import ShardSet
 from rhofast.errors import ConfigError, ResumeError
 from rhofast.train import train
-
-PAGE = """
-name = "run"
-[clips]
-num_frames = 2
-frame_stride = 2
-fps = 12
-[augment]
-size = 16
-[backbone]
-name = "slow_r18"
-width = 4
-[method]
-name = "byol"
-hidden = 16
-out = 8
-[optim]
-base_lr = 0.1
-warmup_epochs = 0.5
-[train]
-batch_size = 4
-steps = 5
-log_steps = 1
-checkpoint_steps = 2
-"""
 
 
 def config(shards: ShardSet, out: Path, **train_options: Any) -> Config:
@@ -154,11 +130,17 @@ def test_knn_runs_before_between_and_after(shards: ShardSet, tmp_path: Path) -> 
 
 
 def test_two_processes_train_on_the_batches_of_one(shards: ShardSet, tmp_path: Path) -> None:
-    page = tmp_path / "run.toml"
-    page.write_text(PAGE)
+    page = tmp_path / "tiny.toml"
+    page.write_text(TINY_PAGE)
     losses = []
     for processes in (1, 2):
-        sets = [f"data.train={shards.root}", f"out={tmp_path / str(processes)}"]
+        sets = [
+            f"data.train={shards.root}",
+            f"out={tmp_path / str(processes)}",
+            "name=run",
+            "train.steps=5",
+            "train.log_steps=1",
+        ]
         command = ["rhofast", "train", str(page), *(text for value in sets for text in ("--set", value))]
         launcher = [sys.executable, "-m"]
         if processes == 2:  # `--multi_gpu` is the launcher's word for several processes, here on the CPU

@@ -26,10 +26,11 @@ from rhofast.data.codecs import JpegCodec, build_codec, codec_settings
 from rhofast.data.index import DATASET_FILE, VERSION, DatasetInfo, ShardInfo, open_shards
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError, ShardError
+from rhofast.files import write_atomically
 from rhofast.ingest.executors import run_units, tick
 from rhofast.ingest.probe import Refusal, RefusedError, probe
 from rhofast.ingest.transcode import TranscodeSettings, output_fps, transcode
-from rhofast.ingest.writer import NewSample, write_atomically, write_shard
+from rhofast.ingest.writer import NewSample, write_shard
 
 REFUSED_FILE, SIZES_FILE = "refused.jsonl", "sizes.json"
 _KEY_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
