@@ -114,7 +114,7 @@ class _Run:
             seed=config.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
-            device_id=device.index if device.type == "cuda" else None,
+            device=device,
             half=device.type == "cuda" and config.train.precision != "fp32",
             bad_log=config.folder / "bad_samples.jsonl",
         )

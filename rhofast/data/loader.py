@@ -35,6 +35,7 @@ from rhofast.rng import Stream, uniform
 
 STATE_VERSION = 1
 _NO_LABEL = -100
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +91,7 @@ class _Base:
         *,
         max_pictures: int,
         plain: bool,
-        device_id: int | None,
+        device: torch.device,
         half: bool,
         quarantine: Quarantine,
     ) -> None:
@@ -98,7 +99,10 @@ class _Base:
         self._reader = Reader(shards)
         self._pool = ThreadPoolExecutor(data.threads, thread_name_prefix="rhofast-pread")
         self._depth = data.prefetch
-        self._device = torch.device("cpu" if device_id is None else f"cuda:{device_id}")
+        device_id = None
+        if device.type == "cuda":  # "cuda" alone means the current one
+            device_id = torch.cuda.current_device() if device.index is None else device.index
+        self._device = device
         self._quarantine = quarantine
         self._pipeline = DecodePipeline(
             augment,
@@ -236,7 +240,7 @@ class Loader(_Base):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        device_id: int | None = None,
+        device: torch.device = _CPU,
         half: bool = False,
         bad_log: Path | None = None,
     ) -> None:
@@ -253,7 +257,7 @@ class Loader(_Base):
             data,
             max_pictures=share * views * clips.num_frames,
             plain=False,
-            device_id=device_id,
+            device=device,
             half=half,
             quarantine=Quarantine(bad_log, data.max_bad),
         )
@@ -366,7 +370,7 @@ class TestLoader(_Base):
         views: int,
         rank: int = 0,
         world_size: int = 1,
-        device_id: int | None = None,
+        device: torch.device = _CPU,
         half: bool = False,
         bad_log: Path | None = None,
     ) -> None:
@@ -377,7 +381,7 @@ class TestLoader(_Base):
             data,
             max_pictures=batch_size * views * clips.num_frames,
             plain=True,
-            device_id=device_id,
+            device=device,
             half=half,
             quarantine=Quarantine(bad_log, None),
         )

@@ -68,7 +68,7 @@ def extract_features(
                 views=views,
                 rank=state.process_index,
                 world_size=state.num_processes,
-                device_id=device.index if device.type == "cuda" else None,
+                device=device,
             ) as loader,
             torch.inference_mode(),
         ):
