@@ -27,6 +27,7 @@ from rhofast.backbones import build_backbone
 from rhofast.config import Config, dump_config, parse_config
 from rhofast.errors import ResumeError
 from rhofast.files import flush, write_atomically
+from rhofast.rng import Stream, bits
 
 VERSION = 1
 _FOLDER, _LATEST = "checkpoints", "latest"
@@ -116,6 +117,13 @@ def find_checkpoint(path: Path) -> Path:
             f"{path}: neither a checkpoint nor a run with one", hint="give runs/NAME or a step-... folder"
         )
     return found
+
+
+def untrained_backbone(config: Config) -> nn.Module:
+    """The backbone that a run of this configuration begins with, to the bit; leaves torch's generator where the run
+    leaves it, so that what else has weights comes after."""
+    torch.manual_seed(int(bits(config.seed, 0, 0, Stream.MODEL, 1)[0] >> 1))
+    return build_backbone(config.backbone.name, config.backbone.options)
 
 
 def trained_backbone(folder: Path) -> tuple[nn.Module, Config]:

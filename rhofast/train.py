@@ -29,8 +29,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from rhofast.backbones import build_backbone
-from rhofast.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from rhofast.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint, untrained_backbone
 from rhofast.config import Config, dump_config
 from rhofast.data.index import ShardSet, open_shards
 from rhofast.data.loader import Loader
@@ -99,8 +98,7 @@ class _Run:
         self.config, self.accelerator = config, accelerator
         self.shards, self.test = shards, test
         device = accelerator.device
-        torch.manual_seed(_torch_seed(config.seed, 0, 0))  # initial weights: the same on every rank
-        backbone = build_backbone(config.backbone.name, config.backbone.options)
+        backbone = untrained_backbone(config)  # the same weights on every rank
         self.method = build_method(config.method.name, config.method.options, backbone).to(device)
         if config.train.channels_last:
             self.method = self.method.to(memory_format=torch.channels_last_3d)

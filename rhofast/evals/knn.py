@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from accelerate import PartialState
 from torch import nn
 
-from rhofast.backbones import build_backbone
-from rhofast.checkpoint import find_checkpoint, trained_backbone
+from rhofast.checkpoint import find_checkpoint, trained_backbone, untrained_backbone
 from rhofast.config import AugmentSection, ClipSection, DataSection, EvalSection, override_config
 from rhofast.data.index import ShardSet, open_shards
 from rhofast.errors import ConfigError
@@ -81,8 +79,7 @@ def evaluate_checkpoint(
     device = PartialState().device
     backbones = [backbone]
     if untrained:
-        torch.manual_seed(config.seed)
-        backbones.append(build_backbone(config.backbone.name, config.backbone.options))
+        backbones.append(untrained_backbone(config))
     total = len(backbones) * (len(train) + len(held_out))
     results = []
     for number, network in enumerate(backbones):
