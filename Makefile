@@ -9,7 +9,7 @@ PYTHON ?= python3
 DALI ?= cu13
 VENV ?= .venv
 VIDEOS ?=
-OUT ?= runs/demo$(if $(VIDEOS),-$(notdir $(abspath $(VIDEOS))))
+OUT ?= runs/demo$(if $(VIDEOS),-$(shell basename '$(VIDEOS)'))
 
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin

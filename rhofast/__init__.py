@@ -1,3 +1,32 @@
-"""rhofast: self-supervised video pretraining through time, built around its data path."""
+"""rhofast: self-supervised video pretraining through time, built around its data path.
+
+Public names are imported when they are first used, so `import rhofast` costs nothing:
+
+    rhofast.open_shards(folder)     a shard set             rhofast.Loader, rhofast.TestLoader    batches of clips
+    rhofast.load_config(page)       a run's configuration   rhofast.load_backbone(file)           an exported backbone
+    rhofast.RhofastError            the root of all errors
+
+A run itself is `rhofast.train.train(config)`.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "Loader": "rhofast.data.loader",
+    "RhofastError": "rhofast.errors",
+    "TestLoader": "rhofast.data.loader",
+    "load_backbone": "rhofast.export",
+    "load_config": "rhofast.config",
+    "open_shards": "rhofast.data.index",
+}
+
+__all__ = ["Loader", "RhofastError", "TestLoader", "load_backbone", "load_config", "open_shards"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'rhofast' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

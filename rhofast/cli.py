@@ -113,13 +113,12 @@ def shard(
             on_progress=report,
         )
     refused = ", ".join(f"{count} {reason}" for reason, count in info.refused.items())
-    out.print(
+    _say(
         f"{target}: {info.num_samples} samples, {info.seconds / 3600:.2f} h, {_bytes(info.num_bytes)} in "
-        f"{len(info.shards)} shards; refused: {refused or 'none'}",
-        highlight=False,
+        f"{len(info.shards)} shards; refused: {refused or 'none'}"
     )
     if refused:
-        out.print(f"  what was refused and why: {target / 'refused.jsonl'}", highlight=False)
+        _say(f"  what was refused and why: {target / 'refused.jsonl'}")
 
 
 @app.command()
@@ -143,7 +142,7 @@ def verify(
     if problems:
         err.print(f"{shards}: {problems} problems", highlight=False, style="red")
         raise typer.Exit(1)
-    out.print(f"{shards}: {len(opened)} samples in {len(opened.info.shards)} shards are as promised", highlight=False)
+    _say(f"{shards}: {len(opened)} samples in {len(opened.info.shards)} shards are as promised")
 
 
 @app.command()
@@ -210,7 +209,7 @@ def show(
     chosen = find_keys(opened, key) if key else choose_samples(opened, samples)
     sheet = show_clips(opened, clips=config.clips, augment=config.augment, samples=chosen, seed=seed, epoch=epoch)
     sheet.save(target)
-    out.print(f"{target}: {len(chosen)} samples, {sheet.width}x{sheet.height} pixels", highlight=False)
+    _say(f"{target}: {len(chosen)} samples, {sheet.width}x{sheet.height} pixels")
 
 
 @app.command()
@@ -233,9 +232,7 @@ def train(
         )
         raise typer.Exit(EXIT_RESUMABLE)
     if os.environ.get("RANK", "0") == "0":
-        out.print(
-            f"{outcome.run}: {outcome.steps} steps done; look at it with: rhofast report {outcome.run}", highlight=False
-        )
+        _say(f"{outcome.run}: {outcome.steps} steps done; look at it with: rhofast report {outcome.run}")
 
 
 @evaluate.command()
@@ -262,7 +259,7 @@ def knn(
     path = target or result.run / "knn.json"
     path.write_text(json.dumps(result.to_json(), indent=1))
     out.print(_knn_table(result.to_json()))
-    out.print(f"written: {path}", highlight=False)
+    _say(f"written: {path}")
 
 
 @app.command()
@@ -270,7 +267,7 @@ def report(runs: Annotated[Path, typer.Argument(metavar="RUN", help="run folder"
     """Write RUN/report.html: plots and pictures of a run, in one file."""
     from rhofast.report import write_report
 
-    out.print(f"written: {write_report(runs)}", highlight=False)
+    _say(f"written: {write_report(runs)}")
 
 
 @app.command()
@@ -283,10 +280,15 @@ def demo(
     from rhofast.demo import demo_commands, verdict
 
     for command in demo_commands(target, videos, page):
-        out.print(f"\n$ rhofast {shlex.join(command)}", highlight=False, markup=False, soft_wrap=True, style="bold")
+        _say(f"\n$ rhofast {shlex.join(command)}", style="bold")
         if code := app(command, standalone_mode=False):
             raise typer.Exit(code)
-    out.print(f"\n{verdict(target)}", highlight=False, markup=False, soft_wrap=True)
+    _say(f"\n{verdict(target)}")
+
+
+def _say(text: str, style: str | None = None) -> None:
+    """A line of plain text, however wide the terminal."""
+    out.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _progress(*more: TextColumn) -> Progress:
