@@ -259,6 +259,10 @@ def knn(
     path = target or result.run / "knn.json"
     path.write_text(json.dumps(result.to_json(), indent=1))
     out.print(_knn_table(result.to_json()))
+    left_out = result.trained.left_out
+    if left_out:
+        count = f"{len(left_out)} samples cannot be read and were left out"
+        err.print(f"{count}; the first: {left_out[0]}", style="red", markup=False, highlight=False, soft_wrap=True)
     _say(f"written: {path}")
 
 

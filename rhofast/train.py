@@ -17,6 +17,7 @@ import json
 import platform
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -116,7 +117,9 @@ class _Run:
             half=device.type == "cuda" and config.train.precision != "fp32",
             bad_log=config.folder / "bad_samples.jsonl",
         )
-        self.model, self.optimizer = accelerator.prepare(self.method, optimizer)
+        with warnings.catch_warnings():  # newer torch has another word for broadcast_buffers, older torch only this one
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            self.model, self.optimizer = accelerator.prepare(self.method, optimizer)
         self.step = 0
         self.steps, self.epochs = _length(config, self.loader.steps_per_epoch)
         self.metrics = MetricsFile(config.folder / "metrics.jsonl") if accelerator.is_main_process else None

@@ -121,8 +121,9 @@ def write_shards(root: Path, members: list[bytes], *, labels: list[int] | None =
                 frames=frames,
                 seconds=frames / FPS,
                 bytes=(root / f"{name}.tar").stat().st_size,
-                tar_sha256=hashlib.sha256((root / f"{name}.tar").read_bytes()).hexdigest(),
                 index_sha256=write_index(root / f"{name}.arrow", rows, {}),
+                index_bytes=(root / f"{name}.arrow").stat().st_size,
+                tar_sha256=hashlib.sha256((root / f"{name}.tar").read_bytes()).hexdigest(),
             )
         )
     info = DatasetInfo(

@@ -71,6 +71,8 @@ def test_missing_and_cut_files_are_noticed_at_opening(shards: ShardSet) -> None:
         open_shards(shards.root)
     assert len(open_shards(shards.root, check_files=False)) == 13
     index.write_bytes(index.read_bytes()[:-100])
+    with pytest.raises(ShardMissingError, match=r"shard-000001.tar"):
+        open_shards(shards.root)
     with pytest.raises(ShardFormatError, match="digest"):
         open_shards(shards.root, check_files=False).row(12)
 

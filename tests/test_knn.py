@@ -39,7 +39,7 @@ def test_more_neighbors_than_samples_means_all_of_them() -> None:
 
 def test_a_summary_counts_what_it_says() -> None:
     scores = np.array([[3.0, 1, 0], [1, 2, 0], [1, 0, 0], [0, 0, 5]])
-    result = summarize(scores, np.array([0, 0, 1, 2]), classes=["a", "b", "c"], left_out=2)
-    assert (result.top1, result.top5, result.samples, result.left_out) == (0.5, 1.0, 4, 2)
+    result = summarize(scores, np.array([0, 0, 1, 2]), classes=["a", "b", "c"], left_out=["x"])
+    assert (result.top1, result.top5, result.samples, result.left_out) == (0.5, 1.0, 4, ["x"])
     assert result.confusion == [[1, 1, 0], [1, 0, 0], [0, 0, 1]]
     assert result.per_class == {"a": 0.5, "b": 0.0, "c": 1.0}

@@ -60,13 +60,15 @@ SCHEMA = pa.schema(
 
 
 class ShardInfo(Section):
-    """One shard as `dataset.json` lists it. Digests are SHA-256, hexadecimal."""
+    """One shard as `dataset.json` lists it. bytes, index_bytes: sizes of the tar and of the index. Digests are SHA-256,
+    hexadecimal."""
 
     name: str
     samples: int
     frames: int
     seconds: float
     bytes: int
+    index_bytes: int
     tar_sha256: str
     index_sha256: str
 
@@ -273,13 +275,13 @@ def open_shards(root: Path, *, check_files: bool = True) -> ShardSet:
 
 def _check_files(root: Path, shard: ShardInfo) -> None:
     hint = "copy it again, or see what else is wrong with: rhofast verify"
-    for name in (shard.tar, shard.index):
+    for name, expected in ((shard.tar, shard.bytes), (shard.index, shard.index_bytes)):
         try:
             size = (root / name).stat().st_size
         except OSError as error:
             raise ShardMissingError(f"{root / name}: {error.strerror or error}", hint=hint) from None
-        if name == shard.tar and size != shard.bytes:
-            raise ShardFormatError(f"{root / name}: {size} bytes, {DATASET_FILE} says {shard.bytes}", hint=hint)
+        if size != expected:
+            raise ShardFormatError(f"{root / name}: {size} bytes, {DATASET_FILE} says {expected}", hint=hint)
 
 
 def open_index(path: Path, *, digest: str | None = None) -> ShardIndex:

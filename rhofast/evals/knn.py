@@ -28,12 +28,13 @@ _CHUNK = 1024  # queries scored at once; bounds memory at chunk x bank
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnnResult:
     """top1 and top5 in [0, 1] over `samples` test samples; per_class: accuracy by class name, for classes with test
-    samples; confusion[true][predicted] counts; left_out: test samples that could not be read."""
+    samples; confusion[true][predicted] counts; left_out: what could not be read of the bank and the test samples, a
+    line each."""
 
     top1: float
     top5: float
     samples: int
-    left_out: int
+    left_out: list[str]
     per_class: dict[str, float]
     confusion: list[list[int]]
 
@@ -180,12 +181,15 @@ def evaluate_knn(
     )
     known = queries.label >= 0
     return summarize(
-        votes[known], to_train_class[queries.label[known]], classes=train.info.classes, left_out=len(queries.bad)
+        votes[known],
+        to_train_class[queries.label[known]],
+        classes=train.info.classes,
+        left_out=[str(error) for error in [*bank.bad, *queries.bad]],
     )
 
 
 def summarize(
-    scores: npt.NDArray[np.float64], label: npt.NDArray[np.int64], *, classes: list[str], left_out: int
+    scores: npt.NDArray[np.float64], label: npt.NDArray[np.int64], *, classes: list[str], left_out: list[str]
 ) -> KnnResult:
     """Accuracies of class scores f64[M, C] against labels i64[M]. Equal scores count for the smaller class number."""
     ranked = np.argsort(-scores, axis=1, kind="stable")

@@ -61,6 +61,7 @@ def write_shard(folder: Path, name: str, samples: Iterable[NewSample]) -> ShardI
             frames=sum(row.num_frames for row in rows),
             seconds=sum(row.num_frames / row.fps for row in rows),
             bytes=asides["tar"].stat().st_size,
+            index_bytes=asides["arrow"].stat().st_size,
             tar_sha256=file_digest(asides["tar"]),
             index_sha256=index_digest,
         )
