@@ -1,6 +1,9 @@
 """The loader's promises: pure batches, resume, ranks, replacement, nothing left running."""
 
+import hashlib
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -66,6 +69,19 @@ def test_an_epoch_visits_each_sample_at_most_once_and_epochs_differ(shards: Shar
 def test_batches_do_not_depend_on_the_number_of_threads(shards: ShardSet) -> None:
     one, four = (take(loader(shards, threads=threads), 4) for threads in (1, 4))
     assert all(same(left, right) for left, right in zip(one, four, strict=True))
+
+
+def test_batches_are_the_same_bytes_in_another_process(shards: ShardSet) -> None:
+    code = (
+        "import sys, hashlib; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_loader as t\n"
+        "from rhofast.data.index import open_shards\n"
+        "views = t.take(t.loader(open_shards(Path(sys.argv[2]))), 2)\n"
+        "print(hashlib.sha256(b''.join(v.pixels.contiguous().numpy().tobytes() for v in views)).hexdigest())"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(shards.root)]
+    there = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    here = b"".join(views.pixels.contiguous().numpy().tobytes() for views in take(loader(shards), 2))
+    assert hashlib.sha256(here).hexdigest() == there
 
 
 def test_two_ranks_together_are_one(shards: ShardSet) -> None:
