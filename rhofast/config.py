@@ -268,7 +268,8 @@ def _explain(kind: type[Section], error: ValidationError, where: str) -> ConfigE
     if first["type"] == "extra_forbidden":
         siblings = _keys_at(kind, location[:-1])
         near = difflib.get_close_matches(location[-1], siblings, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(siblings))}"
+        known = f"known keys: {', '.join(sorted(siblings))}" if siblings else "it has no options"
+        hint = f"did you mean {near[0]!r}?" if near else known
         return ConfigError(f"{where}: unknown key {key!r}", hint=hint)
     if first["type"] == "missing":
         return ConfigError(f"{where}: key {key!r} is missing")

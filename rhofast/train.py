@@ -101,6 +101,10 @@ class _Run:
         device = accelerator.device
         backbone = untrained_backbone(config)  # the same weights on every rank
         self.method = build_method(config.method.name, config.method.options, backbone).to(device)
+        try:
+            self.method.num_parts(max(2, config.clips.num_clips))
+        except ValueError as error:
+            raise ConfigError(f"clips.num_clips: {error}") from None
         if config.train.channels_last:
             self.method = self.method.to(memory_format=torch.channels_last_3d)
         optimizer = build_optimizer(self.method, config.optim)

@@ -13,7 +13,7 @@ import torch
 from conftest import TINY_PAGE
 
 from rhofast.checkpoint import latest_checkpoint, load_checkpoint
-from rhofast.config import Config, parse_config
+from rhofast.config import Config, override_config, parse_config
 from rhofast.data.index import ShardSet
 from rhofast.errors import ConfigError, ResumeError
 from rhofast.train import train
@@ -94,6 +94,12 @@ def test_a_run_that_cannot_begin_leaves_no_folder(shards: ShardSet, tmp_path: Pa
     with pytest.raises(ConfigError, match="does not fit into 13 samples"):
         train(config(shards, tmp_path, batch_size=64))
     assert not (tmp_path / "run").exists()
+
+
+def test_clips_that_the_method_cannot_use_are_a_config_error(shards: ShardSet, tmp_path: Path) -> None:
+    three = override_config(config(shards, tmp_path), ["clips.num_clips=3", "method.sequential=false"])
+    with pytest.raises(ConfigError, match=r"clips.num_clips: BYOL .* exactly 2 clips"):
+        train(three)
 
 
 def test_another_configuration_is_not_continued(shards: ShardSet, tmp_path: Path) -> None:
