@@ -28,7 +28,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from rhofast.errors import RhofastError
+from rhofast.errors import ConfigError, RhofastError
 
 app = typer.Typer(
     name="rhofast",
@@ -54,11 +54,14 @@ def main() -> None:
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app()
-    except RhofastError as error:
+    except (RhofastError, OSError) as error:
         if debug:
             raise
-        hint = f"\n  hint: {error.hint}" if error.hint else ""
-        err.print(f"rhofast: error: {error.message}{hint}", markup=False, highlight=False, soft_wrap=True, style="red")
+        if isinstance(error, RhofastError):
+            message = error.message + (f"\n  hint: {error.hint}" if error.hint else "")
+        else:  # a file or folder of the user's: a full disk, no permission, no such folder for the output
+            message = f"{error.filename or 'system'}: {error.strerror or error}"
+        err.print(f"rhofast: error: {message}", markup=False, highlight=False, soft_wrap=True, style="red")
         sys.exit(2)
     except KeyboardInterrupt:
         err.print("rhofast: interrupted", style="red")
@@ -204,6 +207,8 @@ def show(
     from rhofast.data.index import open_shards
     from rhofast.show import choose_samples, find_keys, show_clips
 
+    if target.suffix.lower() != ".png":
+        raise ConfigError(f"--out {target}: not a .png file")
     config = load_config(page, settings or [])
     opened = open_shards(shards)
     chosen = find_keys(opened, key) if key else choose_samples(opened, samples)

@@ -73,6 +73,14 @@ def test_looking_at_shards(shards: ShardSet, tmp_path: Path, capsys: pytest.Capt
         assert sheet.width > 100
 
 
+def test_an_output_that_cannot_be_written_is_exit_code_2(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, said in (("nowhere/x.png", "nowhere/x.png: No such file or directory"), ("x.bmp", "not a .png file")):
+        assert run("show", shards.root, "--out", tmp_path / name, "--set", "augment.size=16") == 2
+        assert said in capsys.readouterr().err
+
+
 def test_a_broken_promise_is_exit_code_1(shards: ShardSet, capsys: pytest.CaptureFixture[str]) -> None:
     (shards.root / "shard-000001.tar").unlink()
     assert run("verify", shards.root) == 1
