@@ -305,32 +305,37 @@ class _Stopper:
 def _open_run(config: Config, accelerator: Accelerator, *, resume: bool) -> Checkpoint | None:
     """Make the run folder on rank 0, or find the checkpoint to continue from; every rank learns of a failure."""
     outcome: list[Any] = [None]
+    checkpoint = None
     if accelerator.is_main_process:
         try:
-            outcome[0] = _make_folder(config, resume=resume)
+            outcome[0], checkpoint = _make_folder(config, resume=resume)
         except RhofastError as error:
             outcome[0] = error
     broadcast_object_list(outcome)
     if isinstance(outcome[0], RhofastError):
         raise outcome[0]
-    return None if outcome[0] is None else load_checkpoint(outcome[0])
+    if outcome[0] is not None and checkpoint is None:  # rank 0 has read it already
+        checkpoint = load_checkpoint(outcome[0])
+    return checkpoint
 
 
-def _make_folder(config: Config, *, resume: bool) -> Path | None:
+def _make_folder(config: Config, *, resume: bool) -> tuple[Path | None, Checkpoint | None]:
+    """The checkpoint to continue from, where there is one: its folder and what is in it."""
     folder = config.folder
     found = latest_checkpoint(folder) if resume else None
     if folder.exists() and not resume:
         raise ConfigError(
             f"{folder}: the run folder exists", hint="continue it with --resume, or choose another name: --set name=..."
         )
-    if found is not None:
-        _check_same_run(config, load_checkpoint(found).config)
+    checkpoint = None if found is None else load_checkpoint(found)
+    if checkpoint is not None:
+        _check_same_run(config, checkpoint.config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.json", json.dumps(dump_config(config), indent=1))
     except OSError as error:
         raise ConfigError(f"{folder}: {error.strerror or error}") from None
-    return found
+    return found, checkpoint
 
 
 def _check_same_run(new: Config, old: Config) -> None:

@@ -269,11 +269,13 @@ def open_shards(root: Path, *, check_files: bool = True) -> ShardSet:
         raise ShardFormatError(f"{path}: {where}: {first['msg']}") from None
     if check_files:
         for shard in info.shards:
-            _check_files(root, shard)
+            check_shard_files(root, shard)
     return ShardSet(root, info)
 
 
-def _check_files(root: Path, shard: ShardInfo) -> None:
+def check_shard_files(root: Path, shard: ShardInfo) -> None:
+    """See that a shard's tar and index are there and as long as recorded. Raises ShardMissingError or
+    ShardFormatError."""
     hint = "copy it again, or see what else is wrong with: rhofast verify"
     for name, expected in ((shard.tar, shard.bytes), (shard.index, shard.index_bytes)):
         try:

@@ -34,6 +34,11 @@ class Features:
     bad: list[SampleError]
 
 
+def part_of(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """Progress of one part of a larger job, told as progress of the whole: `before` items were done before it."""
+    return None if progress is None else lambda done, _: progress(before + done, total)
+
+
 def extract_features(
     backbone: nn.Module,
     shards: ShardSet,
@@ -84,11 +89,12 @@ def extract_features(
     finally:
         backbone.train(was_training)
     parts = gather_object([(values, samples, labels, loader.bad)])
+    bad = [error for part in parts for error in part[3]]
     if not any(part[0] for part in parts):
-        raise ShardFormatError(f"{shards.root}: not one sample could be read; the first: {parts[0][3][0]}")
+        raise ShardFormatError(f"{shards.root}: not one sample could be read; the first: {bad[0]}")
     return Features(
         values=np.concatenate([array for part in parts for array in part[0]]),
         sample=np.concatenate([array for part in parts for array in part[1]]),
         label=np.concatenate([array for part in parts for array in part[2]]),
-        bad=[error for part in parts for error in part[3]],
+        bad=bad,
     )

@@ -20,7 +20,7 @@ from rhofast.checkpoint import find_checkpoint, trained_backbone, untrained_back
 from rhofast.config import AugmentSection, ClipSection, DataSection, EvalSection, override_config
 from rhofast.data.index import ShardSet, open_shards
 from rhofast.errors import ConfigError
-from rhofast.evals.features import Features, Progress, extract_features
+from rhofast.evals.features import Features, Progress, extract_features, part_of
 
 _CHUNK = 1024  # queries scored at once; bounds memory at chunk x bank
 
@@ -37,9 +37,6 @@ class KnnResult:
     left_out: list[str]
     per_class: dict[str, float]
     confusion: list[list[int]]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,11 +82,6 @@ def evaluate_checkpoint(
     results = []
     for number, network in enumerate(backbones):
         before = number * (len(train) + len(held_out))
-
-        def report(done: int, _: int, before: int = before) -> None:
-            if progress is not None:
-                progress(before + done, total)
-
         results.append(
             evaluate_knn(
                 network.to(device),
@@ -99,7 +91,7 @@ def evaluate_checkpoint(
                 augment=config.augment,
                 data=config.data,
                 section=config.eval,
-                progress=report,
+                progress=part_of(progress, before, total),
             )
         )
     return Evaluation(
@@ -154,10 +146,6 @@ def evaluate_knn(
     total = len(train) + len(test)
 
     def extract(shards: ShardSet, before: int) -> Features:
-        def report(done: int, _: int) -> None:
-            if progress is not None:
-                progress(before + done, total)
-
         return extract_features(
             backbone,
             shards,
@@ -166,7 +154,7 @@ def evaluate_knn(
             data=data,
             views=section.views,
             batch_size=section.batch_size,
-            progress=report,
+            progress=part_of(progress, before, total),
         )
 
     bank, queries = extract(train, 0), extract(test, len(train))

@@ -11,7 +11,6 @@ done, so the same command continues where a killed one stopped and ends with the
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rhofast.data.codecs import JpegCodec, build_codec, codec_settings
-from rhofast.data.index import DATASET_FILE, VERSION, DatasetInfo, ShardInfo, open_shards
+from rhofast.data.index import DATASET_FILE, VERSION, DatasetInfo, ShardInfo, check_shard_files, open_shards
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError, ShardError
 from rhofast.files import write_atomically
@@ -238,11 +237,11 @@ def _finished_unit(unit: Unit) -> UnitResult | None:
         )
     shard = None if note["shard"] is None else ShardInfo.model_validate(note["shard"])
     if shard is not None:
-        with contextlib.suppress(OSError):
-            if (unit.out / shard.tar).stat().st_size == shard.bytes and (unit.out / shard.index).exists():
-                return UnitResult(number=unit.number, shard=shard, refused=note["refused"])
-        return None
-    return UnitResult(number=unit.number, shard=None, refused=note["refused"])
+        try:
+            check_shard_files(unit.out, shard)
+        except ShardError:
+            return None
+    return UnitResult(number=unit.number, shard=shard, refused=note["refused"])
 
 
 def run_unit(unit: Unit) -> UnitResult:
