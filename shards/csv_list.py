@@ -11,10 +11,11 @@ lines that begin with "# " (a name may begin with #), and a first line such as `
 from __future__ import annotations
 
 import csv
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from _paths import key_of, numbered_lines
 
 from rhofast.data.types import VideoRecord
 
@@ -55,17 +56,15 @@ def label_names(source: Path, separator: str | None) -> list[str]:
 
 def entries(source: Path, separator: str | None) -> Iterator[tuple[int, str, str | None]]:
     """(line number, path, label or None) of each entry."""
-    with source.open(encoding="utf-8-sig", errors="surrogateescape", newline=None) as file:
-        for number, text in enumerate(file, start=1):
-            line = text.strip()
-            if not line or line == "#" or line.startswith("# "):
-                continue
-            fields = split(line, separator)
-            if number == 1 and is_header(fields):
-                continue
-            if len(fields) > 2 or not fields[0] or re.fullmatch(r"-\d+", fields[-1]):
-                raise ValueError(f"{source}:{number}: expected `path label` with a label >= 0, got {line!r}")
-            yield number, fields[0], fields[1] if len(fields) == 2 else None
+    for number, line in numbered_lines(source):
+        if line == "#" or line.startswith("# "):
+            continue
+        fields = split(line, separator)
+        if number == 1 and is_header(fields):
+            continue
+        if len(fields) > 2 or not fields[0] or re.fullmatch(r"-\d+", fields[-1]):
+            raise ValueError(f"{source}:{number}: expected `path label` with a label >= 0, got {line!r}")
+        yield number, fields[0], fields[1] if len(fields) == 2 else None
 
 
 def is_header(fields: list[str]) -> bool:
@@ -87,10 +86,3 @@ def split(line: str, separator: str | None) -> list[str]:
         parts = re.fullmatch(r"(.*\.[A-Za-z]\w{1,4}) +([^./]+)", line) or re.fullmatch(r"(.*\S) +([^ ./]+)", line)
         return [parts[1], parts[2]] if parts else [line]
     return [field.strip() for field in next(csv.reader([line], delimiter=mark, skipinitialspace=True)) if field.strip()]
-
-
-def key_of(path: str) -> str:
-    """A short ASCII key: what is readable of the file's name, and a digest of the whole path that keeps it unique."""
-    digest = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
-    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(path).stem).strip("_-")[:40]
-    return f"{readable}_{digest}" if readable else digest

@@ -11,19 +11,13 @@ of the path: stable when videos are added.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from rhofast.data.types import VideoRecord
+from _paths import VIDEO_SUFFIXES, digest_of, is_video_name, key_of
 
-SUFFIXES = {
-    f".{name}"
-    for names in ("3gp asf avi flv gif", "m2ts m4v mkv mov mp4 mpeg mpg mts mxf", "ogv ts vob webm wmv")
-    for name in names.split()
-}
+from rhofast.data.types import VideoRecord
 
 
 def records(
@@ -42,7 +36,7 @@ def records(
     flat = sorted(path for path in source.iterdir() if is_video(path))
     classes = sorted(folder.name for folder in source.iterdir() if folder.is_dir() and any_video(folder))
     if not flat and not classes:
-        raise ValueError(f"{source}: no videos ({', '.join(sorted(SUFFIXES))}) in it or in its folders")
+        raise ValueError(f"{source}: no videos ({', '.join(sorted(VIDEO_SUFFIXES))}) in it or in its folders")
     if flat and classes:
         raise ValueError(f"{source}: videos both beside and inside class folders, e.g. {flat[0].name}; move them")
     groups = [(None, None, flat)] if flat else [(label, name, None) for label, name in enumerate(classes)]
@@ -51,12 +45,11 @@ def records(
         test = held_out(source, found, holdout)
         chosen = [path for path in found if split == "all" or (path in test) == (split == "test")]
         for path in chosen[:per_class]:
-            yield VideoRecord(key=key_of(path.relative_to(source)), path=path, label=label, label_name=name)
+            yield VideoRecord(key=key_of(path.relative_to(source).as_posix()), path=path, label=label, label_name=name)
 
 
 def is_video(path: Path) -> bool:
-    """By its name; what is in it is looked at later. Hidden files are none."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return is_video_name(path.name) and path.is_file()
 
 
 def any_video(folder: Path) -> bool:
@@ -68,14 +61,4 @@ def held_out(source: Path, videos: list[Path], share: float) -> set[Path]:
     count = round(share * len(videos))
     if share > 0 and len(videos) > 1:
         count = min(max(count, 1), len(videos) - 1)
-    return set(sorted(videos, key=lambda path: digest_of(path.relative_to(source)))[:count])
-
-
-def digest_of(path: Path) -> str:
-    return hashlib.blake2b(path.as_posix().encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
-
-
-def key_of(path: Path) -> str:
-    """A short ASCII key from a relative path: what is readable of its name, and a digest that keeps it unique."""
-    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem).strip("_-")[:40]
-    return f"{readable}_{digest_of(path)}" if readable else digest_of(path)
+    return set(sorted(videos, key=lambda path: digest_of(path.relative_to(source).as_posix()))[:count])

@@ -1,8 +1,9 @@
-"""Finding and calling recipes: plain files that list the videos of a data set.
+"""Finding, describing and calling recipes: plain files that list the videos of a data set.
 
-A recipe is a Python file with `records(source: Path, *, option=default, ...) -> Iterator[VideoRecord]`. It is named by
-its path, or by its name among those that come with rhofast (`shards/` of a checkout). shards/README.md tells how to
-write one.
+A recipe is a Python file with `records(source: Path, *, option=default, ...) -> Iterator[VideoRecord]`, and maybe
+`published(source, *, the same options) -> int | None`. It is named by its path, or by its name among those that come
+with rhofast (`shards/` of a checkout; a file whose name begins with `_` is a helper of theirs). shards/README.md tells
+how to write one.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
@@ -24,13 +25,28 @@ from rhofast.errors import ConfigError, IngestError
 
 _PACKAGE = Path(rhofast.__file__).parent
 _FOLDERS = (_PACKAGE.parent / "shards", _PACKAGE / "recipes")  # a checkout's, an installed wheel's
-_LISTED = 100_000  # records that are listed before work begins, so that progress has an end
 _LISTS = {".csv", ".txt", ".tsv", ".lst", ".list"}
 
 
 def recipe_names() -> list[str]:
     """The recipes that come with rhofast."""
-    return sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.py")})
+    return sorted({path.stem for folder in _FOLDERS for path in folder.glob("[!_]*.py")})
+
+
+def describe_recipe(name: str) -> str:
+    """What a recipe says of itself at its top, and its options with their types and defaults; given by name or path.
+
+    Raises ConfigError for an unknown recipe.
+    """
+    module = _load(name)
+    kinds = get_type_hints(module.records)
+    options = [
+        f"  {option.name:<12} {_kind_name(kinds.get(option.name, str)):<20} default: {_default_name(option.default)}"
+        for option in inspect.signature(module.records).parameters.values()
+        if option.name != "source"
+    ]
+    head = "Options (--option NAME=VALUE):" if options else "It has no options."
+    return "\n".join([inspect.getdoc(module) or f"{name}: says nothing of itself", "", head, *options])
 
 
 def find_records(source: Path, recipe: str | None, options: Sequence[str]) -> Iterator[VideoRecord]:
@@ -39,33 +55,37 @@ def find_records(source: Path, recipe: str | None, options: Sequence[str]) -> It
 
     Raises ConfigError for an unknown recipe or option, IngestError where the source cannot be listed.
     """
-    if recipe is None:
-        if not source.exists():
-            raise IngestError(f"{source}: no such file or folder", hint="give a folder of videos, or a list of them")
-        if source.is_file() and source.suffix.lower() not in _LISTS:
-            raise IngestError(
-                f"{source}: neither a folder nor a list ({', '.join(sorted(_LISTS))})",
-                hint="name a recipe with --recipe",
-            )
-        recipe = "folder" if source.is_dir() else "csv_list"
+    recipe = recipe or _recipe_for(source)
     module = _load(recipe)
-    call = validate_call(config=ConfigDict(extra="forbid"))(module.records)
     try:
-        return _named_errors(iter(call(source, **_parse_options(options))), source)
+        return _named_errors(iter(_checked(module.records, source)(**_parse_options(options))), source)
     except ValidationError as error:
         raise _explain(recipe, module, error) from None
 
 
-def listed(
-    records: Iterator[VideoRecord], on_count: Callable[[int], None] | None = None
-) -> tuple[Iterator[VideoRecord], int | None]:
-    """The same records, and how many they are; None where they are too many to be listed first."""
-    head = []
-    for record in islice(records, _LISTED):
-        head.append(record)
-        if on_count is not None and len(head) % 32 == 0:
-            on_count(len(head))
-    return chain(head, records), len(head) if len(head) < _LISTED else None
+def published_count(source: Path, recipe: str | None, options: Sequence[str]) -> int | None:
+    """How many videos the data set has as it was published, by the recipe that find_records takes for the same
+    arguments; None where that recipe does not know, or cannot read the source (which find_records tells)."""
+    module = _load(recipe or _recipe_for(source))
+    if not hasattr(module, "published"):
+        return None
+    try:
+        count: int | None = _checked(module.published, source)(**_parse_options(options))
+    except (ValueError, OSError):
+        return None
+    return count
+
+
+def _recipe_for(source: Path) -> str:
+    """The recipe for what the source is: a folder or a list. Raises IngestError for anything else."""
+    if not source.exists():
+        raise IngestError(f"{source}: no such file or folder", hint="give a folder of videos, or a list of them")
+    if source.is_file() and source.suffix.lower() not in _LISTS:
+        raise IngestError(
+            f"{source}: neither a folder nor a list ({', '.join(sorted(_LISTS))})",
+            hint="name a recipe with --recipe",
+        )
+    return "folder" if source.is_dir() else "csv_list"
 
 
 def _load(recipe: str) -> ModuleType:
@@ -85,6 +105,12 @@ def _load(recipe: str) -> ModuleType:
     return module
 
 
+def _checked(function: Callable[..., Any], source: Path) -> Callable[..., Any]:
+    """A recipe's function of the source, whose options are checked against their types. The source is not: one in an
+    object store is a path in all but type."""
+    return validate_call(config=ConfigDict(extra="forbid"))(partial(function, source))
+
+
 def _parse_options(options: Sequence[str]) -> dict[str, str]:
     pairs = {}
     for option in options:
@@ -93,6 +119,19 @@ def _parse_options(options: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"--option {option!r}: not of the form name=value")
         pairs[key.strip()] = value
     return pairs
+
+
+def _kind_name(kind: Any) -> str:
+    """A type as one writes its values: `train | test`, `path`, `int`. Whether None is allowed, the default tells."""
+    if get_origin(kind) is Literal:
+        return " | ".join(map(str, get_args(kind)))
+    if parts := [part for part in get_args(kind) if part is not type(None)]:
+        return " | ".join(map(_kind_name, parts))
+    return kind.__name__.lower() if isinstance(kind, type) else str(kind)
+
+
+def _default_name(default: Any) -> str:
+    return "required" if default is inspect.Parameter.empty else "none" if default is None else str(default)
 
 
 def _explain(recipe: str, module: ModuleType, error: ValidationError) -> ConfigError:

@@ -1,0 +1,112 @@
+"""ssv2: Something-Something v2, 220,847 videos of 174 ways to do something with something.
+
+    rhofast shard SSV2 OUT/train --recipe ssv2 --option split=train --split train
+    rhofast shard SSV2 OUT/val   --recipe ssv2 --option split=val   --split val
+
+To get it: https://www.qualcomm.com/developer/software/something-something-v-2-dataset, after registration; the parts of
+the archive are joined before they are unpacked (`cat 20bn-something-something-v2-?? | tar zx`), the labels come apart.
+Terms: Qualcomm's own data set license, agreed to when downloading, for research and not for commercial use.
+
+SOURCE is the folder that both were unpacked to:
+
+    20bn-something-something-v2/78687.webm    or videos/20bn-something-something-v2/..., videos/... or right here
+    labels/train.json  labels.json  ...       or annotations/... or right here; or something-something-v2-train.json ...
+
+`root` (videos) and `annotations` (JSON files) say otherwise. A video's suffix does not matter (some copies are .mp4).
+The label is what labels.json says of the video's template without brackets. The test split has labels if
+test-answers.csv (`id;template` lines) is beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from _paths import VideoFolders, first_file, first_folder, numbered_lines
+
+from rhofast.data.types import VideoRecord
+
+Split = Literal["train", "val", "test"]
+
+FILES = {"train": "train", "val": "validation", "test": "test"}
+PUBLISHED = {"train": 168_913, "val": 24_777, "test": 27_157}
+PREFIXES = ("something-something-v2-", "")
+
+
+def records(
+    source: Path, *, split: Split = "train", root: Path | None = None, annotations: Path | None = None
+) -> Iterator[VideoRecord]:
+    """The videos of one split, in its file's order. Raises ValueError, naming file and entry, where it cannot be
+    understood."""
+    beside = [source / "labels", source / "annotations", source]
+    listing = first_file([annotations] if annotations else beside, named(f"{FILES[split]}.json"))
+    labels = read_labels(first_file([listing.parent], named("labels.json")))
+    answers = read_answers(listing.parent) if split == "test" else {}
+    archive = "20bn-something-something-v2"
+    videos = root or first_folder([source / archive, source / "videos" / archive, source / "videos", source])
+    finder = VideoFolders()
+    for number, (key, template) in enumerate(read_entries(listing), start=1):
+        name = template or answers.get(key)
+        if name is not None and name not in labels:
+            raise ValueError(f"{listing}: entry {number}: {name!r} is not in labels.json")
+        yield VideoRecord(
+            key=key,
+            path=finder.find(videos, key) or videos / f"{key}.webm",
+            label=None if name is None else labels[name],
+            label_name=name,
+        )
+
+
+def published(source: Path, *, split: Split = "train", **_: object) -> int:
+    """How many videos the published split has."""
+    return PUBLISHED[split]
+
+
+def named(name: str) -> list[str]:
+    """The two ways in which the file is called."""
+    return [prefix + name for prefix in PREFIXES]
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+
+
+def read_labels(path: Path) -> dict[str, int]:
+    """Numbers by template; they are written as text."""
+    labels = read_json(path)
+    try:
+        return {name: int(number) for name, number in labels.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"{path}: expected numbers by template") from None
+
+
+def read_entries(path: Path) -> list[tuple[str, str | None]]:
+    """(id, template without brackets or None) of each video. Of the file's many words, only these are kept."""
+    entries: list[tuple[str, str | None]] = []
+    for number, entry in enumerate(read_json(path), start=1):
+        if not isinstance(entry, dict) or "id" not in entry:
+            raise ValueError(f"{path}: entry {number}: expected an object with an id, got {str(entry)[:80]}")
+        template = entry.get("template")
+        entries.append((str(entry["id"]), None if template is None else without_brackets(template)))
+    return entries
+
+
+def read_answers(folder: Path) -> dict[str, str]:
+    """Templates of the test split by id; none where they are not there."""
+    answers: dict[str, str] = {}
+    path = next((folder / name for name in named("test-answers.csv") if (folder / name).is_file()), None)
+    for line, text in numbered_lines(path) if path else ():
+        key, semicolon, template = text.partition(";")
+        if not semicolon:
+            raise ValueError(f"{path}:{line}: expected `id;template`, got {text!r}")
+        answers[key] = without_brackets(template)
+    return answers
+
+
+def without_brackets(template: str) -> str:
+    return template.replace("[", "").replace("]", "").strip()

@@ -1,0 +1,78 @@
+"""ucf101: UCF101, 13,320 videos of 101 actions, by its published lists of three folds.
+
+    rhofast shard UCF101 OUT/train --recipe ucf101 --option split=train --option fold=1 --split train
+    rhofast shard UCF101 OUT/test  --recipe ucf101 --option split=test  --option fold=1 --split test
+
+To get it: https://www.crcv.ucf.edu/data/UCF101.php has UCF101.rar (6.5 GB) and
+UCF101TrainTestSplits-RecognitionTask.zip. Terms: no license comes with it; the videos were collected from YouTube, and
+their rights stay with those who made them. Used for research; cite arXiv 1212.0402.
+
+SOURCE is the folder that both were unpacked to:
+
+    UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi    or videos/..., or the class folders right here
+    ucfTrainTestlist/classInd.txt  trainlist01.txt  testlist01.txt  ...    or annotations/..., or right here or beside
+
+`root` (videos) and `annotations` (lists) say otherwise. Upper and lower case and the suffix of a video do not matter.
+Class n of classInd.txt, which counts from 1, is label n - 1; test lists carry no labels, so the folder tells the class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Literal
+
+from _paths import VideoFolders, first_file, first_folder, numbered_lines
+
+from rhofast.data.types import VideoRecord
+
+Split = Literal["train", "test"]
+
+PUBLISHED = {"train": (9_537, 9_586, 9_624), "test": (3_783, 3_734, 3_696)}
+
+
+def records(
+    source: Path, *, split: Split = "train", fold: int = 1, root: Path | None = None, annotations: Path | None = None
+) -> Iterator[VideoRecord]:
+    """The videos of one list, in its order. Raises ValueError, naming the line, where it cannot be understood."""
+    if fold not in (1, 2, 3):
+        raise ValueError(f"fold={fold}: choose 1, 2 or 3")
+    beside = [source / "ucfTrainTestlist", source / "annotations", source, source.parent / "ucfTrainTestlist"]
+    listing = first_file([annotations] if annotations else beside, [f"{split}list{fold:02d}.txt"])
+    names = class_names(listing.parent / "classInd.txt")
+    labels = {name.casefold(): label for label, name in enumerate(names)}
+    videos = root or first_folder([source / "UCF-101", source / "UCF101", source / "videos", source])
+    folders = {path.name.casefold(): path for path in videos.iterdir()} if videos.is_dir() else {}
+    finder = VideoFolders(ignore_case=True)
+    for line, text in numbered_lines(listing):
+        path, *number = text.split()
+        place, name = PurePath(path).parent.name, PurePath(path).name
+        label = labels.get(place.casefold())
+        if label is None:
+            raise ValueError(f"{listing}:{line}: no class {place!r} in classInd.txt")
+        if number and number != [str(label + 1)]:
+            raise ValueError(f"{listing}:{line}: expected {path} {label + 1} as in classInd.txt, got {text!r}")
+        folder = folders.get(place.casefold(), videos / place)
+        stem = PurePath(name).stem
+        yield VideoRecord(
+            key=stem,
+            path=finder.find(folder, stem) or folder / name,
+            label=label,
+            label_name=names[label],
+        )
+
+
+def published(source: Path, *, split: Split = "train", fold: int = 1, **_: object) -> int:
+    """How many videos the published list has."""
+    return PUBLISHED[split][fold - 1]
+
+
+def class_names(path: Path) -> list[str]:
+    """The names in classInd.txt, whose lines are `1 ApplyEyeMakeup` and so on."""
+    names: list[str] = []
+    for line, text in numbered_lines(path):
+        number, _, name = text.partition(" ")
+        if number != str(len(names) + 1) or not name.strip():
+            raise ValueError(f"{path}:{line}: expected `{len(names) + 1} CLASS`, got {text!r}")
+        names.append(name.strip())
+    return names
