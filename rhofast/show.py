@@ -64,8 +64,11 @@ def show_clips(
     numbers = np.array(samples, dtype=np.int64)
     rows = [reader.locate(sample) for sample in samples]
     clip_plan, augment_plan = training_plan(rows, numbers, clips, augment, seed=seed, epoch=epoch)
-    read = [reader.read(row, frames) for row, frames in zip(samples, clip_plan.frames, strict=True)]
-    pipeline = DecodePipeline(augment, max_pictures=clip_plan.frames.size, color=True, blur=True, threads=2)
+    read = [reader.read(*one) for one in zip(samples, clip_plan.frames, rows, strict=True)]
+    decoded = not reader.codec.pictures
+    pipeline = DecodePipeline(
+        augment, max_pictures=clip_plan.frames.size, color=True, blur=True, threads=2, decoded=decoded
+    )
     frames = displayable(pipeline.run(read, clip_plan, augment_plan), augment)
     classes = shards.info.classes
     groups = []

@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import tarfile
+from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
 import av
+import ffmpeg
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rhofast.data.codecs import JpegCodec, codec_settings
+from rhofast.data.codecs import Codec, CopyCodec, H264Codec, HevcCodec, JpegCodec, codec_settings
 from rhofast.data.index import DatasetInfo, IndexRow, ShardInfo, ShardSet, open_shards, write_index
+from rhofast.ingest.transcode import find_ffmpeg
 
 SHARED = Path(os.environ.get("RHOFAST_SHARED", Path(__file__).parents[2] / "shared"))
 REAL_VIDEOS = Path(os.environ.get("RHOFAST_REAL_VIDEOS", SHARED / "videos"))
@@ -84,10 +89,30 @@ def encode_mjpeg(frames: list[npt.NDArray[np.uint8]], fps: int = FPS) -> bytes:
     return sink.getvalue()
 
 
-def write_shards(root: Path, members: list[bytes], *, labels: list[int] | None = None, per_shard: int = 5) -> ShardSet:
+_JPEG = JpegCodec(quality=2)
+
+
+def encode_stream(frames: list[npt.NDArray[np.uint8]], codec: Codec, out: Path) -> bytes:
+    """A member of u8[H, W, 3] frames as a codec stores it; for `copy`, an H.264 file with B-frames."""
+    height, width, _ = frames[0].shape
+    given = ffmpeg.input("pipe:", f="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", r=FPS)
+    arguments = codec.encoder_arguments() or {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": 4, "bf": 2}
+    output = ffmpeg.output(given, f"file:{out}", threads=1, **arguments).global_args("-loglevel", "error", "-y")
+    command = ffmpeg.compile(output, cmd=find_ffmpeg())
+    subprocess.run(command, input=b"".join(frame.tobytes() for frame in frames), check=True)
+    return out.read_bytes()
+
+
+def write_shards(
+    root: Path,
+    members: list[bytes],
+    *,
+    labels: list[int] | None = None,
+    per_shard: int = 5,
+    codec: Codec = _JPEG,
+) -> ShardSet:
     """A shard set of ready members, without ffmpeg."""
     root.mkdir(parents=True)
-    codec = JpegCodec(quality=2)
     shards = []
     for number, first in enumerate(range(0, len(members), per_shard)):
         name, rows = f"shard-{number:06d}", []
@@ -98,7 +123,7 @@ def write_shards(root: Path, members: list[bytes], *, labels: list[int] | None =
                 entry.size = len(content)
                 offset = tar.offset + tarfile.BLOCKSIZE
                 tar.addfile(entry, BytesIO(content))
-                member = codec.index_member(content)
+                member = codec.index_member(BytesIO(content))
                 rows.append(
                     IndexRow(
                         key=f"v{video}",
@@ -139,6 +164,17 @@ def write_shards(root: Path, members: list[bytes], *, labels: list[int] | None =
     return open_shards(root)
 
 
+def damage_unit(shards: ShardSet, sample: int, unit: int) -> int:
+    """Flip a bit in the middle of a unit; returns the offset of the unit's first byte in the tar."""
+    row, (shard, _) = shards.row(sample), shards.locate(sample)
+    path = shards.root / shards.info.shards[shard].tar
+    begin = row.offset + int(row.units.offset[unit])
+    content = bytearray(path.read_bytes())
+    content[begin + int(row.units.size[unit]) // 2] ^= 1
+    path.write_bytes(content)
+    return begin
+
+
 NUM_VIDEOS, NUM_FRAMES = 13, 24
 
 
@@ -152,3 +188,36 @@ def members() -> list[bytes]:
 def shards(tmp_path: Path, members: list[bytes]) -> ShardSet:
     """A fresh set of three shards that a test may damage; video v has label v % 3."""
     return write_shards(tmp_path / "shards", members, labels=[video % 3 for video in range(NUM_VIDEOS)])
+
+
+STREAMS: dict[str, Codec] = {
+    "h264": H264Codec(quality=4, gop=4),
+    "hevc": HevcCodec(quality=4, gop=5),
+    "copy": CopyCodec(),
+}
+
+
+@pytest.fixture(scope="session")
+def stream_members(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[bytes]]:
+    """The videos of `members` as one of STREAMS stores them."""
+    out = tmp_path_factory.mktemp("streams")
+
+    @cache
+    def encode(name: str) -> list[bytes]:
+        return [
+            encode_stream([frame_pixels(video, frame) for frame in range(NUM_FRAMES)], STREAMS[name], out / "video.mp4")
+            for video in range(NUM_VIDEOS)
+        ]
+
+    return encode
+
+
+@pytest.fixture(params=list(STREAMS))
+def stream_shards(
+    request: pytest.FixtureRequest, tmp_path: Path, stream_members: Callable[[str], list[bytes]]
+) -> ShardSet:
+    """Like `shards`, of video streams instead of pictures."""
+    labels = [video % 3 for video in range(NUM_VIDEOS)]
+    return write_shards(
+        tmp_path / request.param, stream_members(request.param), labels=labels, codec=STREAMS[request.param]
+    )

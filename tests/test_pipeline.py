@@ -1,6 +1,7 @@
 """The DALI graph against torchvision and closed forms, on the same plans."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,18 @@ def samples(count: int, frames: int) -> list[Sample]:
     ]
 
 
+def decode(given: list[Sample]) -> list[Sample]:
+    """The same samples as they come from a stream of video: RGB u8[H, W, 3]."""
+    return [
+        replace(sample, pictures={frame: rgb(encoded) for frame, encoded in sample.pictures.items()})
+        for sample in given
+    ]
+
+
+def rgb(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(encoded.tobytes())))
+
+
 def plan(b: int, p: int, **changes: npt.NDArray[np.generic]) -> AugmentPlan:
     rng = np.random.default_rng(b)
     w, h = rng.integers(20, WIDTH, (b, p)), rng.integers(20, HEIGHT, (b, p))
@@ -54,6 +67,16 @@ def plan(b: int, p: int, **changes: npt.NDArray[np.generic]) -> AugmentPlan:
     return AugmentPlan(**{**values, **changes})  # type: ignore[arg-type]
 
 
+def colorful(b: int, p: int) -> AugmentPlan:
+    rng = np.random.default_rng(2)
+    return plan(
+        b,
+        p,
+        color=(np.eye(3, 4) + rng.normal(0, 0.1, (b, p, 3, 4))).astype(np.float32),
+        blur=rng.uniform(0.2, 2, (b, p)).astype(np.float32),
+    )
+
+
 def run(section: AugmentSection, given: list[Sample], clips: ClipPlan, augment: AugmentPlan, **graph: bool):
     pipeline = DecodePipeline(
         section,
@@ -61,22 +84,24 @@ def run(section: AugmentSection, given: list[Sample], clips: ClipPlan, augment: 
         color=graph.get("color", False),
         blur=graph.get("blur", False),
         threads=2,
+        decoded=graph.get("decoded", False),
     )
     return pipeline.run(given, clips, augment)
 
 
 def cropped(encoded: npt.NDArray[np.uint8], crop: npt.NDArray[np.float32], *, flip: bool) -> torch.Tensor:
     """torchvision's answer, u8[3, S, S]."""
-    image = torch.from_numpy(np.asarray(Image.open(io.BytesIO(encoded.tobytes()))).copy()).permute(2, 0, 1)
+    image = torch.from_numpy(rgb(encoded).copy()).permute(2, 0, 1)
     left, top, width, height = (int(value) for value in crop)
     out = tv.resized_crop(image, top, left, height, width, [SIZE, SIZE], antialias=True)
     return tv.horizontal_flip(out) if flip else out
 
 
-def test_crop_resize_and_flip_agree_with_torchvision() -> None:
+@pytest.mark.parametrize("decoded", [False, True])
+def test_crop_resize_and_flip_agree_with_torchvision(decoded: bool) -> None:
     given, clips = samples(4, 3), ClipPlan(frames=np.tile(np.arange(3, dtype=np.int32), (4, 2, 1)))
     augment = plan(4, 2)
-    out = run(UNIT, given, clips, augment) * 255
+    out = run(UNIT, decode(given) if decoded else given, clips, augment, decoded=decoded) * 255
     difference = torch.stack(
         [
             out[b, p, :, t] - cropped(given[b].pictures[t], augment.crop[b, p], flip=bool(augment.flip[b, p]))
@@ -161,17 +186,38 @@ def test_a_refused_picture_raises_and_the_next_batch_is_right() -> None:
     assert torch.equal(pipeline.run(good, clips, plan(2, 1)), expected)
 
 
-@pytest.mark.needs_gpu
-def test_the_gpu_graph_agrees_with_the_cpu_graph() -> None:
+def test_decoded_pictures_get_the_color_and_blur_that_encoded_ones_get() -> None:
     given, clips = samples(4, 2), ClipPlan(frames=np.tile(np.arange(2, dtype=np.int32), (4, 2, 1)))
-    rng = np.random.default_rng(2)
-    augment = plan(
-        4,
-        2,
-        color=(np.eye(3, 4) + rng.normal(0, 0.1, (4, 2, 3, 4))).astype(np.float32),
-        blur=rng.uniform(0.2, 2, (4, 2)).astype(np.float32),
-    )
-    host = run(UNIT, given, clips, augment, color=True, blur=True)
-    pipeline = DecodePipeline(UNIT, max_pictures=16, color=True, blur=True, threads=2, device_id=0)
+    augment = colorful(4, 2)
+    encoded = run(UNIT, given, clips, augment, color=True, blur=True)
+    decoded = run(UNIT, decode(given), clips, augment, color=True, blur=True, decoded=True)
+    difference = (encoded - decoded).abs() * 255
+    assert difference.max() <= 5 and difference.mean() <= 0.2
+
+
+def test_decoded_pictures_of_several_sizes_in_batches_of_several_sizes_stay_apart() -> None:
+    pipeline = DecodePipeline(UNIT, max_pictures=8, color=False, blur=False, threads=2, decoded=True)
+    kept = []
+    for count in (4, 1, 3):
+        pictures = [np.full((60 + 8 * n, 100 - 4 * n, 3), 10 * n + count, dtype=np.uint8) for n in range(count)]
+        given = [
+            Sample(sample=n, key=f"k{n}", label=None, bytes_read=0, pictures={5: pictures[n]}) for n in range(count)
+        ]
+        crop = np.array([[[0, 0, picture.shape[1], picture.shape[0]]] for picture in pictures], dtype=np.float32)
+        clips = ClipPlan(frames=np.full((count, 1, 2), 5, dtype=np.int32))
+        kept.append(pipeline.run(given, clips, plan(count, 1, crop=crop)) * 255)
+        del given, pictures  # the graph has them, without a copy, for as long as it needs them
+    for out, count in zip(kept, (4, 1, 3), strict=True):
+        expected = torch.arange(count).view(-1, 1, 1, 1, 1, 1) * 10 + count
+        assert torch.allclose(out, expected.expand(out.shape).float(), atol=1e-3)
+
+
+@pytest.mark.needs_gpu
+@pytest.mark.parametrize("decoded", [False, True])
+def test_the_gpu_graph_agrees_with_the_cpu_graph(decoded: bool) -> None:
+    given, clips = samples(4, 2), ClipPlan(frames=np.tile(np.arange(2, dtype=np.int32), (4, 2, 1)))
+    given, augment = decode(given) if decoded else given, colorful(4, 2)
+    host = run(UNIT, given, clips, augment, color=True, blur=True, decoded=decoded)
+    pipeline = DecodePipeline(UNIT, max_pictures=16, color=True, blur=True, threads=2, device_id=0, decoded=decoded)
     difference = (pipeline.run(given, clips, augment).cpu() - host).abs() * 255
     assert difference.max() <= 8 and difference.mean() <= 0.5

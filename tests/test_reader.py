@@ -4,11 +4,24 @@ import os
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from conftest import STREAMS, damage_unit, encode_stream, frame_pixels, write_shards
 
 from rhofast.data.index import ShardSet
 from rhofast.data.reader import Reader
-from rhofast.errors import SampleError
+from rhofast.data.types import Sample
+from rhofast.errors import DecodeError, SampleError
+
+h264 = pytest.mark.parametrize("stream_shards", ["h264"], indirect=True)
+
+
+def shown(sample: Sample) -> dict[int, tuple[int, int]]:
+    """For each frame that was decoded, the (frame, video) that its pixels name."""
+    for picture in sample.pictures.values():
+        assert picture.dtype == np.uint8 and picture.shape == (48, 64, 3) and picture.flags.c_contiguous
+    means = {frame: picture.mean(axis=(0, 1)) / 8 for frame, picture in sample.pictures.items()}
+    return {frame: (round(float(mean[0])), round(float(mean[1]))) for frame, mean in means.items()}
 
 
 def test_pictures_are_the_member_s_own_bytes(shards: ShardSet, members: list[bytes]) -> None:
@@ -76,6 +89,88 @@ def test_a_damaged_index_is_a_sample_error(shards: ShardSet) -> None:
     path.write_bytes(content)
     with pytest.raises(SampleError, match="digest"):
         Reader(shards).read(6, np.array([0], dtype=np.int32))
+
+
+def test_a_known_row_is_not_looked_up_again(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, frames = Reader(shards), np.array([3, 1], dtype=np.int32)
+    row, expected = reader.locate(7), reader.read(7, frames)
+    monkeypatch.setattr(reader, "locate", None)
+    again = reader.read(7, frames, row)
+    assert (again.key, again.bytes_read, list(again.pictures)) == (expected.key, expected.bytes_read, [1, 3])
+
+
+FRAMES: dict[str, npt.NDArray[np.int32]] = {
+    "repeated": np.array([[5, 5, 5], [5, 5, 5]], dtype=np.int32),
+    "overlapping": np.array([[4, 6, 8, 10], [6, 8, 10, 12]], dtype=np.int32),
+    "backward": np.array([20, 13, 2], dtype=np.int32),
+    "first and last": np.array([0, 23], dtype=np.int32),
+    "all": np.arange(24, dtype=np.int32),
+    **{f"random {n}": np.random.default_rng(n).integers(0, 24, (n % 4 + 1, 3), dtype=np.int32) for n in range(20)},
+}
+
+
+def test_each_decoded_frame_is_the_one_asked_for(stream_shards: ShardSet) -> None:
+    reader = Reader(stream_shards)
+    for sample, (name, frames) in enumerate(FRAMES.items()):
+        sample %= 13
+        read = reader.read(sample, frames)
+        assert shown(read) == {int(frame): (frame, sample) for frame in np.unique(frames)}, name
+        assert list(read.pictures) == np.unique(frames).tolist()
+
+
+def test_decoded_frames_are_contiguous_where_the_decoder_pads_rows(tmp_path: Path) -> None:
+    codec = STREAMS["copy"]
+    member = encode_stream([frame_pixels(2, frame, 52) for frame in range(3)], codec, tmp_path / "video.mp4")
+    shards = write_shards(tmp_path / "shards", [member], codec=codec)
+    for picture in Reader(shards).read(0, np.arange(3, dtype=np.int32)).pictures.values():
+        assert picture.shape == (48, 52, 3) and picture.flags.c_contiguous
+
+
+def test_a_stream_is_read_by_its_header_and_the_needed_groups(
+    stream_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, offset: (reads.append(size), pread(fd, size, offset))[1])
+    reader, codec = Reader(stream_shards), stream_shards.info.codec
+    units = stream_shards.row(3).units
+    for frames in FRAMES.values():
+        groups = {int(frame) // codec.get("gop", 24) + 1 for frame in frames.flat}
+        rows = sorted({0} | groups) if "gop" in codec else range(len(units.frame))
+        runs = sum(row - 1 not in rows for row in rows)
+        reads.clear()
+        sample = reader.read(3, frames)
+        assert sample.bytes_read == sum(reads) == int(units.size[list(rows)].sum())
+        assert len(reads) == runs
+
+
+@h264
+@pytest.mark.parametrize(("unit", "name"), [(0, "unit 0"), (3, "unit 3")])
+def test_a_flipped_bit_of_a_needed_unit_is_named_and_of_another_unnoticed(
+    stream_shards: ShardSet, unit: int, name: str
+) -> None:
+    begin = damage_unit(stream_shards, 6, unit)
+    reader = Reader(stream_shards)
+    with pytest.raises(SampleError, match=f"{name}: checksum mismatch") as caught:
+        reader.read(6, np.array([6, 9, 10], dtype=np.int32))
+    assert (caught.value.shard, caught.value.key, caught.value.offset) == ("shard-000001.tar", "v6", begin)
+    if unit:
+        others = np.array([0, 7, 12, 23], dtype=np.int32)
+        assert shown(reader.read(6, others)) == {int(frame): (frame, 6) for frame in others}
+
+
+def test_a_frame_that_does_not_come_out_is_a_sample_error(stream_shards: ShardSet) -> None:
+    with pytest.raises(DecodeError, match="frame 24 does not come out") as caught:
+        Reader(stream_shards).read(6, np.array([3, 24], dtype=np.int32))
+    assert caught.value.key == "v6" and caught.value.offset == stream_shards.row(6).offset
+
+
+def test_a_short_stream_is_a_sample_error(stream_shards: ShardSet) -> None:
+    row = stream_shards.row(12)
+    os.truncate(stream_shards.root / "shard-000002.tar", row.offset + row.size - 7)
+    with pytest.raises(SampleError, match="ends too early") as caught:
+        Reader(stream_shards).read(12, np.array([23], dtype=np.int32))
+    assert caught.value.offset == row.offset + row.size - 7
 
 
 def test_descriptors_are_bounded_and_closed(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,31 +2,57 @@
 
 jpeg    every frame a baseline 4:2:0 JPEG inside an MJPEG MP4. Any clip costs exactly its own frames, any player plays
         the member, nvJPEG and the CPU both decode it.
+h264    closed groups of `gop` pictures without B-frames in a fragmented MP4, one group a fragment, so that a part of a
+hevc    video is a slice of its bytes: about a quarter of the bytes of `jpeg`, for whole groups instead of frames.
+copy    the source file, untouched. It must be upright, of square pixels and of a constant rate as it is.
+
+A member is described by its *units* (data.types.Units): the pieces that are read and checked one by one. A unit holds
+the frames from its own number up to that of the next; one that starts at the same frame as the next holds none of its
+own (the header of an MP4, the blocks of a copied file) and is read with whichever of the others is wanted.
 
 A codec's settings are its fields; they are written to `dataset.json` and read back from there. What it is not: it runs
-no ffmpeg (ingest/transcode.py) and no decoder (pipeline.py). Adding a codec: one class here and a line in CODECS.
+no ffmpeg (ingest/transcode.py) and no DALI (pipeline.py). Adding a codec: one class here and a line in CODECS.
 """
 
 from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, BinaryIO, ClassVar, Literal
 
-import av
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from pydantic import Field
 
 from rhofast.config import Section, parse_section
+from rhofast.data.containers import (
+    Picture,
+    checksums,
+    count_frames,
+    decode_all,
+    decode_wanted,
+    fragment_starts,
+    key_frame_colors,
+    mean_color,
+    open_container,
+    read_packets,
+    video_stream,
+)
 from rhofast.data.types import Units
 from rhofast.errors import ConfigError
 
 SIDE_MULTIPLE = 16  # sides of stored pictures: whole 4:2:0 JPEG blocks and whole H.264 macroblocks, no hidden padding
+MEASURED = 8  # of so many frames one's color is measured when a shard is made
+_BLOCK = 1 << 24  # bytes of a copied file that share a checksum
+
+
+class UnfitError(ValueError):
+    """A source that a codec cannot store as it is; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,71 +66,268 @@ class Member:
     units: Units
 
 
-class JpegCodec(Section):
+class Codec(Section):
+    """What all codecs share.
+
+    name       in `dataset.json` and on the command line
+    suffix     of the member in the tar; None where it is the source's own
+    pictures   whether a unit is a picture that an image decoder takes; else it is a piece of a video stream
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str | None] = "mp4"
+    pictures: ClassVar[bool] = False
+
+    @abstractmethod
+    def encoder_arguments(self) -> dict[str, Any] | None:
+        """Output arguments for ffmpeg, as ffmpeg-python's `output` takes them; None where nothing is encoded."""
+
+    @abstractmethod
+    def index_member(self, file: BinaryIO, *, deep: bool = False) -> Member:
+        """Find, check and measure everything in a member. Colors are measured in one frame of `MEASURED`, or in one of
+        a group; the encoder is trusted with the others, unless `deep`: then every frame must come out of the decoder.
+        Raises ValueError if something is not as it should be."""
+
+    @abstractmethod
+    def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """The rows of `units`, ascending, that must be read to decode the distinct, ascending `frames`."""
+
+    @abstractmethod
+    def decode(
+        self, units: Units, rows: npt.NDArray[np.int64], pieces: Sequence[Any], frames: npt.NDArray[np.int32]
+    ) -> dict[int, Picture]:
+        """Decode on the host: frame number -> RGB u8[H, W, 3] for each of the distinct, ascending `frames`. rows: what
+        `units_for` said; pieces: their bytes. Raises ValueError where a frame does not come out."""
+
+
+class JpegCodec(Codec):
     """`jpeg`. quality is ffmpeg's q scale: 2 (largest) to 31; 3 is about 15 kB for a 340x256 frame."""
 
     name: ClassVar[str] = "jpeg"
-    suffix: ClassVar[str] = "mp4"
+    pictures: ClassVar[bool] = True
 
     quality: Annotated[int, Field(ge=2, le=31)] = 3
 
     def encoder_arguments(self) -> dict[str, Any]:
-        """Output arguments for ffmpeg, as ffmpeg-python's `output` takes them."""
-        return {"vcodec": "mjpeg", "pix_fmt": "yuvj420p", "qscale:v": self.quality, "f": self.suffix}
+        return {"vcodec": "mjpeg", "pix_fmt": "yuvj420p", "qscale:v": self.quality, "f": "mp4"}
 
-    def index_member(self, content: bytes) -> Member:
-        """Find, check and measure every picture of a member.
-
-        Each picture must start and end as a JPEG does, be whole (every entropy-coded block is read, at an eighth of
-        the size, which also gives its exact mean color) and have the size of the first. Raises ValueError.
-        """
-        try:
-            with av.open(io.BytesIO(content)) as container:
-                stream = container.streams.video[0]
-                fps = Fraction(stream.average_rate or 0)  # 0 for a single picture, which has no rate
-                width, height = int(stream.codec_context.width), int(stream.codec_context.height)
-                packets = [(int(packet.pos), int(packet.size)) for packet in container.demux(stream) if packet.size]
-        except (av.error.FFmpegError, IndexError) as error:
-            raise ValueError(f"the stored member cannot be opened: {error}") from None
-        crcs, means = [], []
-        for number, (offset, size) in enumerate(packets):
-            picture = content[offset : offset + size]
+    def index_member(self, file: BinaryIO, *, deep: bool = False) -> Member:
+        """Each picture must start and end as a JPEG does and have the size of the first. A measured one is read whole,
+        at an eighth of the size, which gives its exact mean color; the colors of those between are interpolated."""
+        width, height, fps, packets = read_packets(file)
+        crcs, measured, means = [], [], []
+        for number, packet in enumerate(packets):
+            file.seek(packet.offset)
+            picture = file.read(packet.size)
             crcs.append(zlib.crc32(picture))
-            means.append(_mean_color(picture, (width, height), number))
-        offsets, sizes = zip(*packets, strict=True) if packets else ((), ())
+            is_measured = number % MEASURED == 0 or number == len(packets) - 1
+            mean = _mean_color(picture, (width, height), number, measure=is_measured or deep)
+            if is_measured:
+                measured.append(number)
+                means.append(mean)
+        colors = np.array(means, dtype=np.float64).reshape(-1, 3)
+        every = np.arange(len(packets))
         units = Units(
             frame=np.arange(len(packets), dtype=np.int32),
-            offset=np.array(offsets, dtype=np.int64),
-            size=np.array(sizes, dtype=np.int32),
+            offset=np.array([packet.offset for packet in packets], dtype=np.int64),
+            size=np.array([packet.size for packet in packets], dtype=np.int32),
             crc=np.array(crcs, dtype=np.uint32),
-            rgb=np.array(means, dtype=np.float32).reshape(-1, 3),
+            rgb=_interpolated(every, measured, colors),
         )
         return Member(num_frames=len(packets), fps=fps, width=width, height=height, units=units)
 
     def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        """The rows of `units` that must be read to decode the distinct, ascending `frames`; here: the frames."""
+        """Here: the frames themselves."""
         return frames.astype(np.int64)
 
-
-def _mean_color(picture: bytes, size: tuple[int, int], number: int) -> npt.NDArray[np.float32]:
-    if picture[:2] != b"\xff\xd8" or picture[-2:] != b"\xff\xd9":
-        raise ValueError(f"picture {number} of the stored member is not a whole JPEG")
-    try:
-        with Image.open(io.BytesIO(picture), formats=["JPEG"]) as image:
-            if image.size != size:
-                raise ValueError(f"picture {number} of the stored member is {image.size}, not {size}")
-            image.draft("RGB", (max(1, size[0] // 8), max(1, size[1] // 8)))  # DC terms only: fast, and exact
-            pixels = np.asarray(image, dtype=np.float32)
-    except OSError as error:
-        raise ValueError(f"picture {number} of the stored member cannot be decoded: {error}") from None
-    mean: npt.NDArray[np.float32] = pixels.reshape(-1, 3).mean(axis=0)
-    return mean
+    def decode(
+        self, units: Units, rows: npt.NDArray[np.int64], pieces: Sequence[Any], frames: npt.NDArray[np.int32]
+    ) -> dict[int, Picture]:
+        decoded = {}
+        for frame, piece in zip(frames.tolist(), pieces, strict=True):
+            try:
+                with Image.open(io.BytesIO(piece), formats=["JPEG"]) as image:
+                    decoded[frame] = np.asarray(image.convert("RGB"))
+            except OSError as error:
+                raise ValueError(f"frame {frame} cannot be decoded: {error}") from None
+        return decoded
 
 
-CODECS: dict[str, type[JpegCodec]] = {codec.name: codec for codec in (JpegCodec,)}
+class _GroupCodec(Codec):
+    """Closed groups of pictures: `gop` frames each, the first a key frame, no B-frames. quality: the encoder's constant
+    rate factor, 0 (lossless, or nearly) to 51. preset: its trade of time for size."""
+
+    quality: Annotated[int, Field(ge=0, le=51)] = 23
+    gop: Annotated[int, Field(ge=1, le=600)] = 16
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"] = (
+        "medium"
+    )
+
+    def index_member(self, file: BinaryIO, *, deep: bool = False) -> Member:
+        """Each fragment must be one group, whose key frame, which comes first, gives the group's color."""
+        width, height, fps, packets = read_packets(file)
+        starts = fragment_starts(file)
+        if not starts:
+            raise ValueError("the stored member has no fragments")
+        end = file.seek(0, io.SEEK_END)
+        groups = np.searchsorted(starts, [packet.offset for packet in packets], side="right") - 1
+        counts = np.bincount(groups, minlength=len(starts))
+        firsts = np.flatnonzero(np.diff(groups, prepend=-1))
+        keys = [number for number, packet in enumerate(packets) if packet.is_key]
+        if (counts == 0).any() or (counts > self.gop).any() or keys != firsts.tolist():
+            raise ValueError(f"the stored member's fragments are not groups of up to {self.gop} frames")
+        offsets = np.array([0, *starts, end], dtype=np.int64)
+        means = key_frame_colors(file)
+        if len(means) != len(starts):
+            raise ValueError(f"{len(means)} key frames come out of the stored member, not {len(starts)}")
+        if deep and (decoded := count_frames(file)) != len(packets):
+            raise ValueError(f"{decoded} frames come out of the stored member, not {len(packets)}")
+        units = Units(
+            frame=np.concatenate([[0], np.cumsum(counts) - counts]).astype(np.int32),
+            offset=offsets[:-1],
+            size=np.diff(offsets).astype(np.int32),
+            crc=checksums(file, offsets),
+            rgb=np.concatenate([np.zeros((1, 3)), means]).astype(np.float32),
+        )
+        return Member(num_frames=len(packets), fps=fps, width=width, height=height, units=units)
+
+    def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """The header (row 0), and the group of each frame."""
+        groups = np.unique(np.searchsorted(units.frame, frames, side="right") - 1)
+        return np.concatenate([[0], groups]) if len(groups) else groups
+
+    def decode(
+        self, units: Units, rows: npt.NDArray[np.int64], pieces: Sequence[Any], frames: npt.NDArray[np.int32]
+    ) -> dict[int, Picture]:
+        ends = [*units.frame[1:].tolist(), int(frames[-1]) + 1 if len(frames) else 0]  # the last group is cut here
+        numbers = [number for row in rows.tolist() for number in range(int(units.frame[row]), ends[row])]
+        return decode_wanted(io.BytesIO(b"".join(pieces)), numbers, frames)
 
 
-def build_codec(settings: Mapping[str, Any]) -> JpegCodec:
+class H264Codec(_GroupCodec):
+    """`h264`, 8-bit 4:2:0."""
+
+    name: ClassVar[str] = "h264"
+
+    def encoder_arguments(self) -> dict[str, Any]:
+        # Without `cpu-independent` x264 decides a little differently on other machines.
+        return {
+            "vcodec": "libx264",
+            "x264-params": "cpu-independent=1:open-gop=0",
+            "crf": self.quality,
+            "bf": 0,
+            "g": self.gop,
+            "keyint_min": self.gop,
+            "sc_threshold": 0,
+            "preset": self.preset,
+            **_FRAGMENTED,
+        }
+
+
+class HevcCodec(_GroupCodec):
+    """`hevc`, 8-bit 4:2:0."""
+
+    name: ClassVar[str] = "hevc"
+
+    quality: Annotated[int, Field(ge=0, le=51)] = 26
+
+    def encoder_arguments(self) -> dict[str, Any]:
+        parameters = {
+            "keyint": self.gop,
+            "min-keyint": self.gop,
+            "scenecut": 0,
+            "open-gop": 0,
+            "bframes": 0,
+            "pools": "none",
+            "frame-threads": 1,
+            "wpp": 0,
+            "info": 0,
+            "log-level": "error",
+        }
+        return {
+            "vcodec": "libx265",
+            "x265-params": ":".join(f"{name}={value}" for name, value in parameters.items()),
+            "crf": self.quality,
+            "preset": self.preset,
+            "vtag": "hvc1",  # or else some players do not know it
+            **_FRAGMENTED,
+        }
+
+
+_FRAGMENTED = {
+    "pix_fmt": "yuv420p",
+    "movflags": "+frag_keyframe+empty_moov+default_base_moof+skip_trailer",
+    "f": "mp4",
+}
+
+
+class CopyCodec(Codec):
+    """`copy`. Read whole for any of its frames."""
+
+    name: ClassVar[str] = "copy"
+    suffix: ClassVar[str | None] = None
+
+    def encoder_arguments(self) -> None:
+        return None
+
+    def index_member(self, file: BinaryIO, *, deep: bool = False) -> Member:
+        """Every frame is decoded, and must be shown at its number / fps, within half an interval. Else it raises
+        UnfitError."""
+        times: list[float | None] = []
+        means = []
+        with open_container(file) as container:
+            stream = video_stream(container)
+            stream.thread_count = 1
+            fps = Fraction(stream.average_rate or stream.guessed_rate or 0)
+            if stream.sample_aspect_ratio not in (None, 0, 1):
+                raise UnfitError(f"its pixels are not square ({stream.sample_aspect_ratio})")
+            size: tuple[int, int] | None = None
+            for frame in decode_all(container, stream):
+                if frame.rotation:
+                    raise UnfitError(f"it is to be shown rotated by {frame.rotation} degrees")
+                if size is None:
+                    size = (frame.width, frame.height)
+                elif size != (frame.width, frame.height):
+                    raise UnfitError("its size changes in the middle")
+                if len(times) % MEASURED == 0:
+                    means.append(mean_color(frame))
+                times.append(frame.time)
+        if size is None:
+            size = (0, 0)
+        elif len(times) > 1 and times[0] is not None and times[-1] is not None:
+            known = np.array([np.nan if time is None else time for time in times])
+            rate = (len(times) - 1) / (times[-1] - times[0]) if times[-1] > times[0] else 0.0
+            if np.nanmax(np.abs((known - known[0]) * rate - np.arange(len(times)))) > 0.5 or rate <= 0:
+                raise UnfitError("its frame rate is not constant")
+            if abs(float(fps) - rate) > 0.001 * rate:
+                fps = Fraction(rate).limit_denominator(10_000)
+        end = file.seek(0, io.SEEK_END)
+        offsets = np.array([*range(0, end, _BLOCK), end], dtype=np.int64)
+        blocks = len(offsets) - 1
+        units = Units(
+            frame=np.zeros(blocks, dtype=np.int32),
+            offset=offsets[:-1],
+            size=np.diff(offsets).astype(np.int32),
+            crc=checksums(file, offsets),
+            rgb=np.tile(np.mean(means or [np.zeros(3)], axis=0).astype(np.float32), (blocks, 1)),
+        )
+        return Member(num_frames=len(times), fps=fps, width=size[0], height=size[1], units=units)
+
+    def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """All of them."""
+        return np.arange(len(units.frame) if len(frames) else 0, dtype=np.int64)
+
+    def decode(
+        self, units: Units, rows: npt.NDArray[np.int64], pieces: Sequence[Any], frames: npt.NDArray[np.int32]
+    ) -> dict[int, Picture]:
+        numbers = range(int(frames[-1]) + 1 if len(frames) else 0)
+        return decode_wanted(io.BytesIO(b"".join(pieces)), numbers, frames)
+
+
+CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (JpegCodec, H264Codec, HevcCodec, CopyCodec)}
+
+
+def build_codec(settings: Mapping[str, Any]) -> Codec:
     """The codec of `{"name": ..., setting: value, ...}`. Raises ConfigError for an unknown name or setting."""
     options = dict(settings)
     name = options.pop("name", None)
@@ -113,6 +336,51 @@ def build_codec(settings: Mapping[str, Any]) -> JpegCodec:
     return parse_section(CODECS[name], options, where=f"codec {name}")
 
 
-def codec_settings(codec: JpegCodec) -> dict[str, Any]:
+def build_codecs(names: Sequence[str], options: Mapping[str, Any]) -> list[Codec]:
+    """One codec a name, of several each with those of the options that it knows. Raises ConfigError as `build_codec`
+    does, and for an option that none of them knows."""
+
+    def fits(name: str, option: str) -> bool:
+        return name not in CODECS or option in CODECS[name].model_fields
+
+    unknown = [option for option in options if not any(fits(name, option) for name in names)]
+    return [
+        build_codec({"name": name, **{key: options[key] for key in options if key in unknown or fits(name, key)}})
+        for name in names
+    ]
+
+
+def codec_settings(codec: Codec) -> dict[str, Any]:
     """What `build_codec` builds the codec from again."""
     return {"name": codec.name, **codec.model_dump()}
+
+
+def frames_in(units: Units, num_frames: int) -> npt.NDArray[np.int64]:
+    """How many frames each unit holds of its own: i64[U]."""
+    return np.diff(units.frame, append=num_frames).astype(np.int64)
+
+
+def _interpolated(
+    every: npt.NDArray[np.int64], measured: Sequence[int], colors: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float32]:
+    if not measured:
+        return np.zeros((0, 3), dtype=np.float32)
+    return np.stack([np.interp(every, measured, color) for color in colors.T], axis=1).astype(np.float32)
+
+
+def _mean_color(picture: bytes, size: tuple[int, int], number: int, *, measure: bool) -> npt.NDArray[np.float32] | None:
+    """Check a picture's form and size; if `measure`, read it whole, and return its mean color."""
+    if picture[:2] != b"\xff\xd8" or picture[-2:] != b"\xff\xd9":
+        raise ValueError(f"picture {number} of the stored member is not a whole JPEG")
+    try:
+        with Image.open(io.BytesIO(picture), formats=["JPEG"]) as image:
+            if image.size != size:
+                raise ValueError(f"picture {number} of the stored member is {image.size}, not {size}")
+            if not measure:
+                return None
+            image.draft("RGB", (max(1, size[0] // 8), max(1, size[1] // 8)))  # DC terms only: fast, and exact
+            pixels = np.asarray(image, dtype=np.float32)
+    except OSError as error:
+        raise ValueError(f"picture {number} of the stored member cannot be decoded: {error}") from None
+    mean: npt.NDArray[np.float32] = pixels.reshape(-1, 3).mean(axis=0)
+    return mean

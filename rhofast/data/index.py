@@ -29,7 +29,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from rhofast.config import Section
 from rhofast.data.types import Units
@@ -82,14 +82,17 @@ class ShardInfo(Section):
 
 
 class DatasetInfo(Section):
-    """`dataset.json`. codec: its name and settings. classes[label]: a class's name; empty without labels. refused: how
-    many sources were refused, by reason. build: digest of the sources and settings it was made from."""
+    """`dataset.json`. codec: its name and settings. transcode: how videos were brought to it; encoders: the ffmpeg
+    programs that did. classes[label]: a class's name; empty without labels. refused: how many sources were refused, by
+    reason. build: digest of the list of sources and the settings."""
 
     format: Literal["rhofast-shards"] = "rhofast-shards"
     version: int = VERSION
     name: str
     split: str
     codec: dict[str, Any]
+    transcode: dict[str, Any] = Field(default_factory=dict)
+    encoders: list[str] = Field(default_factory=list)
     classes: list[str]
     shards: list[ShardInfo]
     refused: dict[str, int]

@@ -3,9 +3,10 @@
     positions --order--> samples --clips, augment--> plans --reader--> pictures --pipeline--> Views
     '------------------- stage "read" (threads) -------------------'  '- stage "decode" (DALI) -'
 
-Both stages run ahead of the consumer by `prefetch` batches. A batch is a pure function of (dataset digest, config,
-seed, epoch, position): no thread, rank or history has a say in it. Ranks are sliced here; do not give a loader to
-`accelerator.prepare`, which would slice again.
+A stream of video is decoded by the threads of the first stage, stored pictures by the second. Both stages run ahead of
+the consumer by `prefetch` batches. A batch is a pure function of (dataset digest, config, seed, epoch, position): no
+thread, rank or history has a say in it. Ranks are sliced here; do not give a loader to `accelerator.prepare`, which
+would slice again.
 """
 
 from __future__ import annotations
@@ -55,15 +56,12 @@ class _Ready:
     augment: AugmentPlan
 
 
-_Read = tuple[Sample, tuple[ClipPlan, AugmentPlan]]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderStats:
     """What a loader did since its first batch, on this rank.
 
     batches, clips, frames   handed to the consumer
-    bytes_read, bytes_used   read from the shards, and of those given to the decoder
+    bytes_read               read from the shards for them
     bad                      samples that were replaced (training) or left out (test)
     seconds, wait_s          since the first `next`, and of those spent blocked in it
     stages                   for each stage the seconds busy, starved and blocked
@@ -73,7 +71,6 @@ class LoaderStats:
     clips: int
     frames: int
     bytes_read: int
-    bytes_used: int
     bad: int
     seconds: float
     wait_s: float
@@ -112,9 +109,10 @@ class _Base:
             threads=data.decode_threads,
             device_id=device_id,
             half=half,
+            decoded=not self._reader.codec.pictures,
         )
-        self._conveyor: Conveyor[tuple[Views, int, int]] | None = None
-        self._batches = self._clips = self._frames = self._bytes_read = self._bytes_used = 0
+        self._conveyor: Conveyor[tuple[Views, int]] | None = None
+        self._batches = self._clips = self._frames = self._bytes_read = 0
         self._began: float | None = None
 
     def __iter__(self) -> Self:
@@ -142,7 +140,6 @@ class _Base:
             clips=self._clips,
             frames=self._frames,
             bytes_read=self._bytes_read,
-            bytes_used=self._bytes_used,
             bad=self._quarantine.count,
             seconds=0.0 if self._began is None else time.perf_counter() - self._began,
             wait_s=conveyor.wait_s if conveyor else 0.0,
@@ -156,43 +153,48 @@ class _Base:
 
     def _next(self) -> Views:
         assert self._conveyor is not None
-        views, bytes_read, bytes_used = self._conveyor.get()
+        views, bytes_read = self._conveyor.get()
         b, p, _, t = views.pixels.shape[:4]
         self._batches += 1
         self._clips += b * p
         self._frames += b * p * t
         self._bytes_read += bytes_read
-        self._bytes_used += bytes_used
         return views
 
-    def _read_all(self, samples: npt.NDArray[np.int64], epoch: int) -> list[_Read | SampleError]:
-        """Plan the samples together, read them in the pool: for each what was read, or why it could not be."""
-        results: list[Any] = [self._locate(int(sample)) for sample in samples]
-        good = [number for number, row in enumerate(results) if not isinstance(row, SampleError)]
-        if good:
-            plan = self._plan([results[number] for number in good], samples[good], epoch)
-            read = self._pool.map(self._try_read, samples[good].tolist(), plan[0].frames)
-            for place, (number, sample) in enumerate(zip(good, read, strict=True)):
-                failed = isinstance(sample, SampleError)
-                results[number] = sample if failed else (sample, take(plan, np.array([place])))
-        return results
+    def _read_all(self, samples: npt.NDArray[np.int64], epoch: int) -> tuple[_Ready | None, dict[int, SampleError]]:
+        """Plan the samples together and read them in the pool: those that could be read, in their order (None where
+        there are none), and by place among the given ones why the others could not."""
+        rows: dict[int, IndexRow] = {}
+        failed: dict[int, SampleError] = {}
+        for place, sample in enumerate(samples.tolist()):
+            try:
+                rows[place] = self._reader.locate(sample)
+            except SampleError as error:
+                failed[place] = error
+        if not rows:
+            return None, failed
+        planned = samples[list(rows)]
+        plan = self._plan(list(rows.values()), planned, epoch)
+        results = list(self._pool.map(self._try_read, planned.tolist(), plan[0].frames, rows.values()))
+        read = [result for result in results if isinstance(result, Sample)]
+        if len(read) < len(results):
+            plan = take(plan, np.flatnonzero([isinstance(result, Sample) for result in results]))
+            failed |= {
+                place: result for place, result in zip(rows, results, strict=True) if isinstance(result, SampleError)
+            }
+        ready = _Ready(samples=read, clips=plan[0], augment=plan[1]) if read else None
+        return ready, dict(sorted(failed.items()))
 
-    def _locate(self, sample: int) -> IndexRow | SampleError:
+    def _try_read(self, sample: int, frames: npt.NDArray[np.int32], row: IndexRow) -> Sample | SampleError:
         try:
-            return self._reader.locate(sample)
-        except SampleError as error:
-            return error
-
-    def _try_read(self, sample: int, frames: npt.NDArray[np.int32]) -> Sample | SampleError:
-        try:
-            return self._reader.read(sample, frames)
+            return self._reader.read(sample, frames, row)
         except SampleError as error:
             return error
 
     def _plan(self, rows: list[IndexRow], samples: npt.NDArray[np.int64], epoch: int) -> tuple[ClipPlan, AugmentPlan]:
         raise NotImplementedError
 
-    def _decode(self, batch: _Ready) -> tuple[Views, int, int]:
+    def _decode(self, batch: _Ready) -> tuple[Views, int]:
         try:
             pixels = self._pipeline.run(batch.samples, batch.clips, batch.augment)
         except RuntimeError as error:
@@ -203,8 +205,7 @@ class _Base:
             sample=torch.tensor([sample.sample for sample in batch.samples], device=self._device),
             label=torch.tensor(labels, device=self._device),
         )
-        bytes_used = sum(picture.nbytes for sample in batch.samples for picture in sample.pictures.values())
-        return views, sum(sample.bytes_read for sample in batch.samples), bytes_used
+        return views, sum(sample.bytes_read for sample in batch.samples)
 
     def _name_culprit(self, batch: _Ready, error: RuntimeError) -> DecodeError:
         """The first sample that the decoder refuses on its own; slow, and only on this path."""
@@ -322,20 +323,21 @@ class Loader(_Base):
 
     def _read(self, at: Position) -> _Ready:
         batch = self.samples(at)
-        wanted = batch[self._slice].copy()
-        self._planned_samples += len(wanted)
-        found: dict[int, _Read] = {}
-        attempts = dict.fromkeys(range(len(wanted)), 0)
-        while pending := [slot for slot in attempts if slot not in found]:
-            for slot, result in zip(pending, self._read_all(wanted[pending], at.epoch), strict=True):
-                if not isinstance(result, SampleError):
-                    found[slot] = result
-                    continue
+        originals = batch[self._slice]
+        self._planned_samples += len(originals)
+        wanted, attempts = originals.copy(), [0] * len(originals)
+        slots, parts = np.arange(len(originals)), list[tuple[npt.NDArray[np.int64], _Ready]]()
+        while len(slots):
+            ready, failed = self._read_all(wanted[slots], at.epoch)
+            bad = slots[list(failed)]
+            for slot, error in zip(bad.tolist(), failed.values(), strict=True):
                 where = {"rank": self._rank, "epoch": at.epoch, "position": at.position}
-                self._quarantine.add(result, int(wanted[slot]), where, self._planned_samples)
-                original = int(batch[self._slice][slot])
-                wanted[slot], attempts[slot] = self._replacement(original, at.epoch, attempts[slot], batch)
-        return _ready([found[slot] for slot in range(len(wanted))])
+                self._quarantine.add(error, int(wanted[slot]), where, self._planned_samples)
+                wanted[slot], attempts[slot] = self._replacement(int(originals[slot]), at.epoch, attempts[slot], batch)
+            if ready is not None:
+                parts.append((np.delete(slots, list(failed)), ready))
+            slots = bad
+        return _assemble(parts)
 
     def _plan(self, rows: list[IndexRow], samples: npt.NDArray[np.int64], epoch: int) -> tuple[ClipPlan, AugmentPlan]:
         return training_plan(rows, samples, self._clip_section, self._augment_section, seed=self._seed, epoch=epoch)
@@ -401,23 +403,25 @@ class TestLoader(_Base):
 
     def _readable(self) -> Iterator[_Ready]:
         for samples in self._batches_of:
-            read: list[_Read] = []
-            for sample, result in zip(samples.tolist(), self._read_all(samples, 0), strict=True):
-                if isinstance(result, SampleError):
-                    self.bad.append(result)
-                    self._quarantine.add(result, sample, {"rank": self._rank}, 0)
-                else:
-                    read.append(result)
-            if read:
-                yield _ready(read)
+            ready, failed = self._read_all(samples, 0)
+            for place, error in failed.items():
+                self.bad.append(error)
+                self._quarantine.add(error, int(samples[place]), {"rank": self._rank}, 0)
+            if ready is not None:
+                yield ready
 
     def _plan(self, rows: list[IndexRow], samples: npt.NDArray[np.int64], epoch: int) -> tuple[ClipPlan, AugmentPlan]:
         return evaluation_plan(rows, self._clip_section, self._views)
 
 
-def _ready(read: list[_Read]) -> _Ready:
-    clips, augment = join([plan for _, plan in read])
-    return _Ready(samples=[sample for sample, _ in read], clips=clips, augment=augment)
+def _assemble(parts: list[tuple[npt.NDArray[np.int64], _Ready]]) -> _Ready:
+    """One batch of its parts, each with the slots that it fills."""
+    if len(parts) == 1:
+        return parts[0][1]
+    order = np.argsort(np.concatenate([slots for slots, _ in parts]))
+    clips, augment = take(join([(ready.clips, ready.augment) for _, ready in parts]), order)
+    samples = [sample for _, ready in parts for sample in ready.samples]
+    return _Ready(samples=[samples[number] for number in order], clips=clips, augment=augment)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,9 +1,12 @@
 """Positional reads of just the bytes that a plan needs, checked before any decoder sees them.
 
 One `pread` for each run of adjacent units, nothing read twice, no seek position shared between threads. What comes back
-has the checksum that was recorded when the shard was made and its pictures were decoded once; that is what protects the
-decoder, which may crash on bytes that do not parse. What it is not: it decides nothing about what to do with a bad
-sample (loader.py) and decodes nothing (pipeline.py).
+has the checksum that was recorded when the shard was made and its pictures were looked into; that is what protects the
+decoder, which may crash on bytes that do not parse.
+
+Stored pictures are handed on as they are. A stream of video is decoded here, in the calling thread (the decoder runs
+without Python's lock), and each frame of the plan is kept once. What it is not: it decides nothing about what to do
+with a bad sample (loader.py), and decodes no stored picture (pipeline.py).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import numpy.typing as npt
 from rhofast.data.codecs import build_codec
 from rhofast.data.index import IndexRow, ShardSet
 from rhofast.data.types import Sample, Units
-from rhofast.errors import SampleError, ShardError
+from rhofast.errors import DecodeError, SampleError, ShardError
 
 _OPEN_FILES = 256
 
@@ -37,11 +40,11 @@ class _OpenFile:
 
 
 class Reader:
-    """Reads samples of one shard set. Thread-safe; holds at most 256 shards open."""
+    """Reads samples of one shard set, which are stored in its `codec`. Thread-safe; at most 256 shards are open."""
 
     def __init__(self, shards: ShardSet) -> None:
         self.shards = shards
-        self._codec = build_codec(shards.info.codec)
+        self.codec = build_codec(shards.info.codec)
         self._files: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = Lock()
 
@@ -59,32 +62,56 @@ class Reader:
             name = self.shards.info.shards[shard].index
             raise SampleError(error.message, shard=name, key=f"row {row}", offset=0, hint=error.hint) from None
 
-    def read(self, sample: int, frames: npt.NDArray[np.int32]) -> Sample:
-        """The pictures of the given frames (any shape, repeats allowed). Raises SampleError, with the address of the
-        first bad byte range, if the shard is missing or short, a unit's checksum is wrong, or a read fails."""
-        row = self.locate(sample)
-        wanted = self._codec.units_for(row.units, np.unique(frames))
+    def read(self, sample: int, frames: npt.NDArray[np.int32], row: IndexRow | None = None) -> Sample:
+        """The pictures of the given frames (any shape, repeats allowed). row: what `locate` said, where that is known.
+
+        Raises SampleError, with the address of the first bad byte range, if the shard is missing or short, a unit's
+        checksum is wrong, or a read fails; DecodeError, with that of the member, if a stream does not give its frames.
+        """
+        if row is None:
+            row = self.locate(sample)
+        distinct = np.unique(frames)
+        rows = self.codec.units_for(row.units, distinct)
         shard, _ = self.shards.locate(sample)
-        name = self.shards.info.shards[shard].tar
-        pictures: dict[int, npt.NDArray[np.uint8]] = {}
-        bytes_read = 0
-        for first, last in _adjacent(row.units, wanted):
-            start = row.offset + int(row.units.offset[first])
-            end = row.offset + int(row.units.offset[last]) + int(row.units.size[last])
-            content = self._pread(shard, start, end - start, row.key)
-            bytes_read += end - start
-            for unit in range(first, last + 1):
-                begin = row.offset + int(row.units.offset[unit]) - start
-                picture = content[begin : begin + int(row.units.size[unit])]
-                if zlib.crc32(picture) != int(row.units.crc[unit]):
-                    raise SampleError(
-                        f"frame {int(row.units.frame[unit])}: checksum mismatch",
-                        shard=name,
-                        key=row.key,
-                        offset=start + begin,
-                    )
-                pictures[int(row.units.frame[unit])] = np.frombuffer(picture, dtype=np.uint8)
-        return Sample(sample=sample, key=row.key, label=row.label, pictures=pictures, bytes_read=bytes_read)
+        pieces: list[memoryview] = []
+        for first, last in _adjacent(row.units, rows):
+            pieces += self._read_units(shard, row, first, last)
+        if self.codec.pictures:
+            found = (np.frombuffer(piece, dtype=np.uint8) for piece in pieces)
+            pictures = dict(zip(distinct.tolist(), found, strict=True))
+        else:
+            try:
+                decoded = self.codec.decode(row.units, rows, pieces, distinct)
+            except ValueError as error:
+                name = self.shards.info.shards[shard].tar
+                raise DecodeError(str(error), shard=name, key=row.key, offset=row.offset) from None
+            # The decoder pads the rows of some widths; DALI takes none of that.
+            pictures = {frame: np.ascontiguousarray(picture) for frame, picture in decoded.items()}
+        return Sample(
+            sample=sample,
+            key=row.key,
+            label=row.label,
+            pictures=pictures,
+            bytes_read=sum(piece.nbytes for piece in pieces),
+        )
+
+    def _read_units(self, shard: int, row: IndexRow, first: int, last: int) -> list[memoryview]:
+        """The bytes of the units from `first` to `last`, which lie side by side: one read, each of them checked."""
+        run = slice(first, last + 1)
+        begins, sizes, crcs = (part[run].tolist() for part in (row.units.offset, row.units.size, row.units.crc))
+        start = begins[0]
+        content = self._pread(shard, row.offset + start, begins[-1] + sizes[-1] - start, row.key)
+        pieces = [content[begin - start : begin - start + size] for begin, size in zip(begins, sizes, strict=True)]
+        for unit, (piece, crc) in enumerate(zip(pieces, crcs, strict=True), start=first):
+            if zlib.crc32(piece) != crc:
+                what = f"frame {int(row.units.frame[unit])}" if self.codec.pictures else f"unit {unit}"
+                raise SampleError(
+                    f"{what}: checksum mismatch",
+                    shard=self.shards.info.shards[shard].tar,
+                    key=row.key,
+                    offset=row.offset + begins[unit - first],
+                )
+        return pieces
 
     def _pread(self, shard: int, offset: int, size: int, key: str) -> memoryview:
         name = self.shards.info.shards[shard].tar

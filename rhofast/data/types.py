@@ -117,13 +117,15 @@ class AugmentPlan(_Shaped):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """The encoded bytes that one video's clips need, and no more.
+    """What one video's clips need, and no more.
 
-    sample    its number in the data set
-    key       its key
-    label     class number or None
-    pictures  frame number -> encoded picture (a complete JPEG file), for each distinct frame of the plan
-    bytes_read  how many bytes were read from storage to get them
+    sample      its number in the data set
+    key         its key
+    label       class number or None
+    pictures    frame number -> picture, for each distinct frame of the plan. Where the codec stores pictures
+                (`Codec.pictures`), each is one as stored, a complete JPEG file: u8[bytes]. Where it stores a stream of
+                video, each is decoded: RGB u8[H, W, 3], contiguous. A data set has one kind.
+    bytes_read  how many bytes were read from storage to get them: also headers, and groups of pictures to their end
     """
 
     sample: int
