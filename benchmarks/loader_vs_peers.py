@@ -16,19 +16,17 @@ import itertools
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from machine import facts_line, facts_of_the_machine, find_videos
 from peers import ClipDataset, Decode, JpegBytes, Source, decode_decord, decode_pyav, decode_torchcodec, peer_loader
 from rich.console import Console
 from rich.table import Table
@@ -41,10 +39,11 @@ from rhofast.data.pipeline import DecodePipeline
 from rhofast.data.plan import training_plan
 from rhofast.data.reader import Reader
 from rhofast.data.types import VideoRecord
-from rhofast.ingest.build import build_shards
+from rhofast.ingest.build import BuildSettings, build_shards
+from rhofast.ingest.executors import LocalProcesses
+from rhofast.ingest.listing import Listing
 from rhofast.ingest.transcode import TranscodeSettings
 
-SUFFIXES = {".mp4", ".mkv", ".avi", ".webm", ".mov"}
 PACKAGES = ("torch", "torchvision", "torchcodec", "decord", "av", "pillow", "numpy", "nvidia-dali-cuda130")
 RHOFAST, FLOOR = "rhofast", "floor: DALI graph from memory"
 
@@ -108,35 +107,17 @@ def settle() -> None:
         busy = cpu_seconds() - before > 0.02
 
 
-def find_videos(given: list[Path]) -> list[Path]:
-    files = [
-        file
-        for path in given
-        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
-        if file.suffix.lower() in SUFFIXES
-    ]
-    missing = [path for path in files if not path.is_file()]
-    if missing or not files:
-        raise SystemExit(f"{missing[0]}: no such file" if missing else "no videos found")
-    return files
-
-
 def make_shards(videos: list[Path], out: Path, entries: int, workers: int) -> ShardSet:
     """The videos, repeated to `entries` samples, as shards."""
     records = [
         VideoRecord(key=f"v{number:05d}", path=path.resolve())
         for number, path in zip(range(entries), itertools.cycle(videos), strict=False)
     ]
-    build_shards(
-        records,
-        out,
-        name="bench",
-        split="train",
-        codec=JpegCodec(),
-        settings=TranscodeSettings(),
-        samples_per_shard=16,
-        workers=workers,
+    settings = BuildSettings(
+        name="bench", split="train", codec=JpegCodec(), transcode=TranscodeSettings(), samples_per_shard=16
     )
+    with Listing(records) as listing:
+        build_shards(listing, out, settings, LocalProcesses(workers))
     return open_shards(out)
 
 
@@ -237,24 +218,6 @@ def summarize(contenders: list[Contender]) -> list[dict[str, Any]]:
     ]
 
 
-def facts_of_the_machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
 COLUMNS = ("contender", "clips/s, median", "lowest to highest", "CPU s/clip", "rhofast is faster", "and saves CPU")
 
 
@@ -271,7 +234,6 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def as_markdown(report: dict[str, Any]) -> str:
     data, machine = report["data"], report["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     lines = [
         f"| {' | '.join(COLUMNS)} |",
         f"|---|{'--:|' * (len(COLUMNS) - 1)}",
@@ -283,8 +245,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"{data['entries']} entries from {', '.join(data['videos'])}; shards made in {data['ingest_seconds']:.0f} s, "
         f"{data['shard_bytes'] / data['video_bytes']:.1f} times the videos' bytes.",
         "",
-        f"{machine['date']}, {machine['cpu']}, {machine['cores']} cores, load average before the first round "
-        f"{report['load_average_before']:.1f}. Python {machine['python']}, {versions}.",
+        facts_line(machine, report["load_average_before"]),
         "",
     ]
     return "\n".join(lines)
@@ -333,7 +294,7 @@ def main() -> None:
         for one in contenders:
             one.close()
         report = {
-            "machine": facts_of_the_machine(),
+            "machine": facts_of_the_machine(PACKAGES),
             "load_average_before": load,
             "clips": clips.model_dump(),
             "augment": augment.model_dump(),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
 import shutil
 import signal
 import tarfile
+from dataclasses import replace
 from fractions import Fraction
 from io import BytesIO
 from itertools import islice
@@ -17,16 +19,18 @@ import av
 import numpy as np
 import pytest
 
-from rhofast.data.codecs import JpegCodec
+from rhofast.data.codecs import Codec, CopyCodec, H264Codec, HevcCodec, JpegCodec
 from rhofast.data.index import DatasetInfo, open_shards
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
 from rhofast.ingest import transcode as transcoding
-from rhofast.ingest.build import build_shards
-from rhofast.ingest.executors import run_units
+from rhofast.ingest import writer
+from rhofast.ingest.build import BuildSettings, Part, build_shards, stored_keys
+from rhofast.ingest.executors import Executor, LocalProcesses
+from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import Refusal, RefusedError, probe
 from rhofast.ingest.transcode import TranscodeSettings, transcode
-from rhofast.ingest.verify import Problem, verify_shards
+from rhofast.ingest.verify import verify_shards
 
 FRAMES, RATE = 6, 6
 SETTINGS = TranscodeSettings(short_side=32)
@@ -79,19 +83,34 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[VideoRecord]:
     return [*records[:2], *bad, *records[2:]]
 
 
+class InProcess:
+    """An executor that runs the units here, one after another."""
+
+    def run(self, function, units, *, on_ticks=None):  # type: ignore[no-untyped-def]
+        yield from map(function, units)
+
+
 def build(
-    records: list[VideoRecord], out: Path, *, workers: int = 1, side: int = 32, per_shard: int = 2
-) -> DatasetInfo:
-    return build_shards(
-        iter(records),
-        out,
+    records: list[VideoRecord],
+    out: Path,
+    *,
+    executor: Executor | None = None,
+    side: int = 32,
+    codec: Codec | None = None,
+    part: Part | None = None,
+    append: bool = False,
+) -> DatasetInfo | None:
+    existing = open_shards(out) if append else None
+    stored, classes = (stored_keys(existing), existing.info.classes) if existing is not None else ((), ())
+    settings = BuildSettings(
         name="tiny",
         split="train",
-        codec=JpegCodec(),
-        settings=TranscodeSettings(short_side=side),
+        codec=codec or JpegCodec(),
+        transcode=TranscodeSettings(short_side=side),
         samples_per_shard=2,
-        workers=workers,
     )
+    with Listing(iter(records), stored=stored, classes=classes) as listing:
+        return build_shards(listing, out, settings, executor or InProcess(), part=part, append_to=existing)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -118,23 +137,23 @@ def test_what_goes_in_and_what_is_refused(built: Path, sources: list[VideoRecord
 
 
 def test_two_workers_make_the_same_bytes(built: Path, sources: list[VideoRecord], tmp_path: Path) -> None:
-    build(sources, tmp_path / "again", workers=2)
+    build(sources, tmp_path / "again", executor=LocalProcesses(2))
     assert contents(tmp_path / "again") == contents(built)
 
 
 def test_a_killed_build_continues_and_ends_with_the_same_bytes(
-    built: Path, sources: list[VideoRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: Path, sources: list[VideoRecord], tmp_path: Path
 ) -> None:
-    def first_then_die(function, units, *, workers, on_ticks):  # type: ignore[no-untyped-def]
-        yield from map(function, islice(units, 1))
-        (out / ".shard-000001.tar.tmp").write_bytes(b"half")  # what a kill -9 in the next unit leaves
-        (out / ".scratch-x.tmp").mkdir()
-        raise KeyboardInterrupt
+    class Dies(InProcess):
+        def run(self, function, units, *, on_ticks=None):  # type: ignore[no-untyped-def]
+            yield from map(function, islice(units, 1))
+            (out / ".unit-000001.x.tmp").mkdir()  # what a kill -9 in the next unit leaves
+            (out / ".unit-000001.x.tmp" / "shard-000001.tar").write_bytes(b"half")
+            raise KeyboardInterrupt
 
     out = tmp_path / "set"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("rhofast.ingest.build.run_units", first_then_die)
-        build(sources, out)
+    with pytest.raises(KeyboardInterrupt):
+        build(sources, out, executor=Dies())
     before = (out / "shard-000000.tar").stat().st_mtime_ns
     build(sources, out)
     assert (out / "shard-000000.tar").stat().st_mtime_ns == before  # not made again
@@ -152,6 +171,125 @@ def test_a_complete_set_is_left_alone_and_another_one_is_refused(
     assert contents(out) == contents(built)
 
 
+def test_the_same_videos_in_another_folder_make_the_same_set(
+    built: Path, sources: list[VideoRecord], tmp_path: Path
+) -> None:
+    moved = []
+    for record in sources:
+        path = tmp_path / record.path.name
+        if record.path.exists():
+            shutil.copyfile(record.path, path)  # another folder, another time
+        moved.append(replace(record, path=path))
+    build(moved, tmp_path / "set")
+    new, old = contents(tmp_path / "set"), contents(built)
+    assert new.pop("refused.jsonl") != old.pop("refused.jsonl")  # it names the paths
+    assert new == old
+
+
+def test_parts_made_apart_make_the_same_set(built: Path, sources: list[VideoRecord], tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    assert build(sources, out, part=Part(number=1, count=3)) is None
+    assert sorted(path.name for path in out.glob("*.tar")) == []  # unit 1: both refused
+    assert build(sources, out, part=Part(number=0, count=3)) is None
+    assert sorted(path.name for path in out.glob("*.tar")) == ["shard-000000.tar", "shard-000003.tar"]
+    assert not (out / "dataset.json").exists()
+    (out / ".unit-000002.y.tmp").mkdir()  # another part is at work
+    build(sources, out, part=Part(number=0, count=3))
+    assert (out / ".unit-000002.y.tmp").exists()
+    build(sources, out)  # makes what is missing, and merges
+    assert contents(out) == contents(built)
+
+
+def test_appending_adds_shards_and_leaves_the_old_ones_alone(sources: list[VideoRecord], tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    first = build(sources[:3], out)
+    before = contents(out)
+    grown = build(sources, out, append=True)
+    assert first is not None and grown is not None
+    assert grown.shards[: len(first.shards)] == first.shards
+    shards = open_shards(out)
+    assert [shards.row(sample).key for sample in range(len(shards))] == ["v0", "v1", "v2", "v3", "v4"]
+    assert all(contents(out)[name] == content for name, content in before.items() if name.startswith("shard-"))
+    assert grown.refused == {"empty": 1, "missing": 1}  # tried again, and listed once
+    assert len((out / "refused.jsonl").read_text().splitlines()) == 2
+    assert not list(verify_shards(shards))
+    after = contents(out)
+    assert build(sources, out, append=True) == grown
+    assert contents(out) == after
+
+
+def test_what_is_appended_must_be_of_the_same_kind(built: Path, sources: list[VideoRecord], tmp_path: Path) -> None:
+    out = shutil.copytree(built, tmp_path / "set")
+    with pytest.raises(IngestError, match="its transcode is"):
+        build(sources, out, append=True, side=48)
+    with pytest.raises(IngestError, match="its codec is"):
+        build(sources, out, append=True, codec=JpegCodec(quality=5))
+    renamed = [replace(record, key=f"{record.key}x", label_name="swim") for record in sources]
+    with pytest.raises(IngestError, match="'swim' here and 'run' elsewhere"):
+        build(renamed, out, append=True)
+    assert contents(out) == contents(built)
+
+
+def test_two_commands_do_not_work_in_one_folder(sources: list[VideoRecord], tmp_path: Path) -> None:
+    class Checks(InProcess):
+        def run(self, function, units, *, on_ticks=None):  # type: ignore[no-untyped-def]
+            with pytest.raises(IngestError, match="at work in this folder"):
+                build(sources, tmp_path / "set")
+            return super().run(function, units)
+
+    build(sources, tmp_path / "set", executor=Checks())
+
+
+@pytest.mark.parametrize("codec", [H264Codec(gop=4), HevcCodec(gop=4, preset="ultrafast"), CopyCodec()])
+def test_every_codec_makes_a_set_that_webdataset_reads_and_pyav_plays(
+    codec: Codec, sources: list[VideoRecord], tmp_path: Path
+) -> None:
+    out = tmp_path / "set"
+    build(sources, out, codec=codec)
+    shards = open_shards(out)
+    assert len(shards) == 5 and not list(verify_shards(shards, deep=True))
+    row = shards.row(3)
+    with (out / shards.info.shards[-1].tar).open("rb") as file:
+        file.seek(shards.row(4).offset)
+        content = file.read(shards.row(4).size)
+    if codec.name == "copy":
+        assert content == sources[-1].path.read_bytes()
+    else:
+        assert (row.width, row.height) == (48, 32)
+        assert row.units.frame.tolist() == [0, 0, 4]  # a header, a group of four, the rest
+    with av.open(BytesIO(content)) as container:
+        reds = [frame.to_ndarray(format="rgb24")[:, :20, 1].mean() for frame in container.decode(video=0)]
+    assert len(reds) == FRAMES and np.all(np.diff(reds) > 15)
+
+
+def test_a_copied_video_must_need_no_change(tmp_path: Path) -> None:
+    write_video(tmp_path / "good.mkv")
+    write_video(tmp_path / "wide.mkv", sar=Fraction(2))
+    records = [VideoRecord(key=name, path=tmp_path / f"{name}.mkv") for name in ("good", "wide")]
+    info = build(records, tmp_path / "set", codec=CopyCodec())
+    assert info is not None and info.refused == {"not_copyable": 1}
+
+
+def test_a_full_disk_is_one_error_and_what_was_finished_stays(
+    built: Path, sources: list[VideoRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = writer.publish
+
+    def full(aside: Path, target: Path) -> None:
+        if target.name == "shard-000002.idx":
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        publish(aside, target)
+
+    out = tmp_path / "set"
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "publish", full)
+        with pytest.raises(IngestError, match="No space left on device"):
+            build(sources, out)
+    assert (out / "shard-000000.tar").exists() and not list(out.glob(".unit-*.tmp"))
+    build(sources, out)
+    assert contents(out) == contents(built)
+
+
 def test_a_stopped_ffmpeg_does_not_refuse_the_video(
     sources: list[VideoRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +299,7 @@ def test_a_stopped_ffmpeg_does_not_refuse_the_video(
         program.chmod(0o755)
         monkeypatch.setattr(transcoding, "find_ffmpeg", lambda program=program: str(program))
         with pytest.raises(IngestError, match="stopped"):
-            transcode(sources[0].path, probe(sources[0].path), JpegCodec(), SETTINGS, tmp_path)
+            transcode(sources[0].path, probe(sources[0].path), JpegCodec(), SETTINGS, tmp_path / "member")
 
 
 @pytest.mark.parametrize(
@@ -225,8 +363,7 @@ def test_the_idx_file_is_what_wds2idx_makes(built: Path, tmp_path: Path) -> None
 
 
 def member_of(path: Path, settings: TranscodeSettings, scratch: Path) -> list[np.ndarray]:
-    content = transcode(path, probe(path), JpegCodec(quality=2), settings, scratch)
-    with av.open(BytesIO(content)) as container:
+    with av.open(str(transcode(path, probe(path), JpegCodec(quality=2), settings, scratch / "member"))) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
@@ -306,74 +443,6 @@ def test_every_bad_file_is_refused_for_its_reason(
     with pytest.raises(RefusedError) as refused:
         member_of(sources[0].path, TranscodeSettings(timeout=0.1), tmp_path)
     assert refused.value.reason == Refusal.TIMEOUT
-
-
-# ---- executors ----
-
-
-def test_a_dead_worker_is_one_error() -> None:
-    with pytest.raises(IngestError, match="worker process died"):
-        list(run_units(os._exit, [3], workers=1))
-
-
-def test_units_are_drawn_as_they_are_needed_and_all_are_run() -> None:
-    drawn: list[int] = []
-    results = run_units(abs, (drawn.append(n) or -n for n in range(40)), workers=1)
-    first = next(results)
-    assert len(drawn) <= 4
-    assert sorted([first, *results]) == list(range(40))
-
-
-# ---- verify ----
-
-
-def damage_tar(root: Path) -> None:
-    shards = open_shards(root)
-    row = shards.row(0)
-    with (root / "shard-000000.tar").open("r+b") as file:
-        file.seek(row.offset + int(row.units.offset[2]) + 100)
-        file.write(b"\x00\x01\x02\x03")
-
-
-def truncate_tar(root: Path) -> None:
-    with (root / "shard-000000.tar").open("r+b") as file:
-        file.truncate(5000)
-
-
-def damage_index(root: Path) -> None:
-    path = root / "shard-000000.arrow"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def damage_note(root: Path) -> None:
-    path = root / "shard-000000.tar"
-    path.write_bytes(path.read_bytes().replace(b'"frames": 6', b'"frames": 7', 1))
-
-
-DAMAGE = {
-    "checksum": (damage_tar, "frame 2: checksum mismatch"),
-    "short tar": (truncate_tar, "bytes long"),
-    "no tar": (lambda root: (root / "shard-000000.tar").unlink(), "no such file"),
-    "index": (damage_index, "digest"),
-    "no index": (lambda root: (root / "shard-000000.arrow").unlink(), "no such file"),
-    "KEY.json": (damage_note, "KEY.json says frames 7"),
-    "idx": (lambda root: (root / "shard-000000.idx").write_text("v1.2 0\n"), "wds2idx"),
-    "sizes": (lambda root: (root / "sizes.json").unlink(), "does not list"),
-    "refused": (lambda root: (root / "refused.jsonl").unlink(), "does not list"),
-    "leftover": (lambda root: (root / ".scratch-x.tmp").mkdir(), "left over"),
-    "stray": (lambda root: (root / "shard-000009.tar").touch(), "not listed"),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_verify_finds_injected_damage(built: Path, tmp_path: Path, kind: str) -> None:
-    injure, says = DAMAGE[kind]
-    root = shutil.copytree(built, tmp_path / "set")
-    injure(root)
-    problems: list[Problem] = list(verify_shards(open_shards(root, check_files=False)))
-    assert any(says in str(problem) for problem in problems), problems
 
 
 def test_tars_have_one_owner_and_no_time(built: Path) -> None:

@@ -97,6 +97,14 @@ def test_a_broken_promise_is_exit_code_1(shards: ShardSet, capsys: pytest.Captur
         (["shard", "empty", "out", "--recipe", "folder", "--option", "splt=x"], "no option 'splt'"),
         (["shard", "empty", "out", "--recipe", "nope"], "recipe 'nope' is not known"),
         (["shard", "empty", "out", "--short-side", "100"], "short_side = 100: input should be a multiple of 16"),
+        (["shard", "empty", "out", "--codec", "mp4"], "codec 'mp4' is not known"),
+        (["shard", "empty", "out", "--codec", "h264", "--codec", "jpeg"], "--codec is given more than once"),
+        (["shard", "empty", "out", "--gop", "8"], "codec jpeg: unknown key 'gop'"),
+        (["shard", "empty", "out", "--codec", "copy", "--fps", "5"], "--fps: codec copy keeps every video as it is"),
+        (["shard", "empty", "out", "--task", "0/4"], "--task 0/4: not of the form I/N"),
+        (["shard", "empty", "out", "--append"], "out: no such folder"),
+        (["shard", "nosuch://bucket/x", "out"], "nosuch://bucket/x"),
+        (["recipes", "nope"], "recipe 'nope' is not known"),
         (["train", "none.toml"], "none.toml: No such file"),
         (["train", "page.toml"], "data.train is not set"),
         (["train", "page.toml", "--set", "clips.num_clip=3"], "unknown key 'clips.num_clip'"),
@@ -119,6 +127,44 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert said in printed and lines[0].startswith("rhofast: error: ")
     assert len(lines) <= 2 and "Traceback" not in printed
     assert not (tmp_path / "out").exists() and not (tmp_path / "runs").exists()
+
+
+def test_parts_and_more_videos_make_one_set(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["shard", videos, tmp_path / "out", "--short-side", "32", "--samples-per-shard", "2", "--workers", "1"]
+    assert run(*command, "--task", "2/2") == 0
+    assert "without --task" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    assert run(*command) == 0
+    assert "6 samples in 3 shards" in capsys.readouterr().out
+    (videos / "left" / "new.mp4").write_bytes((videos / "left" / "0.mp4").read_bytes())
+    assert run(*command) == 2
+    assert "--append" in capsys.readouterr().err
+    assert run(*command, "--append") == 0
+    said = capsys.readouterr().out
+    assert "7 samples in 4 shards" in said and re.search(r"videos listed\s*│\s*7", said)
+    assert run("inspect", tmp_path / "out", "--out", tmp_path / "x.png") == 0
+    with Image.open(tmp_path / "x.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_a_dry_run_compares_codecs_and_makes_nothing(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--dry-run", "2", "--codec", "jpeg", "--codec", "h264", "--gop", "4", "--short-side", "32"]
+    assert run("shard", videos, tmp_path / "out", *options, "--report", tmp_path / "dry.json") == 0
+    said = capsys.readouterr().out
+    assert "jpeg" in said and "h264" in said and "PSNR" in said
+    assert json.loads((tmp_path / "dry.json").read_text())
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipes_tell_how_to_use_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("recipes") == 0
+    assert {line.partition(":")[0] for line in capsys.readouterr().out.splitlines()} >= {"folder", "kinetics", "ucf101"}
+    assert run("recipes", "kinetics") == 0
+    assert "--option NAME=VALUE" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not REAL_VIDEOS.exists(), reason="no real videos here")

@@ -8,25 +8,28 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "rhofast"
 
 LAYERS = {
-    0: ["errors", "rng", "files"],
-    1: ["config", "data.types"],
+    0: ["errors", "rng"],
+    1: ["config", "files", "data.types", "data.containers"],
     2: [
         *(f"data.{name}" for name in ("index", "order", "clips", "augment", "codecs", "conveyor", "quarantine")),
         *("ingest.probe", "distributed", "optim", "telemetry"),
     ],
     3: [
         *(f"data.{name}" for name in ("reader", "plan", "pipeline")),
-        *(f"ingest.{name}" for name in ("writer", "transcode", "executors", "recipes")),
+        *(f"ingest.{name}" for name in ("writer", "transcode", "executors", "recipes", "listing")),
         *("backbones.slow", "backbones.torchvision_video", "methods.heads", "methods.contract"),
     ],
     4: [
-        *("data.loader", "ingest.build", "ingest.verify", "ingest.summary", "backbones"),
+        *("data.loader", "ingest.unit", "ingest.checks", "ingest.summary", "ingest.quality", "backbones"),
         *(f"methods.{name}" for name in ("moco", "byol", "simclr", "swav")),
     ],
-    5: ["methods", "checkpoint", "export", "evals.features", "evals.multiview"],
+    5: [
+        *(f"ingest.{name}" for name in ("build", "verify", "estimate")),
+        *("methods", "checkpoint", "export", "evals.features", "evals.multiview"),
+    ],
     6: ["evals.knn", "evals.linear", "evals.finetune"],
     7: ["train"],
-    8: ["show", "report", "bench", "demo"],
+    8: ["show", "report", "bench", "demo", "console"],
     9: ["cli"],
     10: ["__main__"],
 }

@@ -1,182 +1,160 @@
-"""From the records of a recipe to a complete shard set: work units, resume, report.
+"""From the list of a data set to a complete shard set: units, resume, merge.
 
-    records --runs of `samples_per_shard`--> units --processes--> shard-NNNNNN.{tar,idx,arrow}, .unit-NNNNNN.json
-                                                              '--> refused.jsonl, sizes.json, dataset.json
+    listing --runs of `samples_per_shard`--> units --executor--> shards and notes --merge--> refused.jsonl, sizes.json,
+                                                                                             dataset.json
 
-A unit is a run of consecutive records and becomes one shard. What it becomes depends on its sources and the settings
-alone, not on workers or history. Its note (.unit-NNNNNN.json) is written last: a unit with a note of the same digest is
-done, so the same command continues where a killed one stopped and ends with the same bytes. Notes are deleted once
-`dataset.json` stands.
+The same command continues where a killed one stopped and ends with the same bytes, since a unit (unit.py) depends on
+its sources and the settings alone, and one that has its note is done. `dataset.json` is written last; then the notes
+are deleted. Several machines may each make a part of the units (`task`); the same command without a part then merges.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from rhofast.data.codecs import JpegCodec, build_codec, codec_settings
-from rhofast.data.index import DATASET_FILE, VERSION, DatasetInfo, ShardInfo, check_shard_files, open_shards
-from rhofast.data.types import VideoRecord
-from rhofast.errors import IngestError, ShardError
-from rhofast.files import write_atomically
-from rhofast.ingest.executors import run_units, tick
-from rhofast.ingest.probe import Refusal, RefusedError, probe
-from rhofast.ingest.transcode import TranscodeSettings, output_fps, transcode
-from rhofast.ingest.writer import NewSample, write_shard
+from rhofast.data.codecs import Codec, codec_settings
+from rhofast.data.index import DATASET_FILE, VERSION, DatasetInfo, ShardInfo, ShardSet, open_shards
+from rhofast.errors import ConfigError, IngestError, ShardError
+from rhofast.files import is_local, write_atomically, writing_atomically
+from rhofast.ingest.executors import Executor
+from rhofast.ingest.listing import Listing
+from rhofast.ingest.transcode import TranscodeSettings, encoder_version
+from rhofast.ingest.unit import Unit, finished_unit, run_unit, source_identity, unit_result
 
 REFUSED_FILE, SIZES_FILE = "refused.jsonl", "sizes.json"
-_KEY_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
-_KEY_LENGTH = 80
-
-OnProgress = Callable[[int, int], None]
+_LIMITS = {"min_duration", "max_duration"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Unit:
-    """One shard's worth of work. digest: of its sources (key, path, label, size, time of change) and the settings."""
+class BuildSettings:
+    """What a set is made of, but for its videos. samples_per_shard: videos a unit, of which some may be refused."""
 
-    number: int
-    records: tuple[VideoRecord, ...]
-    out: Path
-    codec: dict[str, Any]
-    settings: TranscodeSettings
-    digest: str
+    name: str
+    split: str
+    codec: Codec
+    transcode: TranscodeSettings
+    samples_per_shard: int
 
-    @property
-    def name(self) -> str:
-        return f"shard-{self.number:06d}"
-
-    @property
-    def note(self) -> Path:
-        return self.out / f".unit-{self.number:06d}.json"
+    def written(self) -> dict[str, Any]:
+        """What `dataset.json` says of the transcoding: all that decides what a sample becomes."""
+        untouched = self.codec.encoder_arguments() is None
+        return (
+            self.transcode.model_dump(include=_LIMITS) if untouched else self.transcode.model_dump(exclude={"timeout"})
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UnitResult:
-    """What a unit became. shard: None where every source was refused. refused: a JSON line each."""
+class Part:
+    """Part `number` of `count`, counted from 0: the units whose number leaves this rest."""
 
     number: int
-    shard: ShardInfo | None
-    refused: list[dict[str, str]]
+    count: int
+
+    def holds(self, unit: int) -> bool:
+        return unit % self.count == self.number
+
+
+def parse_part(text: str) -> Part:
+    """The part that `I/N` names, I counting from 1. Raises ConfigError."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        hint = "tasks count from 1, as in 1/8 ... 8/8; of a Slurm array: --array=1-8 and --task $SLURM_ARRAY_TASK_ID/8"
+        raise ConfigError(f"--task {text}: not of the form I/N with 1 <= I <= N", hint=hint)
+    return Part(number=int(found[1]) - 1, count=int(found[2]))
+
+
+OnProgress = Callable[[int, int, int], None]
 
 
 def build_shards(
-    records: Iterable[VideoRecord],
+    listing: Listing,
     out: Path,
+    settings: BuildSettings,
+    executor: Executor,
     *,
-    name: str,
-    split: str,
-    codec: JpegCodec,
-    settings: TranscodeSettings,
-    samples_per_shard: int,
-    workers: int,
+    part: Part | None = None,
+    append_to: ShardSet | None = None,
     on_progress: OnProgress | None = None,
-) -> DatasetInfo:
-    """Make, or continue to make, a shard set in `out`. on_progress: called with (videos done, of those refused).
+) -> DatasetInfo | None:
+    """Make, or continue to make, a shard set in `out`; None if only a part was made. append_to: the set that lies in
+    `out` already and gets more shards. on_progress: called with (videos done, bytes of their sources in this run,
+    videos refused).
 
-    Raises IngestError: no records, a bad or repeated key, labels at odds, another set in `out`, a full disk. What was
-    finished stays.
+    Raises IngestError: another set in `out`, another process at work there, a full disk. What was finished stays.
     """
-    plan = _Plan(records, out, codec, settings, samples_per_shard)
-    complete = _complete_set(out)
-    if complete is not None:
-        for _ in plan.units():
-            pass
-        if complete.build == plan.digest():
-            return complete
-        raise IngestError(
-            f"{out}: holds another shard set (other videos or settings)", hint="choose another folder, or delete it"
-        )
     try:
+        if append_to is None and (complete := _complete_set(out)) is not None:
+            _check_same(out, complete, listing, settings)
+            if on_progress is not None:
+                on_progress(len(listing), 0, sum(complete.refused.values()))
+            return complete
+        if append_to is not None:
+            _check_same_kind(out, append_to.info, settings)
         out.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(out)
-        results = _run(plan, workers, on_progress)
-        return _finish(out, plan, results, name=name, split=split, codec=codec)
+        with _alone(out, shared=part is not None):
+            plan = _Plan(listing, out, settings, first=_next_number(append_to))
+            _clear_leftovers(out, part)
+            _run(plan, executor, part, on_progress)
+            if part is not None:
+                return None
+            return _merge(plan, listing, None if append_to is None else append_to.info)
     except OSError as error:
+        inside = str(error.filename).startswith(str(out))  # of a file of ours nobody wants to know the name
         raise IngestError(
-            f"{error.filename or out}: {error.strerror or error}",
+            f"{out if inside else error.filename or out}: {error.strerror or error}",
             hint="finished shards are kept: mend it and run the same command again",
         ) from None
 
 
 class _Plan:
-    """Cuts the stream of records into units, checks it on the way, and remembers what the whole set needs to know."""
+    """Cuts the listing into units."""
 
-    def __init__(
-        self, records: Iterable[VideoRecord], out: Path, codec: JpegCodec, settings: TranscodeSettings, per_shard: int
-    ) -> None:
-        self._records, self._out, self._per_shard = iter(records), out, per_shard
-        self._codec, self._settings = codec_settings(codec), settings
-        self._seen: dict[bytes, None] = {}
-        self._hash = hashlib.sha256()
-        self.num_records = 0
-        self.names: dict[int, str] = {}
+    def __init__(self, listing: Listing, out: Path, settings: BuildSettings, *, first: int) -> None:
+        self.out, self.settings, self.encoder = out, settings, encoder_version()
+        self._listing, self._first = listing, first
 
     def units(self) -> Iterator[Unit]:
-        for number, run in enumerate(iter(lambda: tuple(islice(self._records, self._per_shard)), ())):
-            for record in run:
-                self._check(record)
-            what = [VERSION, self._codec, self._settings.model_dump(exclude={"timeout"}), [_identity(r) for r in run]]
-            digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
-            self._hash.update(digest.encode())
-            self.num_records += len(run)
+        records, codec = iter(self._listing), codec_settings(self.settings.codec)
+        runs = iter(lambda: tuple(islice(records, self.settings.samples_per_shard)), ())
+        for number, run in enumerate(runs, start=self._first):
             yield Unit(
                 number=number,
                 records=run,
-                out=self._out,
-                codec=self._codec,
-                settings=self._settings,
-                digest=digest,
+                out=self.out,
+                codec=codec,
+                settings=self.settings.transcode,
+                encoder=self.encoder,
             )
-        if not self.num_records:
-            raise IngestError("the source has no videos", hint="check the folder or list, and the recipe's options")
-
-    def digest(self) -> str:
-        """Of everything seen so far."""
-        return self._hash.hexdigest()
-
-    def class_names(self) -> list[str]:
-        """Names by label, with numbers where there are none; empty without labels."""
-        return [self.names.get(label, str(label)) for label in range(max(self.names, default=-1) + 1)]
-
-    def _check(self, record: VideoRecord) -> None:
-        if not record.key or len(record.key) > _KEY_LENGTH or not set(record.key) <= _KEY_CHARACTERS:
-            raise IngestError(
-                f"{record.path}: key {record.key!r} is not 1 to {_KEY_LENGTH} letters, digits, '_' or '-'",
-                hint="mend the recipe",
-            )
-        short = hashlib.blake2b(record.key.encode(), digest_size=10).digest()  # bounded memory a key
-        if short in self._seen:
-            raise IngestError(f"{record.path}: key {record.key!r} comes twice", hint="every video needs its own key")
-        self._seen[short] = None
-        if record.label is None:
-            return
-        label_name = record.label_name if record.label_name is not None else str(record.label)
-        if record.label < 0 or self.names.setdefault(record.label, label_name) != label_name:
-            known = self.names.get(record.label)
-            raise IngestError(f"{record.path}: label {record.label} is {label_name!r} here and {known!r} elsewhere")
 
 
-def _identity(record: VideoRecord) -> list[Any]:
-    """What makes a source this one: its name, and the size and time of its last change."""
-    try:
-        stat = record.path.stat()
-        state: list[int] | None = [stat.st_size, stat.st_mtime_ns]
-    except OSError:
-        state = None
-    return [record.key, str(record.path), record.label, record.label_name, state]
+def stored_keys(shards: ShardSet) -> Iterator[str]:
+    """The keys of all samples of a set."""
+    for number in range(len(shards.info.shards)):
+        index = shards.index(number)
+        yield from (index.key(row) for row in range(len(index)))
+
+
+def _next_number(existing: ShardSet | None) -> int:
+    if existing is None:
+        return 0
+    return 1 + max(shard_number(shard) for shard in existing.info.shards)
 
 
 def _complete_set(out: Path) -> DatasetInfo | None:
     if not (out / DATASET_FILE).exists():
-        if out.is_dir() and any(out.iterdir()) and not any(out.glob(".unit-*.json")) and not any(out.glob(".*.tmp")):
+        if out.is_dir() and any(out.iterdir()) and not any(out.glob(".unit-*")):
             raise IngestError(f"{out}: is not empty and holds no shards", hint="choose a new or empty folder")
         if out.exists() and not out.is_dir():
             raise IngestError(f"{out}: is a file", hint="choose a new or empty folder")
@@ -187,138 +165,164 @@ def _complete_set(out: Path) -> DatasetInfo | None:
         raise IngestError(error.message, hint=error.hint or "choose another folder, or delete it") from None
 
 
-def _clear_leftovers(out: Path) -> None:
-    """Delete what a killed run was writing when it ended."""
+def _check_same(out: Path, complete: DatasetInfo, listing: Listing, settings: BuildSettings) -> None:
+    """See that the set that is there is the one that is asked for. Raises IngestError."""
+    hint = "choose another folder, or delete it; more videos are added with --append"
+    if (complete.name, complete.split) != (settings.name, settings.split):
+        raise IngestError(f"{out}: holds the set {complete.name!r}, split {complete.split!r}", hint=hint)
+    if complete.build != _build_digest(listing, settings):
+        raise IngestError(f"{out}: holds another shard set (other videos or settings)", hint=hint)
+    _delete_notes(out, complete)
+
+
+def _check_same_kind(out: Path, existing: DatasetInfo, settings: BuildSettings) -> None:
+    """See that what is appended is made as the rest was. Raises IngestError."""
+    pairs = {
+        "name": (existing.name, settings.name),
+        "split": (existing.split, settings.split),
+        "codec": (existing.codec, codec_settings(settings.codec)),
+        "transcode": (existing.transcode, settings.written()),
+    }
+    for field, (there, asked) in pairs.items():
+        if there != asked:
+            raise IngestError(
+                f"{out}: its {field} is {json.dumps(there)}; asked for is {json.dumps(asked)}",
+                hint="give the options that the set was made with",
+            )
+
+
+def _build_digest(listing: Listing, settings: BuildSettings) -> str:
+    """Names the list of sources (keys, labels, sizes) and the settings; not where the sources lie. Hexadecimal."""
+    what = [VERSION, codec_settings(settings.codec), settings.written(), settings.samples_per_shard]
+    digest = hashlib.sha256(json.dumps(what).encode())
+    for record in listing:
+        digest.update(json.dumps(source_identity(record)).encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _alone(out: Path, *, shared: bool) -> Iterator[None]:
+    """Keep two commands from working in one folder; parts (shared) may. Without locks in the file system: no check."""
+    if not is_local(out):
+        yield
+        return
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise IngestError(
+                f"{out}: another `rhofast shard` is at work in this folder", hint="wait for it, or stop it"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _clear_leftovers(out: Path, part: Part | None) -> None:
+    """Delete what a killed run was writing when it ended; of a part, its own."""
     for path in out.glob(".*.tmp"):
+        number = path.name.removeprefix(".unit-")[:6]
+        if part is not None and not (number.isdigit() and part.holds(int(number))):
+            continue
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
 
 
-def _run(plan: _Plan, workers: int, on_progress: OnProgress | None) -> list[UnitResult]:
-    """Run all units that are not done yet; the results of all, in order."""
-    results: list[UnitResult] = []
-    skipped = refused = 0
+def _run(plan: _Plan, executor: Executor, part: Part | None, on_progress: OnProgress | None) -> None:
+    """Run all units that are not done yet; of a part, its own."""
+    skipped = refused = done = source_bytes = 0
 
     def to_do() -> Iterator[Unit]:
         nonlocal skipped, refused
         for unit in plan.units():
-            done = _finished_unit(unit)
-            if done is None:
+            if part is not None and not part.holds(unit.number):
+                continue
+            result = finished_unit(unit)
+            if result is None:
                 yield unit
             else:
-                results.append(done)
                 skipped += len(unit.records)
-                refused += len(done.refused)
+                refused += len(result.refused)
 
-    def report(ticks: int) -> None:
+    def report(videos: int, num_bytes: int) -> None:
+        nonlocal done, source_bytes
+        done, source_bytes = videos, num_bytes
         if on_progress is not None:
-            on_progress(skipped + ticks, refused)
+            on_progress(skipped + done, source_bytes, refused)
 
-    for result in run_units(run_unit, to_do(), workers=workers, on_ticks=report):
-        results.append(result)
-        refused += len(result.refused)
+    for _, newly_refused in executor.run(run_unit, to_do(), on_ticks=report):
+        refused += newly_refused
     if on_progress is not None:
-        on_progress(plan.num_records, refused)
-    return sorted(results, key=lambda result: result.number)
+        on_progress(skipped + done, source_bytes, refused)
 
 
-def _finished_unit(unit: Unit) -> UnitResult | None:
-    """The result of a unit that is done, or None. Raises IngestError where its note belongs to another set."""
-    try:
-        note = json.loads(unit.note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if note["digest"] != unit.digest:
-        raise IngestError(
-            f"{unit.out}: holds the beginning of another shard set (other videos or settings)",
-            hint="choose another folder, or delete it",
-        )
-    shard = None if note["shard"] is None else ShardInfo.model_validate(note["shard"])
-    if shard is not None:
-        try:
-            check_shard_files(unit.out, shard)
-        except ShardError:
-            return None
-    return UnitResult(number=unit.number, shard=shard, refused=note["refused"])
-
-
-def run_unit(unit: Unit) -> UnitResult:
-    """Make one shard, in a worker process. Raises OSError where the shard cannot be written."""
-    codec, refused = build_codec(unit.codec), list[dict[str, str]]()
-
-    def samples() -> Iterator[NewSample]:
-        for record in unit.records:
-            try:
-                yield _make_sample(record, codec, unit)
-            except RefusedError as error:
-                line = {"key": record.key, "path": str(record.path), "reason": str(error.reason)}
-                refused.append({**line, "detail": error.detail})
-            tick()
-
-    shard = write_shard(unit.out, unit.name, samples())
-    note = {"digest": unit.digest, "shard": None if shard is None else shard.model_dump(), "refused": refused}
-    write_atomically(unit.note, json.dumps(note))
-    return UnitResult(number=unit.number, shard=shard, refused=refused)
-
-
-def _make_sample(record: VideoRecord, codec: JpegCodec, unit: Unit) -> NewSample:
-    source = probe(record.path)
-    content = transcode(record.path, source, codec, unit.settings, unit.out)
-    try:
-        member = codec.index_member(content)
-    except ValueError as error:
-        raise RefusedError(Refusal.DAMAGED, str(error)) from None
-    if member.num_frames == 0:
-        raise RefusedError(Refusal.NO_FRAMES)
-    member = replace(member, fps=output_fps(source, unit.settings))
-    with record.path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
-    note = {
-        "label": record.label,
-        "label_name": record.label_name,
-        "source": record.path.name,
-        "source_digest": digest.hex(),
-        "codec": codec.name,
-        "fps": float(member.fps),
-        "frames": member.num_frames,
-        "duration": float(member.num_frames / member.fps),
-        "width": member.width,
-        "height": member.height,
-    }
-    return NewSample(
-        key=record.key,
-        label=record.label,
-        source_digest=digest,
-        content=content,
-        suffix=codec.suffix,
-        member=member,
-        note=note,
-    )
-
-
-def _finish(
-    out: Path, plan: _Plan, results: list[UnitResult], *, name: str, split: str, codec: JpegCodec
-) -> DatasetInfo:
-    shards = [result.shard for result in results if result.shard is not None]
-    refused = [line for result in results for line in result.refused]
-    if not shards:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(r["reason"] for r in refused).items())
-        first = f"{refused[0]['path']}: {refused[0]['reason']}"
-        raise IngestError(f"every video was refused ({reasons}); the first: {first} {refused[0]['detail']}".rstrip())
+def _merge(plan: _Plan, listing: Listing, existing: DatasetInfo | None) -> DatasetInfo:
+    """Write what describes the whole set, from the notes of its units, one after another. existing: the set that grows;
+    of its refused sources those stay listed that were not tried again."""
+    out, settings = plan.out, plan.settings
+    shards: list[ShardInfo] = []
+    counts: Counter[str] = Counter()
+    example = ""
+    with writing_atomically(out / REFUSED_FILE) as file:
+        lines = _refused_before(out, listing) if existing is not None else iter(())
+        for line in chain(lines, _refused_now(plan, shards)):
+            counts[line["reason"]] += 1
+            example = example or f"{line['path']}: {line['reason']} {line['detail']}".rstrip()
+            file.write(json.dumps(line) + "\n")
+        if not shards and existing is None:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+            raise IngestError(f"every video was refused ({reasons}); the first: {example}")
+    build, encoders = _build_digest(listing, settings), [plan.encoder]
+    if existing is not None:
+        build = hashlib.sha256((existing.build + build).encode()).hexdigest() if shards else existing.build
+        encoders = list(dict.fromkeys([*existing.encoders, *(encoders if shards else [])]))
+        shards = [*existing.shards, *shards]
     info = DatasetInfo(
-        name=name,
-        split=split,
-        codec=codec_settings(codec),
-        classes=plan.class_names(),
+        name=settings.name,
+        split=settings.split,
+        codec=codec_settings(settings.codec),
+        transcode=settings.written(),
+        encoders=encoders,
+        classes=listing.class_names(),
         shards=shards,
-        refused=dict(sorted(Counter(line["reason"] for line in refused).items())),
-        build=plan.digest(),
+        refused=dict(sorted(counts.items())),
+        build=build,
     )
-    write_atomically(out / REFUSED_FILE, "".join(json.dumps(line) + "\n" for line in refused))
     write_atomically(out / SIZES_FILE, json.dumps({shard.tar: shard.samples for shard in shards}))
     write_atomically(out / DATASET_FILE, json.dumps(info.model_dump(), indent=1))
-    for note in out.glob(".unit-*.json"):
-        note.unlink()
+    for unit in plan.units():
+        unit.note.unlink(missing_ok=True)
     return info
+
+
+def _refused_before(out: Path, listing: Listing) -> Iterator[dict[str, str]]:
+    lines = (out / REFUSED_FILE).read_text(encoding="utf-8").splitlines()
+    yield from (line for line in map(json.loads, lines) if line["key"] not in listing)
+
+
+def _refused_now(plan: _Plan, shards: list[ShardInfo]) -> Iterator[dict[str, str]]:
+    """The refused sources of all units, in order; their shards go to `shards` on the way."""
+    for unit in plan.units():
+        result = unit_result(unit)
+        if result is None:
+            raise IngestError(f"{unit.out / unit.name}: disappeared", hint="run the same command again: it continues")
+        if result.shard is not None:
+            shards.append(result.shard)
+        yield from result.refused
+
+
+def _delete_notes(out: Path, info: DatasetInfo) -> None:
+    last = max(shard_number(shard) for shard in info.shards)
+    for note in out.glob(".unit-*.json"):
+        if int(note.name[6:12]) <= last:  # later ones are those of shards that are being appended
+            note.unlink()
+
+
+def shard_number(shard: ShardInfo) -> int:
+    """The number in its name."""
+    return int(shard.name.rpartition("-")[2])

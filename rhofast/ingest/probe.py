@@ -1,13 +1,21 @@
-"""What is inside a video file, and why one is refused. Opens files, decodes nothing."""
+"""What is inside a video file, and why one is refused. Opens files and reads their packets, decodes nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
+
+_MAX_RATE = 1000  # frames a second, slow-motion cameras included
+_MAX_ASPECT = 16  # of the longer to the shorter side, as shown
+_RATE_TOLERANCE = 0.02  # of the stated frame rate; beyond, the one of the packets is believed
+_INTERLACED = {2, 3, 4, 5}  # of FFmpeg's AVFieldOrder: TT, BB, TB, BT
+_HDR = {16, 18}  # of ISO/IEC 23091-2's transfer characteristics: PQ (SMPTE ST 2084) and HLG
 
 
 class Refusal(StrEnum):
@@ -19,23 +27,43 @@ class Refusal(StrEnum):
     NO_VIDEO_STREAM = "no_video_stream"  # audio only, say
     DAMAGED = "damaged"  # ffmpeg met an error while reading or decoding
     NO_FRAMES = "no_frames"  # a stream without a single picture
-    TIMEOUT = "timeout"  # transcoding took longer than allowed
+    ODD_SHAPE = "odd_shape"  # more than 16 times as long as wide, as shown
+    TIMEOUT = "timeout"  # it took longer than allowed
+    TOO_SHORT = "too_short"  # shorter than `min_duration`
+    TOO_LONG = "too_long"  # longer than `max_duration`
+    NOT_COPYABLE = "not_copyable"  # codec `copy` only: rotated, not of square pixels, or not of a constant rate
 
 
 class RefusedError(Exception):
     """A source is refused. detail: what the library or ffmpeg said, one line, or empty."""
 
     def __init__(self, reason: Refusal, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else str(reason))
+        super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else str(self.reason)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceInfo:
-    """What transcoding needs to know. fps: the stream's average rate, frames a second."""
+    """What transcoding needs to know.
+
+    stream       number of the video stream in the container
+    fps          the stream's average rate, frames a second
+    frames       pictures, as far as the container tells them apart
+    seconds      from the first picture to the end of the last
+    interlaced   pictures are pairs of fields
+    hdr          brightness is coded by PQ or HLG
+    """
 
     codec: str
+    stream: int
     fps: Fraction
+    frames: int
+    seconds: float
+    interlaced: bool = False
+    hdr: bool = False
 
 
 def probe(path: Path) -> SourceInfo:
@@ -48,21 +76,81 @@ def probe(path: Path) -> SourceInfo:
         raise RefusedError(Refusal.EMPTY)
     try:
         with av.open(f"file:{path}", metadata_errors="replace") as container:
-            # Covers are streams of one still picture; the release of a song with one is no video.
-            streams = [stream for stream in container.streams.video if not _is_cover(stream)]
-            if not streams:
-                raise RefusedError(Refusal.NO_VIDEO_STREAM)
-            stream = streams[0]
-            codec = str(stream.codec_context.name)
-            rate = stream.average_rate or stream.guessed_rate or stream.base_rate
+            return _look(container, choose_stream(container))
     except PermissionError as error:
         raise RefusedError(Refusal.MISSING, error.strerror or "") from None
     except (av.error.FFmpegError, ValueError) as error:
         raise RefusedError(Refusal.NOT_A_VIDEO, str(getattr(error, "strerror", "") or error)) from None
-    if not rate or not 0.1 <= rate <= 1000:
-        raise RefusedError(Refusal.NOT_A_VIDEO, f"frame rate {rate}")
-    return SourceInfo(codec=codec, fps=Fraction(rate).limit_denominator(10_000))
 
 
-def _is_cover(stream: av.VideoStream) -> bool:
-    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+def choose_stream(container: Any) -> Any:
+    """The video stream that players show: the one that the container calls the default, or else the largest; never a
+    cover picture. Raises RefusedError."""
+    kind = av.stream.Disposition
+    streams = [
+        stream
+        for stream in container.streams.video
+        if stream.codec_context is not None and not stream.disposition & kind.attached_pic
+    ]
+    if not streams:
+        raise RefusedError(Refusal.NO_VIDEO_STREAM)
+    return max(streams, key=lambda one: (bool(one.disposition & kind.default), one.width * one.height, -one.index))
+
+
+def _look(container: Any, stream: Any) -> SourceInfo:
+    context = stream.codec_context
+    sar = stream.sample_aspect_ratio or 1
+    if context.width and context.height:
+        aspect = float(context.width * sar / context.height)
+        if not 1 / _MAX_ASPECT <= aspect <= _MAX_ASPECT:
+            raise RefusedError(Refusal.ODD_SHAPE, f"{context.width}x{context.height}, pixels {sar}")
+    frames, span = _measure(container, stream)
+    if frames == 0:
+        raise RefusedError(Refusal.NO_FRAMES)
+    fps = _rate(stream, frames, span)
+    return SourceInfo(
+        codec=str(context.name),
+        stream=stream.index,
+        fps=fps,
+        frames=frames,
+        seconds=float(span + 1 / fps),
+        interlaced=int(getattr(context, "field_order", 0)) in _INTERLACED,
+        hdr=int(context.color_trc) in _HDR,
+    )
+
+
+def _measure(container: Any, stream: Any) -> tuple[int, Fraction]:
+    """(packets that are shown, seconds from the first to the last of them)."""
+    frames, first, last = 0, None, None
+    for packet in _packets(container, stream):
+        frames += 1
+        time = packet.pts if packet.pts is not None else packet.dts
+        if time is not None:
+            first = time if first is None else min(first, time)
+            last = time if last is None else max(last, time)
+    if first is None or last is None:
+        return frames, Fraction(0)
+    return frames, (last - first) * Fraction(stream.time_base)
+
+
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    """Packets up to an error, about which ffmpeg will have to say more."""
+    try:
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                yield packet
+    except av.error.FFmpegError:
+        return
+
+
+def _rate(stream: Any, frames: int, span: Fraction) -> Fraction:
+    """The average frame rate: the stated one, unless the packets say something else (some containers state the ticks of
+    their clock). Raises RefusedError for a rate that no video has."""
+    stated = Fraction(stream.average_rate or stream.guessed_rate or 0)
+    measured = (frames - 1) / span if frames > 1 and span > 0 else None
+    rate = stated
+    if measured is not None and (not stated or abs(stated - measured) > _RATE_TOLERANCE * measured + 1 / span):
+        rate = measured
+    if not 0.01 <= rate <= _MAX_RATE:
+        raise RefusedError(Refusal.NOT_A_VIDEO, f"frame rate {float(rate):g}")
+    return rate.limit_denominator(10_000)

@@ -9,25 +9,29 @@ metadata. An error that ffmpeg meets anywhere in the file refuses the whole file
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import shutil
 import signal
 import subprocess
-import tempfile
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import ffmpeg
 import imageio_ffmpeg
 from pydantic import Field
 
 from rhofast.config import Positive, Section
-from rhofast.data.codecs import SIDE_MULTIPLE, JpegCodec
+from rhofast.data.codecs import SIDE_MULTIPLE, Codec
 from rhofast.errors import DependencyError, IngestError
 from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo
 
 _STOPPED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
 _FFMPEG_STOPPED = 255  # what ffmpeg returns, saying nothing, when it caught SIGINT or SIGTERM
+_MAX_PIXELS = 1 << 27  # of a picture; what a header claims beyond that is damage, and would take the memory of all
 _SOURCE = "file:source"  # stands for the input until the command is made: ffmpeg-python wants UTF-8, a path may not be
 
 
@@ -36,12 +40,16 @@ class TranscodeSettings(Section):
     short_side   pixels; a multiple of 16
     fps          frames a second; None keeps each source's own average rate
     max_seconds  keep only the beginning of longer videos; None keeps all
+    min_duration  refuse shorter videos (seconds); None takes all
+    max_duration  refuse longer videos (seconds); None takes all
     timeout      seconds one video may take
     """
 
     short_side: Annotated[int, Field(ge=SIDE_MULTIPLE, multiple_of=SIDE_MULTIPLE)] = 256
     fps: Positive | None = None
     max_seconds: Positive | None = None
+    min_duration: Positive | None = None
+    max_duration: Positive | None = None
     timeout: Positive = 3600.0
 
 
@@ -57,52 +65,72 @@ def find_ffmpeg() -> str:
         raise DependencyError("no ffmpeg program", hint=hint) from None
 
 
+@cache
+def encoder_version() -> str:
+    """The ffmpeg program as it names itself. Raises DependencyError."""
+    said = subprocess.run([find_ffmpeg(), "-version"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return said.stdout.partition("\n")[0].partition(" Copyright")[0]
+
+
 def output_fps(source: SourceInfo, settings: TranscodeSettings) -> Fraction:
     """The constant rate that a source gets."""
     return source.fps if settings.fps is None else Fraction(settings.fps).limit_denominator(10_000)
 
 
-def transcode(path: Path, source: SourceInfo, codec: JpegCodec, settings: TranscodeSettings, scratch: Path) -> bytes:
-    """The member for one source. scratch: a folder for the file that ffmpeg writes. Raises RefusedError, and OSError
-    where the scratch folder cannot be written, and IngestError where ffmpeg was stopped from outside (Ctrl-C, out of
-    memory): that says nothing about the source, which must not be refused for it."""
-    rate = output_fps(source, settings)
-    with tempfile.TemporaryDirectory(dir=scratch, prefix=".scratch-", suffix=".tmp") as folder:
-        out = Path(folder) / f"member.{codec.suffix}"
-        command = _command(path, out, rate, codec, settings)
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=settings.timeout, stdin=subprocess.DEVNULL)
-        except subprocess.TimeoutExpired:
-            raise RefusedError(Refusal.TIMEOUT, f"after {settings.timeout:g} s") from None
-        said = _first_line(done.stderr)
-        if b"No space left on device" in done.stderr:
-            raise OSError(28, "No space left on device", str(out))
-        if done.returncode in _STOPPED or (done.returncode == _FFMPEG_STOPPED and not said):
-            raise IngestError(
-                f"{path}: ffmpeg was stopped while it read this file (interrupted, or out of memory)",
-                hint="run the same command again: it continues",
-            )
-        if done.returncode != 0 or said:
-            raise RefusedError(Refusal.DAMAGED, said or f"ffmpeg ended with {done.returncode}")
-        return out.read_bytes()
+def transcode(path: Path, source: SourceInfo, codec: Codec, settings: TranscodeSettings, out: Path) -> Path:
+    """The member for one source, as a file: `out`, written anew, or the source itself where the codec keeps it (ffmpeg
+    then only decodes it, to find damage). Raises RefusedError, OSError where `out` cannot be written, and IngestError
+    where ffmpeg was stopped from outside (Ctrl-C, out of memory): that says nothing about the source, which must not be
+    refused for it."""
+    command = ffmpeg_command(path, source, codec, settings, out)
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=settings.timeout, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        raise RefusedError(Refusal.TIMEOUT, f"after {settings.timeout:g} s") from None
+    said = _first_line(done.stderr)
+    if b"No space left on device" in done.stderr:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out.parent))
+    if done.returncode in _STOPPED or (done.returncode == _FFMPEG_STOPPED and not said):
+        raise IngestError(
+            f"{path}: ffmpeg was stopped while it read this file (interrupted, or out of memory)",
+            hint="run the same command again: it continues",
+        )
+    if done.returncode != 0 or said:
+        raise RefusedError(Refusal.DAMAGED, said or f"ffmpeg ended with {done.returncode}")
+    return path if codec.encoder_arguments() is None else out
 
 
-def _command(path: Path, out: Path, rate: Fraction, codec: JpegCodec, settings: TranscodeSettings) -> list[str]:
-    side, step = settings.short_side, SIDE_MULTIPLE
+def ffmpeg_command(path: Path, source: SourceInfo, codec: Codec, settings: TranscodeSettings, out: Path) -> list[str]:
+    rate, side, step = output_fps(source, settings), settings.short_side, SIDE_MULTIPLE
 
     def follow(long: str, short: str) -> str:
         return f"max({step},round(({long})*{side}/({short})/{step})*{step})"
 
-    stream = ffmpeg.input(_SOURCE, threads=1).video
-    stream = stream.filter("fps", fps=f"{rate.numerator}/{rate.denominator}")
-    stream = stream.filter(
-        "scale",
-        w=f"if(lte(iw*sar,ih),{side},{follow('iw*sar', 'ih')})",
-        h=f"if(lte(iw*sar,ih),{follow('ih', 'iw*sar')},{side})",
-        flags="area+accurate_rnd+full_chroma_int",
-    ).filter("setsar", "1")
+    given = ffmpeg.input(_SOURCE, threads=1, max_pixels=_MAX_PIXELS)[str(source.stream)]
+    encoder = codec.encoder_arguments()
+    if encoder is None:
+        stream, encoder = given, {"f": "null"}
+    else:
+        stream = given.filter("setpts", "PTS-STARTPTS")  # or else a late first picture comes twice
+        if source.interlaced:
+            stream = stream.filter("bwdif", deint="interlaced")
+        stream = stream.filter("fps", fps=f"{rate.numerator}/{rate.denominator}")
+        if source.hdr and _has_filter("zscale") and _has_filter("tonemap"):
+            stream = _tone_mapped(stream)
+        full = encoder["pix_fmt"].startswith("yuvj")
+        stream = stream.filter(
+            "scale",
+            w=f"if(lte(iw*sar,ih),{side},{follow('iw*sar', 'ih')})",
+            h=f"if(lte(iw*sar,ih),{follow('ih', 'iw*sar')},{side})",
+            flags="area+accurate_rnd+full_chroma_int",
+            out_color_matrix="bt601",
+            out_range="full" if full else "limited",
+        )
+        # Old ffmpegs convert the colors and keep the source's word on what they mean.
+        stream = stream.filter("setparams", colorspace="smpte170m", range="full" if full else "limited")
+        stream = stream.filter("setsar", "1")
     arguments = {
-        **codec.encoder_arguments(),
+        **encoder,
         "threads": 1,
         "map_metadata": -1,
         "fflags": "+bitexact",
@@ -115,6 +143,19 @@ def _command(path: Path, out: Path, rate: Fraction, codec: JpegCodec, settings: 
     )
     command: list[str] = ffmpeg.compile(output, cmd=find_ffmpeg())
     return [f"file:{path}" if part == _SOURCE else part for part in command]
+
+
+def _tone_mapped(stream: Any) -> Any:
+    """High dynamic range brought to the standard one: linear light, Hable's curve, BT.709."""
+    stream = stream.filter("zscale", t="linear", npl=100).filter("format", "gbrpf32le").filter("zscale", p="bt709")
+    stream = stream.filter("tonemap", "hable", desat=0)
+    return stream.filter("zscale", t="bt709", m="bt709", r="limited").filter("format", "yuv420p")
+
+
+@cache
+def _has_filter(name: str) -> bool:
+    said = subprocess.run([find_ffmpeg(), "-hide_banner", "-filters"], capture_output=True, stdin=subprocess.DEVNULL)
+    return re.search(rf"^ *\S+ {name} ".encode(), said.stdout, flags=re.MULTILINE) is not None
 
 
 def _first_line(text: bytes) -> str:

@@ -1,77 +1,70 @@
 """One shard: a reproducible WebDataset tar, its Arrow index and its wds2idx index. Whole or not there.
 
-All files are written under hidden names, flushed to the disk and renamed; the index comes last, so a shard with an
-index is complete.
+All files are written in a scratch folder, flushed to the disk and renamed (or uploaded); the index comes last, so a
+shard with an index is complete. A video is copied from file to file and never held in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import webdataset as wds
+from typing import Any, BinaryIO
 
 from rhofast.data.codecs import Member
 from rhofast.data.index import VERSION, IndexRow, ShardInfo, write_index
-from rhofast.files import flush
+from rhofast.files import publish
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewSample:
-    """A sample that is ready to be written. content: the encoded member; note: what KEY.json says."""
+    """A sample that is ready to be written. file: the encoded member, which is read at once and may be gone when the
+    next sample is asked for; suffix: its suffix in the tar; note: what KEY.json says."""
 
     key: str
     label: int | None
     source_digest: bytes
-    content: bytes
+    file: Path
     suffix: str
     member: Member
     note: dict[str, Any]
 
 
-def write_shard(folder: Path, name: str, samples: Iterable[NewSample]) -> ShardInfo | None:
-    """Write `name`.tar, .idx and .arrow from samples, one in memory at a time; None (and no file) if there are none.
-    Raises OSError; nothing half-written is left then."""
-    asides = {suffix: folder / f".{name}.{suffix}.tmp" for suffix in ("tar", "idx", "arrow")}
+def write_shard(folder: Path, name: str, samples: Iterable[NewSample], *, scratch: Path) -> ShardInfo | None:
+    """Write `name`.tar, .idx and .arrow from samples, one at a time; None (and no file) if there are none. scratch: a
+    local folder for what is not finished; on the disk of `folder`, if that is local. Raises OSError."""
+    tar_file, idx_file, index_file = (scratch / f"{name}.{suffix}" for suffix in ("tar", "idx", "arrow"))
     written: list[NewSample] = []
-    try:
-        with asides["tar"].open("wb") as file:
-            tar = wds.TarWriter(
-                file, encoder=False, user="root", group="root", mode=0o644, mtime=0.0, format=tarfile.USTAR_FORMAT
-            )
-            for sample in samples:
-                note = json.dumps(sample.note, ensure_ascii=True, sort_keys=True).encode()
-                tar.write({"__key__": sample.key, sample.suffix: sample.content, "json": note})
-                written.append(_without_content(sample))
-            tar.close()
-        if not written:
-            return None
-        places = tar_members(asides["tar"])
-        rows = [_row(sample, *places[f"{sample.key}.{sample.suffix}"]) for sample in written]
-        index_digest = write_index(asides["arrow"], rows, {"rhofast": str(VERSION)})
-        asides["idx"].write_text(wds2idx_text(places))
-        info = ShardInfo(
-            name=name,
-            samples=len(rows),
-            frames=sum(row.num_frames for row in rows),
-            seconds=sum(row.num_frames / row.fps for row in rows),
-            bytes=asides["tar"].stat().st_size,
-            index_bytes=asides["arrow"].stat().st_size,
-            tar_sha256=file_digest(asides["tar"]),
-            index_sha256=index_digest,
-        )
-        for suffix, aside in asides.items():
-            flush(aside)
-            aside.replace(folder / f"{name}.{suffix}")
-        return info
-    finally:
-        for aside in asides.values():
-            aside.unlink(missing_ok=True)
+    with tarfile.open(tar_file, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            note = json.dumps(sample.note, ensure_ascii=True, sort_keys=True).encode()
+            _add(tar, f"{sample.key}.json", len(note), io.BytesIO(note))
+            with sample.file.open("rb") as file:
+                _add(tar, f"{sample.key}.{sample.suffix}", sample.file.stat().st_size, file)
+            written.append(sample)
+    if not written:
+        return None
+    places = tar_members(tar_file)
+    rows = [_row(sample, *places[f"{sample.key}.{sample.suffix}"]) for sample in written]
+    index_digest = write_index(index_file, rows, {"rhofast": str(VERSION)})
+    idx_file.write_text(wds2idx_text(places))
+    info = ShardInfo(
+        name=name,
+        samples=len(rows),
+        frames=sum(row.num_frames for row in rows),
+        seconds=sum(row.num_frames / row.fps for row in rows),
+        bytes=tar_file.stat().st_size,
+        index_bytes=index_file.stat().st_size,
+        tar_sha256=file_digest(tar_file),
+        index_sha256=index_digest,
+    )
+    for aside in (tar_file, idx_file, index_file):
+        publish(aside, folder / aside.name)
+    return info
 
 
 def tar_members(path: Path) -> dict[str, tuple[int, int]]:
@@ -95,16 +88,12 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _without_content(sample: NewSample) -> NewSample:
-    return NewSample(
-        key=sample.key,
-        label=sample.label,
-        source_digest=sample.source_digest,
-        content=b"",
-        suffix=sample.suffix,
-        member=sample.member,
-        note=sample.note,
-    )
+def _add(tar: tarfile.TarFile, name: str, size: int, content: BinaryIO) -> None:
+    """Add a member whose header tells nothing of this machine or of now."""
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode, entry.mtime = size, 0o644, 0
+    entry.uname = entry.gname = "root"
+    tar.addfile(entry, content)
 
 
 def _row(sample: NewSample, offset: int, size: int) -> IndexRow:

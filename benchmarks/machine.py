@@ -1,0 +1,55 @@
+"""What a benchmark ran on, and the videos it was given."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+SUFFIXES = {".mp4", ".mkv", ".avi", ".webm", ".mov"}
+
+
+def facts_of_the_machine(packages: Iterable[str]) -> dict[str, Any]:
+    """Date, processor, cores and versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def facts_line(facts: dict[str, Any], load: float) -> str:
+    """The same in a sentence, for the foot of a table."""
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    return (
+        f"{facts['date']}, {facts['cpu']}, {facts['cores']} cores, load average before the first round {load:.1f}. "
+        f"Python {facts['python']}, {versions}."
+    )
+
+
+def find_videos(given: list[Path]) -> list[Path]:
+    """The files, and those in the folders. Exits where there are none."""
+    files = [
+        file
+        for path in given
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        if file.suffix.lower() in SUFFIXES
+    ]
+    missing = [path for path in files if not path.is_file()]
+    if missing or not files:
+        raise SystemExit(f"{missing[0]}: no such file" if missing else "no videos found")
+    return files

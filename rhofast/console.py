@@ -1,0 +1,253 @@
+"""What the command line prints: plain lines, progress bars, tables. No logic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:  # a command loads what it needs, when it needs it
+    from rhofast.config import ClipSection
+    from rhofast.data.index import DatasetInfo
+    from rhofast.ingest.estimate import CodecEstimate, Estimate, Figures
+    from rhofast.ingest.summary import Summary
+
+out = Console()
+err = Console(stderr=True)
+
+
+def say(text: str, style: str | None = None) -> None:
+    """A line of plain text, however wide the terminal."""
+    out.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def progress_bar(*, note: bool = False) -> Progress:
+    """A progress bar on standard error; plain lines where that is no terminal. note: its tasks have a field `note`."""
+    more = [TextColumn("{task.fields[note]}")] if note else []
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        *more,
+        console=err,
+    )
+
+
+class ShardProgress:
+    """The progress of `rhofast shard`: videos being found, then being tried or stored. A context manager."""
+
+    def __init__(self) -> None:
+        self._progress = progress_bar(note=True)
+        self._task = self._progress.add_task("finding videos", total=None, note="", visible=False)
+        self._begun = 0.0
+        self._skipped: int | None = None
+        self.listed = 0
+
+    def __enter__(self) -> ShardProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def on_count(self, found: int) -> None:
+        self._progress.update(self._task, completed=found, visible=True)
+
+    def begin(self, listed: int, total: int) -> None:
+        """The list is complete; the work begins, of which there is `total`."""
+        self.listed, self._begun = listed, time.monotonic()
+        self._progress.remove_task(self._task)
+        self._task = self._progress.add_task("sharding", total=total, note="")
+
+    def on_videos(self, done: int, source_bytes: int, refused: int) -> None:
+        if self._skipped is None:
+            self._skipped = done  # what an earlier run had finished
+        seconds = max(time.monotonic() - self._begun, 1e-3)
+        rates = f"{(done - self._skipped) / seconds:.1f} videos/s  {byte_text(source_bytes / seconds)}/s"
+        self._progress.update(self._task, completed=done, note=f"{rates}  {refused} refused")
+
+    def on_tried(self, done: int, total: int) -> None:
+        self._progress.update(self._task, description="trying", completed=done, total=total)
+
+
+def set_table(target: Path, info: DatasetInfo, *, listed: int, as_published: int | None, seconds: float) -> Table:
+    """What `rhofast shard` made."""
+    count, refused = info.num_samples, sum(info.refused.values())
+    reasons = ", ".join(f"{number} {reason}" for reason, number in info.refused.items())
+    found = f"{listed:,}" if as_published is None else f"{listed:,} of {as_published:,} published"
+    rows = {
+        "videos listed": found,
+        "stored": f"{count:,} samples in {len(info.shards):,} shards, {byte_text(info.num_bytes)}",
+        "refused": f"{refused:,} ({reasons}); see {target / 'refused.jsonl'}" if refused else "none",
+        "duration": f"{duration_text(info.seconds)}, {info.num_frames:,} frames",
+        "codec": ", ".join(f"{name} {value}" if name != "name" else str(value) for name, value in info.codec.items()),
+        "classes": f"{len(info.classes):,}" if info.classes else "none",
+        "time": duration_text(seconds),
+    }
+    return _facts(f"{target}: {info.name} ({info.split})", rows)
+
+
+def _facts(title: str, rows: dict[str, str]) -> Table:
+    table = Table(title=escape(title), show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for label, value in rows.items():
+        table.add_row(label, escape(value))
+    return table
+
+
+def summary_table(info: DatasetInfo, summary: Summary, clips: ClipSection) -> Table:
+    """What `rhofast inspect` tells of a set."""
+
+    def top(counts: dict[Any, int], form: Callable[[Any], str]) -> str:
+        counts = {value: count for value, count in counts.items() if count}
+        shown = ", ".join(f"{form(value)}: {count}" for value, count in list(counts.items())[:8])
+        return f"{shown}, ... ({len(counts)} in all)" if len(counts) > 8 else shown
+
+    p10, median, p90 = summary.seconds
+    geometry = f"{clips.num_clips} clips x {clips.num_frames} frames, stride {clips.frame_stride} at {clips.fps:g} fps"
+    rows = {
+        "samples": f"{summary.samples:,} in {summary.shards:,} shards",
+        "duration": f"{duration_text(summary.hours * 3600)}; each {median:.1f} s (10 %: {p10:.1f}, 90 %: {p90:.1f})",
+        "frames": f"{summary.frames:,}, {summary.frame_bytes / 1000:.1f} kB each",
+        "bytes": byte_text(summary.bytes),
+        "sizes": top(summary.sizes, lambda size: f"{size[0]}x{size[1]}"),
+        "frame rates": top(summary.rates, lambda rate: f"{rate:g}"),
+        "labels": top({**summary.labels, "unlabeled": summary.unlabeled}, str),
+        "refused": top(summary.refused, str) or "none",
+        "clip geometry": geometry,
+        "read a sample": byte_text(summary.clip_bytes),
+        "read amplification": f"{summary.read_amplification:.2f} (bytes read / bytes of the frames used)",
+        "decode amplification": f"{summary.decode_amplification:.2f} (frames decoded / frames used)",
+    }
+    return _facts(f"{info.name} ({info.split}), codec {info.codec['name']}", rows)
+
+
+def live_line(progress: Progress) -> Callable[[dict[str, Any]], None]:
+    """What `train` calls with each line of metrics: moves the bar and shows the numbers that matter."""
+    task = progress.add_task("training", total=None, note="", visible=False)
+    shown: dict[str, str] = {}
+
+    def on_log(line: dict[str, Any]) -> None:
+        if line["kind"] == "step":
+            shown["loss"] = f"loss {line['loss']:.3f}"
+            shown["rate"] = f"{line['clips_per_second']:.0f} clips/s"
+            shown["wait"] = f"data wait {line['data_wait_share']:.1%}"
+        elif line["kind"] == "knn":
+            shown["knn"] = f"kNN {line['top1']:.1%}"
+        progress.update(task, completed=line["step"], total=line["steps"], note="  ".join(shown.values()), visible=True)
+
+    return on_log
+
+
+def knn_table(result: dict[str, Any]) -> Table:
+    table = Table(title="kNN on held-out videos", title_justify="left")
+    for column in ("backbone", "top-1", "top-5", "videos"):
+        table.add_column(column, justify="left" if column == "backbone" else "right")
+    for name in ("trained", "untrained"):
+        if result.get(name) is not None:
+            one = result[name]
+            table.add_row(name, f"{one['top1']:.1%}", f"{one['top5']:.1%}", str(one["samples"]))
+    table.add_row("chance", f"{result['chance']:.1%}", "", "")
+    return table
+
+
+def estimate_table(estimate: Estimate) -> Table:
+    """What `rhofast shard --dry-run` tells: a column a codec."""
+    clips, tried, count = estimate.clips, estimate.tried, estimate.videos
+    refused = [
+        f"{one.codec['name']}: " + ", ".join(f"{number} {reason}" for reason, number in one.refused.items())
+        for one in estimate.codecs
+        if one.refused
+    ]
+    geometry = f"{clips.num_clips} clips x {clips.num_frames} frames, stride {clips.frame_stride} at {clips.fps:g} fps"
+    notes = [
+        f"Sources: {byte_text(estimate.total_source_bytes)} in all, {byte_text(estimate.source_bytes)} a video.",
+        "Totals are for all videos" + (", with 95 % intervals." if 1 < tried < count else "."),
+        "PSNR (higher is better; above 40 dB: hard to see) and SSIM (1: the same) against the resized source.",
+        f"Clips: {geometry}. Bytes read and frames decoded: as multiples of what is used; 1 is the least.",
+        "--samples-per-shard: what makes shards of about 1 GB.",
+        *(["Refused, of those tried: " + "; ".join(refused) + "."] if refused else []),
+        f"Made with {estimate.encoder}.",
+    ]
+    some = "all" if tried == count else f"{tried:,} of"
+    table = Table(
+        title=f"Dry run: {some} {count:,} videos tried",
+        caption=escape("\n".join(notes)),
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("", style="bold")
+    for one in estimate.codecs:
+        rest = " ".join(f"{key} {value}" for key, value in one.codec.items() if key != "name")
+        table.add_column(escape(f"{one.codec['name']}\n{rest}"), justify="right")
+    columns = [_estimate_cells(one, estimate) for one in estimate.codecs]
+    for label in columns[0]:
+        if label == "videos refused":
+            table.add_section()
+        table.add_row(label, *(column[label] for column in columns))
+    return table
+
+
+def _estimate_cells(one: CodecEstimate, estimate: Estimate) -> dict[str, str]:
+    def told(form: Callable[[Figures], str]) -> str:
+        return "-" if one.figures is None else form(one.figures)
+
+    def between(text: Callable[[float], str], interval: tuple[float, float] | None) -> str:
+        sure = interval is None or estimate.tried == estimate.videos
+        return "" if interval is None or sure else f"\n{text(interval[0])} to {text(interval[1])}"
+
+    def quality(value: float | None, form: str, unit: str = "") -> str:
+        return "exact" if one.untouched else "-" if value is None else f"{value:{form}}{unit}"
+
+    refused = sum(one.refused.values()) / estimate.tried
+    hands = f"{estimate.workers} {'worker' if estimate.workers == 1 else 'workers'}"
+    return {
+        "total size": told(lambda f: byte_text(f.total_bytes) + between(byte_text, f.total_bytes_95)),
+        f"total time, {hands}": duration_text(one.total_seconds) + between(duration_text, one.total_seconds_95),
+        "total video": told(lambda f: duration_text(3600 * f.total_hours)),
+        "videos refused": f"{refused:.1%}" if refused else "none",
+        "size a video": told(lambda f: byte_text(f.bytes_per_video)),
+        "size a frame": told(lambda f: byte_text(f.bytes_per_frame)),
+        "size / source": told(lambda f: f"{f.source_ratio:.2f} x"),
+        "bit rate": told(lambda f: f"{f.bits_per_second / 1e6:.2f} Mbit/s"),
+        "CPU time a video": duration_text(one.cpu_seconds),
+        "PSNR": told(lambda f: quality(f.psnr, ".1f", " dB")),
+        "SSIM": told(lambda f: quality(f.ssim, ".4f")),
+        "bytes read a sample": told(lambda f: byte_text(f.read_bytes)),
+        "bytes read / used": told(lambda f: f"{f.read_amplification:.2f}"),
+        "frames decoded / used": told(lambda f: f"{f.decode_amplification:.2f}"),
+        "--samples-per-shard": told(lambda f: f"{f.samples_per_shard}"),
+    }
+
+
+def duration_text(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def byte_text(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.1f} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000
+    return f"{count:.1f} PB"

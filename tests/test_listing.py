@@ -1,0 +1,77 @@
+"""The list of a data set: checked as a whole, in order, in little memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rhofast.data.types import VideoRecord
+from rhofast.errors import IngestError
+from rhofast.ingest.listing import Listing
+
+
+def record(number: int, **more: object) -> VideoRecord:
+    return VideoRecord(key=f"v{number}", path=Path(f"{number}.mp4"), **more)  # type: ignore[arg-type]
+
+
+def test_records_come_out_as_they_went_in() -> None:
+    odd = VideoRecord(key="odd", path=Path(os.fsdecode(b"/a/raw\xff b.mp4")), label=1, label_name=os.fsdecode(b"\xfe"))
+    records = [record(3), odd, record(1, label=0, label_name="run")]
+    with Listing(records) as listing:
+        assert list(listing) == records
+        assert len(listing) == 3
+        assert "odd" in listing and "v2" not in listing
+        assert listing.class_names() == ["run", os.fsdecode(b"\xfe")]
+
+
+def test_stored_keys_are_passed_over() -> None:
+    with Listing(map(record, range(5)), stored=["v1", "v3", "v9"]) as listing:
+        assert [one.key for one in listing] == ["v0", "v2", "v4"]
+        assert (len(listing), listing.passed_over) == (3, 2)
+
+
+def test_names_of_labels_must_agree_with_those_that_are_given() -> None:
+    with Listing([record(0, label=2, label_name="c")], classes=["a", "b"]) as listing:
+        assert listing.class_names() == ["a", "b", "c"]
+    with pytest.raises(IngestError, match="label 1 is 'x' here and 'b' elsewhere"):
+        Listing([record(0, label=1, label_name="x")], classes=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("records", "says"),
+    [
+        ([], "no videos"),
+        ([record(1), record(2), record(1)], "'v1' comes twice"),
+        ([VideoRecord(key="a/b", path=Path("x"))], "key 'a/b' is not"),
+        ([VideoRecord(key="k" * 81, path=Path("x"))], "is not 1 to 80"),
+        ([record(1, label=0, label_name="p"), record(2, label=0, label_name="q")], "label 0 is 'q' here and 'p'"),
+        ([record(1, label=-1)], "label -1"),
+    ],
+)
+def test_a_list_that_cannot_become_a_set_is_one_error(records: list[VideoRecord], says: str) -> None:
+    with pytest.raises(IngestError, match=says):
+        Listing(records)
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from rhofast.data.types import VideoRecord
+from rhofast.ingest.listing import Listing
+count = int(sys.argv[1])
+with Listing(VideoRecord(key=f"video-{n:030}", path=Path(f"/videos/{n:040}.mp4")) for n in range(count)) as listing:
+    assert sum(1 for _ in listing) == count
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_list() -> None:
+    def peak(count: int) -> int:
+        done = subprocess.run([sys.executable, "-c", PEAK, str(count)], capture_output=True, text=True, check=True)
+        return int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
+
+    assert peak(100_000) - peak(1_000) < 10e6
