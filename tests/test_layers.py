@@ -16,7 +16,7 @@ LAYERS = {
     ],
     3: [
         *(f"data.{name}" for name in ("reader", "plan", "pipeline")),
-        *(f"ingest.{name}" for name in ("writer", "transcode", "executors", "recipes", "listing")),
+        *(f"ingest.{name}" for name in ("writer", "transcode", "executors", "recipes", "listing", "guard")),
         *("backbones.slow", "backbones.torchvision_video", "methods.heads", "methods.contract"),
     ],
     4: [

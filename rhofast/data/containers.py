@@ -39,11 +39,17 @@ def open_container(file: BinaryIO) -> Any:
 
 
 def video_stream(container: Any) -> Any:
-    """The video stream, which is no cover picture and can be decoded. Raises ValueError if there is none."""
-    for stream in container.streams.video:
-        if stream.codec_context is not None and not stream.disposition & av.stream.Disposition.attached_pic:
-            return stream
-    raise ValueError("the stored member has no video stream")
+    """The first video stream that the container calls a default, or else the first; never a cover picture, nor one that
+    nothing can decode. Raises ValueError if there is none."""
+    kind = av.stream.Disposition
+    streams = [
+        stream
+        for stream in container.streams.video
+        if stream.codec_context is not None and not stream.disposition & kind.attached_pic
+    ]
+    if not streams:
+        raise ValueError("no video stream")
+    return next((stream for stream in streams if stream.disposition & kind.default), streams[0])
 
 
 def read_packets(file: BinaryIO) -> tuple[int, int, Fraction, list[Packet]]:

@@ -109,7 +109,9 @@ def build_shards(
             _run(plan, executor, part, on_progress)
             if part is not None:
                 return None
-            return _merge(plan, listing, None if append_to is None else append_to.info)
+            info = _merge(plan, listing, None if append_to is None else append_to.info)
+            _clear_leftovers(out, part)  # of nodes that were lost
+            return info
     except OSError as error:
         inside = str(error.filename).startswith(str(out))  # of a file of ours nobody wants to know the name
         raise IngestError(

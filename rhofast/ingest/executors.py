@@ -12,6 +12,7 @@ import os
 import reprlib
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -19,7 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any, Generic, Protocol, TypeVar
 
 from rhofast.errors import DependencyError, IngestError
@@ -98,7 +99,7 @@ class LocalProcesses:
 
 
 def _begin(counters: Any) -> None:
-    """In a fresh worker: Ctrl-C is the parent's business."""
+    """In a fresh worker: Ctrl-C is the parent's business, and without the parent there is none."""
     global _on_tick
 
     def count_one(num_bytes: int) -> None:
@@ -108,6 +109,15 @@ def _begin(counters: Any) -> None:
 
     _on_tick = count_one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot tell its workers, which would wait forever for more to do."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from typing import Any
 
 import av
 
+from rhofast.data.containers import video_stream
+
 _MAX_RATE = 1000  # frames a second, slow-motion cameras included
 _MAX_ASPECT = 16  # of the longer to the shorter side, as shown
 _RATE_TOLERANCE = 0.02  # of the stated frame rate; beyond, the one of the packets is believed
@@ -76,28 +78,18 @@ def probe(path: Path) -> SourceInfo:
         raise RefusedError(Refusal.EMPTY)
     try:
         with av.open(f"file:{path}", metadata_errors="replace") as container:
-            return _look(container, choose_stream(container))
+            return _look(container)
     except PermissionError as error:
         raise RefusedError(Refusal.MISSING, error.strerror or "") from None
     except (av.error.FFmpegError, ValueError) as error:
         raise RefusedError(Refusal.NOT_A_VIDEO, str(getattr(error, "strerror", "") or error)) from None
 
 
-def choose_stream(container: Any) -> Any:
-    """The video stream that players show: the one that the container calls the default, or else the largest; never a
-    cover picture. Raises RefusedError."""
-    kind = av.stream.Disposition
-    streams = [
-        stream
-        for stream in container.streams.video
-        if stream.codec_context is not None and not stream.disposition & kind.attached_pic
-    ]
-    if not streams:
-        raise RefusedError(Refusal.NO_VIDEO_STREAM)
-    return max(streams, key=lambda one: (bool(one.disposition & kind.default), one.width * one.height, -one.index))
-
-
-def _look(container: Any, stream: Any) -> SourceInfo:
+def _look(container: Any) -> SourceInfo:
+    try:
+        stream = video_stream(container)
+    except ValueError:
+        raise RefusedError(Refusal.NO_VIDEO_STREAM) from None
     context = stream.codec_context
     sar = stream.sample_aspect_ratio or 1
     if context.width and context.height:

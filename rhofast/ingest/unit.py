@@ -18,15 +18,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rhofast.data.codecs import Codec, UnfitError, build_codec
+from rhofast.data.codecs import Codec, Member, UnfitError, build_codec
 from rhofast.data.index import VERSION, ShardInfo, check_shard_files
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError, ShardError
 from rhofast.files import fetch, is_local, write_atomically
 from rhofast.ingest.executors import tick
+from rhofast.ingest.guard import Guard
 from rhofast.ingest.probe import Refusal, RefusedError, probe
 from rhofast.ingest.transcode import TranscodeSettings, output_fps, transcode
 from rhofast.ingest.writer import NewSample, write_shard
+
+_guard = Guard()  # of this process
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,12 +164,14 @@ def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, 
         path = fetch(record.path, scratch / "source")
     except FileNotFoundError as error:
         raise RefusedError(Refusal.MISSING, error.strerror or str(error)) from None
-    source = probe(path)
+    source = _guard.call(probe, path, seconds=settings.timeout)
     _check_duration(source.seconds, settings)
     file = transcode(path, source, codec, settings, scratch / "member")
     try:
-        with file.open("rb") as content:
-            member = codec.index_member(content)
+        if file == path:  # a stranger's bytes, not an encoder's
+            member = _guard.call(_index_member, codec, file, seconds=settings.timeout)
+        else:
+            member = _index_member(codec, file)
     except UnfitError as error:
         raise RefusedError(Refusal.NOT_COPYABLE, str(error)) from None
     except ValueError as error:
@@ -198,6 +203,11 @@ def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, 
         member=member,
         note=note,
     )
+
+
+def _index_member(codec: Codec, file: Path) -> Member:
+    with file.open("rb") as content:
+        return codec.index_member(content)
 
 
 def _check_duration(seconds: float, settings: TranscodeSettings) -> None:
