@@ -27,7 +27,7 @@ from rhofast.ingest.verify import verify_shards
 
 SOURCES = ("lowfps_6.mp4", "ucf_style.avi", "nasa.mp4", "pancake.mkv", "bikes.mp4")
 KINDS = ("bit flips", "cut", "spliced", "zeroed", "header flips")
-COUNT = int(os.environ.get("RHOFAST_DAMAGED", "24"))
+COUNT = int(os.environ.get("RHOFAST_DAMAGED", "60"))
 
 pytestmark = pytest.mark.skipif(
     not all((REAL_VIDEOS / name).exists() for name in SOURCES), reason="needs the real videos"

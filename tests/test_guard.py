@@ -2,18 +2,15 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
 from rhofast.ingest.guard import Guard
-from rhofast.ingest.probe import Refusal, RefusedError
+from rhofast.ingest.probe import Refusal, RefusedError, probe
 
 
-def refuse(detail: str) -> None:
-    raise RefusedError(Refusal.DAMAGED, detail)
-
-
-def test_a_guarded_call_is_a_call_that_outlives_crashes_and_hangs() -> None:
+def test_a_guarded_call_is_a_call_that_outlives_crashes_and_hangs(tmp_path: Path) -> None:
     guard = Guard()
     try:
         first = guard.call(os.getpid, seconds=30)
@@ -21,8 +18,8 @@ def test_a_guarded_call_is_a_call_that_outlives_crashes_and_hangs() -> None:
         with pytest.raises(ZeroDivisionError):
             guard.call(divmod, 1, 0, seconds=30)
         with pytest.raises(RefusedError) as refused:
-            guard.call(refuse, "why", seconds=30)
-        assert (refused.value.reason, refused.value.detail) == (Refusal.DAMAGED, "why")
+            guard.call(probe, tmp_path / "nowhere.mp4", seconds=30)
+        assert (refused.value.reason, refused.value.detail) == (Refusal.MISSING, "No such file or directory")
         with pytest.raises(RefusedError) as refused:
             guard.call(os.abort, seconds=30)
         assert refused.value.reason == Refusal.DAMAGED

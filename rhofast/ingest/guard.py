@@ -5,31 +5,38 @@ What it is not: a sandbox against malice. It only keeps one file from ending the
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import Any, TypeVar
 
+import rhofast
+from rhofast.errors import IngestError
 from rhofast.ingest.probe import Refusal, RefusedError
 
 Result = TypeVar("Result")
 
+_START_S = 120.0  # on a machine that is busy
+_SERVE = "import sys; from rhofast.ingest.guard import serve; serve(int(sys.argv[1]))"
+
 
 class Guard:
     """Runs functions in one other process, which is begun when it is first needed and again after it died. Not
-    thread-safe. It ends with this process, however that ends."""
+    thread-safe. The other process ends with this one, however that ends."""
 
     def __init__(self) -> None:
-        self._process: Any = None
-        self._pipe: Connection | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Any = None
 
     def call(self, function: Callable[..., Result], *arguments: Any, seconds: float) -> Result:
-        """What the function returns. Raises what it raises, and RefusedError where it ends the process, or takes longer
-        than `seconds`."""
-        if self._pipe is None:
+        """What the function, one of a module, returns. Raises what it raises; RefusedError where it ends the process,
+        or takes longer than `seconds`; IngestError where there cannot be such a process."""
+        if self._process is None:
             self._begin()
-        assert self._pipe is not None
         try:
             self._pipe.send((function, arguments))
             if not self._pipe.poll(seconds):
@@ -47,29 +54,40 @@ class Guard:
         """End the other process."""
         if self._process is not None:
             self._process.kill()
-            self._process.join()
-        if self._pipe is not None:
+            self._process.wait()
             self._pipe.close()
         self._process = self._pipe = None
 
     def _begin(self) -> None:
-        context = get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        self._process.start()
+        self._pipe, theirs = Pipe()
+        paths = [str(Path(rhofast.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _SERVE, str(theirs.fileno())],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+        )
         theirs.close()
+        try:
+            if self._pipe.poll(_START_S) and self._pipe.recv() == "ready":
+                return
+        except EOFError:
+            pass
+        self.close()
+        raise IngestError("the process that looks into videos does not start", hint="is there memory left?")
 
 
-def _serve(pipe: Connection) -> None:
-    """Call what is asked for until nobody is left to ask. Ctrl-C is the asker's business."""
+def serve(descriptor: int) -> None:
+    """In the other process: call what is asked for until nobody is left to ask. Ctrl-C is the asker's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pipe = Connection(descriptor)
+    pipe.send("ready")
     while True:
         try:
             function, arguments = pipe.recv()
+            answer = (False, function(*arguments))
         except EOFError:
             return
-        try:
-            answer = (False, function(*arguments))
         except Exception as error:  # noqa: BLE001  the asker raises it
             answer = (True, error)
         pipe.send(answer)
