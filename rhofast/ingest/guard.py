@@ -6,6 +6,7 @@ What it is not: a sandbox against malice. It only keeps one file from ending the
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -84,10 +85,12 @@ def serve(descriptor: int) -> None:
     pipe.send("ready")
     while True:
         try:
-            function, arguments = pipe.recv()
-            answer = (False, function(*arguments))
+            asked = pipe.recv_bytes()
         except EOFError:
             return
+        try:
+            function, arguments = pickle.loads(asked)
+            answer = (False, function(*arguments))
         except Exception as error:  # noqa: BLE001  the asker raises it
             answer = (True, error)
         pipe.send(answer)
