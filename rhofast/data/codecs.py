@@ -273,34 +273,25 @@ class CopyCodec(Codec):
     def index_member(self, file: BinaryIO, *, deep: bool = False) -> Member:
         """Every frame is decoded, and must be shown at its number / fps, within half an interval. Else it raises
         UnfitError."""
-        times: list[float | None] = []
-        means = []
+        times: list[float] = []
+        means, sizes = [], set()
         with open_container(file) as container:
             stream = video_stream(container)
             stream.thread_count = 1
             fps = Fraction(stream.average_rate or stream.guessed_rate or 0)
+            timed = container.format.name != "avi"  # which stores no times, and whose frames all last equally long
             if stream.sample_aspect_ratio not in (None, 0, 1):
                 raise UnfitError(f"its pixels are not square ({stream.sample_aspect_ratio})")
-            size: tuple[int, int] | None = None
             for frame in decode_all(container, stream):
                 if frame.rotation:
                     raise UnfitError(f"it is to be shown rotated by {frame.rotation} degrees")
-                if size is None:
-                    size = (frame.width, frame.height)
-                elif size != (frame.width, frame.height):
-                    raise UnfitError("its size changes in the middle")
                 if len(times) % MEASURED == 0:
                     means.append(mean_color(frame))
-                times.append(frame.time)
-        if size is None:
-            size = (0, 0)
-        elif len(times) > 1 and times[0] is not None and times[-1] is not None:
-            known = np.array([np.nan if time is None else time for time in times])
-            rate = (len(times) - 1) / (times[-1] - times[0]) if times[-1] > times[0] else 0.0
-            if np.nanmax(np.abs((known - known[0]) * rate - np.arange(len(times)))) > 0.5 or rate <= 0:
-                raise UnfitError("its frame rate is not constant")
-            if abs(float(fps) - rate) > 0.001 * rate:
-                fps = Fraction(rate).limit_denominator(10_000)
+                sizes.add((frame.width, frame.height))
+                times.append(frame.time if timed and frame.time is not None else float("nan"))
+        if len(sizes) > 1:
+            raise UnfitError("its size changes in the middle")
+        ((width, height),) = sizes or {(0, 0)}
         end = file.seek(0, io.SEEK_END)
         offsets = np.array([*range(0, end, _BLOCK), end], dtype=np.int64)
         blocks = len(offsets) - 1
@@ -311,7 +302,7 @@ class CopyCodec(Codec):
             crc=checksums(file, offsets),
             rgb=np.tile(np.mean(means or [np.zeros(3)], axis=0).astype(np.float32), (blocks, 1)),
         )
-        return Member(num_frames=len(times), fps=fps, width=size[0], height=size[1], units=units)
+        return Member(num_frames=len(times), fps=_constant_rate(times, fps), width=width, height=height, units=units)
 
     def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         """All of them."""
@@ -322,6 +313,18 @@ class CopyCodec(Codec):
     ) -> dict[int, Picture]:
         numbers = range(int(frames[-1]) + 1 if len(frames) else 0)
         return decode_wanted(io.BytesIO(b"".join(pieces)), numbers, frames)
+
+
+def _constant_rate(times: Sequence[float], stated: Fraction) -> Fraction:
+    """The rate at which frames are shown at these times (seconds; NaN: unknown). Raises UnfitError if there is none."""
+    if len(times) < 2 or np.isnan(times[0]) or np.isnan(times[-1]):
+        return stated
+    span = times[-1] - times[0]
+    rate = (len(times) - 1) / span if span > 0 else 0.0
+    off = np.abs((np.array(times) - times[0]) * rate - np.arange(len(times)))
+    if rate == 0 or np.nanmax(off) > 0.5:
+        raise UnfitError("its frame rate is not constant")
+    return stated if abs(float(stated) - rate) <= 0.001 * rate else Fraction(rate).limit_denominator(10_000)
 
 
 CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (JpegCodec, H264Codec, HevcCodec, CopyCodec)}

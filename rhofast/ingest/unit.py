@@ -178,7 +178,7 @@ def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, 
         raise RefusedError(Refusal.DAMAGED, str(error)) from None
     if member.num_frames == 0:
         raise RefusedError(Refusal.NO_FRAMES)
-    if file != path:
+    if file != path or not member.fps:
         member = replace(member, fps=output_fps(source, settings))
     with path.open("rb") as original:
         digest = hashlib.file_digest(original, lambda: hashlib.blake2b(digest_size=16)).digest()
