@@ -1,10 +1,15 @@
 """One ffmpeg call a video: any source in, a member of the asked codec out.
 
 Frames are picked by time at a constant rate, so a variable frame rate becomes a constant one and none is shown early or
-late. Rotation stored in the file is applied and pixels are made square; the short side becomes `short_side`, the other
-follows the aspect, both rounded to multiples of 16. The same input gives the same bytes: one thread, no timestamps, no
-metadata. An error that ffmpeg meets anywhere in the file refuses the whole file. Colors wider than 8-bit BT.601/709
-(HDR) are converted without tone mapping, and so look flat.
+late; time begins with the first picture. Rotation stored in the file is applied and pixels are made square; the short
+side becomes `short_side`, the other follows the aspect, both rounded to multiples of 16. Pairs of fields become pictures.
+
+Colors are converted to BT.601 whatever the source's, since that is what a JPEG means and what decoders on a GPU assume;
+a source that does not say what it means is taken for BT.601, as ffmpeg does. High dynamic range (PQ, HLG) is tone-mapped
+if the ffmpeg program has `zscale`; else it is converted as it is, and looks flat.
+
+The same input gives the same bytes: one thread, no timestamps, no metadata. An error that ffmpeg meets anywhere in the
+file refuses the whole file.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo
 _STOPPED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
 _FFMPEG_STOPPED = 255  # what ffmpeg returns, saying nothing, when it caught SIGINT or SIGTERM
 _MAX_PIXELS = 1 << 27  # of a picture; what a header claims beyond that is damage, and would take the memory of all
+_MOST_REPEATS, _FEW_FRAMES = 1000, 10_000  # a jump in time must not become a day of one picture
 _SOURCE = "file:source"  # stands for the input until the command is made: ffmpeg-python wants UTF-8, a path may not be
 
 
@@ -82,6 +88,10 @@ def transcode(path: Path, source: SourceInfo, codec: Codec, settings: TranscodeS
     then only decodes it, to find damage). Raises RefusedError, OSError where `out` cannot be written, and IngestError
     where ffmpeg was stopped from outside (Ctrl-C, out of memory): that says nothing about the source, which must not be
     refused for it."""
+    expected = source.seconds * float(output_fps(source, settings))
+    if expected > _MOST_REPEATS * source.frames + _FEW_FRAMES and codec.encoder_arguments() is not None:
+        detail = f"{source.frames} pictures are said to be shown for {source.seconds / 3600:.1f} h"
+        raise RefusedError(Refusal.DAMAGED, detail)
     command = ffmpeg_command(path, source, codec, settings, out)
     try:
         done = subprocess.run(command, capture_output=True, timeout=settings.timeout, stdin=subprocess.DEVNULL)
@@ -114,7 +124,7 @@ def ffmpeg_command(path: Path, source: SourceInfo, codec: Codec, settings: Trans
         stream = given.filter("setpts", "PTS-STARTPTS")  # or else a late first picture comes twice
         if source.interlaced:
             stream = stream.filter("bwdif", deint="interlaced")
-        stream = stream.filter("fps", fps=f"{rate.numerator}/{rate.denominator}")
+        stream = stream.filter("fps", fps=f"{rate.numerator}/{rate.denominator}", eof_action="pass")
         if source.hdr and _has_filter("zscale") and _has_filter("tonemap"):
             stream = _tone_mapped(stream)
         full = encoder["pix_fmt"].startswith("yuvj")
