@@ -2,11 +2,12 @@
 
 Frames are picked by time at a constant rate, so a variable frame rate becomes a constant one and none is shown early or
 late; time begins with the first picture. Rotation stored in the file is applied and pixels are made square; the short
-side becomes `short_side`, the other follows the aspect, both rounded to multiples of 16. Pairs of fields become pictures.
+side becomes `short_side`, the other follows the aspect, both rounded to multiples of 16. Pairs of
+fields become pictures.
 
 Colors are converted to BT.601 whatever the source's, since that is what a JPEG means and what decoders on a GPU assume;
-a source that does not say what it means is taken for BT.601, as ffmpeg does. High dynamic range (PQ, HLG) is tone-mapped
-if the ffmpeg program has `zscale`; else it is converted as it is, and looks flat.
+a source that does not say what it means is taken for BT.601, as ffmpeg does. High dynamic range (PQ, HLG) is
+tone-mapped if the ffmpeg program has `zscale`; else it is converted as it is, and looks flat.
 
 The same input gives the same bytes: one thread, no timestamps, no metadata. An error that ffmpeg meets anywhere in the
 file refuses the whole file.
