@@ -124,7 +124,9 @@ class ComponentSection(BaseModel):
 class OptimSection(Section):
     """The optimizer and its schedule. The peak rate is `base_lr * train.batch_size / base_batch` (linear scaling).
 
-    warmup_epochs   linear from `warmup_lr` (scaled likewise) up to the cosine curve
+    schedule        "cosine" to 0 over the run, or "steps": times `decay` from each of `decay_epochs` on
+    warmup_epochs   linear from `warmup_lr` (scaled likewise) up to that curve
+    clip            gradients are scaled down to this norm, all together, or None (release)
     """
 
     name: Literal["lars", "sgd", "adamw"] = "lars"
@@ -135,15 +137,32 @@ class OptimSection(Section):
     betas: Range = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 1e-6
     trust: Positive = 0.001
+    schedule: Literal["cosine", "steps"] = "cosine"
+    decay_epochs: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
+    decay: Positive = 0.1
     warmup_epochs: Annotated[float, Field(ge=0)] = 35.0
     warmup_lr: Annotated[float, Field(ge=0)] = 0.001
-    clip_norm: Positive | None = None
+    clip: Positive | None = None
+
+    @model_validator(mode="after")
+    def _steps_are_given(self) -> Self:
+        if (self.schedule == "steps") != bool(self.decay_epochs):
+            raise ValueError('schedule = "steps" and decay_epochs go together')
+        return self
 
 
 class TrainSection(Section):
-    """The loop. Exactly one of `epochs` and `steps` says how long; `batch_size` is the global batch, in videos."""
+    """The loop. Exactly one of `epochs` and `steps` says how long; `batch_size` is the global batch, in videos.
+
+    accumulate        micro-batches that each rank's share of a batch is split into, for less memory: refused where
+                      that would change what is computed
+    micro_batch_norm  accept that batch norm then takes its statistics from micro-batches, as if there were `accumulate`
+                      times as many ranks with a smaller share each
+    """
 
     batch_size: Count = 512
+    accumulate: Count = 1
+    micro_batch_norm: bool = False
     epochs: Positive | None = None
     steps: Count | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -90,14 +90,14 @@ def build_optimizer(model: nn.Module, section: OptimSection) -> torch.optim.Opti
 
 
 def learning_rate(section: OptimSection, batch_size: int, epoch: float, epochs: float) -> float:
-    """The rate at a fractional epoch: cosine to 0 over all epochs; before `warmup_epochs` the straight line from the
-    warm-up rate to where the cosine is at its end. Both scale with the batch."""
+    """The rate at a fractional epoch: the section's curve over all epochs; before `warmup_epochs` the straight line
+    from the warm-up rate to where the curve is at its end. Both scale with the batch."""
     scale = batch_size / section.base_batch
     peak = section.base_lr * scale
     if epoch >= section.warmup_epochs:
-        return _cosine(peak, epoch, epochs)
+        return peak * _curve(section, epoch, epochs)
     start = section.warmup_lr * scale
-    return start + epoch * (_cosine(peak, section.warmup_epochs, epochs) - start) / section.warmup_epochs
+    return start + epoch * (peak * _curve(section, section.warmup_epochs, epochs) - start) / section.warmup_epochs
 
 
 def ema_momentum(base: float, progress: float) -> float:
@@ -111,8 +111,11 @@ def update_ema(keys: list[Tensor], queries: list[Tensor], momentum: float) -> No
     torch._foreach_lerp_(keys, queries, 1 - momentum)
 
 
-def _cosine(peak: float, epoch: float, epochs: float) -> float:
-    return peak * (1 + math.cos(math.pi * epoch / epochs)) / 2
+def _curve(section: OptimSection, epoch: float, epochs: float) -> float:
+    """Share of the peak rate: a cosine from 1 to 0, or steps."""
+    if section.schedule == "cosine":
+        return (1 + math.cos(math.pi * epoch / epochs)) / 2
+    return section.decay ** sum(epoch >= at for at in section.decay_epochs)
 
 
 def _adapted(params: list[Tensor], gradients: list[Tensor], decay: float, trust: float) -> list[Tensor]:

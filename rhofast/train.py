@@ -2,10 +2,10 @@
 
     next(loader) -> learning rate -> for each part: forward, backward -> optimizer -> log, evaluate, save
 
-A method splits a step into parts (one query clip each, say); their gradients add up, and only the last part's backward
-meets the other ranks. The loop knows no method's name. Every rank takes its slice of the same global batches, so the
-number of processes changes the speed, not the data. Nothing here draws from a global random state that was not set from
-(seed, step) before, so a resumed run continues as if nothing had happened.
+A method splits a step into parts (one query clip each, say), and `train.accumulate` splits the batch; gradients add up,
+and only the last backward meets the other ranks. The loop knows no method's name. Every rank takes its slice of the
+same global batches, so the number of processes changes the speed, not the data. Nothing here draws from a global random
+state that was not set from (seed, step) before, so a resumed run continues as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from rhofast.errors import ConfigError, ResumeError, RhofastError
 from rhofast.evals.knn import evaluate_knn
 from rhofast.files import write_atomically
 from rhofast.methods import build_method
+from rhofast.methods.contract import Moment, check_accumulation, run_step
 from rhofast.optim import build_optimizer, learning_rate
 from rhofast.rng import Stream, bits
 from rhofast.telemetry import MetricsFile, StepClock
@@ -102,9 +103,10 @@ class _Run:
         backbone = untrained_backbone(config)  # the same weights on every rank
         self.method = build_method(config.method.name, config.method.options, backbone).to(device)
         try:
-            self.method.num_parts(max(2, config.clips.num_clips))
+            self.method.check(max(2, config.clips.num_clips), config.train.batch_size)
         except ValueError as error:
-            raise ConfigError(f"clips.num_clips: {error}") from None
+            raise ConfigError(f"method: {error}") from None
+        check_accumulation(self.method, config.train, accelerator.num_processes)
         if config.train.channels_last:
             self.method = self.method.to(memory_format=torch.channels_last_3d)
         optimizer = build_optimizer(self.method, config.optim)
@@ -156,7 +158,8 @@ class _Run:
             while self.step < self.steps:
                 with clock.waiting():
                     views = next(self.loader)
-                logs = self._train_step(views.pixels, log=(self.step + 1) % train.log_steps == 0)
+                last = self.step + 1 == self.steps
+                logs = self._train_step(views.pixels, log=last or (self.step + 1) % train.log_steps == 0)
                 self.step += 1
                 clock.step(views.pixels.shape[0] * views.pixels.shape[1])
                 if self.step % train.log_steps == 0 or self.step == self.steps:
@@ -181,23 +184,25 @@ class _Run:
             group["lr"] = rate
         torch.manual_seed(_torch_seed(config.seed, self.step + 1, self.accelerator.process_index))
         self.optimizer.zero_grad(set_to_none=True)
-        parts = self.method.num_parts(pixels.shape[1])
-        total = torch.zeros((), device=pixels.device)
-        logs: dict[str, Tensor] = {}
-        for part in range(parts):
-            last = part == parts - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss, metrics = self.model(pixels, part, self.epoch / self.epochs)
-                self.accelerator.backward(loss)
-            total += loss.detach().float()
-            logs.update(metrics)
-        if config.optim.clip_norm is not None:
-            logs["grad_norm"] = self.accelerator.clip_grad_norm_(self.method.parameters(), config.optim.clip_norm)
-        elif log:
-            gradients = [p.grad for p in self.method.parameters() if p.grad is not None]
-            logs["grad_norm"] = nn.utils.get_total_norm(gradients)
-        self.optimizer.step()
-        return {"loss": total, **logs, "lr": torch.tensor(rate)}
+        loss, logs = run_step(
+            self.model,
+            self.method,
+            pixels,
+            Moment(step=self.step, epoch=self.epoch, epochs=self.epochs),
+            accumulate=config.train.accumulate,
+            backward=self.accelerator.backward,
+            apart=lambda: self.accelerator.no_sync(self.model),
+        )
+        logs |= {"loss": loss.float(), "lr": torch.tensor(rate), "grad_norm": torch.zeros(())}
+        gradients = [p.grad for p in self.method.parameters() if p.grad is not None]
+        if gradients:  # none where a method holds back its first updates
+            if config.optim.clip is not None:
+                logs["grad_norm"] = self.accelerator.clip_grad_norm_(self.method.parameters(), config.optim.clip)
+            elif log:
+                self.accelerator.unscale_gradients(self.optimizer)
+                logs["grad_norm"] = nn.utils.get_total_norm(gradients)
+            self.optimizer.step()
+        return logs
 
     def _log(self, logs: dict[str, Tensor], clock: StepClock) -> None:
         window = clock.window()

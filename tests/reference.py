@@ -13,9 +13,12 @@ from safetensors.torch import load_file
 from rhofast.backbones.slow import Slow
 from rhofast.config import OptimSection
 from rhofast.export import slow_keys
-from rhofast.methods.contract import Method
-from rhofast.optim import build_optimizer
+from rhofast.methods.contract import Method, Moment
+from rhofast.methods.contract import run_step as run_whole_step
+from rhofast.methods.heads import normalize
+from rhofast.optim import build_optimizer, learning_rate
 
+MONITORED = {"moco": -1, "byol": -1, "simclr": -2, "swav": 0}  # which of a step's embeddings the kNN monitor sees
 VECTORS = SHARED / "vectors"
 needs_vectors = pytest.mark.skipif(not VECTORS.exists(), reason="the reference vectors are not here")
 
@@ -51,13 +54,18 @@ def method_keys(method: Method) -> dict[str, str]:
     return table
 
 
-def run_step(method: Method, clips: torch.Tensor, progress: float) -> list[float]:
-    """Forward and backward of all parts; their losses."""
+def run_step(
+    method: Method, clips: torch.Tensor, epoch: float = 0.0, *, step: int = 0, accumulate: int = 1
+) -> list[float]:
+    """The gradients of a step of a run of 200 epochs; the losses of its backwards."""
     losses = []
-    for number in range(method.num_parts(clips.shape[1])):
-        loss, _ = method(clips, number, progress)
-        loss.backward()
+
+    def backward(loss: torch.Tensor) -> None:
         losses.append(float(loss.detach()))
+        loss.backward()
+
+    moment = Moment(step=step, epoch=epoch, epochs=200)
+    run_whole_step(method, method, clips, moment, accumulate=accumulate, backward=backward)
     return losses
 
 
@@ -82,10 +90,23 @@ def follow(
     names = {here: official for official, here in table.items()}
     trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
     optimizer = build_optimizer(method, section)
+    names_here = {"base_lr": "base_lr", "warmup_epochs": "warmup_epochs", "warmup_start_lr": "warmup_lr"}
+    rates = OptimSection.model_validate({here: float(facts["config"][key]) for key, here in names_here.items()})
+    embeddings: list[torch.Tensor] = []
+    method.get_submodule("projection").register_forward_hook(lambda *call: embeddings.append(call[-1].detach()))
     for number, step in enumerate(facts[f"rho{rho}"]["iters"]):
+        rate = learning_rate(rates, rates.base_batch, step["epoch_exact"], facts["config"]["max_epoch"])
+        assert rate == pytest.approx(step["lr"], rel=1e-9)
         optimizer.zero_grad()
-        losses = run_step(method, clips, step["epoch_exact"] / 200)
+        embeddings.clear()
+        losses = run_step(method, clips, step["epoch_exact"])
         assert losses == pytest.approx(step["per_call_losses"], abs=1e-9 if exact else 1e-4 if number == 0 else 1e-3)
+        if exact or number == 0:
+            total = float(torch.nn.utils.get_total_norm([p.grad for p in trained.values()]))
+            assert total == pytest.approx(step["grad_norm_total"], rel=1e-8 if exact else 2e-3)
+        monitored = embeddings[MONITORED[name]]  # the unit row that the reference shows its kNN monitor
+        within = 1e-6 if exact else 1e-4 if number == 0 else 2e-3
+        assert torch.allclose(normalize(monitored), after[f"knn_rows_after{number}"], rtol=within, atol=within)
         for own, p in trained.items():
             expected = step["grad_norms"][names[own]]
             if expected > 1e-6 and (exact or number == 0):

@@ -8,6 +8,7 @@ from torch import Tensor
 from rhofast.backbones import build_backbone
 from rhofast.backbones.slow import Slow, SlowOptions
 from rhofast.config import OptimSection
+from rhofast.distributed import SyncBatchNorm
 from rhofast.errors import ConfigError
 from rhofast.methods import build_method
 from rhofast.methods.byol import Byol, ByolOptions
@@ -68,7 +69,7 @@ def test_a_perfect_prediction_has_the_lowest_loss() -> None:
 
 def test_keys_get_no_gradient_and_all_trained_parameters_do() -> None:
     method = small()
-    run_step(method, clips(2), 0.3)
+    run_step(method, clips(2), 60)
     for name, p in method.named_parameters():
         assert (p.grad is None) == name.startswith("key_"), name
 
@@ -79,33 +80,81 @@ def test_the_momentum_of_a_step_is_that_of_the_step_before() -> None:
     with torch.no_grad():
         for p in method.backbone.parameters():
             p.add_(1.0)
-    run_step(method, clips(2), 0.5)
+    run_step(method, clips(2), 100)
     after = list(method.key_backbone.parameters())
     assert torch.allclose(after[0] - before[0], torch.full_like(after[0], 1 - 0.996))
     assert float(method.get_buffer("momentum")) == ema_momentum(0.996, 0.5)
 
 
+def test_the_momentum_may_stay() -> None:
+    method = small(ema_anneal=False, ema_base=0.9)
+    run_step(method, clips(2), 100)
+    assert float(method.get_buffer("momentum")) == 0.9
+
+
 def test_a_restored_method_continues_with_the_held_momentum() -> None:
     straight = small()
-    run_step(straight, clips(2), 0.7)
+    run_step(straight, clips(2), 140)
     restored = small(seed=1)
     restored.load_state_dict(straight.state_dict())
     for method in (straight, restored):
         method.zero_grad()
         with torch.no_grad():
             next(iter(method.backbone.parameters())).add_(1.0)
-    assert run_step(straight, clips(2), 0.8) == run_step(restored, clips(2), 0.8)
+    assert run_step(straight, clips(2), 160) == run_step(restored, clips(2), 160)
     for name, gradient in gradients(straight).items():
         assert torch.equal(gradient, gradients(restored)[name])
 
 
-def test_joint_evaluation_takes_one_pass_over_two_clips() -> None:
+@pytest.mark.parametrize("rho", [2, 3])
+def test_joint_evaluation_is_one_backward_and_differs_by_the_statistics_of_the_keys_alone(rho: int) -> None:
+    """Without batch norm in the projections and with keys in evaluation mode, it is the sum of the queries."""
+    apart, joint = small(), small(sequential=False)
+    for method in (apart, joint):
+        method.key_backbone.eval()
+        method.key_projection.eval()
+    losses = run_step(apart, clips(rho)), run_step(joint, clips(rho))
+    assert [len(parts) for parts in losses] == [rho, 1] and losses[1] == pytest.approx([sum(losses[0])], rel=1e-12)
+    for name, gradient in gradients(joint).items():
+        assert torch.allclose(gradient, gradients(apart)[name], rtol=1e-9, atol=1e-12), name
+    assert run_step(small(sequential=False), clips(rho)) != pytest.approx([sum(losses[0])], rel=1e-6)
+
+
+@pytest.mark.parametrize("rho", [2, 3, 5])
+def test_it_is_the_mean_over_the_other_clips_summed_over_queries(rho: int) -> None:
+    method = small()
+    slots = clips(rho).unbind(dim=1)
+    cosine = torch.nn.functional.cosine_similarity
+    keys = [method.key_projection(method.key_backbone(slot)) for slot in slots]
+    total = torch.zeros(()).double()
+    for number, slot in enumerate(slots):
+        query = method.predictor(method.projection(method.backbone(slot)))
+        total = total - sum(cosine(query, key).mean() for other, key in enumerate(keys) if other != number) / (rho - 1)
+    (total / 0.5).backward()
+    expected = gradients(method)
+    method.zero_grad()
+    assert sum(run_step(method, clips(rho))) == pytest.approx(float(total.detach()) / 0.5, rel=1e-12)
+    for name, gradient in gradients(method).items():
+        assert torch.allclose(gradient, expected[name], rtol=1e-8, atol=1e-10), name
+
+
+def test_the_predictor_has_a_depth_width_and_norm_of_its_own() -> None:
+    method = small(predictor_layers=3, predictor_hidden=7, predictor_norm=False)
+    kinds = [type(module).__name__ for module in method.predictor]
+    assert kinds == ["Linear", "ReLU", "Linear", "ReLU", "Linear"] and method.predictor[0].out_features == 7
+    assert any(isinstance(module, torch.nn.BatchNorm1d | SyncBatchNorm) for module in method.projection)
+    assert run_step(method, clips(2))
+
+
+def test_joint_evaluation_anneals_the_momentum_before_its_use() -> None:
     method = small(sequential=False)
-    assert method.num_parts(2) == 1
-    (loss,) = run_step(method, clips(2), 0.0)
-    assert -4 <= loss <= 4
-    with pytest.raises(ValueError, match="exactly 2"):
-        method.num_parts(3)
+    before = [p.clone() for p in method.key_backbone.parameters()]
+    with torch.no_grad():
+        for p in method.backbone.parameters():
+            p.add_(1.0)
+    run_step(method, clips(2), 100)
+    moved = next(iter(method.key_backbone.parameters())) - before[0]
+    assert torch.allclose(moved, torch.full_like(moved, 1 - ema_momentum(0.996, 0.5)))
 
 
 def test_one_clip_is_refused() -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from reference import VECTORS, needs_vectors, part, tensors
 from torch import nn
 
 from rhofast.methods.heads import MLP, embedding_spread, full_precision, normalize
@@ -22,6 +23,23 @@ def test_layers_and_biases_are_the_released_ones(batch_norm: bool, kinds: list[t
     biases = [module.bias is not None for module in mlp if isinstance(module, nn.Linear)]
     assert biases == ([False, False, True] if batch_norm else [True, True, True])
     assert mlp(torch.zeros(2, 6)).shape == (2, 3)
+
+
+@needs_vectors
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
+def test_projections_are_those_of_the_reference(dtype: torch.dtype, within: float) -> None:
+    """Of every backbone that is among the vectors, from its stored features."""
+    files = [path.stem for path in VECTORS.glob("backbone_r*.safetensors")]
+    assert files
+    for file in files:
+        vectors = tensors(file, dtype)
+        weights = part(vectors, "state/head.projection.projection.")
+        hidden, wide = weights["0.weight"].shape
+        mlp = MLP(wide, hidden, len(weights["4.bias"]), layers=3, batch_norm=False).to(dtype)
+        mlp.load_state_dict(weights)
+        for mode in ("eval", "train"):
+            projected = mlp(vectors[f"{mode}/pool5"])
+            assert torch.allclose(projected, vectors[f"{mode}/proj"], rtol=within, atol=within), (file, mode)
 
 
 def test_weights_start_uniform_and_biases_at_zero() -> None:

@@ -1,5 +1,7 @@
 """rho-MoCo against the reference implementation's numbers, and its invariants."""
 
+import copy
+
 import pytest
 import torch
 from reference import follow, gradients, method_keys, needs_vectors, part, run_step, tensors
@@ -89,30 +91,72 @@ def test_only_the_first_clip_s_keys_enter_if_asked() -> None:
 
 def test_a_step_larger_than_the_queue_is_refused() -> None:
     with pytest.raises(ValueError, match="27 keys, more than the queue's 16"):
-        run_step(small(), clips(3, batch=9), 0.0)
+        small().check(3, 9)
+    with pytest.raises(ValueError, match="18 keys"):
+        small(sequential=False).check(3, 9)
+    small(queue_clips="first").check(3, 9)
 
 
-def test_nothing_is_learned_until_the_random_queue_is_replaced() -> None:
-    method = small(fill_first=True)  # 16 places, 6 keys a step: full after three
-    for step in range(4):
-        method.zero_grad()
-        losses = run_step(method, clips(2), 0.0)
-        assert all(loss > 0 for loss in losses)
-        assert any(gradient.any() for gradient in gradients(method).values()) == (step == 3)
+@pytest.mark.parametrize(("step", "epoch", "held"), [(0, 0.0, True), (5, 0.9, True), (6, 0.9, False), (5, 1.0, False)])
+def test_nothing_is_updated_until_as_many_videos_have_passed_as_the_queue_has_places(
+    step: int, epoch: float, held: bool
+) -> None:
+    method = small(fill_first=True)  # 16 places, 3 videos a step; after the first epoch never
+    queue, running = method.queue.clone(), method.backbone.state_dict()["stem_bn.running_mean"].clone()
+    assert all(loss > 0 for loss in run_step(method, clips(2), epoch, step=step))
+    assert (gradients(method) == {}) == held
+    assert not torch.equal(method.queue, queue) and not torch.equal(method.backbone.stem_bn.running_mean, running)
+
+
+def naive(method: Moco, pixels: Tensor) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients by their definition, in one graph, with torch's cross-entropy; to be called before a step.
+
+    The key network is that of a first step whose moving average changes nothing, as it begins as a copy.
+    """
+    method = copy.deepcopy(method)
+    unit = torch.nn.functional.normalize
+    slots = list(pixels.unbind(dim=1))
+    with torch.no_grad():
+        if method.options.sequential:
+            keys = [unit(method.key_projection(method.key_backbone(slot))) for slot in slots]
+        else:
+            together = unit(method.key_projection(method.key_backbone(torch.cat(slots[1:]))))
+            keys = [None, *together.chunk(len(slots) - 1)]
+    total = torch.zeros(()).double()
+    for number, slot in enumerate(slots if method.options.sequential else slots[:1]):
+        query = unit(method.projection(method.backbone(slot)))
+        others = [key for other, key in enumerate(keys) if other != number]
+        rows = [torch.cat([(query * key).sum(dim=1, keepdim=True), query @ method.queue.T], dim=1) for key in others]
+        logits = torch.cat(rows) / method.options.temperature
+        total = total + torch.nn.functional.cross_entropy(logits, torch.zeros(len(logits)).long())
+    total.backward()
+    return float(total.detach()), gradients(method)
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+@pytest.mark.parametrize("rho", [2, 3, 5])
+def test_it_is_the_cross_entropy_of_its_definition(rho: int, sequential: bool) -> None:
+    method = small(sequential=sequential)
+    expected, expected_gradients = naive(method, clips(rho))
+    losses = run_step(method, clips(rho))
+    assert len(losses) == (rho if sequential else 1) and sum(losses) == pytest.approx(expected, rel=1e-12)
+    for name, gradient in gradients(method).items():
+        assert torch.allclose(gradient, expected_gradients[name], rtol=1e-8, atol=1e-12), name
+    assert int(method.written) == 3 * (rho if sequential else rho - 1)
 
 
 def test_keys_and_queue_get_no_gradient_and_all_trained_parameters_do() -> None:
     method = small()
-    run_step(method, clips(2), 0.3)
+    run_step(method, clips(2), 60)
     for name, p in method.named_parameters():
         assert (p.grad is None) == name.startswith("key_"), name
 
 
 def test_a_restored_method_continues_with_the_same_queue_and_momentum() -> None:
     straight, restored = small(), small()
-    run_step(straight, clips(2), 0.7)
+    run_step(straight, clips(2), 140)
     restored.load_state_dict(straight.state_dict())
     for method in (straight, restored):
         method.zero_grad()
-    assert run_step(straight, clips(2), 0.8) == run_step(restored, clips(2), 0.8)
+    assert run_step(straight, clips(2), 160) == run_step(restored, clips(2), 160)
     assert torch.equal(straight.queue, restored.queue)

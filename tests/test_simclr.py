@@ -1,5 +1,6 @@
 """rho-SimCLR against the reference implementation's numbers, and its invariants."""
 
+import itertools
 import math
 
 import pytest
@@ -62,6 +63,25 @@ def test_the_loss_is_that_of_its_definition(num_clips: int) -> None:
         share = sum(weight for v, weight in others if v == video) / sum(weight for _, weight in others)
         expected -= math.log(share) / len(rows)
     assert float(contrast_all(own, 0.3)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("rho", [2, 3, 5])
+def test_a_chain_is_the_sum_of_the_losses_of_neighbors(rho: int) -> None:
+    method, mean = small(), small(loss="mean")
+    rows = [F.normalize(method.projection(method.backbone(clip))) for clip in clips(rho).unbind(dim=1)]
+    total = torch.zeros(()).double()
+    for first, second in itertools.pairwise(rows):
+        logits = torch.cat([first, second]) @ torch.cat([first, second]).T / 0.1
+        logits.fill_diagonal_(-torch.inf)
+        total = total + F.cross_entropy(logits, torch.arange(6).roll(3))
+    total.backward()
+    expected = gradients(method)
+    method.zero_grad()
+    assert sum(run_step(method, clips(rho))) == pytest.approx(float(total.detach()), rel=1e-12)
+    assert sum(run_step(mean, clips(rho))) == pytest.approx(float(total.detach()) / (rho - 1), rel=1e-12)
+    for name, gradient in gradients(method).items():
+        assert torch.allclose(gradient, expected[name], rtol=1e-8, atol=1e-12), name
+        assert torch.allclose(gradient, (rho - 1) * gradients(mean)[name], rtol=1e-8, atol=1e-12), name
 
 
 def test_one_clip_is_refused() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import TINY_PAGE
 
-from rhofast.checkpoint import latest_checkpoint, load_checkpoint
+from rhofast.checkpoint import latest_checkpoint, load_checkpoint, untrained_backbone
 from rhofast.config import Config, override_config, parse_config
 from rhofast.data.index import ShardSet
 from rhofast.errors import ConfigError, ResumeError
@@ -96,10 +96,51 @@ def test_a_run_that_cannot_begin_leaves_no_folder(shards: ShardSet, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-def test_clips_that_the_method_cannot_use_are_a_config_error(shards: ShardSet, tmp_path: Path) -> None:
-    three = override_config(config(shards, tmp_path), ["clips.num_clips=3", "method.sequential=false"])
-    with pytest.raises(ConfigError, match=r"clips.num_clips: BYOL .* exactly 2 clips"):
-        train(three)
+def test_what_the_method_cannot_use_is_a_config_error(shards: ShardSet, tmp_path: Path) -> None:
+    moco = override_config(config(shards, tmp_path), ["method.name=moco", "method.queue=7"])
+    with pytest.raises(ConfigError, match=r"method: a step makes 8 keys, more than the queue's 7"):
+        train(moco)
+    with pytest.raises(ConfigError, match=r"train.accumulate: \d+ batch norms"):
+        train(config(shards, tmp_path, accumulate=2))
+    assert not (tmp_path / "run").exists()
+
+
+def test_micro_batches_take_the_same_batches_in_the_same_number_of_steps(shards: ShardSet, tmp_path: Path) -> None:
+    train(config(shards, tmp_path / "whole", steps=2))
+    train(config(shards, tmp_path / "split", steps=2, accumulate=2, micro_batch_norm=True))
+    whole, split = (metrics(tmp_path / name / "run") for name in ("whole", "split"))
+    assert [line["step"] for line in split] == [1, 2] and [line["lr"] for line in split] == [x["lr"] for x in whole]
+    assert all(-4 <= line["loss"] <= 4 and line["grad_norm"] > 0 for line in split)
+    assert [line["loss"] for line in split] != [line["loss"] for line in whole]  # statistics of two videos, not of four
+
+
+def test_gradients_are_clipped_to_a_norm(shards: ShardSet, tmp_path: Path) -> None:
+    """With plain SGD a step of clipped gradients is no longer than rate times norm."""
+    moved = {}
+    for clip in (None, 1e-3):
+        run = config(shards, tmp_path / str(clip), steps=1)
+        values = {"name": "sgd", "base_lr": 100.0, "momentum": 0.0, "nesterov": False, "warmup_epochs": 0.0}
+        optim = run.optim.model_copy(update={**values, "weight_decay": 0.0, "clip": clip})
+        run = run.model_copy(update={"optim": optim})
+        before = untrained_backbone(run).state_dict()
+        outcome = train(run)
+        after = load_checkpoint(latest_checkpoint(outcome.run) or Path()).method
+        names = [name for name in before if "running" not in name and "num_batches" not in name]
+        moved[clip] = float(torch.stack([(after[f"backbone.{name}"] - before[name]).norm() for name in names]).norm())
+    assert 0 < moved[1e-3] <= 100 * 4 / 64 * 1e-3 * (1 + 1e-4) < moved[None]
+
+
+def test_a_method_that_holds_back_its_first_updates_moves_on_afterwards(shards: ShardSet, tmp_path: Path) -> None:
+    """MoCo with places for 8 videos: no update in the first two steps of four, weight decay neither."""
+    base = override_config(
+        config(shards, tmp_path, steps=3, checkpoint_steps=1, keep_checkpoints=3),
+        ["method.name=moco", "method.queue=8", "optim.weight_decay=0.1"],
+    )
+    outcome = train(base)
+    assert [line["grad_norm"] > 0 for line in metrics(outcome.run)] == [False, False, True]
+    folders = [outcome.run / "checkpoints" / f"step-{step:08d}" for step in (1, 2, 3)]
+    first, second, third = (load_checkpoint(folder).method["projection.0.weight"] for folder in folders)
+    assert torch.equal(first, second) and not torch.equal(second, third)
 
 
 def test_another_configuration_is_not_continued(shards: ShardSet, tmp_path: Path) -> None:

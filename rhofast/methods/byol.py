@@ -5,7 +5,8 @@
     loss_i  = mean over j != i, and over videos, of -query_i . key_j / T
 
 There are no negatives. The moving average is updated at the start of a step, before the keys are made. The release sums
-the losses of the rho queries; the paper averages them (`loss`).
+the losses of the rho queries; the paper averages them (`loss`). The loss is a mean over videos: without batch norm,
+gradients of micro-batches add up to those of the batch.
 """
 
 from __future__ import annotations
@@ -27,72 +28,85 @@ class ByolOptions(Section):
 
     hidden, out        width of the hidden layers of projection and predictor; dimension of the embedding
     projection_layers, predictor_layers   Linear layers of each
+    predictor_hidden   the predictor's own hidden width; None: `hidden`
+    projection_norm, predictor_norm       batch norm inside each; the paper's ablation takes it out
     temperature        a mere scale of the loss: -cos / T
     ema_base           momentum of the moving average at the start; it rises to 1 along a cosine if `ema_anneal`
     loss               "sum" (release) or "mean" (paper) over the rho queries
     sequential         one query clip at a time, each with its own backward: activations of one clip in memory. Off
-                       (two clips only): the keys are made in one batch, and the momentum is annealed before its use
-    batch_norm         "sync" over all ranks, or "local"
+                       (in the release for two clips only, here for any number): all queries in one backward, the keys
+                       made in one batch, and the momentum annealed before its use
+    batch_norm         over the ranks of each machine ("node", release: 8 GPUs), over all ranks ("sync"), or "local"
     """
 
     hidden: Count = 4096
     out: Count = 256
     projection_layers: Count = 2
     predictor_layers: Count = 2
+    predictor_hidden: Count | None = None
+    projection_norm: bool = True
+    predictor_norm: bool = True
     temperature: Positive = 0.5
     ema_base: Annotated[float, Field(ge=0, le=1)] = 0.996
     ema_anneal: bool = True
     loss: Literal["sum", "mean"] = "sum"
     sequential: bool = True
-    batch_norm: Literal["sync", "local"] = "sync"
+    batch_norm: Literal["node", "sync", "local"] = "node"
 
 
 class Byol(MomentumMethod):
     """See the module's docstring."""
 
     def __init__(self, backbone: nn.Module, options: ByolOptions) -> None:
-        features = int(backbone.num_features)  # type: ignore[arg-type]
-        projection = MLP(features, options.hidden, options.out, layers=options.projection_layers, batch_norm=True)
-        super().__init__(backbone, projection, base=options.ema_base, anneal=options.ema_anneal)
+        projection = MLP(
+            int(backbone.num_features),  # type: ignore[arg-type]
+            options.hidden,
+            options.out,
+            layers=options.projection_layers,
+            batch_norm=options.projection_norm,
+        )
+        base, anneal = options.ema_base, options.ema_anneal
+        super().__init__(backbone, projection, base=base, anneal=anneal, held=options.sequential)
         self.options = options
-        self.predictor = MLP(options.out, options.hidden, options.out, layers=options.predictor_layers, batch_norm=True)
-        if options.batch_norm == "sync":
-            synchronize_batch_norm(self)
-        self._keys: Tensor | None = None  # [P, B, D], from part 0 to the last part of a step
+        self.predictor = MLP(
+            options.out,
+            options.predictor_hidden or options.hidden,
+            options.out,
+            layers=options.predictor_layers,
+            batch_norm=options.predictor_norm,
+        )
+        synchronize_batch_norm(self, options.batch_norm)
+        self._keys: Tensor | None = None  # [P, B, D], from part 0 to the last part
 
     def num_parts(self, num_clips: int) -> int:
         if num_clips < 2:
             raise ValueError(f"BYOL needs at least 2 clips a video, got {num_clips}")
-        if not self.options.sequential and num_clips != 2:
-            raise ValueError(f"BYOL with sequential off takes exactly 2 clips a video, got {num_clips}")
         return num_clips if self.options.sequential else 1
 
-    def forward(self, pixels: Tensor, part: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        clips = list(pixels.unbind(dim=1))
+    def forward(self, pixels: Tensor, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+        clips = pixels.unbind(dim=1)
         if part == 0:
-            self._keys = self._make_keys(clips, progress)
+            self._keys = self._make_keys(clips)
         assert self._keys is not None, "parts come in order, from 0"
-        queries = [part] if self.options.sequential else range(len(clips))
-        total = pixels.new_zeros((), dtype=torch.float32)
-        for number in queries:
+        losses = []
+        for number in [part] if self.options.sequential else range(len(clips)):
             embedding = self.projection(self.backbone(clips[number]))
             query = normalize(self.predictor(embedding))
             others = [key for other, key in enumerate(self._keys) if other != number]
-            loss = torch.stack([-(query * key).sum(dim=-1).mean() for key in others]).mean() / self.options.temperature
-            total = total + loss
+            losses.append(torch.stack([-(query * key).sum(dim=-1).mean() for key in others]).mean())
+        loss = torch.stack(losses).sum() / self.options.temperature
         if self.options.loss == "mean":
-            total = total / len(clips)
+            loss = loss / len(clips)
         if part == self.num_parts(len(clips)) - 1:
             self._keys = None
-        return total, {
+        return loss, {
             "feature_std": embedding_spread(embedding),
             "ema_momentum": self.get_buffer("momentum").detach().clone(),
         }
 
     @torch.no_grad()
-    def _make_keys(self, clips: list[Tensor], progress: float) -> Tensor:
-        """Move the key network, then embed every clip with it: [P, B, D], unit rows."""
-        self.move_keys(progress, held=self.options.sequential)
+    def _make_keys(self, clips: tuple[Tensor, ...]) -> Tensor:
+        """Every clip as the key network sees it: [P, B, D], unit rows."""
         if self.options.sequential:
             return torch.stack([normalize(self.key_projection(self.key_backbone(clip))) for clip in clips])
         joint = normalize(self.key_projection(self.key_backbone(torch.cat(clips))))

@@ -5,15 +5,14 @@
     loss_i  = mean over j != i, and over videos, of -log(e^(query_i . key_j / T) / (that + sum_k e^(query_i . k / T)))
 
 where k runs through the queue. After all rho queries the step's keys of *all* ranks replace the oldest of the queue:
-clip by clip, within a clip in rank order, so every rank holds the same queue. (In the released code the queue of rank 0
-alone survives; the paper's is this one.) The keys of the step under way are no negatives; older keys of the same video
-are not masked.
+clip by clip, within a clip in rank order, so every rank holds the same queue. The keys of the step under way are no
+negatives; older keys of the same video are not masked. Videos of a batch do not meet in the loss: without batch norm,
+gradients of micro-batches add up to those of the batch, and the queue takes the same keys in the same order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -21,38 +20,50 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rhofast.config import Count, Positive, Section
-from rhofast.distributed import all_gather, rank, shared_permutation, synchronize_batch_norm, world_size
-from rhofast.methods.contract import MomentumMethod
+from rhofast.distributed import all_gather, node_group, rank, shared_permutation, synchronize_batch_norm, world_size
+from rhofast.methods.contract import Moment, MomentumMethod
 from rhofast.methods.heads import MLP, embedding_spread, full_precision, normalize
 
 
 class MocoOptions(Section):
-    """Defaults are the released configuration's.
+    """Defaults are the released configuration's, but for `queue_ranks`.
 
-    hidden, out, projection_layers   projection: hidden width, dimension of the embedding, Linear layers; no batch norm
+    hidden, out, projection_layers   projection: hidden width, dimension of the embedding, Linear layers
+    projection_norm  batch norm inside the projection: off in release and paper
     temperature    T
     queue          negatives, in keys: at least those of one step
-    queue_clips    "all" keys of a step enter the queue, or those of the "first" clip alone
-    fill_first     no gradient until every key of the initial, random queue is replaced (weight decay goes on)
+    queue_clips    "all" keys of a step enter the queue, or those of the "first" key clip alone
+    queue_ranks    keys of "all" ranks enter the queue (paper), or those of the "first" rank alone: what comes of the
+                   release, whose queues are not gathered and are overwritten with the first rank's before every step
+    fill_first     no update at all in the first steps, while fewer videos have passed than the queue has places, and
+                   in the first epoch only; the key network, the queue and running statistics do move
     positives      "separate": one softmax for each positive (release); "joint": all in one numerator (paper, eq. 1)
     ema_base       momentum of the moving average at the start; it rises to 1 along a cosine if `ema_anneal`
     loss           "sum" (release) or "mean" (paper) over the rho queries
-    batch_norm     "local" to each rank, or "sync" over all
-    shuffle        keys are made from clips shuffled over all ranks, so that local batch norm gives nothing away
+    sequential     every clip is a query in turn, each with its own backward: activations of one clip in memory. Off
+                   (in the code, but not in a released configuration): the first clip is the only query, the keys of the
+                   others are made in one batch (there only up to 308 million input values), and the momentum is
+                   annealed before its use
+    batch_norm     "local" to each rank (release), over the ranks of each machine ("node"), or over all ("sync")
+    shuffle        keys are made from clips shuffled over the ranks of a machine, so that local batch norm gives nothing
+                   away; other batch norms have no use for it
     """
 
     hidden: Count = 2048
     out: Count = 128
     projection_layers: Count = 3
+    projection_norm: bool = False
     temperature: Positive = 0.1
     queue: Count = 65536
     queue_clips: Literal["all", "first"] = "all"
+    queue_ranks: Literal["all", "first"] = "all"
     fill_first: bool = True
     positives: Literal["separate", "joint"] = "separate"
     ema_base: Annotated[float, Field(ge=0, le=1)] = 0.994
     ema_anneal: bool = True
     loss: Literal["sum", "mean"] = "sum"
-    batch_norm: Literal["sync", "local"] = "local"
+    sequential: bool = True
+    batch_norm: Literal["node", "sync", "local"] = "local"
     shuffle: bool = True
 
 
@@ -60,75 +71,99 @@ class Moco(MomentumMethod):
     """See the module's docstring."""
 
     def __init__(self, backbone: nn.Module, options: MocoOptions) -> None:
-        features = int(backbone.num_features)  # type: ignore[arg-type]
-        projection = MLP(features, options.hidden, options.out, layers=options.projection_layers, batch_norm=False)
-        super().__init__(backbone, projection, base=options.ema_base, anneal=options.ema_anneal)
+        projection = MLP(
+            int(backbone.num_features),  # type: ignore[arg-type]
+            options.hidden,
+            options.out,
+            layers=options.projection_layers,
+            batch_norm=options.projection_norm,
+        )
+        base, anneal = options.ema_base, options.ema_anneal
+        super().__init__(backbone, projection, base=base, anneal=anneal, held=options.sequential)
         self.options = options
-        if options.batch_norm == "sync":
-            synchronize_batch_norm(self)
+        synchronize_batch_norm(self, options.batch_norm)
+        self._shuffle = options.shuffle and options.batch_norm == "local" and world_size() > 1
+        self._node = node_group() if self._shuffle else None
         bound = math.sqrt(3 / options.out)
         self.register_buffer("queue", torch.empty(options.queue, options.out).uniform_(-bound, bound))
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))  # keys so far; the next goes to its modulo
-        self._keys: Tensor | None = None  # [P, B, D], from part 0 to the last part of a step
+        self._keys: list[Tensor] = []  # [keys, B, D] of each micro-batch of the step under way
+        self._moment = Moment(step=0, epoch=0.0, epochs=1.0)  # of the step under way
 
     def num_parts(self, num_clips: int) -> int:
         if num_clips < 2:
             raise ValueError(f"MoCo needs at least 2 clips a video, got {num_clips}")
-        return num_clips
+        return num_clips if self.options.sequential else 1
 
-    def forward(self, pixels: Tensor, part: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def check(self, num_clips: int, batch_size: int) -> None:
+        options = self.options
+        clips = self.num_parts(num_clips) if options.sequential else num_clips - 1
+        keys = batch_size * (clips if options.queue_clips == "all" else 1)
+        keys //= world_size() if options.queue_ranks == "first" else 1
+        if keys > options.queue:
+            raise ValueError(f"a step makes {keys} keys, more than the queue's {options.queue}")
+
+    def begin_step(self, moment: Moment) -> None:
+        super().begin_step(moment)
+        self._keys.clear()
+        self._moment = moment
+
+    def forward(self, pixels: Tensor, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         clips = pixels.unbind(dim=1)
+        sequential = self.options.sequential
         if part == 0:
-            self._keys = self._make_keys(clips, progress)
-        assert self._keys is not None, "parts come in order, from 0"
+            self._keys.append(self._make_keys(clips))
         query = normalize(self.projection(self.backbone(clips[part])))
-        last = part == self.num_parts(len(clips)) - 1
         with full_precision(query):
-            others = [key for other, key in enumerate(self._keys) if other != part]
+            others = [key for other, key in enumerate(self._keys[-1]) if not (sequential and other == part)]
             positive = torch.stack([(query * key).sum(dim=-1) for key in others]) / self.options.temperature  # [P-1, B]
-            queue = self.get_buffer("queue")
-            # A copy for the backward of the last part: its keys are written over what it looked at.
-            negative = query @ (queue.clone() if last else queue).T / self.options.temperature  # [B, K]
+            negative = query @ self.get_buffer("queue").T / self.options.temperature  # [B, K]
             loss = _contrast(positive, negative, joint=self.options.positives == "joint")
         if self.options.loss == "mean":
-            loss = loss / len(clips)
-        if self.options.fill_first:
-            full = (self.get_buffer("written") >= len(queue)).to(loss.dtype)
-            loss = loss.detach() + full * (loss - loss.detach())
-        if last:
-            self._enqueue(self._keys)
-            self._keys = None
+            loss = loss / self.num_parts(len(clips))
         return loss, {
             "feature_std": embedding_spread(query),
             "contrast_top1": (positive.detach() > negative.detach().amax(dim=1)).float().mean(),
             "ema_momentum": self.get_buffer("momentum").detach().clone(),
         }
 
-    @torch.no_grad()
-    def _make_keys(self, clips: Sequence[Tensor], progress: float) -> Tensor:
-        """Move the key network, then embed every clip with it: [P, B, D], unit rows."""
-        self.move_keys(progress, held=True)
-        return torch.stack([self._embed_key(clip) for clip in clips])
+    def end_step(self) -> None:
+        """Put the step's keys into the queue, and drop the gradients of a step that is there to fill it."""
+        keys = torch.cat(self._keys, dim=1)
+        self._keys.clear()
+        self._enqueue(keys)
+        videos = self._moment.step * keys.shape[1] * world_size()
+        if self.options.fill_first and videos < self.options.queue and self._moment.epoch < 1:
+            self.zero_grad(set_to_none=True)
 
-    def _embed_key(self, clip: Tensor) -> Tensor:
-        ranks = world_size()
-        if not self.options.shuffle or ranks == 1:
-            return normalize(self.key_projection(self.key_backbone(clip)))
-        everyone = all_gather(clip.movedim(1, -1)).flatten(0, 1)  # channels last, as the clips lie in memory
-        order = shared_permutation(len(everyone), clip.device)
-        mine = everyone[order.chunk(ranks)[rank()]].movedim(-1, 1)
-        shuffled = all_gather(normalize(self.key_projection(self.key_backbone(mine)))).flatten(0, 1)
-        return shuffled[order.argsort()].chunk(ranks)[rank()]
+    @torch.no_grad()
+    def _make_keys(self, clips: tuple[Tensor, ...]) -> Tensor:
+        """Every clip, or all but the query, as the key network sees them: [keys, B, D], unit rows."""
+        if self.options.sequential:
+            return torch.stack([self._embed_key(clip) for clip in clips])
+        return torch.stack(self._embed_key(torch.cat(clips[1:])).chunk(len(clips) - 1))
+
+    def _embed_key(self, clips: Tensor) -> Tensor:
+        if not self._shuffle:
+            return normalize(self.key_projection(self.key_backbone(clips)))
+        node, ranks = self._node, world_size(self._node)
+        everyone = all_gather(clips.movedim(1, -1), node).flatten(0, 1)  # channels last, as the clips lie in memory
+        order = shared_permutation(len(everyone), clips.device)
+        mine = everyone[order.chunk(ranks)[rank(node)]].movedim(-1, 1)
+        shuffled = all_gather(normalize(self.key_projection(self.key_backbone(mine))), node).flatten(0, 1)
+        return shuffled[order.argsort()].chunk(ranks)[rank(node)]
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
-        """Write all ranks' keys, [P, B, D] each, over the oldest. Raises ValueError if there are more than fit."""
+        """Write the ranks' keys, [keys, B, D] each, over the oldest."""
         if self.options.queue_clips == "first":
             keys = keys[:1]
-        new = all_gather(keys).transpose(0, 1).flatten(0, 2)  # [P * W * B, D]
+        gathered = all_gather(keys)  # [W, keys, B, D]
+        if self.options.queue_ranks == "first":
+            gathered = gathered[:1]
+        new = gathered.transpose(0, 1).flatten(0, 2)
         queue, written = self.get_buffer("queue"), self.get_buffer("written")
-        if len(new) > len(queue):
-            raise ValueError(f"a step makes {len(new)} keys, more than the queue's {len(queue)}")
+        assert len(new) <= len(queue), "check() refuses such a batch"
         queue.index_copy_(0, (written + torch.arange(len(new), device=queue.device)) % len(queue), new.to(queue.dtype))
         written += len(new)
 

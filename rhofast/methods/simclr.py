@@ -5,7 +5,7 @@
 
 Positives are clips of the same video, others are all clips of the batch of all ranks but z itself. The release takes
 neighboring clips two by two ("chain"), so a middle clip is embedded twice; the paper has all clips at once ("all").
-With two clips they are the same.
+With two clips they are the same. The loss needs the whole batch: a step is not split into micro-batches.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ class SimclrOptions(Section):
     hidden, out, projection_layers   projection: hidden width, dimension of the embedding, Linear layers
     projection_norm   batch norm inside the projection: off in the release, on in the paper
     temperature       T
-    pairs             "chain": rho - 1 losses of neighbors, summed, each with its own backward (activations of two clips
-                      in memory); "all": one loss over all clips
-    batch_norm        "sync" over all ranks, or "local"
+    pairs             "chain": rho - 1 losses of neighbors, each with its own backward (activations of two clips in
+                      memory; release); "all": one loss over all clips (paper)
+    loss              of a chain: "sum" (release) or "mean" over its pairs
+    batch_norm        over the ranks of each machine ("node", release: 8 GPUs), over all ranks ("sync"), or "local"
     """
 
     hidden: Count = 2048
@@ -38,33 +39,34 @@ class SimclrOptions(Section):
     projection_norm: bool = False
     temperature: Positive = 0.1
     pairs: Literal["chain", "all"] = "chain"
-    batch_norm: Literal["sync", "local"] = "sync"
+    loss: Literal["sum", "mean"] = "sum"
+    batch_norm: Literal["node", "sync", "local"] = "node"
 
 
 class Simclr(Method):
     """See the module's docstring."""
 
+    coupling = "SimCLR's loss holds every video of a batch against every other"
+
     def __init__(self, backbone: nn.Module, options: SimclrOptions) -> None:
         super().__init__()
-        features = int(backbone.num_features)  # type: ignore[arg-type]
         self.options = options
         self.backbone = backbone
         self.projection = MLP(
-            features,
+            int(backbone.num_features),  # type: ignore[arg-type]
             options.hidden,
             options.out,
             layers=options.projection_layers,
             batch_norm=options.projection_norm,
         )
-        if options.batch_norm == "sync":
-            synchronize_batch_norm(self)
+        synchronize_batch_norm(self, options.batch_norm)
 
     def num_parts(self, num_clips: int) -> int:
         if num_clips < 2:
             raise ValueError(f"SimCLR needs at least 2 clips a video, got {num_clips}")
         return num_clips - 1 if self.options.pairs == "chain" else 1
 
-    def forward(self, pixels: Tensor, part: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, pixels: Tensor, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         clips = pixels.unbind(dim=1)
         if self.options.pairs == "chain":
             clips = clips[part : part + 2]
@@ -72,6 +74,8 @@ class Simclr(Method):
         own = torch.stack([normalize(self.projection(self.backbone(clip))) for clip in clips])
         with full_precision(own):
             loss = contrast_all(own, self.options.temperature)
+        if self.options.loss == "mean":
+            loss = loss / self.num_parts(pixels.shape[1])
         return loss, {"feature_std": embedding_spread(own[0])}
 
 

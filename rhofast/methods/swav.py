@@ -4,92 +4,152 @@
     code_a = Sinkhorn-Knopp(scores_a)                    soft assignment, balanced over the prototypes; no gradient
     loss   = mean over a and over i != a, and over videos, of -sum_k code_a[k] log softmax(scores_i / T)[k]
 
-The release makes codes of the first two clips whatever rho is. Codes are balanced over the batch of all ranks.
+(a cross-entropy, as released; the paper prints a divergence of the prediction from the code). The release makes codes
+of the first two clips whatever rho is. Codes are balanced over the batch of all ranks, so a step is not split into
+micro-batches.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from rhofast.config import Count, Positive, Probability, Section
-from rhofast.distributed import all_reduce_sum, synchronize_batch_norm
-from rhofast.methods.contract import Method
+from rhofast.config import Count, Positive, Section
+from rhofast.distributed import all_gather, rank, synchronize_batch_norm
+from rhofast.methods.contract import Method, Moment
 from rhofast.methods.heads import MLP, embedding_spread, full_precision
+
+Epochs = Annotated[float, Field(ge=0)]
 
 
 class SwavOptions(Section):
     """Defaults are the released configuration's.
 
     hidden, out, projection_layers   projection: hidden width, dimension of the embedding, Linear layers
+    projection_norm  batch norm inside the projection
     prototypes     how many; K
     temperature    T
-    sharpness      temperature of the scores that codes are made from
+    sharpness      temperature of the scores that codes are made from (Sinkhorn's epsilon)
     sinkhorn_steps alternations between balanced prototypes and balanced videos
+    balance        codes are balanced over the batch of all ranks ("global"; release on several machines), or over each
+                   rank's own ("local"; release on a single machine)
+    pairs          "all" clips in one loss and one backward (release); "chain": rho - 1 losses of neighbors, each with
+                   its own backward (in the code, but not in a released configuration): activations of two clips
     codes          of the "first two" clips (release), or of "all"
-    frozen         share of the run in which the prototypes get no gradient: the first of 200 epochs
-    batch_norm     "sync" over all ranks, or "local"
+    loss           of a chain: "sum" (release) or "mean" over its pairs
+    frozen_epochs  the prototypes are not updated up to and with this epoch; 0: they always are
+    queue          embeddings of past batches, for each of the two coded clips, that help to balance; None: without
+                   (release). It fills from `queue_epoch` on and is used once it is full
+    batch_norm     over the ranks of each machine ("node", release: 8 GPUs), over all ranks ("sync"), or "local"
     """
 
     hidden: Count = 2048
     out: Count = 128
     projection_layers: Count = 3
+    projection_norm: bool = True
     prototypes: Count = 1000
     temperature: Positive = 0.1
     sharpness: Positive = 0.05
     sinkhorn_steps: Count = 3
+    balance: Literal["global", "local"] = "global"
+    pairs: Literal["all", "chain"] = "all"
     codes: Literal["first two", "all"] = "first two"
-    frozen: Probability = 0.005
-    batch_norm: Literal["sync", "local"] = "sync"
+    loss: Literal["sum", "mean"] = "sum"
+    frozen_epochs: Epochs = 1.0
+    queue: Count | None = None
+    queue_epoch: Epochs = 15.0
+    batch_norm: Literal["node", "sync", "local"] = "node"
+
+    @model_validator(mode="after")
+    def _queue_fits(self) -> Self:
+        if self.queue is not None and (self.codes == "all" or self.balance == "local"):
+            raise ValueError('a queue goes with codes = "first two" and balance = "global"')
+        return self
 
 
 class Swav(Method):
     """See the module's docstring."""
 
+    coupling = "SwAV balances its codes over all videos of a batch"
+
     def __init__(self, backbone: nn.Module, options: SwavOptions) -> None:
         super().__init__()
-        features = int(backbone.num_features)  # type: ignore[arg-type]
         self.options = options
         self.backbone = backbone
-        self.projection = MLP(features, options.hidden, options.out, layers=options.projection_layers, batch_norm=True)
+        self.projection = MLP(
+            int(backbone.num_features),  # type: ignore[arg-type]
+            options.hidden,
+            options.out,
+            layers=options.projection_layers,
+            batch_norm=options.projection_norm,
+        )
         self.prototypes = nn.Linear(options.out, options.prototypes, bias=False)
-        if options.batch_norm == "sync":
-            synchronize_batch_norm(self)
+        synchronize_batch_norm(self, options.batch_norm)
+        if options.queue is not None:  # newest first; zeros where it is not yet filled
+            self.register_buffer("queue", torch.zeros(2, options.queue, options.out))
+        self._epoch = 0.0  # of the step under way
 
     def num_parts(self, num_clips: int) -> int:
         if num_clips < 2:
             raise ValueError(f"SwAV needs at least 2 clips a video, got {num_clips}")
-        return 1
+        return num_clips - 1 if self.options.pairs == "chain" else 1
 
-    def forward(self, pixels: Tensor, part: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        weight = self.prototypes.weight
-        with torch.no_grad():
-            weight.copy_(F.normalize(weight, dim=1))
-        if progress <= self.options.frozen:  # a gradient of zeros: data parallelism waits for one of every parameter
-            weight = weight.detach() + 0 * weight
+    @torch.no_grad()
+    def begin_step(self, moment: Moment) -> None:
+        self._epoch = moment.epoch
+        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
+
+    def forward(self, pixels: Tensor, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+        clips = pixels.unbind(dim=1)
+        if self.options.pairs == "chain":
+            clips = clips[part : part + 2]
         # One forward a clip: batch norm never mixes clip slots.
-        embeddings = [self.projection(self.backbone(clip)) for clip in pixels.unbind(dim=1)]
+        embeddings = [self.projection(self.backbone(clip)) for clip in clips]
+        weight = self.prototypes.weight
         with full_precision(weight):
-            scores = [F.normalize(embedding.to(weight.dtype), dim=1) @ weight.T for embedding in embeddings]  # [B, K]
-            logs = [F.log_softmax(score / self.options.temperature, dim=1) for score in scores]
-            targets = range(2 if self.options.codes == "first two" else len(scores))
+            units = [F.normalize(embedding.to(weight.dtype), dim=1) for embedding in embeddings]  # [B, D]
+            logs = [F.log_softmax(unit @ weight.T / self.options.temperature, dim=1) for unit in units]  # [B, K]
+            coded = len(units) if self.options.codes == "all" else 2
             losses = []
-            for target in targets:
-                code = sinkhorn(scores[target].detach() / self.options.sharpness, self.options.sinkhorn_steps)
+            for target, code in enumerate(self._make_codes(torch.stack(units[:coded]))):
                 losses += [-(code * log).sum(dim=1).mean() for number, log in enumerate(logs) if number != target]
-        return torch.stack(losses).mean(), {"feature_std": embedding_spread(embeddings[0])}
+        loss = torch.stack(losses).mean()
+        if self.options.loss == "mean":
+            loss = loss / self.num_parts(pixels.shape[1])
+        return loss, {"feature_std": embedding_spread(embeddings[0])}
+
+    def end_step(self) -> None:
+        """Drop the gradient of frozen prototypes."""
+        if 0 < self.options.frozen_epochs >= self._epoch:
+            self.prototypes.weight.grad = None
+
+    @torch.no_grad()
+    def _make_codes(self, units: Tensor) -> Tensor:
+        """Codes [A, B, K] of this rank's embeddings [A, B, D], one row of A for each coded clip."""
+        alone = self.options.balance == "local"
+        everyone = units if alone else all_gather(units).transpose(0, 1).flatten(1, 2)  # [A, W * B, D]
+        pool = everyone
+        if self.options.queue is not None and self._epoch >= self.options.queue_epoch:
+            queue = self.get_buffer("queue")
+            if queue[:, -1].any():
+                pool = torch.cat([everyone, queue], dim=1)
+            queue.copy_(torch.cat([everyone, queue], dim=1)[:, : self.options.queue])
+        scores = pool @ self.prototypes.weight.T / self.options.sharpness
+        first, batch = 0 if alone else rank() * units.shape[1], units.shape[1]
+        return torch.stack([sinkhorn(each, self.options.sinkhorn_steps)[first : first + batch] for each in scores])
 
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, steps: int) -> Tensor:
-    """Codes [B, K] with rows of sum 1 and nearly equal column sums over the batches of all ranks, from scores [B, K] at
-    their temperature (below 88: they are exponentiated). In float32, as released, whatever the precision of the run."""
+    """Codes [N, K] with rows of sum 1 and nearly equal column sums, from scores [N, K] at their temperature (below 88:
+    they are exponentiated). In float32, as released, whatever the precision of the run."""
     codes = scores.exp()
-    codes /= all_reduce_sum(codes.sum())
+    codes /= codes.sum()
     for _ in range(steps):
-        codes /= all_reduce_sum(codes.sum(dim=0)) * codes.shape[1]
+        codes /= codes.sum(dim=0) * codes.shape[1]
         codes /= codes.sum(dim=1, keepdim=True)
     return codes.float()
