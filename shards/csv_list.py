@@ -4,7 +4,8 @@
 
 Separator: the comma, tab or space behind the path's suffix (`.mp4`), or else the first comma or tab, or the last space;
 so paths may hold all of them, and `separator` overrides. A path may be quoted. A label is a number, or else a name;
-names are numbered in sorted order. Relative paths count from `root`, or from the list's folder. Skipped: empty lines,
+names are numbered in sorted order. Relative paths count from `root`, or from the list's folder; addresses
+(`s3://bucket/x.mp4`) are taken as they are. Skipped: empty lines,
 lines that begin with "# " (a name may begin with #), and a first line such as `path,label`.
 """
 
@@ -35,7 +36,7 @@ def records(source: Path, *, root: Path | None = None, separator: str | None = N
             raise ValueError(f"{source}:{line}: no label, and other lines have one")
         yield VideoRecord(
             key=key_of(path),
-            path=folder / path,
+            path=path if "://" in path else folder / path,
             label=None if label is None else numbers[label] if names else int(label),
             label_name=label if names else None,
         )

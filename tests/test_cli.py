@@ -129,9 +129,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not (tmp_path / "out").exists() and not (tmp_path / "runs").exists()
 
 
-def test_parts_and_more_videos_make_one_set(
-    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_parts_and_more_videos_make_one_set(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["shard", videos, tmp_path / "out", "--short-side", "32", "--samples-per-shard", "2", "--workers", "1"]
     assert run(*command, "--task", "2/2") == 0
     assert "without --task" in capsys.readouterr().out

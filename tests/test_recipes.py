@@ -52,6 +52,12 @@ def test_a_name_may_begin_with_a_hash_as_hmdb51_names_do(tmp_path: Path) -> None
     assert listed(tmp_path, "#20_Rhythm_clap.avi 0\nb.avi 1\n")[0] == ("#20_Rhythm_clap.avi", 0, None)
 
 
+def test_a_line_may_be_an_address(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("file:///videos/a%20b.mp4 1\nb.mp4 0\n")
+    paths = [record.path for record in find_records(tmp_path / "list.csv", None, [])]
+    assert paths == [Path("/videos/a b.mp4"), tmp_path / "b.mp4"]
+
+
 def test_a_comma_in_a_path_does_not_part_it(tmp_path: Path) -> None:
     assert listed(tmp_path, "a, b.mp4 3\n-c#&()!.mp4 1\n") == [("a, b.mp4", 3, None), ("-c#&()!.mp4", 1, None)]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,18 @@ _MAX_ASPECT = 16  # of the longer to the shorter side, as shown
 _RATE_TOLERANCE = 0.02  # of the stated frame rate; beyond, the one of the packets is believed
 _INTERLACED = {2, 3, 4, 5}  # of FFmpeg's AVFieldOrder: TT, BB, TB, BT
 _HDR = {16, 18}  # of ISO/IEC 23091-2's transfer characteristics: PQ (SMPTE ST 2084) and HLG
+_ODD_MATRICES = {
+    8,
+    10,
+    11,
+    *range(12, 18),
+}  # of the same: YCgCo, BT.2020 constant luminance, ICtCp, ...: swscale cannot
+_MIN_INTERLACED = 16  # pixels a side; smaller ones are no camera's, and ffmpeg does not make them whole
+
+# Formats of FFmpeg that are no moving pictures: one picture, text, a list of other files.
+_STILL, _LIST = ("image2", "tty", "_pipe"), ("concat", "dash", "hls")
+_JUMPY = ("mpeg", "mpegts")  # formats whose clock may jump in the middle
+_JUMP = 10  # seconds; longer jumps of such a clock ffmpeg takes out
 
 
 class Refusal(StrEnum):
@@ -30,6 +44,7 @@ class Refusal(StrEnum):
     DAMAGED = "damaged"  # ffmpeg met an error while reading or decoding
     NO_FRAMES = "no_frames"  # a stream without a single picture
     ODD_SHAPE = "odd_shape"  # more than 16 times as long as wide, as shown
+    ODD_COLORS = "odd_colors"  # in a form that ffmpeg cannot bring to RGB: YCgCo, ICtCp, constant luminance
     TIMEOUT = "timeout"  # it took longer than allowed
     TOO_SHORT = "too_short"  # shorter than `min_duration`
     TOO_LONG = "too_long"  # longer than `max_duration`
@@ -86,6 +101,9 @@ def probe(path: Path) -> SourceInfo:
 
 
 def _look(container: Any) -> SourceInfo:
+    kind = str(container.format.name)
+    if kind.endswith(_STILL) or kind in _LIST:
+        raise RefusedError(Refusal.NOT_A_VIDEO, f"its format is {kind}: {'a list' if kind in _LIST else 'no video'}")
     try:
         stream = video_stream(container)
     except ValueError:
@@ -96,33 +114,45 @@ def _look(container: Any) -> SourceInfo:
         aspect = float(context.width * sar / context.height)
         if not 1 / _MAX_ASPECT <= aspect <= _MAX_ASPECT:
             raise RefusedError(Refusal.ODD_SHAPE, f"{context.width}x{context.height}, pixels {sar}")
-    frames, span = _measure(container, stream)
+    if int(context.colorspace) in _ODD_MATRICES:
+        raise RefusedError(Refusal.ODD_COLORS, f"color matrix {int(context.colorspace)} of ISO/IEC 23091-2")
+    frames, span, last = _measure(container, stream, has_jumps=kind in _JUMPY)
     if frames == 0:
         raise RefusedError(Refusal.NO_FRAMES)
     fps = _rate(stream, frames, span)
+    if span == 0:  # nothing in it tells the time, as in a bare H.264 stream
+        span = (frames - 1) / fps
     return SourceInfo(
         codec=str(context.name),
         stream=stream.index,
         fps=fps,
         frames=frames,
-        seconds=float(span + 1 / fps),
-        interlaced=int(getattr(context, "field_order", 0)) in _INTERLACED,
+        seconds=float(span + max(last, 1 / fps)),
+        interlaced=int(getattr(context, "field_order", 0)) in _INTERLACED
+        and min(context.width, context.height) >= _MIN_INTERLACED,
         hdr=int(context.color_trc) in _HDR,
     )
 
 
-def _measure(container: Any, stream: Any) -> tuple[int, Fraction]:
-    """(packets that are shown, seconds from the first to the last of them)."""
-    frames, first, last = 0, None, None
+def _measure(container: Any, stream: Any, *, has_jumps: bool) -> tuple[int, Fraction, Fraction]:
+    """(packets that are shown, seconds from the first to the last of them, seconds that the last is shown); a time is 0
+    where nothing tells it."""
+    frames, end, duration = 0, None, 0
+    shown, decoded = array("q"), array("q")  # when, in units of the stream's clock
     for packet in _packets(container, stream):
         frames += 1
-        time = packet.pts if packet.pts is not None else packet.dts
-        if time is not None:
-            first = time if first is None else min(first, time)
-            last = time if last is None else max(last, time)
-    if first is None or last is None:
-        return frames, Fraction(0)
-    return frames, (last - first) * Fraction(stream.time_base)
+        if packet.pts is not None:
+            shown.append(packet.pts)
+            if end is None or packet.pts > end:
+                end, duration = packet.pts, packet.duration or 0
+        if packet.dts is not None:
+            decoded.append(packet.dts)
+    unit = Fraction(stream.time_base or 0)
+    if has_jumps:
+        steps = (after - before for before, after in pairwise(decoded))
+        return frames, sum(step for step in steps if 0 < step * unit < _JUMP) * unit, duration * unit
+    times = shown if 2 * len(shown) > frames else decoded  # an AVI says only when to decode
+    return frames, (max(times, default=0) - min(times, default=0)) * unit, duration * unit
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
@@ -136,13 +166,15 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def _rate(stream: Any, frames: int, span: Fraction) -> Fraction:
-    """The average frame rate: the stated one, unless the packets say something else (some containers state the ticks of
-    their clock). Raises RefusedError for a rate that no video has."""
-    stated = Fraction(stream.average_rate or stream.guessed_rate or 0)
-    measured = (frames - 1) / span if frames > 1 and span > 0 else None
-    rate = stated
-    if measured is not None and (not stated or abs(stated - measured) > _RATE_TOLERANCE * measured + 1 / span):
-        rate = measured
+    """The average frame rate: a stated one that the packets agree with, or else theirs (some containers state the ticks
+    of their clock). Raises RefusedError for a rate that no video has."""
+    stated = [Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
+    if frames > 1 and span > 0:
+        measured = (frames - 1) / span
+        agreed = [rate for rate in stated if abs(rate - measured) <= _RATE_TOLERANCE * measured + 1 / span]
+        rate = agreed[0] if agreed else measured
+    else:  # of a bare stream, the average is a default of ffmpeg's
+        rate = stated[-1] if stated else Fraction(0)
     if not 0.01 <= rate <= _MAX_RATE:
         raise RefusedError(Refusal.NOT_A_VIDEO, f"frame rate {float(rate):g}")
     return rate.limit_denominator(10_000)

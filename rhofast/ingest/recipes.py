@@ -12,6 +12,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from pydantic import ConfigDict, ValidationError, validate_call
 import rhofast
 from rhofast.data.types import VideoRecord
 from rhofast.errors import ConfigError, IngestError
+from rhofast.files import as_path
 
 _PACKAGE = Path(rhofast.__file__).parent
 _FOLDERS = (_PACKAGE.parent / "shards", _PACKAGE / "recipes")  # a checkout's, an installed wheel's
@@ -144,9 +146,11 @@ def _explain(recipe: str, module: ModuleType, error: ValidationError) -> ConfigE
 
 
 def _named_errors(records: Iterator[Any], source: Path) -> Iterator[VideoRecord]:
-    """A recipe says what is wrong with a ValueError or OSError, since it knows nothing of this package's errors."""
+    """A recipe says what is wrong with a ValueError or OSError, since it knows nothing of this package's errors, and may
+    give an address as text, since it knows nothing of object stores."""
     try:
-        yield from records
+        for record in records:
+            yield replace(record, path=as_path(record.path)) if isinstance(record.path, str) else record
     except ValueError as error:
         raise IngestError(str(error)) from None
     except OSError as error:
