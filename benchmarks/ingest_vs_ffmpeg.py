@@ -44,7 +44,7 @@ console = Console(width=120)
 def run_rhofast(codec: Codec, videos: list[Path], folder: Path, workers: int) -> None:
     """The whole job, from an empty folder to a complete set."""
     records = [VideoRecord(key=f"v{number:05d}", path=path) for number, path in enumerate(videos)]
-    settings = BuildSettings(name="bench", split="train", codec=codec, transcode=SETTINGS, samples_per_shard=4)
+    settings = BuildSettings(name="bench", split="train", codec=codec, transcode=SETTINGS, samples_per_shard=2)
     with Listing(records) as listing:
         build_shards(listing, folder / "set", settings, LocalProcesses(workers))
 
