@@ -5,6 +5,7 @@ refused for a reason. Runs with the system's ffmpeg and with the one that comes 
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from inputs import FRAMES, RATE, UPRIGHT, corners_of, gray_of, number_of, paint, write_video
+from PIL import Image
 
 from rhofast.data.codecs import H264Codec, HevcCodec, JpegCodec
 from rhofast.ingest import transcode as transcoding
@@ -269,3 +271,126 @@ def test_a_jump_in_time_does_not_become_a_day_of_one_picture(tmp_path: Path) -> 
     path = write_timed(tmp_path / "x.mkv", [*(n / 10 for n in range(15)), 1440], base=1000)
     with pytest.raises(RefusedError, match=r"16 pictures are said to be shown for 0\.4 h"):
         stored(path, tmp_path, TranscodeSettings(short_side=64, fps=30))
+
+
+def joined(path: Path, *parts: Path) -> Path:
+    """The videos one after another, packets untouched."""
+    listed = path.with_suffix(".txt")
+    listed.write_text("".join(f"file '{part}'\n" for part in parts))
+    command = [MAKER, "-v", "error", "-f", "concat", "-safe", "0", "-i", str(listed), "-c", "copy", str(path)]
+    subprocess.run(command, check=True)
+    return path
+
+
+@pytest.mark.parametrize("size", [(128, 96), (96, 96)], ids=["larger", "another aspect"])
+@pytest.mark.parametrize("chroma", ["420", "444"])
+def test_no_picture_is_lost_where_size_or_format_changes(
+    size: tuple[int, int], chroma: str, program: str, tmp_path: Path
+) -> None:
+    pictures = np.array([paint(number, size) for number in range(FRAMES, 2 * FRAMES)])
+    first = write_video(MAKER, tmp_path / "first.ts", *X264)
+    second = write_video(MAKER, tmp_path / "second.ts", *X264, shown=pictures, chroma=chroma)
+    found = stored(joined(tmp_path / "both.mkv", first, second), tmp_path)
+    assert_right(found, frames=2 * FRAMES)
+    assert found.shape[1:3] == (64, 80)
+
+
+MATRICES = {
+    (1, 0, 0, 1): (False, 0),
+    (0, 1, -1, 0): (False, 90),
+    (-1, 0, 0, -1): (False, 180),
+    (0, -1, 1, 0): (False, 270),
+    (-1, 0, 0, 1): (True, 0),
+    (0, -1, -1, 0): (True, 90),
+    (1, 0, 0, -1): (True, 180),
+    (0, 1, 1, 0): (True, 270),
+}
+
+
+def with_matrix(source: Path, path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """The same MP4 with another display matrix (ISO/IEC 14496-12, 8.3.2), 16.16 fixed point: x' = a x + c y, ..."""
+    content = bytearray(source.read_bytes())
+    at = content.index(struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30), content.index(b"tkhd"))
+    a, b, c, d = (value << 16 for value in matrix)
+    content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_a_video_is_turned_and_mirrored_as_its_display_matrix_says(
+    matrix: tuple[int, int, int, int], program: str, tmp_path: Path
+) -> None:
+    a, b, c, d = matrix
+    lying = []
+    for number in range(2):
+        upright = paint(number, (64, 48))
+        y, x = np.mgrid[: 64 if a == 0 else 48, : 48 if a == 0 else 64]
+        across, down = a * x + c * y, b * x + d * y
+        lying.append(upright[down - down.min(), across - across.min()])
+    path = write_video(MAKER, tmp_path / "lying.mp4", *X264, shown=np.array(lying))
+    path = with_matrix(path, tmp_path / "turned.mp4", matrix)
+    source = probe(path)
+    assert (source.mirrored, source.rotation) == MATRICES[matrix]
+    assert_right(stored(path, tmp_path), frames=2)
+
+
+def test_a_picture_on_its_corner_is_refused(sources: dict[str, Path], tmp_path: Path) -> None:
+    path = with_matrix(sources["mp4 h264"], tmp_path / "x.mp4", (1, 1, -1, 1))
+    with pytest.raises(RefusedError, match="45 degrees"):
+        probe(path)
+
+
+def test_a_bare_stream_has_the_length_of_its_pictures(program: str, tmp_path: Path) -> None:
+    path = write_video(MAKER, tmp_path / "x.h264", *X264)
+    source = probe(path)
+    assert (source.fps, source.seconds) == (RATE, pytest.approx(FRAMES / RATE))
+    assert_right(stored(path, tmp_path))
+
+
+def test_a_jump_of_a_broadcast_clock_is_no_pause(tmp_path: Path) -> None:
+    parts = [
+        write_video(MAKER, tmp_path / f"{late}.ts", *X264, "-output_ts_offset", late) for late in ("0", "5000", "90")
+    ]
+    path = tmp_path / "all.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    source = probe(path)
+    assert source.fps == RATE and source.seconds == pytest.approx(3 * FRAMES / RATE, abs=0.21)
+
+
+def test_the_last_picture_of_an_animation_stays_as_long_as_it_says(program: str, tmp_path: Path) -> None:
+    pictures = [Image.fromarray(paint(number, (64, 48))) for number in range(3)]
+    path = tmp_path / "x.gif"
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=[100, 100, 500])
+    assert probe(path).seconds == pytest.approx(0.7)
+    assert numbers_in(stored(path, tmp_path)) in ([0, 1] + count * [2] for count in (5, 6))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "ycgco", "slow", "hostile"])
+def test_what_cannot_be_shown_rightly_is_refused(kind: str, program: str, tmp_path: Path) -> None:
+    path, reason = tmp_path / f"x.{kind}", Refusal.NOT_A_VIDEO
+    if kind in ("png", "jpg"):
+        write_video(MAKER, path, "-frames:v", "1", frames=1, rgb=kind == "png", full=True)
+    elif kind == "ycgco":
+        encoder = (*X264, "-f", "matroska")
+        write_video(MAKER, path, *encoder, tagged=False, filters="setparams=colorspace=ycgco")
+        reason = Refusal.ODD_COLORS
+    elif kind == "slow":
+        pictures = [Image.fromarray(paint(number, (64, 48))) for number in range(3)]
+        pictures[0].save(path, format="gif", save_all=True, append_images=pictures[1:], duration=[100, 100, 655_350])
+    else:  # a few bytes that ask for 6 GB
+        begin = b"GIF89a" + struct.pack("<HH", 40_000, 40_000) + b"\x80\0\0" + 3 * b"\0" + 3 * b"\xff"
+        path.write_bytes(begin + b",\0\0\0\0\x02\0\x02\0\0\x02\x03\x44\x34\x05\0;")
+        reason = Refusal.DAMAGED
+    with pytest.raises(RefusedError) as refused:
+        stored(path, tmp_path)
+    assert refused.value.reason == reason
+
+
+def test_high_dynamic_range_needs_not_say_more_than_its_curve(program: str, tmp_path: Path) -> None:
+    how = {"bits": 10, "matrix": "bt2020", "tagged": False}
+    said = "setparams=color_trc=smpte2084:color_primaries=bt2020:colorspace=bt2020nc"
+    whole = write_video(MAKER, tmp_path / "whole.mkv", "-c:v", "ffv1", filters=said, **how)  # type: ignore[arg-type]
+    little = write_video(MAKER, tmp_path / "little.mkv", "-c:v", "ffv1", filters=said[:29], **how)  # type: ignore[arg-type]
+    if transcoding._has_filter("zscale"):
+        np.testing.assert_array_equal(stored(little, tmp_path), stored(whole, tmp_path))

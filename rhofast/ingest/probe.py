@@ -1,36 +1,37 @@
-"""What is inside a video file, and why one is refused. Opens files and reads their packets, decodes nothing."""
+"""What is inside a video file, and why one is refused. Reads the packets of its video and decodes the first picture."""
 
 from __future__ import annotations
 
+import math
+import struct
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import av
+from av.sidedata.sidedata import Type as SideData
 
 from rhofast.data.containers import video_stream
 
-_MAX_RATE = 1000  # frames a second, slow-motion cameras included
+_MIN_RATE = Fraction(1, 100)  # frames a second; what is slower moves no more, and takes a lot of room
+_MAX_RATE = 1000  # slow-motion cameras included
 _MAX_ASPECT = 16  # of the longer to the shorter side, as shown
 _RATE_TOLERANCE = 0.02  # of the stated frame rate; beyond, the one of the packets is believed
 _INTERLACED = {2, 3, 4, 5}  # of FFmpeg's AVFieldOrder: TT, BB, TB, BT
 _HDR = {16, 18}  # of ISO/IEC 23091-2's transfer characteristics: PQ (SMPTE ST 2084) and HLG
-_ODD_MATRICES = {
-    8,
-    10,
-    11,
-    *range(12, 18),
-}  # of the same: YCgCo, BT.2020 constant luminance, ICtCp, ...: swscale cannot
+# Of the same's color matrices, those that swscale cannot convert: YCgCo, BT.2020 of constant luminance, ICtCp, ...
+_ODD_MATRICES = {8, *range(10, 18)}
 _MIN_INTERLACED = 16  # pixels a side; smaller ones are no camera's, and ffmpeg does not make them whole
 
 # Formats of FFmpeg that are no moving pictures: one picture, text, a list of other files.
 _STILL, _LIST = ("image2", "tty", "_pipe"), ("concat", "dash", "hls")
-_JUMPY = ("mpeg", "mpegts")  # formats whose clock may jump in the middle
+_FIRST_PACKETS = 100  # the first picture comes out of them
+_JUMPY = ("mpeg", "mpegts", "ogg")  # formats whose clock may jump in the middle
 _JUMP = 10  # seconds; longer jumps of such a clock ffmpeg takes out
 
 
@@ -72,6 +73,8 @@ class SourceInfo:
     seconds      from the first picture to the end of the last
     interlaced   pictures are pairs of fields
     hdr          brightness is coded by PQ or HLG
+    mirrored     left and right are to be exchanged before it is turned
+    rotation     degrees, clockwise, by which it is to be turned: 0, 90, 180 or 270
     """
 
     codec: str
@@ -81,6 +84,8 @@ class SourceInfo:
     seconds: float
     interlaced: bool = False
     hdr: bool = False
+    mirrored: bool = False
+    rotation: int = 0
 
 
 def probe(path: Path) -> SourceInfo:
@@ -93,7 +98,10 @@ def probe(path: Path) -> SourceInfo:
         raise RefusedError(Refusal.EMPTY)
     try:
         with av.open(f"file:{path}", metadata_errors="replace") as container:
-            return _look(container)
+            source = _look(container)
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
+            mirrored, rotation = _orientation(container)
+        return replace(source, mirrored=mirrored, rotation=rotation)
     except PermissionError as error:
         raise RefusedError(Refusal.MISSING, error.strerror or "") from None
     except (av.error.FFmpegError, ValueError) as error:
@@ -103,7 +111,7 @@ def probe(path: Path) -> SourceInfo:
 def _look(container: Any) -> SourceInfo:
     kind = str(container.format.name)
     if kind.endswith(_STILL) or kind in _LIST:
-        raise RefusedError(Refusal.NOT_A_VIDEO, f"its format is {kind}: {'a list' if kind in _LIST else 'no video'}")
+        raise RefusedError(Refusal.NOT_A_VIDEO, f"its format is {kind}")
     try:
         stream = video_stream(container)
     except ValueError:
@@ -119,19 +127,48 @@ def _look(container: Any) -> SourceInfo:
     frames, span, last = _measure(container, stream, has_jumps=kind in _JUMPY)
     if frames == 0:
         raise RefusedError(Refusal.NO_FRAMES)
-    fps = _rate(stream, frames, span)
+    fps = _rate(stream, frames, span, last)
     if span == 0:  # nothing in it tells the time, as in a bare H.264 stream
         span = (frames - 1) / fps
+    seconds = span + max(last, 1 / fps)
+    if frames < _MIN_RATE * seconds:
+        raise RefusedError(Refusal.NOT_A_VIDEO, f"{frames} pictures in {float(seconds):.0f} s")
     return SourceInfo(
         codec=str(context.name),
         stream=stream.index,
         fps=fps,
         frames=frames,
-        seconds=float(span + max(last, 1 / fps)),
+        seconds=float(seconds),
         interlaced=int(getattr(context, "field_order", 0)) in _INTERLACED
         and min(context.width, context.height) >= _MIN_INTERLACED,
         hdr=int(context.color_trc) in _HDR,
     )
+
+
+def _orientation(container: Any) -> tuple[bool, int]:
+    """(mirrored, rotation) by the display matrix of the first picture. Raises RefusedError."""
+    stream = video_stream(container)
+    stream.thread_count = 1
+    try:
+        for packet in islice(container.demux(stream), _FIRST_PACKETS):
+            for picture in packet.decode():
+                return _read_matrix(picture)
+    except av.error.FFmpegError:  # ffmpeg will have to say more
+        pass
+    return False, 0
+
+
+def _read_matrix(picture: Any) -> tuple[bool, int]:
+    data = next((bytes(data) for data in picture.side_data if data.type == SideData.DISPLAYMATRIX), None)
+    if data is None:
+        return False, 0
+    across, across_down, _, down_across, down, *_ = struct.unpack("=9i", data)  # a pixel's x' = across * x + ...
+    mirrored = across * down < across_down * down_across
+    angle = math.degrees(math.atan2(across_down, across)) + (180 if mirrored else 0)
+    quarters = round(angle / 90)
+    if abs(angle - 90 * quarters) > 1:
+        raise RefusedError(Refusal.ODD_SHAPE, f"to be turned by {angle:.0f} degrees")
+    return mirrored, quarters % 4 * 90
 
 
 def _measure(container: Any, stream: Any, *, has_jumps: bool) -> tuple[int, Fraction, Fraction]:
@@ -149,8 +186,9 @@ def _measure(container: Any, stream: Any, *, has_jumps: bool) -> tuple[int, Frac
             decoded.append(packet.dts)
     unit = Fraction(stream.time_base or 0)
     if has_jumps:
-        steps = (after - before for before, after in pairwise(decoded))
-        return frames, sum(step for step in steps if 0 < step * unit < _JUMP) * unit, duration * unit
+        steps = [after - before for before, after in pairwise(decoded)]
+        usual = [step for step in steps if 0 < step * unit < _JUMP]
+        return frames, Fraction(sum(usual) * len(steps), max(1, len(usual))) * unit, duration * unit
     times = shown if 2 * len(shown) > frames else decoded  # an AVI says only when to decode
     return frames, (max(times, default=0) - min(times, default=0)) * unit, duration * unit
 
@@ -165,7 +203,7 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
         return
 
 
-def _rate(stream: Any, frames: int, span: Fraction) -> Fraction:
+def _rate(stream: Any, frames: int, span: Fraction, last: Fraction) -> Fraction:
     """The average frame rate: a stated one that the packets agree with, or else theirs (some containers state the ticks
     of their clock). Raises RefusedError for a rate that no video has."""
     stated = [Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
@@ -173,8 +211,10 @@ def _rate(stream: Any, frames: int, span: Fraction) -> Fraction:
         measured = (frames - 1) / span
         agreed = [rate for rate in stated if abs(rate - measured) <= _RATE_TOLERANCE * measured + 1 / span]
         rate = agreed[0] if agreed else measured
+    elif frames == 1 and last * _MAX_RATE >= 1:
+        rate = 1 / last
     else:  # of a bare stream, the average is a default of ffmpeg's
         rate = stated[-1] if stated else Fraction(0)
-    if not 0.01 <= rate <= _MAX_RATE:
+    if not _MIN_RATE <= rate <= _MAX_RATE:
         raise RefusedError(Refusal.NOT_A_VIDEO, f"frame rate {float(rate):g}")
     return rate.limit_denominator(10_000)

@@ -146,8 +146,8 @@ def _explain(recipe: str, module: ModuleType, error: ValidationError) -> ConfigE
 
 
 def _named_errors(records: Iterator[Any], source: Path) -> Iterator[VideoRecord]:
-    """A recipe says what is wrong with a ValueError or OSError, since it knows nothing of this package's errors, and may
-    give an address as text, since it knows nothing of object stores."""
+    """A recipe knows nothing of this package: it says what is wrong with a ValueError or OSError, and gives an address in
+    an object store as text."""
     try:
         for record in records:
             yield replace(record, path=as_path(record.path)) if isinstance(record.path, str) else record

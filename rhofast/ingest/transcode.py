@@ -2,8 +2,8 @@
 
 Frames are picked by time at a constant rate, so a variable frame rate becomes a constant one and none is shown early or
 late; time begins with the first picture. Rotation stored in the file is applied and pixels are made square; the short
-side becomes `short_side`, the other follows the aspect, both rounded to multiples of 16. Pairs of
-fields become pictures.
+side becomes `short_side`, the other follows the aspect, both rounded to multiples of 16. Pairs of fields become
+pictures. Transparency is dropped. What changes its size in the middle is stretched to that of the beginning.
 
 Colors are converted to BT.601 whatever the source's, since that is what a JPEG means and what decoders on a GPU assume;
 a source that does not say what it means is taken for BT.601, as ffmpeg does. High dynamic range (PQ, HLG) is
@@ -39,6 +39,7 @@ _STOPPED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
 _FFMPEG_STOPPED = 255  # what ffmpeg returns, saying nothing, when it caught SIGINT or SIGTERM
 _MAX_PIXELS = 1 << 27  # of a picture; what a header claims beyond that is damage, and would take the memory of all
 _MOST_REPEATS, _FEW_FRAMES = 1000, 10_000  # a jump in time must not become a day of one picture
+_SCALE_FLAGS = "area+accurate_rnd+full_chroma_int"
 _SOURCE = "file:source"  # stands for the input until the command is made: ffmpeg-python wants UTF-8, a path may not be
 
 
@@ -117,28 +118,34 @@ def ffmpeg_command(path: Path, source: SourceInfo, codec: Codec, settings: Trans
     def follow(long: str, short: str) -> str:
         return f"max({step},round(({long})*{side}/({short})/{step})*{step})"
 
-    given = ffmpeg.input(_SOURCE, threads=1, max_pixels=_MAX_PIXELS)[str(source.stream)]
+    # A graph of filters that is made anew for each change of size or format begins again at time 0, and pictures are
+    # lost; but the filters that turn or deinterlace pictures need it.
+    remade = int(source.interlaced or source.mirrored or source.rotation != 0)
+    given = ffmpeg.input(_SOURCE, threads=1, max_pixels=_MAX_PIXELS, reinit_filter=remade)[str(source.stream)]
     encoder = codec.encoder_arguments()
     if encoder is None:
         stream, encoder = given, {"f": "null"}
     else:
+        colors = {
+            "out_color_matrix": "bt601",
+            "out_range": "full" if encoder["pix_fmt"].startswith("yuvj") else "limited",
+        }
+        tone_mapped = source.hdr and _has_filter("zscale") and _has_filter("tonemap")
         stream = given.filter("setpts", "PTS-STARTPTS")  # or else a late first picture comes twice
         if source.interlaced:
             stream = stream.filter("bwdif", deint="interlaced")
         stream = stream.filter("fps", fps=f"{rate.numerator}/{rate.denominator}", eof_action="pass")
-        if source.hdr and _has_filter("zscale") and _has_filter("tonemap"):
-            stream = _tone_mapped(stream)
-        full = encoder["pix_fmt"].startswith("yuvj")
         stream = stream.filter(
             "scale",
             w=f"if(lte(iw*sar,ih),{side},{follow('iw*sar', 'ih')})",
             h=f"if(lte(iw*sar,ih),{follow('ih', 'iw*sar')},{side})",
-            flags="area+accurate_rnd+full_chroma_int",
-            out_color_matrix="bt601",
-            out_range="full" if full else "limited",
+            flags=_SCALE_FLAGS,
+            **({} if tone_mapped else colors),
         )
+        if tone_mapped:
+            stream = _tone_mapped(stream).filter("scale", flags=_SCALE_FLAGS, **colors)
         # Old ffmpegs convert the colors and keep the source's word on what they mean.
-        stream = stream.filter("setparams", colorspace="smpte170m", range="full" if full else "limited")
+        stream = stream.filter("setparams", colorspace="smpte170m", range=colors["out_range"])
         stream = stream.filter("setsar", "1")
     arguments = {
         **encoder,
@@ -157,10 +164,12 @@ def ffmpeg_command(path: Path, source: SourceInfo, codec: Codec, settings: Trans
 
 
 def _tone_mapped(stream: Any) -> Any:
-    """High dynamic range brought to the standard one: linear light, Hable's curve, BT.709."""
+    """High dynamic range brought to the standard one: linear light, Hable's curve, BT.709, as RGB. BT.2100 knows no
+    other primaries and, but for the one that is refused, no other matrix than these; files do not always say so."""
+    stream = stream.filter("setparams", color_primaries="bt2020", colorspace="bt2020nc")
     stream = stream.filter("zscale", t="linear", npl=100).filter("format", "gbrpf32le").filter("zscale", p="bt709")
     stream = stream.filter("tonemap", "hable", desat=0)
-    return stream.filter("zscale", t="bt709", m="bt709", r="limited").filter("format", "yuv420p")
+    return stream.filter("zscale", t="bt709").filter("format", "gbrp")
 
 
 @cache

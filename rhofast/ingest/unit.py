@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import tempfile
 from collections.abc import Iterator
@@ -25,10 +26,11 @@ from rhofast.errors import IngestError, ShardError
 from rhofast.files import fetch, is_local, write_atomically
 from rhofast.ingest.executors import tick
 from rhofast.ingest.guard import Guard
-from rhofast.ingest.probe import Refusal, RefusedError, probe
+from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo, probe
 from rhofast.ingest.transcode import TranscodeSettings, output_fps, transcode
 from rhofast.ingest.writer import NewSample, write_shard
 
+_COMPLETE = 0.8  # of the frames that the packets promise; some files are wrong about the last ones
 _guard = Guard()  # of this process
 
 
@@ -166,20 +168,7 @@ def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, 
         raise RefusedError(Refusal.MISSING, error.strerror or str(error)) from None
     source = _guard.call(probe, path, seconds=settings.timeout)
     _check_duration(source.seconds, settings)
-    file = transcode(path, source, codec, settings, scratch / "member")
-    try:
-        if file == path:  # a stranger's bytes, not an encoder's
-            member = _guard.call(_index_member, codec, file, seconds=settings.timeout)
-        else:
-            member = _index_member(codec, file)
-    except UnfitError as error:
-        raise RefusedError(Refusal.NOT_COPYABLE, str(error)) from None
-    except ValueError as error:
-        raise RefusedError(Refusal.DAMAGED, str(error)) from None
-    if member.num_frames == 0:
-        raise RefusedError(Refusal.NO_FRAMES)
-    if file != path or not member.fps:
-        member = replace(member, fps=output_fps(source, settings))
+    file, member = _store(path, source, codec, settings, scratch)
     with path.open("rb") as original:
         digest = hashlib.file_digest(original, lambda: hashlib.blake2b(digest_size=16)).digest()
     note = {
@@ -203,6 +192,39 @@ def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, 
         member=member,
         note=note,
     )
+
+
+def _store(
+    path: Path, source: SourceInfo, codec: Codec, settings: TranscodeSettings, scratch: Path
+) -> tuple[Path, Member]:
+    """The member's file, and what is in it. Raises as `make_sample` does."""
+    untouched = codec.encoder_arguments() is None
+    if untouched and (source.mirrored or source.rotation):
+        raise RefusedError(Refusal.NOT_COPYABLE, "it is to be shown turned or mirrored")
+    file = transcode(path, source, codec, settings, scratch / "member")
+    try:
+        if untouched:  # a stranger's bytes, not an encoder's
+            member = _guard.call(_index_member, codec, file, seconds=settings.timeout)
+        else:
+            member = _index_member(codec, file)
+    except UnfitError as error:
+        raise RefusedError(Refusal.NOT_COPYABLE, str(error)) from None
+    except ValueError as error:
+        raise RefusedError(Refusal.DAMAGED, str(error)) from None
+    if member.num_frames == 0:
+        raise RefusedError(Refusal.NO_FRAMES)
+    if untouched:
+        return file, member if member.fps else replace(member, fps=source.fps)
+    member = replace(member, fps=output_fps(source, settings))
+    _check_complete(member, source, settings)
+    return file, member
+
+
+def _check_complete(member: Member, source: SourceInfo, settings: TranscodeSettings) -> None:
+    """See that about as many frames came out as the packets promised. Raises RefusedError."""
+    expected = min(source.seconds, settings.max_seconds or math.inf) * float(member.fps)
+    if member.num_frames < _COMPLETE * expected - 2:
+        raise RefusedError(Refusal.DAMAGED, f"{member.num_frames} of {expected:.0f} frames came out")
 
 
 def _index_member(codec: Codec, file: Path) -> Member:
