@@ -146,8 +146,8 @@ def _explain(recipe: str, module: ModuleType, error: ValidationError) -> ConfigE
 
 
 def _named_errors(records: Iterator[Any], source: Path) -> Iterator[VideoRecord]:
-    """A recipe knows nothing of this package: it says what is wrong with a ValueError or OSError, and gives an address in
-    an object store as text."""
+    """A recipe knows nothing of this package: what is wrong it says with a ValueError or OSError, and an address in an
+    object store it gives as text."""
     try:
         for record in records:
             yield replace(record, path=as_path(record.path)) if isinstance(record.path, str) else record
