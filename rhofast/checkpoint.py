@@ -123,21 +123,26 @@ def untrained_backbone(config: Config) -> nn.Module:
     """The backbone that a run of this configuration begins with, to the bit; leaves torch's generator where the run
     leaves it, so that what else has weights comes after."""
     torch.manual_seed(int(bits(config.seed, 0, 0, Stream.MODEL, 1)[0] >> 1))
-    return build_backbone(config.backbone.name, config.backbone.options)
+    return _build(config)
 
 
 def trained_backbone(folder: Path) -> tuple[nn.Module, Config]:
     """The trained backbone of a checkpoint folder, and the configuration of its run. Raises ResumeError."""
     checkpoint = load_checkpoint(folder)
-    section = checkpoint.config.backbone
-    backbone = build_backbone(section.name, section.options)
+    backbone = _build(checkpoint.config)
     prefix = "backbone."
     weights = {key.removeprefix(prefix): value for key, value in checkpoint.method.items() if key.startswith(prefix)}
     try:
         backbone.load_state_dict(weights)
     except RuntimeError as error:
-        raise ResumeError(f"{folder}: its weights do not fit backbone {section.name!r}: {error}") from None
+        raise ResumeError(f"{folder}: its weights do not fit backbone {checkpoint.config.backbone.name!r}: {error}") from None
     return backbone, checkpoint.config
+
+
+def _build(config: Config) -> nn.Module:
+    """Raises ConfigError where the backbone does not take the run's clips."""
+    section, num_frames, size = config.backbone, config.clips.num_frames, config.augment.size
+    return build_backbone(section.name, section.options, num_frames=num_frames, size=size)
 
 
 def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -27,6 +27,7 @@ from rhofast.console import (
     say,
     set_table,
     summary_table,
+    transfer_table,
 )
 from rhofast.errors import ConfigError, RhofastError
 from rhofast.files import as_path
@@ -67,6 +68,7 @@ def main() -> None:
 
 
 Executors = Literal["processes", "ray"]
+Formats = Literal["safetensors", "pyslowfast"]
 
 
 @app.command()
@@ -300,6 +302,36 @@ def knn(
         count = f"{len(left_out)} samples cannot be read and were left out"
         err.print(f"{count}; the first: {left_out[0]}", style="red", markup=False, highlight=False, soft_wrap=True)
     say(f"written: {path}")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="run or checkpoint folder")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="file to write: .safetensors, or .pyth of PySlowFast")],
+    form: Annotated[Formats, typer.Option("--format", help="whose file it is to be")] = "safetensors",
+) -> None:
+    """Write the trained backbone as one file."""
+    from rhofast.checkpoint import find_checkpoint, load_checkpoint
+    from rhofast.export import export_checkpoint
+
+    folder = find_checkpoint(checkpoint)
+    run = checkpoint if folder != checkpoint else folder.parent.parent
+    out.print(transfer_table(export_checkpoint(load_checkpoint(folder), target, format=form, run=run)))
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="official PySlowFast .pyth, or torchvision .pth")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="file to write: .safetensors")],
+    backbone: Annotated[str, typer.Option(help="name of the backbone that it holds")],
+    settings: Settings = None,
+) -> None:
+    """Turn foreign weights into a file that rhofast.load_backbone opens."""
+    from rhofast.config import load_config
+    from rhofast.export import import_weights
+
+    section = load_config(None, [f"backbone.name={backbone}", *(settings or [])]).backbone
+    out.print(transfer_table(import_weights(source, target, backbone=section.name, options=section.options)))
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from rich.table import Table
 if TYPE_CHECKING:  # a command loads what it needs, when it needs it
     from rhofast.config import ClipSection
     from rhofast.data.index import DatasetInfo
+    from rhofast.export import Transfer
     from rhofast.ingest.estimate import CodecEstimate, Estimate, Figures
     from rhofast.ingest.summary import Summary
 
@@ -138,6 +140,31 @@ def summary_table(info: DatasetInfo, summary: Summary, clips: ClipSection) -> Ta
         "decode amplification": f"{summary.decode_amplification:.2f} (frames decoded / frames used)",
     }
     return _facts(f"{info.name} ({info.split}), codec {info.codec['name']}", rows)
+
+
+def transfer_table(transfer: Transfer) -> Table:
+    """What became of weights that were exported or imported: every entry, by name where it was not taken over."""
+    entries = transfer.entries
+    rows = {
+        "written": str(transfer.target),
+        "from": transfer.origin,
+        "backbone": transfer.backbone,
+        "input": str(transfer.card["input"]["text"]),
+        "taken over": f"{len(entries.matched)} entries",
+        "left behind": _entry_text(entries.dropped),
+        "missing": _entry_text(entries.missing),
+    }
+    return _facts("Weights", rows)
+
+
+def _entry_text(names: list[str]) -> str:
+    """Each of a few entries; of many, how many there are of each module."""
+    if len(names) > 12:
+        counts = Counter(name.partition(".")[0] for name in names)
+        told = [f"{owner}.* ({count})" if count > 1 else owner for owner, count in counts.items()]
+    else:
+        told = names
+    return f"{len(names)}: {', '.join(told)}" if names else "none"
 
 
 def live_line(progress: Progress) -> Callable[[dict[str, Any]], None]:

@@ -11,8 +11,10 @@ import torch
 from conftest import REAL_VIDEOS, TINY_PAGE, encode_mjpeg, frame_pixels
 from PIL import Image
 
+from rhofast.backbones import build_backbone
 from rhofast.cli import main
 from rhofast.data.index import ShardSet
+from rhofast.export import export_pyslowfast, load_backbone
 
 
 def run(*arguments: object) -> int:
@@ -59,9 +61,15 @@ def test_the_demo_goes_from_videos_to_a_report(
     assert result["trained"]["samples"] == 2 and result["chance"] == 0.5
     with Image.open(left / "clips.png") as sheet:
         assert np.asarray(sheet).std() > 10
-    assert (
-        run("demo", "--out", tmp_path / "demo", "--videos", videos, "--config", page) == 0
-    )  # again: nothing is redone
+    again = ["demo", "--out", tmp_path / "demo", "--videos", videos, "--config", page]
+    assert run(*again) == 0  # nothing is redone
+
+    capsys.readouterr()
+    assert run("export", left, tmp_path / "b.safetensors") == 0
+    assert re.search(r"left behind\s*│ \d+: .*predictor\.\* \(\d+\)", capsys.readouterr().out)
+    assert load_backbone(tmp_path / "b.safetensors").card["input"]["size"] == 16
+    assert run("export", left, tmp_path / "b.pyth", "--format", "pyslowfast") == 2
+    assert "PySlowFast cannot build this network" in capsys.readouterr().err
 
 
 def test_looking_at_shards(shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,6 +164,19 @@ def test_a_dry_run_compares_codecs_and_makes_nothing(
     assert "jpeg" in said and "h264" in said and "PSNR" in said
     assert json.loads((tmp_path / "dry.json").read_text())
     assert not (tmp_path / "out").exists()
+
+
+def test_foreign_weights_come_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backbone = build_backbone("slow_r50", {"width": 4})
+    official = {f"backbone.{key}": value for key, value in export_pyslowfast(backbone).items()}
+    torch.save({"model_state": {**official, "ptr": torch.zeros(1)}, "epoch": 3}, tmp_path / "official.pyth")
+    told = ["import", tmp_path / "official.pyth", tmp_path / "b.safetensors", "--backbone", "slow_r50"]
+    assert run(*told, "--set", "backbone.width=4") == 0
+    assert re.search(r"left behind\s*│ 1: ptr", capsys.readouterr().out)
+    loaded = load_backbone(tmp_path / "b.safetensors").state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in backbone.state_dict().items())
+    assert run(*told) == 2  # another width
+    assert "rhofast: error: " in capsys.readouterr().err
 
 
 def test_recipes_tell_how_to_use_them(capsys: pytest.CaptureFixture[str]) -> None:

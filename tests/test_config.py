@@ -1,11 +1,17 @@
 """A page is read strictly, and what is wrong is said in one line."""
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
+from reference import needs_vectors, numbers
 
-from rhofast.config import Config, dump_config, load_config, parse_config
+from rhofast.backbones import build_backbone
+from rhofast.config import AugmentSection, dump_config, load_config, parse_config, parse_section
 from rhofast.errors import ConfigError
+from rhofast.methods import METHODS, build_method
+from rhofast.optim import learning_rate
 
 PAGE = """
 name = "run"
@@ -111,9 +117,103 @@ def test_a_configuration_survives_json(page: Path) -> None:
     assert parse_config(dump_config(config), where="json") == config
 
 
-def test_every_page_in_configs_is_valid() -> None:
-    pages = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
-    assert pages
-    for page in pages:
-        assert isinstance(load_config(page), Config)
-        assert load_config(page).name == page.stem
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "configs").rglob("*.toml"))
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+def overrides_of(page: Path) -> list[list[str]]:
+    """The `--set` lines in a page's head, each as a list of overrides."""
+    comments = [line for line in page.read_text().splitlines() if line.startswith("#")]
+    given = [re.findall(r"--set ('[^']*'|\S+)", line) for line in comments]
+    return [[word.strip("'") for word in words] for words in given if words]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_a_page_says_where_it_comes_from_and_how_to_run_it(page: Path) -> None:
+    head = page.read_text().partition("\nname =")[0]
+    assert load_config(page).name == page.stem
+    assert f"rhofast train {page.relative_to(ROOT)}" in head
+    entries = ["Source", "Command", "Hardware"]
+    entries += [] if page.stem == "demo" else ["Expected", "Not yet run here"]
+    assert [entry for entry in entries if entry in head] == entries
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_command_in_a_page_s_head_is_a_run_that_can_begin(page: Path) -> None:
+    lines = overrides_of(page)
+    assert lines
+    for overrides in lines:
+        config = load_config(page, overrides)
+        with torch.device("meta"):  # the sizes of everything, at no cost
+            section = config.backbone
+            backbone = build_backbone(
+                section.name, section.options, num_frames=config.clips.num_frames, size=config.augment.size
+            )
+            method = build_method(config.method.name, config.method.options, backbone)
+        method.check(max(2, config.clips.num_clips), config.train.batch_size)
+    names = [override for overrides in lines for override in overrides if override.startswith("name=")]
+    assert len(names) == len(set(names))
+
+
+RELEASED = {
+    "byol_slow_r50_8x8_rho2": "BYOL_SlowR50_8x8.yaml NUM_SHARDS=8",
+    "moco_slow_r50_8x8_rho4": "MoCo_SlowR50_8x8.yaml NUM_SHARDS=8",
+    "simclr_slow_r50_8x8_rho4": "SimCLR_SlowR50_8x8.yaml NUM_SHARDS=8",
+    "swav_slow_r50_8x8_rho2": "SwAV_Slow_R50_8x8.yaml NUM_SHARDS=8",
+}
+
+
+@needs_vectors
+@pytest.mark.parametrize(("name", "released"), RELEASED.items())
+def test_a_page_has_the_rates_of_the_released_configuration_of_its_name(name: str, released: str) -> None:
+    config = load_config(ROOT / "configs" / f"{name}.toml")
+    expected = numbers("schedules")[released]
+    assert config.train.epochs == expected["max_epoch"]
+    for epoch, rate in zip(expected["epochs"], expected["lr"], strict=True):
+        assert learning_rate(config.optim, config.train.batch_size, epoch, 200) == pytest.approx(rate, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak", "decay", "clips"),
+    [
+        ("moco_slow_r50_8x8_rho2", 0.4, 1e-4, (2, 8, 8)),
+        ("moco_slow_r50_8x8_rho4", 0.8, 1e-4, (4, 8, 8)),
+        ("byol_slow_r50_8x8_rho2", 4.8, 1e-6, (2, 8, 8)),
+        ("byol_slow_r50_8x8_rho4", 9.6, 1e-6, (4, 8, 8)),
+        ("byol_slow_r50_16x4_rho4", 9.6, 1e-6, (4, 16, 4)),
+        ("simclr_slow_r50_8x8_rho2", 4.8, 1e-6, (2, 8, 8)),
+        ("simclr_slow_r50_8x8_rho4", 9.6, 1e-6, (4, 8, 8)),
+        ("swav_slow_r50_8x8_rho2", 4.8, 1e-6, (2, 8, 8)),
+    ],
+)
+def test_a_released_run_s_page_has_its_published_numbers(
+    name: str, peak: float, decay: float, clips: tuple[int, int, int]
+) -> None:
+    config = load_config(ROOT / "configs" / f"{name}.toml")
+    optim, batch = config.optim, config.train.batch_size
+    no_warmup = optim.model_copy(update={"warmup_epochs": 0.0})
+    assert learning_rate(no_warmup, batch, 0, 200) == pytest.approx(peak)
+    assert learning_rate(optim, batch, 0, 200) == pytest.approx(0.008)
+    assert (config.clips.num_clips, config.clips.num_frames, config.clips.frame_stride) == clips
+    assert (batch, config.train.epochs, optim.weight_decay, optim.momentum) == (512, 200, decay, 0.9)
+    assert optim.nesterov and optim.warmup_epochs == 35 and config.backbone.name == "slow_r50"
+    assert (optim.name, config.train.precision) == (
+        ("sgd", "fp16") if config.method.name == "moco" else ("lars", "fp32")
+    )
+    published = {  # what a page leaves to the defaults
+        "moco": {"ema_base": 0.994, "queue": 65536, "out": 128, "temperature": 0.1, "projection_norm": False},
+        "byol": {"ema_base": 0.996, "hidden": 4096, "out": 256, "temperature": 0.5, "projection_norm": True},
+        "simclr": {"projection_layers": 3, "temperature": 0.1, "projection_norm": False, "pairs": "chain"},
+        "swav": {"prototypes": 1000, "sinkhorn_steps": 3, "sharpness": 0.05, "frozen_epochs": 1.0},
+    }[config.method.name]
+    options = parse_section(METHODS[config.method.name][0], config.method.options, where="method").model_dump()
+    assert {key: options[key] for key in published} == published
+    if config.method.name == "moco":
+        assert options["queue"] // batch == 128  # steps that only fill the queue
+    assert config.augment == AugmentSection()  # the defaults are the release's
+
+
+def test_every_page_has_its_row_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "reproducing.md").read_text()
+    assert [name for name in NAMES if f"({name})" not in text.replace("(../", "(")] == []

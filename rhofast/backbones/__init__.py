@@ -1,6 +1,7 @@
 """Backbones by name. Adding one: a function that builds it from its options, and a line in BACKBONES.
 
-A backbone maps [N, 3, T, H, W] normalized pixels to [N, num_features] and has `num_features`.
+A backbone maps [N, 3, T, H, W] normalized pixels to [N, num_features] and has `num_features`. One that does not take
+every clip has `limits` (ClipLimits), too.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from rhofast.backbones.slow import Slow, SlowOptions
-from rhofast.backbones.torchvision_video import NAMES, TorchvisionOptions, torchvision_video
+from rhofast.backbones.torchvision_video import NAMES, ClipLimits, TorchvisionOptions, torchvision_video
 from rhofast.config import parse_section
 from rhofast.errors import ConfigError
 
@@ -36,8 +37,15 @@ BACKBONES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
 }
 
 
-def build_backbone(name: str, options: Mapping[str, Any]) -> nn.Module:
-    """A fresh backbone. Raises ConfigError for an unknown name or option."""
+def build_backbone(
+    name: str, options: Mapping[str, Any], *, num_frames: int | None = None, size: int | None = None
+) -> nn.Module:
+    """A fresh backbone. num_frames, size: the clips that will go in, frames and pixels a side, where they are known.
+    Raises ConfigError for an unknown name or option, and for clips that the backbone does not take."""
     if name not in BACKBONES:
         raise ConfigError(f"backbone.name: {name!r} is not known", hint=f"known: {', '.join(BACKBONES)}")
-    return BACKBONES[name](options)
+    backbone = BACKBONES[name](options)
+    limits = getattr(backbone, "limits", None)
+    if isinstance(limits, ClipLimits) and num_frames is not None and size is not None:
+        limits.check(num_frames, size, size)
+    return backbone

@@ -24,6 +24,9 @@ from rhofast.config import Count, Section
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
+# The entries of a batch norm in a state dict.
+_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
 Four = Annotated[tuple[Count, Count, Count, Count], Field(strict=False)]
 
 
@@ -86,7 +89,7 @@ class Block(nn.Module):
             out = self.bn_c(self.conv_c(F.relu(out, inplace=True)))
         if self.shortcut is not None and self.shortcut_bn is not None:
             x = self.shortcut_bn(self.shortcut(x))
-        return F.relu(out + x, inplace=True)
+        return F.relu(out.add_(x), inplace=True)  # batch norm saves what went in, not what came out
 
 
 class Slow(nn.Module):
@@ -123,6 +126,25 @@ class Slow(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.feature_maps(x)[-1].mean(dim=(2, 3, 4))
         return features
+
+
+def slow_keys(backbone: Slow) -> dict[str, str]:
+    """Official name (without `backbone.`) -> name here, for every entry of a Slow network's state dict."""
+    pairs = {"s1.pathway0_stem.conv.weight": "stem.weight"}
+    pairs |= {f"s1.pathway0_stem.bn.{part}": f"stem_bn.{part}" for part in _NORM}
+    for stage, blocks in enumerate(backbone.stages):
+        assert isinstance(blocks, nn.Sequential)
+        for number, block in enumerate(blocks):
+            official, here = f"s{stage + 2}.pathway0_res{number}", f"stages.{stage}.{number}"
+            for letter in "abc":
+                if getattr(block, f"conv_{letter}", None) is not None:
+                    pairs[f"{official}.branch2.{letter}.weight"] = f"{here}.conv_{letter}.weight"
+                    for part in _NORM:
+                        pairs[f"{official}.branch2.{letter}_bn.{part}"] = f"{here}.bn_{letter}.{part}"
+            if block.shortcut is not None:
+                pairs[f"{official}.branch1.weight"] = f"{here}.shortcut.weight"
+                pairs |= {f"{official}.branch1_bn.{part}": f"{here}.shortcut_bn.{part}" for part in _NORM}
+    return pairs
 
 
 def _conv(wide: int, out: int, kernel: tuple[int, int, int], stride: int = 1) -> nn.Conv3d:
