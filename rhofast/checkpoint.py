@@ -135,7 +135,8 @@ def trained_backbone(folder: Path) -> tuple[nn.Module, Config]:
     try:
         backbone.load_state_dict(weights)
     except RuntimeError as error:
-        raise ResumeError(f"{folder}: its weights do not fit backbone {checkpoint.config.backbone.name!r}: {error}") from None
+        name = checkpoint.config.backbone.name
+        raise ResumeError(f"{folder}: its weights do not fit backbone {name!r}: {error}") from None
     return backbone, checkpoint.config
 
 
