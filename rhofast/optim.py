@@ -1,17 +1,19 @@
 """Optimizers, parameter groups, and schedules as pure functions of the epoch.
 
-Two groups, as in the released implementation: the affine parameters of batch normalization (no weight decay, no layer
+Two groups, as in the released implementation: the affine parameters of normalizations (no weight decay, no layer
 adaptation), and everything else, biases included.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from rhofast.config import OptimSection
 
@@ -52,21 +54,31 @@ class LARS(torch.optim.Optimizer):
         gradients = [p.grad for p in params if p.grad is not None]
         decay = group["weight_decay"]
         if group["adapt"]:
-            gradients = _adapted(params, gradients, decay, group["trust"])
-        elif decay:
-            gradients = list(torch._foreach_add(gradients, params, alpha=decay))
-        if group["momentum"]:
-            gradients = self._with_momentum(group, params, gradients)
-        torch._foreach_add_(params, gradients, alpha=-group["lr"])
+            gradients, decay = _adapted(params, gradients, decay, group["trust"]), 0.0
+        buffers = [self._momentum_of(p) if group["momentum"] else None for p in params]
+        # Fused kernels go through memory and do not look at strides: they are for tensors that lie alike.
+        others = [x for x in (*gradients, *buffers) if x is not None]
+        alike = all(_steps(p) == _steps(x) for p, x in zip(itertools.cycle(params), others, strict=False))
+        sgd(
+            params,
+            gradients,
+            buffers,
+            fused=alike,
+            foreach=not alike,
+            weight_decay=decay,
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=0.0,
+            nesterov=group["nesterov"],
+            maximize=False,
+        )
 
-    def _with_momentum(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-        for p in params:
-            if "momentum_buffer" not in self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        buffers = [self.state[p]["momentum_buffer"] for p in params]
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, gradients)
-        return list(torch._foreach_add(gradients, buffers, alpha=group["momentum"])) if group["nesterov"] else buffers
+    def _momentum_of(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
 
 
 def build_optimizer(model: nn.Module, section: OptimSection) -> torch.optim.Optimizer:
@@ -74,7 +86,7 @@ def build_optimizer(model: nn.Module, section: OptimSection) -> torch.optim.Opti
     norms = {
         id(p)
         for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._NormBase)
+        if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm)
         for p in module.parameters(recurse=False)
     }
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -85,8 +97,18 @@ def build_optimizer(model: nn.Module, section: OptimSection) -> torch.optim.Opti
         groups = [{**plain, "adapt": False}, {**other, "adapt": True}]
         return LARS(groups, lr, momentum=momentum, nesterov=nesterov, trust=section.trust)
     if section.name == "sgd":
-        return torch.optim.SGD([plain, other], lr, momentum=momentum, nesterov=nesterov)
-    return torch.optim.AdamW([plain, other], lr, betas=section.betas)
+        return torch.optim.SGD([plain, other], lr, momentum=momentum, nesterov=nesterov, fused=True)
+    return torch.optim.AdamW([plain, other], lr, betas=section.betas, fused=True)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """`load_state_dict` of a state that may lie in memory in another way than the parameters do: its tensors get their
+    parameters' strides, which fused kernels take for granted."""
+    optimizer.load_state_dict(state)
+    for p, slots in optimizer.state.items():
+        for name, value in slots.items():
+            if isinstance(value, Tensor) and value.shape == p.shape and _steps(value) != _steps(p):
+                slots[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
 
 
 def learning_rate(section: OptimSection, batch_size: int, epoch: float, epochs: float) -> float:
@@ -111,6 +133,11 @@ def update_ema(keys: list[Tensor], queries: list[Tensor], momentum: float) -> No
     torch._foreach_lerp_(keys, queries, 1 - momentum)
 
 
+def _steps(x: Tensor) -> list[int]:
+    """How x lies in memory: its strides, but for those of dimensions of length 1, which say nothing."""
+    return [stride for length, stride in zip(x.shape, x.stride(), strict=True) if length > 1]
+
+
 def _curve(section: OptimSection, epoch: float, epochs: float) -> float:
     """Share of the peak rate: a cosine from 1 to 0, or steps."""
     if section.schedule == "cosine":
@@ -126,9 +153,8 @@ def _adapted(params: list[Tensor], gradients: list[Tensor], decay: float, trust:
     p_norm, g_norm = torch.stack(torch._foreach_norm(weights)), torch.stack(torch._foreach_norm(grads))
     both = (p_norm > 0) & (g_norm > 0)
     ratio = torch.where(both, trust * p_norm / (g_norm + decay * p_norm + _EPSILON), 1.0)
-    decays = (both * decay).to(ratio.dtype)
-    decayed = torch._foreach_add(grads, torch._foreach_mul(weights, decays.unbind()))
-    out = list(gradients)
-    for number, value in zip(adapted, torch._foreach_mul(decayed, ratio.unbind()), strict=True):
-        out[number] = value
-    return out
+    out = torch._foreach_mul(weights, (both * decay).to(ratio.dtype).unbind())
+    torch._foreach_add_(out, grads)
+    torch._foreach_mul_(out, ratio.unbind())
+    values = dict(zip(adapted, out, strict=True))
+    return [values.get(number, gradient) for number, gradient in enumerate(gradients)]

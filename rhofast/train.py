@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
@@ -39,8 +40,8 @@ from rhofast.errors import ConfigError, ResumeError, RhofastError
 from rhofast.evals.knn import evaluate_knn
 from rhofast.files import write_atomically
 from rhofast.methods import build_method
-from rhofast.methods.contract import Moment, check_accumulation, run_step
-from rhofast.optim import build_optimizer, learning_rate
+from rhofast.methods.contract import Method, Moment, check_accumulation, run_step
+from rhofast.optim import build_optimizer, learning_rate, load_optimizer
 from rhofast.rng import Stream, bits
 from rhofast.telemetry import MetricsFile, StepClock
 
@@ -123,6 +124,9 @@ class _Run:
             half=device.type == "cuda" and config.train.precision != "fp32",
             bad_log=config.folder / "bad_samples.jsonl",
         )
+        if config.train.compile:
+            for module in self.method.children():
+                module.compile()  # in place: names in the state dict stay
         with warnings.catch_warnings():  # newer torch has another word for broadcast_buffers, older torch only this one
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
             self.model, self.optimizer = accelerator.prepare(self.method, optimizer)
@@ -142,7 +146,7 @@ class _Run:
             self.method.load_state_dict(checkpoint.method)
         except RuntimeError as error:
             raise ResumeError(f"the checkpoint's weights do not fit this configuration: {error}") from None
-        self.optimizer.optimizer.load_state_dict(checkpoint.optimizer)
+        load_optimizer(self.optimizer.optimizer, checkpoint.optimizer)
         self.loader.load_state_dict(checkpoint.loader)
         self.step = checkpoint.step
 
@@ -177,32 +181,21 @@ class _Run:
         return Outcome(run=self.config.folder, step=self.step, steps=self.steps, finished=self.step >= self.steps)
 
     def _train_step(self, pixels: Tensor, *, log: bool) -> dict[str, Tensor]:
-        """One optimizer step; returns what it has to say as tensors, so that nothing waits for the device here."""
+        """The next step of the run."""
         config = self.config
-        rate = learning_rate(config.optim, config.train.batch_size, self.epoch, self.epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         torch.manual_seed(_torch_seed(config.seed, self.step + 1, self.accelerator.process_index))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, logs = run_step(
+        return take_step(
+            self.accelerator,
             self.model,
             self.method,
+            self.optimizer,
             pixels,
             Moment(step=self.step, epoch=self.epoch, epochs=self.epochs),
+            rate=learning_rate(config.optim, config.train.batch_size, self.epoch, self.epochs),
             accumulate=config.train.accumulate,
-            backward=self.accelerator.backward,
-            apart=lambda: self.accelerator.no_sync(self.model),
+            clip=config.optim.clip,
+            log=log,
         )
-        logs |= {"loss": loss.float(), "lr": torch.tensor(rate), "grad_norm": torch.zeros(())}
-        gradients = [p.grad for p in self.method.parameters() if p.grad is not None]
-        if gradients:  # none where a method holds back its first updates
-            if config.optim.clip is not None:
-                logs["grad_norm"] = self.accelerator.clip_grad_norm_(self.method.parameters(), config.optim.clip)
-            elif log:
-                self.accelerator.unscale_gradients(self.optimizer)
-                logs["grad_norm"] = nn.utils.get_total_norm(gradients)
-            self.optimizer.step()
-        return logs
 
     def _log(self, logs: dict[str, Tensor], clock: StepClock) -> None:
         window = clock.window()
@@ -275,6 +268,49 @@ class _Run:
             "digest": self.shards.info.digest,
             "versions": {name: _version(name) for name in ("rhofast", "torch", "accelerate", "nvidia-dali")},
         }
+
+
+def take_step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    method: Method,
+    optimizer: AcceleratedOptimizer,
+    pixels: Tensor,
+    moment: Moment,
+    *,
+    rate: float,
+    accumulate: int = 1,
+    clip: float | None = None,
+    log: bool = False,
+) -> dict[str, Tensor]:
+    """One optimizer step: its metrics, as tensors. The host queues the work and does not wait for the device.
+
+    model, optimizer: as `accelerator.prepare` gave them; method: the model without what wraps it. pixels:
+    [B, P, C, T, H, W]. rate: the learning rate. accumulate, clip: as in the configuration. log: the norm of the
+    gradients is wanted.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss, logs = run_step(
+        model,
+        method,
+        pixels,
+        moment,
+        accumulate=accumulate,
+        backward=accelerator.backward,
+        apart=lambda: accelerator.no_sync(model),
+    )
+    logs |= {"loss": loss.float(), "lr": torch.tensor(rate), "grad_norm": torch.zeros(())}
+    gradients = [p.grad for p in method.parameters() if p.grad is not None]
+    if gradients:  # none where a method holds back its first updates
+        if clip is not None:
+            logs["grad_norm"] = accelerator.clip_grad_norm_(method.parameters(), clip)
+        elif log:
+            accelerator.unscale_gradients(optimizer)
+            logs["grad_norm"] = nn.utils.get_total_norm(gradients)
+        optimizer.step()
+    return logs
 
 
 class _Stopper:

@@ -201,3 +201,12 @@ def test_two_processes_train_on_the_batches_of_one(shards: ShardSet, tmp_path: P
         losses.append([line["loss"] for line in metrics(run)])
     assert len(losses[0]) == 5
     assert losses[1] == pytest.approx(losses[0], abs=2e-3)
+
+
+def test_networks_are_compiled_on_request(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    train(config(shards, tmp_path / "without", steps=1))
+    assert not compiled
+    train(config(shards, tmp_path / "with", steps=1, compile=True))
+    assert sorted(compiled) == ["MLP", "MLP", "MLP", "Slow", "Slow"]  # trained and key network, and the predictor

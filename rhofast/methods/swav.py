@@ -11,7 +11,7 @@ micro-batches.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +91,8 @@ class Swav(Method):
         synchronize_batch_norm(self, options.batch_norm)
         if options.queue is not None:  # newest first; zeros where it is not yet filled
             self.register_buffer("queue", torch.zeros(2, options.queue, options.out))
+            self.register_load_state_dict_post_hook(_count_queued)  # type: ignore[no-untyped-call]
+        self._queued = 0  # places of the queue that are filled: a number, so that no step asks the device for it
         self._epoch = 0.0  # of the step under way
 
     def num_parts(self, num_clips: int) -> int:
@@ -135,12 +137,18 @@ class Swav(Method):
         pool = everyone
         if self.options.queue is not None and self._epoch >= self.options.queue_epoch:
             queue = self.get_buffer("queue")
-            if queue[:, -1].any():
+            if self._queued == self.options.queue:
                 pool = torch.cat([everyone, queue], dim=1)
             queue.copy_(torch.cat([everyone, queue], dim=1)[:, : self.options.queue])
+            self._queued = min(self.options.queue, self._queued + everyone.shape[1])
         scores = pool @ self.prototypes.weight.T / self.options.sharpness
         first, batch = 0 if alone else rank() * units.shape[1], units.shape[1]
         return torch.stack([sinkhorn(each, self.options.sinkhorn_steps)[first : first + batch] for each in scores])
+
+
+def _count_queued(module: nn.Module, _: Any) -> None:
+    assert isinstance(module, Swav)
+    module._queued = int(module.get_buffer("queue")[0].any(dim=1).sum())
 
 
 @torch.no_grad()
