@@ -10,9 +10,8 @@ import torch
 from conftest import SHARED
 from safetensors.torch import load_file
 
-from rhofast.backbones.slow import Slow
+from rhofast.backbones.slow import Slow, slow_keys
 from rhofast.config import OptimSection
-from rhofast.export import slow_keys
 from rhofast.methods.contract import Method, Moment
 from rhofast.methods.contract import run_step as run_whole_step
 from rhofast.methods.heads import normalize

@@ -14,7 +14,8 @@ from PIL import Image
 from rhofast.backbones import build_backbone
 from rhofast.cli import main
 from rhofast.data.index import ShardSet
-from rhofast.export import export_pyslowfast, load_backbone
+from rhofast.export import load_backbone
+from rhofast.foreign import export_pyslowfast
 
 
 def run(*arguments: object) -> int:

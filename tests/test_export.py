@@ -21,14 +21,8 @@ from rhofast.checkpoint import Checkpoint
 from rhofast.config import Config, parse_config
 from rhofast.data.index import ShardSet
 from rhofast.errors import ConfigError, ResumeError
-from rhofast.export import (
-    export_checkpoint,
-    export_pyslowfast,
-    import_pyslowfast,
-    import_weights,
-    load_backbone,
-    save_backbone,
-)
+from rhofast.export import export_checkpoint, import_weights, load_backbone, save_backbone
+from rhofast.foreign import export_pyslowfast, import_pyslowfast
 from rhofast.methods import build_method
 
 SMALL = {"width": 4}

@@ -20,7 +20,7 @@ LAYERS = {
         *("backbones.slow", "backbones.torchvision_video", "methods.heads", "methods.contract"),
     ],
     4: [
-        *("data.loader", "ingest.unit", "ingest.checks", "ingest.summary", "ingest.quality", "backbones"),
+        *("foreign", "data.loader", "ingest.unit", "ingest.checks", "ingest.summary", "ingest.quality", "backbones"),
         *(f"methods.{name}" for name in ("moco", "byol", "simclr", "swav")),
     ],
     5: [
