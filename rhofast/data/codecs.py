@@ -17,6 +17,7 @@ no ffmpeg (ingest/transcode.py) and no DALI (pipeline.py). Adding a codec: one c
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,7 @@ from rhofast.errors import ConfigError
 
 SIDE_MULTIPLE = 16  # sides of stored pictures: whole 4:2:0 JPEG blocks and whole H.264 macroblocks, no hidden padding
 MEASURED = 8  # of so many frames one's color is measured when a shard is made
+_BASELINE = b"\xff\xc0\x00\x11\x08"  # how a frame header of three 8-bit components begins (ITU-T T.81, B.2.2)
 _BLOCK = 1 << 24  # bytes of a copied file that share a checksum
 
 
@@ -373,14 +375,16 @@ def _interpolated(
 
 def _mean_color(picture: bytes, size: tuple[int, int], number: int, *, measure: bool) -> npt.NDArray[np.float32] | None:
     """Check a picture's form and size; if `measure`, read it whole, and return its mean color."""
-    if picture[:2] != b"\xff\xd8" or picture[-2:] != b"\xff\xd9":
-        raise ValueError(f"picture {number} of the stored member is not a whole JPEG")
+    header = picture.find(_BASELINE)
+    if picture[:2] != b"\xff\xd8" or picture[-2:] != b"\xff\xd9" or header < 0:
+        raise ValueError(f"picture {number} of the stored member is not a whole baseline JPEG")
+    height, width = struct.unpack_from(">HH", picture, header + len(_BASELINE))
+    if (width, height) != size:
+        raise ValueError(f"picture {number} of the stored member is {width}x{height}, not {size[0]}x{size[1]}")
+    if not measure:
+        return None
     try:
         with Image.open(io.BytesIO(picture), formats=["JPEG"]) as image:
-            if image.size != size:
-                raise ValueError(f"picture {number} of the stored member is {image.size}, not {size}")
-            if not measure:
-                return None
             image.draft("RGB", (max(1, size[0] // 8), max(1, size[1] // 8)))  # DC terms only: fast, and exact
             pixels = np.asarray(image, dtype=np.float32)
     except OSError as error:

@@ -6,10 +6,11 @@ import math
 import struct
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,7 @@ def probe(path: Path) -> SourceInfo:
         raise RefusedError(Refusal.EMPTY)
     try:
         with av.open(f"file:{path}", metadata_errors="replace") as container:
-            source = _look(container)
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
-            mirrored, rotation = _orientation(container)
-        return replace(source, mirrored=mirrored, rotation=rotation)
+            return _look(container)
     except PermissionError as error:
         raise RefusedError(Refusal.MISSING, error.strerror or "") from None
     except (av.error.FFmpegError, ValueError) as error:
@@ -124,9 +122,12 @@ def _look(container: Any) -> SourceInfo:
             raise RefusedError(Refusal.ODD_SHAPE, f"{context.width}x{context.height}, pixels {sar}")
     if int(context.colorspace) in _ODD_MATRICES:
         raise RefusedError(Refusal.ODD_COLORS, f"color matrix {int(context.colorspace)} of ISO/IEC 23091-2")
-    frames, span, last = _measure(container, stream, has_jumps=kind in _JUMPY)
+    stream.thread_count = 1
+    pictures: list[Any] = []
+    frames, span, last = _measure(_packets(container, stream, pictures), stream, has_jumps=kind in _JUMPY)
     if frames == 0:
         raise RefusedError(Refusal.NO_FRAMES)
+    mirrored, rotation = _read_matrix(pictures[0]) if pictures else (False, 0)  # ffmpeg will have to say more
     fps = _rate(stream, frames, span, last)
     if span == 0:  # nothing in it tells the time, as in a bare H.264 stream
         span = (frames - 1) / fps
@@ -142,23 +143,13 @@ def _look(container: Any) -> SourceInfo:
         interlaced=int(getattr(context, "field_order", 0)) in _INTERLACED
         and min(context.width, context.height) >= _MIN_INTERLACED,
         hdr=int(context.color_trc) in _HDR,
+        mirrored=mirrored,
+        rotation=rotation,
     )
 
 
-def _orientation(container: Any) -> tuple[bool, int]:
-    """(mirrored, rotation) by the display matrix of the first picture. Raises RefusedError."""
-    stream = video_stream(container)
-    stream.thread_count = 1
-    try:
-        for packet in islice(container.demux(stream), _FIRST_PACKETS):
-            for picture in packet.decode():
-                return _read_matrix(picture)
-    except av.error.FFmpegError:  # ffmpeg will have to say more
-        pass
-    return False, 0
-
-
 def _read_matrix(picture: Any) -> tuple[bool, int]:
+    """(mirrored, rotation) by a picture's display matrix. Raises RefusedError."""
     data = next((bytes(data) for data in picture.side_data if data.type == SideData.DISPLAYMATRIX), None)
     if data is None:
         return False, 0
@@ -171,12 +162,12 @@ def _read_matrix(picture: Any) -> tuple[bool, int]:
     return mirrored, quarters % 4 * 90
 
 
-def _measure(container: Any, stream: Any, *, has_jumps: bool) -> tuple[int, Fraction, Fraction]:
+def _measure(packets: Iterator[Any], stream: Any, *, has_jumps: bool) -> tuple[int, Fraction, Fraction]:
     """(packets that are shown, seconds from the first to the last of them, seconds that the last is shown); a time is 0
     where nothing tells it."""
     frames, end, duration = 0, None, 0
     shown, decoded = array("q"), array("q")  # when, in units of the stream's clock
-    for packet in _packets(container, stream):
+    for packet in packets:
         frames += 1
         if packet.pts is not None:
             shown.append(packet.pts)
@@ -193,10 +184,13 @@ def _measure(container: Any, stream: Any, *, has_jumps: bool) -> tuple[int, Frac
     return frames, (max(times, default=0) - min(times, default=0)) * unit, duration * unit
 
 
-def _packets(container: Any, stream: Any) -> Iterator[Any]:
-    """Packets up to an error, about which ffmpeg will have to say more."""
+def _packets(container: Any, stream: Any, pictures: list[Any]) -> Iterator[Any]:
+    """Packets up to an error, about which ffmpeg will have to say more. The first picture goes to `pictures`."""
     try:
-        for packet in container.demux(stream):
+        for number, packet in enumerate(container.demux(stream)):
+            if not pictures and number < _FIRST_PACKETS:
+                with suppress(av.error.FFmpegError):
+                    pictures.extend(packet.decode()[:1])
             if packet.size and not packet.is_discard:
                 yield packet
     except av.error.FFmpegError:
