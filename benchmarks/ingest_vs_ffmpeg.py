@@ -44,7 +44,7 @@ console = Console(width=120)
 def run_rhofast(codec: Codec, videos: list[Path], folder: Path, workers: int) -> None:
     """The whole job, from an empty folder to a complete set."""
     records = [VideoRecord(key=f"v{number:05d}", path=path) for number, path in enumerate(videos)]
-    settings = BuildSettings(name="bench", split="train", codec=codec, transcode=SETTINGS, samples_per_shard=2)
+    settings = BuildSettings(name="bench", split="train", codec=codec, transcode=SETTINGS, samples_per_shard=4)
     with Listing(records) as listing:
         build_shards(listing, folder / "set", settings, LocalProcesses(workers))
 
@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("videos", type=Path, nargs="+", help="video files, or folders of them")
     parser.add_argument("--codec", action="append", choices=("jpeg", "h264", "hevc"), help="default: jpeg and h264")
-    parser.add_argument("--entries", type=int, default=44, help="the files are repeated to so many videos")
+    parser.add_argument("--entries", type=int, default=88, help="the files are repeated to so many videos")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of each contender")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="folder for ingest_vs_ffmpeg.json and ingest_vs_ffmpeg.md")

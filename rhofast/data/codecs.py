@@ -48,7 +48,7 @@ from rhofast.data.types import Units
 from rhofast.errors import ConfigError
 
 SIDE_MULTIPLE = 16  # sides of stored pictures: whole 4:2:0 JPEG blocks and whole H.264 macroblocks, no hidden padding
-MEASURED = 8  # of so many frames one's color is measured when a shard is made
+MEASURED = 16  # of so many frames one's color is measured when a shard is made
 _BASELINE = b"\xff\xc0\x00\x11\x08"  # how a frame header of three 8-bit components begins (ITU-T T.81, B.2.2)
 _BLOCK = 1 << 24  # bytes of a copied file that share a checksum
 
