@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rhofast.config import Count, Positive, Section
 from rhofast.distributed import synchronize_batch_norm
 from rhofast.methods.contract import MomentumMethod
-from rhofast.methods.heads import MLP, embedding_spread, normalize
+from rhofast.methods.heads import MLP, build_projection, embedding_spread, normalize
 
 
 class ByolOptions(Section):
@@ -58,13 +58,7 @@ class Byol(MomentumMethod):
     """See the module's docstring."""
 
     def __init__(self, backbone: nn.Module, options: ByolOptions) -> None:
-        projection = MLP(
-            int(backbone.num_features),  # type: ignore[arg-type]
-            options.hidden,
-            options.out,
-            layers=options.projection_layers,
-            batch_norm=options.projection_norm,
-        )
+        projection = build_projection(backbone, options)
         base, anneal = options.ema_base, options.ema_anneal
         super().__init__(backbone, projection, base=base, anneal=anneal, held=options.sequential)
         self.options = options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,26 @@ class MLP(nn.Sequential):
         for module in self:
             x = module(x)
         return x
+
+
+class ProjectionOptions(Protocol):
+    """Those options of a method that say what its projection is."""
+
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def out(self) -> int: ...
+    @property
+    def projection_layers(self) -> int: ...
+    @property
+    def projection_norm(self) -> bool: ...
+
+
+def build_projection(backbone: nn.Module, options: ProjectionOptions) -> MLP:
+    """The projection that goes on top of a backbone."""
+    wide = int(backbone.num_features)  # type: ignore[arg-type]
+    layers, batch_norm = options.projection_layers, options.projection_norm
+    return MLP(wide, options.hidden, options.out, layers=layers, batch_norm=batch_norm)
 
 
 def normalize(x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rhofast.config import Count, Positive, Section
 from rhofast.distributed import all_gather, node_group, rank, shared_permutation, synchronize_batch_norm, world_size
 from rhofast.methods.contract import Moment, MomentumMethod
-from rhofast.methods.heads import MLP, embedding_spread, full_precision, normalize
+from rhofast.methods.heads import build_projection, embedding_spread, full_precision, normalize
 
 
 class MocoOptions(Section):
@@ -71,13 +71,7 @@ class Moco(MomentumMethod):
     """See the module's docstring."""
 
     def __init__(self, backbone: nn.Module, options: MocoOptions) -> None:
-        projection = MLP(
-            int(backbone.num_features),  # type: ignore[arg-type]
-            options.hidden,
-            options.out,
-            layers=options.projection_layers,
-            batch_norm=options.projection_norm,
-        )
+        projection = build_projection(backbone, options)
         base, anneal = options.ema_base, options.ema_anneal
         super().__init__(backbone, projection, base=base, anneal=anneal, held=options.sequential)
         self.options = options

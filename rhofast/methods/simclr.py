@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rhofast.config import Count, Positive, Section
 from rhofast.distributed import all_gather, rank, synchronize_batch_norm
 from rhofast.methods.contract import Method
-from rhofast.methods.heads import MLP, embedding_spread, full_precision, normalize
+from rhofast.methods.heads import build_projection, embedding_spread, full_precision, normalize
 
 
 class SimclrOptions(Section):
@@ -52,13 +52,7 @@ class Simclr(Method):
         super().__init__()
         self.options = options
         self.backbone = backbone
-        self.projection = MLP(
-            int(backbone.num_features),  # type: ignore[arg-type]
-            options.hidden,
-            options.out,
-            layers=options.projection_layers,
-            batch_norm=options.projection_norm,
-        )
+        self.projection = build_projection(backbone, options)
         synchronize_batch_norm(self, options.batch_norm)
 
     def num_parts(self, num_clips: int) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rhofast.config import Count, Positive, Section
 from rhofast.distributed import all_gather, rank, synchronize_batch_norm
 from rhofast.methods.contract import Method, Moment
-from rhofast.methods.heads import MLP, embedding_spread, full_precision
+from rhofast.methods.heads import build_projection, embedding_spread, full_precision
 
 Epochs = Annotated[float, Field(ge=0)]
 
@@ -80,13 +80,7 @@ class Swav(Method):
         super().__init__()
         self.options = options
         self.backbone = backbone
-        self.projection = MLP(
-            int(backbone.num_features),  # type: ignore[arg-type]
-            options.hidden,
-            options.out,
-            layers=options.projection_layers,
-            batch_norm=options.projection_norm,
-        )
+        self.projection = build_projection(backbone, options)
         self.prototypes = nn.Linear(options.out, options.prototypes, bias=False)
         synchronize_batch_norm(self, options.batch_norm)
         if options.queue is not None:  # newest first; zeros where it is not yet filled
