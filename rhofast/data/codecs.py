@@ -84,6 +84,11 @@ class Codec(Section):
     def encoder_arguments(self) -> dict[str, Any] | None:
         """Output arguments for ffmpeg, as ffmpeg-python's `output` takes them; None where nothing is encoded."""
 
+    @property
+    def untouched(self) -> bool:
+        """Whether a member is its source, byte for byte."""
+        return self.encoder_arguments() is None
+
     @abstractmethod
     def index_member(self, file: BinaryIO, *, deep: bool = False) -> Member:
         """Find, check and measure everything in a member. Colors are measured in one frame of `MEASURED`, or in one of

@@ -49,10 +49,9 @@ class BuildSettings:
 
     def written(self) -> dict[str, Any]:
         """What `dataset.json` says of the transcoding: all that decides what a sample becomes."""
-        untouched = self.codec.encoder_arguments() is None
-        return (
-            self.transcode.model_dump(include=_LIMITS) if untouched else self.transcode.model_dump(exclude={"timeout"})
-        )
+        if self.codec.untouched:
+            return self.transcode.model_dump(include=_LIMITS)
+        return self.transcode.model_dump(exclude={"timeout"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

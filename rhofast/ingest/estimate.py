@@ -34,6 +34,7 @@ from rhofast.ingest.quality import measure_quality
 from rhofast.ingest.summary import clip_cost
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
 from rhofast.ingest.unit import make_sample
+from rhofast.ingest.writer import index_row
 
 _SHARD_BYTES = 1e9
 _MOST_PER_SHARD = 4096
@@ -233,23 +234,11 @@ def _try_codec(record: VideoRecord, codec: Codec, settings: TranscodeSettings, f
         except RefusedError as error:
             spent = _cpu_seconds() - begun
             return _Trial(cpu_seconds=spent, refusal=str(error.reason), detail=error.detail)
-        spent, member = _cpu_seconds() - begun, sample.member
-        row = IndexRow(
-            key=sample.key,
-            label=sample.label,
-            source_digest=sample.source_digest,
-            offset=0,
-            size=sample.file.stat().st_size,
-            num_frames=member.num_frames,
-            fps=float(member.fps),
-            width=member.width,
-            height=member.height,
-            units=member.units,
-        )
-        untouched = codec.encoder_arguments() is None
-        quality = (
-            None if untouched else measure_quality(record.path, settings, sample.file, member.num_frames, Path(own))
-        )
+        spent = _cpu_seconds() - begun
+        row = index_row(sample, 0, sample.file.stat().st_size)
+        quality = None
+        if not codec.untouched:
+            quality = measure_quality(record.path, settings, sample.file, row.num_frames, Path(own))
     return _Trial(cpu_seconds=spent, row=row, quality=quality)
 
 
@@ -306,7 +295,7 @@ def _estimate_codec(
         )
     return CodecEstimate(
         codec=codec_settings(codec),
-        untouched=codec.encoder_arguments() is None,
+        untouched=codec.untouched,
         refused=dict(sorted(Counter(trial.refusal for trial in trials if trial.row is None).items())),
         cpu_seconds=fmean(spent),
         total_seconds=fmean(spent) * seconds,

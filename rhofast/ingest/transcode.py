@@ -91,7 +91,7 @@ def transcode(path: Path, source: SourceInfo, codec: Codec, settings: TranscodeS
     where ffmpeg was stopped from outside (Ctrl-C, out of memory): that says nothing about the source, which must not be
     refused for it."""
     expected = source.seconds * float(output_fps(source, settings))
-    if expected > _MOST_REPEATS * source.frames + _FEW_FRAMES and codec.encoder_arguments() is not None:
+    if expected > _MOST_REPEATS * source.frames + _FEW_FRAMES and not codec.untouched:
         detail = f"{source.frames} pictures are said to be shown for {source.seconds / 3600:.1f} h"
         raise RefusedError(Refusal.DAMAGED, detail)
     command = ffmpeg_command(path, source, codec, settings, out)
@@ -109,7 +109,7 @@ def transcode(path: Path, source: SourceInfo, codec: Codec, settings: TranscodeS
         )
     if done.returncode != 0 or said:
         raise RefusedError(Refusal.DAMAGED, said or f"ffmpeg ended with {done.returncode}")
-    return path if codec.encoder_arguments() is None else out
+    return path if codec.untouched else out
 
 
 def ffmpeg_command(path: Path, source: SourceInfo, codec: Codec, settings: TranscodeSettings, out: Path) -> list[str]:

@@ -106,8 +106,8 @@ def finished_unit(unit: Unit) -> UnitResult | None:
             f"{unit.out}: holds the beginning of another shard set (other videos, settings or ffmpeg)",
             hint="choose another folder, or delete it",
         )
-    result = unit_result(unit)
-    if result is not None and result.shard is not None:
+    result = _result_of(unit, note)
+    if result.shard is not None:
         try:
             check_shard_files(unit.out, result.shard)
         except ShardError:
@@ -118,8 +118,10 @@ def finished_unit(unit: Unit) -> UnitResult | None:
 def unit_result(unit: Unit) -> UnitResult | None:
     """What the note of a unit says, taken on trust; None if there is none."""
     note = _read_note(unit)
-    if note is None:
-        return None
+    return None if note is None else _result_of(unit, note)
+
+
+def _result_of(unit: Unit, note: dict[str, Any]) -> UnitResult:
     shard = None if note["shard"] is None else ShardInfo.model_validate(note["shard"])
     return UnitResult(number=unit.number, shard=shard, refused=note["refused"])
 
@@ -198,12 +200,11 @@ def _store(
     path: Path, source: SourceInfo, codec: Codec, settings: TranscodeSettings, scratch: Path
 ) -> tuple[Path, Member]:
     """The member's file, and what is in it. Raises as `make_sample` does."""
-    untouched = codec.encoder_arguments() is None
-    if untouched and (source.mirrored or source.rotation):
+    if codec.untouched and (source.mirrored or source.rotation):
         raise RefusedError(Refusal.NOT_COPYABLE, "it is to be shown turned or mirrored")
     file = transcode(path, source, codec, settings, scratch / "member")
     try:
-        if untouched:  # a stranger's bytes, not an encoder's
+        if codec.untouched:  # a stranger's bytes, not an encoder's
             member = _guard.call(_index_member, codec, file, seconds=settings.timeout)
         else:
             member = _index_member(codec, file)
@@ -213,7 +214,7 @@ def _store(
         raise RefusedError(Refusal.DAMAGED, str(error)) from None
     if member.num_frames == 0:
         raise RefusedError(Refusal.NO_FRAMES)
-    if untouched:
+    if codec.untouched:
         return file, member if member.fps else replace(member, fps=source.fps)
     member = replace(member, fps=output_fps(source, settings))
     _check_complete(member, source, settings)

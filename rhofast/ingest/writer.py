@@ -49,7 +49,7 @@ def write_shard(folder: Path, name: str, samples: Iterable[NewSample], *, scratc
     if not written:
         return None
     places = tar_members(tar_file)
-    rows = [_row(sample, *places[f"{sample.key}.{sample.suffix}"]) for sample in written]
+    rows = [index_row(sample, *places[f"{sample.key}.{sample.suffix}"]) for sample in written]
     index_digest = write_index(index_file, rows, {"rhofast": str(VERSION)})
     idx_file.write_text(wds2idx_text(places))
     info = ShardInfo(
@@ -96,7 +96,8 @@ def _add(tar: tarfile.TarFile, name: str, size: int, content: BinaryIO) -> None:
     tar.addfile(entry, content)
 
 
-def _row(sample: NewSample, offset: int, size: int) -> IndexRow:
+def index_row(sample: NewSample, offset: int, size: int) -> IndexRow:
+    """What the index says of a sample whose member lies at `offset` of the tar, `size` bytes long."""
     member = sample.member
     return IndexRow(
         key=sample.key,
