@@ -15,7 +15,7 @@ LAYERS = {
         *("ingest.probe", "distributed", "optim", "telemetry"),
     ],
     3: [
-        *(f"data.{name}" for name in ("reader", "plan", "pipeline")),
+        *(f"data.{name}" for name in ("reader", "plan", "pipeline", "stats")),
         *(f"ingest.{name}" for name in ("writer", "transcode", "executors", "recipes", "listing", "guard")),
         *("backbones.slow", "backbones.torchvision_video", "methods.heads", "methods.contract"),
     ],

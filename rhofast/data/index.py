@@ -212,6 +212,10 @@ class ShardSet:
     def __repr__(self) -> str:
         return f"ShardSet({str(self.root)!r}, {len(self)} samples in {len(self.info.shards)} shards)"
 
+    def local(self, name: str) -> Path:
+        """Where a file of the set (`shard-000000.tar`) can be opened on this machine."""
+        return self.root / name
+
     def locate(self, sample: int) -> tuple[int, int]:
         """(shard number, row in its index) of a sample. Raises IndexError outside [0, len)."""
         if not 0 <= sample < len(self):
@@ -226,7 +230,7 @@ class ShardSet:
                 self._open.move_to_end(shard)
                 return self._open[shard]
         info = self.info.shards[shard]
-        index = open_index(self.root / info.index, digest=info.index_sha256)
+        index = open_index(self.local(info.index), digest=info.index_sha256)
         if len(index) != info.samples:
             raise ShardFormatError(f"{self.root / info.index}: {len(index)} rows, {DATASET_FILE} says {info.samples}")
         with self._lock:

@@ -30,6 +30,7 @@ from rhofast.data.pipeline import DecodePipeline
 from rhofast.data.plan import evaluation_plan, join, take, training_plan
 from rhofast.data.quarantine import Quarantine
 from rhofast.data.reader import Reader
+from rhofast.data.stats import LoaderStats
 from rhofast.data.types import AugmentPlan, ClipPlan, Sample, Views
 from rhofast.errors import ConfigError, DecodeError, ResumeError, SampleError
 from rhofast.rng import Stream, uniform
@@ -54,27 +55,6 @@ class _Ready:
     samples: list[Sample]
     clips: ClipPlan
     augment: AugmentPlan
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoaderStats:
-    """What a loader did since its first batch, on this rank.
-
-    batches, clips, frames   handed to the consumer
-    bytes_read               read from the shards for them
-    bad                      samples that were replaced (training) or left out (test)
-    seconds, wait_s          since the first `next`, and of those spent blocked in it
-    stages                   for each stage the seconds busy, starved and blocked
-    """
-
-    batches: int
-    clips: int
-    frames: int
-    bytes_read: int
-    bad: int
-    seconds: float
-    wait_s: float
-    stages: dict[str, StageClock]
 
 
 class _Base:

@@ -132,7 +132,7 @@ class Reader:
     def _file(self, shard: int) -> _OpenFile:
         with self._lock:
             if shard not in self._files:
-                self._files[shard] = _OpenFile(self.shards.root / self.shards.info.shards[shard].tar)
+                self._files[shard] = _OpenFile(self.shards.local(self.shards.info.shards[shard].tar))
                 while len(self._files) > _OPEN_FILES:
                     self._files.popitem(last=False)
             self._files.move_to_end(shard)
