@@ -17,6 +17,7 @@ from rhofast.data.augment import (
     center_augment,
     color_matrix,
     random_augment,
+    random_difference,
     short_side_crop,
 )
 from rhofast.data.types import Geometry
@@ -100,15 +101,32 @@ def test_contrast_turns_about_the_mean_gray_of_what_came_before() -> None:
 
 
 @pytest.mark.parametrize("shift", [-0.15, 0.07, 0.15])
-def test_hue_keeps_luma_and_turns_the_way_hsv_does(shift: float) -> None:
+def test_hue_keeps_gray_and_turns_the_way_hsv_does(shift: float) -> None:
     turned = matrix([0, 1, 2, 3], [1, 1, 1, shift], [0, 0, 0])[:, :3]
     assert np.allclose(turned @ [70, 70, 70], [70, 70, 70], atol=1e-3)
     for color in ([200, 90, 80], [90, 180, 100], [80, 90, 190]):
         out = turned @ color
-        assert np.isclose(LUMA @ out, LUMA @ color, atol=0.05)
+        assert np.isclose(np.sum(out), np.sum(color), atol=0.05)
         hue = [colorsys.rgb_to_hsv(*(np.clip(value, 0, 255) / 255))[0] for value in (np.array(color), out)]
         moved = (hue[1] - hue[0] + 0.5) % 1 - 0.5
-        assert np.sign(moved) == np.sign(shift) and abs(moved - shift) < 0.06
+        assert np.sign(moved) == np.sign(shift) and abs(moved - shift) < 0.02
+
+
+def test_hue_at_a_third_of_the_circle_swaps_channels_as_hsv_does() -> None:
+    turned = matrix([0, 1, 2, 3], [1, 1, 1, 1 / 3], [0, 0, 0])[:, :3]
+    assert np.allclose(turned @ [200, 90, 80], [80, 200, 90], atol=1e-3)
+
+
+def test_hue_is_the_linear_map_nearest_to_hsv() -> None:
+    colors = np.random.default_rng(0).uniform(0, 255, (20_000, 3))
+    exact = np.array([_hsv_turn(color, 0.15) for color in colors])
+    nearest = np.linalg.lstsq(colors, exact, rcond=None)[0].T
+    assert np.allclose(matrix([0, 1, 2, 3], [1, 1, 1, 0.15], [0, 0, 0])[:, :3], nearest, atol=0.02)
+
+
+def _hsv_turn(color: np.ndarray, shift: float) -> list[float]:
+    hue, saturation, value = colorsys.rgb_to_hsv(*color / 255)
+    return [255 * channel for channel in colorsys.hsv_to_rgb((hue + shift) % 1, saturation, value)]
 
 
 def test_gray_comes_last_and_equalizes_channels() -> None:
@@ -158,6 +176,58 @@ def test_turning_one_knob_leaves_the_others_where_they_were() -> None:
     calm = random_augment(AugmentSection(color=0.0, gray=0.0, flip=0.0), video, samples, rgb, seed=0, epoch=0)
     assert np.array_equal(full.crop, calm.crop) and np.array_equal(full.blur, calm.blur)
     assert not calm.flip.any() and np.allclose(calm.color, np.eye(3, 4))
+
+
+@pytest.mark.parametrize("knob", ["flip", "color", "gray", "blur", "crop"])
+def test_each_knob_can_be_off_alone(knob: str) -> None:
+    video, samples, rgb = geometry(340, 256, 64), np.arange(64), np.full((64, 2, 3), 100.0)
+    on = {"flip": 1.0, "color": 1.0, "gray": 0.0, "blur": 1.0}
+    full = random_augment(AugmentSection(**on), video, samples, rgb, seed=0, epoch=0)
+    off = {"crop": "center"} if knob == "crop" else {knob: 0.0}
+    less = random_augment(AugmentSection(**{**on, **off}), video, samples, rgb, seed=0, epoch=0)
+    for name in ("crop", "flip", "color", "blur"):
+        same = np.array_equal(getattr(full, name), getattr(less, name))
+        assert same is (name != knob), name
+    still = {"flip": ~less.flip, "color": np.isclose(less.color, np.eye(3, 4)), "blur": less.blur == 0}
+    still["crop"] = less.crop == [42, 0, 256, 256]
+    assert knob == "gray" or still[knob].all()
+
+
+def test_with_all_knobs_off_a_clip_is_as_in_testing() -> None:
+    video, off = geometry(340, 256, 3), AugmentSection(crop="center", flip=0.0, color=0.0, gray=0.0, blur=0.0)
+    plan = random_augment(off, video, np.arange(3), np.full((3, 2, 3), 9.0), seed=0, epoch=0)
+    tested = center_augment(video, 2)
+    for name in ("crop", "flip", "color", "blur"):
+        mine, expected = getattr(plan, name), getattr(tested, name)
+        assert np.array_equal(mine, expected) and mine.dtype == expected.dtype, name
+
+
+def test_gray_alone_is_luma() -> None:
+    section = AugmentSection(color=0.0, gray=1.0)
+    plan = random_augment(section, geometry(340, 256), np.arange(1), np.full((1, 2, 3), 9.0), seed=0, epoch=0)
+    assert np.allclose(plan.color[..., :3], LUMA) and not plan.color[..., 3].any()
+
+
+def test_differences_come_with_their_share_and_disturb_nothing() -> None:
+    samples = np.arange(4000)
+    assert random_difference(AugmentSection(), samples, 2, seed=0, epoch=0) is None
+    difference = random_difference(AugmentSection(difference=0.2), samples, 2, seed=0, epoch=0)
+    assert difference is not None and difference.shape == (4000, 2) and abs(difference.mean() - 0.2) < 0.02
+    video, rgb = geometry(340, 256, 16), np.full((16, 2, 3), 100.0)
+    plain, with_it = (
+        random_augment(AugmentSection(), video, samples[:16], rgb, seed=0, epoch=0, difference=given)
+        for given in (None, difference[:16])
+    )
+    assert plain.difference is None and with_it.difference is not None
+    assert np.array_equal(plain.color, with_it.color) and np.array_equal(plain.crop, with_it.crop)
+
+
+def test_samples_may_have_epochs_of_their_own() -> None:
+    video, samples, rgb = geometry(340, 256, 4), np.arange(4), np.full((4, 2, 3), 100.0)
+    mixed = random_augment(AugmentSection(), video, samples, rgb, seed=0, epoch=np.array([0, 5, 0, 5]))
+    later = random_augment(AugmentSection(), video, samples, rgb, seed=0, epoch=5)
+    for name in ("crop", "flip", "color", "blur"):
+        assert np.array_equal(getattr(mixed, name)[1::2], getattr(later, name)[1::2]), name
 
 
 def test_more_clips_leave_the_first_ones_as_they_were() -> None:

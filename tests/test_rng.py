@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rhofast.rng import Stream, bits, philox, uniform
+from rhofast.rng import Stream, bits, philox, uniform, uniforms
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,23 @@ def test_every_part_of_the_address_matters() -> None:
         assert not np.isin(other, reference).any()
 
 
+def test_samples_may_have_epochs_of_their_own() -> None:
+    samples, epochs = np.array([5, 9, 5]), np.array([3, 3, 4])
+    each = [uniform(7, epoch, sample, Stream.CROP, 3) for sample, epoch in zip([5, 9, 5], [3, 3, 4], strict=True)]
+    assert np.array_equal(uniform(7, epochs, samples, Stream.CROP, 3), np.stack(each))
+    table = uniform(7, epochs[:, None], samples, Stream.CROP, 3)
+    assert table.shape == (3, 3, 3) and np.array_equal(table[2, 1], uniform(7, 4, 9, Stream.CROP, 3))
+    assert uniform(7, epochs[:0], samples[:0], Stream.CROP, 3).shape == (0, 3)
+
+
+def test_streams_drawn_together_are_those_drawn_alone() -> None:
+    counts = {Stream.CROP: 5, Stream.FLIP: 1, Stream.DIFFERENCE: 4}
+    together = uniforms(7, np.array([1, 2]), [3, 2**40], counts)
+    assert list(together) == list(counts)
+    for stream, count in counts.items():
+        assert np.array_equal(together[stream], uniform(7, np.array([1, 2]), [3, 2**40], stream, count))
+
+
 def test_uniform_fills_the_unit_interval_evenly() -> None:
     draws = uniform(1, 0, np.arange(20_000), Stream.CLIP, 2)
     assert draws.min() >= 0 and draws.max() < 1
@@ -59,3 +76,6 @@ def test_uniform_fills_the_unit_interval_evenly() -> None:
 def test_an_address_out_of_range_is_refused(seed: int, epoch: int, sample: int) -> None:
     with pytest.raises(ValueError, match=r"address|sample"):
         bits(seed, epoch, sample, Stream.CROP, 1)
+    if epoch:
+        with pytest.raises(ValueError, match="address"):
+            bits(seed, np.array([0, epoch]), sample, Stream.CROP, 1)

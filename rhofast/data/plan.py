@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.config import AugmentSection, ClipSection
-from rhofast.data.augment import center_augment, random_augment
-from rhofast.data.clips import random_clips, uniform_clips
+from rhofast.data.augment import LUMA, center_augment, random_augment, random_difference
+from rhofast.data.clips import random_clips, uniform_clips, with_neighbors
 from rhofast.data.index import IndexRow
 from rhofast.data.types import AugmentPlan, ClipPlan, Geometry
+from rhofast.rng import Epoch
 
 
 def training_plan(
@@ -21,18 +22,23 @@ def training_plan(
     augment: AugmentSection,
     *,
     seed: int,
-    epoch: int,
+    epoch: Epoch,
 ) -> tuple[ClipPlan, AugmentPlan]:
-    """Random clips and augmentation of the given samples, whose rows are `rows`. Each sample's part depends on its own
-    number and row alone, not on the batch it stands in."""
+    """Random clips and augmentation of the given samples, whose rows are `rows`; epoch: one for all, or i64[B]. Each
+    sample's part depends on its own number, epoch and row alone, not on the batch it stands in."""
     geometry = _geometry(rows)
     clip_plan = random_clips(clips, geometry, samples, seed=seed, epoch=epoch)
-    rgb = _mean_rgb(rows, clip_plan)
-    return clip_plan, random_augment(augment, geometry, samples, rgb, seed=seed, epoch=epoch)
+    difference = random_difference(augment, samples, clips.num_clips, seed=seed, epoch=epoch)
+    if difference is not None:
+        views = clip_plan.frames.shape[1] // clips.num_clips  # two views of one clip share its draw
+        difference = np.repeat(difference, views, axis=1)
+        clip_plan = with_neighbors(clip_plan, difference, geometry.num_frames)
+    rgb = _mean_rgb(rows, clip_plan, difference)
+    return clip_plan, random_augment(augment, geometry, samples, rgb, seed=seed, epoch=epoch, difference=difference)
 
 
 def clips_alone(
-    rows: Sequence[IndexRow], samples: npt.NDArray[np.int64], clips: ClipSection, *, seed: int, epoch: int
+    rows: Sequence[IndexRow], samples: npt.NDArray[np.int64], clips: ClipSection, *, seed: int, epoch: Epoch
 ) -> ClipPlan:
     """The clips of `training_plan` without the augmentation."""
     return random_clips(clips, _geometry(rows), samples, seed=seed, epoch=epoch)
@@ -47,19 +53,12 @@ def evaluation_plan(rows: Sequence[IndexRow], clips: ClipSection, views: int) ->
 def take(plan: tuple[ClipPlan, AugmentPlan], rows: npt.NDArray[np.int64]) -> tuple[ClipPlan, AugmentPlan]:
     """The plans of some samples of a batch."""
     clips, augment = plan
-    return ClipPlan(frames=clips.frames[rows]), AugmentPlan(
-        crop=augment.crop[rows], flip=augment.flip[rows], color=augment.color[rows], blur=augment.blur[rows]
-    )
+    return clips.take(rows), augment.take(rows)
 
 
 def join(plans: Sequence[tuple[ClipPlan, AugmentPlan]]) -> tuple[ClipPlan, AugmentPlan]:
     """One plan of several, one after another."""
-    return ClipPlan(frames=np.concatenate([clips.frames for clips, _ in plans])), AugmentPlan(
-        crop=np.concatenate([augment.crop for _, augment in plans]),
-        flip=np.concatenate([augment.flip for _, augment in plans]),
-        color=np.concatenate([augment.color for _, augment in plans]),
-        blur=np.concatenate([augment.blur for _, augment in plans]),
-    )
+    return ClipPlan.join([clips for clips, _ in plans]), AugmentPlan.join([augment for _, augment in plans])
 
 
 def _geometry(rows: Sequence[IndexRow]) -> Geometry:
@@ -71,10 +70,21 @@ def _geometry(rows: Sequence[IndexRow]) -> Geometry:
     )
 
 
-def _mean_rgb(rows: Sequence[IndexRow], clips: ClipPlan) -> npt.NDArray[np.float32]:
-    """Mean color of each clip, f32[B, P, 3], from the stored means of its units."""
-    means = []
-    for row, frames in zip(rows, clips.frames, strict=True):
-        unit = np.searchsorted(row.units.frame, frames, side="right") - 1
-        means.append(row.units.rgb[unit].mean(axis=1))
-    return np.stack(means)
+def _mean_rgb(
+    rows: Sequence[IndexRow], clips: ClipPlan, difference: npt.NDArray[np.bool_] | None
+) -> npt.NDArray[np.float32]:
+    """Mean color of each clip, or of its differences, f32[B, P, 3], from the stored means of its units."""
+    mean = _mean_of_frames(rows, clips.frames)
+    if difference is None or clips.neighbor is None:
+        return mean
+    change = (255 + (mean - _mean_of_frames(rows, clips.neighbor)) @ LUMA.astype(np.float32)) / 2
+    return np.where(difference[..., None], change[..., None], mean)
+
+
+def _mean_of_frames(rows: Sequence[IndexRow], frames: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+    """f32[B, P, 3] of i32[B, P, T]"""
+    rgb = np.empty((*frames.shape, 3), dtype=np.float32)
+    for row, wanted, into in zip(rows, frames, rgb, strict=True):
+        into[:] = row.units.rgb[row.units.frame.searchsorted(wanted, side="right") - 1]
+    mean: npt.NDArray[np.float32] = rgb.mean(axis=2)
+    return mean

@@ -8,10 +8,10 @@ Shape legend: B videos, P clips a video (rho), T frames a clip, C H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,24 @@ class _Shaped:
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
+class _Plan(_Shaped):
+    """Numbers for B samples: arrays with B in front."""
+
+    def take(self, rows: npt.NDArray[Any] | Sequence[int]) -> Self:
+        """The plans of some of the samples: `rows` are places in [0, B), or a mask."""
+        return type(self)(**{name: array[rows] for name, array in self._arrays().items()})
+
+    @classmethod
+    def join(cls, plans: Sequence[Self]) -> Self:
+        """One plan of several, one after another, all of which have the same arrays."""
+        arrays = [plan._arrays() for plan in plans]
+        return cls(**{name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]})
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in values.items() if value is not None}
+
+
 def _check_leading(owner: str, leading: tuple[int, ...], **arrays: Any) -> None:
     for name, array in arrays.items():
         if tuple(array.shape[: len(leading)]) != leading:
@@ -81,30 +99,46 @@ def _check_leading(owner: str, leading: tuple[int, ...], **arrays: Any) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, slots=True)
-class ClipPlan(_Shaped):
-    """Which frames: `frames` i32[B, P, T], frame numbers in the stored sample, each in [0, number of frames)."""
+class ClipPlan(_Plan):
+    """Which frames, by their numbers in the stored sample, each in [0, number of frames).
+
+    frames    i32[B, P, T]  what the clips show
+    neighbor  i32[B, P, T]  what is subtracted from it in the clips of `AugmentPlan.difference`; the same as `frames` in
+                            all other clips. None where there can be no such clip
+    """
 
     frames: npt.NDArray[np.int32]
+    neighbor: npt.NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 3:
             raise ValueError(f"ClipPlan.frames must be [B, P, T], got shape {self.frames.shape}")
+        if self.neighbor is not None:
+            _check_leading("ClipPlan", self.frames.shape, neighbor=self.neighbor)
+
+    @property
+    def needed(self) -> npt.NDArray[np.int32]:
+        """All frames that must be decoded, i32[B, 1 or 2, P, T], with repeats."""
+        return np.stack([self.frames] if self.neighbor is None else [self.frames, self.neighbor], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, slots=True)
-class AugmentPlan(_Shaped):
+class AugmentPlan(_Plan):
     """What happens to each clip, the same for all its frames.
 
-    crop   f32[B, P, 4]     left, top, width, height in stored pixels (whole numbers)
-    flip   bool[B, P]       mirror left to right
-    color  f32[B, P, 3, 4]  rgb' = color[:, :3] @ rgb + color[:, 3], on 0..255, rounded and clamped once at the end
-    blur   f32[B, P]        sigma of the Gaussian in output pixels; 0 leaves the clip as it is
+    crop        f32[B, P, 4]     left, top, width, height in stored pixels (whole numbers)
+    flip        bool[B, P]       mirror left to right
+    color       f32[B, P, 3, 4]  rgb' = color[:, :3] @ rgb + color[:, 3], on 0..255, clamped once at the end
+    blur        f32[B, P]        sigma of the Gaussian in output pixels; 0 leaves the clip as it is
+    difference  bool[B, P]       before `color`: r = g = b = (255 + luma(frame) - luma(neighbor)) / 2, with the frames
+                                 of ClipPlan. None where there can be no such clip
     """
 
     crop: npt.NDArray[np.float32]
     flip: npt.NDArray[np.bool_]
     color: npt.NDArray[np.float32]
     blur: npt.NDArray[np.float32]
+    difference: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         leading = self.flip.shape
@@ -113,19 +147,40 @@ class AugmentPlan(_Shaped):
         _check_leading("AugmentPlan", (*leading, 4), crop=self.crop)
         _check_leading("AugmentPlan", (*leading, 3, 4), color=self.color)
         _check_leading("AugmentPlan", leading, blur=self.blur)
+        if self.difference is not None:
+            _check_leading("AugmentPlan", leading, difference=self.difference)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, slots=True)
+class Stream(_Shaped):
+    """A video for a decoder on the device, cut down to the groups of pictures that hold the wanted frames.
+
+    content  u8[bytes]  a whole video file
+    wanted   i32[F]     the numbers that the wanted frames have in it: distinct, ascending
+    frames   i32[F]     their numbers in the stored sample: distinct, ascending
+    """
+
+    content: npt.NDArray[np.uint8]
+    wanted: npt.NDArray[np.int32]
+    frames: npt.NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        _check_leading("Stream", self.frames.shape, wanted=self.wanted)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """What one video's clips need, and no more.
+    """What one video's clips need, and no more: either pictures or a stream.
 
     sample      its number in the data set
     key         its key
     label       class number or None
     pictures    frame number -> picture, for each distinct frame of the plan. Where the codec stores pictures
                 (`Codec.pictures`), each is one as stored, a complete JPEG file: u8[bytes]. Where it stores a stream of
-                video, each is decoded: RGB u8[H, W, 3], contiguous. A data set has one kind.
+                video that was decoded on the host: RGB u8[H, W, 3], contiguous. Empty where there is a stream.
     bytes_read  how many bytes were read from storage to get them: also headers, and groups of pictures to their end
+    stream      the frames of the plan, still encoded, where the device shall decode them
+    bytes_used, frames_decoded   of what was read, what holds the plan's frames; how many are decoded to get them
     """
 
     sample: int
@@ -133,6 +188,9 @@ class Sample:
     label: int | None
     pictures: dict[int, npt.NDArray[np.uint8]]
     bytes_read: int
+    stream: Stream | None = None
+    bytes_used: float = 0.0
+    frames_decoded: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, slots=True)
