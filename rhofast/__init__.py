@@ -2,7 +2,7 @@
 
 Public names are imported when they are first used, so `import rhofast` costs nothing:
 
-    rhofast.open_shards(folder)     a shard set             rhofast.Loader, rhofast.TestLoader    batches of clips
+    rhofast.open_shards(where)      a shard set             rhofast.Loader, rhofast.TestLoader    batches of clips
     rhofast.load_config(page)       a run's configuration   rhofast.load_backbone(file)           an exported backbone
     rhofast.RhofastError            the root of all errors
 
@@ -20,7 +20,7 @@ _PUBLIC = {
     "TestLoader": "rhofast.data.loader",
     "load_backbone": "rhofast.export",
     "load_config": "rhofast.config",
-    "open_shards": "rhofast.data.index",
+    "open_shards": "rhofast.data.remote",
 }
 
 __all__ = ["Loader", "RhofastError", "TestLoader", "load_backbone", "load_config", "open_shards"]

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from rhofast.errors import ConfigError
 
@@ -30,34 +31,104 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Range = Annotated[tuple[float, float], Field(strict=False)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 PathField = Annotated[Path, Field(strict=False)]
 
 
+class SourceSection(Section):
+    """One shard set to train on.
+
+    shards  its folder, or its address (`https://...`, `s3://...`, `file:///...`), as typed
+    weight  its share of the training samples is weight / sum of all weights
+    """
+
+    shards: str = Field(min_length=1)
+    weight: Annotated[Finite, Field(gt=0)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_a_set(cls, value: Any) -> Any:
+        return {"shards": str(value)} if isinstance(value, str | Path) else value
+
+
 class DataSection(Section):
     """Where the shards are and how many hands read them.
 
-    train     folder of the training shards
-    test      folder of the held-out shards for the kNN check during training, or None
-    threads   reading threads; decoder threads are `decode_threads`
-    prefetch  batches that may wait in each queue
-    max_bad   share of bad samples past which the run stops
+    train         the training shards: one folder or address, or a list of `{shards = ..., weight = ...}`; () for none
+    test          the held-out shards for the kNN check during training, a folder or an address, or None. The first of
+                  the training sets is what they are compared with
+    block_shards  shuffle samples within blocks of this many shards (the shards are shuffled too), so that only about
+                  two blocks are needed at a time: for remote sets that the cache cannot hold. None: over the whole set
+    threads       reading threads; decoder threads are `decode_threads`
+    prefetch      batches that may wait in each queue
+    max_bad       share of bad samples past which the run stops
+    patience      seconds that reading or decoding one batch may take before the run ends with an error
+    decoder       who decodes streams of video: "nvdec" (on the GPU), "host", or whichever of the two is to be had
+    hw_decoder_load  share of stored pictures that a GPU's JPEG engines decode, where it has some
+    cache         folder of this node's copies of remote shards, best on a local disk. None: `rhofast-cache-UID` in the
+                  folder for temporary files ($TMPDIR, else /tmp)
+    cache_gb      bound of what lies there, GB
+    downloads     shards of a set that one process downloads at the same time, ahead of their use
     """
 
-    train: PathField | None = None
-    test: PathField | None = None
+    train: Annotated[tuple[SourceSection, ...], Field(strict=False)] = ()
+    test: Annotated[str, Field(min_length=1)] | None = None
+    block_shards: Count | None = None
     threads: Count = 4
     decode_threads: Count = 2
     prefetch: Count = 2
     max_bad: Probability = 0.01
+    patience: Positive = 600.0
+    decoder: Literal["auto", "host", "nvdec"] = "auto"
+    hw_decoder_load: Probability = 0.65
+    cache: PathField | None = None
+    cache_gb: Positive = 50.0
+    downloads: Count = 4
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_set_needs_no_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | Path | Mapping) else value
+
+    @field_validator("test", mode="before")
+    @classmethod
+    def _path_is_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @field_validator("train")
+    @classmethod
+    def _each_set_once(cls, value: tuple[SourceSection, ...]) -> tuple[SourceSection, ...]:
+        named = [source.shards for source in value]
+        twice = [shards for number, shards in enumerate(named) if shards in named[:number]]
+        if twice:
+            raise ValueError(f"{twice[0]} is given twice: give it once, with a larger weight")
+        return value
+
+    @field_serializer("train")
+    def _as_typed(self, value: tuple[SourceSection, ...]) -> str | list[dict[str, Any]]:
+        """One set without a weight is its text again."""
+        if len(value) == 1 and value[0].weight == 1:
+            return value[0].shards
+        return [source.model_dump() for source in value]
 
 
 class ClipSection(Section):
     """Temporal geometry: `num_clips` (rho) clips of `num_frames` (T) frames, `frame_stride` (tau) apart at `fps`.
 
-    num_clips   1 means two augmentations of the same frames
+    num_clips   any number; 1 means two augmentations of the same frames
+    fps_jitter  for each video `fps` is multiplied by a number drawn from this range: [0.5, 1.5] is the paper's, and
+                [1, 1 + J / fps] the release's jitter J. Training only
+    rule        how long a clip is: "window", tau * T frames (release), or "stride", the ceiling of tau * (T - 1), as in
+                its first version (April 2022)
+    max_span    a video's clips begin at most so many seconds apart: 0 for the same frames, None for anywhere (release)
+    min_gap     at least so much time from a clip's last frame to the next one's first; None: they may overlap (release)
+    max_gap     at most so much
+    gap_unit    of both: "seconds", or "frames" of the video as stored (release)
+    short       a video shorter than a clip: "repeat" its last frame (release), "loop", start again at its first, or
+                "spread" the T frames over what there is
     shuffle     give the clips in random order, not in the order of time
     """
 
@@ -65,19 +136,40 @@ class ClipSection(Section):
     num_frames: Count = 8
     frame_stride: Count = 8
     fps: Positive = 30.0
+    fps_jitter: Range = (1.0, 1.0)
+    rule: Literal["window", "stride"] = "window"
+    max_span: Annotated[Finite, Field(ge=0)] | None = None
+    min_gap: Finite | None = None
+    max_gap: Finite | None = None
+    gap_unit: Literal["seconds", "frames"] = "seconds"
+    short: Literal["repeat", "loop", "spread"] = "repeat"
     shuffle: bool = True
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        low, high = self.fps_jitter
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"fps_jitter must be [low, high] with 0 < low <= high, got [{low}, {high}]")
+        if self.min_gap is not None and self.max_gap is not None and self.min_gap > self.max_gap:
+            raise ValueError(f"min_gap {self.min_gap:g} is above max_gap {self.max_gap:g}")
+        return self
 
 
 class AugmentSection(Section):
     """Appearance: what one clip's augmentation is drawn from. Defaults are the released configurations'.
 
-    crop         "area": by `area` and `aspect`; "short_side": jitter the short side in `short_side`, then crop `size`
-    color        probability of the color jitter; 0 for off
+    flip, color, gray, blur and difference are probabilities: 0 turns one off and leaves what the others draw.
+
+    crop         "area": by `area` and `aspect`; "short_side": jitter the short side in `short_side`, then crop `size`;
+                 "center": the central square, not random
+    color        probability of the color jitter, which is `brightness`, `contrast`, `saturation` and `hue`
     blur_sigma   in output pixels
+    difference   probability that a clip shows changes in time, in gray: each frame's luma less that of the next frame
+                 of the video, halved, about 127.5; before all colors. The paper tries 0.2
     """
 
     size: Annotated[int, Field(ge=8)] = 224
-    crop: Literal["area", "short_side"] = "area"
+    crop: Literal["area", "short_side", "center"] = "area"
     area: Range = (0.2, 0.766)
     aspect: Range = (0.75, 1.3333)
     short_side: Range = (256, 320)
@@ -90,6 +182,7 @@ class AugmentSection(Section):
     gray: Probability = 0.2
     blur: Probability = 0.5
     blur_sigma: Range = (0.1, 2.0)
+    difference: Probability = 0.0
     mean: Triple = (0.45, 0.45, 0.45)
     std: Triple = (0.225, 0.225, 0.225)
 
@@ -285,7 +378,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(kind: type[Section], error: ValidationError, where: str) -> ConfigError:
-    first = error.errors()[0]
+    errors = error.errors()  # a misspelled key that is needed is missing, too: that it is misspelled says more
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     location = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
@@ -308,7 +402,10 @@ def _explain(kind: type[Section], error: ValidationError, where: str) -> ConfigE
 def _keys_at(kind: type[Section], location: list[str]) -> list[str]:
     model: type[BaseModel] = kind
     for part in location:
+        if part.isdigit():  # of a list: its items have the section's keys
+            continue
         annotation = model.model_fields[part].annotation
+        annotation = next(iter(get_args(annotation)), annotation)
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation

@@ -9,6 +9,7 @@ What it is not: it knows no other's names of weights (foreign.py).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -24,10 +25,12 @@ from torch import Tensor, nn
 from rhofast.backbones import build_backbone
 from rhofast.backbones.slow import Slow
 from rhofast.backbones.torchvision_video import published_input
-from rhofast.config import Config
+from rhofast.config import Config, DataSection
 from rhofast.data.index import open_shards
+from rhofast.data.mixture import Mixture
+from rhofast.data.remote import is_remote
 from rhofast.errors import ConfigError, ResumeError, ShardError
-from rhofast.files import publish
+from rhofast.files import as_path, publish
 from rhofast.foreign import (
     Imported,
     export_pyslowfast,
@@ -100,7 +103,7 @@ def export_checkpoint(saved: SavedRun, target: Path, *, format: Format, run: Pat
             "num_clips": config.clips.num_clips,
             "batch_size": config.train.batch_size,
             "seed": config.seed,
-            "data": _data_card(config.data.train, saved.loader.get("digest")),
+            "data": _data_card(config.data, saved.loader.get("digest")),
         },
         "metrics": {} if run is None else _metrics_at(run / "metrics.jsonl", saved.step),
     }
@@ -207,13 +210,16 @@ def _input_card(
     return {"text": text, **known}
 
 
-def _data_card(folder: Path | None, digest: str | None) -> dict[str, Any]:
-    """Name and digest of the training data; the name where the set is still where the run found it."""
-    try:
-        info = None if folder is None else open_shards(folder, check_files=False).info
-    except ShardError:
-        info = None
-    return {"name": info.name if info is not None and info.digest == digest else None, "digest": digest}
+def _data_card(data: DataSection, digest: str | None) -> dict[str, Any]:
+    """Name and digest of the training data; the name where the sets are still where the run found them, and on this
+    machine."""
+    name = None
+    if data.train and not any(is_remote(source.shards) for source in data.train):
+        with contextlib.suppress(ShardError):
+            sets = [open_shards(as_path(source.shards), check_files=False) for source in data.train]
+            if Mixture(sets, [source.weight for source in data.train]).digest == digest:
+                name = " + ".join(one.info.name for one in sets)
+    return {"name": name, "digest": digest}
 
 
 def _metrics_at(path: Path, step: int) -> dict[str, float]:

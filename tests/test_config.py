@@ -8,7 +8,14 @@ import torch
 from reference import needs_vectors, numbers
 
 from rhofast.backbones import build_backbone
-from rhofast.config import AugmentSection, dump_config, load_config, parse_config, parse_section
+from rhofast.config import (
+    AugmentSection,
+    SourceSection,
+    dump_config,
+    load_config,
+    parse_config,
+    parse_section,
+)
 from rhofast.errors import ConfigError
 from rhofast.methods import METHODS, build_method
 from rhofast.optim import learning_rate
@@ -45,7 +52,14 @@ def test_a_page_is_read_with_its_defaults(page: Path) -> None:
     ("override", "value"),
     [
         ("clips.num_frames=16", 16),
-        ("data.train=some/folder", Path("some/folder")),
+        ("data.test=some/folder", "some/folder"),
+        ("data.train=some/folder", (SourceSection(shards="some/folder"),)),
+        ("data.train=s3://bucket/set", (SourceSection(shards="s3://bucket/set"),)),
+        (
+            "data.train=[{shards='a', weight=3}, {shards='b'}, 'c']",
+            (SourceSection(shards="a", weight=3.0), SourceSection(shards="b"), SourceSection(shards="c")),
+        ),
+        ("data.train=[]", ()),
         ("train.steps=7", 7),
         ("augment.blur_sigma=[0.2, 1.0]", (0.2, 1.0)),
         ("optim.base_lr=1", 1.0),
@@ -73,8 +87,16 @@ def test_steps_and_epochs_replace_each_other_on_the_command_line(page: Path) -> 
         ("clips.num_clips='2'", "clips.num_clips = '2': input should be a valid integer"),
         ("clips.num_clips=2.0", "clips.num_clips = 2.0: input should be a valid integer"),
         ("augment.area=[0.9, 0.3]", "augment: area must be [low, high] with 0 < low <= high, got [0.9, 0.3]"),
-        ("augment.crop=center", "augment.crop = 'center': input should be 'area' or 'short_side'"),
+        ("augment.crop=whole", "augment.crop = 'whole': input should be 'area', 'short_side' or 'center'"),
         ("train.batch_size", "not of the form key.path=value"),
+        ("data.train=", "data.train.0.shards = '': string should have at least 1 character"),
+        ("data.train=3", "data.train = 3: input should be a valid tuple"),
+        ("data.train=[{shard='a'}]", "unknown key 'data.train.0.shard' (did you mean 'shards'?)"),
+        ("data.train=[{weight=1}]", "key 'data.train.0.shards' is missing"),
+        ("data.train=[{shards='a', weight=0}]", "data.train.0.weight = 0: input should be greater than 0"),
+        ("data.train=['a', 'b', 'a']", "data.train: a is given twice"),
+        ("data.block_shards=0", "data.block_shards = 0: input should be greater than or equal to 1"),
+        ("data.cache_gb=0", "data.cache_gb = 0: input should be greater than 0"),
         ("name.x=1", "'name' is a value, not a section"),
     ],
 )
@@ -112,9 +134,18 @@ def test_a_missing_page_is_a_config_error(tmp_path: Path) -> None:
         load_config(tmp_path / "none.toml")
 
 
-def test_a_configuration_survives_json(page: Path) -> None:
-    config = load_config(page, ["data.train=x", "train.max_hours=1.5"])
+@pytest.mark.parametrize(
+    ("override", "dumped"),
+    [
+        ("data.train=s3://bucket/x", "s3://bucket/x"),
+        ("data.train=[{shards='x', weight=2}]", [{"shards": "x", "weight": 2.0}]),
+        ("data.train=['x', 'y']", [{"shards": "x", "weight": 1.0}, {"shards": "y", "weight": 1.0}]),
+    ],
+)
+def test_a_configuration_survives_json(page: Path, override: str, dumped: object) -> None:
+    config = load_config(page, [override, "train.max_hours=1.5"])
     assert parse_config(dump_config(config), where="json") == config
+    assert dump_config(config)["data"]["train"] == dumped
 
 
 ROOT = Path(__file__).parents[1]

@@ -1,7 +1,10 @@
 """Opening a shard set, and what is said when something is wrong with it."""
 
+import hashlib
 import json
 import os
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -83,3 +86,24 @@ def test_a_folder_without_a_set_says_what_it_is(shards: ShardSet) -> None:
     (shards.root / "dataset.json").unlink()
     with pytest.raises(ShardMissingError, match="run the same `rhofast shard` command again"):
         open_shards(shards.root)
+
+
+def test_an_index_is_hashed_once_unless_its_file_is_another(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def spy(file: BinaryIO, name: str) -> Any:
+        hashed.append(Path(file.name).name)
+        return digest(file, name)
+
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", spy)
+    few = ShardSet(shards.root, shards.info, open_indices=1)
+    for sample in (0, 5, 10, 0, 5, 10):  # each is let go before it is needed again
+        assert few.row(sample).key == f"v{sample}"
+    assert hashed == ["shard-000000.arrow", "shard-000001.arrow", "shard-000002.arrow"]
+    path = shards.root / "shard-000000.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ShardFormatError, match="digest"):
+        few.row(0)

@@ -51,6 +51,23 @@ else:
     store.get("bucket/shards/", sys.argv[2] + "/", recursive=True)
 """
 
+READ = """
+import sys
+import zlib
+import numpy as np
+from rhofast.config import DataSection
+from rhofast.data.reader import Reader
+from rhofast.data.remote import open_training
+from rhofast.errors import ShardMissingError
+try:
+    (shards,) = open_training(DataSection(train=sys.argv[1], cache=sys.argv[2])).sets
+except ShardMissingError as error:
+    sys.exit(print(error))
+for number in range(len(shards)):
+    sample = Reader(shards).read(number, np.array([1, 3], dtype=np.int32))
+    print(sample.key, sample.label, [zlib.crc32(picture) for picture in sample.pictures.values()])
+"""
+
 
 def test_a_set_made_in_an_object_store_is_the_one_made_on_the_disk(store: dict[str, str], tmp_path: Path) -> None:
     videos = tmp_path / "videos"
@@ -73,6 +90,12 @@ def test_a_set_made_in_an_object_store_is_the_one_made_on_the_disk(store: dict[s
 
     assert len(contents(tmp_path / "local")) == 8  # two shards of three files, and two descriptions
     assert contents(tmp_path / "fetched") == contents(tmp_path / "local")
+    read = call(store, "-c", READ, "s3://bucket/shards", str(tmp_path / "cache"))
+    assert read == call(store, "-c", READ, (tmp_path / "local").as_uri(), str(tmp_path / "unused"))
+    assert len(read.splitlines()) == 3 and len(list((tmp_path / "cache").rglob("*.tar"))) == 2
+    assert not (tmp_path / "unused").exists()
+    missing = call(store, "-c", READ, "s3://bucket/nothing", str(tmp_path / "cache"))
+    assert missing == "s3://bucket/nothing/dataset.json: not there\n"
 
 
 def test_an_address_of_no_known_store_is_one_error() -> None:

@@ -1,11 +1,14 @@
 """The order of samples is a stateless permutation."""
 
+import time
+from itertools import islice
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhofast.data.order import rank_slice, sample_at, steps_per_epoch
+from rhofast.data.order import Order, rank_slice, sample_at, steps_per_epoch
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10_000))
@@ -59,3 +62,89 @@ def test_an_epoch_is_whole_batches() -> None:
     assert steps_per_epoch(100, 32) == 3
     with pytest.raises(ValueError, match="does not fit"):
         steps_per_epoch(31, 32)
+
+
+SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(sum)
+
+
+def blocked(sizes: list[int], block_shards: int | None, seed: int = 7) -> Order:
+    return Order(np.cumsum([0, *sizes]), seed=seed, block_shards=block_shards)
+
+
+@given(sizes=SIZES, block=st.integers(1, 35) | st.none(), epoch=st.integers(0, 1000))
+def test_every_epoch_of_any_shards_is_a_permutation(sizes: list[int], block: int | None, epoch: int) -> None:
+    order = blocked(sizes, block)
+    assert np.array_equal(np.sort(order.at(epoch, np.arange(len(order)))), np.arange(sum(sizes)))
+
+
+@given(sizes=SIZES, block=st.integers(1, 35), epoch=st.integers(0, 1000))
+def test_a_block_needs_its_own_shards_alone(sizes: list[int], block: int, epoch: int) -> None:
+    order = blocked(sizes, block)
+    shards = order.shards_of(order.at(epoch, np.arange(len(order)))).tolist()
+    first_and_last = {shard: (shards.index(shard), len(shards) - shards[::-1].index(shard)) for shard in set(shards)}
+    for position in range(len(shards)):  # those whose samples are not all over, and have begun
+        alive = [shard for shard, (first, end) in first_and_last.items() if first <= position < end]
+        assert len(alive) <= block
+
+
+@given(sizes=SIZES, block=st.integers(1, 35) | st.none(), epoch=st.integers(0, 9), data=st.data())
+def test_any_position_means_the_same_alone(
+    sizes: list[int], block: int | None, epoch: int, data: st.DataObject
+) -> None:
+    order = blocked(sizes, block)
+    at = data.draw(st.integers(0, len(order) - 1))
+    resumed = blocked(sizes, block)
+    assert resumed.at(epoch, at) == order.at(epoch, np.arange(len(order)))[at]
+
+
+@given(sizes=SIZES, block=st.integers(1, 35) | st.none(), epoch=st.integers(0, 9), data=st.data())
+def test_shards_are_named_in_the_order_of_their_first_need(
+    sizes: list[int], block: int | None, epoch: int, data: st.DataObject
+) -> None:
+    order = blocked(sizes, block)
+    at = data.draw(st.integers(0, len(order) - 1))
+    rest = order.shards_of(order.at(epoch, np.arange(at, len(order)))).tolist()
+    after = order.shards_of(order.at(epoch + 1, np.arange(len(order)))).tolist()
+    expected = [*dict.fromkeys(rest), *dict.fromkeys(after)]
+    assert list(islice(order.shards_from(epoch, at), len(expected))) == expected
+
+
+def test_without_blocks_the_order_is_that_of_the_whole_set() -> None:
+    order = blocked([5, 9, 3], None, seed=3)
+    assert np.array_equal(order.at(2, np.arange(17)), sample_at(np.arange(17), 17, seed=3, epoch=2))
+
+
+def test_positions_may_have_epochs_of_their_own() -> None:
+    order = blocked([5, 9, 3], 2)
+    mixed = order.at(np.array([0, 1, 0]), [4, 4, 16])
+    assert mixed.tolist() == [int(order.at(0, 4)), int(order.at(1, 4)), int(order.at(0, 16))]
+
+
+def test_blocks_and_their_samples_change_with_the_epoch() -> None:
+    order = blocked([50] * 20, 4)
+    epochs = [order.at(epoch, np.arange(1000)) for epoch in (0, 1)]
+    blocks = [
+        {frozenset(order.shards_of(epoch[at : at + 200]).tolist()) for at in range(0, 1000, 200)} for epoch in epochs
+    ]
+    assert all(len(block) == 4 for epoch in blocks for block in epoch)
+    assert not blocks[0] & blocks[1]
+    within = epochs[0][:200].astype(float)
+    assert abs(np.corrcoef(within[:-1], within[1:])[0, 1]) < 0.25
+
+
+def test_a_hundred_million_samples_cost_what_a_few_cost() -> None:
+    order = Order(np.arange(0, 10**8 + 1, 1000), seed=0, block_shards=64)
+    first = order.at(3, np.arange(512))  # arranges the shards of the epoch
+    assert len(np.unique(order.shards_of(first))) <= 64
+    began = time.perf_counter()
+    for batch in range(20):
+        order.at(3, np.arange(512) + 5 * 10**7 + 512 * batch)
+    assert (time.perf_counter() - began) / 20 < 0.005  # about 0.3 ms; the bound allows for a busy machine
+
+
+@pytest.mark.parametrize("starts", [[0], [1, 2], [0, 0], [0, 3, 2]])
+def test_starts_that_are_none_are_refused(starts: list[int]) -> None:
+    with pytest.raises(ValueError, match="starts"):
+        Order(starts, seed=0)
+    with pytest.raises(ValueError, match="block of 0"):
+        Order([0, 1], seed=0, block_shards=0)

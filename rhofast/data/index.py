@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -197,24 +198,37 @@ class ShardIndex:
 
 class ShardSet:
     """A complete set of shards. Opening reads `dataset.json` alone; each index is mapped, and its digest checked, when
-    a sample of it is first asked for. Thread-safe."""
+    a sample of it is first asked for. Thread-safe.
 
-    def __init__(self, root: Path, info: DatasetInfo) -> None:
+    where: what a message calls the set. keeps_files: a file stays where it is as long as the set is open; where that
+    is not so (remote.py), a file is opened when it is read and closed again.
+    """
+
+    keeps_files = True
+
+    def __init__(self, root: Path, info: DatasetInfo, *, open_indices: int = _OPEN_INDICES) -> None:
         self.root = root
+        self.where = str(root)
         self.info = info
         self.starts: npt.NDArray[np.int64] = np.cumsum([0, *(shard.samples for shard in info.shards)], dtype=np.int64)
         self._open: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._open_indices = open_indices
+        self._checked: dict[int, tuple[int, ...]] = {}  # shards whose index had the right digest, and the file it was
         self._lock = Lock()
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def __repr__(self) -> str:
-        return f"ShardSet({str(self.root)!r}, {len(self)} samples in {len(self.info.shards)} shards)"
+        return f"{type(self).__name__}({self.where!r}, {len(self)} samples in {len(self.info.shards)} shards)"
 
     def local(self, name: str) -> Path:
         """Where a file of the set (`shard-000000.tar`) can be opened on this machine."""
         return self.root / name
+
+    def open(self, name: str) -> int:
+        """A descriptor of a file of the set, for reading. Raises OSError, ShardError."""
+        return os.open(self.local(name), os.O_RDONLY | os.O_CLOEXEC)
 
     def locate(self, sample: int) -> tuple[int, int]:
         """(shard number, row in its index) of a sample. Raises IndexError outside [0, len)."""
@@ -229,14 +243,24 @@ class ShardSet:
             if shard in self._open:
                 self._open.move_to_end(shard)
                 return self._open[shard]
-        info = self.info.shards[shard]
-        index = open_index(self.local(info.index), digest=info.index_sha256)
-        if len(index) != info.samples:
-            raise ShardFormatError(f"{self.root / info.index}: {len(index)} rows, {DATASET_FILE} says {info.samples}")
+        index = self._load_index(shard)
         with self._lock:
             self._open[shard] = index
-            while len(self._open) > _OPEN_INDICES:
+            while len(self._open) > self._open_indices:
                 self._open.popitem(last=False)
+        return index
+
+    def _load_index(self, shard: int) -> ShardIndex:
+        """Map an index. Its bytes are hashed once: one that was let go and is mapped again is the same file."""
+        info = self.info.shards[shard]
+        path = self.local(info.index)
+        file = _identity(path)
+        known = file is not None and self._checked.get(shard) == file
+        index = open_index(path, digest=None if known else info.index_sha256)
+        if len(index) != info.samples:
+            raise ShardFormatError(f"{path}: {len(index)} rows, {DATASET_FILE} says {info.samples}")
+        if file is not None:
+            self._checked[shard] = file
         return index
 
     def row(self, sample: int) -> IndexRow:
@@ -258,26 +282,35 @@ def open_shards(root: Path, *, check_files: bool = True) -> ShardSet:
         hint = "the set is incomplete: run the same `rhofast shard` command again" if begun else "not a shard set"
         raise ShardMissingError(f"{root}: no {DATASET_FILE}", hint=hint)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise ShardFormatError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(values, dict) or values.get("format") != "rhofast-shards":
-        raise ShardFormatError(f"{path}: not the description of a rhofast shard set")
-    if values.get("version") != VERSION:
-        raise ShardFormatError(
-            f"{path}: format version {values.get('version')}, this rhofast reads version {VERSION}",
-            hint="install the rhofast that wrote it, or make the shards again",
-        )
-    try:
-        info = DatasetInfo.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ShardFormatError(f"{path}: {where}: {first['msg']}") from None
+    info = parse_dataset(content, str(path))
     if check_files:
         for shard in info.shards:
             check_shard_files(root, shard)
     return ShardSet(root, info)
+
+
+def parse_dataset(content: bytes, where: str) -> DatasetInfo:
+    """What a `dataset.json` says; `where` names it in messages. Raises ShardFormatError."""
+    try:
+        values = json.loads(content)
+    except ValueError as error:
+        raise ShardFormatError(f"{where}: cannot be read: {error}") from None
+    if not isinstance(values, dict) or values.get("format") != "rhofast-shards":
+        raise ShardFormatError(f"{where}: not the description of a rhofast shard set")
+    if values.get("version") != VERSION:
+        raise ShardFormatError(
+            f"{where}: format version {values.get('version')}, this rhofast reads version {VERSION}",
+            hint="install the rhofast that wrote it, or make the shards again",
+        )
+    try:
+        return DatasetInfo.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ShardFormatError(f"{where}: {key}: {first['msg']}") from None
 
 
 def check_shard_files(root: Path, shard: ShardInfo) -> None:
@@ -320,8 +353,7 @@ def _read_table(path: Path, digest: str | None) -> pa.Table:
     if not path.is_file():
         raise ShardMissingError(f"{path}: no such file, although {DATASET_FILE} names it")
     try:
-        source = pa.memory_map(str(path))
-        if digest is not None and hashlib.sha256(source.read_buffer()).hexdigest() != digest:
+        if digest is not None and _sha256(path) != digest:
             raise ShardFormatError(
                 f"{path}: its digest is not the one in {DATASET_FILE}: the file was damaged or replaced",
                 hint="copy it again from where it came, or delete it and run the same `rhofast shard` command again",
@@ -334,3 +366,18 @@ def _read_table(path: Path, digest: str | None) -> pa.Table:
     if table.num_rows == 0:
         raise ShardFormatError(f"{path}: an index without rows")
     return table
+
+
+def _sha256(path: Path) -> str:
+    """Read, not mapped: the pages of an index that no plan asks for are not to count as this process's memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is replaced or written to; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -18,7 +18,8 @@ from torch import nn
 
 from rhofast.checkpoint import find_checkpoint, trained_backbone, untrained_backbone
 from rhofast.config import AugmentSection, ClipSection, DataSection, EvalSection, override_config
-from rhofast.data.index import ShardSet, open_shards
+from rhofast.data.index import ShardSet
+from rhofast.data.remote import open_shards
 from rhofast.errors import ConfigError
 from rhofast.evals.features import Features, Progress, extract_features, part_of
 
@@ -55,25 +56,25 @@ class Evaluation:
 
 def evaluate_checkpoint(
     path: Path,
-    test: Path,
+    test: str | Path,
     *,
-    bank: Path | None = None,
+    bank: str | Path | None = None,
     untrained: bool = False,
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Evaluation:
-    """kNN of a run's newest checkpoint, or of a checkpoint folder, on the shards at `test`.
+    """kNN of a run's newest checkpoint, or of a checkpoint folder, on the shards at `test`, a folder or an address.
 
-    bank: labeled training shards; None: those of the run. overrides: `--set` for the run's page. progress: called with
-    (samples done, in all). Raises ResumeError, ShardError, ConfigError.
+    bank: labeled training shards; None: those of the run, of several sets the first. overrides: `--set` for the run's
+    page. progress: called with (samples done, in all). Raises ResumeError, ShardError, ConfigError.
     """
     folder = find_checkpoint(path)
     backbone, trained_with = trained_backbone(folder)
     config = override_config(trained_with, overrides)
-    bank = bank or config.data.train
-    if bank is None:
+    if bank is None and not config.data.train:
         raise ConfigError("no training shards for the bank", hint="give them with --train")
-    train, held_out = open_shards(bank), open_shards(test)
+    train = open_shards(bank or config.data.train[0].shards, data=config.data)
+    held_out = open_shards(test, data=config.data)
     device = PartialState().device
     backbones = [backbone]
     if untrained:
@@ -200,12 +201,12 @@ def _class_map(train: ShardSet, test: ShardSet) -> npt.NDArray[np.int64]:
     for shards in (train, test):
         if not shards.info.classes:
             raise ConfigError(
-                f"{shards.root}: no labels, and kNN needs them", hint="shard a labeled set to evaluate on"
+                f"{shards.where}: no labels, and kNN needs them", hint="shard a labeled set to evaluate on"
             )
     number = {name: place for place, name in enumerate(train.info.classes)}
     unknown = [name for name in test.info.classes if name not in number]
     if unknown:
-        raise ConfigError(f"{test.root}: class {unknown[0]!r} is not a class of {train.root}")
+        raise ConfigError(f"{test.where}: class {unknown[0]!r} is not a class of {train.where}")
     return np.array([number[name] for name in test.info.classes], dtype=np.int64)
 
 

@@ -1,0 +1,197 @@
+"""Whole files from a folder behind an address: fetched, compared with what they should be, tried again.
+
+Whatever fsspec opens can be an address; what its ordinary environment holds (for `s3://` that of boto) is the only
+place for credentials. No part of an address reaches a shell. What it is not: it keeps no files (cache.py), and writes
+nothing to where they come from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import sys
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+from rhofast.errors import ConfigError, DependencyError, ShardFormatError, ShardMissingError
+
+_CHUNK = 1 << 22
+_BLOCK = 1 << 24  # bytes fetched ahead where a store answers requests for a part
+_INSTALL = "pip install 'rhofast[s3]'"
+_FINAL_STATUS = range(400, 500)  # of HTTP: asking again will not help
+_TRY_LATER = (408, 425, 429)  # but for these
+
+Wait = Callable[[float], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Patience:
+    """When to give up. attempts: tries of one file; the pause after the n-th failed one is min(first_s * 2**n, most_s)
+    times a random number in [0.5, 1). timeout_s: for a connection, and for each piece of an answer. again_s: for so
+    long a file that could not be had is not asked for again."""
+
+    attempts: int = 6
+    first_s: float = 0.5
+    most_s: float = 20.0
+    timeout_s: float = 30.0
+    again_s: float = 60.0
+
+
+class _NetworkError(Exception):
+    """Why a file did not come, or not to its end."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class _DigestError(Exception):
+    """What came has the right length and another content."""
+
+
+class RemoteFolder:
+    """A folder behind an address, whose files can be read from their beginning to their end. Thread-safe."""
+
+    def __init__(self, url: str, patience: Patience | None = None) -> None:
+        """Connects to nothing yet. Raises ConfigError, DependencyError."""
+        self.url = url.rstrip("/")
+        self.patience = patience or Patience()
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise ConfigError(f"{url}: {error}") from None
+        if parts.password is not None:
+            raise ConfigError(
+                f"{parts.scheme}://{parts.hostname}: no passwords in addresses",
+                hint="give credentials in the environment, as fsspec documents for that store",
+            )
+        if parts.query or parts.fragment or "::" in url:
+            raise ConfigError(f"{url}: not the plain address of a folder")
+        try:
+            import fsspec
+        except ImportError:
+            raise DependencyError(f"{url}: fsspec is not installed", hint=_INSTALL) from None
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url, **_options(parts.scheme, self.patience.timeout_s))
+        except ValueError as error:
+            raise ConfigError(f"{url}: {error}", hint="known: file://, s3://, https:// and what fsspec opens") from None
+        except ImportError as error:
+            raise DependencyError(f"{url}: {error}", hint=_INSTALL) from None
+        self._failures = _failures()
+
+    def read(self, name: str) -> bytes:
+        """The content of a small file. Raises ShardMissingError."""
+        for attempt in range(self.patience.attempts):
+            try:
+                return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+            except self._failures as error:
+                self._fail(name, error, attempt, time.sleep)
+        raise AssertionError("the last attempt raises")
+
+    def download(self, name: str, file: BinaryIO, *, size: int, sha256: str, wait: Wait) -> None:
+        """Write a file of `size` bytes to `file`. wait: called with 0 between pieces, and to pause; may raise to stop.
+        Raises ShardMissingError, ShardFormatError for another content, OSError where `file` cannot be written."""
+        differed = False
+        for attempt in range(self.patience.attempts):
+            try:
+                self._attempt(name, file, size, sha256, wait)
+            except _DigestError:
+                if differed:
+                    raise ShardFormatError(
+                        f"{self.url}/{name}: its digest is not the one that the set's description names, twice over",
+                        hint="it was damaged or replaced: put it there again",
+                    ) from None
+                differed = True
+            except _NetworkError as error:
+                self._fail(name, error.cause, attempt, wait)
+            else:
+                return
+        raise ShardMissingError(f"{self.url}/{name}: did not come as it should be")
+
+    def _attempt(self, name: str, file: BinaryIO, size: int, sha256: str, wait: Wait) -> None:
+        file.seek(0)
+        digest, got = hashlib.sha256(), 0
+        with contextlib.closing(self._pieces(name, size)) as pieces:
+            for piece in pieces:
+                wait(0)
+                _write(file, piece)
+                digest.update(piece)
+                got += len(piece)
+        if got != size:
+            raise _NetworkError(OSError(f"{got} bytes came instead of {size}"))
+        if digest.hexdigest() != sha256:
+            raise _DigestError
+
+    def _pieces(self, name: str, size: int) -> Generator[bytes, None, None]:
+        """The bytes of a file as they come, and at most one piece more than it should have. Raises _NetworkError."""
+        try:
+            options = (
+                {"size": size, "block_size": 0} if self._http else {"block_size": _BLOCK, "cache_type": "readahead"}
+            )
+            with self._fs.open(f"{self._root}/{name}", "rb", **options) as remote:
+                got = 0
+                while got <= size and (piece := remote.read(_CHUNK)):
+                    got += len(piece)
+                    yield piece
+        except self._failures as error:
+            raise _NetworkError(error) from error
+
+    @property
+    def _http(self) -> bool:
+        return urlsplit(self.url).scheme in ("http", "https")
+
+    def _fail(self, name: str, error: BaseException, attempt: int, wait: Wait) -> None:
+        """Pause before another attempt; raises ShardMissingError where there is none."""
+        status = getattr(error, "status", None)
+        final = isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError)
+        final |= status in _FINAL_STATUS and status not in _TRY_LATER
+        final |= type(error).__name__ == "NoCredentialsError"
+        if final or attempt + 1 == self.patience.attempts:
+            what = "not there" if isinstance(error, FileNotFoundError) else _in_words(error)
+            tries = "" if final else f", {attempt + 1} times"
+            raise ShardMissingError(f"{self.url}/{name}: {what}{tries}") from None
+        pause = min(self.patience.first_s * 2**attempt, self.patience.most_s)
+        wait(pause * (0.5 + 0.5 * random.SystemRandom().random()))
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    """All of it: an unbuffered file may take a part."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _options(scheme: str, timeout_s: float) -> dict[str, Any]:
+    """What fsspec is to be told, beside what its own configuration says: an end to every wait."""
+    from fsspec.config import conf
+
+    if scheme in ("http", "https"):
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, connect=timeout_s, sock_connect=timeout_s, sock_read=timeout_s)
+        return {"client_kwargs": {**conf.get(scheme, {}).get("client_kwargs", {}), "timeout": timeout}}
+    if scheme == "s3":
+        limits = {"connect_timeout": timeout_s, "read_timeout": timeout_s}
+        return {"config_kwargs": {**conf.get(scheme, {}).get("config_kwargs", {}), **limits}}
+    return {}
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What the packages that are loaded by now raise when a network fails; some of it is no OSError."""
+    names = (
+        ("aiohttp", "ClientError"),
+        ("botocore.exceptions", "BotoCoreError"),
+        ("botocore.exceptions", "ClientError"),
+    )
+    found = (getattr(sys.modules.get(module), name, None) for module, name in names)
+    return (OSError, EOFError, *(one for one in found if one is not None))
+
+
+def _in_words(error: BaseException) -> str:
+    status = getattr(error, "status", None)
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if status is None else f"{status} {getattr(error, 'message', '')}".strip()
