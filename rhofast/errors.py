@@ -61,6 +61,14 @@ class DecodeError(SampleError):
     """The decoder refused bytes whose checksum was right."""
 
 
+class UndecodableError(RhofastError):
+    """The decoder refused some samples of a batch. reasons: place in the batch -> why, in one line."""
+
+    def __init__(self, reasons: dict[int, str]) -> None:
+        super().__init__("; ".join(f"sample {place} of the batch: {reason}" for place, reason in reasons.items()))
+        self.reasons = reasons
+
+
 class TooManyBadSamplesError(SampleError):
     """The share of bad samples passed the limit of the run. The address is that of the last one."""
 

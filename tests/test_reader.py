@@ -8,6 +8,8 @@ import numpy.typing as npt
 import pytest
 from conftest import STREAMS, damage_unit, encode_stream, frame_pixels, write_shards
 
+from rhofast.data.codecs import H264Codec
+from rhofast.data.containers import Timeline
 from rhofast.data.index import ShardSet
 from rhofast.data.reader import Reader
 from rhofast.data.types import Sample
@@ -186,3 +188,31 @@ def test_descriptors_are_bounded_and_closed(shards: ShardSet, monkeypatch: pytes
         assert open_here() == 1
     reader.close()
     assert open_here() == 0
+
+
+def test_a_long_video_costs_what_its_clips_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    runs_for = Timeline.runs_for
+
+    def counting(timeline: Timeline, frames: npt.NDArray[np.int32]) -> list[tuple[int, int]]:
+        runs = runs_for(timeline, frames)
+        decoded.append(sum(last - first + 1 for first, last in runs))
+        return runs
+
+    monkeypatch.setattr(Timeline, "runs_for", counting)
+    codec, read = H264Codec(quality=4, gop=5, preset="ultrafast"), []
+    for count in (60, 900):
+        frames = [frame_pixels(1, number % 20) for number in range(count)]
+        member = encode_stream(frames, codec, tmp_path / f"{count}.mp4")
+        reader = Reader(write_shards(tmp_path / str(count), [member], codec=codec))
+        read.append(reader.read(0, (count - 40 + 3 * np.arange(8)).astype(np.int32)))
+    # Frames 0 3 | 1 4 | 2 | 0 3 | 1 of their groups, each decoded up to its last.
+    assert decoded == [4 + 5 + 3 + 4 + 2] * 2
+    assert read[1].bytes_read == pytest.approx(read[0].bytes_read, rel=0.1)
+
+
+@pytest.mark.parametrize("name", list(STREAMS))
+def test_a_video_of_one_frame(name: str, tmp_path: Path) -> None:
+    member = encode_stream([frame_pixels(4, 9)], STREAMS[name], tmp_path / "video.mp4")
+    shards = write_shards(tmp_path / "shards", [member], codec=STREAMS[name])
+    assert shown(Reader(shards).read(0, np.zeros((2, 3), dtype=np.int32))) == {0: (9, 4)}

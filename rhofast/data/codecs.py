@@ -20,7 +20,7 @@ import io
 import struct
 import zlib
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, BinaryIO, ClassVar, Literal
@@ -42,9 +42,10 @@ from rhofast.data.containers import (
     mean_color,
     open_container,
     read_packets,
+    trim,
     video_stream,
 )
-from rhofast.data.types import Units
+from rhofast.data.types import Stream, Units
 from rhofast.errors import ConfigError
 
 SIDE_MULTIPLE = 16  # sides of stored pictures: whole 4:2:0 JPEG blocks and whole H.264 macroblocks, no hidden padding
@@ -66,6 +67,22 @@ class Member:
     width: int
     height: int
     units: Units
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """What was read of a member of `num_frames` frames to decode the distinct, ascending `frames` i32[F]: the rows of
+    its units, i64[U], that `Codec.units_for` asked for, and the bytes of each."""
+
+    units: Units
+    num_frames: int
+    frames: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.int64]
+    pieces: Sequence[Any]
+
+    def joined(self) -> io.BytesIO:
+        """The pieces one after another, as a file."""
+        return io.BytesIO(self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces))
 
 
 class Codec(Section):
@@ -100,11 +117,14 @@ class Codec(Section):
         """The rows of `units`, ascending, that must be read to decode the distinct, ascending `frames`."""
 
     @abstractmethod
-    def decode(
-        self, units: Units, rows: npt.NDArray[np.int64], pieces: Sequence[Any], frames: npt.NDArray[np.int32]
-    ) -> dict[int, Picture]:
-        """Decode on the host: frame number -> RGB u8[H, W, 3] for each of the distinct, ascending `frames`. rows: what
-        `units_for` said; pieces: their bytes. Raises ValueError where a frame does not come out."""
+    def decode(self, part: Part) -> dict[int, Picture]:
+        """Decode on the host: frame number -> RGB u8[H, W, 3], contiguous, for each of the wanted frames. Raises
+        ValueError where one does not come out."""
+
+    def trim(self, part: Part, takes: Collection[str]) -> Stream | None:
+        """The wanted frames still encoded, for a decoder on a device that takes video of the codecs `takes` (FFmpeg's
+        names) in this size; None where it cannot take this one. Raises ValueError as `decode` does."""
+        return None
 
 
 class JpegCodec(Codec):
@@ -147,11 +167,9 @@ class JpegCodec(Codec):
         """Here: the frames themselves."""
         return frames.astype(np.int64)
 
-    def decode(
-        self, units: Units, rows: npt.NDArray[np.int64], pieces: Sequence[Any], frames: npt.NDArray[np.int32]
-    ) -> dict[int, Picture]:
+    def decode(self, part: Part) -> dict[int, Picture]:
         decoded = {}
-        for frame, piece in zip(frames.tolist(), pieces, strict=True):
+        for frame, piece in zip(part.frames.tolist(), part.pieces, strict=True):
             try:
                 with Image.open(io.BytesIO(piece), formats=["JPEG"]) as image:
                     decoded[frame] = np.asarray(image.convert("RGB"))
@@ -203,12 +221,18 @@ class _GroupCodec(Codec):
         groups = np.unique(np.searchsorted(units.frame, frames, side="right") - 1)
         return np.concatenate([[0], groups]) if len(groups) else groups
 
-    def decode(
-        self, units: Units, rows: npt.NDArray[np.int64], pieces: Sequence[Any], frames: npt.NDArray[np.int32]
-    ) -> dict[int, Picture]:
-        ends = [*units.frame[1:].tolist(), int(frames[-1]) + 1 if len(frames) else 0]  # the last group is cut here
-        numbers = [number for row in rows.tolist() for number in range(int(units.frame[row]), ends[row])]
-        return decode_wanted(io.BytesIO(b"".join(pieces)), numbers, frames)
+    def decode(self, part: Part) -> dict[int, Picture]:
+        wanted, coming = _renumbered(part)
+        decoded = decode_wanted(part.joined(), coming, wanted, probe=False)  # the header says everything
+        return _all_of(part, [decoded.get(number) for number in wanted.tolist()])
+
+    def trim(self, part: Part, takes: Collection[str]) -> Stream | None:
+        """Header and groups put together are a whole file again, whose frames count from 0."""
+        if self.name not in takes:
+            return None
+        wanted, coming = _renumbered(part)
+        _all_of(part, [number < coming or None for number in wanted.tolist()])
+        return Stream(content=np.frombuffer(b"".join(part.pieces), dtype=np.uint8), wanted=wanted, frames=part.frames)
 
 
 class H264Codec(_GroupCodec):
@@ -269,7 +293,7 @@ _FRAGMENTED = {
 
 
 class CopyCodec(Codec):
-    """`copy`. Read whole for any of its frames."""
+    """`copy`. Read whole for any of its frames; decoded from the nearest place before each where decoding can begin."""
 
     name: ClassVar[str] = "copy"
     suffix: ClassVar[str | None] = None
@@ -315,11 +339,17 @@ class CopyCodec(Codec):
         """All of them."""
         return np.arange(len(units.frame) if len(frames) else 0, dtype=np.int64)
 
-    def decode(
-        self, units: Units, rows: npt.NDArray[np.int64], pieces: Sequence[Any], frames: npt.NDArray[np.int32]
-    ) -> dict[int, Picture]:
-        numbers = range(int(frames[-1]) + 1 if len(frames) else 0)
-        return decode_wanted(io.BytesIO(b"".join(pieces)), numbers, frames)
+    def decode(self, part: Part) -> dict[int, Picture]:
+        """Only the groups of pictures that hold the frames, where it is sure which those are."""
+        decoded = decode_wanted(part.joined(), part.num_frames, part.frames)
+        return _all_of(part, [decoded.get(number) for number in part.frames.tolist()])
+
+    def trim(self, part: Part, takes: Collection[str]) -> Stream | None:
+        trimmed = trim(part.joined(), part.num_frames, part.frames, takes)
+        if trimmed is None:
+            return None
+        content, wanted = trimmed
+        return Stream(content=np.frombuffer(content, dtype=np.uint8), wanted=wanted, frames=part.frames)
 
 
 def _constant_rate(times: Sequence[float], stated: Fraction) -> Fraction:
@@ -368,6 +398,38 @@ def codec_settings(codec: Codec) -> dict[str, Any]:
 def frames_in(units: Units, num_frames: int) -> npt.NDArray[np.int64]:
     """How many frames each unit holds of its own: i64[U]."""
     return np.diff(units.frame, append=num_frames).astype(np.int64)
+
+
+def _renumbered(part: Part) -> tuple[npt.NDArray[np.int32], int]:
+    """(the wanted frames' numbers, i32[F], in a file of just the rows that were read, how many frames that has)."""
+    counts = frames_in(part.units, part.num_frames)[part.rows]
+    firsts = part.units.frame[part.rows]
+    place = np.searchsorted(firsts, part.frames, side="right") - 1
+    wanted = part.frames - firsts[place] + (np.cumsum(counts) - counts)[place]
+    return wanted.astype(np.int32), int(counts.sum())
+
+
+def _all_of(part: Part, found: Sequence[Any]) -> dict[int, Any]:
+    """frame -> what was found of it. Raises ValueError where that is nothing."""
+    for frame, thing in zip(part.frames.tolist(), found, strict=True):
+        if thing is None:
+            raise ValueError(f"frame {frame} does not come out of the decoder")
+    return dict(zip(part.frames.tolist(), found, strict=True))
+
+
+def usage(units: Units, num_frames: int, wanted: npt.NDArray[np.int32]) -> tuple[float, int]:
+    """(bytes that hold the distinct, ascending, at least one `wanted` frames; frames that decoding them goes through).
+
+    A frame's bytes are its share of its unit's. Of units without frames (the blocks of a copied file, a header) every
+    frame of the member has the same share. Frames are decoded from the beginning of a unit up to its last wanted one; a
+    copied file may be entered later than that, where it has key frames.
+    """
+    held = frames_in(units, num_frames)
+    holders = np.searchsorted(units.frame, wanted, side="right") - 1
+    shared = float(units.size[held == 0].sum(dtype=np.int64)) / num_frames
+    lasts = np.append(np.flatnonzero(np.diff(holders)), len(wanted) - 1)  # of each holder, the last that is wanted
+    decoded = int((wanted[lasts] - units.frame[holders[lasts]] + 1).sum())
+    return float((units.size[holders] / held[holders] + shared).sum()), decoded
 
 
 def _interpolated(

@@ -4,9 +4,10 @@ One `pread` for each run of adjacent units, nothing read twice, no seek position
 has the checksum that was recorded when the shard was made and its pictures were looked into; that is what protects the
 decoder, which may crash on bytes that do not parse.
 
-Stored pictures are handed on as they are. A stream of video is decoded here, in the calling thread (the decoder runs
-without Python's lock), and each frame of the plan is kept once. What it is not: it decides nothing about what to do
-with a bad sample (loader.py), and decodes no stored picture (pipeline.py).
+Stored pictures are handed on as they are. A stream of video that the device shall decode is trimmed to the groups of
+pictures that are needed; any other is decoded here, in the calling thread (the decoder runs without Python's lock), and
+each frame of the plan is kept once. What it is not: it decides nothing about what to do with a bad sample (loader.py),
+and decodes no stored picture (pipeline.py).
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 import os
 import zlib
 from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Mapping
 from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.data.codecs import build_codec
+from rhofast.data.capabilities import VideoLimits
+from rhofast.data.codecs import Part, build_codec, usage
 from rhofast.data.index import IndexRow, ShardSet
 from rhofast.data.types import Sample, Units
 from rhofast.errors import DecodeError, SampleError, ShardError
@@ -31,19 +33,21 @@ _OPEN_FILES = 256
 class _OpenFile:
     """A descriptor that closes when its last user lets go, so that one thread cannot close it under another's read."""
 
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
 
     def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+        os.close(self.descriptor)
 
 
 class Reader:
     """Reads samples of one shard set, which are stored in its `codec`. Thread-safe; at most 256 shards are open."""
 
-    def __init__(self, shards: ShardSet) -> None:
+    def __init__(self, shards: ShardSet, limits: Mapping[str, VideoLimits] | None = None) -> None:
+        """limits: what the device's video decoder takes, by codec; streams within them are left to it, trimmed to what
+        a sample needs. All others are decoded on the host."""
         self.shards = shards
+        self._limits = limits or {}
         self.codec = build_codec(shards.info.codec)
         self._files: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = Lock()
@@ -76,23 +80,34 @@ class Reader:
         pieces: list[memoryview] = []
         for first, last in _adjacent(row.units, rows):
             pieces += self._read_units(shard, row, first, last)
+        stream, pictures = None, dict[int, npt.NDArray[np.uint8]]()
         if self.codec.pictures:
             found = (np.frombuffer(piece, dtype=np.uint8) for piece in pieces)
             pictures = dict(zip(distinct.tolist(), found, strict=True))
         else:
+            part = Part(units=row.units, num_frames=row.num_frames, frames=distinct, rows=rows, pieces=pieces)
             try:
-                decoded = self.codec.decode(row.units, rows, pieces, distinct)
+                stream = self.codec.trim(
+                    part, [name for name, limits in self._limits.items() if limits.fit(row.width, row.height)]
+                )
+                if stream is None:
+                    pictures = self.codec.decode(part)
             except ValueError as error:
                 name = self.shards.info.shards[shard].tar
                 raise DecodeError(str(error), shard=name, key=row.key, offset=row.offset) from None
-            # The decoder pads the rows of some widths; DALI takes none of that.
-            pictures = {frame: np.ascontiguousarray(picture) for frame, picture in decoded.items()}
+        bytes_read = sum(piece.nbytes for piece in pieces)
+        used, decoded = float(bytes_read), len(distinct)
+        if not self.codec.pictures and len(distinct):
+            used, decoded = usage(row.units, row.num_frames, distinct)
         return Sample(
             sample=sample,
             key=row.key,
             label=row.label,
             pictures=pictures,
-            bytes_read=sum(piece.nbytes for piece in pieces),
+            bytes_read=bytes_read,
+            stream=stream,
+            bytes_used=used,
+            frames_decoded=decoded,
         )
 
     def _read_units(self, shard: int, row: IndexRow, first: int, last: int) -> list[memoryview]:
@@ -125,14 +140,19 @@ class Reader:
                 content += rest
         except OSError as error:
             raise SampleError(f"{error.strerror or error}", shard=name, key=key, offset=offset) from None
+        except ShardError as error:
+            raise SampleError(error.message, shard=name, key=key, offset=offset, hint=error.hint) from None
         if len(content) < size:
             raise SampleError("the shard ends too early", shard=name, key=key, offset=offset + len(content))
         return memoryview(content)
 
     def _file(self, shard: int) -> _OpenFile:
+        name = self.shards.info.shards[shard].tar
+        if not self.shards.keeps_files:  # an open file takes its space also after it was deleted
+            return _OpenFile(self.shards.open(name))
         with self._lock:
             if shard not in self._files:
-                self._files[shard] = _OpenFile(self.shards.local(self.shards.info.shards[shard].tar))
+                self._files[shard] = _OpenFile(self.shards.open(name))
                 while len(self._files) > _OPEN_FILES:
                     self._files.popitem(last=False)
             self._files.move_to_end(shard)

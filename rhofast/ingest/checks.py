@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin
 
-from rhofast.data.codecs import MEASURED, Codec, build_codec, frames_in
+from rhofast.data.codecs import MEASURED, Codec, Part, build_codec, frames_in
 from rhofast.data.index import IndexRow, ShardIndex, ShardInfo, open_index
 from rhofast.errors import ShardError
 from rhofast.ingest.executors import tick
@@ -282,7 +282,7 @@ def _picture_faults(row: IndexRow, tar: io.BufferedReader, codec: Codec, decoder
                 # Thin bright lines do that too, since the stored color was measured at an eighth of the size.
                 frame = np.array([unit], dtype=np.int32)
                 try:
-                    host = codec.decode(row.units, frame.astype(np.int64), [encoded], frame)[unit]
+                    host = codec.decode(_part(row, frame, frame.astype(np.int64), [encoded]))[unit]
                 except ValueError as error:
                     faults[unit] = str(error)
                 else:
@@ -329,10 +329,14 @@ def _group_faults(row: IndexRow, tar: io.BufferedReader, codec: Codec) -> dict[i
             tar.seek(row.offset + int(row.units.offset[other]))
             pieces.append(tar.read(int(row.units.size[other])))
         try:
-            codec.decode(row.units, rows, pieces, frame)
+            codec.decode(_part(row, frame, rows, pieces))
         except ValueError as error:
             faults[unit] = str(error)
     return faults
+
+
+def _part(row: IndexRow, frame: npt.NDArray[np.int32], rows: npt.NDArray[np.int64], pieces: Sequence[Any]) -> Part:
+    return Part(units=row.units, num_frames=row.num_frames, frames=frame, rows=rows, pieces=pieces)
 
 
 def _unit_problems(file: str, row: IndexRow, faults: dict[int, str]) -> Iterator[Problem]:

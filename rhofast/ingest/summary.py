@@ -16,7 +16,7 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from rhofast.config import ClipSection
-from rhofast.data.codecs import Codec, build_codec, frames_in
+from rhofast.data.codecs import Codec, build_codec, usage
 from rhofast.data.index import IndexRow, ShardSet
 from rhofast.data.plan import clips_alone
 
@@ -110,23 +110,16 @@ def summarize(shards: ShardSet, clips: ClipSection) -> Summary:
 
 def clip_cost(codec: Codec, rows: Sequence[IndexRow], clips: ClipSection) -> tuple[float, float, float]:
     """(bytes read a sample, bytes read / bytes of the frames used, frames decoded / distinct frames used) for random
-    clips of the given samples, at least one.
-
-    A frame's bytes are its share of its unit's. Of a unit without frames (the blocks of a copied file, a header) every
-    frame of the member has the same share. Frames are decoded from the beginning of a unit up to the last that is used.
+    clips of the given samples, at least one. `usage` says how both are counted.
     """
     plan = clips_alone(rows, np.arange(len(rows), dtype=np.int64), clips, seed=0, epoch=0)
     bytes_read, bytes_used, decoded, used = 0, 0.0, 0, 0
     for row, frames in zip(rows, plan.frames, strict=True):
-        units, held = row.units, frames_in(row.units, row.num_frames)
         wanted = np.unique(frames)
-        needed = codec.units_for(units, wanted)
-        holders = np.searchsorted(units.frame, wanted, side="right") - 1
-        shared = float(units.size[held == 0].sum(dtype=np.int64)) / row.num_frames
-        ahead = int(units.frame[holders[-1]] + held[holders[-1]] - 1 - wanted[-1])  # of the last unit, left alone
-        bytes_read += int(units.size[needed].sum(dtype=np.int64))
-        bytes_used += float((units.size[holders] / held[holders] + shared).sum())
-        decoded += int(held[needed].sum()) - ahead
+        bytes_read += int(row.units.size[codec.units_for(row.units, wanted)].sum(dtype=np.int64))
+        holding, through = usage(row.units, row.num_frames, wanted)
+        bytes_used += holding
+        decoded += through
         used += len(wanted)
     return bytes_read / len(rows), bytes_read / bytes_used, decoded / used
 
