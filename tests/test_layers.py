@@ -9,18 +9,30 @@ PACKAGE = Path(__file__).parents[1] / "rhofast"
 
 LAYERS = {
     0: ["errors", "rng"],
-    1: ["config", "files", "data.types", "data.containers"],
+    1: ["config", "files", "data.types", "data.containers", "data.capabilities", "data.dali"],
     2: [
-        *(f"data.{name}" for name in ("index", "order", "clips", "augment", "codecs", "conveyor", "quarantine")),
-        *("ingest.probe", "distributed", "optim", "telemetry"),
+        *(
+            f"data.{name}"
+            for name in ("index", "order", "clips", "augment", "codecs", "video", "conveyor", "quarantine")
+        ),
+        *("data.cache", "data.download", "ingest.probe", "distributed", "optim", "telemetry"),
     ],
     3: [
-        *(f"data.{name}" for name in ("reader", "plan", "pipeline", "stats")),
+        *(f"data.{name}" for name in ("reader", "remote", "plan", "pipeline", "stats", "mixture")),
         *(f"ingest.{name}" for name in ("writer", "transcode", "executors", "recipes", "listing", "guard")),
         *("backbones.slow", "backbones.torchvision_video", "methods.heads", "methods.contract"),
     ],
     4: [
-        *("foreign", "data.loader", "ingest.unit", "ingest.checks", "ingest.summary", "ingest.quality", "backbones"),
+        *(
+            "foreign",
+            "turns",
+            "data.loader",
+            "ingest.unit",
+            "ingest.checks",
+            "ingest.summary",
+            "ingest.quality",
+            "backbones",
+        ),
         *(f"methods.{name}" for name in ("moco", "byol", "simclr", "swav")),
     ],
     5: [
@@ -28,15 +40,15 @@ LAYERS = {
         *("methods", "checkpoint", "export", "evals.features", "evals.multiview"),
     ],
     6: ["evals.knn", "evals.linear", "evals.finetune"],
-    7: ["train"],
-    8: ["show", "report", "bench", "demo", "console"],
+    7: ["train", "report", "pictures"],
+    8: ["show", "bench", "demo", "console"],
     9: ["cli"],
     10: ["__main__"],
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
 DATA_TOWER, MODEL_TOWER = ("data.", "ingest."), ("backbones", "methods", "optim", "distributed")
 DOORS = {
-    "nvidia": {"data.pipeline"},
+    "nvidia": {"data.dali", "data.pipeline"},
     "accelerate": {"train", "checkpoint", "evals"},
     "torchvision": {"backbones.torchvision_video"},
     "ray": {"ingest.executors"},

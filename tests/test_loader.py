@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ import torch
 from conftest import damage_unit
 
 from rhofast.config import AugmentSection, ClipSection, DataSection
+from rhofast.data.conveyor import Conveyor
 from rhofast.data.index import ShardSet
-from rhofast.data.loader import Loader, Position, TestLoader
+from rhofast.data.loader import Loader, TestLoader
+from rhofast.data.mixture import Mixture, Position
 from rhofast.data.plan import training_plan
 from rhofast.data.reader import Reader
 from rhofast.data.types import Views
-from rhofast.errors import ConfigError, DecodeError, ResumeError, TooManyBadSamplesError
+from rhofast.errors import ConfigError, ResumeError, ShardError, TooManyBadSamplesError
 
 CLIPS = ClipSection(num_clips=2, num_frames=3, frame_stride=2, fps=12)
 AUGMENT = AugmentSection(size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -26,10 +29,16 @@ PLAIN = AugmentSection(size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), color
 
 
 def loader(
-    shards: ShardSet, *, augment: AugmentSection = AUGMENT, threads: int = 2, max_bad: float = 0.01, **options: object
+    shards: ShardSet | Mixture,
+    *,
+    augment: AugmentSection = AUGMENT,
+    threads: int = 2,
+    max_bad: float = 0.01,
+    patience: float = 600.0,
+    **options: object,
 ) -> Loader:
     arguments = {"batch_size": 4, "seed": 11, "clips": CLIPS, **options}
-    data = DataSection(threads=threads, decode_threads=threads, max_bad=max_bad)
+    data = DataSection(threads=threads, decode_threads=threads, max_bad=max_bad, patience=patience)
     return Loader(shards, augment=augment, data=data, **arguments)  # type: ignore[arg-type]
 
 
@@ -163,20 +172,137 @@ def test_a_missing_shard_is_survived_and_too_many_bad_samples_are_not(shards: Sh
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("rhofast-")]
 
 
-def test_a_decoder_error_names_the_sample(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = loader(shards)
-    read = source._reader.read
+def threads_left_after(seconds: float) -> list[str]:
+    """The loader's threads that do not end within some time."""
+    mine = [thread for thread in threading.enumerate() if thread.name.startswith("rhofast-")]
+    for thread in mine:
+        thread.join(seconds)
+    return [thread.name for thread in mine if thread.is_alive()]
 
-    def zeroed(sample: int, *given: object):  # type: ignore[no-untyped-def]
-        result = read(sample, *given)
-        if sample == victim:
-            result.pictures.update({frame: np.zeros(64, dtype=np.uint8) for frame in result.pictures})
+
+def broken(source: Loader | TestLoader, victims: set[int], monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Let these samples come from the reader as the decoder does not take them, as if they had been stored so."""
+    (reader,) = source._readers
+    read = reader.read
+
+    def spoiled(sample: int, *given: object):  # type: ignore[no-untyped-def]
+        result = read(sample, *given)  # type: ignore[arg-type]
+        if sample in victims:
+            for frame, picture in result.pictures.items():
+                result.pictures[frame] = (
+                    np.zeros(64, dtype=np.uint8) if how == "garbage" else picture[: len(picture) // 2]
+                )
         return result
 
-    victim = int(source.samples(source.position)[2])
-    monkeypatch.setattr(source._reader, "read", zeroed)
-    with source, pytest.raises(DecodeError, match=f"key 'v{victim}'"):
+    monkeypatch.setattr(reader, "read", spoiled)
+
+
+@pytest.mark.parametrize("how", ["garbage", "cut short"])
+def test_what_the_decoder_refuses_is_replaced_and_all_else_stays(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    straight = take(loader(shards, augment=PLAIN), 6)
+    log = tmp_path / "bad.jsonl"
+    source = loader(shards, augment=PLAIN, bad_log=log, max_bad=1.0)
+    victims = set(source.samples(source.position)[[1, 2]].tolist())
+    broken(source, victims, monkeypatch, how)
+    with source:
+        repaired = [next(source) for _ in range(6)]
+    for clean, other in zip(straight, repaired, strict=True):
+        fine = [place for place, sample in enumerate(clean.sample.tolist()) if sample not in victims]
+        assert other.sample[fine].tolist() == clean.sample[fine].tolist()
+        assert torch.equal(other.pixels[fine], clean.pixels[fine])
+        assert not victims & set(other.sample.tolist())
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {line["sample"] for line in lines} == victims
+    assert all("decoder refused" in line["reason"] and line["key"] == f"v{line['sample']}" for line in lines)
+
+
+def test_evaluation_leaves_out_what_the_decoder_refuses(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"clips": CLIPS, "augment": PLAIN, "data": DataSection(), "batch_size": 4, "views": 2}
+    source = TestLoader(shards, **options)  # type: ignore[arg-type]
+    broken(source, {5, 8, 9, 10, 11}, monkeypatch, "cut short")  # the third batch is lost as a whole
+    with source:
+        assert [sample for views in source for sample in views.sample.tolist()] == [0, 1, 2, 3, 4, 6, 7, 12]
+    assert [error.key for error in source.bad] == ["v5", "v8", "v9", "v10", "v11"]
+
+
+def test_an_error_of_the_decoder_that_no_sample_causes_ends_the_run(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = loader(shards)
+    (pipeline,) = source._pipelines.values()
+    run, calls = pipeline._run, []
+
+    def failing(*given: object) -> torch.Tensor:
+        calls.append(given)
+        if len(calls) == 1:
+            raise RuntimeError("out of memory")
+        return run(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "_run", failing)
+    with source, pytest.raises(RuntimeError, match="out of memory"):
         next(source)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rhofast-")]
+
+
+def test_a_replay_is_the_batch_that_training_got(shards: ShardSet) -> None:
+    flip_byte_of(shards, 4)
+    for rank in range(2):
+        source = loader(shards, rank=rank, world_size=2, max_bad=1.0)
+        positions, batches = [], []
+        with source:
+            for _ in range(5):
+                positions.append(source.position)
+                batches.append(next(source))
+        for at, views in reversed(list(zip(positions, batches, strict=True))):
+            with loader(shards, rank=rank, world_size=2, max_bad=1.0) as again:
+                replay = again.replay(at)
+            assert same(replay.views, views)
+            assert [row.key for row in replay.rows] == [f"v{sample}" for sample in views.sample.tolist()]
+            mine = again.samples(at)[2 * rank : 2 * rank + 2].tolist()
+            assert list(replay.replaced) == [slot for slot, sample in enumerate(mine) if sample == 4]
+    with source, pytest.raises(ValueError, match="replays nothing"):
+        source.replay(positions[0])
+
+
+def test_a_read_that_hangs_ends_the_run_and_names_the_stage(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = loader(shards, patience=1.0)
+    release = threading.Event()
+    monkeypatch.setattr("rhofast.data.conveyor._FAREWELL_S", 0.1)
+    monkeypatch.setattr(source, "_read_one", lambda *_: release.wait(20))
+    with pytest.raises(ShardError, match="stage 'read' has been busy"):
+        next(source)
+    source.close()  # does not wait for it
+    release.set()
+    assert threads_left_after(5) == []
+
+
+def test_a_thread_that_dies_is_noticed(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Conveyor._work
+
+    def dies(conveyor: Conveyor[object], number: int) -> None:
+        if number != 1:
+            work(conveyor, number)
+
+    monkeypatch.setattr(Conveyor, "_work", dies)
+    with loader(shards) as source, pytest.raises(ShardError, match="thread of stage 'read' has died"):
+        next(source)
+    assert threads_left_after(5) == []
+
+
+def test_slow_reads_change_nothing_but_the_time(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = take(loader(shards), 3)
+    source = loader(shards)
+    (reader,) = source._readers
+    pread = reader._pread
+
+    def slow(shard: int, offset: int, size: int, key: str) -> memoryview:
+        time.sleep(0.02 * (offset % 3))
+        return pread(shard, offset, size, key)
+
+    monkeypatch.setattr(reader, "_pread", slow)
+    assert all(same(left, right) for left, right in zip(straight, take(source, 3), strict=True))
 
 
 def test_a_batch_that_does_not_fit_is_a_config_error(shards: ShardSet) -> None:
@@ -202,7 +328,7 @@ def test_stats_add_up(shards: ShardSet) -> None:
     assert (stats.batches, stats.clips, stats.frames) == (3, 24, 72)
     assert stats.bytes_read > 0
     assert 0 < stats.wait_s <= stats.seconds
-    assert set(stats.stages) == {"read", "decode"} and stats.stages["decode"].busy > 0
+    assert list(stats.stages) == ["plan", "read", "decode"] and stats.stages["decode"].busy > 0
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

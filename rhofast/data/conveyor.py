@@ -2,13 +2,16 @@
 
     source --> [stage 0] --channel--> [stage 1] --channel--> get()
 
-Order is preserved. An exception in a stage travels down the channels in the place of its item and is raised by `get`.
-Every stage counts the seconds in which it worked, starved (waited for input) or was blocked (waited for room), so that
-the slowest stage can be named. What it is not: it knows nothing of videos.
+Order is preserved; a stage that makes None of an item drops it. An exception in a stage travels down the channels in
+the place of its item and is raised by `get`. No wait is endless: a thread that died, or a stage that takes longer over
+one item than its patience lasts, becomes an error in the consumer. Every stage counts the seconds in which it worked,
+starved (waited for input) or was blocked (waited for room), so that the slowest stage can be named. What it is not: it
+knows nothing of videos.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -17,7 +20,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 Out = TypeVar("Out")
-_ALIVE_CHECK_S = 5.0
+_CHECK_S = 1.0  # between two looks at whether what is waited for can still come
+_FAREWELL_S = 5.0  # for a thread to end after a stage has hung
 
 
 @dataclass(slots=True)
@@ -27,6 +31,10 @@ class StageClock:
     busy: float = 0.0
     starved: float = 0.0
     blocked: float = 0.0
+
+
+class StalledError(RuntimeError):
+    """Nothing came out for too long; the message names the stage that holds it up, and since when."""
 
 
 class _ChannelClosedError(Exception):
@@ -59,11 +67,12 @@ class _Channel:
             self._items.append(item)
             self._changed.notify_all()
 
-    def get(self, still_fed: Callable[[], bool]) -> Any:
+    def get(self, check: Callable[[], None] | None = None) -> Any:
+        """The next item. check: called about once a second while there is none; what it raises ends the wait."""
         with self._changed:
             while not self._items and not self._closed:
-                if not self._changed.wait(_ALIVE_CHECK_S) and not still_fed() and not self._items:
-                    raise RuntimeError("the thread that feeds this queue has died without a word")
+                if not self._changed.wait(_CHECK_S) and not self._items and check is not None:
+                    check()
             if self._closed:
                 raise _ChannelClosedError
             item = self._items.popleft()
@@ -80,12 +89,21 @@ class _Channel:
 class Conveyor(Generic[Out]):
     """Runs `stages` over the items of `source`; `get` returns what the last stage makes of each, in order.
 
-    depth: items that may wait behind each stage. Threads start with the first `get` and end with `close`.
+    depth: items that may wait behind each stage. patience: seconds that a stage may take over one item. Threads start
+    with the first `get` and end with `close`.
     """
 
-    def __init__(self, source: Iterator[Any], stages: dict[str, Callable[[Any], Any]], *, depth: int) -> None:
+    def __init__(
+        self,
+        source: Iterator[Any],
+        stages: dict[str, Callable[[Any], Any]],
+        *,
+        depth: int,
+        patience: float = math.inf,
+    ) -> None:
         self.clocks = {name: StageClock() for name in stages}
         self.wait_s = 0.0
+        self._ended = dict.fromkeys(stages, False)
         self._source = source
         self._stages = list(stages.items())
         self._channels = [_Channel(depth) for _ in stages]
@@ -93,11 +111,13 @@ class Conveyor(Generic[Out]):
             threading.Thread(target=self._work, args=(number,), name=f"rhofast-{name}", daemon=True)
             for number, name in enumerate(stages)
         ]
-        self._started = self._finished = False
+        self._patience = patience
+        self._since: list[float | None] = [None for _ in stages]  # when each began the item it works on
+        self._started = self._finished = self._stalled = False
 
     def get(self) -> Out:
-        """The next item. Raises StopIteration at the end, and whatever a stage raised, once, in its place; after
-        either the conveyor is closed."""
+        """The next item. Raises StopIteration at the end; whatever a stage raised, once, in its place; StalledError.
+        After each of them the conveyor is closed."""
         if self._finished:
             raise StopIteration
         if not self._started:
@@ -105,8 +125,14 @@ class Conveyor(Generic[Out]):
             for thread in self._threads:
                 thread.start()
         began = time.perf_counter()
-        item = self._channels[-1].get(self._threads[-1].is_alive)
-        self.wait_s += time.perf_counter() - began
+        try:
+            item = self._channels[-1].get(self._check_all)
+        except StalledError:
+            self._stalled = True
+            self.close()
+            raise
+        finally:
+            self.wait_s += time.perf_counter() - began
         if item is _END:
             self.close()
             raise StopIteration
@@ -116,14 +142,24 @@ class Conveyor(Generic[Out]):
         return item  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """End all threads and drop what is under way. Safe to call twice."""
+        """End all threads and drop what is under way. Safe to call twice. It waits for the work under way; only a
+        thread that hangs in it is left to itself in the end, and ends as soon as that work does."""
         self._finished = True
         for channel in self._channels:
             channel.close()
-        if self._started:
-            for thread in self._threads:
-                if thread is not threading.current_thread():
-                    thread.join()
+        wait = _FAREWELL_S if self._stalled else min(self._patience, threading.TIMEOUT_MAX)
+        for thread in self._threads:
+            if thread.ident is not None and thread is not threading.current_thread():  # Ctrl-C may hit while they start
+                thread.join(wait)
+
+    def _check_all(self) -> None:
+        """Raises StalledError if a stage has died, or takes too long over an item."""
+        now = time.perf_counter()
+        for (name, _), thread, since in zip(self._stages, self._threads, self._since, strict=True):
+            if since is not None and now - since > self._patience:
+                raise StalledError(f"stage {name!r} has been busy with one item for {now - since:.0f} s")
+            if not thread.is_alive() and thread.ident is not None and not self._ended[name]:
+                raise StalledError(f"the thread of stage {name!r} has died without a word")
 
     def _work(self, number: int) -> None:
         name, function = self._stages[number]
@@ -134,6 +170,7 @@ class Conveyor(Generic[Out]):
                 item = self._next_input(number)
                 fed = time.perf_counter()
                 clock.starved += fed - began
+                self._since[number] = fed
                 if item is not _END and not isinstance(item, _Raised):
                     try:
                         item = function(item)
@@ -141,16 +178,19 @@ class Conveyor(Generic[Out]):
                         item = _Raised(error)
                     clock.busy += time.perf_counter() - fed
                 done = time.perf_counter()
-                out.put(item)
+                self._since[number] = None
+                if item is not None:
+                    out.put(item)
                 clock.blocked += time.perf_counter() - done
                 if item is _END or isinstance(item, _Raised):
+                    self._ended[name] = True
                     return
         except _ChannelClosedError:
             return
 
     def _next_input(self, number: int) -> Any:
         if number:
-            return self._channels[number - 1].get(self._threads[number - 1].is_alive)
+            return self._channels[number - 1].get()
         try:
             return next(self._source, _END)
         except BaseException as error:  # noqa: BLE001 - it is raised again, in the consumer's thread

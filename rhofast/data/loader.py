@@ -1,20 +1,23 @@
 """Order -> plan -> read -> pipeline -> Views: the training loader and the test loader.
 
-    positions --order--> samples --clips, augment--> plans --reader--> pictures --pipeline--> Views
-    '------------------- stage "read" (threads) -------------------'  '- stage "decode" (DALI) -'
+    positions --> [plan] ------------> [read] --------------> [decode] --> next()
+                  order, clips,         bytes of the frames,    DALI
+                  augment; asks         from a pool of threads;
+                  the pool to read      replaces what is bad
 
-A stream of video is decoded by the threads of the first stage, stored pictures by the second. Both stages run ahead of
-the consumer by `prefetch` batches. A batch is a pure function of (dataset digest, config, seed, epoch, position): no
-thread, rank or history has a say in it. Ranks are sliced here; do not give a loader to `accelerator.prepare`, which
-would slice again.
+Each stage has a thread of its own and runs ahead of the consumer by `prefetch` batches, so the pool always has the next
+batches to read: one slow video holds up nothing but its own batch. A stream of video that no GPU takes is decoded in
+the pool, too. A batch is a pure function of (dataset digest, config, seed, epoch, position): no thread, rank or history
+has a say in it. Ranks are sliced here; do not give a loader to `accelerator.prepare`, which would slice again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,49 +26,143 @@ import numpy.typing as npt
 import torch
 
 from rhofast.config import AugmentSection, ClipSection, DataSection
-from rhofast.data.conveyor import Conveyor, StageClock
+from rhofast.data.capabilities import VideoLimits, choose_decoder, detect, say_pictures
+from rhofast.data.codecs import build_codec
+from rhofast.data.conveyor import Conveyor, StageClock, StalledError
 from rhofast.data.index import IndexRow, ShardSet
-from rhofast.data.order import rank_slice, sample_at, steps_per_epoch
+from rhofast.data.mixture import Mixture, Position
+from rhofast.data.order import rank_slice
 from rhofast.data.pipeline import DecodePipeline
-from rhofast.data.plan import evaluation_plan, join, take, training_plan
+from rhofast.data.plan import evaluation_plan, training_plan
 from rhofast.data.quarantine import Quarantine
 from rhofast.data.reader import Reader
+from rhofast.data.remote import DownloadAhead
 from rhofast.data.stats import LoaderStats
 from rhofast.data.types import AugmentPlan, ClipPlan, Sample, Views
-from rhofast.errors import ConfigError, DecodeError, ResumeError, SampleError
+from rhofast.data.video import VideoDecoder
+from rhofast.errors import ConfigError, DecodeError, ResumeError, SampleError, ShardError, UndecodableError
 from rhofast.rng import Stream, uniform
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 _NO_LABEL = -100
 _CPU = torch.device("cpu")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Position:
-    """Where in the run: `position` samples of `epoch` were consumed before this batch."""
-
-    epoch: int
-    position: int
+Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Ready:
-    """A batch on its way between the two stages."""
+class Batch:
+    """A batch of one rank, read: what stands in its slots, as numbers and as bytes.
 
-    samples: list[Sample]
+    slots i64[B], ascending; samples i64[B] numbers in the data, epochs i64[B]; rows, read: B each; clips, augment: of B
+    """
+
+    slots: Int64Array
+    samples: Int64Array
+    epochs: Int64Array
+    rows: list[IndexRow]
     clips: ClipPlan
     augment: AugmentPlan
+    read: list[Sample]
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def take(self, places: Sequence[int]) -> Self:
+        """Some of the samples: `places` in [0, B)."""
+        some = np.array(places, dtype=np.int64)
+        return replace(
+            self,
+            slots=self.slots[some],
+            samples=self.samples[some],
+            epochs=self.epochs[some],
+            rows=[self.rows[place] for place in places],
+            clips=self.clips.take(some),
+            augment=self.augment.take(some),
+            read=[self.read[place] for place in places],
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """One batch of several, by slots."""
+        if len(parts) == 1:
+            return parts[0]
+        joined = cls(
+            slots=np.concatenate([part.slots for part in parts]),
+            samples=np.concatenate([part.samples for part in parts]),
+            epochs=np.concatenate([part.epochs for part in parts]),
+            rows=[row for part in parts for row in part.rows],
+            clips=ClipPlan.join([part.clips for part in parts]),
+            augment=AugmentPlan.join([part.augment for part in parts]),
+            read=[sample for part in parts for sample in part.read],
+        )
+        return joined.take(np.argsort(joined.slots).tolist())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replay:
+    """A batch of one rank, made again. replaced: by slot, why another sample stands there than the order says."""
+
+    views: Views
+    samples: list[Sample]
+    rows: list[IndexRow]
+    clips: ClipPlan
+    augment: AugmentPlan
+    replaced: dict[int, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """Samples that the pool is reading, and how they were planned, as in Batch. failed: by slot, those whose index row
+    cannot be had."""
+
+    slots: Int64Array
+    samples: Int64Array
+    epochs: Int64Array
+    rows: list[IndexRow]
+    clips: ClipPlan
+    augment: AugmentPlan
+    reads: list[Future[Sample]]
+    failed: dict[int, SampleError]
+
+
+@dataclass(kw_only=True, slots=True)
+class _Draft:
+    """A batch on its way through the stages. at: its position; whole: the samples of the global batch as the order has
+    them; originals, epochs, places: this rank's; asked, batch: how far it has come; attempts, replaced: by slot."""
+
+    at: Position
+    whole: Int64Array
+    originals: Int64Array
+    epochs: Int64Array
+    places: Int64Array
+    standing: Int64Array
+    asked: _Asked
+    batch: Batch | None = None
+    attempts: dict[int, int] = field(default_factory=dict)
+    replaced: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Done:
+    """A batch that is ready. made: when its pixels are there, on a CUDA device; None on the CPU."""
+
+    views: Views
+    batch: Batch
+    replaced: dict[int, str]
+    made: torch.cuda.Event | None
 
 
 class _Base:
-    """What the two loaders share: reading in threads, decoding, counting, closing."""
+    """What the two loaders share: asking, reading, decoding, counting, closing."""
 
     def __init__(
         self,
-        shards: ShardSet,
+        shards: Mixture,
         augment: AugmentSection,
         data: DataSection,
         *,
+        max_videos: int,
         max_pictures: int,
         plain: bool,
         device: torch.device,
@@ -73,27 +170,44 @@ class _Base:
         quarantine: Quarantine,
     ) -> None:
         self.shards = shards
-        self._reader = Reader(shards)
+        self._data = data
         self._pool = ThreadPoolExecutor(data.threads, thread_name_prefix="rhofast-pread")
-        self._depth = data.prefetch
         device_id = None
         if device.type == "cuda":  # "cuda" alone means the current one
             device_id = torch.cuda.current_device() if device.index is None else device.index
         self._device = device
+        self.decoders, limits = _choose_decoders(shards, data, device_id)
+        self._readers = [Reader(one, limits) for one in shards.sets]
+        video = None
+        if limits:
+            engines = max(limit.engines for limit in limits.values())
+            threads = max(data.decode_threads, 2 * engines)
+            video = VideoDecoder(max_samples=max_videos, threads=threads, device_id=device_id)
+        # Work of its own, beside the training step's, and ordered after and before it by events.
+        self._stream = None if device_id is None else torch.cuda.Stream(device_id)  # type: ignore[no-untyped-call]
         self._quarantine = quarantine
-        self._pipeline = DecodePipeline(
-            augment,
-            max_pictures=max_pictures,
-            color=not plain and (augment.color > 0 or augment.gray > 0),
-            blur=not plain and augment.blur > 0,
-            threads=data.decode_threads,
-            device_id=device_id,
-            half=half,
-            decoded=not self._reader.codec.pictures,
-        )
-        self._conveyor: Conveyor[tuple[Views, int]] | None = None
-        self._batches = self._clips = self._frames = self._bytes_read = 0
+        self._pipelines = {
+            pictures: DecodePipeline(
+                augment,
+                max_pictures=max_pictures,
+                color=not plain and (augment.color > 0 or augment.gray > 0),
+                blur=not plain and augment.blur > 0,
+                threads=data.decode_threads,
+                device_id=device_id,
+                half=half,
+                difference=not plain and augment.difference > 0,
+                decoded=not pictures,
+                video=None if pictures else video,
+                hw_decoder_load=data.hw_decoder_load,
+            )
+            for pictures in {reader.codec.pictures for reader in self._readers}
+        }
+        self._conveyor: Conveyor[_Done] | None = None
+        self._ahead: DownloadAhead | None = None
+        self._batches = self._clips = self._frames = self._frames_decoded = self._bytes_read = 0
+        self._bytes_used = 0.0
         self._began: float | None = None
+        self._stalled = False  # a read hangs: nobody waits for it any more
 
     def __iter__(self) -> Self:
         return self
@@ -106,10 +220,15 @@ class _Base:
 
     def close(self) -> None:
         """End all threads and close all files. Safe to call twice; the loader cannot be used afterwards."""
+        if self._ahead is not None:
+            self._ahead.stop()
         if self._conveyor is not None:
             self._conveyor.close()
-        self._pool.shutdown(cancel_futures=True)
-        self._reader.close()
+        self._pool.shutdown(wait=not self._stalled, cancel_futures=True)
+        if self._ahead is not None:
+            self._ahead.close()
+        for reader in self._readers:
+            reader.close()
 
     @property
     def stats(self) -> LoaderStats:
@@ -119,100 +238,187 @@ class _Base:
             batches=self._batches,
             clips=self._clips,
             frames=self._frames,
+            frames_decoded=self._frames_decoded,
             bytes_read=self._bytes_read,
+            bytes_used=round(self._bytes_used),
             bad=self._quarantine.count,
             seconds=0.0 if self._began is None else time.perf_counter() - self._began,
             wait_s=conveyor.wait_s if conveyor else 0.0,
             stages={name: StageClock(**asdict(clock)) for name, clock in conveyor.clocks.items()} if conveyor else {},
         )
 
-    def _start(self, source: Iterator[Any], read: Any) -> None:
+    def _start(self, source: Iterator[Any], needed: Sequence[Iterator[int]]) -> None:
+        """needed: of each set, the shards in the order of their first need."""
         if self._conveyor is None:
             self._began = time.perf_counter()
-            self._conveyor = Conveyor(source, {"read": read, "decode": self._decode}, depth=self._depth)
+            self._ahead = DownloadAhead(zip(self.shards.sets, needed, strict=True), threads=self._data.downloads)
+            stages = {"plan": self._plan, "read": self._read, "decode": self._decode}
+            self._conveyor = Conveyor(source, stages, depth=self._data.prefetch, patience=self._data.patience)
 
     def _next(self) -> Views:
         assert self._conveyor is not None
-        views, bytes_read = self._conveyor.get()
-        b, p, _, t = views.pixels.shape[:4]
+        try:
+            done = self._conveyor.get()
+        except StalledError as error:
+            self._stalled = True
+            hint = "the storage may hang; data.patience is how many seconds are allowed"
+            raise ShardError(f"the loader stalled: {error}", hint=hint) from None
+        self._hand_over(done)
+        b, p, _, t = done.views.pixels.shape[:4]
         self._batches += 1
         self._clips += b * p
         self._frames += b * p * t
-        self._bytes_read += bytes_read
-        return views
+        read = done.batch.read
+        self._bytes_read += sum(sample.bytes_read for sample in read)
+        self._bytes_used += sum(sample.bytes_used for sample in read)
+        self._frames_decoded += sum(sample.frames_decoded for sample in read)
+        return done.views
 
-    def _read_all(self, samples: npt.NDArray[np.int64], epoch: int) -> tuple[_Ready | None, dict[int, SampleError]]:
-        """Plan the samples together and read them in the pool: those that could be read, in their order (None where
-        there are none), and by place among the given ones why the others could not."""
-        rows: dict[int, IndexRow] = {}
+    def _hand_over(self, done: _Done) -> None:
+        """Order the consumer's work on the device after the loader's, and the reuse of the memory after both."""
+        if done.made is not None:
+            consumer = torch.cuda.current_stream(self._device)
+            consumer.wait_event(done.made)
+            for tensor in (done.views.pixels, done.views.sample, done.views.label):
+                tensor.record_stream(consumer)
+
+    @abstractmethod
+    def _plan(self, at: Any) -> _Draft:
+        """Stage 1."""
+
+    @abstractmethod
+    def _numbers(self, rows: list[IndexRow], samples: Int64Array, epochs: Int64Array) -> tuple[ClipPlan, AugmentPlan]:
+        """The plans of some samples."""
+
+    @abstractmethod
+    def _mend(self, draft: _Draft, failed: Mapping[int, SampleError]) -> None:
+        """See to it that the samples in the slots of `failed`, which are not part of `draft.batch`, are not missed."""
+
+    def _ask(self, slots: Int64Array, samples: Int64Array, epochs: Int64Array) -> _Asked:
+        """Plan some samples, and have them read."""
+        rows: list[IndexRow] = []
+        kept: list[int] = []
         failed: dict[int, SampleError] = {}
         for place, sample in enumerate(samples.tolist()):
+            number, local = self.shards.locate(sample)
             try:
-                rows[place] = self._reader.locate(sample)
+                rows.append(self._readers[number].locate(local))
+                kept.append(place)
             except SampleError as error:
-                failed[place] = error
-        if not rows:
-            return None, failed
-        planned = samples[list(rows)]
-        plan = self._plan(list(rows.values()), planned, epoch)
-        results = list(self._pool.map(self._try_read, planned.tolist(), plan[0].frames, rows.values()))
-        read = [result for result in results if isinstance(result, Sample)]
-        if len(read) < len(results):
-            plan = take(plan, np.flatnonzero([isinstance(result, Sample) for result in results]))
-            failed |= {
-                place: result for place, result in zip(rows, results, strict=True) if isinstance(result, SampleError)
-            }
-        ready = _Ready(samples=read, clips=plan[0], augment=plan[1]) if read else None
-        return ready, dict(sorted(failed.items()))
+                failed[int(slots[place])] = error
+        slots, samples, epochs = slots[kept], samples[kept], epochs[kept]
+        clips, augment = self._numbers(rows, samples, epochs)
+        reads = [
+            self._pool.submit(self._read_one, sample, frames, row)
+            for sample, frames, row in zip(samples.tolist(), clips.needed, rows, strict=True)
+        ]
+        return _Asked(
+            slots=slots,
+            samples=samples,
+            epochs=epochs,
+            rows=rows,
+            clips=clips,
+            augment=augment,
+            reads=reads,
+            failed=failed,
+        )
 
-    def _try_read(self, sample: int, frames: npt.NDArray[np.int32], row: IndexRow) -> Sample | SampleError:
-        try:
-            return self._reader.read(sample, frames, row)
-        except SampleError as error:
-            return error
+    def _read_one(self, sample: int, frames: npt.NDArray[np.int32], row: IndexRow) -> Sample:
+        number, local = self.shards.locate(sample)
+        read = self._readers[number].read(local, frames, row)
+        return read if local == sample else replace(read, sample=sample)
 
-    def _plan(self, rows: list[IndexRow], samples: npt.NDArray[np.int64], epoch: int) -> tuple[ClipPlan, AugmentPlan]:
-        raise NotImplementedError
+    def _collect(self, asked: _Asked) -> tuple[Batch, dict[int, SampleError]]:
+        """Those that could be read, and by slot why the others could not."""
+        read: dict[int, Sample] = {}
+        failed = dict(asked.failed)
+        for place, (slot, future) in enumerate(zip(asked.slots.tolist(), asked.reads, strict=True)):
+            try:
+                read[place] = future.result()
+            except SampleError as error:
+                failed[slot] = error.with_traceback(None)  # which would hold on to what was read
+        places = list(read)
+        batch = Batch(
+            slots=asked.slots[places],
+            samples=asked.samples[places],
+            epochs=asked.epochs[places],
+            rows=[asked.rows[place] for place in places],
+            clips=asked.clips.take(places),
+            augment=asked.augment.take(places),
+            read=list(read.values()),
+        )
+        return batch, dict(sorted(failed.items()))
 
-    def _decode(self, batch: _Ready) -> tuple[Views, int]:
-        try:
-            pixels = self._pipeline.run(batch.samples, batch.clips, batch.augment)
-        except RuntimeError as error:
-            raise self._name_culprit(batch, error) from error
-        labels = [_NO_LABEL if sample.label is None else sample.label for sample in batch.samples]
+    def _read(self, draft: _Draft) -> _Draft | None:
+        """Stage 2."""
+        draft.batch, failed = self._collect(draft.asked)
+        if failed:
+            self._mend(draft, failed)
+        return draft if len(draft.batch) else None
+
+    def _decode(self, draft: _Draft) -> _Done | None:
+        """Stage 3. Samples that the decoder refuses are seen to as those that cannot be read."""
+        with torch.cuda.stream(self._stream):
+            while draft.batch is not None and len(draft.batch):
+                try:
+                    return self._views(draft.batch, draft.replaced)
+                except UndecodableError as error:
+                    batch = draft.batch
+                    failed = {
+                        int(batch.slots[place]): self._refusal(batch, place, why)
+                        for place, why in error.reasons.items()
+                    }
+                    draft.batch = batch.take([place for place in range(len(batch)) if place not in error.reasons])
+                    self._mend(draft, failed)
+        return None
+
+    def _views(self, batch: Batch, replaced: dict[int, str]) -> _Done:
+        labels = [_NO_LABEL if sample.label is None else sample.label for sample in batch.read]
         views = Views(
-            pixels=pixels,
-            sample=torch.tensor([sample.sample for sample in batch.samples], device=self._device),
+            pixels=self._pixels(batch),
+            sample=torch.from_numpy(batch.samples).to(self._device),
             label=torch.tensor(labels, device=self._device),
         )
-        return views, sum(sample.bytes_read for sample in batch.samples)
+        made = None if self._stream is None else self._stream.record_event()
+        return _Done(views=views, batch=batch, replaced=replaced, made=made)
 
-    def _name_culprit(self, batch: _Ready, error: RuntimeError) -> DecodeError:
-        """The first sample that the decoder refuses on its own; slow, and only on this path."""
-        for number, sample in enumerate(batch.samples):
-            try:
-                self._pipeline.run([sample], *take((batch.clips, batch.augment), np.array([number])))
-            except RuntimeError as alone:
-                error = alone
-                break
-        else:
-            sample = batch.samples[0]
-        shard, row = self.shards.locate(sample.sample)
-        name, offset = self.shards.info.shards[shard].tar, int(self.shards.index(shard).offset[row])
-        return DecodeError(f"the decoder refused it: {_first_line(error)}", shard=name, key=sample.key, offset=offset)
+    def _pixels(self, batch: Batch) -> torch.Tensor:
+        """[B, P, C, T, H, W]. Sets whose samples are stored as pictures and sets of streams take different graphs.
+        Raises UndecodableError."""
+        kinds = [self._readers[self.shards.locate(sample)[0]].codec.pictures for sample in batch.samples.tolist()]
+        parts = []
+        for kind, pipeline in self._pipelines.items():
+            places = [place for place, other in enumerate(kinds) if other == kind]
+            if len(places) == len(kinds):
+                return pipeline.run(batch.read, batch.clips, batch.augment)
+            if places:
+                some = batch.take(places)
+                try:
+                    parts.append((places, pipeline.run(some.read, some.clips, some.augment)))
+                except UndecodableError as error:
+                    raise UndecodableError({places[place]: why for place, why in error.reasons.items()}) from None
+        order = np.argsort(np.concatenate([places for places, _ in parts]))
+        flat = torch.cat([pixels.permute(0, 1, 3, 4, 5, 2) for _, pixels in parts])
+        return flat[torch.from_numpy(order).to(flat.device)].permute(0, 1, 5, 2, 3, 4)
+
+    def _refusal(self, batch: Batch, place: int, why: str) -> DecodeError:
+        number, local = self.shards.locate(int(batch.samples[place]))
+        shards, row = self.shards.sets[number], batch.rows[place]
+        name = shards.info.shards[shards.locate(local)[0]].tar
+        return DecodeError(f"the decoder refused it: {why}", shard=name, key=row.key, offset=row.offset)
 
 
 class Loader(_Base):
     """Endless training batches of one rank, in the order of (seed, epoch, position).
 
-    batch_size is the global one, in videos. `next(loader)` gives Views with B = batch_size / world_size. A bad sample
-    is replaced by another one, the same on every rank and in every repetition, and named in `bad_log` (JSON lines).
-    Raises ConfigError if the batch does not fit the data or the ranks.
+    shards: one set, or several with weights. batch_size is the global one, in videos. `next(loader)` gives Views with
+    B = batch_size / world_size. A bad sample is replaced by another one, the same on every rank and in every
+    repetition, and named in `bad_log` (JSON lines). Raises ConfigError if the batch does not fit the data or the ranks.
     """
 
     def __init__(
         self,
-        shards: ShardSet,
+        shards: ShardSet | Mixture,
         *,
         clips: ClipSection,
         augment: AugmentSection,
@@ -225,17 +431,20 @@ class Loader(_Base):
         half: bool = False,
         bad_log: Path | None = None,
     ) -> None:
+        mixture = Mixture([shards]) if isinstance(shards, ShardSet) else shards
+        self._order = mixture.order(seed=seed, block_shards=data.block_shards)
         try:
-            self.steps_per_epoch = steps_per_epoch(len(shards), batch_size)
+            self.steps_per_epoch = self._order.steps_per_epoch(batch_size)
             self._slice = rank_slice(batch_size, rank, world_size)
         except ValueError as error:
             raise ConfigError(f"train.batch_size: {error}", hint="choose another --set train.batch_size=...") from None
         share = batch_size // world_size
         views = max(2, clips.num_clips)
         super().__init__(
-            shards,
+            mixture,
             augment,
             data,
+            max_videos=share,
             max_pictures=share * views * clips.num_frames,
             plain=False,
             device=device,
@@ -249,10 +458,29 @@ class Loader(_Base):
 
     def __next__(self) -> Views:
         """The next batch. Raises what reading or decoding raised: SampleError and its kinds, ShardError."""
-        self._start(self._positions(self._next_position), self._read)
+        at = self._next_position
+        self._start(self._positions(at), self._order.shards_from(at, self._batch_size))
         views = self._next()
-        self._next_position = self._after(self._next_position)
+        self._next_position = self._order.after(self._next_position, self._batch_size)
         return views
+
+    def replay(self, at: Position) -> Replay:
+        """This rank's batch at a position, as training got it. Before the first `next` only; raises as that does."""
+        if self._conveyor is not None:
+            raise ValueError("a loader that has begun replays nothing")
+        draft = self._read(self._plan(self._order.normalized(at, self._batch_size)))
+        done = None if draft is None else self._decode(draft)
+        assert done is not None  # training leaves nothing out
+        self._hand_over(done)
+        batch = done.batch
+        return Replay(
+            views=done.views,
+            samples=batch.read,
+            rows=batch.rows,
+            clips=batch.clips,
+            augment=batch.augment,
+            replaced=done.replaced,
+        )
 
     @property
     def position(self) -> Position:
@@ -261,76 +489,85 @@ class Loader(_Base):
 
     def state_dict(self) -> dict[str, Any]:
         """What continues after the last batch that the consumer got, on any number of ranks."""
-        return {
-            "version": STATE_VERSION,
-            "seed": self._seed,
-            "digest": self.shards.info.digest,
-            **asdict(self._next_position),
-        }
+        return {**self._identity(), **asdict(self._next_position)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state. Call it before the first `next`. Raises ResumeError with a sentence a mismatch."""
         if self._conveyor is not None:
             raise ResumeError("a loader that has begun cannot take another position")
-        expected = {"version": STATE_VERSION, "seed": self._seed, "digest": self.shards.info.digest}
         wrong = [
-            f"{key} was {state.get(key)!r}, is {value!r}" for key, value in expected.items() if state.get(key) != value
+            f"{key} was {state.get(key)!r}, is {value!r}"
+            for key, value in self._identity().items()
+            if state.get(key) != value
         ]
         if wrong:
             raise ResumeError("the data does not fit the checkpoint: " + "; ".join(wrong))
         self._next_position = Position(epoch=int(state["epoch"]), position=int(state["position"]))
 
-    def samples(self, at: Position) -> npt.NDArray[np.int64]:
+    def samples(self, at: Position) -> Int64Array:
         """The samples of the whole global batch at a position, before any is replaced: i64[batch_size]."""
-        positions = np.arange(at.position, at.position + self._batch_size)
-        return sample_at(positions, len(self.shards), seed=self._seed, epoch=at.epoch)
+        return self._order.batch(at, self._batch_size)[0]
+
+    def _identity(self) -> dict[str, Any]:
+        """What a position means nothing without."""
+        return {
+            "version": STATE_VERSION,
+            "seed": self._seed,
+            "digest": self.shards.digest,
+            "block_shards": self._data.block_shards,
+        }
 
     def _positions(self, at: Position) -> Iterator[Position]:
+        at = self._order.normalized(at, self._batch_size)
         while True:
-            at = self._normalized(at)
             yield at
-            at = self._after(at)
+            at = self._order.after(at, self._batch_size)
 
-    def _normalized(self, at: Position) -> Position:
-        """The same place, or the next epoch's first where the rest of this one is too short for a batch."""
-        if at.position + self._batch_size > len(self.shards):
-            return Position(epoch=at.epoch + 1, position=0)
-        return at
+    def _plan(self, at: Position) -> _Draft:
+        whole, epochs, places = self._order.batch(at, self._batch_size)
+        originals, epochs, places = whole[self._slice], epochs[self._slice], places[self._slice]
+        asked = self._ask(np.arange(len(originals)), originals, epochs)
+        return _Draft(
+            at=at,
+            whole=whole,
+            originals=originals,
+            epochs=epochs,
+            places=places,
+            standing=originals.copy(),
+            asked=asked,
+        )
 
-    def _after(self, at: Position) -> Position:
-        at = self._normalized(at)
-        return self._normalized(Position(epoch=at.epoch, position=at.position + self._batch_size))
+    def _numbers(self, rows: list[IndexRow], samples: Int64Array, epochs: Int64Array) -> tuple[ClipPlan, AugmentPlan]:
+        return training_plan(rows, samples, self._clip_section, self._augment_section, seed=self._seed, epoch=epochs)
 
-    def _read(self, at: Position) -> _Ready:
-        batch = self.samples(at)
-        originals = batch[self._slice]
-        self._planned_samples += len(originals)
-        wanted, attempts = originals.copy(), [0] * len(originals)
-        slots, parts = np.arange(len(originals)), list[tuple[npt.NDArray[np.int64], _Ready]]()
-        while len(slots):
-            ready, failed = self._read_all(wanted[slots], at.epoch)
-            bad = slots[list(failed)]
-            for slot, error in zip(bad.tolist(), failed.values(), strict=True):
-                where = {"rank": self._rank, "epoch": at.epoch, "position": at.position}
-                self._quarantine.add(error, int(wanted[slot]), where, self._planned_samples)
-                wanted[slot], attempts[slot] = self._replacement(int(originals[slot]), at.epoch, attempts[slot], batch)
-            if ready is not None:
-                parts.append((np.delete(slots, list(failed)), ready))
-            slots = bad
-        return _assemble(parts)
+    def _read(self, draft: _Draft) -> _Draft | None:
+        self._planned_samples += len(draft.originals)
+        return super()._read(draft)
 
-    def _plan(self, rows: list[IndexRow], samples: npt.NDArray[np.int64], epoch: int) -> tuple[ClipPlan, AugmentPlan]:
-        return training_plan(rows, samples, self._clip_section, self._augment_section, seed=self._seed, epoch=epoch)
+    def _mend(self, draft: _Draft, failed: Mapping[int, SampleError]) -> None:
+        """Others stand in for them, until all can be read."""
+        while failed:
+            slots = np.array(list(failed), dtype=np.int64)
+            for slot, error in failed.items():
+                where = {"rank": self._rank, **asdict(draft.at)}
+                self._quarantine.add(error, int(draft.standing[slot]), where, self._planned_samples)
+                draft.replaced.setdefault(slot, str(error))
+                draft.standing[slot] = self._stand_in(draft, slot)
+            batch, failed = self._collect(self._ask(slots, draft.standing[slots], draft.epochs[slots]))
+            draft.batch = batch if draft.batch is None else Batch.join([draft.batch, batch])
 
-    def _replacement(self, sample: int, epoch: int, attempt: int, batch: npt.NDArray[np.int64]) -> tuple[int, int]:
-        """The next candidate that stands in for `sample` in this epoch, and the number of draws it took so far: not
-        one of the same batch, unless the data set is nothing but the batch."""
+    def _stand_in(self, draft: _Draft, slot: int) -> int:
+        """The next candidate that stands in for a slot's sample in its epoch: of the same set, and of the same block of
+        shards where there are blocks; not one of the same batch, unless there is no other."""
+        sample, epoch, place = (int(of[slot]) for of in (draft.originals, draft.epochs, draft.places))
+        number, _ = self.shards.locate(sample)
+        candidates = self._order.beside(number, epoch, place)
         while True:
-            attempt += 1
-            draw = uniform(self._seed, epoch, sample, Stream.REPLACEMENT, attempt)[-1]
-            candidate = int(draw * len(self.shards))
-            if candidate not in batch or len(self.shards) <= len(batch):
-                return candidate, attempt
+            draft.attempts[slot] = attempt = draft.attempts.get(slot, 0) + 1
+            draws = uniform(self._seed, epoch, sample, Stream.REPLACEMENT, attempt)
+            candidate = self._order.sample(number, epoch, candidates[int(draws[-1] * len(candidates))])
+            if candidate not in draft.whole or len(candidates) <= len(draft.whole):
+                return candidate
 
 
 class TestLoader(_Base):
@@ -358,9 +595,10 @@ class TestLoader(_Base):
     ) -> None:
         """batch_size: videos a batch on this rank."""
         super().__init__(
-            shards,
+            Mixture([shards]),
             augment,
             data,
+            max_videos=batch_size,
             max_pictures=batch_size * views * clips.num_frames,
             plain=True,
             device=device,
@@ -368,8 +606,9 @@ class TestLoader(_Base):
             quarantine=Quarantine(bad_log, None),
         )
         self.bad: list[SampleError] = []
-        self._clip_section, self._views, self._rank = clips, views, rank
+        self._clip_section, self._views_of_each, self._rank = clips, views, rank
         first, last = (len(shards) * part // world_size for part in (rank, rank + 1))
+        self._shards_of_part = range(shards.locate(first)[0], shards.locate(last - 1)[0] + 1) if first < last else ()
         self._batches_of = [np.arange(at, min(at + batch_size, last)) for at in range(first, last, batch_size)]
 
     def __len__(self) -> int:
@@ -378,31 +617,42 @@ class TestLoader(_Base):
 
     def __next__(self) -> Views:
         """The next batch. Raises StopIteration at the end."""
-        self._start(self._readable(), lambda ready: ready)
+        self._start(iter(self._batches_of), [iter(self._shards_of_part)])
         return self._next()
 
-    def _readable(self) -> Iterator[_Ready]:
-        for samples in self._batches_of:
-            ready, failed = self._read_all(samples, 0)
-            for place, error in failed.items():
-                self.bad.append(error)
-                self._quarantine.add(error, int(samples[place]), {"rank": self._rank}, 0)
-            if ready is not None:
-                yield ready
+    def _plan(self, at: Int64Array) -> _Draft:
+        epochs = np.zeros_like(at)
+        asked = self._ask(np.arange(len(at)), at, epochs)
+        first = Position(epoch=0, position=int(at[0]))
+        return _Draft(at=first, whole=at, originals=at, epochs=epochs, places=at, standing=at, asked=asked)
 
-    def _plan(self, rows: list[IndexRow], samples: npt.NDArray[np.int64], epoch: int) -> tuple[ClipPlan, AugmentPlan]:
-        return evaluation_plan(rows, self._clip_section, self._views)
+    def _numbers(self, rows: list[IndexRow], samples: Int64Array, epochs: Int64Array) -> tuple[ClipPlan, AugmentPlan]:
+        return evaluation_plan(rows, self._clip_section, self._views_of_each)
 
-
-def _assemble(parts: list[tuple[npt.NDArray[np.int64], _Ready]]) -> _Ready:
-    """One batch of its parts, each with the slots that it fills."""
-    if len(parts) == 1:
-        return parts[0][1]
-    order = np.argsort(np.concatenate([slots for slots, _ in parts]))
-    clips, augment = take(join([(ready.clips, ready.augment) for _, ready in parts]), order)
-    samples = [sample for _, ready in parts for sample in ready.samples]
-    return _Ready(samples=[samples[number] for number in order], clips=clips, augment=augment)
+    def _mend(self, draft: _Draft, failed: Mapping[int, SampleError]) -> None:
+        """They are named, and missing."""
+        for slot, error in failed.items():
+            self.bad.append(error)
+            self._quarantine.add(error, int(draft.originals[slot]), {"rank": self._rank}, 0)
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _choose_decoders(
+    shards: Mixture, data: DataSection, device_id: int | None
+) -> tuple[tuple[str, ...], dict[str, VideoLimits]]:
+    """(a sentence a codec: who decodes it, and why; what is left to the device's video decoder). Raises ConfigError
+    where one was asked for that is not to be had."""
+    capabilities = detect(device_id)
+    said: dict[str, str] = {}
+    limits: dict[str, VideoLimits] = {}
+    for one in shards.sets:
+        codec = build_codec(one.info.codec)
+        if codec.pictures:
+            said[codec.name] = say_pictures(codec.name, capabilities, data.hw_decoder_load)
+            continue
+        try:
+            choice, said[codec.name] = choose_decoder(codec.name, capabilities, data.decoder)
+        except ValueError as error:
+            raise ConfigError(f"data.decoder: {error}", hint='"auto" takes what is there') from None
+        if choice == "nvdec":
+            limits |= capabilities.video
+    return tuple(said.values()), limits

@@ -1,0 +1,187 @@
+"""What goes wrong under way, one fault after another, and the promise each time: training goes on with a stand-in and
+every other sample in its place, evaluation leaves out and says so, nothing hangs and no thread is left."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import damage_unit
+
+from rhofast.config import AugmentSection, ClipSection, DataSection
+from rhofast.data.index import ShardSet, open_shards
+from rhofast.data.loader import Loader, TestLoader
+from rhofast.data.types import Views
+from rhofast.errors import TooManyBadSamplesError
+
+CLIPS = ClipSection(num_clips=2, num_frames=3, frame_stride=2, fps=12)
+AUGMENT = AugmentSection(size=16)
+SECOND = set(range(5, 10))  # the samples of the second shard
+
+
+def flipped_byte_in_the_tar(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    for unit in range(len(shards.row(6).units.frame)):
+        damage_unit(shards, 6, unit)
+    return {6}
+
+
+def flipped_byte_in_the_index(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    path = shards.root / "shard-000001.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    return SECOND
+
+
+def missing_tar(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    (shards.root / "shard-000001.tar").unlink()
+    return SECOND
+
+
+def missing_index(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    (shards.root / "shard-000001.arrow").unlink()
+    return SECOND
+
+
+def truncated_tar(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    row = shards.row(8)
+    os.truncate(shards.root / "shard-000001.tar", row.offset + int(row.units.offset[0]) + 3)
+    return {8, 9}
+
+
+def unreadable_sectors(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The kernel's answer where a disk cannot read a sector."""
+    pread, row = os.pread, shards.row(7)
+    second = (shards.root / "shard-000001.tar").stat().st_ino
+
+    def failing(descriptor: int, size: int, offset: int) -> bytes:
+        bad = range(row.offset, row.offset + row.size)
+        if os.fstat(descriptor).st_ino == second and offset < bad.stop and offset + size > bad.start:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    return {7}
+
+
+FAULTS: list[Callable[[ShardSet, pytest.MonkeyPatch], set[int]]] = [
+    flipped_byte_in_the_tar,
+    flipped_byte_in_the_index,
+    missing_tar,
+    missing_index,
+    truncated_tar,
+    unreadable_sectors,
+]
+
+
+def training(shards: ShardSet, bad_log: Path | None = None, max_bad: float = 1.0) -> Loader:
+    data = DataSection(threads=3, decode_threads=1, max_bad=max_bad)
+    return Loader(shards, clips=CLIPS, augment=AUGMENT, data=data, batch_size=4, seed=5, bad_log=bad_log)
+
+
+def threads_left() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("rhofast-")]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_training_goes_on_and_all_other_samples_stay_where_they_were(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., set[int]]
+) -> None:
+    with training(shards) as source:
+        straight = [next(source) for _ in range(9)]
+    fresh = open_shards(shards.root)
+    lost, log = fault(shards, monkeypatch), tmp_path / "bad.jsonl"
+    with training(fresh, log) as source:
+        batches = [next(source) for _ in range(9)]
+    for clean, views in zip(straight, batches, strict=True):
+        fine = [slot for slot, sample in enumerate(clean.sample.tolist()) if sample not in lost]
+        assert torch.equal(views.sample[fine], clean.sample[fine])
+        assert torch.equal(views.pixels[fine], clean.pixels[fine])
+        assert not lost & set(views.sample.tolist())
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {line["sample"] for line in lines} == lost
+    assert all(line["reason"] and line["shard"].startswith("shard-000001") for line in lines)
+    assert threads_left() == []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_evaluation_leaves_out_and_tells(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., set[int]]
+) -> None:
+    fresh = open_shards(shards.root)
+    lost = fault(shards, monkeypatch)
+    data = DataSection(threads=3, decode_threads=1)
+    with TestLoader(fresh, clips=CLIPS, augment=AUGMENT, data=data, batch_size=4, views=2) as source:
+        seen = [sample for views in source for sample in views.sample.tolist()]
+    assert seen == [sample for sample in range(13) if sample not in lost]
+    assert len(source.bad) == len(lost)
+    assert threads_left() == []
+
+
+def test_a_run_whose_shards_are_gone_stops(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in shards.root.glob("*.tar"):
+        path.unlink()
+    monkeypatch.setattr("rhofast.data.quarantine.GRACE", 100)
+    with training(shards, max_bad=0.05) as source, pytest.raises(TooManyBadSamplesError, match="6 bad samples"):
+        next(source)
+    assert threads_left() == []
+
+
+STAGES = {"plan": "_plan", "read": "_read", "pool": "_read_one", "decode": "_decode"}
+
+INTERRUPTED = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import test_faults as t
+from rhofast.data.index import open_shards
+source = t.training(open_shards(Path(sys.argv[2])))
+stage = getattr(source, sys.argv[3])
+def slow(*given):
+    print("in it", flush=True)
+    time.sleep(0.7)
+    return stage(*given)
+setattr(source, sys.argv[3], slow)
+try:
+    with source:
+        while True:
+            next(source)
+except KeyboardInterrupt:
+    print("left:", t.threads_left(), flush=True)
+    raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ctrl_c_in_every_stage_ends_at_once_and_leaves_no_thread(shards: ShardSet, stage: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, str(Path(__file__).parent), str(shards.root), STAGES[stage]]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "in it\n"
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 3 and out.splitlines()[-1] == "left: []"
+    assert time.monotonic() - began < 10
+
+
+def test_batches_after_a_fault_are_the_same_on_every_rank(shards: ShardSet) -> None:
+    for unit in range(len(shards.row(6).units.frame)):
+        damage_unit(shards, 6, unit)
+
+    def batches(rank: int, world: int) -> list[Views]:
+        data = DataSection(decode_threads=1, max_bad=1.0)
+        options = {"clips": CLIPS, "augment": AUGMENT, "data": data, "batch_size": 4, "seed": 5}
+        with Loader(shards, rank=rank, world_size=world, **options) as source:  # type: ignore[arg-type]
+            return [next(source) for _ in range(6)]
+
+    for whole, left, right in zip(batches(0, 1), batches(0, 2), batches(1, 2), strict=True):
+        assert torch.equal(whole.sample, torch.cat([left.sample, right.sample]))
+        assert torch.equal(whole.pixels, torch.cat([left.pixels, right.pixels]))
