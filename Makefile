@@ -1,8 +1,9 @@
-# Two commands: `make demo` and `make test`. Both make the virtual environment first, if it is not there.
+# `make demo`, `make test`, `make benchmarks`. Each makes the virtual environment first, if it is not there.
 #
 #   make demo                   the main job on generated videos, about ten minutes on two CPU cores
 #   make demo VIDEOS=folder     the same on your own videos, in class folders
 #   make test                   lint, types, tests
+#   make benchmarks VIDEOS=folder [RESULTS=folder]   all benchmarks that need no GPU
 #   DALI=cu12 make demo         for a torch built for CUDA 12 (the default is cu13; both run without a GPU)
 
 PYTHON ?= python3
@@ -14,7 +15,10 @@ OUT ?= runs/demo$(if $(VIDEOS),-$(shell basename '$(VIDEOS)'))
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+RESULTS ?= benchmarks/results/$(shell date +%Y%m%d)
+BENCHMARK := OMP_WAIT_POLICY=passive $(BIN)/python benchmarks
+
+.PHONY: demo test lint benchmarks clean
 
 demo: $(STAMP)
 	$(BIN)/rhofast demo --out '$(OUT)' $(if $(VIDEOS),--videos '$(VIDEOS)')
@@ -26,6 +30,21 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# One that fails does not keep the others from running; the exit code tells.
+benchmarks: $(STAMP)
+	@test -n '$(VIDEOS)' || { echo "make benchmarks VIDEOS=folder"; exit 2; }
+	$(BIN)/pip install --quiet --editable '.[$(DALI),bench]'
+	mkdir -p '$(RESULTS)'
+	failed=0; \
+	$(BENCHMARK)/loader_vs_peers.py '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
+	$(BENCHMARK)/soak.py --out '$(RESULTS)/soak_jpeg' || failed=1; \
+	$(BENCHMARK)/soak.py --codec h264 --out '$(RESULTS)/soak_h264' || failed=1; \
+	$(BENCHMARK)/scale.py --out '$(RESULTS)/scale' || failed=1; \
+	$(BENCHMARK)/hue.py '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
+	$(BENCHMARK)/step.py --out '$(RESULTS)/step' || failed=1; \
+	$(BENCHMARK)/ingest_vs_ffmpeg.py '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
+	exit $$failed
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

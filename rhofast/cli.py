@@ -18,6 +18,7 @@ import typer
 
 from rhofast.console import (
     ShardProgress,
+    bench_table,
     err,
     estimate_table,
     knn_table,
@@ -68,6 +69,7 @@ def main() -> None:
 
 
 Executors = Literal["processes", "ray"]
+Benches = Literal["loader", "step", "both", "headspace"]
 Formats = Literal["safetensors", "pyslowfast"]
 
 
@@ -227,27 +229,60 @@ def inspect(
 
 @app.command()
 def show(
-    shards: ShardsArgument,
-    target: Annotated[Path, typer.Option("--out", help="PNG file to write")] = Path("clips.png"),
-    key: Annotated[list[str] | None, typer.Option(help="key of a sample (default: some spread over the set)")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="how many, without --key")] = 6,
-    seed: Annotated[int, typer.Option(help="seed of the augmentation")] = 0,
-    epoch: Annotated[int, typer.Option(min=0)] = 0,
-    page: Annotated[Path | None, typer.Option("--config", help="take clips and augmentation from this page")] = None,
+    source: Annotated[
+        str, typer.Argument(metavar="SHARDS_OR_RUN", help="folder or address of a shard set, or folder of a run")
+    ],
+    target: Annotated[
+        Path, typer.Option("--out", help="file to write: .png for a sheet; .gif or .mp4 for clips that play")
+    ] = Path("clips.png"),
+    samples: Annotated[int, typer.Option(min=1, help="how many samples, without --key")] = 8,
+    step: Annotated[
+        int | None, typer.Option(help="of a run: optimizer step, as metrics.jsonl counts; step 1 has the first batch")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="of a run: whose part of the batch (default: 0)")] = None,
+    world_size: Annotated[
+        int | None, typer.Option(min=1, help="of a run: ranks that shared the batch (default: as it was in that step)")
+    ] = None,
+    key: Annotated[
+        list[str] | None, typer.Option(help="of shards: key of a sample (default: some spread over the set)")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="of shards: seed of the augmentation (default: 0)")] = None,
+    epoch: Annotated[int | None, typer.Option(min=0, help="of shards: epoch of the plan (default: 0)")] = None,
+    page: Annotated[
+        Path | None, typer.Option("--config", help="of shards: take clips and augmentation from this page")
+    ] = None,
     settings: Settings = None,
 ) -> None:
-    """Write a contact sheet of augmented clips, as training would see them."""
+    """Draw augmented clips as training sees them: of samples of a shard set, or the batch of a RUN that --rank consumed
+    in optimizer step --step, made again from its address. A run's shards may have moved: --set data.train=..."""
     from rhofast.config import load_config
-    from rhofast.data.index import open_shards
-    from rhofast.show import choose_samples, find_keys, show_clips
+    from rhofast.data.remote import open_shards
+    from rhofast.pictures import check_suffix, write_pictures
+    from rhofast.show import choose_samples, find_keys, is_run, replay_batch, show_clips
 
-    _check_png(target)
-    config = load_config(page, settings or [])
-    opened = open_shards(shards)
-    chosen = find_keys(opened, key) if key else choose_samples(opened, samples)
-    sheet = show_clips(opened, clips=config.clips, augment=config.augment, samples=chosen, seed=seed, epoch=epoch)
-    sheet.save(target)
-    say(f"{target}: {len(chosen)} samples, {sheet.width}x{sheet.height} pixels")
+    check_suffix(target)
+    run = Path(source)
+    if is_run(run):
+        _refuse(f"{source} is a run", _given(key=key, seed=seed, epoch=epoch, config=page))
+        if step is None:
+            raise ConfigError(f"{source}: a run has a batch for every step", hint="say which: --step 100")
+        shown = replay_batch(
+            run, step=step, rank=rank or 0, world_size=world_size, count=samples, overrides=settings or []
+        )
+    else:
+        _refuse(f"{source} is not a run", _given(step=step, rank=rank, world_size=world_size))
+        config = load_config(page, settings or [])
+        opened = open_shards(source)
+        chosen = find_keys(opened, key) if key else choose_samples(opened, samples)
+        shown = show_clips(
+            opened, clips=config.clips, augment=config.augment, samples=chosen, seed=seed or 0, epoch=epoch or 0
+        )
+    count = f"{len(shown.groups)} of {len(shown.samples)} samples"
+    width, height = write_pictures(target, shown.groups, heading=(*shown.heading, count), fps=shown.fps)
+    say(f"{': '.join(shown.heading)}, samples {' '.join(map(str, shown.samples))}")
+    for note in shown.notes:
+        say(note)
+    say(f"{target}: {count}, {width}x{height} pixels")
 
 
 @app.command()
@@ -335,6 +370,42 @@ def import_(
 
 
 @app.command()
+def bench(
+    what: Annotated[Benches, typer.Argument(help="loader or step alone, both, or what a faster loader gains")],
+    page: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML page, see configs/")],
+    settings: Settings = None,
+    batches: Annotated[int, typer.Option(min=1, help="timed batches of a round")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="of each source of batches; medians are told")] = 5,
+    target: Annotated[Path | None, typer.Option("--out", metavar="JSON", help="write every number, too")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="write a picture, too")] = None,
+) -> None:
+    """Measure on your own shards how fast training can go, and what holds it up. Also under `accelerate launch`."""
+    from rhofast.bench import bench as measure
+    from rhofast.config import load_config
+    from rhofast.turns import draw
+
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise ConfigError(f"--plot {plot}: not a .png file")
+    config = load_config(page, settings or [])
+    with progress_bar() as progress:
+        task = progress.add_task("warming up", total=None)
+
+        def on_turn(done: int, total: int) -> None:
+            progress.update(task, description="measuring", completed=done, total=total)
+
+        result = measure(config, what, batches=batches, rounds=rounds, on_turn=on_turn)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    out.print(bench_table(result))
+    if target is not None:
+        target.write_text(json.dumps(result, indent=1))
+        say(f"written: {target}")
+    if plot is not None:
+        draw(result, plot)
+        say(f"written: {plot}")
+
+
+@app.command()
 def report(runs: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")]) -> None:
     """Write RUN/report.html: plots and pictures of a run, in one file."""
     from rhofast.report import write_report
@@ -361,6 +432,12 @@ def demo(
 def _check_png(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise ConfigError(f"--out {path}: not a .png file")
+
+
+def _refuse(why: str, options: dict[str, Any]) -> None:
+    """Options that were given for something else."""
+    for name in options:
+        raise ConfigError(f"--{name.replace('_', '-')}: {why}", hint="see: rhofast show --help")
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -196,6 +196,59 @@ def knn_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def bench_table(report: dict[str, Any]) -> Table:
+    """What `rhofast bench` measured: a column a source of batches, medians and the range of the rounds."""
+    texts: dict[str, tuple[str, Callable[[float], str]]] = {
+        "clips_per_second": ("clips/s", lambda value: f"{value:,.1f}"),
+        "frames_per_second": ("frames/s", lambda value: f"{value:,.0f}"),
+        "step_seconds": ("seconds a batch", lambda value: f"{value:.4f}"),
+        "data_wait_share": ("data-wait (host blocked)", lambda value: f"{value:.2%}"),
+        "device_wait_share": ("data-wait (device idle)", lambda value: f"{value:.2%}"),
+        "readiness": ("readiness", lambda value: f"{value:.2%}"),
+        "gigabytes_per_second": ("GB/s read", lambda value: f"{value:.3f}"),
+        "read_amplification": ("bytes read / used", lambda value: f"{value:.2f}"),
+        "decode_amplification": ("frames decoded / used", lambda value: f"{value:.2f}"),
+        "bad_samples": ("bad samples a round", lambda value: f"{value:g}"),
+    }
+    summary, machine, warm_up = report["summary"], report["machine"], report["warm_up"]
+    ranks = f", {report['world_size']} ranks" if report["world_size"] > 1 else ""
+    notes = [
+        f"Medians of {report['rounds']} rounds of {report['batches']} batches, and their range; before that "
+        f"{warm_up['batches']} batches in {warm_up['seconds']:.1f} s, the first after "
+        f"{warm_up['first_batch_seconds']:.1f} s.",
+        f"{machine['device']}{ranks}, {machine['cores']} cores of {machine['cpu']} a rank.",
+    ]
+    for stage, shares in report.get("stages", {}).items():
+        notes.append(f"Stage {stage}: " + ", ".join(f"{value:.0%} {state}" for state, value in shares.items()) + ".")
+    if "headspace" in report:
+        gain = report["headspace"]
+        notes.append(
+            f"Headspace: with an infinitely fast loader a step would be {gain['median']:.3f} times as fast "
+            f"({gain['lowest']:.3f} to {gain['highest']:.3f})."
+        )
+    if not all(turn["rested"] for turn in report["turns"]):
+        notes.append("Some turns from memory began while the loader still worked: they may look too slow.")
+    if report.get("advice"):
+        notes.append(f"Advice: {report['advice']}.")
+    table = Table(
+        title=f"bench {report['what']}",
+        caption=escape("\n".join(notes)),
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("", style="bold")
+    for source in summary:
+        table.add_column(f"batches from {source}", justify="right")
+    for name, (label, form) in texts.items():
+        cells = [
+            f"{form(spread['median'])}  ({form(spread['lowest'])} to {form(spread['highest'])})" if spread else "-"
+            for spread in (numbers.get(name) for numbers in summary.values())
+        ]
+        if any(cell != "-" for cell in cells):
+            table.add_row(label, *cells)
+    return table
+
+
 def estimate_table(estimate: Estimate) -> Table:
     """What `rhofast shard --dry-run` tells: a column a codec."""
     clips, tried, count = estimate.clips, estimate.tried, estimate.videos

@@ -33,8 +33,10 @@ from torch import Tensor, nn
 
 from rhofast.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint, untrained_backbone
 from rhofast.config import Config, dump_config
-from rhofast.data.index import ShardSet, open_shards
+from rhofast.data.index import ShardSet
 from rhofast.data.loader import Loader
+from rhofast.data.mixture import Mixture
+from rhofast.data.remote import open_test, open_training
 from rhofast.distributed import reduce_max
 from rhofast.errors import ConfigError, ResumeError, RhofastError
 from rhofast.evals.knn import evaluate_knn
@@ -66,17 +68,9 @@ def train(config: Config, *, resume: bool = False, on_log: Callable[[dict[str, A
     with each line of metrics, with `step` and `steps`. Raises ConfigError (also where the run folder exists and
     `resume` is off), ShardError, SampleError, ResumeError.
     """
-    if config.data.train is None:
-        raise ConfigError("data.train is not set", hint="give the folder of the training shards: --set data.train=...")
-    shards = open_shards(config.data.train)
-    test = None if config.data.test is None else open_shards(config.data.test)
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision={"fp32": "no"}.get(config.train.precision, config.train.precision),
-        log_with="tensorboard",
-        project_dir=str(config.folder),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-    )
+    shards = open_training_shards(config)
+    test = open_test(config.data)
+    accelerator = build_accelerator(config)
     run = _Run(config, accelerator, shards, test, on_log)
     with _Stopper(config.train.max_hours) as stopper, run.loader:
         checkpoint = _open_run(config, accelerator, resume=resume)
@@ -87,6 +81,62 @@ def train(config: Config, *, resume: bool = False, on_log: Callable[[dict[str, A
     return outcome
 
 
+def open_training_shards(config: Config) -> Mixture:
+    """What the run trains on. Raises ConfigError, ShardError."""
+    sources = open_training(config.data)
+    return Mixture(sources.sets, sources.weights)
+
+
+def build_accelerator(config: Config) -> Accelerator:
+    """This process's place among the ranks, its device and its arithmetic."""
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision={"fp32": "no"}.get(config.train.precision, config.train.precision),
+        log_with="tensorboard",
+        project_dir=str(config.folder),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+
+
+def build_loader(config: Config, accelerator: Accelerator, shards: Mixture, bad_log: Path | None) -> Loader:
+    """This rank's training loader. Raises ConfigError."""
+    device = accelerator.device
+    return Loader(
+        shards,
+        clips=config.clips,
+        augment=config.augment,
+        data=config.data,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        device=device,
+        half=device.type == "cuda" and config.train.precision != "fp32",
+        bad_log=bad_log,
+    )
+
+
+def build_model(config: Config, accelerator: Accelerator) -> tuple[nn.Module, Method, AcceleratedOptimizer]:
+    """What `take_step` needs: the model as `accelerator.prepare` gives it, the method within, the optimizer; the same
+    weights on every rank. Raises ConfigError."""
+    method = build_method(config.method.name, config.method.options, untrained_backbone(config)).to(accelerator.device)
+    try:
+        method.check(max(2, config.clips.num_clips), config.train.batch_size)
+    except ValueError as error:
+        raise ConfigError(f"method: {error}") from None
+    check_accumulation(method, config.train, accelerator.num_processes)
+    if config.train.channels_last:
+        method = method.to(memory_format=torch.channels_last_3d)
+    optimizer = build_optimizer(method, config.optim)
+    if config.train.compile:
+        for module in method.children():
+            module.compile()  # in place: names in the state dict stay
+    with warnings.catch_warnings():  # newer torch has another word for broadcast_buffers, older torch only this one
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        model, prepared = accelerator.prepare(method, optimizer)
+    return model, method, prepared
+
+
 class _Run:
     """The state of a run between two steps: model, optimizer, loader, and the step's number."""
 
@@ -94,44 +144,16 @@ class _Run:
         self,
         config: Config,
         accelerator: Accelerator,
-        shards: ShardSet,
+        shards: Mixture,
         test: ShardSet | None,
         on_log: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         self.config, self.accelerator = config, accelerator
         self.shards, self.test = shards, test
-        device = accelerator.device
-        backbone = untrained_backbone(config)  # the same weights on every rank
-        self.method = build_method(config.method.name, config.method.options, backbone).to(device)
-        try:
-            self.method.check(max(2, config.clips.num_clips), config.train.batch_size)
-        except ValueError as error:
-            raise ConfigError(f"method: {error}") from None
-        check_accumulation(self.method, config.train, accelerator.num_processes)
-        if config.train.channels_last:
-            self.method = self.method.to(memory_format=torch.channels_last_3d)
-        optimizer = build_optimizer(self.method, config.optim)
-        self.loader = Loader(
-            shards,
-            clips=config.clips,
-            augment=config.augment,
-            data=config.data,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            device=device,
-            half=device.type == "cuda" and config.train.precision != "fp32",
-            bad_log=config.folder / "bad_samples.jsonl",
-        )
-        if config.train.compile:
-            for module in self.method.children():
-                module.compile()  # in place: names in the state dict stay
-        with warnings.catch_warnings():  # newer torch has another word for broadcast_buffers, older torch only this one
-            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-            self.model, self.optimizer = accelerator.prepare(self.method, optimizer)
+        self.model, self.method, self.optimizer = build_model(config, accelerator)
+        self.loader = build_loader(config, accelerator, shards, config.folder / "bad_samples.jsonl")
         self.step = 0
-        self.steps, self.epochs = _length(config, self.loader.steps_per_epoch)
+        self.steps, self.epochs = run_length(config, self.loader.steps_per_epoch)
         self.metrics = MetricsFile(config.folder / "metrics.jsonl") if accelerator.is_main_process else None
         self.on_log = on_log
         self._began = time.perf_counter()
@@ -158,7 +180,7 @@ class _Run:
         self._write("start", step=self.step, **self._facts())
         self._evaluate(first=True)
         clock = StepClock()
-        with _collected_by_hand():
+        with collected_by_hand():
             while self.step < self.steps:
                 with clock.waiting():
                     views = next(self.loader)
@@ -218,7 +240,7 @@ class _Run:
         config = self.config
         result = evaluate_knn(
             self.method.backbone,
-            self.shards,
+            self.shards.sets[0],
             self.test,
             clips=config.clips,
             augment=config.augment,
@@ -265,8 +287,8 @@ class _Run:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
             "parameters": sum(p.numel() for p in self.method.backbone.parameters()),
             "samples": len(self.shards),
-            "digest": self.shards.info.digest,
-            "versions": {name: _version(name) for name in ("rhofast", "torch", "accelerate", "nvidia-dali")},
+            "digest": self.shards.digest,
+            "versions": versions(),
         }
 
 
@@ -400,7 +422,7 @@ def _check_same_run(new: Config, old: Config) -> None:
         )
 
 
-def _length(config: Config, steps_per_epoch: int) -> tuple[int, float]:
+def run_length(config: Config, steps_per_epoch: int) -> tuple[int, float]:
     """(steps, epochs) of the whole run."""
     if config.train.steps is not None:
         return config.train.steps, config.train.steps / steps_per_epoch
@@ -413,7 +435,7 @@ def _torch_seed(seed: int, step: int, rank: int) -> int:
 
 
 @contextlib.contextmanager
-def _collected_by_hand() -> Iterator[None]:
+def collected_by_hand() -> Iterator[None]:
     """No garbage collection at random moments of the hot loop: it would stall one rank, and so all of them."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -422,6 +444,11 @@ def _collected_by_hand() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def versions() -> dict[str, str]:
+    """Of what a run depends on."""
+    return {name: _version(name) for name in ("rhofast", "torch", "accelerate", "nvidia-dali")}
 
 
 def _version(package: str) -> str:

@@ -169,7 +169,7 @@ def test_a_signal_saves_and_stops(shards: ShardSet, tmp_path: Path) -> None:
 
 def test_knn_runs_before_between_and_after(shards: ShardSet, tmp_path: Path) -> None:
     with_test = config(shards, tmp_path, steps=4, knn_steps=2)
-    with_test = with_test.model_copy(update={"data": with_test.data.model_copy(update={"test": shards.root})})
+    with_test = with_test.model_copy(update={"data": with_test.data.model_copy(update={"test": str(shards.root)})})
     outcome = train(with_test)
     checks = metrics(outcome.run, "knn")
     assert [line["step"] for line in checks] == [0, 2, 4]
