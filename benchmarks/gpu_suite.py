@@ -32,7 +32,7 @@ from machine import facts_of_the_machine, find_videos
 from rhofast.bench import bench
 from rhofast.config import AugmentSection, ClipSection, Config, DataSection, load_config
 from rhofast.data.codecs import Codec, CopyCodec, H264Codec, HevcCodec, JpegCodec
-from rhofast.data.index import ShardSet, open_shards
+from rhofast.data.index import ShardSet, open_folder
 from rhofast.data.loader import Loader
 from rhofast.data.reader import Reader
 from rhofast.data.types import Sample, VideoRecord
@@ -114,7 +114,7 @@ class Part:
     lines: list[str]
 
     def shards(self, name: str) -> ShardSet:
-        return open_shards(self.work / name)
+        return open_folder(self.work / name)
 
     def say(self, line: str) -> None:
         self.lines.append(line)
@@ -226,13 +226,13 @@ def build_set(part: Part, name: str, codec: Codec, sources: list[Path]) -> None:
     try:
         with Listing(records) as listing:
             build_shards(listing, root, settings, LocalProcesses(os.cpu_count() or 1))
-        made = open_shards(root)
+        made = open_folder(root)
     except Exception as error:  # noqa: BLE001 - the other sets can be made
         traceback.print_exc()
         part.say(f"{name}: FAILED: {error}")
         return
     repeat(root, -(-part.scale.samples // len(made)))
-    part.results[name] = {"distinct": len(made), "samples": len(open_shards(root)), "bytes": made.info.num_bytes}
+    part.results[name] = {"distinct": len(made), "samples": len(open_folder(root)), "bytes": made.info.num_bytes}
     part.say(f"{name}: {len(made)} of {len(sources)} videos, {time.perf_counter() - began:.1f} s")
 
 

@@ -33,7 +33,7 @@ from rich.table import Table
 
 from rhofast.config import AugmentSection, ClipSection, DataSection
 from rhofast.data.codecs import JpegCodec
-from rhofast.data.index import ShardSet, open_shards
+from rhofast.data.index import ShardSet, open_folder
 from rhofast.data.loader import Loader
 from rhofast.data.pipeline import DecodePipeline
 from rhofast.data.plan import training_plan
@@ -118,7 +118,7 @@ def make_shards(videos: list[Path], out: Path, entries: int, workers: int) -> Sh
     )
     with Listing(records) as listing:
         build_shards(listing, out, settings, LocalProcesses(workers))
-    return open_shards(out)
+    return open_folder(out)
 
 
 def list_sources(shards: ShardSet, videos: list[Path]) -> list[Source]:

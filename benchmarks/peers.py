@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 
 from rhofast.config import AugmentSection, ClipSection
 from rhofast.data.clips import random_clips
-from rhofast.data.index import open_shards
+from rhofast.data.index import open_folder
 from rhofast.data.reader import Reader
 from rhofast.data.types import Geometry
 
@@ -90,7 +90,7 @@ class JpegBytes:
 
     def __call__(self, source: Source, frames: npt.NDArray[np.int64]) -> torch.Tensor:
         if self._reader is None:  # opened in the worker
-            self._reader = Reader(open_shards(Path(source.root)))
+            self._reader = Reader(open_folder(Path(source.root)))
         pictures = self._reader.read(source.sample, frames.astype(np.int32)).pictures
         pixels = np.stack([np.asarray(Image.open(io.BytesIO(pictures[frame]))) for frame in frames.tolist()])
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)

@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 
 from rhofast.config import AugmentSection, ClipSection, DataSection
 from rhofast.data.codecs import H264Codec, JpegCodec
-from rhofast.data.index import ShardSet, open_shards
+from rhofast.data.index import ShardSet, open_folder
 from rhofast.data.loader import Loader
 from rhofast.data.reader import Reader
 from rhofast.ingest.build import BuildSettings, build_shards
@@ -60,7 +60,7 @@ def make_shards(folder: Path, codec: str) -> ShardSet:
     )
     with Listing(find_records(folder / "videos", "motions", [f"videos={VIDEOS}", "frames=48"])) as listing:
         build_shards(listing, folder / "shards", settings, LocalProcesses(os.cpu_count() or 1))
-    return open_shards(folder / "shards")
+    return open_folder(folder / "shards")
 
 
 def damage(shards: ShardSet, rng: np.random.Generator) -> list[int]:

@@ -46,6 +46,9 @@ app.add_typer(evaluate, name="eval")
 
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key, e.g. a.b=3")]
 ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help="folder of a shard set", show_default=False)]
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SHARDS", help="folder or address of a shard set", show_default=False)
+]
 
 
 def main() -> None:
@@ -106,7 +109,7 @@ def shard(
     """Turn videos into shards. The same command continues where it was stopped."""
     from rhofast.config import load_config, parse_section
     from rhofast.data.codecs import build_codecs
-    from rhofast.data.index import open_shards
+    from rhofast.data.index import open_folder
     from rhofast.ingest.build import BuildSettings, build_shards, parse_part, stored_keys
     from rhofast.ingest.estimate import estimate
     from rhofast.ingest.executors import LocalProcesses, RayCluster
@@ -124,7 +127,7 @@ def shard(
     transcode = parse_section(TranscodeSettings, {**changes, **limits}, where="shard")
     part = None if task is None else parse_part(task)
     hands = workers or os.cpu_count() or 1
-    existing = open_shards(target) if append else None
+    existing = open_folder(target) if append else None
     stored, classes = (stored_keys(existing), existing.info.classes) if existing is not None else ((), ())
     begun = time.monotonic()
     with ShardProgress() as progress:
@@ -184,10 +187,10 @@ def verify(
     workers: Annotated[int | None, typer.Option(min=1, help="processes (default: one a core)")] = None,
 ) -> None:
     """Check every promise of the shard format. Exit code 1 if one is broken."""
-    from rhofast.data.index import open_shards
+    from rhofast.data.index import open_folder
     from rhofast.ingest.verify import verify_shards
 
-    opened = open_shards(shards, check_files=False)
+    opened = open_folder(shards, check_files=False)
     with progress_bar() as progress:
         task = progress.add_task("verifying", total=len(opened))
         problems = 0
@@ -207,13 +210,13 @@ def verify(
 
 @app.command()
 def inspect(
-    shards: ShardsArgument,
+    shards: SourceArgument,
     target: Annotated[Path | None, typer.Option("--out", help="PNG file for histograms")] = None,
     settings: Settings = None,
 ) -> None:
     """Print what is in a shard set, and what its clips cost to read (geometry: --set clips.num_clips=4 ...)."""
     from rhofast.config import load_config
-    from rhofast.data.index import open_shards
+    from rhofast.data.remote import open_shards
     from rhofast.ingest.summary import draw_summary, summarize
 
     if target is not None:
@@ -311,8 +314,8 @@ def train(
 @evaluate.command()
 def knn(
     checkpoint: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="run or checkpoint folder")],
-    shards: ShardsArgument,
-    bank: Annotated[Path | None, typer.Option("--train", help="labeled training shards (default: the run's)")] = None,
+    shards: SourceArgument,
+    bank: Annotated[str | None, typer.Option("--train", help="labeled training shards (default: the run's)")] = None,
     untrained: Annotated[bool, typer.Option("--untrained", help="evaluate the same backbone untrained, too")] = False,
     target: Annotated[Path | None, typer.Option("--out", help="JSON file (default: knn.json in the run)")] = None,
     settings: Settings = None,

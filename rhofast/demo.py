@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rhofast.config import load_config
-from rhofast.data.index import ShardSet, open_shards
+from rhofast.data.index import ShardSet, open_folder
 from rhofast.errors import ConfigError
 
 TRAIN_VIDEOS, TEST_VIDEOS = 1024, 256
@@ -35,7 +35,7 @@ def demo_commands(out: Path, videos: Path | None, page: Path) -> Iterator[list[s
             stored += ["--max-seconds", "10"] if "--max-seconds" not in stored else []
         given = [text for name, value in options.items() for text in ("--option", f"{name}={value}")]
         yield ["shard", *source, *given, "--split", split, *stored]
-    train, test = open_shards(out / "train"), open_shards(out / "test")
+    train, test = open_folder(out / "train"), open_folder(out / "test")
     run = out / "run"
     where = {"name": run.name, "out": out, "data.train": train.root, "data.test": test.root}
     changed = {**where, **_fitted(train, config.train.batch_size)}

@@ -26,7 +26,7 @@ from rhofast.backbones import build_backbone
 from rhofast.backbones.slow import Slow
 from rhofast.backbones.torchvision_video import published_input
 from rhofast.config import Config, DataSection
-from rhofast.data.index import open_shards
+from rhofast.data.index import open_folder
 from rhofast.data.mixture import Mixture
 from rhofast.data.remote import is_remote
 from rhofast.errors import ConfigError, ResumeError, ShardError
@@ -216,7 +216,7 @@ def _data_card(data: DataSection, digest: str | None) -> dict[str, Any]:
     name = None
     if data.train and not any(is_remote(source.shards) for source in data.train):
         with contextlib.suppress(ShardError):
-            sets = [open_shards(as_path(source.shards), check_files=False) for source in data.train]
+            sets = [open_folder(as_path(source.shards), check_files=False) for source in data.train]
             if Mixture(sets, [source.weight for source in data.train]).digest == digest:
                 name = " + ".join(one.info.name for one in sets)
     return {"name": name, "digest": digest}

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pytest
 
 from rhofast.data.codecs import Codec, CopyCodec, H264Codec, HevcCodec, JpegCodec, codec_settings
-from rhofast.data.index import DatasetInfo, IndexRow, ShardInfo, ShardSet, open_shards, write_index
+from rhofast.data.index import DatasetInfo, IndexRow, ShardInfo, ShardSet, open_folder, write_index
 from rhofast.ingest.transcode import find_ffmpeg
 
 SHARED = Path(os.environ.get("RHOFAST_SHARED", Path(__file__).parents[2] / "shared"))
@@ -161,7 +161,7 @@ def write_shards(
         build="",
     )
     (root / "dataset.json").write_text(json.dumps(info.model_dump()))
-    return open_shards(root)
+    return open_folder(root)
 
 
 def damage_unit(shards: ShardSet, sample: int, unit: int) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from rhofast.data.codecs import Codec, CopyCodec, H264Codec, HevcCodec, JpegCodec
-from rhofast.data.index import DatasetInfo, open_shards
+from rhofast.data.index import DatasetInfo, open_folder
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
 from rhofast.ingest import transcode as transcoding
@@ -100,7 +100,7 @@ def build(
     part: Part | None = None,
     append: bool = False,
 ) -> DatasetInfo | None:
-    existing = open_shards(out) if append else None
+    existing = open_folder(out) if append else None
     stored, classes = (stored_keys(existing), existing.info.classes) if existing is not None else ((), ())
     settings = BuildSettings(
         name="tiny",
@@ -125,7 +125,7 @@ def built(sources: list[VideoRecord], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_what_goes_in_and_what_is_refused(built: Path, sources: list[VideoRecord]) -> None:
-    shards = open_shards(built)
+    shards = open_folder(built)
     assert [shards.row(sample).key for sample in range(len(shards))] == ["v0", "v1", "v2", "v3", "v4"]
     assert [shards.row(sample).label for sample in range(len(shards))] == LABELS
     assert shards.info.classes == ["run", "jump"]
@@ -207,7 +207,7 @@ def test_appending_adds_shards_and_leaves_the_old_ones_alone(sources: list[Video
     grown = build(sources, out, append=True)
     assert first is not None and grown is not None
     assert grown.shards[: len(first.shards)] == first.shards
-    shards = open_shards(out)
+    shards = open_folder(out)
     assert [shards.row(sample).key for sample in range(len(shards))] == ["v0", "v1", "v2", "v3", "v4"]
     assert all(contents(out)[name] == content for name, content in before.items() if name.startswith("shard-"))
     assert grown.refused == {"empty": 1, "missing": 1}  # tried again, and listed once
@@ -246,7 +246,7 @@ def test_every_codec_makes_a_set_that_webdataset_reads_and_pyav_plays(
 ) -> None:
     out = tmp_path / "set"
     build(sources, out, codec=codec)
-    shards = open_shards(out)
+    shards = open_folder(out)
     assert len(shards) == 5 and not list(verify_shards(shards, deep=True))
     row = shards.row(3)
     with (out / shards.info.shards[-1].tar).open("rb") as file:

@@ -15,7 +15,7 @@ import pytest
 from conftest import REAL_VIDEOS
 
 from rhofast.data.codecs import JpegCodec
-from rhofast.data.index import open_shards
+from rhofast.data.index import open_folder
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
 from rhofast.ingest.build import BuildSettings, build_shards
@@ -96,7 +96,7 @@ def test_damage_is_refused_or_it_is_such_that_ffmpeg_does_not_see_it(
     lines = [json.loads(line) for line in (tmp_path / "set" / "refused.jsonl").read_text().splitlines()]
     assert {line["reason"] for line in lines} <= set(Refusal)
     refused = {line["key"] for line in lines}
-    shards = open_shards(tmp_path / "set")
+    shards = open_folder(tmp_path / "set")
     stored = {shards.row(sample).key for sample in range(len(shards))}
     assert stored | refused == {record.key for record in variants} and not stored & refused
     assert not list(verify_shards(shards))

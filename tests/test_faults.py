@@ -17,7 +17,7 @@ import torch
 from conftest import damage_unit
 
 from rhofast.config import AugmentSection, ClipSection, DataSection
-from rhofast.data.index import ShardSet, open_shards
+from rhofast.data.index import ShardSet, open_folder
 from rhofast.data.loader import Loader, TestLoader
 from rhofast.data.types import Views
 from rhofast.errors import TooManyBadSamplesError
@@ -97,7 +97,7 @@ def test_training_goes_on_and_all_other_samples_stay_where_they_were(
 ) -> None:
     with training(shards) as source:
         straight = [next(source) for _ in range(9)]
-    fresh = open_shards(shards.root)
+    fresh = open_folder(shards.root)
     lost, log = fault(shards, monkeypatch), tmp_path / "bad.jsonl"
     with training(fresh, log) as source:
         batches = [next(source) for _ in range(9)]
@@ -116,7 +116,7 @@ def test_training_goes_on_and_all_other_samples_stay_where_they_were(
 def test_evaluation_leaves_out_and_tells(
     shards: ShardSet, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., set[int]]
 ) -> None:
-    fresh = open_shards(shards.root)
+    fresh = open_folder(shards.root)
     lost = fault(shards, monkeypatch)
     data = DataSection(threads=3, decode_threads=1)
     with TestLoader(fresh, clips=CLIPS, augment=AUGMENT, data=data, batch_size=4, views=2) as source:
@@ -142,8 +142,8 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import test_faults as t
-from rhofast.data.index import open_shards
-source = t.training(open_shards(Path(sys.argv[2])))
+from rhofast.data.index import open_folder
+source = t.training(open_folder(Path(sys.argv[2])))
 stage = getattr(source, sys.argv[3])
 def slow(*given):
     print("in it", flush=True)

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from rhofast.data.index import ShardSet, open_shards
+from rhofast.data.index import ShardSet, open_folder
 from rhofast.errors import ShardFormatError, ShardMissingError
 
 
@@ -54,38 +54,38 @@ def test_another_dataset_json_is_refused(shards: ShardSet, change: dict, error: 
     path = shards.root / "dataset.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(error, match=said):
-        open_shards(shards.root)
+        open_folder(shards.root)
 
 
 def test_a_cut_dataset_json_is_refused(shards: ShardSet) -> None:
     path = shards.root / "dataset.json"
     path.write_text(path.read_text()[:100])
     with pytest.raises(ShardFormatError, match="cannot be read"):
-        open_shards(shards.root)
+        open_folder(shards.root)
 
 
 def test_missing_and_cut_files_are_noticed_at_opening(shards: ShardSet) -> None:
     tar, index = shards.root / "shard-000001.tar", shards.root / "shard-000002.arrow"
     os.truncate(tar, 1000)
     with pytest.raises(ShardFormatError, match=r"shard-000001.tar: 1000 bytes, dataset.json says"):
-        open_shards(shards.root)
+        open_folder(shards.root)
     tar.unlink()
     with pytest.raises(ShardMissingError, match=r"shard-000001.tar: No such file"):
-        open_shards(shards.root)
-    assert len(open_shards(shards.root, check_files=False)) == 13
+        open_folder(shards.root)
+    assert len(open_folder(shards.root, check_files=False)) == 13
     index.write_bytes(index.read_bytes()[:-100])
     with pytest.raises(ShardMissingError, match=r"shard-000001.tar"):
-        open_shards(shards.root)
+        open_folder(shards.root)
     with pytest.raises(ShardFormatError, match="digest"):
-        open_shards(shards.root, check_files=False).row(12)
+        open_folder(shards.root, check_files=False).row(12)
 
 
 def test_a_folder_without_a_set_says_what_it_is(shards: ShardSet) -> None:
     with pytest.raises(ShardMissingError, match="no such folder"):
-        open_shards(shards.root / "nowhere")
+        open_folder(shards.root / "nowhere")
     (shards.root / "dataset.json").unlink()
     with pytest.raises(ShardMissingError, match="run the same `rhofast shard` command again"):
-        open_shards(shards.root)
+        open_folder(shards.root)
 
 
 def test_an_index_is_hashed_once_unless_its_file_is_another(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,8 +86,8 @@ def test_batches_do_not_depend_on_the_number_of_threads(shards: ShardSet) -> Non
 def test_batches_are_the_same_bytes_in_another_process(shards: ShardSet) -> None:
     code = (
         "import sys, hashlib; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_loader as t\n"
-        "from rhofast.data.index import open_shards\n"
-        "views = t.take(t.loader(open_shards(Path(sys.argv[2]))), 2)\n"
+        "from rhofast.data.index import open_folder\n"
+        "views = t.take(t.loader(open_folder(Path(sys.argv[2]))), 2)\n"
         "print(hashlib.sha256(b''.join(v.pixels.contiguous().numpy().tobytes() for v in views)).hexdigest())"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent), str(shards.root)]

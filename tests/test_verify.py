@@ -25,7 +25,7 @@ from conftest import FPS, encode_mjpeg, frame_pixels
 from PIL import Image
 
 from rhofast.data.codecs import Codec, CopyCodec, H264Codec, JpegCodec, codec_settings
-from rhofast.data.index import DatasetInfo, IndexRow, ShardSet, open_index, open_shards, write_index
+from rhofast.data.index import DatasetInfo, IndexRow, ShardSet, open_folder, open_index, write_index
 from rhofast.data.types import Units
 from rhofast.ingest import verify
 from rhofast.ingest.checks import Report, Task, check_shard
@@ -112,7 +112,7 @@ def write_set(root: Path, codec: Codec, members: Sequence[bytes], suffix: str = 
     (root / "refused.jsonl").write_text(json.dumps({"key": "x", "path": "x", "reason": "empty", "detail": ""}) + "\n")
     (root / "sizes.json").write_text(json.dumps({shard.tar: shard.samples for shard in info.shards}))
     (root / "dataset.json").write_text(json.dumps(info.model_dump()))
-    return open_shards(root)
+    return open_folder(root)
 
 
 def pictures(video: int) -> list[npt.NDArray[np.uint8]]:
@@ -378,7 +378,7 @@ def injure(whole: Path, root: Path, injuries: list[tuple[Injury, list[str]]], co
 
 
 def said(root: Path, **options: Any) -> list[str]:
-    return [str(problem) for problem in verify_shards(open_shards(root, check_files=False), **options)]
+    return [str(problem) for problem in verify_shards(open_folder(root, check_files=False), **options)]
 
 
 def check(found: list[str], expected: list[str]) -> None:

@@ -268,7 +268,7 @@ class ShardSet:
         return self.index(shard).row(row)
 
 
-def open_shards(root: Path, *, check_files: bool = True) -> ShardSet:
+def open_folder(root: Path, *, check_files: bool = True) -> ShardSet:
     """Open the shard set in a folder. check_files: see that every shard is there and as long as it should be.
 
     Raises ShardMissingError where there is no set, it is incomplete, or a shard is missing; ShardFormatError for

@@ -23,8 +23,7 @@ from typing import BinaryIO
 from rhofast.config import DataSection
 from rhofast.data.cache import Cache, default_folder
 from rhofast.data.download import RemoteFolder
-from rhofast.data.index import DATASET_FILE, DatasetInfo, ShardIndex, ShardInfo, ShardSet, parse_dataset
-from rhofast.data.index import open_shards as open_folder
+from rhofast.data.index import DATASET_FILE, DatasetInfo, ShardIndex, ShardInfo, ShardSet, open_folder, parse_dataset
 from rhofast.errors import ConfigError, RhofastError, ShardError, ShardFormatError, ShardMissingError
 from rhofast.files import as_path
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from rhofast.data.codecs import Codec, codec_settings
-from rhofast.data.index import DATASET_FILE, VERSION, DatasetInfo, ShardInfo, ShardSet, open_shards
+from rhofast.data.index import DATASET_FILE, VERSION, DatasetInfo, ShardInfo, ShardSet, open_folder
 from rhofast.errors import ConfigError, IngestError, ShardError
 from rhofast.files import is_local, write_atomically, writing_atomically
 from rhofast.ingest.executors import Executor
@@ -161,7 +161,7 @@ def _complete_set(out: Path) -> DatasetInfo | None:
             raise IngestError(f"{out}: is a file", hint="choose a new or empty folder")
         return None
     try:
-        return open_shards(out).info
+        return open_folder(out).info
     except ShardError as error:
         raise IngestError(error.message, hint=error.hint or "choose another folder, or delete it") from None
 
