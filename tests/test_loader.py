@@ -35,10 +35,13 @@ def loader(
     threads: int = 2,
     max_bad: float = 0.01,
     patience: float = 600.0,
+    block_shards: int | None = None,
     **options: object,
 ) -> Loader:
     arguments = {"batch_size": 4, "seed": 11, "clips": CLIPS, **options}
-    data = DataSection(threads=threads, decode_threads=threads, max_bad=max_bad, patience=patience)
+    data = DataSection(
+        threads=threads, decode_threads=threads, max_bad=max_bad, patience=patience, block_shards=block_shards
+    )
     return Loader(shards, augment=augment, data=data, **arguments)  # type: ignore[arg-type]
 
 
@@ -457,3 +460,31 @@ def test_evaluation_sees_every_stream_once_and_leaves_bad_ones_out(stream_shards
         seen = [sample for views in source for sample in views.sample.tolist()]
     assert seen == [sample for sample in range(13) if sample != 6]
     assert [(error.key, error.offset) for error in source.bad] == [("v6", begin)]
+
+
+def test_a_mixture_of_pictures_and_streams_resumes_on_two_ranks_in_the_middle_of_an_epoch(
+    shards: ShardSet, stream_shards: ShardSet
+) -> None:
+    def mixed(**options: object) -> Loader:
+        return loader(Mixture([shards, stream_shards], [3, 1]), block_shards=2, max_bad=1.0, **options)
+
+    flip_byte_of(shards, 4)
+    straight = take(mixed(), 12)
+    first = mixed()
+    for _ in range(7):
+        next(first)
+    state = json.loads(json.dumps(first.state_dict()))
+    first.close()
+    parts = []
+    for rank in range(2):
+        part = mixed(rank=rank, world_size=2)
+        part.load_state_dict(state)
+        parts.append(take(part, 5))
+    for views, left, right in zip(straight[7:], *parts, strict=True):
+        assert torch.equal(views.sample, torch.cat([left.sample, right.sample]))
+        assert torch.equal(views.pixels, torch.cat([left.pixels, right.pixels]))
+    every = torch.cat([views.sample for views in straight])
+    assert (every < 13).sum() == 36 and 4 not in every
+    assert straight[0].label.tolist() == [sample % 13 % 3 for sample in straight[0].sample.tolist()]
+    with loader(Mixture([shards, stream_shards], [1, 1])) as other, pytest.raises(ResumeError, match="digest was"):
+        other.load_state_dict(state)
