@@ -26,7 +26,7 @@ from rhofast.data.reader import Reader
 from rhofast.data.types import Geometry
 
 ENDLESS = 10_000_000
-BLUR_WINDOW = 13  # 2 * ceil(3 * 2.0) + 1: rhofast's window at its largest sigma
+BLUR_WINDOW = 11  # 2 * ceil(2.5 * 2.0) + 1: rhofast's window at its largest sigma
 
 
 @dataclass(frozen=True, kw_only=True)
