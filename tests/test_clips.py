@@ -334,3 +334,21 @@ def test_uniform_views_start_evenly_and_end_before_the_video_does() -> None:
     frames = uniform_clips(ClipSection(), geometry(364, 30.0), 10).frames[0]
     assert frames[:, 0].tolist() == [30 * view for view in range(10)]
     assert frames.max() < 364
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 8, 37, 300])
+def test_segments_show_a_frame_of_each_part_of_the_video(num_frames: int) -> None:
+    section = ClipSection(rule="segments", num_clips=2, shuffle=False)
+    video = geometry(num_frames, 30.0, 400)
+    frames = random_clips(section, video, np.arange(400), seed=0, epoch=0).frames
+    edges = [round((num_frames - 1) / 8 * part) for part in range(9)]
+    for part in range(8):
+        assert set(np.unique(frames[..., part])) == set(range(edges[part], edges[part + 1] + 1))
+    middle = uniform_clips(section, video, 1).frames[0, 0]
+    assert middle.tolist() == [(edges[part] + edges[part + 1]) // 2 for part in range(8)]
+    assert uniform_clips(section, video, 3).frames.shape == (400, 3, 8)
+
+
+def test_segments_know_no_limits_of_time() -> None:
+    with pytest.raises(ValueError, match="gaps mean nothing"):
+        ClipSection(rule="segments", max_span=2.0)

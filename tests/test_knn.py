@@ -1,8 +1,18 @@
 """kNN against an exact computation by hand."""
 
-import numpy as np
+from pathlib import Path
+from typing import Any
 
-from rhofast.evals.knn import knn_scores, summarize
+import numpy as np
+import pytest
+import torch
+from conftest import damage_unit
+
+from rhofast.data.index import ShardSet
+from rhofast.evals.features import Features, extract_features
+from rhofast.evals.knn import knn_scores
+from rhofast.evals.scores import summarize
+from rhofast.evals.subject import open_subject
 
 
 def by_hand(bank, bank_label, queries, num_classes, neighbors, temperature):  # type: ignore[no-untyped-def]
@@ -43,3 +53,44 @@ def test_a_summary_counts_what_it_says() -> None:
     assert (result.top1, result.top5, result.samples, result.left_out) == (0.5, 1.0, 4, ["x"])
     assert result.confusion == [[1, 1, 0], [1, 0, 0], [0, 0, 1]]
     assert result.per_class == {"a": 0.5, "b": 0.0, "c": 1.0}
+
+
+def test_a_killed_extraction_goes_on_from_what_it_left(shards: ShardSet, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    subject = open_subject(
+        "random",
+        overrides=["backbone.name=slow_r18", "backbone.width=4", "augment.size=16", "clips.num_frames=2"],
+    )
+    config, network = subject.config, subject.backbone
+    seen: list[int] = []
+
+    def extract(stop: int = 99, **more: Any) -> Features:
+        def progress(done: int, total: int) -> None:
+            seen.append(done)
+            if done >= stop:
+                raise KeyboardInterrupt
+
+        fixed = {"clips": config.clips, "augment": config.augment, "data": config.data, "views": 2, "batch_size": 8}
+        return extract_features(network, shards, **{**fixed, **more}, progress=progress)
+
+    whole = extract()
+    damage_unit(shards, 12, 0)
+    with pytest.raises(KeyboardInterrupt):
+        extract(stop=8, keep=tmp_path / "kept")
+    [folder] = (tmp_path / "kept").iterdir()
+    part = folder / "part-0000-0"
+    part.write_bytes(part.read_bytes()[:-700])  # the last batch is cut short
+    seen.clear()
+    again = extract(keep=tmp_path / "kept")
+    assert seen == [8, 13]
+    assert again.sample.tolist() == list(range(12)) and np.array_equal(again.label, whole.label[:12])
+    assert np.allclose(again.values, whole.values[:12], atol=1e-6) and len(again.bad) == 1
+    assert np.array_equal(extract(keep=tmp_path / "kept").values, again.values)
+    some = extract(keep=tmp_path / "kept", samples=np.array([7, 3]))
+    assert some.sample.tolist() == [3, 7] and np.array_equal(some.values, again.values[[3, 7]])
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+    extract(keep=tmp_path / "kept", views=1)
+    with torch.no_grad():
+        next(network.parameters()).mul_(2)
+    extract(keep=tmp_path / "kept")
+    assert len(list((tmp_path / "kept").iterdir())) == 3  # other views, other weights: other features

@@ -112,12 +112,16 @@ def random_difference(
     return uniforms(seed, epoch, samples, {Stream.DIFFERENCE: num_clips})[Stream.DIFFERENCE] < section.difference
 
 
-def center_augment(geometry: Geometry, num_views: int) -> AugmentPlan:
-    """The test plan: the central square of the whole short side, nothing else."""
-    crop = center_crop(geometry.width, geometry.height)
-    leading = (len(crop), num_views)
+def center_augment(geometry: Geometry, num_views: int, crops: int = 1) -> AugmentPlan:
+    """The test plan: squares of the whole short side, nothing else. crops: for each view the central one (1), or the
+    first, the central and the last along the long side (3). View v is clip v // crops with crop v % crops."""
+    if crops == 1:
+        squares = center_crop(geometry.width, geometry.height)[:, None]
+    else:
+        squares = three_crops(geometry.width, geometry.height)
+    leading = (len(squares), num_views * crops)
     return AugmentPlan(
-        crop=np.repeat(crop[:, None], num_views, axis=1),
+        crop=np.tile(squares, (1, num_views, 1)),
         flip=np.zeros(leading, dtype=np.bool_),
         color=np.broadcast_to(_IDENTITY, (*leading, 3, 4)).copy(),
         blur=np.zeros(leading, dtype=np.float32),
@@ -165,6 +169,16 @@ def center_crop(width: npt.NDArray[Any], height: npt.NDArray[Any]) -> npt.NDArra
     """The central square of the whole short side, f32[..., 4]."""
     side = np.minimum(width, height)
     return np.stack([(width - side) // 2, (height - side) // 2, side, side], axis=-1).astype(np.float32)
+
+
+def three_crops(width: npt.NDArray[Any], height: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """The squares of the whole short side at the two ends of the long side and in its middle: left, center, right, or
+    top, center, bottom; f32[..., 3, 4]."""
+    center = center_crop(width, height)
+    first, last = center.copy(), center.copy()
+    first[..., :2] = 0
+    last[..., 0], last[..., 1] = width - center[..., 2], height - center[..., 3]
+    return np.stack([first, center, last], axis=-2)
 
 
 def jitter_factors(section: AugmentSection, draws: Float) -> Float:

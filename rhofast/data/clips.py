@@ -14,6 +14,9 @@ A clip is a window in time. At its own frame rate a video shows L frames in it, 
 version did that brought pretraining (April 2022). Neither steps by tau exactly. `ClipSection.fps` stands for the 30;
 with `fps_jitter` it is drawn anew for each video, so that L changes. L is at least 1.
 
+A third rule knows no L: "segments" cuts the whole video into T equal parts and shows a frame of each, drawn anew for
+each clip; in testing the middle one (of V views, V spread evenly). The release fine-tunes on Something-Something so.
+
 Starts are independent and clips may overlap (arXiv 2104.14558, section 3), unless `max_span`, `min_gap` or `max_gap`
 ask for something else. Then starts are whole frames and uniform over all placements that keep to every limit (the
 release draws again until one does, and gives up after 100 times). Where none can, this is given up, in this order:
@@ -49,23 +52,35 @@ Float = npt.NDArray[np.floating[Any]]
 Int = npt.NDArray[np.int64]
 
 
-def random_clips(section: ClipSection, geometry: Geometry, samples: Int, *, seed: int, epoch: Epoch) -> ClipPlan:
-    """Random clips for B samples: frames i32[B, P, T] with P = num_clips, or 2 (equal) clips where num_clips is 1."""
+def random_clips(
+    section: ClipSection, geometry: Geometry, samples: Int, *, seed: int, epoch: Epoch, twins: bool = True
+) -> ClipPlan:
+    """Random clips for B samples: frames i32[B, P, T] with P = num_clips, or 2 (equal) clips where num_clips is 1 and
+    `twins` is on."""
     rho = section.num_clips
     low, high = section.fps_jitter
     shuffle, jitter = section.shuffle and rho > 1, low != 1 or high != 1
-    counts = {Stream.CLIP: rho, Stream.CLIP_PERMUTATION: rho * shuffle, Stream.CLIP_RATE: int(jitter)}
+    segments = section.rule == "segments"
+    counts = {
+        Stream.CLIP: rho * (section.num_frames if segments else 1),
+        Stream.CLIP_PERMUTATION: rho * shuffle,
+        Stream.CLIP_RATE: int(jitter),
+    }
     draws = uniforms(seed, epoch, samples, {stream: count for stream, count in counts.items() if count})
     rate = section.fps * (low + (high - low) * draws[Stream.CLIP_RATE][:, 0]) if jitter else section.fps
     length = _covered(section, geometry, rate)
-    if rho == 1 or (section.max_span is section.min_gap is section.max_gap is None):
+    if segments:
+        first, last = segments_of(geometry, section.num_frames)
+        places = draws[Stream.CLIP].reshape(-1, rho, section.num_frames) * (last - first + 1)
+        frames = np.minimum(first + np.floor(places).astype(np.int64), last).astype(np.int32)
+    elif rho == 1 or (section.max_span is section.min_gap is section.max_gap is None):
         room = np.maximum(geometry.num_frames - length, 0)
         start = np.sort(draws[Stream.CLIP], axis=1) * room[:, None]
         frames = window_frames(section, geometry, start, length, whole=reads_whole_video(section, geometry))
     else:
         frames = _limited_frames(section, geometry, draws[Stream.CLIP], length)
     if rho == 1:
-        return ClipPlan(frames=np.repeat(frames, 2, axis=1))
+        return ClipPlan(frames=np.repeat(frames, 2 if twins else 1, axis=1))
     if shuffle:
         order = np.argsort(draws[Stream.CLIP_PERMUTATION], axis=1)
         frames = np.take_along_axis(frames, order[:, :, None], axis=1)
@@ -75,11 +90,22 @@ def random_clips(section: ClipSection, geometry: Geometry, samples: Int, *, seed
 def uniform_clips(section: ClipSection, geometry: Geometry, num_views: int) -> ClipPlan:
     """`num_views` uniform clips, i32[B, num_views, T]: view i starts at (N - L) * i / num_views, as released (so the
     last one ends before the video does)."""
+    if section.rule == "segments":
+        first, last = segments_of(geometry, section.num_frames)
+        places = (np.arange(num_views) + 0.5)[:, None] / num_views
+        return ClipPlan(frames=(first + np.floor(places * (last - first)).astype(np.int64)).astype(np.int32))
     length = _covered(section, geometry, section.fps)
     room = np.maximum(geometry.num_frames - length, 0)
     start = room[:, None] * np.arange(num_views)[None, :] / num_views
     whole = np.zeros(len(room), dtype=bool)
     return ClipPlan(frames=window_frames(section, geometry, start, length, whole=whole))
+
+
+def segments_of(geometry: Geometry, count: int) -> tuple[Int, Int]:
+    """The first and the last frame of each of `count` equal parts of a video, i64[B, 1, count] both. Neighbors share
+    the frame between them, as released."""
+    edges = np.rint((geometry.num_frames[:, None, None] - 1) / count * np.arange(count + 1)).astype(np.int64)
+    return edges[..., :-1], edges[..., 1:]
 
 
 def with_neighbors(plan: ClipPlan, difference: npt.NDArray[np.bool_], num_frames: npt.NDArray[np.int32]) -> ClipPlan:

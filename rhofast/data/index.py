@@ -139,8 +139,9 @@ class IndexRow:
 
 
 class ShardIndex:
-    """One shard's index, memory-mapped. The columns that planning needs are numpy views: num_frames, fps, width,
-    height, label (-100 where null), offset, size."""
+    """One shard's index, memory-mapped. The columns that are needed as a whole are numpy views: num_frames, fps, width,
+    height, label (-100 where null), offset, size, source_digest (as strings of 16 bytes: they sort, and compare as the
+    digests do, though numpy hides zeros at their end)."""
 
     def __init__(self, table: pa.Table) -> None:
         batch = table.combine_chunks().to_batches()[0] if table.num_rows else None
@@ -148,6 +149,9 @@ class ShardIndex:
             raise ValueError("an index without rows")
         column = {name: batch.column(name) for name in SCHEMA.names}
         self._key, self._source = column["key"], column["source_digest"]
+        rows, before = len(self._source), self._source.offset
+        source = np.frombuffer(self._source.buffers()[1], dtype="S16", count=before + rows)
+        self.source_digest: npt.NDArray[np.bytes_] = source[before:]
         self.label: npt.NDArray[np.int64] = (
             column["label"].fill_null(-100).to_numpy(zero_copy_only=False).astype(np.int64)
         )

@@ -24,6 +24,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.profiler import record_function
 
 from rhofast.config import AugmentSection, ClipSection, DataSection
 from rhofast.data.capabilities import VideoLimits, choose_decoder, detect, say_pictures
@@ -253,6 +254,7 @@ class _Base:
             self._began = time.perf_counter()
             self._ahead = DownloadAhead(zip(self.shards.sets, needed, strict=True), threads=self._data.downloads)
             stages = {"plan": self._plan, "read": self._read, "decode": self._decode}
+            stages = {name: record_function(f"loader: {name}")(stage) for name, stage in stages.items()}
             self._conveyor = Conveyor(source, stages, depth=self._data.prefetch, patience=self._data.patience)
 
     def _next(self) -> Views:
@@ -430,7 +432,9 @@ class Loader(_Base):
         device: torch.device = _CPU,
         half: bool = False,
         bad_log: Path | None = None,
+        twins: bool = True,
     ) -> None:
+        """twins: two views of the same frames where `clips.num_clips` is 1; off: one, as training by labels wants."""
         mixture = Mixture([shards]) if isinstance(shards, ShardSet) else shards
         self._order = mixture.order(seed=seed, block_shards=data.block_shards)
         try:
@@ -439,7 +443,7 @@ class Loader(_Base):
         except ValueError as error:
             raise ConfigError(f"train.batch_size: {error}", hint="choose another --set train.batch_size=...") from None
         share = batch_size // world_size
-        views = max(2, clips.num_clips)
+        views = max(2, clips.num_clips) if twins else clips.num_clips
         super().__init__(
             mixture,
             augment,
@@ -451,7 +455,7 @@ class Loader(_Base):
             half=half,
             quarantine=Quarantine(bad_log, data.max_bad),
         )
-        self._clip_section, self._augment_section = clips, augment
+        self._clip_section, self._augment_section, self._twins = clips, augment, twins
         self._batch_size, self._seed, self._rank = batch_size, seed, rank
         self._next_position = Position(epoch=0, position=0)
         self._planned_samples = 0
@@ -538,7 +542,8 @@ class Loader(_Base):
         )
 
     def _numbers(self, rows: list[IndexRow], samples: Int64Array, epochs: Int64Array) -> tuple[ClipPlan, AugmentPlan]:
-        return training_plan(rows, samples, self._clip_section, self._augment_section, seed=self._seed, epoch=epochs)
+        clips, augment = self._clip_section, self._augment_section
+        return training_plan(rows, samples, clips, augment, seed=self._seed, epoch=epochs, twins=self._twins)
 
     def _read(self, draft: _Draft) -> _Draft | None:
         self._planned_samples += len(draft.originals)
@@ -571,7 +576,8 @@ class Loader(_Base):
 
 
 class TestLoader(_Base):
-    """`views` uniform center clips of every sample of this rank's part, each sample exactly once over all ranks.
+    """`views` uniform clips of every sample of this rank's part, each sample exactly once over all ranks; of each clip
+    the central square, or three squares along the long side (`crops`).
 
     A bad sample is never replaced: it is left out, counted in `stats.bad` and named in `bad`.
     """
@@ -587,29 +593,35 @@ class TestLoader(_Base):
         data: DataSection,
         batch_size: int,
         views: int,
+        crops: int = 1,
+        samples: Int64Array | None = None,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device = _CPU,
         half: bool = False,
         bad_log: Path | None = None,
     ) -> None:
-        """batch_size: videos a batch on this rank."""
+        """batch_size: videos a batch on this rank. crops: 1 or 3; a video has P = views * crops clips, crops innermost.
+        samples: some of the set, each once; None: all of it, in order."""
         super().__init__(
             Mixture([shards]),
             augment,
             data,
             max_videos=batch_size,
-            max_pictures=batch_size * views * clips.num_frames,
+            max_pictures=batch_size * views * crops * clips.num_frames,
             plain=True,
             device=device,
             half=half,
             quarantine=Quarantine(bad_log, None),
         )
         self.bad: list[SampleError] = []
-        self._clip_section, self._views_of_each, self._rank = clips, views, rank
-        first, last = (len(shards) * part // world_size for part in (rank, rank + 1))
-        self._shards_of_part = range(shards.locate(first)[0], shards.locate(last - 1)[0] + 1) if first < last else ()
-        self._batches_of = [np.arange(at, min(at + batch_size, last)) for at in range(first, last, batch_size)]
+        self._clip_section, self._views_of_each, self._crops, self._rank = clips, views, crops, rank
+        count = len(shards) if samples is None else len(samples)
+        first, last = (count * part // world_size for part in (rank, rank + 1))
+        part = np.arange(first, last) if samples is None else samples[first:last]
+        numbers = shards.starts.searchsorted(part, side="right") - 1
+        self._shards_of_part = list(dict.fromkeys(numbers.tolist()))
+        self._batches_of = [part[at : at + batch_size] for at in range(0, len(part), batch_size)]
 
     def __len__(self) -> int:
         """Batches on this rank, at most: one whose samples are all bad is left out."""
@@ -627,7 +639,7 @@ class TestLoader(_Base):
         return _Draft(at=first, whole=at, originals=at, epochs=epochs, places=at, standing=at, asked=asked)
 
     def _numbers(self, rows: list[IndexRow], samples: Int64Array, epochs: Int64Array) -> tuple[ClipPlan, AugmentPlan]:
-        return evaluation_plan(rows, self._clip_section, self._views_of_each)
+        return evaluation_plan(rows, self._clip_section, self._views_of_each, self._crops)
 
     def _mend(self, draft: _Draft, failed: Mapping[int, SampleError]) -> None:
         """They are named, and missing."""

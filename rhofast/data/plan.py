@@ -23,11 +23,13 @@ def training_plan(
     *,
     seed: int,
     epoch: Epoch,
+    twins: bool = True,
 ) -> tuple[ClipPlan, AugmentPlan]:
-    """Random clips and augmentation of the given samples, whose rows are `rows`; epoch: one for all, or i64[B]. Each
-    sample's part depends on its own number, epoch and row alone, not on the batch it stands in."""
+    """Random clips and augmentation of the given samples, whose rows are `rows`; epoch: one for all, or i64[B]; twins:
+    see `random_clips`. Each sample's part depends on its own number, epoch and row alone, not on the batch it stands
+    in."""
     geometry = _geometry(rows)
-    clip_plan = random_clips(clips, geometry, samples, seed=seed, epoch=epoch)
+    clip_plan = random_clips(clips, geometry, samples, seed=seed, epoch=epoch, twins=twins)
     difference = random_difference(augment, samples, clips.num_clips, seed=seed, epoch=epoch)
     if difference is not None:
         views = clip_plan.frames.shape[1] // clips.num_clips  # two views of one clip share its draw
@@ -44,10 +46,14 @@ def clips_alone(
     return random_clips(clips, _geometry(rows), samples, seed=seed, epoch=epoch)
 
 
-def evaluation_plan(rows: Sequence[IndexRow], clips: ClipSection, views: int) -> tuple[ClipPlan, AugmentPlan]:
-    """`views` uniform clips of each row, central square, nothing random."""
+def evaluation_plan(
+    rows: Sequence[IndexRow], clips: ClipSection, views: int, crops: int = 1
+) -> tuple[ClipPlan, AugmentPlan]:
+    """`views` uniform clips of each row, each with the central square or with three along the long side (`crops`), so
+    P = views * crops, crops innermost; nothing random."""
     geometry = _geometry(rows)
-    return uniform_clips(clips, geometry, views), center_augment(geometry, views)
+    uniform = uniform_clips(clips, geometry, views)
+    return ClipPlan(frames=np.repeat(uniform.frames, crops, axis=1)), center_augment(geometry, views, crops)
 
 
 def take(plan: tuple[ClipPlan, AugmentPlan], rows: npt.NDArray[np.int64]) -> tuple[ClipPlan, AugmentPlan]:

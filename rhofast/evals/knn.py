@@ -6,102 +6,16 @@ normalized; its K nearest bank rows vote for their class with weight exp(cosine 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
-from accelerate import PartialState
 from torch import nn
 
-from rhofast.checkpoint import find_checkpoint, trained_backbone, untrained_backbone
-from rhofast.config import AugmentSection, ClipSection, DataSection, EvalSection, override_config
+from rhofast.config import AugmentSection, ClipSection, DataSection, EvalSection
 from rhofast.data.index import ShardSet
-from rhofast.data.remote import open_shards
-from rhofast.errors import ConfigError
-from rhofast.evals.features import Features, Progress, extract_features, part_of
+from rhofast.evals.features import Features, Precision, Progress, extract_features, part_of
+from rhofast.evals.scores import Scores, class_map, summarize
 
 _CHUNK = 1024  # queries scored at once; bounds memory at chunk x bank
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KnnResult:
-    """top1 and top5 in [0, 1] over `samples` test samples; per_class: accuracy by class name, for classes with test
-    samples; confusion[true][predicted] counts; left_out: what could not be read of the bank and the test samples, a
-    line each."""
-
-    top1: float
-    top5: float
-    samples: int
-    left_out: list[str]
-    per_class: dict[str, float]
-    confusion: list[list[int]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """A checkpoint's kNN result, and for comparison that of the same backbone untrained (or None), and chance."""
-
-    run: Path
-    trained: KnnResult
-    untrained: KnnResult | None
-    chance: float
-    classes: list[str]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "run": str(self.run)}
-
-
-def evaluate_checkpoint(
-    path: Path,
-    test: str | Path,
-    *,
-    bank: str | Path | None = None,
-    untrained: bool = False,
-    overrides: Sequence[str] = (),
-    progress: Progress | None = None,
-) -> Evaluation:
-    """kNN of a run's newest checkpoint, or of a checkpoint folder, on the shards at `test`, a folder or an address.
-
-    bank: labeled training shards; None: those of the run, of several sets the first. overrides: `--set` for the run's
-    page. progress: called with (samples done, in all). Raises ResumeError, ShardError, ConfigError.
-    """
-    folder = find_checkpoint(path)
-    backbone, trained_with = trained_backbone(folder)
-    config = override_config(trained_with, overrides)
-    if bank is None and not config.data.train:
-        raise ConfigError("no training shards for the bank", hint="give them with --train")
-    train = open_shards(bank or config.data.train[0].shards, data=config.data)
-    held_out = open_shards(test, data=config.data)
-    device = PartialState().device
-    backbones = [backbone]
-    if untrained:
-        backbones.append(untrained_backbone(config))
-    total = len(backbones) * (len(train) + len(held_out))
-    results = []
-    for number, network in enumerate(backbones):
-        before = number * (len(train) + len(held_out))
-        results.append(
-            evaluate_knn(
-                network.to(device),
-                train,
-                held_out,
-                clips=config.clips,
-                augment=config.augment,
-                data=config.data,
-                section=config.eval,
-                progress=part_of(progress, before, total),
-            )
-        )
-    return Evaluation(
-        run=folder.parent.parent,
-        trained=results[0],
-        untrained=results[1] if untrained else None,
-        chance=1 / len(train.info.classes),
-        classes=train.info.classes,
-    )
 
 
 def knn_scores(
@@ -139,11 +53,12 @@ def evaluate_knn(
     augment: AugmentSection,
     data: DataSection,
     section: EvalSection,
+    precision: Precision = "fp32",
     progress: Progress | None = None,
-) -> KnnResult:
+) -> Scores:
     """kNN accuracy of a backbone on held-out shards, with the training shards as the bank; the same on every rank.
     Classes are matched by name. Raises ConfigError where labels are missing or the test set has other classes."""
-    to_train_class = _class_map(train, test)
+    to_train_class = class_map(train, test)
     total = len(train) + len(test)
 
     def extract(shards: ShardSet, before: int) -> Features:
@@ -155,6 +70,8 @@ def evaluate_knn(
             data=data,
             views=section.views,
             batch_size=section.batch_size,
+            precision=precision,
+            keep=section.keep,
             progress=part_of(progress, before, total),
         )
 
@@ -175,39 +92,6 @@ def evaluate_knn(
         classes=train.info.classes,
         left_out=[str(error) for error in [*bank.bad, *queries.bad]],
     )
-
-
-def summarize(
-    scores: npt.NDArray[np.float64], label: npt.NDArray[np.int64], *, classes: list[str], left_out: list[str]
-) -> KnnResult:
-    """Accuracies of class scores f64[M, C] against labels i64[M]. Equal scores count for the smaller class number."""
-    ranked = np.argsort(-scores, axis=1, kind="stable")
-    hit = ranked == label[:, None]
-    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(confusion, (label, ranked[:, 0]), 1)
-    seen = np.flatnonzero(confusion.sum(axis=1))
-    return KnnResult(
-        top1=float(hit[:, 0].mean()),
-        top5=float(hit[:, :5].any(axis=1).mean()),
-        samples=len(label),
-        left_out=left_out,
-        per_class={classes[c]: float(confusion[c, c] / confusion[c].sum()) for c in seen},
-        confusion=confusion.tolist(),
-    )
-
-
-def _class_map(train: ShardSet, test: ShardSet) -> npt.NDArray[np.int64]:
-    """Test class number -> training class number, by name."""
-    for shards in (train, test):
-        if not shards.info.classes:
-            raise ConfigError(
-                f"{shards.where}: no labels, and kNN needs them", hint="shard a labeled set to evaluate on"
-            )
-    number = {name: place for place, name in enumerate(train.info.classes)}
-    unknown = [name for name in test.info.classes if name not in number]
-    if unknown:
-        raise ConfigError(f"{test.where}: class {unknown[0]!r} is not a class of {train.where}")
-    return np.array([number[name] for name in test.info.classes], dtype=np.int64)
 
 
 def _normalized(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -1,0 +1,104 @@
+"""How fast features are extracted, against the loader alone and the forward pass alone.
+
+    python benchmarks/features.py SHARDS CHECKPOINT [--set KEY=VALUE ...]
+
+In turns, rounds of: the loader with nobody behind it, the network on one batch that stays in memory, and both. Medians.
+The bar is 0.9 of the slower one. On a CPU loader and network share the cores, so give each its own: OMP_NUM_THREADS for
+the network, `--set data.decode_threads=...` for the loader.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from rhofast.data.loader import TestLoader
+from rhofast.data.remote import open_shards
+from rhofast.evals.case import placed
+from rhofast.evals.features import FeatureStream
+from rhofast.evals.subject import open_subject
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards")
+    parser.add_argument("checkpoint", help="any backbone, as `rhofast embed` takes it")
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=1, help="go through a small set so many times a round")
+    given = parser.parse_args()
+    subject = open_subject(given.checkpoint, overrides=given.settings)
+    config, shards = subject.config, open_shards(given.shards)
+    network, section = placed(subject.backbone, config), config.eval
+    device = next(network.parameters()).device
+    lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision)
+    lower = lower if device.type == "cuda" else None
+    sections = {
+        "clips": config.clips,
+        "augment": config.augment,
+        "data": config.data,
+        "views": section.views,
+        "samples": np.tile(np.arange(len(shards)), given.repeat),
+    }
+    videos = max(1, section.batch_size // section.views)
+
+    def open_loader() -> TestLoader:
+        return TestLoader(shards, **sections, batch_size=videos, device=device, half=lower is not None)
+
+    def settle() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def timed(work: Callable[[], int]) -> float:
+        """Videos a second."""
+        settle()
+        began = time.perf_counter()
+        count = work()
+        settle()
+        return count / (time.perf_counter() - began)
+
+    def loader_alone() -> int:
+        with open_loader() as loader:
+            return sum(len(batch.sample) for batch in loader)
+
+    def both() -> int:
+        stream = FeatureStream(
+            network,
+            shards,
+            **sections,
+            batch_size=section.batch_size,
+            precision=config.train.precision,
+        )
+        return sum(len(batch.sample) for batch in stream)
+
+    with open_loader() as loader:
+        pixels = next(loader).pixels.flatten(0, 1).clone()
+    rounds = -(-given.repeat * len(shards) // videos)
+
+    @torch.inference_mode()
+    def forward_alone() -> int:
+        for _ in range(rounds):
+            with torch.autocast(device.type, dtype=lower, enabled=lower is not None):
+                network(pixels)
+        return rounds * videos
+
+    sources = {"loader": loader_alone, "forward": forward_alone, "features": both}
+    rates: dict[str, list[float]] = {name: [] for name in sources}
+    for number in range(given.rounds + 1):
+        for name, work in sources.items():
+            rate = timed(work)
+            if number:  # the first round warms up
+                rates[name].append(rate)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    slower = min(medians["loader"], medians["forward"])
+    print(json.dumps({"videos_per_second": medians, "share_of_the_slower": medians["features"] / slower}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What is to be evaluated, opened and checked: a backbone, labeled training shards, held-out test shards."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from rhofast.config import Config
+from rhofast.data.index import ShardSet
+from rhofast.data.remote import is_remote, open_shards
+from rhofast.errors import ConfigError, ShardError
+from rhofast.evals.heldout import check_held_out
+from rhofast.evals.scores import class_map
+from rhofast.evals.subject import Subject, open_subject
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """notes: sentences that a reader of the result must not miss."""
+
+    subject: Subject
+    train: ShardSet
+    test: ShardSet
+    notes: tuple[str, ...]
+
+    @property
+    def config(self) -> Config:
+        return self.subject.config
+
+
+def open_case(
+    source: str | Path,
+    test: str | Path,
+    *,
+    train: str | Path | None = None,
+    page: Path | None = None,
+    overrides: Sequence[str] = (),
+    allow_overlap: bool = False,
+) -> Case:
+    """source: any backbone, see `open_subject`. test: held-out shards, a folder or an address. train: labeled training
+    shards; None: those of the run, of several sets the first. page: a recipe. allow_overlap: test samples may come from
+    videos that are in the training shards, or in what the run was trained on where that is on this machine.
+
+    Raises ConfigError (also for sets whose classes do not fit), ResumeError, ShardError.
+    """
+    subject = open_subject(source, page=page, overrides=overrides)
+    config = subject.config
+    sources = config.data.train or (subject.run.data.train if subject.run else ())
+    if train is None and not sources:
+        raise ConfigError("no training shards", hint="give labeled ones with --train")
+    opened = open_shards(train or sources[0].shards, data=config.data)
+    held_out = open_shards(test, data=config.data)
+    class_map(opened, held_out)
+    notes = check_held_out([opened, *_pretraining(subject, opened)], held_out, allow=allow_overlap)
+    return Case(subject=subject, train=opened, test=held_out, notes=notes)
+
+
+def placed(network: nn.Module, config: Config) -> nn.Module:
+    """A network on this process's device, its weights lying as the configuration says."""
+    network = network.to(PartialState(cpu=not torch.cuda.is_available()).device)
+    return network.to(memory_format=torch.channels_last_3d) if config.train.channels_last else network
+
+
+def _pretraining(subject: Subject, besides: ShardSet) -> list[ShardSet]:
+    """The sets that a run was trained on, where they still are."""
+    found = []
+    for source in subject.run.data.train if subject.run else ():
+        if not is_remote(source.shards):
+            with contextlib.suppress(ShardError):
+                opened = open_shards(source.shards, check_files=False)
+                if opened.info.digest != besides.info.digest:
+                    found.append(opened)
+    return found

@@ -1,0 +1,147 @@
+"""Features of all samples of a shard set as a file with keys, for whatever comes after.
+
+    OUT.parquet, OUT.arrow    a row a sample: sample, key, label, class, feature (a list of D float32)
+    OUT.npy                   f32[N, D], and OUT-keys.csv beside it, row by row: sample, key, label, class
+
+A feature is the mean over a sample's views. Ranks write parts beside the file as they go, so a set need not fit in
+memory; rank 0 joins them. What it is not: it normalizes nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from rhofast.data.index import ShardSet
+from rhofast.errors import ConfigError, ShardFormatError
+from rhofast.evals.case import placed
+from rhofast.evals.features import FeatureBatch, FeatureStream, Progress, mean_over_views
+from rhofast.evals.subject import Subject
+from rhofast.files import publish, writing_atomically
+
+SUFFIXES = (".parquet", ".arrow", ".npy")
+_COLUMNS = ("sample", "key", "label", "class")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Embedded:
+    """What was written: how many samples, and numbers a sample; left_out: what could not be read, a line each."""
+
+    target: Path
+    samples: int
+    width: int
+    left_out: list[str]
+
+
+def check_target(path: Path) -> None:
+    """Raises ConfigError unless a file of that name can be written."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"{path}: not one of {', '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.parent}")
+
+
+def embed(subject: Subject, shards: ShardSet, target: Path, *, progress: Progress | None = None) -> Embedded:
+    """Write the features of all samples to `target`; in every process, on a file system that all of them see. progress:
+    called with (samples done, in all). Raises ConfigError, ShardFormatError if not one sample can be read,
+    OSError."""
+    check_target(target)
+    config = subject.config
+    network = placed(subject.backbone, config)
+    state = PartialState()
+    stream = FeatureStream(
+        network,
+        shards,
+        clips=config.clips,
+        augment=config.augment,
+        data=config.data,
+        views=config.eval.views,
+        batch_size=config.eval.batch_size,
+        precision=config.train.precision,
+        reduce=mean_over_views,
+        progress=progress,
+    )
+    width = int(subject.backbone.num_features)  # type: ignore[arg-type]
+    schema = _schema(width)
+    parts = [target.with_name(f".{target.name}.part-{rank}") for rank in range(state.num_processes)]
+    try:
+        count = 0
+        with pa.ipc.new_stream(str(parts[state.process_index]), schema) as part:
+            for batch in stream:
+                part.write_batch(_rows(batch, shards, schema))
+                count += len(batch.sample)
+        told = gather_object([(count, [str(error) for error in stream.bad])])
+        total, left_out = sum(count for count, _ in told), [line for _, lines in told for line in lines]
+        if not total:
+            raise ShardFormatError(f"{shards.root}: not one sample could be read; the first: {left_out[0]}")
+        if state.is_main_process:
+            _join(parts, target, schema, total, width)
+        state.wait_for_everyone()
+    finally:
+        parts[state.process_index].unlink(missing_ok=True)
+    return Embedded(target=target, samples=total, width=width, left_out=left_out)
+
+
+def _schema(width: int) -> pa.Schema:
+    names = [("sample", pa.int64()), ("key", pa.string()), ("label", pa.int32()), ("class", pa.string())]
+    return pa.schema([*names, ("feature", pa.list_(pa.float32(), width))])
+
+
+def _rows(batch: FeatureBatch, shards: ShardSet, schema: pa.Schema) -> pa.RecordBatch:
+    classes = shards.info.classes
+    labels = [None if label < 0 else label for label in batch.label.tolist()]
+    keys = []
+    for sample in batch.sample.tolist():
+        shard, row = shards.locate(sample)
+        keys.append(shards.index(shard).key(row))
+    means = batch.values[:, 0]
+    columns = [
+        pa.array(batch.sample),
+        pa.array(keys, pa.string()),
+        pa.array(labels, pa.int32()),
+        pa.array([None if label is None or not classes else classes[label] for label in labels], pa.string()),
+        pa.FixedSizeListArray.from_arrays(pa.array(means.reshape(-1)), means.shape[1]),
+    ]
+    return pa.record_batch(columns, schema=schema)
+
+
+def _join(parts: list[Path], target: Path, schema: pa.Schema, total: int, width: int) -> None:
+    """One file of the ranks' parts, in the order of samples."""
+    aside = target.with_name(f".{target.name}.tmp")
+    try:
+        if target.suffix.lower() == ".npy":
+            values = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=(total, width))
+            done = 0
+            with writing_atomically(target.with_name(f"{target.stem}-keys.csv")) as file:
+                table = csv.writer(file)
+                table.writerow(_COLUMNS)
+                for rows in _read(parts):
+                    values[done : done + len(rows)] = rows.column("feature").flatten().to_numpy().reshape(-1, width)
+                    table.writerows(zip(*(rows.column(name).to_pylist() for name in _COLUMNS), strict=True))
+                    done += len(rows)
+            values.flush()
+        elif target.suffix.lower() == ".parquet":
+            with pq.ParquetWriter(aside, schema) as parquet:
+                for rows in _read(parts):
+                    parquet.write_batch(rows)
+        else:
+            with pa.ipc.new_file(str(aside), schema) as arrow:
+                for rows in _read(parts):
+                    arrow.write_batch(rows)
+        publish(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _read(parts: list[Path]) -> Iterator[pa.RecordBatch]:
+    for part in parts:
+        with pa.ipc.open_stream(str(part)) as stream:
+            yield from stream

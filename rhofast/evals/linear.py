@@ -1,0 +1,130 @@
+"""The linear probe in closed form: features once, then logistic regression.
+
+    train shards --> backbone --> features of eval.views center clips --> penalty by a held-out fifth --> W, b
+    test shards  --> backbone --> W, b --> softmax, mean over the views of multiview.py
+
+The penalty is chosen on a part of the TRAINING samples, then everything is fitted again; the test shards are looked at
+once, in the end. What it is not: the release's probe by SGD with augmentation (finetune.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+
+from rhofast.evals.case import Case, placed
+from rhofast.evals.features import Progress, extract_features, part_of
+from rhofast.evals.heldout import source_digests
+from rhofast.evals.logistic import Linear, Tried, folded, standardize, sweep
+from rhofast.evals.multiview import Classifier, score_videos
+from rhofast.evals.scores import Evaluation, Scores
+
+_HELD_SHARE = 0.2
+
+
+def evaluate_linear(case: Case, *, untrained: bool = False, progress: Progress | None = None) -> Evaluation:
+    """The linear probe of a case; the same on every rank. untrained: of the same backbone before training, too.
+    progress: called with (samples done, in all). Raises ShardError."""
+    backbones = [case.subject.backbone, *([case.subject.untrained()] if untrained else [])]
+    samples = len(case.train) + len(case.test)
+    results = [
+        _probe(case, network, part_of(progress, number * samples, len(backbones) * samples))
+        for number, network in enumerate(backbones)
+    ]
+    scores, penalty, tried = results[0]
+    return Evaluation(
+        kind="linear",
+        origin=case.subject.origin,
+        step=case.subject.step,
+        folder=case.subject.folder,
+        trained=scores,
+        untrained=results[1][0] if untrained else None,
+        chance=1 / len(case.train.info.classes),
+        classes=case.train.info.classes,
+        settings={"penalty": penalty, "sweep": [asdict(one) for one in tried], **_protocol(case)},
+        notes=case.notes,
+    )
+
+
+def held_part(digest: npt.NDArray[np.bytes_], label: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """The samples on which penalties are compared: a fifth of each class of two samples or more, by the order of their
+    sources' digests, so that it is the same whatever the order of the set; samples of one source stay together. digest
+    S16[N], label i64[N]."""
+    order = np.lexsort((digest, label))
+    ordered = label[order]
+    first = np.searchsorted(ordered, ordered, side="left")
+    size = np.searchsorted(ordered, ordered, side="right") - first
+    wanted = np.where(size > 1, np.maximum(np.rint(_HELD_SHARE * size), 1), 0)
+    chosen = order[np.arange(len(order)) - first < wanted]
+    held: npt.NDArray[np.bool_] = np.isin(digest, digest[chosen])
+    return held
+
+
+def _probe(case: Case, backbone: nn.Module, progress: Progress | None) -> tuple[Scores, float, list[Tried]]:
+    config, classes = case.config, case.train.info.classes
+    network = placed(backbone, config)
+    samples = len(case.train) + len(case.test)
+    features = extract_features(
+        network,
+        case.train,
+        clips=config.clips,
+        augment=config.augment,
+        data=config.data,
+        views=config.eval.views,
+        batch_size=config.eval.batch_size,
+        precision=config.train.precision,
+        keep=config.eval.keep,
+        progress=part_of(progress, 0, samples),
+    )
+    labeled = features.label >= 0
+    label = features.label[labeled]
+    held = held_part(source_digests(case.train)[features.sample[labeled]], label)
+    linear, penalty, tried = _fitted(features.values[labeled], label, held, len(classes))
+    classifier = Classifier(network, len(classes), trained=False, batch_stats=False, size=config.augment.size)
+    with torch.no_grad():
+        classifier.head.weight.copy_(linear.weight)
+        classifier.head.bias.copy_(linear.bias)
+    scores = score_videos(
+        placed(classifier, config),
+        case.train,
+        case.test,
+        config,
+        left_out=tuple(str(error) for error in features.bad),
+        progress=part_of(progress, len(case.train), samples),
+    )
+    return scores, penalty, tried
+
+
+def _fitted(
+    values: npt.NDArray[np.float32], label: npt.NDArray[np.int64], held: npt.NDArray[np.bool_], num_classes: int
+) -> tuple[Linear, float, list[Tried]]:
+    """Of features f32[N, V, D], each view a row; fitted on rank 0, and told to the others."""
+    state, views = PartialState(), values.shape[1]
+    device = state.device
+    linear = Linear(
+        weight=torch.zeros(num_classes, values.shape[2], device=device), bias=torch.zeros(num_classes, device=device)
+    )
+    penalty, tried = 0.0, list[Tried]()
+    if state.is_main_process:
+        rows = torch.from_numpy(values).to(device).flatten(0, 1)
+        mean, scale = standardize(rows)
+        y, apart = (_each(torch.from_numpy(array).to(device), views) for array in (label, held))
+        found, penalty, tried = sweep((rows - mean) / scale, y, num_classes, apart)
+        linear = folded(found, mean, scale)
+    weight, bias = (broadcast(value.contiguous()) for value in (linear.weight, linear.bias))
+    return Linear(weight=weight, bias=bias), penalty, tried
+
+
+def _each(value: Tensor, views: int) -> Tensor:
+    return value.repeat_interleave(views)
+
+
+def _protocol(case: Case) -> dict[str, int]:
+    section = case.config.eval
+    return {"views": section.views, "test_views": section.test_views, "test_crops": section.test_crops}

@@ -1,0 +1,130 @@
+"""The test protocol: K clips of each video, evenly over its length, each in 3 squares along its long side.
+
+    video   |------------------------------------------|        K = eval.test_views clips
+            [0]  [1]  [2]  ...                  [K-1]           each left, center, right (top, center, bottom)
+
+A classifier's softmax scores are averaged over all K x 3 views of a video, each video once whatever the number of
+ranks. In the release the three squares are 256 pixels wide although 224 went in for training, and its head is applied
+at all places of the feature map and averaged after the softmax; `Classifier` does the same, for a Slow backbone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rhofast.config import AugmentSection, Config
+from rhofast.data.index import ShardSet
+from rhofast.evals.features import Progress, extract_features, mean_over_views
+from rhofast.evals.scores import Scores, class_map, summarize
+
+
+class Classifier(nn.Module):
+    """[N, 3, T, H, W] -> [N, classes]: logits in training, softmax scores in evaluation mode.
+
+    backbone: [N, 3, T, H, W] -> [N, num_features]. trained: whether the backbone's weights are; if not, no gradient
+    goes there. batch_stats: its batch norms take the batch's statistics in training mode (they keep up their running
+    ones, too); off: those stay as they are. size: pixels a side in training. Of larger pictures a network with a
+    `feature_maps` method is pooled in windows of what `size` gave, and the scores of all places are averaged.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        trained: bool,
+        batch_stats: bool,
+        dropout: float = 0.0,
+        size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(trained)
+        self.dropout = nn.Dropout(dropout)
+        width: Any = backbone.num_features
+        self.head = nn.Linear(width, num_classes)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+        self._trained, self._batch_stats, self._size = trained, batch_stats, size
+
+    def train(self, mode: bool = True) -> Classifier:
+        super().train(mode)
+        if not self._batch_stats:
+            for module in self.backbone.modules():
+                if not self._trained or isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.training = False
+        return self
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if self.training:
+            with torch.set_grad_enabled(self._trained):
+                features = self.backbone(pixels)
+            logits: Tensor = self.head(self.dropout(features))
+            return logits
+        scores: Tensor = self.head(self._places(pixels)).softmax(dim=-1)
+        return scores if scores.ndim == 2 else scores.mean(dim=1)
+
+    def _places(self, pixels: Tensor) -> Tensor:
+        """Features [N, D], or [N, places, D] where pictures are larger than in training."""
+        maps = getattr(self.backbone, "feature_maps", None)
+        if maps is None or self._size is None or pixels.shape[-1] <= self._size:
+            features: Tensor = self.backbone(pixels)
+            return features
+        last = maps(pixels)[-1]
+        shrunk = -(-pixels.shape[-1] // last.shape[-1])
+        window = min(-(-self._size // shrunk), last.shape[-1])
+        return F.avg_pool3d(last, (last.shape[2], window, window), stride=1).flatten(2).transpose(1, 2)
+
+
+def score_videos(
+    classifier: nn.Module,
+    train: ShardSet,
+    test: ShardSet,
+    config: Config,
+    *,
+    left_out: tuple[str, ...] = (),
+    progress: Progress | None = None,
+) -> Scores:
+    """The accuracy of a classifier over the classes of `train` on the test shards, by the protocol of `config.eval`, on
+    every rank. classifier: gives softmax scores in evaluation mode, on the device it should run on. left_out:
+    lines about training samples. Raises ConfigError where labels are missing or the test set has other classes."""
+    to_train_class = class_map(train, test)
+    section = config.eval
+    found = extract_features(
+        classifier,
+        test,
+        clips=config.clips,
+        augment=test_augment(config),
+        data=config.data,
+        views=section.test_views,
+        crops=1 if _all_square(test) else section.test_crops,  # three times the same square says no more than once
+        batch_size=section.batch_size,
+        precision=config.train.precision,
+        keep=section.keep,
+        progress=progress,
+        reduce=mean_over_views,
+    )
+    known = found.label >= 0
+    scores: npt.NDArray[np.float32] = found.values[known, 0]
+    return summarize(
+        scores,
+        to_train_class[found.label[known]],
+        classes=train.info.classes,
+        left_out=[*left_out, *(str(error) for error in found.bad)],
+    )
+
+
+def _all_square(shards: ShardSet) -> bool:
+    indices = map(shards.index, range(len(shards.info.shards)))
+    return all(np.array_equal(index.width, index.height) for index in indices)
+
+
+def test_augment(config: Config) -> AugmentSection:
+    """The size of test pictures, and what normalizes them."""
+    size = config.eval.test_size or config.augment.size
+    return config.augment.model_copy(update={"size": size})

@@ -1,0 +1,168 @@
+"""Whose features are asked for: any backbone by one word, with the configuration that feeds it.
+
+    runs/first, runs/first/checkpoints/step-...   a run's newest checkpoint, or one of its checkpoints
+    backbone.safetensors                          what `rhofast export` or `rhofast import` wrote
+    SLOW_8x8.pyth                                 an official checkpoint; of what: --set backbone.name=... (slow_r50)
+    r3d_18-b3b3357e.pth                           torchvision's weights, known by the file's name
+    random                                        untrained: --set backbone.name=...
+
+The clips that go in are those that the weights were trained with, as far as the file says; a page and `--set` come
+after that. What it is not: it downloads nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import nn
+
+from rhofast.backbones import build_backbone
+from rhofast.backbones.slow import Slow
+from rhofast.backbones.torchvision_video import NAMES, published_input
+from rhofast.checkpoint import find_checkpoint, load_checkpoint, trained_backbone, untrained_backbone
+from rhofast.config import Config, dump_config, load_config
+from rhofast.errors import ConfigError
+from rhofast.export import load_backbone
+from rhofast.foreign import (
+    import_pyslowfast,
+    import_torchvision,
+    is_state,
+    official_input,
+    official_state,
+    read_weights,
+)
+
+RANDOM = "random"
+EVALS = "evals"  # folder, in that of a run, of what was trained on top of it
+_DEFAULT = {"name": RANDOM, "backbone": {"name": "slow_r50"}}
+_CLIPS = ("num_frames", "frame_stride", "fps")
+_PIXELS = ("size", "mean", "std")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """backbone: in evaluation mode, on the CPU; config: what the weights say, then the page, then `--set`; origin: what
+    the weights are, in words; step: optimizer steps behind them, where that is known; folder: where files about them
+    go; run: of a checkpoint, its run's configuration."""
+
+    backbone: nn.Module
+    config: Config
+    origin: str
+    step: int | None
+    folder: Path
+    run: Config | None = None
+
+    def untrained(self) -> nn.Module:
+        """The same backbone before training; of a run, the very one that it began with."""
+        return untrained_backbone(self.run or self.config).eval()
+
+
+def open_subject(source: str | Path, *, page: Path | None = None, overrides: Sequence[str] = ()) -> Subject:
+    """The backbone that `source` means, and its configuration. page: a recipe of an evaluation. Raises ConfigError,
+    ResumeError."""
+    path = Path(source)
+    if str(source) == RANDOM:
+        folder = Path("runs") / RANDOM
+        config = load_config(page, overrides, base={**_DEFAULT, "out": str(folder / EVALS)})
+        backbone, origin = untrained_backbone(config).eval(), f"{config.backbone.name}, untrained, seed {config.seed}"
+        return Subject(backbone=backbone, config=config, origin=origin, step=0, folder=folder)
+    if path.suffix == ".safetensors":
+        return _exported(path, page, overrides)
+    if path.is_file():
+        return _foreign(path, page, overrides)
+    return _checkpoint(path, page, overrides)
+
+
+def _checkpoint(path: Path, page: Path | None, overrides: Sequence[str]) -> Subject:
+    """Without a page, everything is as in the run; with one, what the network sees and how data are read."""
+    folder = find_checkpoint(path)
+    backbone, run = trained_backbone(folder)
+    saved, step = dump_config(run), load_checkpoint(folder).step
+    base = saved
+    if page is not None:
+        base = {
+            "name": run.name,
+            "out": str(folder.parent.parent / EVALS),
+            "seed": run.seed,
+            "backbone": saved["backbone"],
+            "clips": {key: saved["clips"][key] for key in (*_CLIPS, "rule", "short")},
+            "augment": {key: saved["augment"][key] for key in _PIXELS},
+            "data": {key: value for key, value in saved["data"].items() if key not in ("train", "test")},
+        }
+    return Subject(
+        backbone=backbone.eval(),
+        config=_merged(base, page, overrides),
+        origin=f"rhofast run {run.name}, step {step}",
+        step=step,
+        folder=folder.parent.parent,
+        run=run,
+    )
+
+
+def _exported(path: Path, page: Path | None, overrides: Sequence[str]) -> Subject:
+    backbone = load_backbone(path).eval()
+    with safe_open(path, framework="pt") as file:
+        notes = json.loads(file.metadata()["rhofast"])
+    card = notes["card"]
+    return _of_file(path, backbone, notes["backbone"], card["input"], page, overrides, origin=card["origin"])
+
+
+def _foreign(path: Path, page: Path | None, overrides: Sequence[str]) -> Subject:
+    loaded = read_weights(path)
+    if "model_state" in loaded:
+        said = load_config(page, overrides, base=_DEFAULT).backbone
+        backbone = build_backbone(said.name, said.options)
+        if not isinstance(backbone, Slow):
+            raise ConfigError(f"{path}: a PySlowFast checkpoint, and {said.name} is torchvision's", hint="slow_...?")
+        import_pyslowfast(backbone, official_state(path, loaded))
+        section, expects = {"name": said.name, **said.options}, official_input(loaded.get("cfg"))
+        return _of_file(path, backbone, section, expects, page, overrides, origin=f"PySlowFast checkpoint {path.name}")
+    fitting = [name for name in NAMES if path.name.startswith(name)]
+    if not fitting or not is_state(loaded):
+        raise ConfigError(
+            f"{path}: neither a PySlowFast checkpoint nor weights in a file that is named as torchvision's are",
+            hint=f"names begin with {', '.join(NAMES)}; or use rhofast import",
+        )
+    name = max(fitting, key=len)
+    backbone = build_backbone(name, {})
+    import_torchvision(backbone, name, loaded)
+    origin = f"torchvision's weights {path.name}"
+    return _of_file(path, backbone, {"name": name}, published_input(name), page, overrides, origin=origin)
+
+
+def _of_file(
+    path: Path,
+    backbone: nn.Module,
+    section: Mapping[str, Any],
+    expects: Mapping[str, Any],
+    page: Path | None,
+    overrides: Sequence[str],
+    *,
+    origin: str,
+) -> Subject:
+    """section: the backbone's, as in a page; expects: what goes in, None where it is not known."""
+    known = {key: value for key, value in expects.items() if value is not None}
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)
+    folder = Path("runs") / name
+    base = {
+        "name": name,
+        "out": str(folder / EVALS),
+        "backbone": dict(section),
+        "clips": {key: known[key] for key in _CLIPS if key in known},
+        "augment": {key: known[key] for key in _PIXELS if key in known},
+    }
+    config = _merged(base, page, overrides)
+    return Subject(backbone=backbone.eval(), config=config, origin=origin, step=None, folder=folder)
+
+
+def _merged(base: Mapping[str, Any], page: Path | None, overrides: Sequence[str]) -> Config:
+    config = load_config(page, overrides, base=base)
+    if {"name": config.backbone.name, **config.backbone.options} != dict(base["backbone"]):
+        raise ConfigError(f"the weights are those of a {base['backbone']['name']}, and the backbone cannot be another")
+    return config
