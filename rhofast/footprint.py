@@ -1,0 +1,96 @@
+"""What a codec makes of video, on paper: bytes of a frame, and how many frames clips cost to read and to decode.
+
+The bytes are fitted to dry runs over two clips of Kinetics's size (benchmarks/results/capacity_*.md): other video
+needs other bytes, and a dry run of one's own. The frames are exact: the page's clips are planned, and counted as
+training would read them. What it is not: it opens and encodes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rhofast.config import ClipSection
+from rhofast.data.codecs import Codec
+from rhofast.data.index import IndexRow
+from rhofast.data.plan import clips_alone
+from rhofast.data.types import Units
+from rhofast.errors import ConfigError
+from rhofast.ingest.summary import clip_cost
+
+_PLANNED = 256  # videos of mean length whose clips are planned
+_UNIT = 1000  # bytes of each of their frames
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A codec at 352x256 and 30 frames/s, as measured: bytes of a frame are `alone` in a group of one, else
+    `frame + extra / gop`, where `frame` grows as (30 / fps)^0.6; CPU seconds to encode a second of video."""
+
+    alone: float
+    frame: float
+    extra: float
+    encode: float
+
+
+_STORED = {
+    "jpeg": _Stored(14600.0, 14600.0, 0.0, 0.015),
+    "h264": _Stored(5100.0, 2530.0, 5600.0, 0.17),
+    "hevc": _Stored(3690.0, 1870.0, 3300.0, 0.36),
+}
+PIXELS = 352 * 256  # of the pictures that these were measured with
+_BYTES_BY_PIXELS, _BYTES_BY_RATE = 0.7, 0.6  # exponents, fitted to short sides of 128 to 256 and to 10 and 30 frames/s
+_SOURCE_S = 0.025  # CPU seconds to probe, decode and index a second of a 340x256 source
+
+
+def stored_frame(codec: Codec, *, pixels: float, fps: float) -> tuple[float, float]:
+    """(bytes of a frame; CPU seconds to make a second of video), by what was measured at other settings. pixels: of a
+    stored picture. Raises ConfigError for a codec of which nothing can be known without its sources."""
+    if codec.name not in _STORED:
+        raise ConfigError(f"codec {codec.name} keeps the sources", hint="only a dry run knows how large they are")
+    known, gop = _STORED[codec.name], getattr(codec, "gop", 1)
+    grouped = known.frame * (30 / fps) ** _BYTES_BY_RATE + known.extra / gop
+    size = (known.alone if gop == 1 else min(known.alone, grouped)) * (pixels / PIXELS) ** _BYTES_BY_PIXELS
+    return size, _SOURCE_S + known.encode * (fps / 30) * (pixels / PIXELS)
+
+
+def units_of(codec: Codec, frames: int) -> Units:
+    """The units of a member with `frames` frames of `_UNIT` bytes each, as the codec would cut it."""
+    if codec.pictures:
+        first = np.arange(frames)
+    elif codec.untouched:
+        first = np.zeros(1, dtype=np.int64)
+    else:
+        first = np.concatenate([[0], np.arange(0, frames, getattr(codec, "gop", 1))])  # a header before the groups
+    size = np.diff(first, append=frames) * _UNIT
+    count = len(first)
+    return Units(
+        frame=first.astype(np.int32),
+        offset=np.cumsum(size) - size,
+        size=size.astype(np.int32),
+        crc=np.zeros(count, dtype=np.uint32),
+        rgb=np.zeros((count, 3), dtype=np.float32),
+    )
+
+
+def clip_frames(clips: ClipSection, codec: Codec, units: Units, fps: float) -> tuple[int, float, float]:
+    """(clips of a video; frames whose bytes are read for it, and frames decoded, both in the mean)."""
+    frames = int(units.size.sum()) // _UNIT
+    row = IndexRow(
+        key="video",
+        label=None,
+        source_digest=bytes(16),
+        offset=0,
+        size=frames * _UNIT,
+        num_frames=frames,
+        fps=fps,
+        width=352,
+        height=256,
+        units=units,
+    )
+    rows = [row] * _PLANNED
+    plan = clips_alone(rows, np.arange(_PLANNED), clips, seed=0, epoch=0).frames
+    distinct = np.mean([len(np.unique(one)) for one in plan])
+    read, _, amplification = clip_cost(codec, rows, clips)
+    return plan.shape[1], read / _UNIT, float(amplification * distinct)
