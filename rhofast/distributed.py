@@ -6,12 +6,18 @@ loss with all ranks' contributions summed in; data-parallel averaging then makes
 
 from __future__ import annotations
 
+import datetime
 import os
+import weakref
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from rhofast.board import Board, open_board
 
 
 def world_size(group: dist.ProcessGroup | None = None) -> int:
@@ -22,6 +28,25 @@ def world_size(group: dist.ProcessGroup | None = None) -> int:
 def rank(group: dist.ProcessGroup | None = None) -> int:
     """This process's number, from 0, among all or in a group; 0 without a process group."""
     return dist.get_rank(group) if world_size() > 1 else 0
+
+
+def join_again(timeout: float) -> None:
+    """Where a launcher has started the ranks again after a failure (`--max_restarts`), make the process group apart
+    from what the processes before them left in the launcher's store: with `accelerate launch` and torchrun's static
+    rendezvous it lives on, and new processes would call at the old ones' addresses. Otherwise do nothing. timeout:
+    seconds that a rank waits for another."""
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if attempt == 0 or int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return
+    wait = datetime.timedelta(seconds=timeout)
+    store, number, size = next(rendezvous("env://", timeout=wait))
+    dist.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore(f"attempt {attempt}", store),  # type: ignore[attr-defined]
+        rank=number,
+        world_size=size,
+        timeout=wait,
+    )
 
 
 def node_group() -> dist.ProcessGroup | None:
@@ -63,6 +88,23 @@ def reduce_max(value: Tensor) -> Tensor:
     return out
 
 
+def reduce_mean(value: Tensor) -> Tensor:
+    """The elementwise mean over all ranks. `value` is not changed."""
+    if world_size() == 1:
+        return value
+    out = value.clone()
+    dist.all_reduce(out)
+    return out / world_size()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """What each rank brings, in rank order: plain values that pickle."""
+    gathered = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(gathered, value)
+    return gathered
+
+
 class _AllGather(torch.autograd.Function):
     """See `all_gather`."""
 
@@ -81,53 +123,91 @@ class _AllGather(torch.autograd.Function):
         return out[rank(ctx.group)], None
 
 
+_boards: weakref.WeakKeyDictionary[dist.ProcessGroup, Board | None] = weakref.WeakKeyDictionary()
+
+
+def _board(message: Tensor, group: dist.ProcessGroup | None) -> Board | None:
+    """The board that can carry a small message within a group, where there is one; opened when first asked for."""
+    if message.device.type != "cpu":
+        return None
+    key = dist.group.WORLD if group is None else group
+    assert key is not None, "only where there are several ranks"
+    if key not in _boards:
+        _boards[key] = open_board(key)
+    board = _boards[key]
+    return board if board is not None and board.holds(message) else None
+
+
+@torch.no_grad()
+def _joint_statistics(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel of [N, C, ...] over the ranks' values, one collective."""
+    # Ranks tell each other mean and variance, not sums of squares: the difference of these cancels in float32.
+    own = torch.cat(torch.batch_norm_update_stats(x, None, None, 0.0))
+    board = _board(own, group)
+    if board is not None:
+        told = board.exchange(own)
+    else:
+        told = own.new_empty((world_size(group), len(own)))
+        dist.all_gather_into_tensor(told.view(-1), own, group=group)
+    means, variances = told.tensor_split(2, dim=1)
+    mean = means.mean(0)
+    return mean, variances.add_((means - mean).square_()).mean(0)
+
+
 class _NormalizeTogether(torch.autograd.Function):
-    """SyncBatchNorm's arithmetic. Backward needs the input alone, and two sums over the ranks, as in torch's own."""
+    """Batch norm with given statistics, which are of all ranks' values and depend on them. Made of ordinary batch
+    norm's kernels, which on a CPU are several times as fast as written sums and products; backward needs the input
+    alone (in its own type; wide: the same in that of the statistics), and one collective."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: dist.ProcessGroup | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(normalized [N, C, ...], mean [C], biased variance [C], number of values a channel)"""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        axes, ctx.view = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
-        # Ranks tell each other mean and variance, not sums of squares: the difference of these cancels in float32.
-        own_var, own_mean = torch.var_mean(wide, axes, correction=0)
-        count = wide.new_full((1,), x.numel() / x.shape[1])
-        told = all_gather(torch.cat([own_mean, own_var, count]), group)  # [W, 2 C + 1]
-        counts, channels = told[:, -1:], x.shape[1]
-        total = counts.sum()
-        mean = (told[:, :channels] * counts).sum(dim=0) / total
-        var = ((told[:, channels:-1] + (told[:, :channels] - mean).square()) * counts).sum(dim=0) / total
-        inverse = torch.rsqrt(var + eps)
-        ctx.group = group
-        ctx.save_for_backward(x, weight, mean, inverse, total)
-        ctx.mark_non_differentiable(mean, var, total)
-        out = (wide - mean.view(ctx.view)).mul_((inverse if weight is None else inverse * weight).view(ctx.view))
-        if bias is not None:
-            out += bias.view(ctx.view)
-        return out.to(x.dtype), mean, var, total
+        ctx: Any,
+        x: Tensor,
+        wide: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        group: dist.ProcessGroup | None,
+    ) -> Tensor:
+        ctx.group, ctx.eps = group, eps
+        ctx.save_for_backward(x, mean, var, weight)
+        return F.batch_norm(wide, mean, var, weight, bias, eps=eps).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
-        x, weight, mean, inverse, total = ctx.saved_tensors
-        axes = [0, *range(2, x.dim())]
-        gradient = gradients[0].to(mean.dtype)
-        unit = (x - mean.view(ctx.view)).mul_(inverse.view(ctx.view))
-        own = torch.stack([gradient.sum(axes), (gradient * unit).sum(axes)])
-        sums = own.clone()
-        dist.all_reduce(sums, group=ctx.group)
-        level, slope = sums / total
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, var, weight = ctx.saved_tensors
+        wide, gradient = x.to(mean.dtype), gradients[0].to(mean.dtype)
+        inverse = torch.rsqrt(var + ctx.eps)
+        # With unit = (x - mean) * inverse: the sums of gradient * unit and of gradient over this rank's values.
+        _, *own = torch.ops.aten.native_batch_norm_backward(
+            gradient, wide, None, None, None, mean, inverse, True, ctx.eps, [False, True, True]
+        )
+        sums = torch.cat(own)
+        board = _board(sums, ctx.group)
+        if board is not None:
+            sums = board.exchange(sums).sum(0)
+        else:
+            dist.all_reduce(sums, group=ctx.group)
         scale = inverse if weight is None else inverse * weight
-        back = (gradient - level.view(ctx.view)).sub_(unit.mul_(slope.view(ctx.view))).mul_(scale.view(ctx.view))
-        affine = (None, None) if weight is None else (own[1].to(weight.dtype), own[0].to(weight.dtype))
-        return back.to(x.dtype), *affine, None, None
+        # scale * (gradient - unit * mean of gradient * unit - mean of gradient), the means over all ranks
+        slope, level = sums.view(2, -1) * (scale / -_values(x, ctx.group))
+        back = F.batch_norm(wide, mean, var, slope, level, eps=ctx.eps)
+        back.addcmul_(gradient, scale.view(1, -1, *[1] * (x.dim() - 2)))
+        return back.to(x.dtype), None, None, None, *((None, None) if weight is None else own), None, None
+
+
+def _values(x: Tensor, group: dist.ProcessGroup | None) -> int:
+    """Of each channel of [N, C, ...], on all ranks."""
+    return world_size(group) * (x.numel() // x.shape[1])
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalization over the batches of all ranks or of a group, [N, C, ...], on any device and backend (torch's
-    own needs CUDA). Exactly BatchNorm of the joint batch, gradients and running statistics included (in the release
-    the running variance is the biased one); at one rank, BatchNorm.
+    own refuses the CPU, and has the host wait for the GPU in every layer); every rank brings the same shape. Exactly
+    BatchNorm of the joint batch, gradients and running statistics included (in the release the running variance is the
+    biased one); at one rank, BatchNorm.
 
     group: the ranks, or None for all.
     """
@@ -141,15 +221,21 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or world_size(self.group) == 1:
             return super().forward(input)
-        out, mean, var, total = _NormalizeTogether.apply(input, self.weight, self.bias, self.eps, self.group)
+        wide = input.detach().to(torch.promote_types(input.dtype, torch.float32))
+        mean, var = _joint_statistics(wide, self.group)
+        weight, bias = (None if value is None else value.to(wide.dtype) for value in (self.weight, self.bias))
+        if torch.is_grad_enabled():
+            out: Tensor = _NormalizeTogether.apply(input, wide, mean, var, weight, bias, self.eps, self.group)
+        else:
+            out = F.batch_norm(wide, mean, var, weight, bias, eps=self.eps).to(input.dtype)
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)
                 momentum = 0.1 if self.momentum is None else self.momentum
+                values = _values(input, self.group)
                 self.running_mean.lerp_(mean, momentum)
-                self.running_var.lerp_(var * (total / (total - 1)), momentum)
-        normalized: Tensor = out
-        return normalized
+                self.running_var.lerp_(var * (values / (values - 1)), momentum)
+        return out
 
 
 def synchronize_batch_norm(module: nn.Module, over: Literal["sync", "node", "local"] = "sync") -> nn.Module:
