@@ -1,37 +1,35 @@
-"""One self-contained page about a run: what was trained, how well, how fast, and what the clips looked like.
+"""One self-contained page about a run, or about several side by side: what was trained, how well, how fast, and what
+the clips looked like.
 
-It reads the files of the run folder (config.json, metrics.jsonl, knn.json, clips.png) and draws what is there.
+It reads the files of the run folders (config.json, metrics.jsonl, knn.json, clips.png) and shows what is there.
 """
 
 from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
-
 from rhofast.errors import ConfigError
+from rhofast.plots import Lines, RunLog, draw_confusion, draw_plots
+from rhofast.telemetry import read_metrics
 
-Lines = list[dict[str, Any]]
-
-_BLUE, _ORANGE, _GRAY, _RED = "#2563a8", "#d97706", "#8a8f98", "#b91c1c"
+_REMARKS = 20  # the last ones are shown
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --faint: #666c75; --paper: #fff; --line: #d9dce1; --card: #fff; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e9eb; --faint: #9aa0a9; --paper: #16181c; --line: #33373e; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
   max-width: 1100px; padding: 0 1rem; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.2rem; font-size: 1.15rem; } .faint { color: var(--faint); }
+h3 { margin: 1rem 0 0; font-size: 1rem; }
+.scroll { overflow-x: auto; }
 table { border-collapse: collapse; } td, th { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); } td.number { text-align: right; font-variant-numeric: tabular-nums; }
+th.number { text-align: right; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 14px; }
 .square { max-width: 600px; }
 .plots img, .wide img, .square img { width: 100%; border-radius: 6px; background: var(--card);
@@ -40,30 +38,47 @@ pre { overflow: auto; font-size: 12px; }
 """
 
 
-def write_report(run: Path) -> Path:
-    """Write RUN/report.html and return its path. Raises ConfigError where RUN is not a run folder."""
+def write_report(runs: Sequence[Path], target: Path | None = None) -> Path:
+    """Write one page about some runs and return its path: `target`, or RUN/report.html for one run, comparison.html
+    beside the first of several. Raises ConfigError where one is not a run folder."""
+    read = [_read_run(run, name) for run, name in zip(runs, _names(runs), strict=True)]
+    if target is None:
+        target = runs[0] / "report.html" if len(runs) == 1 else runs[0].parent / "comparison.html"
+    target.write_text(_page(read), encoding="utf-8")
+    return target
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """What tells the runs apart: the folders' names, or whole paths where some share one."""
+    names = [run.resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
+
+
+def _read_run(run: Path, name: str) -> RunLog:
     config, lines = _read_json(run / "config.json"), read_metrics(run / "metrics.jsonl")
     if config is None or not lines:
         raise ConfigError(f"{run}: not a run folder: no config.json or metrics.jsonl", hint="give runs/NAME")
-    starts = [line for line in lines if line["kind"] == "start"]
-    steps, checks = (_last_word([line for line in lines if line["kind"] == kind]) for kind in ("step", "knn"))
-    knn = _read_json(run / "knn.json")
-    path = run / "report.html"
-    path.write_text(_page(run, config, starts, steps, checks, knn), encoding="utf-8")
-    return path
+    lines = _without_void(lines)
+    return RunLog(
+        folder=run,
+        name=name,
+        config=config,
+        starts=[line for line in lines if line["kind"] == "start"],
+        steps=_last_word([line for line in lines if line["kind"] == "step"]),
+        checks=_last_word([line for line in lines if line["kind"] == "knn"]),
+        remarks=[line for line in lines if "text" in line],
+        knn=_read_json(run / "knn.json"),
+    )
 
 
-def read_metrics(path: Path) -> Lines:
-    """The lines of a metrics file; a last line that was cut short is left out."""
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return lines
+def _without_void(lines: Lines) -> Lines:
+    """The lines without those of steps that a process took after the checkpoint from which the next one went on."""
+    kept: Lines = []
+    for line in lines:
+        if line["kind"] == "start":
+            kept = [old for old in kept if old["kind"] not in ("step", "knn") or old["step"] <= line["step"]]
+        kept.append(line)
+    return kept
 
 
 def _last_word(lines: Lines) -> Lines:
@@ -71,35 +86,35 @@ def _last_word(lines: Lines) -> Lines:
     return [line for _, line in sorted({line["step"]: line for line in lines}.items())]
 
 
-def _page(
-    run: Path, config: dict[str, Any], starts: Lines, steps: Lines, checks: Lines, knn: dict[str, Any] | None
-) -> str:
-    clips = run / "clips.png"
+def _page(runs: list[RunLog]) -> str:
+    title = html.escape(", ".join(run.name for run in runs))
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
-        f"<title>{html.escape(run.name)}: rhofast run</title><style>{_STYLE}</style>",
-        f"<h1>{html.escape(run.name)}</h1><p class=faint>{_headline(config, starts)}</p>",
-        "<h2>Results</h2>",
-        _table(_results(config, steps, knn)),
-        "<h2>The run</h2>",
-        f"<div class=plots>{''.join(_plots(config, steps, checks, knn))}</div>" if steps else "<p>No step yet.</p>",
+        f"<title>{title}: rhofast</title><style>{_STYLE}</style><h1>{title}</h1>",
     ]
-    if knn is not None:
-        parts += ["<h2>Where the classes go</h2>", f"<div class=square>{_confusion(knn)}</div>"]
-    if clips.is_file():
-        encoded = base64.b64encode(clips.read_bytes()).decode()
-        parts += [
-            "<h2>Clips as they are trained on</h2>",
-            "<p class=faint>Two rows of one video are positives of each other; the line under a clip is its plan.</p>",
-            f"<p class=wide><img alt='augmented clips' src='data:image/png;base64,{encoded}'></p>",
-        ]
-    dumped = html.escape(json.dumps(config, indent=2))
-    parts.append(f"<h2>Configuration</h2><details><summary>all keys</summary><pre>{dumped}</pre></details></html>")
-    return "\n".join(parts)
+    for run in runs:
+        heading = f"<h3>{html.escape(run.name)}</h3>" if len(runs) > 1 else ""
+        parts.append(f"{heading}<p class=faint>{_headline(run)}</p>")
+    parts += ["<h2>Results</h2>", _table({run.name: _results(run) for run in runs})]
+    if len(runs) > 1:
+        parts += ["<h2>Where the configurations differ</h2>", _differences(runs)]
+    begun = [run for run in runs if run.steps]
+    parts.append("<h2>The run</h2>" if len(runs) == 1 else "<h2>The runs</h2>")
+    parts.append(f"<div class=plots>{''.join(draw_plots(begun))}</div>" if begun else "<p>No step yet.</p>")
+    if any(run.remarks for run in runs):
+        parts += ["<h2>Warnings and advice</h2>", *(_remarks(run, named=len(runs) > 1) for run in runs if run.remarks)]
+    if len(runs) == 1:
+        parts += _pictures(runs[0])
+    parts.append("<h2>Configuration</h2>")
+    for run in runs:
+        dumped, words = html.escape(json.dumps(run.config, indent=2)), html.escape(run.name)
+        parts.append(f"<details><summary>{words}: all keys</summary><pre>{dumped}</pre></details>")
+    return "\n".join([*parts, "</html>"])
 
 
-def _headline(config: dict[str, Any], starts: Lines) -> str:
+def _headline(run: RunLog) -> str:
+    config, starts = run.config, run.starts
     clips, first = config["clips"], starts[0] if starts else {}
     backbone = config["backbone"]
     versions = first.get("versions", {})
@@ -111,6 +126,7 @@ def _headline(config: dict[str, Any], starts: Lines) -> str:
         else backbone["name"],
         f"{first['samples']:,} videos of {config['data'].get('train', '?')}" if "samples" in first else "",
         f"{first.get('world_size', 1)} x {first.get('device', '?')}, began {first.get('time', '?')}",
+        "; ".join(first.get("decoders", [])),
         ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
     if len(starts) > 1:
@@ -118,122 +134,88 @@ def _headline(config: dict[str, Any], starts: Lines) -> str:
     return "<br>".join(fact if "&rho;" in fact else html.escape(fact) for fact in facts if fact)
 
 
-def _results(config: dict[str, Any], steps: Lines, knn: dict[str, Any] | None) -> list[tuple[str, str]]:
-    rows = []
+def _results(run: RunLog) -> dict[str, str]:
+    rows, steps, knn = {}, run.steps, run.knn
     if knn is not None:
         for name in ("trained", "untrained"):
             if knn.get(name):
                 one = knn[name]
-                rows.append((f"kNN top-1 / top-5, {name}", f"{one['top1']:.1%} / {one['top5']:.1%}"))
-        rows.append(("chance", f"{knn['chance']:.1%}"))
-        rows.append(("held-out videos", f"{knn['trained']['samples']:,}"))
+                rows[f"kNN top-1 / top-5, {name}"] = f"{one['top1']:.1%} / {one['top5']:.1%}"
+        rows["chance"] = f"{knn['chance']:.1%}"
+        rows["held-out videos"] = f"{knn['trained']['samples']:,}"
+    elif run.checks:
+        rows["kNN top-1, last"] = f"{run.checks[-1]['top1']:.1%} (step {run.checks[-1]['step']:,})"
     if steps:
         last = steps[-1]
-        rows += [
-            ("loss, last", f"{last['loss']:.4f}" if last["loss"] is not None else "not finite"),
-            ("steps", f"{last['step']:,} ({last['epoch']:.1f} epochs)"),
-            ("clips a second, median", f"{statistics.median(line['clips_per_second'] for line in steps):,.0f}"),
-            ("waiting for data, median", f"{statistics.median(line['data_wait_share'] for line in steps):.1%}"),
-            ("bad samples", f"{last.get('bad_samples', 0)}"),
-        ]
+        rows["loss, last"] = f"{last['loss']:.4f}" if last["loss"] is not None else "not finite"
+        rows["steps"] = f"{last['step']:,} ({last['epoch']:.1f} epochs)"
+        rows["clips a second, median"] = f"{statistics.median(line['clips_per_second'] for line in steps):,.0f}"
+        rows["waiting for data, median"] = f"{statistics.median(line['data_wait_share'] for line in steps):.1%}"
+        for name, words in (
+            ("step_seconds", "a step, median"),
+            ("communication_seconds", "waiting for gradients, median"),
+        ):
+            if known := [line[name] for line in steps if line.get(name) is not None]:
+                rows[words] = f"{1000 * statistics.median(known):,.1f} ms"
+        rows["bad samples"] = f"{last.get('bad_samples', 0)}"
     return rows
 
 
-def _table(rows: Sequence[tuple[str, str]]) -> str:
-    cells = "".join(f"<tr><td>{html.escape(name)}<td class=number>{html.escape(value)}" for name, value in rows)
-    return f"<table>{cells}</table>"
+def _table(columns: Mapping[str, Mapping[str, str]]) -> str:
+    """Rows by name; a column a run, with a heading where there are several."""
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    head = "".join(f"<th class=number>{html.escape(name)}" for name in columns)
+    cells = [f"<tr><th>{head}"] if len(columns) > 1 else []
+    for name in names:
+        values = "".join(f"<td class=number>{html.escape(column.get(name, '-'))}" for column in columns.values())
+        cells.append(f"<tr><td>{html.escape(name)}{values}")
+    return f"<div class=scroll><table>{''.join(cells)}</table></div>"
 
 
-def _plots(config: dict[str, Any], steps: Lines, checks: Lines, knn: dict[str, Any] | None) -> list[str]:
-    def curve(axes: Axes, name: str, color: str = _BLUE, label: str | None = None) -> None:
-        points = [(line["step"], line[name]) for line in steps if line.get(name) is not None]
-        axes.plot(*zip(*points, strict=True), color=color, linewidth=1.4, label=label)
-
-    drawn = []
-    figure, axes = _figure("Loss", "step", "loss, summed over query clips")
-    curve(axes, "loss")
-    drawn.append(_image(figure, "loss over steps"))
-    if checks or knn:
-        drawn.append(_knn_plot(checks, knn, steps[-1]["step"]))
-    figure, axes = _figure("Time spent waiting for data", "step", "share of the step")
-    curve(axes, "data_wait_share")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_ylim(0, max(0.05, 1.1 * max(line["data_wait_share"] for line in steps)))
-    drawn.append(_image(figure, "data-wait share over steps"))
-    figure, axes = _figure("Speed", "step", "clips a second, all ranks")
-    curve(axes, "clips_per_second")
-    axes.set_ylim(bottom=0)
-    drawn.append(_image(figure, "clips per second over steps"))
-    figure, axes = _figure("Schedules", "step", "learning rate")
-    curve(axes, "lr", label="learning rate")
-    if any(line.get("ema_momentum") is not None for line in steps):
-        curve(twin := axes.twinx(), "ema_momentum", _ORANGE, "key network's momentum")
-        twin.set_ylabel("momentum", color=_ORANGE)
-        axes.set_ylabel("learning rate", color=_BLUE)
-    drawn.append(_image(figure, "learning rate and momentum over steps"))
-    if any(line.get("feature_std") is not None for line in steps):
-        figure, axes = _figure("Spread of the embeddings", "step", "1: spread out   0: collapsed")
-        curve(axes, "feature_std")
-        axes.set_ylim(0, 1.1)
-        axes.axhline(0.1, color=_RED, linewidth=1, linestyle=":")
-        drawn.append(_image(figure, "feature spread over steps"))
-    return drawn
+def _differences(runs: Sequence[RunLog]) -> str:
+    """The keys that are not the same in all runs."""
+    flat = {run.name: _flat(run.config) for run in runs}
+    keys = sorted({key for values in flat.values() for key in values} - {"name", "out"})
+    differing = [key for key in keys if len({values.get(key) for values in flat.values()}) > 1]
+    if not differing:
+        return "<p>They are the same.</p>"
+    return _table({name: {key: values.get(key, "-") for key in differing} for name, values in flat.items()})
 
 
-def _knn_plot(checks: Lines, knn: dict[str, Any] | None, last: int) -> str:
-    figure, axes = _figure("kNN on held-out videos", "step", "top-1 accuracy")
-    points = [(line["step"], line["top1"]) for line in checks]
-    if knn is not None and not any(step == last for step, _ in points):
-        points.append((last, knn["trained"]["top1"]))
-    axes.plot(*zip(*points, strict=True), color=_BLUE, marker="o", linewidth=1.4, label="trained")
-    if knn is not None:
-        if knn.get("untrained"):
-            axes.axhline(knn["untrained"]["top1"], color=_ORANGE, linestyle="--", linewidth=1.2, label="untrained")
-        axes.axhline(knn["chance"], color=_GRAY, linestyle=":", linewidth=1.2, label="chance")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_ylim(0, 1)
-    axes.legend(frameon=False)
-    return _image(figure, "kNN accuracy over steps")
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested tables as `section.key`, with each value as it would be written."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat
 
 
-def _confusion(knn: dict[str, Any]) -> str:
-    counts, names = knn["trained"]["confusion"], knn["classes"]
-    if len(names) > 60:
-        return f"<p class=faint>{len(names)} classes: too many to draw; see knn.json.</p>"
-    shares = [[count / max(sum(row), 1) for count in row] for row in counts]
-    with mpl.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(5.4, 4.8), layout="constrained")
-        axes = figure.add_subplot()
-        picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        axes.set_yticks(range(len(names)), names)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("true")
-        figure.colorbar(picture, ax=axes, format=PercentFormatter(1.0), shrink=0.8)
-        if len(names) <= 20:
-            for y, row in enumerate(shares):
-                for x, share in enumerate(row):
-                    if share >= 0.005:
-                        axes.text(x, y, f"{share:.0%}", ha="center", va="center", color="w" if share > 0.5 else "k")
-        return _image(figure, "confusion matrix")
+def _remarks(run: RunLog, *, named: bool) -> str:
+    """What the run had to say, the last of it."""
+    heading = f"<h3>{html.escape(run.name)}</h3>" if named else ""
+    rows = (
+        f"<tr><td class=number>step {line['step']:,}<td>{html.escape(line['kind'])}<td>{html.escape(line['text'])}"
+        for line in run.remarks[-_REMARKS:]
+    )
+    return f"{heading}<table>{''.join(rows)}</table>"
 
 
-def _figure(title: str, across: str, up: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.4, 3.3), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _image(figure: Figure, alt: str) -> str:
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", dpi=150)
-    return f"<img alt='{alt}' src='data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()}'>"
+def _pictures(run: RunLog) -> list[str]:
+    parts = []
+    if run.knn is not None:
+        parts += ["<h2>Where the classes go</h2>", f"<div class=square>{draw_confusion(run.knn)}</div>"]
+    clips = run.folder / "clips.png"
+    if clips.is_file():
+        encoded = base64.b64encode(clips.read_bytes()).decode()
+        parts += [
+            "<h2>Clips as they are trained on</h2>",
+            "<p class=faint>Two rows of one video are positives of each other; the line under a clip is its plan.</p>",
+            f"<p class=wide><img alt='augmented clips' src='data:image/png;base64,{encoded}'></p>",
+        ]
+    return parts
 
 
 def _read_json(path: Path) -> Any:

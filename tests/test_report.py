@@ -7,15 +7,22 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import rhofast.plots
 from rhofast.config import Config, TrainSection, dump_config
 from rhofast.errors import ConfigError
-from rhofast.report import read_metrics, write_report
+from rhofast.report import write_report
+from rhofast.telemetry import STAGES, read_metrics
 
 
 def step(number: int, **more: Any) -> dict[str, Any]:
     line = {"kind": "step", "step": number, "epoch": number / 10, "loss": -0.1 * number, "lr": 0.1 / number}
     rates = {"clips_per_second": 100.0 + number, "data_wait_share": 0.01, "bad_samples": 2, "feature_std": 0.7}
     return {**line, **rates, "ema_momentum": 0.99, "grad_norm": None, **more}
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rhofast.plots, "_DPI", 20)
 
 
 START = {
@@ -36,9 +43,22 @@ KNN = {
 }
 
 
-def make_run(folder: Path, lines: list[dict[str, Any]], tail: str = "") -> Path:
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(dump_config(Config(name="x", train=TrainSection(steps=9)))))
+def whole_step(number: int, **more: Any) -> dict[str, Any]:
+    """With everything that a line of today has."""
+    return step(
+        number,
+        grad_norm=2.0,
+        step_seconds=0.25,
+        memory_bytes=10**9,
+        **{f"{name}_seconds": 0.1 for name in STAGES},
+        **more,
+    )
+
+
+def make_run(folder: Path, lines: list[dict[str, Any]], tail: str = "", **train: Any) -> Path:
+    folder.mkdir(parents=True)
+    config = Config(name=folder.name, train=TrainSection(steps=9, **train))
+    (folder / "config.json").write_text(json.dumps(dump_config(config)))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
     return folder
 
@@ -48,7 +68,7 @@ def test_a_whole_run_has_numbers_plots_and_pictures(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", lines)
     (run / "knn.json").write_text(json.dumps(KNN))
     Image.new("RGB", (8, 8)).save(run / "clips.png")
-    page = write_report(run).read_text()
+    page = write_report([run]).read_text()
     for text in ("75.0% / 100.0%", "50.0% / 100.0%", "-0.2000", "waiting for data, median", "1.50 M parameters"):
         assert text in page, text
     assert page.count("<img") == 8
@@ -57,25 +77,79 @@ def test_a_whole_run_has_numbers_plots_and_pictures(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
-    page = write_report(make_run(tmp_path / "run", [START])).read_text()
+    page = write_report([make_run(tmp_path / "run", [START])]).read_text()
     assert "No step yet" in page and "<img" not in page
-    page = write_report(make_run(tmp_path / "two", [START, step(1)])).read_text()
+    page = write_report([make_run(tmp_path / "two", [START, step(1)])]).read_text()
     assert "kNN top-1" not in page and page.count("<img") == 5
 
 
 def test_the_later_line_of_a_step_counts_and_a_cut_line_is_ignored(tmp_path: Path) -> None:
     run = make_run(
-        tmp_path / "run", [START, step(1), step(2, loss=-9.0), START, step(2, loss=-1.5)], tail='{"kind": "st'
+        tmp_path / "run",
+        [START, step(1), step(2, loss=-9.0), {**START, "step": 1}, step(2, loss=-1.5)],
+        tail='{"kind": "st',
     )
     assert len(read_metrics(run / "metrics.jsonl")) == 5
-    page = write_report(run).read_text()
+    page = write_report([run]).read_text()
     assert "-1.5000" in page and "-9.0000" not in page and "resumed 1 times" in page
 
 
 def test_a_loss_that_is_not_finite_is_said(tmp_path: Path) -> None:
-    assert "not finite" in write_report(make_run(tmp_path / "run", [START, step(1), step(2, loss=None)])).read_text()
+    assert "not finite" in write_report([make_run(tmp_path / "run", [START, step(1), step(2, loss=None)])]).read_text()
 
 
 def test_a_folder_that_is_no_run_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a run folder"):
-        write_report(tmp_path)
+        write_report([tmp_path])
+
+
+def test_a_run_of_today_has_more_plots_and_what_it_said(tmp_path: Path) -> None:
+    said = {"kind": "warning", "step": 2, "text": "the embeddings <collapse>"}
+    run = make_run(tmp_path / "run", [{**START, "decoders": ["jpeg on the host"]}, whole_step(1), whole_step(2), said])
+    page = write_report([run]).read_text()
+    assert "a step, median<td class=number>250.0 ms" in page
+    assert page.count("<img") == 8  # three more: stages, gradients, memory
+    assert "the embeddings &lt;collapse&gt;" in page and "jpeg on the host" in page
+
+
+def test_runs_are_compared_on_one_page(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "first", [START, whole_step(1), whole_step(2)])
+    second = make_run(tmp_path / "second", [START, step(1), step(2, loss=-7.0)], batch_size=64, precision="bf16")
+    (first / "knn.json").write_text(json.dumps(KNN))
+    path = write_report([first, second])
+    assert path == tmp_path / "comparison.html"
+    page = path.read_text()
+    assert "<h1>first, second</h1>" in page and "-0.2000<td class=number>-7.0000" in page
+    differences = page.split("Where the configurations differ")[1].split("<h2>")[0]
+    assert "<td>train.batch_size<td class=number>512<td class=number>64" in differences
+    assert "<td>train.precision<td class=number>fp32<td class=number>bf16" in differences
+    assert differences.count("<tr>") == 3  # a heading and two keys; the name is none
+    assert page.count("<img") == 9 and "http" not in page.replace("http-equiv", "")
+    assert "75.0% / 100.0%<td class=number>-" in page and "Loss over steps" in page
+
+
+def test_runs_whose_steps_differ_in_size_are_compared_by_epochs(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "small", [START, step(1), step(2), {"kind": "knn", "step": 2, "top1": 0.5}]),
+        make_run(tmp_path / "large", [START, step(1, epoch=0.4), step(2, epoch=0.8)]),
+    ]
+    page = write_report(runs).read_text()
+    assert "Loss over epochs" in page and "kNN accuracy over epochs" in page and "over steps" not in page
+
+
+def test_steps_after_the_checkpoint_that_a_run_went_on_from_are_void(tmp_path: Path) -> None:
+    lines = [START, *(step(number) for number in range(1, 6)), {**START, "step": 2}, step(3, loss=-0.333)]
+    page = write_report([make_run(tmp_path / "run", lines)]).read_text()
+    assert "3 (0.3 epochs)" in page and "-0.3330" in page
+
+
+def test_runs_of_one_name_are_told_apart_and_the_page_goes_where_it_should(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / folder / "run", [START, step(1)]) for folder in "ab"]
+    page = write_report(runs, tmp_path / "out.html").read_text()
+    assert f"<h3>{runs[0]}</h3>" in page and f"<h3>{runs[1]}</h3>" in page and "They are the same." in page
+
+
+def test_a_long_run_and_one_that_has_not_begun_are_drawn(tmp_path: Path) -> None:
+    long = make_run(tmp_path / "long", [START, *(whole_step(number) for number in range(1, 500))])
+    page = write_report([long, make_run(tmp_path / "new", [START])]).read_text()
+    assert page.count("<img") == 8

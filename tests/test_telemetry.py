@@ -1,10 +1,15 @@
-"""Clocks and the metrics file."""
+"""Clocks, alarms and the metrics file."""
 
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from rhofast.telemetry import MetricsFile, StepClock
+import pytest
+import torch
+
+from rhofast.telemetry import STAGES, Alarm, MetricsFile, StepClock, read_metrics, resident_bytes
 
 
 def test_waiting_is_told_apart_from_working() -> None:
@@ -19,7 +24,104 @@ def test_waiting_is_told_apart_from_working() -> None:
     assert 0.04 <= window.wait_s <= window.seconds - 0.04
     assert window.data_wait_share == window.wait_s / window.seconds
     assert window.clips_per_second == 16 / window.seconds
+    assert window.step_seconds == window.seconds / 2
     assert clock.window().clips == 0
+
+
+def test_every_moment_belongs_to_one_stage() -> None:
+    clock = StepClock()
+    with clock.waiting():
+        time.sleep(0.01)
+    for _ in range(2):
+        clock.enter("forward")
+        time.sleep(0.01)
+        clock.enter("backward")
+        time.sleep(0.02)
+    clock.enter("optimizer")
+    time.sleep(0.005)
+    clock.step(8)
+    window = clock.window()
+    assert tuple(window.stages) == STAGES
+    assert window.stages["data"] == pytest.approx(window.wait_s, abs=1e-3)
+    at_least = {"data": 0.01, "forward": 0.02, "backward": 0.04, "optimizer": 0.005, "other": 0.0}
+    assert all(window.stages[name] >= seconds for name, seconds in at_least.items())
+    assert sum(window.stages.values()) == pytest.approx(window.seconds, abs=1e-3)
+    assert sum(clock.window().stages.values()) < 1e-3
+
+
+class Device:
+    """A stream that gets to a mark when it is told to."""
+
+    def __init__(self) -> None:
+        self.queued_at = 0.0  # ms, on the device's own clock
+        self.passed = 0.0
+        self.waits = 0
+
+    def event(self, *, enable_timing: bool) -> Any:
+        assert enable_timing
+        mark = SimpleNamespace(at=0.0)
+        mark.record = lambda: setattr(mark, "at", self.queued_at)
+        mark.query = lambda: mark.at <= self.passed
+        mark.elapsed_time = lambda later: later.at - mark.at
+        return mark
+
+
+def test_on_a_device_stages_end_when_it_gets_there_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device()
+    monkeypatch.setattr(torch.cuda, "Event", device.event)
+    clock = StepClock(torch.device("cuda"))
+    for _ in range(2):
+        with clock.waiting():
+            device.queued_at += 1
+        clock.enter("forward")
+        device.queued_at += 10
+        clock.enter("backward")
+        device.queued_at += 20
+        clock.step(4)
+    device.passed = 31  # the first step, and no more
+    first = clock.window()
+    assert {name: round(1000 * seconds) for name, seconds in first.stages.items()} == {
+        **dict.fromkeys(STAGES, 0),
+        "data": 1,
+        "forward": 10,
+        "backward": 20,
+    }
+    assert first.steps == 2
+    device.passed = 62
+    assert clock.window().stages["forward"] == pytest.approx(0.010)
+
+
+@pytest.mark.needs_gpu
+def test_a_device_s_stages_are_its_own_time() -> None:
+    device = torch.device("cuda")
+    square = torch.rand(4096, 4096, device=device)
+    for _ in range(3):
+        square @ square
+    torch.cuda.synchronize()
+    clock = StepClock(device)
+    clock.enter("forward")
+    began = time.perf_counter()
+    for _ in range(50):
+        square @ square
+    clock.step(1)
+    queued = time.perf_counter() - began
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    told = clock.window().stages["forward"]
+    assert queued < told <= seconds * 1.05
+
+
+def test_an_alarm_rings_once_and_again_after_it_was_over() -> None:
+    alarm = Alarm(0.1, 3)
+    values = [0.05, 0.05, 0.5, 0.05, 0.05, float("nan"), 0.05, 0.01, 0.1, 0.0, 0.0, 0.0]
+    assert [alarm.see(value) for value in values] == [False] * 6 + [True] + [False] * 4 + [True]
+
+
+def test_memory_that_is_taken_is_seen() -> None:
+    before = resident_bytes()
+    taken = torch.ones(2**24)  # 64 MiB
+    assert 50e6 < resident_bytes() - before < 500e6
+    assert taken[0] == 1
 
 
 def test_every_line_is_json_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
@@ -28,3 +130,14 @@ def test_every_line_is_json_and_what_is_not_finite_is_null(tmp_path: Path) -> No
     metrics.write("knn", step=2, top1=0.5)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"kind": "step", "step": 1, "loss": None}, {"kind": "knn", "step": 2, "top1": 0.5}]
+    assert read_metrics(tmp_path / "metrics.jsonl") == lines
+    assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_a_line_that_was_cut_short_takes_no_other_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "step", "step": 1}\n{"kind": "st')
+    metrics = MetricsFile(path)
+    for step in (2, 3):
+        metrics.write("step", step=step)
+    assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]

@@ -1,0 +1,109 @@
+"""A run as it goes, in a terminal: progress, the loss as a curve, speed, waits. Where there is no terminal, only what
+must not be missed: who decodes, warnings, advice."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from rhofast.telemetry import STAGES
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_WIDTH = 28  # of the bar and of the curve
+_PAUSE_S = 1.0  # between two drawings, which take milliseconds of the training thread
+
+
+class TrainingView:
+    """What `train` calls with each line of metrics (`on_log`). A context manager; nothing is drawn before a line comes,
+    so the processes of other ranks leave the terminal alone."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._losses: list[float | None] = []
+        self._step: dict[str, Any] = {}
+        self._accuracy: float | None = None
+        self._drawn = -_PAUSE_S
+
+    def __enter__(self) -> TrainingView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None and self._live.is_started:
+            self._live.update(self._draw())
+            self._live.stop()  # draws it
+
+    def on_log(self, line: dict[str, Any]) -> None:
+        kind = line["kind"]
+        if kind == "start":
+            for sentence in line["decoders"]:
+                self._say(sentence)
+        elif "text" in line:  # a warning, advice, a note
+            self._say(f"step {line['step']}: {kind}: {line['text']}", "bold red" if kind == "warning" else "yellow")
+        elif kind == "knn":
+            self._accuracy = line["top1"]
+        elif kind == "step":
+            self._step = line
+            self._losses.append(line["loss"])
+        if self._live is not None and self._step and time.monotonic() >= self._drawn + _PAUSE_S:
+            if not self._live.is_started:
+                self._live.start()
+            self._live.update(self._draw(), refresh=True)
+            self._drawn = time.monotonic()
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        self._console.print(Text(text, style or ""), soft_wrap=True)  # a style of the line's own: not the live view's
+
+    def _draw(self) -> RenderableType:
+        line = self._step
+        done, total, seconds = line["step"], line["steps"], line["step_seconds"]
+        left = timedelta(seconds=round((total - done) * seconds))
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            ProgressBar(total=total, completed=done, width=_WIDTH),
+            f"{done:,} of {total:,} steps, epoch {line['epoch']:.2f}, about {left} left",
+        )
+        head.add_row(sparkline(self._losses, _WIDTH), f"loss {_number(line['loss'])}")
+        shares = ", ".join(f"{name} {line[f'{name}_seconds'] / max(seconds, 1e-9):.0%}" for name in STAGES)
+        facts = {
+            "data wait": f"{line['data_wait_share']:.1%}",
+            "ready": f"{line['readiness']:.1%}",
+            "rate": _number(line["lr"]),
+            "gradient": _number(line["grad_norm"]),
+            "spread": _number(line.get("feature_std")),
+            "kNN": None if self._accuracy is None else f"{self._accuracy:.1%}",
+            "memory": f"{line['memory_bytes'] / 1e9:.1f} GB",
+            "device": f"{line['device_memory_bytes'] / 1e9:.1f} GB" if "device_memory_bytes" in line else None,
+            "bad samples": f"{line['bad_samples']:,}" if line["bad_samples"] else None,
+        }
+        told = "   ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+        speed = f"{line['clips_per_second']:,.0f} clips/s   step {1000 * seconds:,.0f} ms: {shares}"
+        return Group(head, Text(speed), Text(told))
+
+
+def sparkline(values: Sequence[float | None], width: int) -> str:
+    """A curve of at most `width` characters; each stands for as many values, by their mean. A gap where none is
+    finite."""
+    count = min(width, len(values))
+    means = []
+    for number in range(count):
+        part = values[number * len(values) // count : (number + 1) * len(values) // count]
+        known = [value for value in part if value is not None and math.isfinite(value)]
+        means.append(sum(known) / len(known) if known else None)
+    known = [mean for mean in means if mean is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    steps = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(" " if mean is None else _BLOCKS[round((mean - low) * steps)] for mean in means)
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4g}"

@@ -1,0 +1,240 @@
+"""The plots of a report: each draws one thing of one run or of several, as an image that stands in a page by itself."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from rhofast.telemetry import STAGES
+
+Lines = list[dict[str, Any]]
+
+_BLUE, _ORANGE, _GRAY, _RED = "#2563a8", "#d97706", "#8a8f98", "#b91c1c"
+_COLORS = (_BLUE, _ORANGE, "#15803d", _RED, "#7c3aed", "#0e7490", "#be185d", "#713f12", "#4d7c0f", _GRAY)
+_STAGE_COLORS = dict(zip(STAGES, ("#b91c1c", "#2563a8", "#60a5fa", "#15803d", "#c4c8ce"), strict=True))
+_DPI = 150
+_SMOOTHED = 200  # points from which on a curve is drawn as running medians, with the points behind it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunLog:
+    """What a run left. steps, checks: one line a step of the metrics file; starts, remarks: all of them; knn: the
+    result of the last evaluation, where there is one."""
+
+    folder: Path
+    name: str
+    config: dict[str, Any]
+    starts: Lines
+    steps: Lines
+    checks: Lines
+    remarks: Lines
+    knn: dict[str, Any] | None
+
+
+def draw_plots(runs: Sequence[RunLog]) -> list[str]:
+    """<img> elements of what the runs have; each has a step."""
+    across = _across(runs)
+    drawn = [_curves(runs, across, "Loss", "loss, summed over query clips", "loss")]
+    if any(run.checks or run.knn for run in runs):
+        drawn.append(_knn_plot(runs, across))
+    drawn.append(
+        _curves(runs, across, "Time spent waiting for data", "share of the step", "data_wait_share", dress=_small_share)
+    )
+    drawn.append(_curves(runs, across, "Speed", "clips a second, all ranks", "clips_per_second", dress=_from_zero))
+    if any(_has(run, "data_seconds") for run in runs):
+        drawn.append(_split_of_one(runs[0], across) if len(runs) == 1 else _split_of_several(runs))
+    drawn.append(_schedules(runs, across))
+    if any(_has(run, "feature_std") for run in runs):
+        drawn.append(
+            _curves(
+                runs, across, "Spread of the embeddings", "1: spread out   0: collapsed", "feature_std", dress=_spread
+            )
+        )
+    if any(_has(run, "grad_norm") for run in runs):
+        drawn.append(_curves(runs, across, "Norm of the gradients", "all parameters together", "grad_norm"))
+    for name, title in (("memory_bytes", "Memory of a process"), ("device_memory_bytes", "Memory of the device")):
+        if any(_has(run, name) for run in runs):
+            drawn.append(_curves(runs, across, title, "GB, the most of any rank", name, dress=_from_zero, scale=1e-9))
+    return drawn
+
+
+def draw_confusion(knn: dict[str, Any]) -> str:
+    """Which class is taken for which, as an <img>, or words where there are too many."""
+    counts, names = knn["trained"]["confusion"], knn["classes"]
+    if len(names) > 60:
+        return f"<p class=faint>{len(names)} classes: too many to draw; see knn.json.</p>"
+    shares = [[count / max(sum(row), 1) for count in row] for row in counts]
+    with mpl.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(5.4, 4.8), layout="constrained")
+        axes = figure.add_subplot()
+        picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        figure.colorbar(picture, ax=axes, format=PercentFormatter(1.0), shrink=0.8)
+        if len(names) <= 20:
+            for y, row in enumerate(shares):
+                for x, share in enumerate(row):
+                    if share >= 0.005:
+                        axes.text(x, y, f"{share:.0%}", ha="center", va="center", color="w" if share > 0.5 else "k")
+        return _image(figure, "confusion matrix")
+
+
+def _across(runs: Sequence[RunLog]) -> str:
+    """What runs are compared along: steps, or epochs where their steps differ in size."""
+    return "step" if len({round(_epochs_a_step(run), 9) for run in runs}) == 1 else "epoch"
+
+
+def _epochs_a_step(run: RunLog) -> float:
+    return float(run.steps[-1]["epoch"] / run.steps[-1]["step"])
+
+
+def _has(run: RunLog, name: str) -> bool:
+    return any(line.get(name) is not None for line in run.steps)
+
+
+def _points(run: RunLog, across: str, name: str, scale: float = 1.0) -> tuple[list[float], list[float]]:
+    known = [line for line in run.steps if line.get(name) is not None]
+    return [line[across] for line in known], [scale * line[name] for line in known]
+
+
+def _plot(axes: Axes, x: list[float], y: list[float], color: str, label: str | None) -> None:
+    """A curve; of many points, the running medians over a fiftieth of them, and the points faintly."""
+    if len(y) >= _SMOOTHED:
+        axes.plot(x, y, color=color, linewidth=0.6, alpha=0.25)
+        half = len(y) // 100
+        y = [statistics.median(y[max(0, at - half) : at + half + 1]) for at in range(len(y))]
+    axes.plot(x, y, color=color, linewidth=1.4, label=label)
+
+
+def _curves(
+    runs: Sequence[RunLog],
+    across: str,
+    title: str,
+    up: str,
+    name: str,
+    *,
+    dress: Callable[[Axes], object] | None = None,
+    scale: float = 1.0,
+) -> str:
+    """One number of the lines over the steps, a color a run."""
+    figure, axes = _figure(title, across, up)
+    for run, color in zip(runs, _cycle(len(runs)), strict=True):
+        if _has(run, name):
+            _plot(axes, *_points(run, across, name, scale), color, run.name)
+    if dress is not None:
+        dress(axes)
+    if len(runs) > 1:
+        axes.legend(frameon=False)
+    return _image(figure, f"{title} over {across}s")
+
+
+def _cycle(count: int) -> list[str]:
+    return [_COLORS[number % len(_COLORS)] for number in range(count)]
+
+
+def _small_share(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylim(0, max(0.05, axes.get_ylim()[1]))
+
+
+def _from_zero(axes: Axes) -> None:
+    axes.set_ylim(bottom=0)
+
+
+def _spread(axes: Axes) -> None:
+    axes.set_ylim(0, 1.1)
+    axes.axhline(0.1, color=_RED, linewidth=1, linestyle=":")
+
+
+def _schedules(runs: Sequence[RunLog], across: str) -> str:
+    """Learning rates; of one run, the key network's momentum, too."""
+    figure, axes = _figure("Schedules" if len(runs) == 1 else "Learning rate", across, "learning rate")
+    for run, color in zip(runs, _cycle(len(runs)), strict=True):
+        axes.plot(*_points(run, across, "lr"), color=color, linewidth=1.4, label=run.name)
+    if len(runs) > 1:
+        axes.legend(frameon=False)
+    elif _has(runs[0], "ema_momentum"):
+        twin = axes.twinx()
+        twin.plot(*_points(runs[0], across, "ema_momentum"), color=_ORANGE, linewidth=1.4)
+        twin.set_ylabel("key network's momentum", color=_ORANGE)
+        twin.spines["top"].set_visible(False)
+        axes.set_ylabel("learning rate", color=_BLUE)
+    return _image(figure, f"learning rate over {across}s")
+
+
+def _split_of_one(run: RunLog, across: str) -> str:
+    figure, axes = _figure("Where the time of a step goes", across, "milliseconds")
+    x = [line[across] for line in run.steps if line.get("data_seconds") is not None]
+    layers = [_points(run, across, f"{name}_seconds", 1000)[1] for name in STAGES]
+    axes.stackplot(x, layers, labels=STAGES, colors=[_STAGE_COLORS[name] for name in STAGES], linewidth=0)
+    medians = [statistics.median(map(sum, zip(*layers, strict=True)))]
+    axes.set_ylim(0, 1.6 * medians[0])  # the first windows hold what happens once, and would press the others flat
+    axes.legend(ncols=len(STAGES), fontsize=8, loc="upper center", columnspacing=1, handlelength=1, edgecolor="w")
+    return _image(figure, "stages of a step")
+
+
+def _split_of_several(runs: Sequence[RunLog]) -> str:
+    """The stages' medians, a bar a run."""
+    figure, axes = _figure("Where the time of a step goes", "milliseconds, medians", "")
+    known = [run for run in runs if _has(run, "data_seconds")]
+    left = [0.0] * len(known)
+    for name in STAGES:
+        widths = [statistics.median(_points(run, "step", f"{name}_seconds", 1000)[1]) for run in known]
+        axes.barh(range(len(known)), widths, left=left, label=name, color=_STAGE_COLORS[name], height=0.6)
+        left = [before + width for before, width in zip(left, widths, strict=True)]
+    axes.set_yticks(range(len(known)), [run.name for run in known])
+    axes.set_ylim(len(known) + 0.2, -0.6)  # the first on top, room for the legend below
+    axes.grid(visible=False)
+    axes.legend(frameon=False, ncols=len(STAGES), fontsize=8, loc="lower center", columnspacing=1, handlelength=1)
+    return _image(figure, "stages of a step")
+
+
+def _knn_plot(runs: Sequence[RunLog], across: str) -> str:
+    figure, axes = _figure("kNN on held-out videos", across, "top-1 accuracy")
+    for run, color in zip(runs, _cycle(len(runs)), strict=True):
+        last, unit = run.steps[-1]["step"], _epochs_a_step(run) if across == "epoch" else 1
+        points = [(line["step"], line["top1"]) for line in run.checks]
+        if run.knn is not None and not any(step == last for step, _ in points):
+            points.append((last, run.knn["trained"]["top1"]))
+        if points:
+            x, y = zip(*((step * unit, top1) for step, top1 in points), strict=True)
+            axes.plot(x, y, color=color, marker="o", linewidth=1.4, label="trained" if len(runs) == 1 else run.name)
+    if (knn := runs[0].knn) is not None and len(runs) == 1:
+        if knn.get("untrained"):
+            axes.axhline(knn["untrained"]["top1"], color=_ORANGE, linestyle="--", linewidth=1.2, label="untrained")
+        axes.axhline(knn["chance"], color=_GRAY, linestyle=":", linewidth=1.2, label="chance")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylim(0, 1)
+    axes.legend(frameon=False)
+    return _image(figure, f"kNN accuracy over {across}s")
+
+
+def _figure(title: str, across: str, up: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.4, 3.3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _image(figure: Figure, alt: str) -> str:
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=_DPI)
+    return f"<img alt='{html.escape(alt)}' src='data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()}'>"
