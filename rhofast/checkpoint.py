@@ -4,14 +4,16 @@
         method.safetensors      parameters and buffers of the method: backbone, heads, key network, counters
         optimizer.safetensors   its tensors, as NUMBER.NAME
         state.json              step, loader position, optimizer's plain values, the run's configuration
+        manifest.json           length and SHA-256 of the other files, so that damage is noticed
     RUN/checkpoints/latest      the name of the newest one
 
 A folder is written under another name, flushed to the disk, and renamed; `latest` moves only then. What it is not: it
-does not decide when to save (train.py).
+does not decide when to save (train.py), and it has no thread (saver.py).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -29,68 +31,139 @@ from rhofast.errors import ResumeError
 from rhofast.files import flush, write_atomically
 from rhofast.rng import Stream, bits
 
-VERSION = 1
-_FOLDER, _LATEST = "checkpoints", "latest"
+VERSION = 2
+_FOLDER, _LATEST, _MANIFEST = "checkpoints", "latest", "manifest.json"
 _METHOD, _OPTIMIZER, _STATE = "method.safetensors", "optimizer.safetensors", "state.json"
+_FILES = (_METHOD, _OPTIMIZER, _STATE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A checkpoint in memory. step: optimizer steps done; loader, method, optimizer: what their state_dict gave."""
+    """A checkpoint in memory. step: optimizer steps done; loader, method, optimizer: what their state_dict gave;
+    scaler: that of the gradients' scale in fp16, None where there is none."""
 
     step: int
     config: Config
     loader: dict[str, Any]
     method: dict[str, Tensor]
     optimizer: dict[str, Any]
+    scaler: dict[str, Any] | None = None
 
 
-def save_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write a checkpoint, make it the latest, and delete all but the newest `keep`. Returns its folder. Raises OSError
-    (a full disk, say); the older checkpoints are untouched then."""
-    folder = run / _FOLDER / f"step-{checkpoint.step:08d}"
-    aside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """A checkpoint as it is stored. state: the text of state.json; method, optimizer: their tensors by name."""
+
+    step: int
+    state: str
+    method: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def split_checkpoint(checkpoint: Checkpoint) -> Parts:
+    """What is stored of a checkpoint: its plain values as text of this moment; its tensors are still the run's own."""
     tensors, plain = _split_optimizer(checkpoint.optimizer)
     state = {
         "version": VERSION,
         "step": checkpoint.step,
         "loader": checkpoint.loader,
         "optimizer": plain,
+        "scaler": checkpoint.scaler,
         "config": dump_config(checkpoint.config),
     }
+    text = json.dumps(state, indent=1)
+    return Parts(step=checkpoint.step, state=text, method=checkpoint.method, optimizer=tensors)
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int, keep_every: int | None = None) -> Path:
+    """Write a checkpoint, make it the latest, and delete the ones before it but for the newest `keep` and those whose
+    step is a multiple of `keep_every`. Returns its folder. Raises OSError (a full disk, say); the older checkpoints
+    are untouched then."""
+    folder = write_parts(run, split_checkpoint(checkpoint))
+    prune_checkpoints(folder, keep=keep, keep_every=keep_every)
+    return folder
+
+
+def write_parts(run: Path, parts: Parts) -> Path:
+    """Write a checkpoint and make it the latest. Returns its folder. Raises OSError."""
+    folder = run / _FOLDER / f"step-{parts.step:08d}"
+    aside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
     try:
-        save_file(_storable(checkpoint.method), aside / _METHOD)
-        save_file(_storable(tensors), aside / _OPTIMIZER)
-        (aside / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-        for path in aside.iterdir():
+        save_file(_storable(parts.method), aside / _METHOD)
+        save_file(_storable(parts.optimizer), aside / _OPTIMIZER)
+        (aside / _STATE).write_text(parts.state, encoding="utf-8")
+        manifest = {name: _measure(aside / name) for name in _FILES}
+        (aside / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for path in (*aside.iterdir(), aside):
             flush(path)
         if folder.exists():  # a run that went back to an older checkpoint comes here again
             shutil.rmtree(folder)
         aside.rename(folder)
-        write_atomically(folder.parent / _LATEST, folder.name)
+        write_atomically(folder.parent / _LATEST, folder.name)  # flushes the names in the folder, too
+    except SafetensorError as error:  # how it says that the disk is full
+        shutil.rmtree(aside, ignore_errors=True)
+        raise OSError(f"{folder}: {error}") from None
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    for old in sorted(folder.parent.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
     return folder
 
 
+def prune_checkpoints(folder: Path, *, keep: int, keep_every: int | None = None) -> None:
+    """Delete the checkpoints before `folder`, but for the newest `keep` (it is one of them) and those whose step is a
+    multiple of `keep_every`; also what writers that were killed have left. What cannot be deleted stays for the next
+    time."""
+    so_far = sorted(other for other in folder.parent.glob("step-*") if other.name <= folder.name)
+    for old in so_far[:-keep]:
+        if keep_every is None or _step_of(old) % keep_every:
+            shutil.rmtree(old, ignore_errors=True)
+    for aside in folder.parent.glob(".step-*.tmp"):
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def latest_checkpoint(run: Path) -> Path | None:
-    """The newest whole checkpoint of a run folder, or None. A folder that misses a file is passed over."""
+    """The newest checkpoint of a run folder whose files are as long as they should be, or None."""
+    return next((folder for folder in checkpoints_of(run) if find_damage(folder, deep=False) is None), None)
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """A run's checkpoint folders, the one to continue from first, then those before it, whole or not."""
     folders = sorted((run / _FOLDER).glob("step-*"), reverse=True)
     named = run / _FOLDER / _LATEST
-    if named.is_file():
-        first = run / _FOLDER / named.read_text(encoding="utf-8").strip()
-        folders = [first, *(folder for folder in folders if folder != first)]
-    whole = (folder for folder in folders if all((folder / name).is_file() for name in (_METHOD, _OPTIMIZER, _STATE)))
-    return next(whole, None)
+    if not named.is_file():
+        return folders
+    name = named.read_text(encoding="utf-8").strip()
+    return sorted(folders, key=lambda folder: folder.name > name)  # newer ones were left behind by going back
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint to the CPU. Raises ResumeError if it is not one, is of another version, or is damaged."""
+def find_damage(folder: Path, *, deep: bool = True) -> str | None:
+    """What is wrong with the files of a checkpoint folder, or None. deep: look at every byte, not at lengths alone.
+    Raises ResumeError where they cannot be read, which says nothing about them."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        for name in _FILES:
+            length = (folder / name).stat().st_size
+            if length != manifest[name]["bytes"]:
+                return f"{name} has {length} bytes instead of {manifest[name]['bytes']}"
+            if deep and _measure(folder / name) != manifest[name]:
+                return f"{name} is damaged"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        raise ResumeError(f"{folder}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError):
+        return f"{_MANIFEST} is damaged"
+    return None
+
+
+def load_checkpoint(folder: Path, *, check: bool = True) -> Checkpoint:
+    """Read a checkpoint to the CPU. check: see first that its files are undamaged. Raises ResumeError if it is not one,
+    is of another version, or is damaged."""
+    damage = find_damage(folder) if check else None
+    if damage is not None:
+        raise ResumeError(f"{folder}: not a whole checkpoint: {damage}")
     try:
         state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         method, tensors = load_file(folder / _METHOD), load_file(folder / _OPTIMIZER)
@@ -104,6 +177,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         loader=state["loader"],
         method=method,
         optimizer=_join_optimizer(tensors, state["optimizer"]),
+        scaler=state["scaler"],
     )
 
 
@@ -144,6 +218,16 @@ def _build(config: Config) -> nn.Module:
     """Raises ConfigError where the backbone does not take the run's clips."""
     section, num_frames, size = config.backbone, config.clips.num_frames, config.augment.size
     return build_backbone(section.name, section.options, num_frames=num_frames, size=size)
+
+
+def _measure(path: Path) -> dict[str, Any]:
+    """What the manifest says of a file."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

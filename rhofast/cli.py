@@ -16,13 +16,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from rhofast.cli_evals import embed, evaluate
+from rhofast.cli_plan import plan
 from rhofast.console import (
     ShardProgress,
     bench_table,
     err,
     estimate_table,
-    knn_table,
-    live_line,
     out,
     progress_bar,
     say,
@@ -32,6 +32,7 @@ from rhofast.console import (
 )
 from rhofast.errors import ConfigError, RhofastError
 from rhofast.files import as_path
+from rhofast.live import TrainingView
 
 app = typer.Typer(
     name="rhofast",
@@ -41,8 +42,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-evaluate = typer.Typer(help="Evaluate a backbone on held-out shards.", no_args_is_help=True)
 app.add_typer(evaluate, name="eval")
+app.command()(plan)
+app.command()(embed)
 
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key, e.g. a.b=3")]
 ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help="folder of a shard set", show_default=False)]
@@ -293,6 +295,9 @@ def train(
     page: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML page, see configs/")],
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run, or begin it")] = False,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="continue even with settings that make it another experiment")
+    ] = False,
 ) -> None:
     """Pretrain. Also under `accelerate launch -m rhofast train ...`."""
     from rhofast.config import load_config
@@ -300,8 +305,8 @@ def train(
     from rhofast.train import train as run_training
 
     config = load_config(page, settings or [])
-    with progress_bar(note=True) as progress:
-        outcome = run_training(config, resume=resume, on_log=live_line(progress))
+    with TrainingView(err) as view:
+        outcome = run_training(config, resume=resume, accept_changes=accept_changes, on_log=view.on_log)
     if not outcome.finished:
         err.print(
             f"{outcome.run}: saved at step {outcome.step} of {outcome.steps}; go on with --resume", highlight=False
@@ -309,37 +314,6 @@ def train(
         raise typer.Exit(EXIT_RESUMABLE)
     if os.environ.get("RANK", "0") == "0":
         say(f"{outcome.run}: {outcome.steps} steps done; look at it with: rhofast report {outcome.run}")
-
-
-@evaluate.command()
-def knn(
-    checkpoint: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="run or checkpoint folder")],
-    shards: SourceArgument,
-    bank: Annotated[str | None, typer.Option("--train", help="labeled training shards (default: the run's)")] = None,
-    untrained: Annotated[bool, typer.Option("--untrained", help="evaluate the same backbone untrained, too")] = False,
-    target: Annotated[Path | None, typer.Option("--out", help="JSON file (default: knn.json in the run)")] = None,
-    settings: Settings = None,
-) -> None:
-    """Weighted k-nearest neighbors on held-out shards: top-1, top-5, JSON."""
-    from rhofast.evals.knn import evaluate_checkpoint
-
-    with progress_bar() as progress:
-        task = progress.add_task("features", total=None, visible=False)
-
-        def report(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total, visible=True)
-
-        result = evaluate_checkpoint(
-            checkpoint, shards, bank=bank, untrained=untrained, overrides=settings or [], progress=report
-        )
-    path = target or result.run / "knn.json"
-    path.write_text(json.dumps(result.to_json(), indent=1))
-    out.print(knn_table(result.to_json()))
-    left_out = result.trained.left_out
-    if left_out:
-        count = f"{len(left_out)} samples cannot be read and were left out"
-        err.print(f"{count}; the first: {left_out[0]}", style="red", markup=False, highlight=False, soft_wrap=True)
-    say(f"written: {path}")
 
 
 @app.command()
@@ -409,11 +383,16 @@ def bench(
 
 
 @app.command()
-def report(runs: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")]) -> None:
-    """Write RUN/report.html: plots and pictures of a run, in one file."""
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folder; several are compared")],
+    target: Annotated[
+        Path | None, typer.Option("--out", help="HTML file (default: RUN/report.html, or comparison.html beside RUN)")
+    ] = None,
+) -> None:
+    """Write plots and pictures of a run, or of several side by side, into one HTML file."""
     from rhofast.report import write_report
 
-    say(f"written: {write_report(runs)}")
+    say(f"written: {write_report(runs, target)}")
 
 
 @app.command()

@@ -37,6 +37,9 @@ Range = Annotated[tuple[float, float], Field(strict=False)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 PathField = Annotated[Path, Field(strict=False)]
 
+# Keys of `train` of which a page has one: how long, and how often.
+_ONE_OF = {"epochs": "steps", "steps": "epochs", "knn_epochs": "knn_steps", "knn_steps": "knn_epochs"}
+
 
 class SourceSection(Section):
     """One shard set to train on.
@@ -122,7 +125,8 @@ class ClipSection(Section):
     fps_jitter  for each video `fps` is multiplied by a number drawn from this range: [0.5, 1.5] is the paper's, and
                 [1, 1 + J / fps] the release's jitter J. Training only
     rule        how long a clip is: "window", tau * T frames (release), or "stride", the ceiling of tau * (T - 1), as in
-                its first version (April 2022)
+                its first version (April 2022). Or "segments": a frame of each of T parts of the whole video; tau and
+                `fps` then say nothing
     max_span    a video's clips begin at most so many seconds apart: 0 for the same frames, None for anywhere (release)
     min_gap     at least so much time from a clip's last frame to the next one's first; None: they may overlap (release)
     max_gap     at most so much
@@ -137,7 +141,7 @@ class ClipSection(Section):
     frame_stride: Count = 8
     fps: Positive = 30.0
     fps_jitter: Range = (1.0, 1.0)
-    rule: Literal["window", "stride"] = "window"
+    rule: Literal["window", "stride", "segments"] = "window"
     max_span: Annotated[Finite, Field(ge=0)] | None = None
     min_gap: Finite | None = None
     max_gap: Finite | None = None
@@ -152,6 +156,8 @@ class ClipSection(Section):
             raise ValueError(f"fps_jitter must be [low, high] with 0 < low <= high, got [{low}, {high}]")
         if self.min_gap is not None and self.max_gap is not None and self.min_gap > self.max_gap:
             raise ValueError(f"min_gap {self.min_gap:g} is above max_gap {self.max_gap:g}")
+        if self.rule == "segments" and not (self.max_span is self.min_gap is self.max_gap is None):
+            raise ValueError('rule = "segments" shows the whole video: max_span and gaps mean nothing to it')
         return self
 
 
@@ -254,6 +260,18 @@ class TrainSection(Section):
     channels_last     weights and activations with the channels innermost; the loader's clips lie so already. Off is
                       faster on a CPU with a single thread
     compile           `torch.compile` of backbones and heads: a minute at the start, for a few percent on a CPU
+    checkpoint_activations   the backbone's blocks keep only what goes in and are computed again in backward: much less
+                      memory for about a quarter more time, with the same result. Not with `compile`
+    checkpoint_steps  save every so many steps, in the background, besides at the end and when asked to stop
+    keep_checkpoints  how many of the newest stay
+    keep_every        those whose step is a multiple of this stay as well; None: no others
+    max_bad_steps     so many steps in succession whose loss or gradients are not finite end the run; each of them
+                      leaves the weights as they are
+    timeout           seconds after which a process that waits for another takes it for lost: more than data.patience
+    max_hours         save and end after this time
+    knn_steps         evaluate by kNN every so many steps, or every `knn_epochs` epochs; None: never
+    trackers          where the numbers go besides metrics.jsonl: "tensorboard" (in the run's folder), "wandb"
+    profile_steps     [first, last]: write a Chrome trace of these steps of rank 0 to trace.json
     """
 
     batch_size: Count = 512
@@ -264,10 +282,17 @@ class TrainSection(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = True
     compile: bool = False
+    checkpoint_activations: bool = False
     checkpoint_steps: Count = 500
     keep_checkpoints: Count = 3
+    keep_every: Count | None = None
+    max_bad_steps: Count = 3
+    timeout: Positive = 900.0
     log_steps: Count = 10
     knn_steps: Count | None = None
+    knn_epochs: Positive | None = None
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Field(strict=False)] = ("tensorboard",)
+    profile_steps: Annotated[tuple[Count, Count], Field(strict=False)] | None = None
     max_hours: Positive | None = None
 
     @model_validator(mode="after")
@@ -276,14 +301,54 @@ class TrainSection(Section):
             raise ValueError("give exactly one of epochs and steps")
         return self
 
+    @model_validator(mode="after")
+    def _kept_are_saved(self) -> Self:
+        if self.keep_every is not None and self.keep_every % self.checkpoint_steps:
+            raise ValueError(f"keep_every {self.keep_every} is no multiple of checkpoint_steps {self.checkpoint_steps}")
+        return self
+
+    @model_validator(mode="after")
+    def _activations_are_kept_one_way(self) -> Self:
+        if self.checkpoint_activations and self.compile:
+            raise ValueError("checkpoint_activations and compile exclude each other: turn one of them off")
+        return self
+
+    @model_validator(mode="after")
+    def _telemetry_is_clear(self) -> Self:
+        if self.knn_epochs is not None and self.knn_steps is not None:
+            raise ValueError("give knn_steps or knn_epochs, not both")
+        if self.profile_steps is not None and self.profile_steps[0] > self.profile_steps[1]:
+            raise ValueError("profile_steps are the first and the last step, in this order")
+        return self
+
 
 class EvalSection(Section):
-    """Held-out evaluation: `views` uniform clips a video, kNN over `neighbors` at `temperature` (METHOD 9)."""
+    """Held-out evaluation.
+
+    views         uniform clips of each video, center squares: for kNN, for features, and for training on features
+    test_views, test_crops   what a classifier is tested on: so many uniform clips, each in 1 or 3 squares along the
+                  long side; its softmax scores are averaged over all of them (release: 10 x 3)
+    test_size     pixels a side of these squares, or None for `augment.size` (release: 256 after training with 224)
+    batch_size    clips that go through the network at once on each rank
+    keep          folder in which features and scores are kept as they come: the same evaluation goes on from there, and
+                  another one of the same features begins with them. None: nowhere
+    neighbors, temperature   of kNN
+    dropout       of what goes into a classifier, while it is trained
+    batch_norm    of the backbone while a classifier is trained: "frozen" statistics, or those of the batch, on each
+                  rank by itself ("local"), on each node ("node") or over all ranks ("sync"). The release takes batch
+                  statistics even where the weights are frozen
+    """
 
     views: Count = 2
+    test_views: Count = 10
+    test_crops: Literal[1, 3] = 3
+    test_size: Annotated[int, Field(ge=8)] | None = None
     batch_size: Count = 64
+    keep: PathField | None = None
     neighbors: Count = 200
     temperature: Positive = 0.1
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    batch_norm: Literal["frozen", "local", "node", "sync"] = "frozen"
 
 
 class Config(Section):
@@ -315,12 +380,16 @@ def parse_section(kind: type[AnySection], values: Mapping[str, Any], where: str)
         raise _explain(kind, error, where) from None
 
 
-def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
+def load_config(path: Path | None, overrides: Iterable[str] = (), *, base: Mapping[str, Any] | None = None) -> Config:
     """The TOML page at `path` (None: all defaults) with `--set` overrides: `key.path=value` in TOML, or a bare string.
 
-    Raises ConfigError for a missing file, broken TOML, an unknown key, a wrong type or a bad value.
+    base: values that hold where the page says nothing. Raises ConfigError for a missing file, broken TOML, an unknown
+    key, a wrong type or a bad value.
     """
-    values = {"name": "default"} if path is None else _read_page(path)
+    page = {} if path is None else _read_page(path)
+    values = {} if path is not None and base is None else {"name": "default"}
+    for layer in (base or {}, page):
+        _lay_over(values, layer)
     for override in overrides:
         _apply_override(values, override)
     return parse_section(Config, values, where=str(path or "--set"))
@@ -356,6 +425,15 @@ def _read_page(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def _lay_over(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Take over a layer's values, key by key, in sections too."""
+    for key, value in layer.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key, {}), dict):
+            _lay_over(values.setdefault(key, {}), value)
+        else:
+            values[key] = value
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
@@ -372,8 +450,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
             raise ConfigError(f"--set {override!r}: {key!r} is a value, not a section")
-    if keys[0] == "train" and keys[-1] in ("epochs", "steps"):  # the two exclude each other: the last word counts
-        table.pop("steps" if keys[-1] == "epochs" else "epochs", None)
+    if keys[0] == "train" and keys[-1] in _ONE_OF:  # the two exclude each other: the last word counts
+        table.pop(_ONE_OF[keys[-1]], None)
     table[keys[-1]] = value
 
 

@@ -24,9 +24,12 @@ from rich.table import Table
 if TYPE_CHECKING:  # a command loads what it needs, when it needs it
     from rhofast.config import ClipSection
     from rhofast.data.index import DatasetInfo
+    from rhofast.evals.scores import Evaluation
     from rhofast.export import Transfer
     from rhofast.ingest.estimate import CodecEstimate, Estimate, Figures
     from rhofast.ingest.summary import Summary
+
+_ENDS = 6  # classes that are shown of the best, and of the worst, where there are many
 
 out = Console()
 err = Console(stderr=True)
@@ -167,32 +170,37 @@ def _entry_text(names: list[str]) -> str:
     return f"{len(names)}: {', '.join(told)}" if names else "none"
 
 
-def live_line(progress: Progress) -> Callable[[dict[str, Any]], None]:
-    """What `train` calls with each line of metrics: moves the bar and shows the numbers that matter."""
-    task = progress.add_task("training", total=None, note="", visible=False)
-    shown: dict[str, str] = {}
-
-    def on_log(line: dict[str, Any]) -> None:
-        if line["kind"] == "step":
-            shown["loss"] = f"loss {line['loss']:.3f}"
-            shown["rate"] = f"{line['clips_per_second']:.0f} clips/s"
-            shown["wait"] = f"data wait {line['data_wait_share']:.1%}"
-        elif line["kind"] == "knn":
-            shown["knn"] = f"kNN {line['top1']:.1%}"
-        progress.update(task, completed=line["step"], total=line["steps"], note="  ".join(shown.values()), visible=True)
-
-    return on_log
-
-
-def knn_table(result: dict[str, Any]) -> Table:
-    table = Table(title="kNN on held-out videos", title_justify="left")
+def score_table(evaluation: Evaluation) -> Table:
+    """What `rhofast eval` found."""
+    table = Table(
+        title=f"{evaluation.kind} on held-out videos",
+        caption=escape(evaluation.origin),
+        title_justify="left",
+        caption_justify="left",
+    )
     for column in ("backbone", "top-1", "top-5", "videos"):
         table.add_column(column, justify="left" if column == "backbone" else "right")
-    for name in ("trained", "untrained"):
-        if result.get(name) is not None:
-            one = result[name]
-            table.add_row(name, f"{one['top1']:.1%}", f"{one['top5']:.1%}", str(one["samples"]))
-    table.add_row("chance", f"{result['chance']:.1%}", "", "")
+    for name, one in (("trained", evaluation.trained), ("untrained", evaluation.untrained)):
+        if one is not None:
+            table.add_row(name, f"{one.top1:.1%}", f"{one.top5:.1%}", f"{one.samples:,}")
+    table.add_row("chance", f"{evaluation.chance:.1%}", "", "")
+    return table
+
+
+def class_table(evaluation: Evaluation) -> Table:
+    """Accuracy by class, the best first; of many classes, the two ends."""
+    scores = evaluation.trained
+    counts = {name: sum(row) for name, row in zip(evaluation.classes, scores.confusion, strict=True)}
+    ranked = sorted(scores.per_class, key=lambda name: (-scores.per_class[name], name))
+    middle = len(ranked) > 2 * _ENDS
+    table = Table(title="by class", title_justify="left")
+    for column in ("class", "top-1", "videos"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for number, name in enumerate(ranked):
+        if middle and number == _ENDS:
+            table.add_row(f"... {len(ranked) - 2 * _ENDS} more", "", "")
+        if not middle or not _ENDS <= number < len(ranked) - _ENDS:
+            table.add_row(escape(name), f"{scores.per_class[name]:.1%}", f"{counts[name]:,}")
     return table
 
 

@@ -77,5 +77,17 @@ class ResumeError(RhofastError):
     """A checkpoint does not fit this run; one sentence for each mismatch."""
 
 
+class SaveError(RhofastError):
+    """The checkpoint that a run ends with could not be written; older ones stay."""
+
+
+class RankLostError(RhofastError):
+    """Another process of the run is gone, or did not answer in time."""
+
+
+class NotFiniteError(RhofastError):
+    """Losses or gradients were not finite in too many steps in succession, or what they touched no longer is."""
+
+
 class DependencyError(RhofastError):
     """A package or program is missing; the hint is the command that installs it."""

@@ -1,12 +1,12 @@
 """Optimizers, parameter groups, and schedules as pure functions of the epoch.
 
 Two groups, as in the released implementation: the affine parameters of normalizations (no weight decay, no layer
-adaptation), and everything else, biases included.
+adaptation), and everything else, biases included. An attribute `found_inf` of an optimizer, a scalar on the device,
+skips its steps while it is 1, as `torch.amp.GradScaler` has it.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -56,15 +56,14 @@ class LARS(torch.optim.Optimizer):
         if group["adapt"]:
             gradients, decay = _adapted(params, gradients, decay, group["trust"]), 0.0
         buffers = [self._momentum_of(p) if group["momentum"] else None for p in params]
-        # Fused kernels go through memory and do not look at strides: they are for tensors that lie alike.
-        others = [x for x in (*gradients, *buffers) if x is not None]
-        alike = all(_steps(p) == _steps(x) for p, x in zip(itertools.cycle(params), others, strict=False))
+        # Fused kernels go through memory and do not look at strides: all tensors must lie as their parameters do.
+        gradients = [_laid_out_as(p, gradient) for p, gradient in zip(params, gradients, strict=True)]
         sgd(
             params,
             gradients,
             buffers,
-            fused=alike,
-            foreach=not alike,
+            fused=True,
+            found_inf=getattr(self, "found_inf", None),
             weight_decay=decay,
             momentum=group["momentum"],
             lr=group["lr"],
@@ -77,7 +76,7 @@ class LARS(torch.optim.Optimizer):
         state = self.state[p]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
-        buffer: Tensor = state["momentum_buffer"]
+        buffer = state["momentum_buffer"] = _laid_out_as(p, state["momentum_buffer"])
         return buffer
 
 
@@ -97,7 +96,11 @@ def build_optimizer(model: nn.Module, section: OptimSection) -> torch.optim.Opti
         groups = [{**plain, "adapt": False}, {**other, "adapt": True}]
         return LARS(groups, lr, momentum=momentum, nesterov=nesterov, trust=section.trust)
     if section.name == "sgd":
-        return torch.optim.SGD([plain, other], lr, momentum=momentum, nesterov=nesterov, fused=True)
+        made = torch.optim.SGD([plain, other], lr, momentum=momentum, nesterov=nesterov, fused=True)
+        if momentum:  # torch would make them in the first step, and leave them unset if that is skipped
+            for p in trainable:
+                made.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return made
     return torch.optim.AdamW([plain, other], lr, betas=section.betas, fused=True)
 
 
@@ -107,8 +110,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     optimizer.load_state_dict(state)
     for p, slots in optimizer.state.items():
         for name, value in slots.items():
-            if isinstance(value, Tensor) and value.shape == p.shape and _steps(value) != _steps(p):
-                slots[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                slots[name] = _laid_out_as(p, value)
 
 
 def learning_rate(section: OptimSection, batch_size: int, epoch: float, epochs: float) -> float:
@@ -131,6 +134,11 @@ def ema_momentum(base: float, progress: float) -> float:
 def update_ema(keys: list[Tensor], queries: list[Tensor], momentum: float) -> None:
     """keys <- momentum * keys + (1 - momentum) * queries, in place, a few kernels for all tensors."""
     torch._foreach_lerp_(keys, queries, 1 - momentum)
+
+
+def _laid_out_as(p: Tensor, x: Tensor) -> Tensor:
+    """x, or a copy of it, with the strides of p."""
+    return x if _steps(x) == _steps(p) else torch.empty_like(p, dtype=x.dtype).copy_(x)
 
 
 def _steps(x: Tensor) -> list[int]:

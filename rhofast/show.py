@@ -31,7 +31,7 @@ from rhofast.data.remote import open_training
 from rhofast.data.types import AugmentPlan, ClipPlan
 from rhofast.errors import ConfigError, ResumeError, ShardMissingError
 from rhofast.pictures import Group, Strip
-from rhofast.report import read_metrics
+from rhofast.telemetry import read_metrics
 
 _CONFIG = "config.json"
 

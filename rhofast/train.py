@@ -13,39 +13,40 @@ from __future__ import annotations
 import contextlib
 import datetime
 import gc
-import json
 import platform
-import signal
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from torch import Tensor, nn
 
-from rhofast.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint, untrained_backbone
-from rhofast.config import Config, dump_config
+from rhofast.activations import checkpoint_blocks
+from rhofast.agreement import BAD_GRADIENT, BAD_LOSS, OK, Stopper, Verdict, Votes, told_of_lost_ranks
+from rhofast.checkpoint import Checkpoint, load_checkpoint, untrained_backbone
+from rhofast.config import Config
 from rhofast.data.index import ShardSet
 from rhofast.data.loader import Loader
 from rhofast.data.mixture import Mixture
 from rhofast.data.remote import open_test, open_training
-from rhofast.distributed import reduce_max
-from rhofast.errors import ConfigError, ResumeError, RhofastError
+from rhofast.data.types import Views
+from rhofast.distributed import join_again
+from rhofast.errors import ConfigError, NotFiniteError, ResumeError, RhofastError, SaveError
 from rhofast.evals.knn import evaluate_knn
-from rhofast.files import write_atomically
+from rhofast.logbook import Logbook, check_trackers
 from rhofast.methods import build_method
 from rhofast.methods.contract import Method, Moment, check_accumulation, run_step
 from rhofast.optim import build_optimizer, learning_rate, load_optimizer
+from rhofast.resume import Opened, open_run
 from rhofast.rng import Stream, bits
-from rhofast.telemetry import MetricsFile, StepClock
+from rhofast.saver import Saver
 
 EXIT_RESUMABLE = 75  # sysexits' EX_TEMPFAIL: saved on a signal or at max_hours; run again with --resume
 _COLLECT_STEPS = 200  # garbage is collected here, on all ranks at the same step, and nowhere else in the loop
@@ -61,22 +62,32 @@ class Outcome:
     finished: bool
 
 
-def train(config: Config, *, resume: bool = False, on_log: Callable[[dict[str, Any]], None] | None = None) -> Outcome:
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    accept_changes: bool = False,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
+) -> Outcome:
     """Run or continue the run that `config` describes; call it in every process.
 
-    resume: continue from the run folder's newest checkpoint, or begin where there is none. on_log: called on rank 0
-    with each line of metrics, with `step` and `steps`. Raises ConfigError (also where the run folder exists and
-    `resume` is off), ShardError, SampleError, ResumeError.
+    resume: continue from the run folder's newest whole checkpoint, or begin where there is none. accept_changes: even
+    where that configuration was another one in what the result depends on. on_log: called on rank 0 with each line of
+    metrics, with `step` and `steps`. Raises ConfigError (also where the run folder exists and `resume` is off),
+    DependencyError, ShardError, SampleError, ResumeError, NotFiniteError, RankLostError, SaveError for the last
+    checkpoint.
     """
+    check_trackers(config.train)
     shards = open_training_shards(config)
     test = open_test(config.data)
-    accelerator = build_accelerator(config)
-    run = _Run(config, accelerator, shards, test, on_log)
-    with _Stopper(config.train.max_hours) as stopper, run.loader:
-        checkpoint = _open_run(config, accelerator, resume=resume)
-        if checkpoint is not None:
-            run.restore(checkpoint)
-        outcome = run.loop(stopper)
+    with told_of_lost_ranks():
+        accelerator = build_accelerator(config)
+        run = _Run(config, accelerator, shards, test, on_log)
+        with Stopper(config.train.max_hours) as stopper, run.saver, run.loader:
+            opened = _open_run(config, accelerator, resume=resume, accept_changes=accept_changes)
+            if opened.checkpoint is not None:
+                run.restore(opened.checkpoint)
+            outcome = run.loop(stopper, opened.notes)
     accelerator.end_training()
     return outcome
 
@@ -89,12 +100,17 @@ def open_training_shards(config: Config) -> Mixture:
 
 def build_accelerator(config: Config) -> Accelerator:
     """This process's place among the ranks, its device and its arithmetic."""
+    join_again(config.train.timeout)
+    folder = str(config.folder)
     return Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision={"fp32": "no"}.get(config.train.precision, config.train.precision),
-        log_with="tensorboard",
-        project_dir=str(config.folder),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        log_with=list(config.train.trackers),
+        project_config=ProjectConfiguration(project_dir=folder, logging_dir=str(config.folder / "tensorboard")),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=config.train.timeout)),
+        ],
     )
 
 
@@ -131,6 +147,8 @@ def build_model(config: Config, accelerator: Accelerator) -> tuple[nn.Module, Me
     if config.train.compile:
         for module in method.children():
             module.compile()  # in place: names in the state dict stay
+    if config.train.checkpoint_activations and not checkpoint_blocks(method.backbone):
+        raise ConfigError(f"train.checkpoint_activations: {config.backbone.name} has no blocks to compute again")
     with warnings.catch_warnings():  # newer torch has another word for broadcast_buffers, older torch only this one
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         model, prepared = accelerator.prepare(method, optimizer)
@@ -154,9 +172,14 @@ class _Run:
         self.loader = build_loader(config, accelerator, shards, config.folder / "bad_samples.jsonl")
         self.step = 0
         self.steps, self.epochs = run_length(config, self.loader.steps_per_epoch)
-        self.metrics = MetricsFile(config.folder / "metrics.jsonl") if accelerator.is_main_process else None
-        self.on_log = on_log
-        self._began = time.perf_counter()
+        self.book = Logbook(config, accelerator, self.model, self.loader, self.steps, on_log)
+        section = config.train
+        self.saver = Saver(config.folder, keep=section.keep_checkpoints, keep_every=section.keep_every)
+        self.votes = Votes(section.timeout)
+        self._saved: int | None = None  # the step that was saved last, and the one of which that failed
+        self._failed: int | None = None
+        self._bad: int | None = None  # the bad step that was told last
+        self._addresses: deque[tuple[int, int, int]] = deque(maxlen=section.max_bad_steps + 4)  # step, epoch, position
 
     @property
     def epoch(self) -> float:
@@ -169,44 +192,62 @@ class _Run:
         except RuntimeError as error:
             raise ResumeError(f"the checkpoint's weights do not fit this configuration: {error}") from None
         load_optimizer(self.optimizer.optimizer, checkpoint.optimizer)
+        if checkpoint.scaler is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint.scaler)
         self.loader.load_state_dict(checkpoint.loader)
-        self.step = checkpoint.step
+        self.step = self._saved = checkpoint.step
 
-    def loop(self, stopper: _Stopper) -> Outcome:
-        """All steps from here to the end, or to the first call for a stop."""
+    def loop(self, stopper: Stopper, notes: Iterable[str] = ()) -> Outcome:
+        """All steps from here to the end, or to the first call for a stop. notes: to be told once it has begun."""
         train = self.config.train
-        if self.accelerator.is_main_process:
-            self.accelerator.init_trackers("tensorboard")
-        self._write("start", step=self.step, **self._facts())
+        book = self.book
+        book.begin(step=self.step, **self._facts())
+        for note in notes:
+            book.write("note", step=self.step, text=note)
         self._evaluate(first=True)
-        clock = StepClock()
+        book.restart()
+        began = self.step
         with collected_by_hand():
             while self.step < self.steps:
-                with clock.waiting():
-                    views = next(self.loader)
+                with book.waiting(self.step + 1):
+                    views = self._next_views()
                 last = self.step + 1 == self.steps
-                logs = self._train_step(views.pixels, log=last or (self.step + 1) % train.log_steps == 0)
+                logs, flag = self._train_step(views.pixels, log=last or (self.step + 1) % train.log_steps == 0)
                 self.step += 1
-                clock.step(views.pixels.shape[0] * views.pixels.shape[1])
+                book.step(self.step, views.pixels.shape[0] * views.pixels.shape[1])
                 if self.step % train.log_steps == 0 or self.step == self.steps:
-                    self._log(logs, clock)
-                if self._agree_to_stop(stopper):
+                    book.log(self.step, self.epoch, logs)
+                if self._agree(stopper, flag, logs).stop:
                     break
                 if self._evaluate():
-                    clock.restart()
-                if self.step % train.checkpoint_steps == 0 and self.step < self.steps:
+                    book.restart()
+                if self.step % train.checkpoint_steps == 0 and self._saved != self.step < self.steps:
                     self._save()
-                    clock.restart()
+                    book.restart()
+                elif self.step == began + 1 and self.accelerator.is_main_process:
+                    self.saver.reserve(self._checkpoint())
+                self._tell_of_checkpoints()
                 if self.step % _COLLECT_STEPS == 0:
                     gc.collect()
-        self._save()
-        return Outcome(run=self.config.folder, step=self.step, steps=self.steps, finished=self.step >= self.steps)
+        self.votes.finish()
+        finished = self.step >= self.steps
+        if not finished:
+            book.write("stop", step=self.step, reason=stopper.reason or "another process was asked to stop")
+        self._save_last()
+        book.end(self.step)
+        return Outcome(run=self.config.folder, step=self.step, steps=self.steps, finished=finished)
 
-    def _train_step(self, pixels: Tensor, *, log: bool) -> dict[str, Tensor]:
-        """The next step of the run."""
+    def _next_views(self) -> Views:
+        """The next batch; its address is noted."""
+        at = self.loader.state_dict()
+        self._addresses.append((self.step + 1, at["epoch"], at["position"]))
+        return next(self.loader)
+
+    def _train_step(self, pixels: Tensor, *, log: bool) -> tuple[dict[str, Tensor], Tensor]:
+        """The next step of the run: its metrics, and its flag (agreement.py)."""
         config = self.config
         torch.manual_seed(_torch_seed(config.seed, self.step + 1, self.accelerator.process_index))
-        return take_step(
+        logs = take_step(
             self.accelerator,
             self.model,
             self.method,
@@ -217,26 +258,55 @@ class _Run:
             accumulate=config.train.accumulate,
             clip=config.optim.clip,
             log=log,
+            enter=self.book.enter,
+        )
+        return logs, logs.pop("flag")
+
+    def _agree(self, stopper: Stopper, flag: Tensor, logs: dict[str, Tensor]) -> Verdict:
+        """What all ranks know after this step. Raises NotFiniteError after too many bad ones."""
+        self.votes.cast(self.step, stop=stopper.asked, flag=flag)
+        verdict = self.votes.read()
+        self._heed(verdict, logs)
+        if self.step == self.steps:
+            verdict = self.votes.finish()
+            self._heed(verdict, logs)
+        return verdict
+
+    def _heed(self, verdict: Verdict, logs: dict[str, Tensor]) -> None:
+        """Tell of bad steps. Raises NotFiniteError after too many."""
+        if verdict.bad is not None and verdict.bad != self._bad:
+            self._bad = verdict.bad
+            text = f"loss or gradients of step {verdict.bad} were not finite: it changed no weight"
+            self.book.write("warning", step=self.step, text=text)
+        if verdict.running >= self.config.train.max_bad_steps:
+            if self.step % self.config.train.log_steps and self.step < self.steps:  # it is known to have come so far
+                self.book.log(self.step, self.epoch, logs)
+            raise self._not_finite(verdict)
+
+    def _not_finite(self, verdict: Verdict) -> NotFiniteError:
+        """What to say of the bad steps that end the run."""
+        bad = self.votes.bad_steps(verdict)
+        known = {step: f"epoch {epoch}, position {position}" for step, epoch, position in self._addresses}
+        told = [f"step {one.step} ({known.get(one.step, 'before')}; {_ranks_text(one.ranks)})" for one in bad]
+        run, first = self.config.folder, bad[0]
+        look = f"rhofast show {run} --step {first.step} --rank {min(first.ranks, default=0)}"
+        return NotFiniteError(
+            f"{run}: not finite in {len(bad)} steps in succession: {', '.join(told)}",
+            hint=f"look at the batch: {look}; these steps changed no weight, and --resume continues from the newest "
+            "checkpoint, with --accept-changes under other settings",
         )
 
-    def _log(self, logs: dict[str, Tensor], clock: StepClock) -> None:
-        window = clock.window()
-        values = {name: float(value) for name, value in logs.items()}
-        share = reduce_max(torch.tensor(window.data_wait_share, device=self.accelerator.device))
-        bad = reduce_max(torch.tensor(float(self.loader.stats.bad), device=self.accelerator.device))
-        values["loss"] = float(self.accelerator.reduce(logs["loss"], reduction="mean"))
-        values["clips_per_second"] = window.clips_per_second * self.accelerator.num_processes
-        values["data_wait_share"] = float(share)
-        seconds = time.perf_counter() - self._began
-        self._write("step", step=self.step, epoch=self.epoch, **values, bad_samples=int(bad), seconds=seconds)
-        self.accelerator.log(values, step=self.step)
-
     def _evaluate(self, *, first: bool = False) -> bool:
-        """kNN on the held-out shards: before the first step, every `knn_steps`, and after the last. True if it ran."""
+        """kNN on the held-out shards: before the first step, as often as asked for, after the last. True if it ran. It
+        may take minutes in which no call for a stop is heard, so what has been done is saved before."""
         every = self.config.train.knn_steps
+        if self.config.train.knn_epochs is not None:
+            every = max(1, round(self.config.train.knn_epochs * self.loader.steps_per_epoch))
         due = self.step == 0 if first else every is not None and (self.step % every == 0 or self.step == self.steps)
         if self.test is None or every is None or not due:
             return False
+        if self.step and self._saved != self.step:
+            self._save()
         config = self.config
         result = evaluate_knn(
             self.method.backbone,
@@ -247,36 +317,48 @@ class _Run:
             data=config.data,
             section=config.eval,
         )
-        self._write("knn", step=self.step, top1=result.top1, top5=result.top5, samples=result.samples)
-        self.accelerator.log({"knn_top1": result.top1, "knn_top5": result.top5}, step=self.step)
+        self.book.knn(self.step, top1=result.top1, top5=result.top5, samples=result.samples)
         return True
 
+    def _checkpoint(self) -> Checkpoint:
+        scaler = self.accelerator.scaler
+        return Checkpoint(
+            step=self.step,
+            config=self.config,
+            loader=self.loader.state_dict(),
+            method=self.method.state_dict(),
+            optimizer=self.optimizer.optimizer.state_dict(),
+            scaler=None if scaler is None else scaler.state_dict(),
+        )
+
     def _save(self) -> None:
+        """Begin to save, on rank 0. The others go on."""
+        self._saved = self.step
         if self.accelerator.is_main_process:
-            checkpoint = Checkpoint(
-                step=self.step,
-                config=self.config,
-                loader=self.loader.state_dict(),
-                method=self.method.state_dict(),
-                optimizer=self.optimizer.optimizer.state_dict(),
-            )
-            save_checkpoint(self.config.folder, checkpoint, keep=self.config.train.keep_checkpoints)
+            self.saver.save(self._checkpoint())
+
+    def _save_last(self) -> None:
+        """Save where the run ends, and wait until all is written, on every rank. Raises SaveError on rank 0."""
+        if self._saved != self.step:
+            self._save()
+        self.saver.wait()
+        self._tell_of_checkpoints()
         self.accelerator.wait_for_everyone()
+        if self._failed == self.step:
+            raise SaveError(
+                f"{self.config.folder}: the last checkpoint, of step {self.step}, was not written",
+                hint="the older ones are untouched: --resume continues from the newest of them",
+            )
 
-    def _agree_to_stop(self, stopper: _Stopper) -> bool:
-        """Whether to stop here: on one rank at any step; on several where they talk anyway, so that none waits."""
-        if self.accelerator.num_processes == 1:
-            return stopper.asked
-        if self.step % self.config.train.log_steps:
-            return False
-        asked = torch.tensor(float(stopper.asked), device=self.accelerator.device)
-        return bool(reduce_max(asked) > 0)
-
-    def _write(self, kind: str, **values: Any) -> None:
-        if self.metrics is not None:
-            self.metrics.write(kind, **values)
-            if self.on_log is not None:
-                self.on_log({"kind": kind, "steps": self.steps, **values})
+    def _tell_of_checkpoints(self) -> None:
+        """Say what has become of checkpoints since the last call."""
+        for saved in self.saver.news():
+            if saved.error is None:
+                self.book.write("checkpoint", step=saved.step, seconds=saved.seconds, held_seconds=saved.held_s)
+            else:
+                text = f"the checkpoint of step {saved.step} was NOT written: {saved.error}; older ones are untouched"
+                self.book.write("warning", step=self.step, text=text)
+                self._failed = saved.step
 
     def _facts(self) -> dict[str, Any]:
         """What a reader of the metrics wants to know about the machine and the model."""
@@ -304,13 +386,23 @@ def take_step(
     accumulate: int = 1,
     clip: float | None = None,
     log: bool = False,
+    enter: Callable[[str], None] = lambda stage: None,
 ) -> dict[str, Tensor]:
     """One optimizer step: its metrics, as tensors. The host queues the work and does not wait for the device.
 
     model, optimizer: as `accelerator.prepare` gave them; method: the model without what wraps it. pixels:
     [B, P, C, T, H, W]. rate: the learning rate. accumulate, clip: as in the configuration. log: the norm of the
-    gradients is wanted.
+    gradients is wanted, and each part's share of the loss. enter: called with a stage of the step where it begins.
     """
+    losses: list[Tensor] = []
+
+    def backward(loss: Tensor) -> None:
+        losses.append(loss.detach())
+        enter("backward")
+        accelerator.backward(loss)
+        enter("forward")
+
+    enter("forward")
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
@@ -320,106 +412,53 @@ def take_step(
         pixels,
         moment,
         accumulate=accumulate,
-        backward=accelerator.backward,
+        backward=backward,
         apart=lambda: accelerator.no_sync(model),
     )
-    logs |= {"loss": loss.float(), "lr": torch.tensor(rate), "grad_norm": torch.zeros(())}
+    if log and (parts := len(losses) // accumulate) > 1:
+        logs |= {f"loss_part{part}": torch.stack(losses[part::parts]).sum().float() for part in range(parts)}
+    enter("optimizer")
+    norm = torch.zeros((), device=loss.device)
     gradients = [p.grad for p in method.parameters() if p.grad is not None]
     if gradients:  # none where a method holds back its first updates
         if clip is not None:
-            logs["grad_norm"] = accelerator.clip_grad_norm_(method.parameters(), clip)
-        elif log:
+            norm = accelerator.clip_grad_norm_(method.parameters(), clip)
+        else:
             accelerator.unscale_gradients(optimizer)
-            logs["grad_norm"] = nn.utils.get_total_norm(gradients)
+            norm = nn.utils.get_total_norm(gradients)
+        if accelerator.scaler is None:
+            # An update of gradients that are not finite is skipped in the kernel: the host need not know, and all ranks
+            # do the same, since their gradients are the same. In fp16 the scaler of the loss sees to it likewise.
+            optimizer.optimizer.found_inf = (~torch.isfinite(norm)).float()
         optimizer.step()
-    return logs
+    flag = torch.where(torch.isfinite(loss), OK, BAD_LOSS)
+    if accelerator.scaler is None:
+        flag = torch.where(torch.isfinite(norm), flag, flag.clamp(min=BAD_GRADIENT))
+    return logs | {"loss": loss.float(), "lr": torch.tensor(rate), "grad_norm": norm, "flag": flag}
 
 
-class _Stopper:
-    """Notices SIGTERM, SIGUSR1 (Slurm's warning), Ctrl-C and the end of `max_hours`. The step under way is finished and
-    saved; a second Ctrl-C ends at once."""
-
-    _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-    def __init__(self, max_hours: float | None) -> None:
-        self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
-        self._signaled = False
-        self._before: dict[signal.Signals, Any] = {}
-
-    @property
-    def asked(self) -> bool:
-        return self._signaled or (self._deadline is not None and time.monotonic() > self._deadline)
-
-    def __enter__(self) -> _Stopper:
-        with contextlib.suppress(ValueError):  # not in the main thread: then the caller sees to signals
-            self._before = {name: signal.signal(name, self._notice) for name in self._SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name, handler in self._before.items():
-            signal.signal(name, handler)
-
-    def _notice(self, number: int, frame: FrameType | None) -> None:
-        if self._signaled and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._signaled = True
-
-
-def _open_run(config: Config, accelerator: Accelerator, *, resume: bool) -> Checkpoint | None:
-    """Make the run folder on rank 0, or find the checkpoint to continue from; every rank learns of a failure."""
-    outcome: list[Any] = [None]
-    checkpoint = None
+def _open_run(config: Config, accelerator: Accelerator, *, resume: bool, accept_changes: bool) -> Opened:
+    """Open the run folder on rank 0; every rank learns of a failure, and reads the same checkpoint."""
+    told: list[Any] = [None]
+    opened = Opened()
     if accelerator.is_main_process:
         try:
-            outcome[0], checkpoint = _make_folder(config, resume=resume)
+            opened = open_run(config, resume=resume, accept_changes=accept_changes)
+            told[0] = opened.folder
         except RhofastError as error:
-            outcome[0] = error
-    broadcast_object_list(outcome)
-    if isinstance(outcome[0], RhofastError):
-        raise outcome[0]
-    if outcome[0] is not None and checkpoint is None:  # rank 0 has read it already
-        checkpoint = load_checkpoint(outcome[0])
-    return checkpoint
+            told[0] = error
+    broadcast_object_list(told)
+    if isinstance(told[0], RhofastError):
+        raise told[0]
+    if told[0] is not None and opened.checkpoint is None:
+        return Opened(folder=told[0], checkpoint=load_checkpoint(told[0], check=False))
+    return opened
 
 
-def _make_folder(config: Config, *, resume: bool) -> tuple[Path | None, Checkpoint | None]:
-    """The checkpoint to continue from, where there is one: its folder and what is in it."""
-    folder = config.folder
-    found = latest_checkpoint(folder) if resume else None
-    if folder.exists() and not resume:
-        raise ConfigError(
-            f"{folder}: the run folder exists", hint="continue it with --resume, or choose another name: --set name=..."
-        )
-    checkpoint = None if found is None else load_checkpoint(found)
-    if checkpoint is not None:
-        _check_same_run(config, checkpoint.config)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.json", json.dumps(dump_config(config), indent=1))
-    except OSError as error:
-        raise ConfigError(f"{folder}: {error.strerror or error}") from None
-    return found, checkpoint
-
-
-def _check_same_run(new: Config, old: Config) -> None:
-    """Refuse to continue a run as another one. How long, how often and with how many hands may change."""
-    free = {"name", "out", "data", "eval"}
-    free_train = {"epochs", "steps", "checkpoint_steps", "keep_checkpoints", "log_steps", "knn_steps", "max_hours"}
-    now, before = dump_config(new), dump_config(old)
-    changes = []
-    for section in sorted(set(now) - free):
-        if not isinstance(now[section], dict):
-            pairs = {section: (before.get(section), now[section])}
-        else:
-            keys = set(now[section]) | set(before.get(section, {}))
-            pairs = {f"{section}.{key}": (before.get(section, {}).get(key), now[section].get(key)) for key in keys}
-        changes += [f"{key} was {a!r}, is {b!r}" for key, (a, b) in pairs.items() if a != b]
-    changes = [change for change in changes if change.split()[0].removeprefix("train.") not in free_train]
-    if changes:
-        raise ResumeError(
-            "the checkpoint belongs to another configuration: " + "; ".join(sorted(changes)),
-            hint="choose another name for a new run",
-        )
+def _ranks_text(ranks: tuple[int, ...]) -> str:
+    """Whose loss was not finite."""
+    shown = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
+    return f"loss of {'ranks' if len(ranks) > 1 else 'rank'} {shown}" if ranks else "gradients only"
 
 
 def run_length(config: Config, steps_per_epoch: int) -> tuple[int, float]:

@@ -1,13 +1,21 @@
 """Checkpoints are whole or not there."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from rhofast.checkpoint import Checkpoint, find_checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from rhofast.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    find_damage,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from rhofast.config import Config, TrainSection
 from rhofast.errors import ResumeError
 
@@ -48,11 +56,50 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-00000004"
 
 
+def test_every_so_many_steps_one_is_kept_for_good(tmp_path: Path) -> None:
+    for step in range(1, 9):
+        save_checkpoint(tmp_path, checkpoint(step), keep=2, keep_every=3)
+    folders = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert folders == [f"step-0000000{step}" for step in (3, 6, 7, 8)]
+
+
+def test_a_run_that_went_back_keeps_what_it_writes(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, checkpoint(step), keep=5)
+    (tmp_path / "checkpoints" / "latest").write_text("step-00000001")
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-00000001"
+    folder = save_checkpoint(tmp_path, checkpoint(2), keep=1)
+    assert latest_checkpoint(tmp_path) == folder and load_checkpoint(folder).step == 2
+
+
 def test_one_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
     for step in (1, 2):
         folder = save_checkpoint(tmp_path, checkpoint(step), keep=5)
+    before = tmp_path / "checkpoints" / "step-00000001"
+    os.truncate(folder / "optimizer.safetensors", 100)
+    assert (find_damage(folder) or "").startswith("optimizer.safetensors has 100 bytes instead of")
+    assert latest_checkpoint(tmp_path) == before
     (folder / "state.json").unlink()
-    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-00000001"
+    assert latest_checkpoint(tmp_path) == before
+    (folder / "manifest.json").write_text("{")
+    assert find_damage(folder) == "manifest.json is damaged"
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, checkpoint(1), keep=5)
+    assert find_damage(folder) is None
+    for name in ("method.safetensors", "optimizer.safetensors", "state.json"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+        assert find_damage(folder) == f"{name} is damaged" and find_damage(folder, deep=False) is None
+        (folder / name).write_bytes(whole)
+
+
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
+    aside = tmp_path / "checkpoints" / ".step-00000001.tmp"
+    aside.mkdir(parents=True)
+    save_checkpoint(tmp_path, checkpoint(2), keep=5)
+    assert not aside.exists()
 
 
 def test_a_failed_save_leaves_the_older_ones_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +124,7 @@ def test_a_damaged_one_is_refused_in_one_line(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint(1), keep=5)
     (folder / "state.json").write_text(json.dumps({**state, "version": 99}))
     with pytest.raises(ResumeError, match="version 99"):
-        load_checkpoint(folder)
+        load_checkpoint(folder, check=False)
 
 
 def test_a_folder_without_one_is_refused(tmp_path: Path) -> None:

@@ -9,16 +9,31 @@ PACKAGE = Path(__file__).parents[1] / "rhofast"
 
 LAYERS = {
     0: ["errors", "rng"],
-    1: ["config", "files", "data.types", "data.containers", "data.capabilities", "data.dali"],
+    1: [
+        "activations",
+        "board",
+        "interruptions",
+        "figures",
+        "config",
+        "files",
+        "data.types",
+        "data.containers",
+        "data.capabilities",
+        "data.dali",
+    ],
     2: [
+        "capacity",
+        *("evals.logistic", "evals.store"),
         *(
             f"data.{name}"
             for name in ("index", "order", "clips", "augment", "codecs", "video", "conveyor", "quarantine")
         ),
-        *("data.cache", "data.download", "ingest.probe", "distributed", "optim", "telemetry"),
+        *("data.cache", "data.download", "ingest.probe", "distributed", "optim", "telemetry", "trace"),
     ],
     3: [
+        *("evals.scores", "evals.heldout"),
         *(f"data.{name}" for name in ("reader", "remote", "plan", "pipeline", "stats", "mixture")),
+        "agreement",
         *(f"ingest.{name}" for name in ("writer", "transcode", "executors", "recipes", "listing", "guard")),
         *("backbones.slow", "backbones.torchvision_video", "methods.heads", "methods.contract"),
     ],
@@ -37,16 +52,30 @@ LAYERS = {
     ],
     5: [
         *(f"ingest.{name}" for name in ("build", "verify", "estimate")),
-        *("methods", "checkpoint", "export", "evals.features", "evals.multiview"),
+        "footprint",
+        *("methods", "checkpoint", "export", "evals.features"),
     ],
-    6: ["evals.knn", "evals.linear", "evals.finetune"],
-    7: ["train", "report", "pictures"],
-    8: ["show", "bench", "demo", "console"],
-    9: ["cli"],
-    10: ["__main__"],
+    6: ["workload", "evals.knn", "evals.multiview", "evals.subject", "logbook", "plots", "resume", "saver"],
+    7: ["evidence", "train", "report", "pictures", "evals.case"],
+    8: [
+        "plan_table",
+        "show",
+        "bench",
+        "demo",
+        "console",
+        "live",
+        "evals.neighbors",
+        "evals.linear",
+        "evals.finetune",
+        "evals.embed",
+    ],
+    9: ["evals.retrieval"],
+    10: ["cli_evals", "cli_plan"],
+    11: ["cli"],
+    12: ["__main__"],
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
-DATA_TOWER, MODEL_TOWER = ("data.", "ingest."), ("backbones", "methods", "optim", "distributed")
+DATA_TOWER, MODEL_TOWER = ("data.", "ingest."), ("activations", "backbones", "methods", "optim", "distributed")
 DOORS = {
     "nvidia": {"data.dali", "data.pipeline"},
     "accelerate": {"train", "checkpoint", "evals"},

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing
 from conftest import TINY_PAGE
+from safetensors import SafetensorError
 
+import rhofast.checkpoint
+import rhofast.train
 from rhofast.checkpoint import latest_checkpoint, load_checkpoint, untrained_backbone
-from rhofast.config import Config, override_config, parse_config
+from rhofast.config import Config, dump_config, override_config, parse_config
 from rhofast.data.index import ShardSet
-from rhofast.errors import ConfigError, ResumeError
+from rhofast.errors import ConfigError, NotFiniteError, ResumeError, SaveError
 from rhofast.train import train
 
 
@@ -53,7 +59,7 @@ def test_a_run_leaves_metrics_checkpoints_and_its_configuration(shards: ShardSet
     for line in steps:
         assert -4 <= line["loss"] <= 4 and line["grad_norm"] > 0 and 0 <= line["data_wait_share"] <= 1
         assert line["clips_per_second"] > 0 and 0 < line["lr"] < 0.1 and line["bad_samples"] == 0
-    assert [line["kind"] for line in seen] == ["start", *["step"] * 5]
+    assert [line["kind"] for line in seen if line["kind"] not in ("advice", "checkpoint")] == ["start", *["step"] * 5]
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["latest", "step-00000004", "step-00000005"]
     assert any((tmp_path / "run" / "tensorboard").rglob("events*"))
@@ -150,9 +156,121 @@ def test_another_configuration_is_not_continued(shards: ShardSet, tmp_path: Path
         train(other, resume=True)
 
 
-def test_a_longer_run_of_the_same_configuration_is(shards: ShardSet, tmp_path: Path) -> None:
+def test_changes_of_the_mathematics_must_be_accepted_and_all_changes_are_told(shards: ShardSet, tmp_path: Path) -> None:
+    """The length is one: the rate falls to 0 at the end."""
     train(config(shards, tmp_path, steps=1))
-    assert train(config(shards, tmp_path, steps=2, log_steps=2), resume=True).step == 2
+    with pytest.raises(ResumeError, match=r"train\.steps was 1, is 2 \(--accept-changes"):
+        train(config(shards, tmp_path, steps=2, log_steps=2), resume=True)
+    assert train(config(shards, tmp_path, steps=1, log_steps=2), resume=True).finished
+    told = [line["text"] for line in metrics(tmp_path / "run", "note")]
+    assert told == ["changed: train.log_steps was 1, is 2"]
+    assert train(config(shards, tmp_path, steps=2), resume=True, accept_changes=True).step == 2
+    told = [line["text"] for line in metrics(tmp_path / "run", "note")][1:]
+    assert told == ["changed, and accepted: train.steps was 1, is 2"]
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_continued(shards: ShardSet, tmp_path: Path) -> None:
+    straight = train(config(shards, tmp_path / "straight"))
+    train(config(shards, tmp_path / "damaged", checkpoint_steps=3))
+    folder = tmp_path / "damaged" / "run" / "checkpoints"
+    content = bytearray((folder / "step-00000005" / "method.safetensors").read_bytes())
+    content[-7] ^= 1
+    (folder / "step-00000005" / "method.safetensors").write_bytes(content)
+    resumed = train(config(shards, tmp_path / "damaged", checkpoint_steps=3), resume=True)
+    assert metrics(resumed.run, "start")[-1]["step"] == 3
+    (told,) = metrics(resumed.run, "note")
+    assert told["text"] == (
+        "checkpoint step-00000005 is not whole (method.safetensors is damaged): now damaged-step-00000005; "
+        "continuing from step-00000003"
+    )
+    names = ("method.safetensors", "optimizer.safetensors")
+    for name in names:
+        ours, theirs = (run / "checkpoints" / "step-00000005" / name for run in (resumed.run, straight.run))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_full_disk_is_told_and_training_goes_on(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = rhofast.checkpoint.save_file
+
+    def full(tensors: Any, path: Path) -> None:
+        if "step-00000004" in str(path):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        real(tensors, path)
+
+    monkeypatch.setattr("rhofast.checkpoint.save_file", full)
+    seen: list[dict[str, Any]] = []
+    outcome = train(config(shards, tmp_path, keep_checkpoints=9), on_log=seen.append)
+    assert outcome.finished
+    (warning,) = [line for line in seen if line["kind"] == "warning"]
+    assert warning["text"].startswith("the checkpoint of step 4 was NOT written") and "No space" in warning["text"]
+    names = sorted(path.name for path in (outcome.run / "checkpoints").iterdir())
+    assert names == ["latest", "step-00000002", "step-00000005"]
+
+
+def test_a_run_whose_last_checkpoint_is_not_written_has_failed(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rhofast.checkpoint.save_file", full)
+    with pytest.raises(SaveError, match="of step 2, was not written"):
+        train(config(shards, tmp_path, steps=2))
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch, bad: set[int], where: str) -> None:
+    """Let the given steps (from 1) have a loss that is not a number, or gradients alone."""
+    real = rhofast.train.run_step
+
+    def run_step(model: Any, method: Any, pixels: torch.Tensor, moment: Any, **options: Any) -> Any:
+        loss, logs = real(model, method, pixels, moment, **options)
+        if moment.step + 1 in bad:
+            next(p for p in method.parameters() if p.grad is not None).grad.fill_(float("nan"))
+            loss = loss * float("nan") if where == "loss" else loss
+        return loss, logs
+
+    monkeypatch.setattr("rhofast.train.run_step", run_step)
+
+
+@pytest.mark.parametrize(("where", "whose"), [("loss", "loss of rank 0"), ("gradients", "gradients only")])
+def test_steps_that_are_not_finite_end_the_run_with_their_address(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, whose: str
+) -> None:
+    """13 samples in batches of 4: three steps an epoch."""
+    poisoned(monkeypatch, {2, 4, 5}, where)
+    with pytest.raises(NotFiniteError, match="in 2 steps in succession") as caught:
+        train(config(shards, tmp_path, steps=9, max_bad_steps=2, checkpoint_steps=1))
+    run = tmp_path / "run"
+    assert f"step 4 (epoch 1, position 0; {whose}), step 5 (epoch 1, position 4; {whose})" in caught.value.message
+    assert caught.value.hint is not None and f"rhofast show {run} --step 4 --rank 0" in caught.value.hint
+    assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5]
+    told = [line["text"] for line in metrics(run, "warning")]
+    assert told == [f"loss or gradients of step {step} were not finite: it changed no weight" for step in (2, 4, 5)]
+    assert latest_checkpoint(run) == run / "checkpoints" / "step-00000004"
+    third, fourth = (load_checkpoint(run / "checkpoints" / f"step-{step:08d}") for step in (3, 4))
+    trained = [name for name in third.method if name.endswith("weight") and not name.startswith("key_")]
+    assert all(torch.equal(third.method[name], fourth.method[name]) for name in trained)  # the update was skipped
+    for number, slots in third.optimizer["state"].items():
+        assert all(torch.equal(slots[name], fourth.optimizer["state"][number][name]) for name in slots)
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw"])
+def test_a_step_that_is_not_finite_changes_no_weight_even_if_it_is_the_first(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    poisoned(monkeypatch, {1}, "gradients")
+    run = override_config(config(shards, tmp_path, steps=2, checkpoint_steps=1), [f"optim.name={optimizer}"])
+    outcome = train(run)
+    assert outcome.finished
+    begun = untrained_backbone(run).state_dict()
+    first, second = (load_checkpoint(outcome.run / "checkpoints" / f"step-0000000{step}").method for step in (1, 2))
+    names = [name for name in begun if name.endswith("weight")]
+    assert all(torch.equal(begun[name], first[f"backbone.{name}"]) for name in names)
+    assert all(bool(second[f"backbone.{name}"].isfinite().all()) for name in names)
+    assert not all(torch.equal(begun[name], second[f"backbone.{name}"]) for name in names)
 
 
 def test_a_signal_saves_and_stops(shards: ShardSet, tmp_path: Path) -> None:
@@ -165,6 +283,21 @@ def test_a_signal_saves_and_stops(shards: ShardSet, tmp_path: Path) -> None:
     assert (outcome.step, outcome.finished) == (2, False)
     assert latest_checkpoint(outcome.run) == tmp_path / "run" / "checkpoints" / "step-00000002"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_stop_says_why(shards: ShardSet, tmp_path: Path) -> None:
+    outcome = train(config(shards, tmp_path, max_hours=1e-9))
+    assert (outcome.step, outcome.finished) == (1, False)
+    assert [line["reason"] for line in metrics(outcome.run, "stop")] == ["max_hours"]
+
+
+def test_killed_runs_end_as_if_nothing_had_happened(shards: ShardSet, tmp_path: Path) -> None:
+    """Two processes, hit twice at random moments; benchmarks/kills.py has more of them."""
+    script = Path(__file__).parents[1] / "benchmarks" / "kills.py"
+    command = [sys.executable, str(script), "--points", "2", "--steps", "15", "--shards", str(shards.root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the same bits in all of them" in done.stdout
 
 
 def test_knn_runs_before_between_and_after(shards: ShardSet, tmp_path: Path) -> None:
@@ -201,6 +334,56 @@ def test_two_processes_train_on_the_batches_of_one(shards: ShardSet, tmp_path: P
         losses.append([line["loss"] for line in metrics(run)])
     assert len(losses[0]) == 5
     assert losses[1] == pytest.approx(losses[0], abs=2e-3)
+
+
+def _rank(rank: int, port: int, page: dict[str, Any], bad: dict[int, set[int]], told: str) -> None:
+    """One of two processes. bad: by rank, steps whose loss is not a number there."""
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ.update(place, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+    torch.set_num_threads(1)
+    real = rhofast.train.run_step
+
+    def run_step(model: Any, method: Any, pixels: torch.Tensor, moment: Any, **options: Any) -> Any:
+        weight = float("nan") if moment.step + 1 in bad.get(rank, ()) else 1.0
+        backward = options.pop("backward")
+        loss, logs = real(model, method, pixels, moment, backward=lambda loss: backward(loss * weight), **options)
+        return loss * weight, logs
+
+    rhofast.train.run_step = run_step
+    try:
+        end = f"step {train(parse_config(page, where='test'), resume=True).step}"
+    except NotFiniteError as error:
+        end = str(error)
+    Path(f"{told}{rank}").write_text(end)
+
+
+def two_processes(folder: Path, run: Config, bad: dict[int, set[int]]) -> list[str]:
+    """How each of them ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = str(folder / "told")
+    torch.multiprocessing.spawn(_rank, args=(port, dump_config(run), bad, told), nprocs=2)
+    return [Path(f"{told}{rank}").read_text() for rank in (0, 1)]
+
+
+def test_two_processes_continue_what_one_began_skip_the_same_steps_and_name_the_rank(
+    shards: ShardSet, tmp_path: Path
+) -> None:
+    """Steps 4 and 5 are fine, 6 and 7 are not on rank 1, but for its gradients no one could tell."""
+    options = {"steps": 8, "checkpoint_steps": 3, "max_bad_steps": 2}
+    straight = train(config(shards, tmp_path / "straight", **options))
+    begun = train(config(shards, tmp_path / "two", **options))
+    for step in (6, 8):  # as if it had died after step 3
+        shutil.rmtree(begun.run / "checkpoints" / f"step-{step:08d}")
+    ends = two_processes(tmp_path, config(shards, tmp_path / "two", **options), {1: {6, 7}})
+    assert ends[0] == ends[1] and "step 6 (epoch 1, position 8; loss of rank 1), step 7 (" in ends[0]
+    assert f"rhofast show {begun.run} --step 6 --rank 1" in ends[0]
+    last = metrics(begun.run, "start")[-1]
+    assert (last["step"], last["world_size"]) == (3, 2)
+    one, two = ({line["step"]: line["loss"] for line in metrics(run)} for run in (straight.run, begun.run))
+    assert [two[4], two[5]] == pytest.approx([one[4], one[5]], abs=2e-3) and two[6] is None
 
 
 def test_networks_are_compiled_on_request(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

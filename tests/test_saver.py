@@ -1,0 +1,91 @@
+"""Checkpoints in the background: what is saved is the moment of the call, and no failure there ends training."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rhofast.saver
+from rhofast.checkpoint import Checkpoint, load_checkpoint
+from rhofast.config import Config, TrainSection
+from rhofast.saver import Saver
+
+CONFIG = Config(name="x", train=TrainSection(steps=9))
+
+
+def checkpoint(step: int, weight: torch.Tensor) -> Checkpoint:
+    state = {"state": {0: {"momentum_buffer": weight * 2}}, "param_groups": [{"lr": 0.1 * step, "params": [0]}]}
+    return Checkpoint(step=step, config=CONFIG, loader={"position": step}, method={"weight": weight}, optimizer=state)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Holds the writer's thread up until it is set."""
+    opened, real = threading.Event(), rhofast.saver.write_parts
+
+    def write(*arguments: Any) -> Path:
+        assert opened.wait(10)
+        return real(*arguments)
+
+    monkeypatch.setattr("rhofast.saver.write_parts", write)
+    return opened
+
+
+def test_what_is_saved_is_the_moment_of_the_call(tmp_path: Path, gate: threading.Event) -> None:
+    weight = torch.arange(24.0).view(2, 3, 1, 2, 2).to(memory_format=torch.channels_last_3d)
+    before = weight.clone()
+    with Saver(tmp_path, keep=2) as saver:
+        saver.save(checkpoint(1, weight))
+        weight.zero_()  # the next step
+        assert not saver.news()
+        gate.set()
+    (saved,) = saver.news()
+    assert (saved.step, saved.error) == (1, None) and 0 < saved.held_s < 5
+    loaded = load_checkpoint(tmp_path / "checkpoints" / "step-00000001")
+    assert torch.equal(loaded.method["weight"], before)
+    assert torch.equal(loaded.optimizer["state"][0]["momentum_buffer"], 2 * before)
+    assert loaded.optimizer["param_groups"] == [{"lr": 0.1, "params": [0]}]
+
+
+def test_one_at_a_time_and_in_the_same_memory(tmp_path: Path, gate: threading.Event) -> None:
+    weight = torch.ones(3)
+    with Saver(tmp_path, keep=1) as saver:
+        saver.reserve(checkpoint(0, weight))
+        saver.save(checkpoint(1, weight))
+        threading.Timer(0.2, gate.set).start()
+        saver.save(checkpoint(2, weight + 1))  # waits, or the first would become the second
+        (first,) = saver.news()
+        assert first.step == 1
+    assert [saved.step for saved in saver.news()] == [2]
+    assert [path.name for path in sorted((tmp_path / "checkpoints").glob("step-*"))] == ["step-00000002"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [(OSError(28, "No space left on device"), "No space left on device"), (ValueError("odd"), "ValueError: odd")],
+)
+def test_a_failure_is_told_and_older_checkpoints_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, told: str
+) -> None:
+    with Saver(tmp_path, keep=1) as saver:
+        saver.save(checkpoint(1, torch.ones(3)))
+        saver.wait()
+
+        def fail(*_: object) -> None:
+            raise failure
+
+        monkeypatch.setattr("rhofast.checkpoint.save_file", fail)
+        saver.save(checkpoint(2, torch.ones(3)))
+    assert [(saved.step, saved.error) for saved in saver.news()] == [(1, None), (2, told)]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000001"]
+    assert load_checkpoint(tmp_path / "checkpoints" / "step-00000001").step == 1
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    with Saver(tmp_path, keep=1) as saver:
+        saver.save(checkpoint(1, torch.tensor([1.0, float("nan")])))
+    (saved,) = saver.news()
+    assert saved.error == "method weight has values that are not finite"
+    assert not (tmp_path / "checkpoints").exists()
