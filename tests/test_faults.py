@@ -135,7 +135,7 @@ def test_a_run_whose_shards_are_gone_stops(shards: ShardSet, monkeypatch: pytest
     assert threads_left() == []
 
 
-STAGES = {"plan": "_plan", "read": "_read", "pool": "_read_one", "decode": "_decode"}
+STAGES = {"plan": "_plan", "read": "_read", "pool": "_read_one", "decode": "_decode", "finish": "_finish"}
 
 INTERRUPTED = """
 import sys, time

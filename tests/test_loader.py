@@ -331,7 +331,7 @@ def test_stats_add_up(shards: ShardSet) -> None:
     assert (stats.batches, stats.clips, stats.frames) == (3, 24, 72)
     assert stats.bytes_read > 0
     assert 0 < stats.wait_s <= stats.seconds
-    assert list(stats.stages) == ["plan", "read", "decode"] and stats.stages["decode"].busy > 0
+    assert list(stats.stages) == ["plan", "read", "decode", "finish"] and stats.stages["decode"].busy > 0
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -1,9 +1,9 @@
 """Order -> plan -> read -> pipeline -> Views: the training loader and the test loader.
 
-    positions --> [plan] ------------> [read] --------------> [decode] --> next()
-                  order, clips,         bytes of the frames,    DALI
-                  augment; asks         from a pool of threads;
-                  the pool to read      replaces what is bad
+    positions --> [plan] -----------> [read] --------------> [decode] --> [finish] --> next()
+                  order, clips,        bytes of the frames,    DALI         clamp,
+                  augment; asks        from a pool of threads;              blur
+                  the pool to read     replaces what is bad
 
 Each stage has a thread of its own and runs ahead of the consumer by `prefetch` batches, so the pool always has the next
 batches to read: one slow video holds up nothing but its own batch. A stream of video that no GPU takes is decoded in
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -145,6 +145,15 @@ class _Draft:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _Decoded:
+    """A batch of which pixels [B, P, C, T, H, W] are to be finished."""
+
+    batch: Batch
+    replaced: dict[int, str]
+    pixels: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Done:
     """A batch that is ready. made: when its pixels are there, on a CUDA device; None on the CPU."""
 
@@ -253,7 +262,12 @@ class _Base:
         if self._conveyor is None:
             self._began = time.perf_counter()
             self._ahead = DownloadAhead(zip(self.shards.sets, needed, strict=True), threads=self._data.downloads)
-            stages = {"plan": self._plan, "read": self._read, "decode": self._decode}
+            stages: dict[str, Callable[[Any], Any]] = {
+                "plan": self._plan,
+                "read": self._read,
+                "decode": self._decode,
+                "finish": self._finish,
+            }
             stages = {name: record_function(f"loader: {name}")(stage) for name, stage in stages.items()}
             self._conveyor = Conveyor(source, stages, depth=self._data.prefetch, patience=self._data.patience)
 
@@ -358,12 +372,12 @@ class _Base:
             self._mend(draft, failed)
         return draft if len(draft.batch) else None
 
-    def _decode(self, draft: _Draft) -> _Done | None:
+    def _decode(self, draft: _Draft) -> _Decoded | None:
         """Stage 3. Samples that the decoder refuses are seen to as those that cannot be read."""
         with torch.cuda.stream(self._stream):
             while draft.batch is not None and len(draft.batch):
                 try:
-                    return self._views(draft.batch, draft.replaced)
+                    return _Decoded(batch=draft.batch, replaced=draft.replaced, pixels=self._pixels(draft.batch))
                 except UndecodableError as error:
                     batch = draft.batch
                     failed = {
@@ -374,29 +388,33 @@ class _Base:
                     self._mend(draft, failed)
         return None
 
-    def _views(self, batch: Batch, replaced: dict[int, str]) -> _Done:
+    def _finish(self, decoded: _Decoded) -> _Done:
+        """Stage 4, beside the decoding of the next batch."""
+        batch = decoded.batch
         labels = [_NO_LABEL if sample.label is None else sample.label for sample in batch.read]
-        views = Views(
-            pixels=self._pixels(batch),
-            sample=torch.from_numpy(batch.samples).to(self._device),
-            label=torch.tensor(labels, device=self._device),
-        )
-        made = None if self._stream is None else self._stream.record_event()
-        return _Done(views=views, batch=batch, replaced=replaced, made=made)
+        any_pipeline = next(iter(self._pipelines.values()))  # they differ in what they decode
+        with torch.cuda.stream(self._stream):
+            views = Views(
+                pixels=any_pipeline.finish(decoded.pixels, batch.augment),
+                sample=torch.from_numpy(batch.samples).to(self._device),
+                label=torch.tensor(labels, device=self._device),
+            )
+            made = None if self._stream is None else self._stream.record_event()
+        return _Done(views=views, batch=batch, replaced=decoded.replaced, made=made)
 
     def _pixels(self, batch: Batch) -> torch.Tensor:
-        """[B, P, C, T, H, W]. Sets whose samples are stored as pictures and sets of streams take different graphs.
-        Raises UndecodableError."""
+        """[B, P, C, T, H, W], to be finished. Sets whose samples are stored as pictures and sets of streams take
+        different graphs. Raises UndecodableError."""
         kinds = [self._readers[self.shards.locate(sample)[0]].codec.pictures for sample in batch.samples.tolist()]
         parts = []
         for kind, pipeline in self._pipelines.items():
             places = [place for place, other in enumerate(kinds) if other == kind]
             if len(places) == len(kinds):
-                return pipeline.run(batch.read, batch.clips, batch.augment)
+                return pipeline.decode(batch.read, batch.clips, batch.augment)
             if places:
                 some = batch.take(places)
                 try:
-                    parts.append((places, pipeline.run(some.read, some.clips, some.augment)))
+                    parts.append((places, pipeline.decode(some.read, some.clips, some.augment)))
                 except UndecodableError as error:
                     raise UndecodableError({places[place]: why for place, why in error.reasons.items()}) from None
         order = np.argsort(np.concatenate([places for places, _ in parts]))
@@ -473,8 +491,9 @@ class Loader(_Base):
         if self._conveyor is not None:
             raise ValueError("a loader that has begun replays nothing")
         draft = self._read(self._plan(self._order.normalized(at, self._batch_size)))
-        done = None if draft is None else self._decode(draft)
-        assert done is not None  # training leaves nothing out
+        decoded = None if draft is None else self._decode(draft)
+        assert decoded is not None  # training leaves nothing out
+        done = self._finish(decoded)
         self._hand_over(done)
         batch = done.batch
         return Replay(

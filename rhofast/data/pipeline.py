@@ -96,8 +96,12 @@ class DecodePipeline:
         )
 
     def run(self, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> torch.Tensor:
-        """Decode and augment B samples: [B, P, C, T, H, W], channels last in memory. Decoded pictures are not copied:
-        they must not be changed before the next run.
+        """Decode and augment B samples: [B, P, C, T, H, W], channels last in memory. It is `finish` after `decode`."""
+        return self.finish(self.decode(samples, clips, augment), augment)
+
+    def decode(self, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> torch.Tensor:
+        """What DALI does: all but clamp and blur. Decoded pictures are not copied: they must not be changed before the
+        next run.
 
         Raises UndecodableError where the pictures of some of the samples are refused, RuntimeError where DALI fails for
         another reason; the pipeline can be used again afterwards.
@@ -124,13 +128,18 @@ class DecodePipeline:
             (output,) = pipeline.run(torch.cuda.current_stream(self._device_id))
         size = self._section.size
         pixels = torch.utils.dlpack.from_dlpack(output.as_tensor()).view(b, p, t, size, size, 3)
-        if self._color:
-            pixels.clamp_(*self._bounds)
-        if self._blur:
-            _blur(pixels.permute(0, 1, 2, 5, 3, 4), augment.blur)
-        if self._device_id is not None:  # torch's own memory, which knows on which streams it is in use
-            pixels = pixels.half() if self._half else pixels.clone()
         return pixels.permute(0, 1, 5, 2, 3, 4)
+
+    def finish(self, pixels: torch.Tensor, augment: AugmentPlan) -> torch.Tensor:
+        """Clamp and blur, in place, what `decode` gave; it may be called in another thread than that. On a GPU the
+        result lies in torch's own memory, which knows on which streams it is in use."""
+        if self._color:
+            pixels.permute(0, 1, 3, 4, 5, 2).clamp_(*self._bounds)
+        if self._blur:
+            _blur(pixels.transpose(2, 3), augment.blur)
+        if self._device_id is None:
+            return pixels
+        return pixels.half() if self._half else pixels.clone()
 
     def _feed(self, pipeline: Any, samples: Sequence[Sample], clips: ClipPlan) -> None:
         """The pictures of the clips' frames, and those that are subtracted from them."""

@@ -154,7 +154,7 @@ class LoaderStats:
             if decode_threads < cores:
                 return f"raise data.decode_threads ({decode_threads} of {cores} cores), or {smaller}"
             return f"all {cores} cores are at it; {smaller}, give the process more cores, or decode on a GPU"
-        return f"make {stage!r} faster"
+        return "give the process more cores, or use a GPU"
 
     def _rate(self, count: int) -> float:
         return count / self.seconds if self.seconds > 0 else 0.0
@@ -169,4 +169,6 @@ def _shares(clock: StageClock) -> StageShares:
 
 def _doing(stage: str) -> str:
     """A stage as it is spoken of."""
-    return {"plan": "planning", "read": "reading", "decode": "decoding"}.get(stage, f"stage {stage!r}")
+    return {"plan": "planning", "read": "reading", "decode": "decoding", "finish": "blurring"}.get(
+        stage, f"stage {stage!r}"
+    )
