@@ -154,7 +154,9 @@ class LoaderStats:
             if decode_threads < cores:
                 return f"raise data.decode_threads ({decode_threads} of {cores} cores), or {smaller}"
             return f"all {cores} cores are at it; {smaller}, give the process more cores, or decode on a GPU"
-        return "give the process more cores, or use a GPU"
+        if stage == "finish":
+            return "give the process more cores, or blur on a GPU"
+        return f"make {stage!r} faster"
 
     def _rate(self, count: int) -> float:
         return count / self.seconds if self.seconds > 0 else 0.0
