@@ -215,7 +215,7 @@ def test_a_copy_computes_its_own_blocks() -> None:
 
 
 def test_the_trainer_takes_it_for_the_trained_backbone_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = ["train.steps=1", "backbone.name=slow_r18", "backbone.width=4", "method.hidden=16"]
+    page = ["train.steps=1", "backbone.name=slow_r18", "backbone.width=4", "method.name=byol"]
     for again in (False, True):
         config = load_config(None, [*page, f"train.checkpoint_activations={str(again).lower()}"])
         _, method, _ = build_model(config, Accelerator(cpu=True))
