@@ -43,6 +43,7 @@ benchmarks: $(STAMP)
 	$(BENCHMARK)/scale.py --out '$(RESULTS)/scale' || failed=1; \
 	$(BENCHMARK)/hue.py '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
 	$(BENCHMARK)/step.py --out '$(RESULTS)/step' || failed=1; \
+	$(BENCHMARK)/train_vs_peers.py --out '$(RESULTS)/train_vs_peers' || failed=1; \
 	$(BENCHMARK)/ingest_vs_ffmpeg.py '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
 	exit $$failed
 

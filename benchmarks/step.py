@@ -15,7 +15,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -248,17 +248,17 @@ def as_markdown(report: dict[str, Any]) -> str:
             f"rho = {shape['clips']}, {shape['batch_size']} videos, {shape['frames']} frames of {shape['size']} px, "
             f"{report['device']}, {report['threads']} threads, {run['rounds']} rounds of a step each, load average "
             f"{run['load_average_before']:.1f} before and {run['load_average_after']:.1f} after. "
-            + (f"In float64 both do the same to {run['difference']:.0e}." if run["difference"] else ""),
+            + (f"In float64 all do the same to {run['difference']:.0e}." if run["difference"] else ""),
             "",
         ]
+    for note in report["notes"]:
+        lines += [note, ""]
     return "\n".join([*lines, facts_line(report["machine"], report["runs"][0]["load_average_before"]), ""])
 
 
-def run_method(name: str, options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
-    """Check, warm up, take turns, measure memory."""
-    device, load = accelerator.device, os.getloadavg()[0]
-    difference = check_same_step(name, accelerator) if options.precision == "fp32" else None
-    shape = Shape(
+def shape_of(name: str, options: argparse.Namespace) -> Shape:
+    """What the command line says."""
+    return Shape(
         batch_size=options.batch_size,
         clips=options.clips,
         frames=options.frames,
@@ -266,26 +266,45 @@ def run_method(name: str, options: argparse.Namespace, accelerator: Accelerator)
         width=options.width,
         hidden=options.hidden or (64 if name == "byol" else 32) * options.width,
     )
+
+
+def run_method(name: str, options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
+    """Check, and measure."""
+    difference = check_same_step(name, accelerator) if options.precision == "fp32" else None
+    shape = shape_of(name, options)
     contenders = list(make_pair(name, shape, accelerator, torch.float32, options.precision))
     if options.compile:
         compiled = make_pair(name, shape, accelerator, torch.float32, options.precision)[1]
         for module in compiled.model.children():
             module.compile()
         contenders.append(Contender(name=COMPILED, step=compiled.step, model=compiled.model))
+    return measure(name, shape, contenders, options.rounds, accelerator, difference)
+
+
+def measure(
+    name: str,
+    shape: Shape,
+    contenders: list[Contender],
+    rounds: int,
+    accelerator: Accelerator,
+    difference: float | None,
+) -> dict[str, Any]:
+    """Warm up, take turns, measure memory."""
+    load = os.getloadavg()[0]
     for one in contenders:
         for _ in range(3):
             one.step()
-    for number in range(options.rounds):
-        with console.status(f"{name}: round {number + 1} of {options.rounds}"):
+    for number in range(rounds):
+        with console.status(f"{name}: round {number + 1} of {rounds}"):
             for place in range(len(contenders)):
-                take_turn(contenders[(place + number) % len(contenders)], device)
+                take_turn(contenders[(place + number) % len(contenders)], accelerator.device)
     for one in contenders:
-        one.peak = peak_bytes(one, device)
+        one.peak = peak_bytes(one, accelerator.device)
     accelerator.free_memory()
     return {
         "method": name,
         "shape": asdict(shape),
-        "rounds": options.rounds,
+        "rounds": rounds,
         "difference": difference,
         "load_average_before": load,
         "load_average_after": os.getloadavg()[0],
@@ -299,6 +318,17 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", choices=("byol", "moco", "simclr", "swav"), default=["byol"])
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of both")
     parser.add_argument("--compile", action="store_true", help="a third contender: rhofast with train.compile")
+    add_options(parser, gpu=gpu)
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    accelerator = Accelerator(cpu=not gpu, mixed_precision="no" if options.precision == "fp32" else options.precision)
+    runs = [run_method(name, options, accelerator) for name in options.method]
+    tell(runs, options, precision=options.precision, packages=PACKAGES)
+
+
+def add_options(parser: argparse.ArgumentParser, *, gpu: bool) -> None:
+    """What is trained on, how often, and where the result goes."""
     parser.add_argument("--width", type=int, default=64 if gpu else 16, help="of the backbone; 64 is Slow-R50's own")
     parser.add_argument("--hidden", type=int, help="width of the heads; default: the released one, scaled like --width")
     parser.add_argument("--size", type=int, default=224 if gpu else 112)
@@ -308,23 +338,33 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, help="path without suffix of the .json and .md to write")
-    options = parser.parse_args()
 
-    torch.set_num_threads(options.threads)
-    accelerator = Accelerator(cpu=not gpu, mixed_precision="no" if options.precision == "fp32" else options.precision)
+
+def tell(
+    runs: list[dict[str, Any]],
+    options: argparse.Namespace,
+    *,
+    precision: str,
+    packages: tuple[str, ...],
+    notes: Sequence[str] = (),
+) -> None:
+    """Print the tables and what else there is to say, and write them where `options.out` says."""
     report = {
-        "machine": facts_of_the_machine(PACKAGES),
-        "device": torch.cuda.get_device_name() if gpu else "CPU",
+        "machine": facts_of_the_machine(packages),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "threads": options.threads,
         "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-        "precision": options.precision,
-        "runs": [run_method(name, options, accelerator) for name in options.method],
+        "precision": precision,
+        "notes": list(notes),
+        "runs": runs,
     }
     for run in report["runs"]:
         table = Table(run["method"], *COLUMNS[1:])
         for row in run["results"]:
             table.add_row(*cells(row))
         console.print(table)
+    for note in notes:
+        console.print(note)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.with_name(options.out.name + ".json").write_text(json.dumps(report, indent=1) + "\n")
