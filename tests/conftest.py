@@ -18,10 +18,15 @@ import ffmpeg
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import settings
 
 from rhofast.data.codecs import Codec, CopyCodec, H264Codec, HevcCodec, JpegCodec, codec_settings
 from rhofast.data.index import DatasetInfo, IndexRow, ShardInfo, ShardSet, open_folder, write_index
 from rhofast.ingest.transcode import find_ffmpeg
+
+# Machines are shared and noisy: an example that takes long says nothing.
+settings.register_profile("rhofast", deadline=None)
+settings.load_profile("rhofast")
 
 SHARED = Path(os.environ.get("RHOFAST_SHARED", Path(__file__).parents[2] / "shared"))
 REAL_VIDEOS = Path(os.environ.get("RHOFAST_REAL_VIDEOS", SHARED / "videos"))
