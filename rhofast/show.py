@@ -22,13 +22,13 @@ from rhofast.config import AugmentSection, ClipSection, Config, override_config,
 from rhofast.data.augment import LUMA
 from rhofast.data.index import IndexRow, ShardSet
 from rhofast.data.loader import Loader
-from rhofast.data.mixture import Mixture, Position
+from rhofast.data.mixture import Mixture
 from rhofast.data.order import rank_slice
 from rhofast.data.pipeline import DecodePipeline
 from rhofast.data.plan import training_plan
 from rhofast.data.reader import Reader
 from rhofast.data.remote import open_training
-from rhofast.data.types import AugmentPlan, ClipPlan
+from rhofast.data.types import AugmentPlan, ClipPlan, Position
 from rhofast.errors import ConfigError, ResumeError, ShardMissingError
 from rhofast.pictures import Group, Strip
 from rhofast.telemetry import read_metrics

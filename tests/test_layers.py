@@ -32,7 +32,7 @@ LAYERS = {
     ],
     3: [
         *("evals.scores", "evals.heldout"),
-        *(f"data.{name}" for name in ("reader", "remote", "plan", "pipeline", "stats", "mixture")),
+        *(f"data.{name}" for name in ("reader", "remote", "plan", "pipeline", "stats", "mixture", "batch")),
         "agreement",
         *(f"ingest.{name}" for name in ("writer", "transcode", "executors", "recipes", "listing", "guard")),
         *("backbones.slow", "backbones.torchvision_video", "methods.heads", "methods.contract"),

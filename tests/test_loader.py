@@ -17,10 +17,10 @@ from rhofast.config import AugmentSection, ClipSection, DataSection
 from rhofast.data.conveyor import Conveyor
 from rhofast.data.index import ShardSet
 from rhofast.data.loader import Loader, TestLoader
-from rhofast.data.mixture import Mixture, Position
+from rhofast.data.mixture import Mixture
 from rhofast.data.plan import training_plan
 from rhofast.data.reader import Reader
-from rhofast.data.types import Views
+from rhofast.data.types import Position, Views
 from rhofast.errors import ConfigError, ResumeError, ShardError, TooManyBadSamplesError
 
 CLIPS = ClipSection(num_clips=2, num_frames=3, frame_stride=2, fps=12)

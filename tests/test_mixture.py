@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rhofast.data.index import DatasetInfo, ShardInfo, ShardSet
-from rhofast.data.mixture import Mixture, MixtureOrder, Position
+from rhofast.data.mixture import Mixture, MixtureOrder
+from rhofast.data.types import Position
 
 
 def sized(samples: int) -> ShardSet:

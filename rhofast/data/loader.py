@@ -16,8 +16,8 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,11 +27,12 @@ import torch
 from torch.profiler import record_function
 
 from rhofast.config import AugmentSection, ClipSection, DataSection
+from rhofast.data.batch import Asked, Batch, Decoded, Done, Draft, Int64Array, Replay
 from rhofast.data.capabilities import VideoLimits, choose_decoder, detect, say_pictures
 from rhofast.data.codecs import build_codec
 from rhofast.data.conveyor import Conveyor, StageClock, StalledError
 from rhofast.data.index import IndexRow, ShardSet
-from rhofast.data.mixture import Mixture, Position
+from rhofast.data.mixture import Mixture
 from rhofast.data.order import rank_slice
 from rhofast.data.pipeline import DecodePipeline
 from rhofast.data.plan import evaluation_plan, training_plan
@@ -39,7 +40,7 @@ from rhofast.data.quarantine import Quarantine
 from rhofast.data.reader import Reader
 from rhofast.data.remote import DownloadAhead
 from rhofast.data.stats import LoaderStats
-from rhofast.data.types import AugmentPlan, ClipPlan, Sample, Views
+from rhofast.data.types import AugmentPlan, ClipPlan, Position, Sample, Views
 from rhofast.data.video import VideoDecoder
 from rhofast.errors import ConfigError, DecodeError, ResumeError, SampleError, ShardError, UndecodableError
 from rhofast.rng import Stream, uniform
@@ -47,120 +48,6 @@ from rhofast.rng import Stream, uniform
 STATE_VERSION = 2
 _NO_LABEL = -100
 _CPU = torch.device("cpu")
-
-Int64Array = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """A batch of one rank, read: what stands in its slots, as numbers and as bytes.
-
-    slots i64[B], ascending; samples i64[B] numbers in the data, epochs i64[B]; rows, read: B each; clips, augment: of B
-    """
-
-    slots: Int64Array
-    samples: Int64Array
-    epochs: Int64Array
-    rows: list[IndexRow]
-    clips: ClipPlan
-    augment: AugmentPlan
-    read: list[Sample]
-
-    def __len__(self) -> int:
-        return len(self.slots)
-
-    def take(self, places: Sequence[int]) -> Self:
-        """Some of the samples: `places` in [0, B)."""
-        some = np.array(places, dtype=np.int64)
-        return replace(
-            self,
-            slots=self.slots[some],
-            samples=self.samples[some],
-            epochs=self.epochs[some],
-            rows=[self.rows[place] for place in places],
-            clips=self.clips.take(some),
-            augment=self.augment.take(some),
-            read=[self.read[place] for place in places],
-        )
-
-    @classmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
-        """One batch of several, by slots."""
-        if len(parts) == 1:
-            return parts[0]
-        joined = cls(
-            slots=np.concatenate([part.slots for part in parts]),
-            samples=np.concatenate([part.samples for part in parts]),
-            epochs=np.concatenate([part.epochs for part in parts]),
-            rows=[row for part in parts for row in part.rows],
-            clips=ClipPlan.join([part.clips for part in parts]),
-            augment=AugmentPlan.join([part.augment for part in parts]),
-            read=[sample for part in parts for sample in part.read],
-        )
-        return joined.take(np.argsort(joined.slots).tolist())
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Replay:
-    """A batch of one rank, made again. replaced: by slot, why another sample stands there than the order says."""
-
-    views: Views
-    samples: list[Sample]
-    rows: list[IndexRow]
-    clips: ClipPlan
-    augment: AugmentPlan
-    replaced: dict[int, str]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Asked:
-    """Samples that the pool is reading, and how they were planned, as in Batch. failed: by slot, those whose index row
-    cannot be had."""
-
-    slots: Int64Array
-    samples: Int64Array
-    epochs: Int64Array
-    rows: list[IndexRow]
-    clips: ClipPlan
-    augment: AugmentPlan
-    reads: list[Future[Sample]]
-    failed: dict[int, SampleError]
-
-
-@dataclass(kw_only=True, slots=True)
-class _Draft:
-    """A batch on its way through the stages. at: its position; whole: the samples of the global batch as the order has
-    them; originals, epochs, places: this rank's; asked, batch: how far it has come; attempts, replaced: by slot."""
-
-    at: Position
-    whole: Int64Array
-    originals: Int64Array
-    epochs: Int64Array
-    places: Int64Array
-    standing: Int64Array
-    asked: _Asked
-    batch: Batch | None = None
-    attempts: dict[int, int] = field(default_factory=dict)
-    replaced: dict[int, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Decoded:
-    """A batch of which pixels [B, P, C, T, H, W] are to be finished."""
-
-    batch: Batch
-    replaced: dict[int, str]
-    pixels: torch.Tensor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Done:
-    """A batch that is ready. made: when its pixels are there, on a CUDA device; None on the CPU."""
-
-    views: Views
-    batch: Batch
-    replaced: dict[int, str]
-    made: torch.cuda.Event | None
 
 
 class _Base:
@@ -212,7 +99,7 @@ class _Base:
             )
             for pictures in {reader.codec.pictures for reader in self._readers}
         }
-        self._conveyor: Conveyor[_Done] | None = None
+        self._conveyor: Conveyor[Done] | None = None
         self._ahead: DownloadAhead | None = None
         self._batches = self._clips = self._frames = self._frames_decoded = self._bytes_read = 0
         self._bytes_used = 0.0
@@ -290,7 +177,7 @@ class _Base:
         self._frames_decoded += sum(sample.frames_decoded for sample in read)
         return done.views
 
-    def _hand_over(self, done: _Done) -> None:
+    def _hand_over(self, done: Done) -> None:
         """Order the consumer's work on the device after the loader's, and the reuse of the memory after both."""
         if done.made is not None:
             consumer = torch.cuda.current_stream(self._device)
@@ -299,7 +186,7 @@ class _Base:
                 tensor.record_stream(consumer)
 
     @abstractmethod
-    def _plan(self, at: Any) -> _Draft:
+    def _plan(self, at: Any) -> Draft:
         """Stage 1."""
 
     @abstractmethod
@@ -307,10 +194,10 @@ class _Base:
         """The plans of some samples."""
 
     @abstractmethod
-    def _mend(self, draft: _Draft, failed: Mapping[int, SampleError]) -> None:
+    def _mend(self, draft: Draft, failed: Mapping[int, SampleError]) -> None:
         """See to it that the samples in the slots of `failed`, which are not part of `draft.batch`, are not missed."""
 
-    def _ask(self, slots: Int64Array, samples: Int64Array, epochs: Int64Array) -> _Asked:
+    def _ask(self, slots: Int64Array, samples: Int64Array, epochs: Int64Array) -> Asked:
         """Plan some samples, and have them read."""
         rows: list[IndexRow] = []
         kept: list[int] = []
@@ -328,7 +215,7 @@ class _Base:
             self._pool.submit(self._read_one, sample, frames, row)
             for sample, frames, row in zip(samples.tolist(), clips.needed, rows, strict=True)
         ]
-        return _Asked(
+        return Asked(
             slots=slots,
             samples=samples,
             epochs=epochs,
@@ -344,7 +231,7 @@ class _Base:
         read = self._readers[number].read(local, frames, row)
         return read if local == sample else replace(read, sample=sample)
 
-    def _collect(self, asked: _Asked) -> tuple[Batch, dict[int, SampleError]]:
+    def _collect(self, asked: Asked) -> tuple[Batch, dict[int, SampleError]]:
         """Those that could be read, and by slot why the others could not."""
         read: dict[int, Sample] = {}
         failed = dict(asked.failed)
@@ -365,19 +252,19 @@ class _Base:
         )
         return batch, dict(sorted(failed.items()))
 
-    def _read(self, draft: _Draft) -> _Draft | None:
+    def _read(self, draft: Draft) -> Draft | None:
         """Stage 2."""
         draft.batch, failed = self._collect(draft.asked)
         if failed:
             self._mend(draft, failed)
         return draft if len(draft.batch) else None
 
-    def _decode(self, draft: _Draft) -> _Decoded | None:
+    def _decode(self, draft: Draft) -> Decoded | None:
         """Stage 3. Samples that the decoder refuses are seen to as those that cannot be read."""
         with torch.cuda.stream(self._stream):
             while draft.batch is not None and len(draft.batch):
                 try:
-                    return _Decoded(batch=draft.batch, replaced=draft.replaced, pixels=self._pixels(draft.batch))
+                    return Decoded(batch=draft.batch, replaced=draft.replaced, pixels=self._pixels(draft.batch))
                 except UndecodableError as error:
                     batch = draft.batch
                     failed = {
@@ -388,7 +275,7 @@ class _Base:
                     self._mend(draft, failed)
         return None
 
-    def _finish(self, decoded: _Decoded) -> _Done:
+    def _finish(self, decoded: Decoded) -> Done:
         """Stage 4, beside the decoding of the next batch."""
         batch = decoded.batch
         labels = [_NO_LABEL if sample.label is None else sample.label for sample in batch.read]
@@ -400,7 +287,7 @@ class _Base:
                 label=torch.tensor(labels, device=self._device),
             )
             made = None if self._stream is None else self._stream.record_event()
-        return _Done(views=views, batch=batch, replaced=decoded.replaced, made=made)
+        return Done(views=views, batch=batch, replaced=decoded.replaced, made=made)
 
     def _pixels(self, batch: Batch) -> torch.Tensor:
         """[B, P, C, T, H, W], to be finished. Sets whose samples are stored as pictures and sets of streams take
@@ -546,11 +433,11 @@ class Loader(_Base):
             yield at
             at = self._order.after(at, self._batch_size)
 
-    def _plan(self, at: Position) -> _Draft:
+    def _plan(self, at: Position) -> Draft:
         whole, epochs, places = self._order.batch(at, self._batch_size)
         originals, epochs, places = whole[self._slice], epochs[self._slice], places[self._slice]
         asked = self._ask(np.arange(len(originals)), originals, epochs)
-        return _Draft(
+        return Draft(
             at=at,
             whole=whole,
             originals=originals,
@@ -564,11 +451,11 @@ class Loader(_Base):
         clips, augment = self._clip_section, self._augment_section
         return training_plan(rows, samples, clips, augment, seed=self._seed, epoch=epochs, twins=self._twins)
 
-    def _read(self, draft: _Draft) -> _Draft | None:
+    def _read(self, draft: Draft) -> Draft | None:
         self._planned_samples += len(draft.originals)
         return super()._read(draft)
 
-    def _mend(self, draft: _Draft, failed: Mapping[int, SampleError]) -> None:
+    def _mend(self, draft: Draft, failed: Mapping[int, SampleError]) -> None:
         """Others stand in for them, until all can be read."""
         while failed:
             slots = np.array(list(failed), dtype=np.int64)
@@ -580,7 +467,7 @@ class Loader(_Base):
             batch, failed = self._collect(self._ask(slots, draft.standing[slots], draft.epochs[slots]))
             draft.batch = batch if draft.batch is None else Batch.join([draft.batch, batch])
 
-    def _stand_in(self, draft: _Draft, slot: int) -> int:
+    def _stand_in(self, draft: Draft, slot: int) -> int:
         """The next candidate that stands in for a slot's sample in its epoch: of the same set, and of the same block of
         shards where there are blocks; not one of the same batch, unless there is no other."""
         sample, epoch, place = (int(of[slot]) for of in (draft.originals, draft.epochs, draft.places))
@@ -651,16 +538,16 @@ class TestLoader(_Base):
         self._start(iter(self._batches_of), [iter(self._shards_of_part)])
         return self._next()
 
-    def _plan(self, at: Int64Array) -> _Draft:
+    def _plan(self, at: Int64Array) -> Draft:
         epochs = np.zeros_like(at)
         asked = self._ask(np.arange(len(at)), at, epochs)
         first = Position(epoch=0, position=int(at[0]))
-        return _Draft(at=first, whole=at, originals=at, epochs=epochs, places=at, standing=at, asked=asked)
+        return Draft(at=first, whole=at, originals=at, epochs=epochs, places=at, standing=at, asked=asked)
 
     def _numbers(self, rows: list[IndexRow], samples: Int64Array, epochs: Int64Array) -> tuple[ClipPlan, AugmentPlan]:
         return evaluation_plan(rows, self._clip_section, self._views_of_each, self._crops)
 
-    def _mend(self, draft: _Draft, failed: Mapping[int, SampleError]) -> None:
+    def _mend(self, draft: Draft, failed: Mapping[int, SampleError]) -> None:
         """They are named, and missing."""
         for slot, error in failed.items():
             self.bad.append(error)

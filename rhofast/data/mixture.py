@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -25,17 +24,10 @@ import numpy.typing as npt
 
 from rhofast.data.index import IndexRow, ShardSet
 from rhofast.data.order import Order, steps_per_epoch
+from rhofast.data.types import Position
 from rhofast.rng import Stream, uniform
 
 Int64Array = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Position:
-    """Where in the run: `position` samples of `epoch` were consumed before this batch."""
-
-    epoch: int
-    position: int
 
 
 class Mixture:

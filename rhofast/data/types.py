@@ -37,6 +37,14 @@ class VideoRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """Where in the run: `position` samples of `epoch` were consumed before this batch."""
+
+    epoch: int
+    position: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Units:
     """The independently decodable pieces of one member, in order; `offset` counts from the member's first byte.
 
