@@ -79,24 +79,24 @@ def test_a_slow_loader_is_found_and_its_cost_measured(config: Config, monkeypatc
     read = Reader.read
 
     def slowly(*arguments: Any, **named: Any) -> Any:
-        time.sleep(0.1)
+        time.sleep(0.25)
         return read(*arguments, **named)
 
-    monkeypatch.setattr(Reader, "read", slowly)  # four samples by four threads: 0.1 s a batch
-    monkeypatch.setattr(rhofast.bench, "take_step", lambda *_, **__: time.sleep(0.025) or {})
+    monkeypatch.setattr(Reader, "read", slowly)  # four samples by four threads: 0.25 s a batch
+    monkeypatch.setattr(rhofast.bench, "take_step", lambda *_, **__: time.sleep(0.02) or {})
     report = bench(config, "headspace", batches=3, rounds=2)
-    assert 3 < report["headspace"]["median"] < 8  # 0.1 s and a little against 0.025 s: no stock is lived on
-    assert report["summary"]["loader"]["data_wait_share"]["median"] > 0.5
-    assert report["summary"]["memory"]["data_wait_share"]["median"] < 0.1
+    assert report["headspace"]["median"] > 2  # about 12 where nothing else runs: no stock is lived on
+    waits = {name: one["data_wait_share"]["median"] for name, one in report["summary"].items()}
+    assert waits["loader"] > 0.5 > waits["memory"]
     assert "reading is the limit" in report["advice"]
 
 
 def test_a_slow_step_is_found(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rhofast.bench, "take_step", lambda *_, **__: time.sleep(0.1) or {})
-    report = bench(config, "both", batches=3, rounds=2)
+    monkeypatch.setattr(rhofast.bench, "take_step", lambda *_, **__: time.sleep(0.4) or {})
+    report = bench(config, "both", batches=2, rounds=2)
     assert report["advice"].startswith("the consumer is the limit")
-    assert report["summary"]["loader"]["step_seconds"]["median"] == pytest.approx(0.1, rel=0.15)
-    assert report["summary"]["loader"]["readiness"]["median"] > 0.95
+    assert report["summary"]["loader"]["step_seconds"]["median"] >= 0.4
+    assert report["summary"]["loader"]["readiness"]["median"] > 0.9
 
 
 def test_an_interruption_leaves_no_thread(config: Config) -> None:

@@ -396,7 +396,7 @@ def test_closing_ends_a_download_under_way(site: Site, tmp_path: Path) -> None:
     began = time.monotonic()
     close(ahead)
     reader.join(5)
-    assert time.monotonic() - began < 2 and TAR in str(errors[0])
+    assert time.monotonic() - began < 10 and TAR in str(errors[0])
     site.faults.clear()
     assert remote.local(TAR).is_file()
 
