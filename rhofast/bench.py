@@ -14,7 +14,6 @@ step, and the methods' schedules stand where they do in the middle of one, where
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -24,12 +23,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from rhofast.config import Config, dump_config
 from rhofast.data.loader import Loader
-from rhofast.distributed import world_size
+from rhofast.distributed import cores_of_rank, gather_objects
 from rhofast.methods.contract import Moment
 from rhofast.optim import learning_rate
 from rhofast.train import (
@@ -88,7 +86,7 @@ def bench(
         "rounds": rounds,
         "batches": batches,
         "warm_up": warm_up,
-        **summarize(_from_all_ranks(turns)),
+        **summarize(gather_objects(turns)),
     }
     accelerator.end_training()
     return report
@@ -162,7 +160,7 @@ class _Rig:
         _synchronize(device)
         seconds = time.perf_counter() - began
         stats = None if before is None else self._loader.stats.since(before)
-        hands = {"threads": data.threads, "decode_threads": data.decode_threads, "cores": _cores()}
+        hands = {"threads": data.threads, "decode_threads": data.decode_threads, "cores": cores_of_rank()}
         return Turn(
             source=source,
             batches=batches,
@@ -204,14 +202,6 @@ class _Rig:
                 value.item()  # waits for the device, as writing the metrics does
 
 
-def _from_all_ranks(turns: list[Turn]) -> list[list[Turn]]:
-    if world_size() == 1:
-        return [turns]
-    gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, turns)
-    return gathered
-
-
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -241,18 +231,12 @@ def _come_to_rest() -> bool:
     return False
 
 
-def _cores() -> int:
-    """The cores that this rank may use: its share of those that the node's ranks have."""
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, mine // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
 def _machine(device: torch.device) -> dict[str, Any]:
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text(encoding="utf-8").splitlines() if cpu.is_file() else []
     return {
         "cpu": next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()),
-        "cores": _cores(),
+        "cores": cores_of_rank(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),

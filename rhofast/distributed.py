@@ -97,6 +97,12 @@ def reduce_mean(value: Tensor) -> Tensor:
     return out / world_size()
 
 
+def cores_of_rank() -> int:
+    """The cores that this rank may use: its share of those that the machine's ranks have."""
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, mine // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def gather_objects(value: Any) -> list[Any]:
     """What each rank brings, in rank order: plain values that pickle."""
     gathered = [value] * world_size()

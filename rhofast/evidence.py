@@ -11,7 +11,6 @@ What it is not: it measures nothing by itself, and does none of the plan's arith
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,11 @@ from rhofast.data.remote import is_remote
 from rhofast.errors import ConfigError
 from rhofast.figures import Input, weakest
 from rhofast.footprint import PIXELS, clip_frames, stored_frame, units_of
+from rhofast.ingest.estimate import samples_per_shard
 from rhofast.workload import count_workload
 
 GPU = Literal["a100", "h100", "h200"]
 
-_MOST_PER_SHARD, _SHARD_BYTES = 4096, 1e9
 _HD = 1920 * 1080
 
 _OURS = "rhofast, two H.264 clips of 340x256 on 2 cores of an Intel Xeon, benchmarks/results/capacity_*.md"
@@ -277,7 +276,7 @@ def _codec(
         frame_bytes = Input(value=size, unit="B", origin="default", source=_OURS)
         ingest = Input(value=spent * seconds, unit="s", origin="default", source=_OURS)
     member = frame_bytes.value * seconds * fps
-    per_shard = min(max(2 ** round(math.log2(_SHARD_BYTES / member)), 1), _MOST_PER_SHARD)
+    per_shard = samples_per_shard(member)
     on_gpu = codec.pictures or config.data.decoder != "host"
     gpu = _GPUS[question.gpu]
     small = min(_HD / pixels, _SMALL_PICTURES)

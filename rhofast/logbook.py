@@ -13,7 +13,6 @@ the device or for another rank. What it is not: it does not decide when to log, 
 from __future__ import annotations
 
 import importlib.util
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rhofast.config import Config, TrainSection, dump_config
 from rhofast.data.loader import Loader
 from rhofast.data.stats import LoaderStats
-from rhofast.distributed import gather_objects, reduce_max, reduce_mean
+from rhofast.distributed import cores_of_rank, gather_objects, reduce_max, reduce_mean
 from rhofast.errors import DependencyError
 from rhofast.telemetry import STAGES, Alarm, MetricsFile, StepClock, read_metrics, resident_bytes
 from rhofast.trace import StepTrace
@@ -198,9 +197,7 @@ class Logbook:
 
     def _advise(self, step: int, stats: LoaderStats, words: str = "") -> None:
         """What the rank that waited most has to say about its loader."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        data = self.config.data
+        data, cores = self.config.data, cores_of_rank()
         own = stats.advise(threads=data.threads, decode_threads=data.decode_threads, cores=cores)
         told = gather_objects((stats.readiness, own))
         rank = min(range(len(told)), key=lambda one: told[one])

@@ -114,7 +114,14 @@ def build_accelerator(config: Config) -> Accelerator:
     )
 
 
-def build_loader(config: Config, accelerator: Accelerator, shards: Mixture, bad_log: Path | None) -> Loader:
+def build_loader(
+    config: Config,
+    accelerator: Accelerator,
+    shards: ShardSet | Mixture,
+    bad_log: Path | None,
+    *,
+    twins: bool = True,
+) -> Loader:
     """This rank's training loader. Raises ConfigError."""
     device = accelerator.device
     return Loader(
@@ -129,7 +136,18 @@ def build_loader(config: Config, accelerator: Accelerator, shards: Mixture, bad_
         device=device,
         half=device.type == "cuda" and config.train.precision != "fp32",
         bad_log=bad_log,
+        twins=twins,
     )
+
+
+def prepare(
+    accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[nn.Module, AcceleratedOptimizer]:
+    """Module and optimizer as the accelerator runs them."""
+    with warnings.catch_warnings():  # newer torch has another word for broadcast_buffers, older torch only this one
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        model, prepared = accelerator.prepare(module, optimizer)
+    return model, prepared
 
 
 def build_model(config: Config, accelerator: Accelerator) -> tuple[nn.Module, Method, AcceleratedOptimizer]:
@@ -149,9 +167,7 @@ def build_model(config: Config, accelerator: Accelerator) -> tuple[nn.Module, Me
             module.compile()  # in place: names in the state dict stay
     if config.train.checkpoint_activations and not checkpoint_blocks(method.backbone):
         raise ConfigError(f"train.checkpoint_activations: {config.backbone.name} has no blocks to compute again")
-    with warnings.catch_warnings():  # newer torch has another word for broadcast_buffers, older torch only this one
-        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-        model, prepared = accelerator.prepare(method, optimizer)
+    model, prepared = prepare(accelerator, method, optimizer)
     return model, method, prepared
 
 
@@ -246,7 +262,7 @@ class _Run:
     def _train_step(self, pixels: Tensor, *, log: bool) -> tuple[dict[str, Tensor], Tensor]:
         """The next step of the run: its metrics, and its flag (agreement.py)."""
         config = self.config
-        torch.manual_seed(_torch_seed(config.seed, self.step + 1, self.accelerator.process_index))
+        torch.manual_seed(torch_seed(config.seed, self.step + 1, self.accelerator.process_index))
         logs = take_step(
             self.accelerator,
             self.model,
@@ -469,7 +485,8 @@ def run_length(config: Config, steps_per_epoch: int) -> tuple[int, float]:
     return max(1, round(config.train.epochs * steps_per_epoch)), config.train.epochs
 
 
-def _torch_seed(seed: int, step: int, rank: int) -> int:
+def torch_seed(seed: int, step: int, rank: int) -> int:
+    """Of torch's own generator in a step of a rank: what the model draws has an address, too."""
     return int(bits(seed, step, rank, Stream.MODEL, 1)[0] >> 1)
 
 

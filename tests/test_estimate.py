@@ -16,7 +16,7 @@ from rhofast.config import ClipSection
 from rhofast.data.codecs import Codec, CopyCodec, H264Codec, JpegCodec, build_codec
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
-from rhofast.ingest.estimate import _choose, _interval_95, _samples_per_shard, _t_95, estimate
+from rhofast.ingest.estimate import _choose, _interval_95, _t_95, estimate, samples_per_shard
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import probe
 from rhofast.ingest.quality import measure_quality
@@ -195,4 +195,4 @@ def test_intervals_are_students() -> None:
 
 @pytest.mark.parametrize(("mean_bytes", "expected"), [(10, 4096), (4e6, 256), (1e9, 1), (1e12, 1), (1e6, 1024)])
 def test_shards_are_of_about_a_gigabyte(mean_bytes: float, expected: int) -> None:
-    assert _samples_per_shard(mean_bytes) == expected
+    assert samples_per_shard(mean_bytes) == expected

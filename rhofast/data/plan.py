@@ -56,17 +56,6 @@ def evaluation_plan(
     return ClipPlan(frames=np.repeat(uniform.frames, crops, axis=1)), center_augment(geometry, views, crops)
 
 
-def take(plan: tuple[ClipPlan, AugmentPlan], rows: npt.NDArray[np.int64]) -> tuple[ClipPlan, AugmentPlan]:
-    """The plans of some samples of a batch."""
-    clips, augment = plan
-    return clips.take(rows), augment.take(rows)
-
-
-def join(plans: Sequence[tuple[ClipPlan, AugmentPlan]]) -> tuple[ClipPlan, AugmentPlan]:
-    """One plan of several, one after another."""
-    return ClipPlan.join([clips for clips, _ in plans]), AugmentPlan.join([augment for _, augment in plans])
-
-
 def _geometry(rows: Sequence[IndexRow]) -> Geometry:
     return Geometry(
         num_frames=np.array([row.num_frames for row in rows], dtype=np.int32),

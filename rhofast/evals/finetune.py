@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ from torch import Tensor
 from rhofast.agreement import BAD_LOSS, OK, Stopper, Votes, told_of_lost_ranks
 from rhofast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from rhofast.config import Config
-from rhofast.data.loader import Loader
 from rhofast.distributed import reduce_max, synchronize_batch_norm
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError, RhofastError
 from rhofast.evals.case import Case
@@ -37,9 +35,16 @@ from rhofast.evals.scores import Evaluation
 from rhofast.files import write_atomically
 from rhofast.optim import build_optimizer, learning_rate, load_optimizer
 from rhofast.resume import open_run
-from rhofast.rng import Stream, bits
 from rhofast.telemetry import MetricsFile, StepClock
-from rhofast.train import build_accelerator, collected_by_hand, run_length, versions
+from rhofast.train import (
+    build_accelerator,
+    build_loader,
+    collected_by_hand,
+    prepare,
+    run_length,
+    torch_seed,
+    versions,
+)
 
 Kind = Literal["linear", "finetune"]
 OnLog = Callable[[dict[str, Any]], None]
@@ -87,7 +92,7 @@ class _Fit:
     def __init__(self, case: Case, config: Config, kind: Kind, accelerator: Accelerator, on_log: OnLog | None) -> None:
         self.case, self.config, self.kind, self.accelerator = case, config, kind, accelerator
         section, device = config.eval, accelerator.device
-        torch.manual_seed(_seed(config.seed, 0, 0))
+        torch.manual_seed(torch_seed(config.seed, 0, 0))
         classifier = Classifier(
             case.subject.backbone,
             len(case.train.info.classes),
@@ -102,23 +107,9 @@ class _Fit:
         if config.train.channels_last:
             self.classifier = self.classifier.to(memory_format=torch.channels_last_3d)
         optimizer = build_optimizer(self.classifier, config.optim)
-        with warnings.catch_warnings():  # as in train.py
-            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-            self.model, self.optimizer = accelerator.prepare(self.classifier, optimizer)
-        self.loader = Loader(
-            case.train,
-            clips=config.clips,
-            augment=config.augment,
-            data=config.data,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            device=device,
-            half=device.type == "cuda" and config.train.precision != "fp32",
-            bad_log=config.folder / "bad_samples.jsonl",
-            twins=False,
-        )
+        self.model, self.optimizer = prepare(accelerator, self.classifier, optimizer)
+        bad_log = config.folder / "bad_samples.jsonl"
+        self.loader = build_loader(config, accelerator, case.train, bad_log, twins=False)
         self.step = 0
         self.steps, self.epochs = run_length(config, self.loader.steps_per_epoch)
         self.votes = Votes(config.train.timeout)
@@ -190,7 +181,7 @@ class _Fit:
     def _train_step(self, pixels: Tensor, label: Tensor) -> tuple[Tensor, Tensor, float]:
         """(loss, videos whose class was right, learning rate). pixels [B, C, T, H, W], label i64[B]"""
         config, epoch = self.config, self.step / self.loader.steps_per_epoch
-        torch.manual_seed(_seed(config.seed, self.step + 1, self.accelerator.process_index))
+        torch.manual_seed(torch_seed(config.seed, self.step + 1, self.accelerator.process_index))
         rate = learning_rate(config.optim, config.train.batch_size, epoch, self.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -295,7 +286,3 @@ def _check_same(case: Case, config: Config, kind: Kind, *, fresh: bool) -> None:
             f"{config.folder} was begun with something else: {'; '.join(changes)}",
             hint="give it another --set name=...",
         )
-
-
-def _seed(seed: int, step: int, rank: int) -> int:
-    return int(bits(seed, step, rank, Stream.MODEL, 1)[0] >> 1)

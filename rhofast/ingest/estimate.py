@@ -291,7 +291,7 @@ def _estimate_codec(
             read_bytes=read_bytes,
             read_amplification=read_amplification,
             decode_amplification=decode_amplification,
-            samples_per_shard=_samples_per_shard(num_bytes / len(trials)),
+            samples_per_shard=samples_per_shard(num_bytes / len(trials)),
         )
     return CodecEstimate(
         codec=codec_settings(codec),
@@ -322,6 +322,7 @@ def _t_95(freedom: int) -> float:
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
-def _samples_per_shard(mean_bytes: float) -> int:
+def samples_per_shard(mean_bytes: float) -> int:
+    """For shards of about 1 GB: a power of two from 1 to 4096."""
     power = round(math.log2(_SHARD_BYTES / mean_bytes))
     return int(2 ** min(max(power, 0), int(math.log2(_MOST_PER_SHARD))))
