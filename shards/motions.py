@@ -9,6 +9,10 @@ that two clips of one video from different times share the motion and little els
 horizontal flip. A video is a function of (seed, split, number, difficulty, geometry) alone, to the byte.
 
 The two splits draw from different random streams, and their textures run in different, interleaved directions.
+
+Like videos nobody has picked and cut: with `scenes` > 1 a video shows so many things one after another, each of a class
+and a look of its own (the label is that of the first), and with `balance=zipf` the classes' frequencies fall as 1, 1/2,
+1/3, ...
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,6 +36,8 @@ from rhofast.data.types import VideoRecord
 
 CLASSES = ("bob", "flicker", "jitter", "orbit", "pulse", "rock", "spin", "sway")
 SPLITS = ("train", "test")
+BALANCES = ("even", "zipf")
+GOLDEN = (5**0.5 - 1) / 2
 VERSION = 1  # of the drawing: another picture for the same settings is another version
 DIRECTIONS = 4  # of a texture's waves; those of test lie halfway between those of train
 WANDER_SECONDS = 2.0
@@ -41,7 +47,8 @@ Float = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a split is made from. difficulty in [0, 1]: how strongly nuisances vary. size: pixels a side."""
+    """What a split is made from. difficulty in [0, 1]: how strongly nuisances vary. size: pixels a side. frames: of the
+    whole video, which its scenes share evenly."""
 
     split: Literal["train", "test"] = "train"
     seed: int = 0
@@ -49,6 +56,8 @@ class Settings:
     size: int = 64
     frames: int = 96
     fps: int = 12
+    scenes: int = 1
+    balance: Literal["even", "zipf"] = "even"
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -59,6 +68,10 @@ class Settings:
             raise ValueError(f"size={self.size}: pixels a side must be even and at least 16")
         if self.frames < 1 or self.fps < 1:
             raise ValueError(f"frames={self.frames} and fps={self.fps} must be at least 1")
+        if self.scenes < 1 or self.frames % self.scenes:
+            raise ValueError(f"scenes={self.scenes} must be at least 1 and divide frames={self.frames}")
+        if self.balance not in BALANCES:
+            raise ValueError(f"balance={self.balance}: choose one of {', '.join(BALANCES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +86,24 @@ class Motion:
     brightness: Float
 
 
+def label_of(settings: Settings, number: int, scene: int = 0) -> int:
+    """The class of a scene of a video; any run of many videos has each class as often as `balance` says."""
+    place = number * settings.scenes + scene
+    if settings.balance == "even" and settings.scenes == 1:
+        return place % len(CLASSES)
+    share = np.ones(len(CLASSES)) if settings.balance == "even" else 1 / np.arange(1, len(CLASSES) + 1)
+    # The golden ratio's multiples fill [0, 1) evenly, wherever they start and whatever their order.
+    return int(np.searchsorted(np.cumsum(share / share.sum())[:-1], place * GOLDEN % 1, side="right"))
+
+
 def video_name(settings: Settings, number: int) -> str:
     """Relative path of a video: CLASS/KEY.mp4."""
-    return f"{CLASSES[number % len(CLASSES)]}/{settings.split}_{number:07d}.mp4"
+    return f"{CLASSES[label_of(settings, number)]}/{settings.split}_{number:07d}.mp4"
 
 
-def generator(settings: Settings, number: int) -> np.random.Generator:
-    """The random numbers of one video; train and test share none."""
-    return np.random.default_rng([settings.seed, SPLITS.index(settings.split), number])
+def generator(settings: Settings, number: int, scene: int = 0) -> np.random.Generator:
+    """The random numbers of one scene; train and test share none."""
+    return np.random.default_rng([settings.seed, SPLITS.index(settings.split), number, *([scene] if scene else [])])
 
 
 def draw_motion(name: str, rng: np.random.Generator, frames: int, fps: int) -> Motion:
@@ -147,8 +170,18 @@ def waves(rng: np.random.Generator, settings: Settings, x: Float, y: Float, fine
 
 def render(settings: Settings, number: int) -> npt.NDArray[np.uint8]:
     """All frames of one video: u8[frames, size, size, 3]."""
-    rng = generator(settings, number)
-    motion = draw_motion(CLASSES[number % len(CLASSES)], rng, settings.frames, settings.fps)
+    part = replace(settings, scenes=1, frames=settings.frames // settings.scenes)
+    return np.concatenate(
+        [
+            render_scene(part, CLASSES[label_of(settings, number, scene)], generator(settings, number, scene))
+            for scene in range(settings.scenes)
+        ]
+    )
+
+
+def render_scene(settings: Settings, name: str, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """All frames of one scene: u8[frames, size, size, 3]."""
+    motion = draw_motion(name, rng, settings.frames, settings.fps)
     hard, size = np.float32(settings.difficulty), settings.size
     rows = ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32)
     py, px = rows[None, :, None], rows[None, None, :]
@@ -216,7 +249,8 @@ def make_videos(folder: Path, settings: Settings, videos: int, workers: int | No
     Raises ValueError if the folder holds videos of other settings."""
     folder = folder / settings.split
     note, made_from = folder / "motions.json", {"version": VERSION, **asdict(settings)}
-    if note.exists() and json.loads(note.read_text()) != made_from:
+    before = {"scenes": 1, "balance": "even"}  # what folders are made from whose note does not say
+    if note.exists() and before | json.loads(note.read_text()) != made_from:
         raise ValueError(f"{folder}: holds motions of other settings ({note.name}); choose another folder")
     for name in CLASSES:
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -242,12 +276,24 @@ def records(
     size: int = Settings.size,
     frames: int = Settings.frames,
     fps: int = Settings.fps,
+    scenes: int = Settings.scenes,
+    balance: Literal["even", "zipf"] = Settings.balance,
     workers: int | None = None,
 ) -> Iterator[VideoRecord]:
-    """Generate the videos under `source` where they are missing, and yield them; video i has class i % 8."""
-    settings = Settings(split=split, seed=seed, difficulty=difficulty, size=size, frames=frames, fps=fps)
+    """Generate the videos under `source` where they are missing, and yield them; of `even` videos of one scene, video i
+    has class i % 8."""
+    settings = Settings(
+        split=split,
+        seed=seed,
+        difficulty=difficulty,
+        size=size,
+        frames=frames,
+        fps=fps,
+        scenes=scenes,
+        balance=balance,
+    )
     for number in make_videos(source, settings, videos, workers):
-        label = number % len(CLASSES)
+        label = label_of(settings, number)
         path = source / split / video_name(settings, number)
         yield VideoRecord(key=path.stem, path=path, label=label, label_name=CLASSES[label])
 
@@ -259,7 +305,7 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=1024)
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
     for name, value in asdict(Settings()).items():
-        choices = SPLITS if name == "split" else None
+        choices = {"split": SPLITS, "balance": BALANCES}.get(name)
         parser.add_argument(f"--{name}", type=type(value), default=value, choices=choices)
     given = vars(parser.parse_args())
     out, videos, workers = (given.pop(name) for name in ("out", "videos", "workers"))

@@ -120,6 +120,25 @@ def test_records_are_ordered_labeled_and_balanced(made: tuple[Path, list[VideoRe
     assert len({record.key for record in records}) == VIDEOS
 
 
+@pytest.mark.parametrize(("scenes", "balance"), [(1, "even"), (3, "even"), (1, "zipf"), (3, "zipf")])
+def test_classes_are_as_frequent_as_the_balance_says(scenes: int, balance: str) -> None:
+    settings = motions.Settings(scenes=scenes, balance=balance)  # type: ignore[arg-type]
+    labels = [motions.label_of(settings, number, scene) for number in range(480) for scene in range(scenes)]
+    share = np.bincount(labels, minlength=8) / len(labels)
+    wanted = np.ones(8) if balance == "even" else 1 / np.arange(1, 9)
+    np.testing.assert_allclose(share, wanted / wanted.sum(), atol=0.01)
+
+
+def test_scenes_follow_each_other_and_the_first_is_the_label() -> None:
+    settings, part = motions.Settings(frames=24, scenes=3), motions.Settings(frames=8)
+    frames = motions.render(settings, 5)
+    names = [motions.CLASSES[motions.label_of(settings, 5, scene)] for scene in range(3)]
+    for scene, name in enumerate(names):
+        alone = motions.render_scene(part, name, motions.generator(settings, 5, scene))
+        np.testing.assert_array_equal(frames[8 * scene : 8 * scene + 8], alone)
+    assert motions.video_name(settings, 5).startswith(names[0]) and len(set(names)) > 1
+
+
 def test_the_files_play(made: tuple[Path, list[VideoRecord]]) -> None:
     for number, record in enumerate(made[1][:2]):
         with av.open(str(record.path)) as container:
@@ -168,7 +187,17 @@ def test_a_folder_of_other_settings_is_refused(made: tuple[Path, list[VideoRecor
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"difficulty": 1.5}, {"size": 33}, {"size": 8}, {"frames": 0}, {"fps": 0}, {"split": "val"}]
+    "wrong",
+    [
+        {"difficulty": 1.5},
+        {"size": 33},
+        {"size": 8},
+        {"frames": 0},
+        {"fps": 0},
+        {"split": "val"},
+        {"scenes": 5},
+        {"balance": "odd"},
+    ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
