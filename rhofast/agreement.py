@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import signal
 import time
 from collections import deque
@@ -31,17 +32,20 @@ _REMEMBERED = 64  # steps of which a rank knows its own flags
 _ECHO_S = 1.0  # a launcher passes Ctrl-C on to processes that got it from the terminal, too
 _LOST = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out", "timeout", "gloo", "NCCL")
 
+_LAUNCHED = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}  # what launchers tell their processes
+
 OK, BAD_GRADIENT, BAD_LOSS = 0, 1, 2  # flags of a step: finite; some rank's gradients are not; this rank's loss is not
 
 
 class Stopper:
-    """Notices SIGTERM, SIGUSR1 (Slurm's warning), Ctrl-C and the end of `max_hours`. The step under way is finished and
-    saved; a second Ctrl-C ends at once."""
+    """Notices SIGTERM, SIGUSR1 (Slurm's warning), Ctrl-C, the end of `max_hours`, and that the launcher is gone: some
+    signals it takes for its own end alone. The step under way is finished and saved; a second Ctrl-C ends at once."""
 
     _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self, max_hours: float | None) -> None:
         self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
+        self._launcher = os.getppid() if _LAUNCHED & os.environ.keys() else None
         self._signal: int | None = None
         self._noticed = 0.0
         self._before: dict[signal.Signals, Any] = {}
@@ -55,6 +59,8 @@ class Stopper:
         """What asks for a stop here, or None."""
         if self._signal is not None:
             return signal.Signals(self._signal).name
+        if self._launcher is not None and os.getppid() != self._launcher:
+            return "the launcher has ended"
         return "max_hours" if self._deadline is not None and time.monotonic() > self._deadline else None
 
     def __enter__(self) -> Stopper:
@@ -204,5 +210,5 @@ def told_of_lost_ranks() -> Iterator[None]:
             raise
         raise RankLostError(
             f"another process of this run ended or did not answer: {str(error).strip().splitlines()[0]}",
-            hint="see what it said last; `rhofast train ... --resume` continues from the newest checkpoint",
+            hint="see what it said last; the same command with --resume continues from the newest checkpoint",
         ) from error

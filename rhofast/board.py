@@ -35,6 +35,7 @@ _IN_ORDER = {"x86_64", "AMD64"}  # processors whose writes are seen in the order
 _SPINS, _YIELDS = 50, 500  # looks at a counter without giving the core away, then with; then with naps
 _NAP_S = 5e-5
 _LOOK_S = 0.5  # how often a long wait looks whether the others live
+_HINT = "see what it said last; the same command with --resume continues from the newest checkpoint"
 
 
 class Board:
@@ -90,9 +91,9 @@ class Board:
 
     def _look_after(self, other: int, waited: float) -> None:
         if self._pids and not _lives(self._pids[other]) and self._counters[other] < self._written:
-            raise RankLostError(f"rank {other} of this machine has ended", hint="see what it said last")
+            raise RankLostError(f"rank {other} of this machine has ended", hint=_HINT)
         if waited > self._timeout:
-            raise RankLostError(f"rank {other} of this machine has not answered for {waited:.0f} s")
+            raise RankLostError(f"rank {other} of this machine has not answered for {waited:.0f} s", hint=_HINT)
 
 
 def open_board(group: dist.ProcessGroup) -> Board | None:

@@ -28,6 +28,7 @@ _LARGER_BATCH = "a larger train.batch_size, so that gradients meet less often"
 _MOUNT = (
     "mount the shards as files, of which only the needed bytes are read; store h264 or hevc; or cache the whole set"
 )
+_STEADIER = "fewer nodes (--gpus), a shorter restart, or train.checkpoint_steps"
 _BLOCKS = "fewer shards at a time (data.block_shards), or a larger data.cache_gb"
 _CORES = "nodes with more cores a GPU"
 _HOST_CORES = "decode on the GPU (data.decoder), shorter groups (rhofast shard --gop), jpeg, or more cores a GPU"
@@ -300,17 +301,19 @@ def _verdict(limits: list[Limit], wall: Fact, advice: str | None) -> tuple[str, 
         told.append(
             f"Training would refuse to begin: the cache must hold {asked} what it may. Change: {room[0].remedy}."
         )
-    starved, days = [limit for limit in flows if limit.share > 1], amount(wall.value, wall.unit)
+    starved, ends = [limit for limit in flows if limit.share > 1], f"all of it takes {amount(wall.value, wall.unit)}"
+    if not math.isfinite(wall.value):
+        ends = f"it never ends: machines fail before the run has begun again and saved ({_STEADIER} may help)"
     if starved:
         first = starved[0]
         told.append(
-            f"First to starve: {first.name}, asked for {_times(first.share)} what there is, so that all of it takes "
-            f"{days}. Change: {first.remedy}."
+            f"First to starve: {first.name}, asked for {_times(first.share)} what there is, so that {ends}. "
+            f"Change: {first.remedy}."
         )
         told += [f"Then: {one.name}, {_times(one.share)} what there is. Change: {one.remedy}." for one in starved[1:]]
     else:
         told.append(
-            f"Nothing starves: the GPUs are the limit, and all of it takes {days}. Next would be {flows[0].name}, at "
+            f"Nothing starves: the GPUs are the limit, and {ends}. Next would be {flows[0].name}, at "
             f"{amount(flows[0].share, 'share')} of what there is."
         )
     told += [f"Close: {one.name}, at {one.share:.0%}." for one in flows[1:] if _NEAR < one.share <= 1]

@@ -94,6 +94,8 @@ def write_parts(run: Path, parts: Parts) -> Path:
         save_file(_storable(parts.method), aside / _METHOD)
         save_file(_storable(parts.optimizer), aside / _OPTIMIZER)
         (aside / _STATE).write_text(parts.state, encoding="utf-8")
+        for name in (_METHOD, _OPTIMIZER):  # safetensors makes files that nobody else may read, whatever the umask
+            shutil.copymode(aside / _STATE, aside / name)
         manifest = {name: _measure(aside / name) for name in _FILES}
         (aside / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (*aside.iterdir(), aside):
@@ -134,7 +136,7 @@ def checkpoints_of(run: Path) -> list[Path]:
     named = run / _FOLDER / _LATEST
     if not named.is_file():
         return folders
-    name = named.read_text(encoding="utf-8").strip()
+    name = named.read_text(encoding="utf-8", errors="replace").strip()
     return sorted(folders, key=lambda folder: folder.name > name)  # newer ones were left behind by going back
 
 

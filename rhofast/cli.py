@@ -66,7 +66,9 @@ def main() -> None:
             message = error.message + (f"\n  hint: {error.hint}" if error.hint else "")
         else:  # a file or folder of the user's: a full disk, no permission, no such folder for the output
             message = f"{error.filename or 'system'}: {error.strerror or error}"
-        err.print(f"rhofast: error: {message}", markup=False, highlight=False, soft_wrap=True, style="red")
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        where = f"rank {os.environ.get('RANK', '?')}: " if ranks > 1 else ""
+        err.print(f"rhofast: error: {where}{message}", markup=False, highlight=False, soft_wrap=True, style="red")
         sys.exit(2)
     except KeyboardInterrupt:
         err.print("rhofast: interrupted", style="red")
@@ -307,13 +309,15 @@ def train(
     config = load_config(page, settings or [])
     with TrainingView(err) as view:
         outcome = run_training(config, resume=resume, accept_changes=accept_changes, on_log=view.on_log)
+    first = os.environ.get("RANK", "0") == "0"
+    if first and outcome.finished:
+        look = f"rhofast report {shlex.quote(str(outcome.run))}"
+        say(f"{outcome.run}: {outcome.step} steps done; look at it with: {look}")
+    elif first:
+        saved = f"{outcome.run}: saved at step {outcome.step} of {outcome.steps}; go on with --resume"
+        err.print(saved, markup=False, highlight=False, soft_wrap=True)
     if not outcome.finished:
-        err.print(
-            f"{outcome.run}: saved at step {outcome.step} of {outcome.steps}; go on with --resume", highlight=False
-        )
         raise typer.Exit(EXIT_RESUMABLE)
-    if os.environ.get("RANK", "0") == "0":
-        say(f"{outcome.run}: {outcome.steps} steps done; look at it with: rhofast report {outcome.run}")
 
 
 @app.command()

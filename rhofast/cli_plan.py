@@ -15,20 +15,26 @@ Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE"
 
 
 def plan(
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs of the run, one a rank")],
-    videos: Annotated[float | None, typer.Option(min=1, help="to store, e.g. 65e6 (default: the dry run's)")] = None,
-    mean_seconds: Annotated[float | None, typer.Option(min=0.1, help="of a video (default: the dry run's)")] = None,
+    gpus: Annotated[int, typer.Option(min=1, max=10**6, help="GPUs of the run, one a rank")],
+    videos: Annotated[
+        float | None, typer.Option(min=1, max=1e12, help="to store, e.g. 65e6 (default: the dry run's)")
+    ] = None,
+    mean_seconds: Annotated[
+        float | None, typer.Option(min=0.1, max=1e6, help="of a video (default: the dry run's)")
+    ] = None,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a machine")] = 8,
     gpu: Annotated[Gpus, typer.Option(help="which, where no bench tells their pace")] = "h100",
     codec: Annotated[str | None, typer.Option(help="jpeg,h264,hevc,copy: those to compare")] = None,
-    epochs: Annotated[float | None, typer.Option(help="in place of the page's")] = None,
+    epochs: Annotated[float | None, typer.Option(min=1e-6, max=1e9, help="in place of the page's")] = None,
     page: Annotated[Path | None, typer.Option("--config", help="page of the run (default: rho-BYOL's)")] = None,
     settings: Settings = None,
     bench_report: Annotated[Path | None, typer.Option("--bench", help="what `rhofast bench --out` wrote")] = None,
     dry_run: Annotated[Path | None, typer.Option(help="what `rhofast shard --dry-run --report` wrote")] = None,
     gop: Annotated[int | None, typer.Option(help="h264, hevc: frames a group (default: 16)")] = None,
-    short_side: Annotated[int | None, typer.Option(min=16, help="pixels of the shorter side (default: 256)")] = None,
-    fps: Annotated[float | None, typer.Option(min=0.1, help="frames a second (default: 30)")] = None,
+    short_side: Annotated[
+        int | None, typer.Option(min=16, max=4096, help="pixels of the shorter side (default: 256)")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(min=0.1, max=1000, help="frames a second (default: 30)")] = None,
     samples_per_shard: Annotated[int | None, typer.Option(min=1, help="videos a shard (default: about 1 GB)")] = None,
     remote: Annotated[
         bool | None, typer.Option("--address/--mounted", help="where shards are (default: what data.train says)")

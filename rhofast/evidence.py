@@ -55,6 +55,7 @@ _GPUS: dict[str, _Accelerator] = {
     "h200": _Accelerator(989e12, 50e9, 7, 7),
 }
 _NVDEC_FPS = {"h264": 771.0, "hevc": 1316.0, "copy": 771.0}
+_FRAMES = 4_000_000  # of a video: their plan is made one by one
 _SMALL_PICTURES = 4.0  # NVDEC: at best so many times the pictures of 1920x1080
 _JPEG_FPS = 1400.0
 
@@ -259,6 +260,11 @@ def _codec(
     seconds, fps = inputs["mean_seconds"].value, inputs["fps"].value
     side = question.short_side or (dry["settings"]["short_side"] if dry is not None else 256)
     pixels = PIXELS * (side / 256) ** 2
+    if seconds * fps > _FRAMES:
+        raise ConfigError(
+            f"a video of {seconds:,.0f} s at {fps:g} frames/s has {seconds * fps:,.0f} frames: more than {_FRAMES:,}",
+            hint="plan for shorter pieces of it",
+        )
     units = units_of(codec, max(1, round(seconds * fps)))
     planned_on = weakest([inputs["mean_seconds"].origin, inputs["fps"].origin])
 

@@ -1,5 +1,5 @@
-"""A run as it goes, in a terminal: progress, the loss as a curve, speed, waits. Where there is no terminal, only what
-must not be missed: who decodes, warnings, advice."""
+"""A run as it goes, in a terminal: progress, the loss as a curve, speed, waits. Where there is no terminal, a line a
+minute, and what must not be missed: who decodes, accuracy, warnings, advice."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rhofast.telemetry import STAGES
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDTH = 28  # of the bar and of the curve
 _PAUSE_S = 1.0  # between two drawings, which take milliseconds of the training thread
+_LINE_S = 60.0  # between two lines in a log, but for the first and the last
 
 
 class TrainingView:
@@ -32,7 +33,7 @@ class TrainingView:
         self._losses: list[float | None] = []
         self._step: dict[str, Any] = {}
         self._accuracy: float | None = None
-        self._drawn = -_PAUSE_S
+        self._drawn = -math.inf
 
     def __enter__(self) -> TrainingView:
         return self
@@ -47,13 +48,19 @@ class TrainingView:
         if kind == "start":
             for sentence in line["decoders"]:
                 self._say(sentence)
-        elif "text" in line:  # a warning, advice, a note
+        elif "text" in line and kind != "error":  # a warning, advice, a note; of an error, the end of the program tells
             self._say(f"step {line['step']}: {kind}: {line['text']}", "bold red" if kind == "warning" else "yellow")
         elif kind == "knn":
             self._accuracy = line["top1"]
+            if self._live is None:
+                self._say(f"step {line['step']:,} of {line['steps']:,}: kNN {line['top1']:.1%}")
         elif kind == "step":
             self._step = line
             self._losses.append(line["loss"])
+            last = line["step"] == line["steps"]
+            if self._live is None and (last or time.monotonic() >= self._drawn + _LINE_S):
+                self._say(_one_line(line))
+                self._drawn = time.monotonic()
         if self._live is not None and self._step and time.monotonic() >= self._drawn + _PAUSE_S:
             if not self._live.is_started:
                 self._live.start()
@@ -66,11 +73,10 @@ class TrainingView:
     def _draw(self) -> RenderableType:
         line = self._step
         done, total, seconds = line["step"], line["steps"], line["step_seconds"]
-        left = timedelta(seconds=round((total - done) * seconds))
         head = Table.grid(padding=(0, 2))
         head.add_row(
             ProgressBar(total=total, completed=done, width=_WIDTH),
-            f"{done:,} of {total:,} steps, epoch {line['epoch']:.2f}, about {left} left",
+            f"{done:,} of {total:,} steps, epoch {line['epoch']:.2f}, about {_left(line)} left",
         )
         head.add_row(sparkline(self._losses, _WIDTH), f"loss {_number(line['loss'])}")
         shares = ", ".join(f"{name} {line[f'{name}_seconds'] / max(seconds, 1e-9):.0%}" for name in STAGES)
@@ -90,6 +96,25 @@ class TrainingView:
         return Group(head, Text(speed), Text(told))
 
 
+def _one_line(line: dict[str, Any]) -> str:
+    """A window in a log."""
+    facts = [
+        f"loss {_number(line['loss'])}",
+        f"{line['clips_per_second']:,.0f} clips/s",
+        f"data wait {line['data_wait_share']:.1%}",
+    ]
+    if line["bad_samples"]:
+        facts.append(f"{line['bad_samples']:,} bad samples")
+    if line["step"] < line["steps"]:
+        facts.append(f"about {_left(line)} left")
+    return f"step {line['step']:,} of {line['steps']:,}: {', '.join(facts)}"
+
+
+def _left(line: dict[str, Any]) -> timedelta:
+    """Until the last step, at the pace of this window."""
+    return timedelta(seconds=round((line["steps"] - line["step"]) * line["step_seconds"]))
+
+
 def sparkline(values: Sequence[float | None], width: int) -> str:
     """A curve of at most `width` characters; each stands for as many values, by their mean. A gap where none is
     finite."""
@@ -106,4 +131,4 @@ def sparkline(values: Sequence[float | None], width: int) -> str:
 
 
 def _number(value: float | None) -> str | None:
-    return None if value is None else f"{value:.4g}"
+    return None if value is None else f"{value:.4g}" if math.isfinite(value) else "not finite"

@@ -5,6 +5,8 @@
     knn       accuracy on held-out videos                      when the trainer evaluates
     warning   what looks wrong (the embeddings collapse)       once each time
     advice    what holds the loader up, and what to change     once if steps wait for data, and in the end
+    stop      why it ends before the last step                 on a signal, or at max_hours
+    error     why it failed                                    once
 
 Lines go to metrics.jsonl and to the caller; numbers go to the trackers, too. Between two windows nothing here waits for
 the device or for another rank. What it is not: it does not decide when to log, evaluate or stop (train.py does).

@@ -21,16 +21,18 @@ from rhofast.telemetry import STAGES
 Lines = list[dict[str, Any]]
 
 _BLUE, _ORANGE, _GRAY, _RED = "#2563a8", "#d97706", "#8a8f98", "#b91c1c"
+_DASHES = ("solid", "dashed", "dotted")  # of the first ten runs, the second, ...; CSS and matplotlib call them so
 _COLORS = (_BLUE, _ORANGE, "#15803d", _RED, "#7c3aed", "#0e7490", "#be185d", "#713f12", "#4d7c0f", _GRAY)
 _STAGE_COLORS = dict(zip(STAGES, ("#b91c1c", "#2563a8", "#60a5fa", "#15803d", "#c4c8ce"), strict=True))
 _DPI = 150
+_NAME = 24  # characters of a run's name in a plot
 _SMOOTHED = 200  # points from which on a curve is drawn as running medians, with the points behind it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunLog:
     """What a run left. steps, checks: one line a step of the metrics file; starts, remarks: all of them; knn: the
-    result of the last evaluation, where there is one."""
+    result of the last evaluation, where there is one; state: how it stands, in words."""
 
     folder: Path
     name: str
@@ -39,6 +41,7 @@ class RunLog:
     steps: Lines
     checks: Lines
     remarks: Lines
+    state: str
     knn: dict[str, Any] | None
 
 
@@ -67,6 +70,15 @@ def draw_plots(runs: Sequence[RunLog]) -> list[str]:
         if any(_has(run, name) for run in runs):
             drawn.append(_curves(runs, across, title, "GB, the most of any rank", name, dress=_from_zero, scale=1e-9))
     return drawn
+
+
+def draw_legend(runs: Sequence[RunLog]) -> str:
+    """Whose curves are whose, for all plots of several runs, as HTML: names may be long, and curves many."""
+    entries = (
+        f"<span><i style='border-top: 3px {dashes} {color}'></i>{html.escape(run.name)}</span>"
+        for run, (color, dashes) in zip(runs, _styles(runs), strict=True)
+    )
+    return f"<div class=legend>{''.join(entries)}</div>"
 
 
 def draw_confusion(knn: dict[str, Any]) -> str:
@@ -110,13 +122,13 @@ def _points(run: RunLog, across: str, name: str, scale: float = 1.0) -> tuple[li
     return [line[across] for line in known], [scale * line[name] for line in known]
 
 
-def _plot(axes: Axes, x: list[float], y: list[float], color: str, label: str | None) -> None:
+def _plot(axes: Axes, x: list[float], y: list[float], color: str, dashes: str) -> None:
     """A curve; of many points, the running medians over a fiftieth of them, and the points faintly."""
     if len(y) >= _SMOOTHED:
         axes.plot(x, y, color=color, linewidth=0.6, alpha=0.25)
         half = len(y) // 100
         y = [statistics.median(y[max(0, at - half) : at + half + 1]) for at in range(len(y))]
-    axes.plot(x, y, color=color, linewidth=1.4, label=label)
+    axes.plot(x, y, color=color, linestyle=dashes, linewidth=1.4, marker="o" if len(y) == 1 else None)
 
 
 def _curves(
@@ -131,18 +143,18 @@ def _curves(
 ) -> str:
     """One number of the lines over the steps, a color a run."""
     figure, axes = _figure(title, across, up)
-    for run, color in zip(runs, _cycle(len(runs)), strict=True):
+    for run, (color, dashes) in zip(runs, _styles(runs), strict=True):
         if _has(run, name):
-            _plot(axes, *_points(run, across, name, scale), color, run.name)
+            _plot(axes, *_points(run, across, name, scale), color, dashes)
     if dress is not None:
         dress(axes)
-    if len(runs) > 1:
-        axes.legend(frameon=False)
     return _image(figure, f"{title} over {across}s")
 
 
-def _cycle(count: int) -> list[str]:
-    return [_COLORS[number % len(_COLORS)] for number in range(count)]
+def _styles(runs: Sequence[RunLog]) -> list[tuple[str, str]]:
+    """(color, dashes) of each run, the same in all plots."""
+    count, kinds = len(_COLORS), len(_DASHES)
+    return [(_COLORS[number % count], _DASHES[number // count % kinds]) for number in range(len(runs))]
 
 
 def _small_share(axes: Axes) -> None:
@@ -162,11 +174,9 @@ def _spread(axes: Axes) -> None:
 def _schedules(runs: Sequence[RunLog], across: str) -> str:
     """Learning rates; of one run, the key network's momentum, too."""
     figure, axes = _figure("Schedules" if len(runs) == 1 else "Learning rate", across, "learning rate")
-    for run, color in zip(runs, _cycle(len(runs)), strict=True):
-        axes.plot(*_points(run, across, "lr"), color=color, linewidth=1.4, label=run.name)
-    if len(runs) > 1:
-        axes.legend(frameon=False)
-    elif _has(runs[0], "ema_momentum"):
+    for run, (color, dashes) in zip(runs, _styles(runs), strict=True):
+        axes.plot(*_points(run, across, "lr"), color=color, linestyle=dashes, linewidth=1.4)
+    if len(runs) == 1 and _has(runs[0], "ema_momentum"):
         twin = axes.twinx()
         twin.plot(*_points(runs[0], across, "ema_momentum"), color=_ORANGE, linewidth=1.4)
         twin.set_ylabel("key network's momentum", color=_ORANGE)
@@ -188,42 +198,50 @@ def _split_of_one(run: RunLog, across: str) -> str:
 
 def _split_of_several(runs: Sequence[RunLog]) -> str:
     """The stages' medians, a bar a run."""
-    figure, axes = _figure("Where the time of a step goes", "milliseconds, medians", "")
     known = [run for run in runs if _has(run, "data_seconds")]
+    figure, axes = _figure("Where the time of a step goes", "milliseconds, medians", "", height=1.3 + 0.25 * len(known))
     left = [0.0] * len(known)
     for name in STAGES:
         widths = [statistics.median(_points(run, "step", f"{name}_seconds", 1000)[1]) for run in known]
         axes.barh(range(len(known)), widths, left=left, label=name, color=_STAGE_COLORS[name], height=0.6)
         left = [before + width for before, width in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(known)), [run.name for run in known])
-    axes.set_ylim(len(known) + 0.2, -0.6)  # the first on top, room for the legend below
+    axes.set_yticks(range(len(known)), [_short(run.name) for run in known], parse_math=False)
+    axes.set_ylim(len(known) - 0.4, -0.6)  # the first on top
     axes.grid(visible=False)
-    axes.legend(frameon=False, ncols=len(STAGES), fontsize=8, loc="lower center", columnspacing=1, handlelength=1)
+    figure.legend(
+        frameon=False, ncols=len(STAGES), fontsize=8, loc="outside lower center", columnspacing=1, handlelength=1
+    )
     return _image(figure, "stages of a step")
 
 
 def _knn_plot(runs: Sequence[RunLog], across: str) -> str:
     figure, axes = _figure("kNN on held-out videos", across, "top-1 accuracy")
-    for run, color in zip(runs, _cycle(len(runs)), strict=True):
+    for run, (color, dashes) in zip(runs, _styles(runs), strict=True):
         last, unit = run.steps[-1]["step"], _epochs_a_step(run) if across == "epoch" else 1
         points = [(line["step"], line["top1"]) for line in run.checks]
         if run.knn is not None and not any(step == last for step, _ in points):
             points.append((last, run.knn["trained"]["top1"]))
         if points:
             x, y = zip(*((step * unit, top1) for step, top1 in points), strict=True)
-            axes.plot(x, y, color=color, marker="o", linewidth=1.4, label="trained" if len(runs) == 1 else run.name)
+            axes.plot(x, y, color=color, linestyle=dashes, marker="o", markersize=4, linewidth=1.4, label="trained")
     if (knn := runs[0].knn) is not None and len(runs) == 1:
         if knn.get("untrained"):
             axes.axhline(knn["untrained"]["top1"], color=_ORANGE, linestyle="--", linewidth=1.2, label="untrained")
         axes.axhline(knn["chance"], color=_GRAY, linestyle=":", linewidth=1.2, label="chance")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylim(0, 1)
-    axes.legend(frameon=False)
+    if len(runs) == 1:
+        axes.legend(frameon=False)
     return _image(figure, f"kNN accuracy over {across}s")
 
 
-def _figure(title: str, across: str, up: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.4, 3.3), layout="constrained")
+def _short(name: str) -> str:
+    """A name that leaves room for the plot: its end tells runs of one kind apart as well as its beginning."""
+    return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 1]}…{name[-_NAME // 2 :]}"
+
+
+def _figure(title: str, across: str, up: str, *, height: float = 3.3) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.4, max(3.3, height)), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(across)

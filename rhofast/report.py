@@ -15,21 +15,28 @@ from pathlib import Path
 from typing import Any
 
 from rhofast.errors import ConfigError
-from rhofast.plots import Lines, RunLog, draw_confusion, draw_plots
+from rhofast.plots import Lines, RunLog, draw_confusion, draw_legend, draw_plots
 from rhofast.telemetry import read_metrics
 
 _REMARKS = 20  # the last ones are shown
+_TITLE = 4  # runs whose names make the title
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --faint: #666c75; --paper: #fff; --line: #d9dce1; --card: #fff; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e9eb; --faint: #9aa0a9; --paper: #16181c; --line: #33373e; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
   max-width: 1100px; padding: 0 1rem; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2.2rem; font-size: 1.15rem; } .faint { color: var(--faint); }
-h3 { margin: 1rem 0 0; font-size: 1rem; }
+h1 { margin-bottom: 0; } h1, h3 { overflow-wrap: anywhere; }
+h2 { margin-top: 2.2rem; font-size: 1.15rem; } .faint { color: var(--faint); }
+h3 { margin: 1rem 0 0; font-size: 1rem; } h3 + p { margin-top: .1rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; } td, th { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); } td.number { text-align: right; font-variant-numeric: tabular-nums; }
-th.number { text-align: right; }
+th.number { text-align: right; vertical-align: bottom; }
+td.number, th.number { min-width: 6.5rem; max-width: 15rem; overflow-wrap: anywhere; }
+.scroll td:first-child { white-space: nowrap; }
+.legend { position: sticky; top: 0; background: var(--paper); padding: .4rem 0; display: flex; flex-wrap: wrap;
+  gap: .2rem 1.4rem; overflow-wrap: anywhere; }
+.legend i { display: inline-block; width: 1.8rem; margin-right: .5rem; vertical-align: middle; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 14px; }
 .square { max-width: 600px; }
 .plots img, .wide img, .square img { width: 100%; border-radius: 6px; background: var(--card);
@@ -41,6 +48,7 @@ pre { overflow: auto; font-size: 12px; }
 def write_report(runs: Sequence[Path], target: Path | None = None) -> Path:
     """Write one page about some runs and return its path: `target`, or RUN/report.html for one run, comparison.html
     beside the first of several. Raises ConfigError where one is not a run folder."""
+    runs = list({run.resolve(): run for run in runs}.values())
     read = [_read_run(run, name) for run, name in zip(runs, _names(runs), strict=True)]
     if target is None:
         target = runs[0] / "report.html" if len(runs) == 1 else runs[0].parent / "comparison.html"
@@ -67,8 +75,28 @@ def _read_run(run: Path, name: str) -> RunLog:
         steps=_last_word([line for line in lines if line["kind"] == "step"]),
         checks=_last_word([line for line in lines if line["kind"] == "knn"]),
         remarks=[line for line in lines if "text" in line],
+        state=_state(lines, config),
         knn=_read_json(run / "knn.json"),
     )
+
+
+def _state(lines: Lines, config: Mapping[str, Any]) -> str:
+    """How the newest process of the run stands, by what it wrote."""
+    begins = max((at for at, line in enumerate(lines) if line["kind"] == "start"), default=0)
+    last = next((line for line in reversed(lines[begins:]) if line["kind"] in ("step", "stop", "error")), None)
+    if last is None:
+        last = next((line for line in reversed(lines) if line["kind"] == "step"), None)
+    if last is None:
+        return "no step yet"
+    if last["kind"] == "error":
+        return f"failed at step {last['step']:,}"
+    if last["kind"] == "stop":
+        return f"stopped at step {last['step']:,} ({last['reason']}), to be resumed"
+    train = config["train"]
+    total = train.get("steps") or max(1, round(train["epochs"] * last["step"] / last["epoch"]))
+    if last["step"] >= total:
+        return "finished"
+    return f"at step {last['step']:,} of {total:,}: under way, or killed"
 
 
 def _without_void(lines: Lines) -> Lines:
@@ -87,7 +115,8 @@ def _last_word(lines: Lines) -> Lines:
 
 
 def _page(runs: list[RunLog]) -> str:
-    title = html.escape(", ".join(run.name for run in runs))
+    names = ", ".join(run.name for run in runs)
+    title = html.escape(names if len(runs) <= _TITLE else f"{len(runs)} runs")
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
@@ -95,12 +124,15 @@ def _page(runs: list[RunLog]) -> str:
     ]
     for run in runs:
         heading = f"<h3>{html.escape(run.name)}</h3>" if len(runs) > 1 else ""
-        parts.append(f"{heading}<p class=faint>{_headline(run)}</p>")
+        between = " &middot; " if len(runs) > 1 else "<br>"
+        parts.append(f"{heading}<p class=faint>{_headline(run, between)}</p>")
     parts += ["<h2>Results</h2>", _table({run.name: _results(run) for run in runs})]
     if len(runs) > 1:
         parts += ["<h2>Where the configurations differ</h2>", _differences(runs)]
     begun = [run for run in runs if run.steps]
     parts.append("<h2>The run</h2>" if len(runs) == 1 else "<h2>The runs</h2>")
+    if len(begun) > 1:
+        parts.append(draw_legend(begun))
     parts.append(f"<div class=plots>{''.join(draw_plots(begun))}</div>" if begun else "<p>No step yet.</p>")
     if any(run.remarks for run in runs):
         parts += ["<h2>Warnings and advice</h2>", *(_remarks(run, named=len(runs) > 1) for run in runs if run.remarks)]
@@ -113,7 +145,7 @@ def _page(runs: list[RunLog]) -> str:
     return "\n".join([*parts, "</html>"])
 
 
-def _headline(run: RunLog) -> str:
+def _headline(run: RunLog, between: str) -> str:
     config, starts = run.config, run.starts
     clips, first = config["clips"], starts[0] if starts else {}
     backbone = config["backbone"]
@@ -130,12 +162,12 @@ def _headline(run: RunLog) -> str:
         ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
     if len(starts) > 1:
-        facts.append(f"resumed {len(starts) - 1} times")
-    return "<br>".join(fact if "&rho;" in fact else html.escape(fact) for fact in facts if fact)
+        facts.append(f"resumed {len(starts) - 1} times" if len(starts) > 2 else "resumed once")
+    return between.join(fact if "&rho;" in fact else html.escape(fact) for fact in facts if fact)
 
 
 def _results(run: RunLog) -> dict[str, str]:
-    rows, steps, knn = {}, run.steps, run.knn
+    rows, steps, knn = {"state": run.state}, run.steps, run.knn
     if knn is not None:
         for name in ("trained", "untrained"):
             if knn.get(name):

@@ -179,15 +179,17 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, or none where it is missing; a last line that was cut short is left out."""
+    """The lines of a metrics file, or none where it is missing; what was cut short or is damaged is left out."""
     if not path.is_file():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             continue
+        if isinstance(line, dict):
+            lines.append(line)
     return lines
 
 

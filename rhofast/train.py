@@ -14,6 +14,7 @@ import contextlib
 import datetime
 import gc
 import platform
+import shlex
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -30,15 +31,17 @@ from torch import Tensor, nn
 
 from rhofast.activations import checkpoint_blocks
 from rhofast.agreement import BAD_GRADIENT, BAD_LOSS, OK, Stopper, Verdict, Votes, told_of_lost_ranks
+from rhofast.buffers import FiniteStatistics
 from rhofast.checkpoint import Checkpoint, load_checkpoint, untrained_backbone
 from rhofast.config import Config
 from rhofast.data.index import ShardSet
 from rhofast.data.loader import Loader
 from rhofast.data.mixture import Mixture
-from rhofast.data.remote import open_test, open_training
+from rhofast.data.remote import is_remote, open_test, open_training
 from rhofast.data.types import Views
-from rhofast.distributed import join_again
+from rhofast.distributed import SyncBatchNorm, join_again, world_size
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError, RhofastError, SaveError
+from rhofast.evals.heldout import check_held_out
 from rhofast.evals.knn import evaluate_knn
 from rhofast.logbook import Logbook, check_trackers
 from rhofast.methods import build_method
@@ -87,7 +90,11 @@ def train(
             opened = _open_run(config, accelerator, resume=resume, accept_changes=accept_changes)
             if opened.checkpoint is not None:
                 run.restore(opened.checkpoint)
-            outcome = run.loop(stopper, opened.notes)
+            try:
+                outcome = run.loop(stopper, opened.notes)
+            except RhofastError as error:
+                run.book.write("error", step=run.step, text=error.message)
+                raise
     accelerator.end_training()
     return outcome
 
@@ -105,7 +112,7 @@ def build_accelerator(config: Config) -> Accelerator:
     return Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision={"fp32": "no"}.get(config.train.precision, config.train.precision),
-        log_with=list(config.train.trackers),
+        log_with=list(config.train.trackers) or None,
         project_config=ProjectConfiguration(project_dir=folder, logging_dir=str(config.folder / "tensorboard")),
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
@@ -147,6 +154,8 @@ def prepare(
     with warnings.catch_warnings():  # newer torch has another word for broadcast_buffers, older torch only this one
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         model, prepared = accelerator.prepare(module, optimizer)
+    # Of dimensions of one element, whose strides mean nothing; each rank would say so in the first backward.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
     return model, prepared
 
 
@@ -159,6 +168,7 @@ def build_model(config: Config, accelerator: Accelerator) -> tuple[nn.Module, Me
     except ValueError as error:
         raise ConfigError(f"method: {error}") from None
     check_accumulation(method, config.train, accelerator.num_processes)
+    _check_share(method, config, accelerator.num_processes)
     if config.train.channels_last:
         method = method.to(memory_format=torch.channels_last_3d)
     optimizer = build_optimizer(method, config.optim)
@@ -201,6 +211,14 @@ class _Run:
     def epoch(self) -> float:
         return self.step / self.loader.steps_per_epoch
 
+    @property
+    def _knn_steps(self) -> int | None:
+        """Steps from one evaluation to the next, or None."""
+        train = self.config.train
+        if train.knn_epochs is not None:
+            return max(1, round(train.knn_epochs * self.loader.steps_per_epoch))
+        return train.knn_steps
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue where a checkpoint left off. Raises ResumeError."""
         try:
@@ -220,15 +238,17 @@ class _Run:
         book.begin(step=self.step, **self._facts())
         for note in notes:
             book.write("note", step=self.step, text=note)
+        self._check_held_out()
         self._evaluate(first=True)
         book.restart()
-        began = self.step
+        began, statistics = self.step, FiniteStatistics(self.method)
         with collected_by_hand():
             while self.step < self.steps:
                 with book.waiting(self.step + 1):
                     views = self._next_views()
                 last = self.step + 1 == self.steps
                 logs, flag = self._train_step(views.pixels, log=last or (self.step + 1) % train.log_steps == 0)
+                statistics.mend()
                 self.step += 1
                 book.step(self.step, views.pixels.shape[0] * views.pixels.shape[1])
                 if self.step % train.log_steps == 0 or self.step == self.steps:
@@ -304,20 +324,32 @@ class _Run:
         bad = self.votes.bad_steps(verdict)
         known = {step: f"epoch {epoch}, position {position}" for step, epoch, position in self._addresses}
         told = [f"step {one.step} ({known.get(one.step, 'before')}; {_ranks_text(one.ranks)})" for one in bad]
+        if len(told) > 5:
+            told[3:-1] = ["..."]
         run, first = self.config.folder, bad[0]
-        look = f"rhofast show {run} --step {first.step} --rank {min(first.ranks, default=0)}"
+        look = f"rhofast show {shlex.quote(str(run))} --step {first.step} --rank {min(first.ranks, default=0)}"
         return NotFiniteError(
             f"{run}: not finite in {len(bad)} steps in succession: {', '.join(told)}",
             hint=f"look at the batch: {look}; these steps changed no weight, and --resume continues from the newest "
             "checkpoint, with --accept-changes under other settings",
         )
 
+    def _check_held_out(self) -> None:
+        """Warn, on rank 0, where kNN tests on videos that are trained on. Of sets behind an address only the first is
+        looked at, which kNN goes through anyway: the indices of others may take long to come."""
+        if self.test is None or self._knn_steps is None or not self.accelerator.is_main_process:
+            return
+        sources = zip(self.config.data.train, self.shards.sets, strict=True)
+        sets = [
+            shards for number, (source, shards) in enumerate(sources) if number == 0 or not is_remote(source.shards)
+        ]
+        for sentence in check_held_out(sets, self.test, allow=True):
+            self.book.write("warning", step=self.step, text=f"kNN is not on held-out videos: {sentence}")
+
     def _evaluate(self, *, first: bool = False) -> bool:
         """kNN on the held-out shards: before the first step, as often as asked for, after the last. True if it ran. It
         may take minutes in which no call for a stop is heard, so what has been done is saved before."""
-        every = self.config.train.knn_steps
-        if self.config.train.knn_epochs is not None:
-            every = max(1, round(self.config.train.knn_epochs * self.loader.steps_per_epoch))
+        every = self._knn_steps
         due = self.step == 0 if first else every is not None and (self.step % every == 0 or self.step == self.steps)
         if self.test is None or every is None or not due:
             return False
@@ -451,6 +483,19 @@ def take_step(
     if accelerator.scaler is None:
         flag = torch.where(torch.isfinite(norm), flag, flag.clamp(min=BAD_GRADIENT))
     return logs | {"loss": loss.float(), "lr": torch.tensor(rate), "grad_norm": norm, "flag": flag}
+
+
+def _check_share(method: Method, config: Config, ranks: int) -> None:
+    """Raise ConfigError where a batch norm of the heads would get a single video: of one value there is no spread."""
+    if config.train.batch_size // (ranks * config.train.accumulate) != 1:
+        return
+    for name, module in method.named_modules():
+        alone = not isinstance(module, SyncBatchNorm) or world_size(module.group) == 1
+        if "backbone." not in name and isinstance(module, nn.modules.batchnorm._BatchNorm) and alone:
+            raise ConfigError(
+                f"train.batch_size: one video at a time on each rank, of which batch norm ({name}) has no statistics",
+                hint='a larger train.batch_size, fewer ranks or train.accumulate, or method.batch_norm="sync"',
+            )
 
 
 def _open_run(config: Config, accelerator: Accelerator, *, resume: bool, accept_changes: bool) -> Opened:

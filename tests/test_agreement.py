@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -124,6 +126,42 @@ def test_ctrl_c_that_a_launcher_repeats_is_one_and_a_later_one_ends_at_once(monk
         now[0] = 5.0
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+_CHILD = """
+import sys, time
+from rhofast.agreement import Stopper
+with Stopper(None) as stopper:
+    print("ready", flush=True)
+    for _ in range(200):
+        if stopper.asked:
+            break
+        time.sleep(0.05)
+    print(stopper.reason, flush=True)
+"""
+_LAUNCHER = """
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", sys.argv[1]]).wait()
+"""
+
+
+@pytest.mark.parametrize("variable", ["TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"])
+def test_processes_whose_launcher_was_killed_stop(variable: str) -> None:
+    environment = {**os.environ, variable: "x"}
+    command = [sys.executable, "-c", _LAUNCHER, _CHILD]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as launcher:
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline() == "ready\n"
+        launcher.kill()
+        assert launcher.stdout.read() == "the launcher has ended\n"
+
+
+def test_a_process_outlives_the_shell_that_began_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(variable, raising=False)
+    stopper = Stopper(None)
+    monkeypatch.setattr("rhofast.agreement.os.getppid", lambda: 1)
+    assert stopper.reason is None
 
 
 def test_the_time_is_up_after_max_hours() -> None:

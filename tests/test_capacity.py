@@ -199,6 +199,21 @@ def test_more_video_never_takes_less_room(factor: float, name: str) -> None:
 # ---- interruptions ----
 
 
+def test_a_run_that_fails_faster_than_it_begins_again_is_said_never_to_end() -> None:
+    changes = {"node_mtbf": 1.0, "restart": 10 * HOUR}
+    told = " ".join(planned(**changes).codecs[0].verdict)
+    assert "it never ends: machines fail before" in told and "without end" not in told
+
+
+@pytest.mark.parametrize("absurd", ["--videos inf", "--videos 1e30", "--mean-seconds 1e300", "--fps inf", "--gpus 0"])
+def test_absurd_numbers_are_refused_in_a_line(absurd: str, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = f"plan --videos 1e6 --mean-seconds 26 --gpus 8 {absurd}"
+    with pytest.raises(Exception, match="Input should be"):
+        app(whole.split(), standalone_mode=False)
+    with pytest.raises(ConfigError, match=r"100,000,000 frames: more than"):
+        app([*whole.split()[:3], "--mean-seconds", "1e6", "--fps", "100", "--gpus", "8"], standalone_mode=False)
+
+
 @given(stall=st.floats(0.01, 100), mtbf=st.floats(2000, 1e7))
 def test_daly_s_interval_is_all_but_the_best(stall: float, mtbf: float) -> None:
     def taken(interval: float) -> float:

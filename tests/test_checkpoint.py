@@ -85,6 +85,18 @@ def test_one_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
     assert find_damage(folder) == "manifest.json is damaged"
 
 
+def test_a_pointer_that_points_nowhere_is_no_obstacle(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, checkpoint(1), keep=5)
+    for content in (b"\x99\xff\0", b"", b"step-00000007"):
+        (tmp_path / "checkpoints" / "latest").write_bytes(content)
+        assert latest_checkpoint(tmp_path) == folder
+
+
+def test_who_may_read_one_file_may_read_all(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, checkpoint(1), keep=5)
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, checkpoint(1), keep=5)
     assert find_damage(folder) is None

@@ -1,6 +1,7 @@
 """A run in a terminal, and in a log."""
 
 import io
+import math
 import re
 from typing import Any
 
@@ -53,14 +54,28 @@ def test_a_terminal_shows_how_far_how_fast_and_how_well() -> None:
     assert "bad samples" not in shown and "device" not in shown
 
 
-def test_a_log_gets_only_what_must_not_be_missed() -> None:
+def test_a_log_gets_what_must_not_be_missed_and_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     remarks = [
         {"kind": kind, "step": 50, "steps": 100, "text": f"{kind} [of] it"} for kind in ("warning", "advice", "note")
     ]
-    shown = view_of(START, STEP, *remarks, {"kind": "checkpoint", "step": 50, "steps": 100}, terminal=False)
+    seconds = iter([0.0, 0.0, 59.0, 60.0, 60.0, 61.0, 61.0])  # a look at each window, and one when it is told
+    monkeypatch.setattr("rhofast.live.time.monotonic", lambda: next(seconds))
+    shown = view_of(
+        START,
+        *({**STEP, "step": step} for step in (1, 60, 61, 62)),
+        {"kind": "checkpoint", "step": 62, "steps": 100},
+        *remarks,
+        {"kind": "knn", "step": 100, "steps": 100, "top1": 0.421},
+        {**STEP, "step": 100, "loss": math.nan, "bad_samples": 3},
+        terminal=False,
+    )
     assert shown.splitlines() == [
         START["decoders"][0],  # type: ignore[index]
+        "step 1 of 100: loss 1.5, 1,234 clips/s, data wait 1.1%, about 0:03:18 left",
+        "step 61 of 100: loss 1.5, 1,234 clips/s, data wait 1.1%, about 0:01:18 left",
         *(f"step 50: {kind}: {kind} [of] it" for kind in ("warning", "advice", "note")),
+        "step 100 of 100: kNN 42.1%",
+        "step 100 of 100: loss not finite, 1,234 clips/s, data wait 1.1%, 3 bad samples",
     ]
 
 

@@ -1,6 +1,8 @@
 """The page about a run, from whatever the run left."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +93,35 @@ def test_the_later_line_of_a_step_counts_and_a_cut_line_is_ignored(tmp_path: Pat
     )
     assert len(read_metrics(run / "metrics.jsonl")) == 5
     page = write_report([run]).read_text()
-    assert "-1.5000" in page and "-9.0000" not in page and "resumed 1 times" in page
+    assert "-1.5000" in page and "-9.0000" not in page and "resumed once" in page
+
+
+@pytest.mark.parametrize(
+    ("lines", "state"),
+    [
+        ([START], "no step yet"),
+        ([START, step(4)], "at step 4 of 9: under way, or killed"),
+        ([START, step(9)], "finished"),
+        ([START, step(9), {**START, "step": 9}], "finished"),
+        ([START, step(4), {"kind": "stop", "step": 5, "reason": "SIGTERM"}], "stopped at step 5 (SIGTERM), to be"),
+        ([START, {"kind": "stop", "step": 5, "reason": "SIGTERM"}, {**START, "step": 5}, step(6)], "at step 6 of 9"),
+        ([START, step(4), {"kind": "error", "step": 5, "text": "a loss"}], "failed at step 5"),
+    ],
+)
+def test_it_says_how_a_run_stands(tmp_path: Path, lines: list[dict[str, Any]], state: str) -> None:
+    assert f"<td>state<td class=number>{state}" in write_report([make_run(tmp_path / "run", lines)]).read_text()
+
+
+def test_every_run_is_in_the_legend_whatever_its_name(tmp_path: Path) -> None:
+    names = [*(f"run{number}" for number in range(11)), "_hidden", "$x_1$ & <b>", "long" * 30]
+    runs = [make_run(tmp_path / name, [START, whole_step(1)]) for name in names[:11]]
+    for name in names[11:]:
+        shutil.copytree(runs[0], tmp_path / name)
+        runs.append(tmp_path / name)
+    legend = write_report([*runs, runs[0]]).read_text().split("class=legend>")[1].split("</div>")[0]
+    assert legend.count("<span>") == len(runs)
+    assert len(set(re.findall("style='(.*?)'", legend))) == len(runs)  # each has a style of its own
+    assert "_hidden" in legend and "$x_1$ &amp; &lt;b&gt;" in legend and "long" * 30 in legend
 
 
 def test_a_loss_that_is_not_finite_is_said(tmp_path: Path) -> None:

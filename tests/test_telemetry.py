@@ -137,7 +137,7 @@ def test_every_line_is_json_and_what_is_not_finite_is_null(tmp_path: Path) -> No
 
 def test_a_line_that_was_cut_short_takes_no_other_with_it(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"kind": "step", "step": 1}\n{"kind": "st')
+    path.write_bytes(b'{"kind": "step", "step": 1}\n7\n\0\xff\x99\n{"kind": "st')
     metrics = MetricsFile(path)
     for step in (2, 3):
         metrics.write("step", step=step)

@@ -273,6 +273,52 @@ def test_a_step_that_is_not_finite_changes_no_weight_even_if_it_is_the_first(
     assert not all(torch.equal(begun[name], second[f"backbone.{name}"]) for name in names)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "byol", "hidden": 16, "out": 8},
+        {"name": "moco", "hidden": 16, "out": 8, "queue": 32, "fill_first": False},
+        {"name": "simclr", "hidden": 16, "out": 8},
+        {"name": "swav", "hidden": 16, "out": 8, "prototypes": 6, "queue": 4, "queue_epoch": 0.0},
+    ],
+    ids=lambda method: method["name"],
+)
+def test_a_bad_batch_is_over_with_the_next_step(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any]
+) -> None:
+    """Its pixels go through batch norms and into queues, and yet no later loss and no checkpoint suffers."""
+    real = rhofast.train._Run._next_views
+
+    def next_views(run: Any) -> Any:
+        views = real(run)
+        if run.step == 1:
+            views.pixels[0, 0, 0, 0, 0, 0] = float("nan")
+        return views
+
+    monkeypatch.setattr("rhofast.train._Run._next_views", next_views)
+    page = config(shards, tmp_path, checkpoint_steps=1, max_bad_steps=2)
+    outcome = train(page.model_copy(update={"method": parse_config({"name": "x", "method": method}, "x").method}))
+    assert [line["loss"] is None for line in metrics(outcome.run)] == [False, True, False, False, False]
+    assert [line["step"] for line in metrics(outcome.run, "checkpoint")] == [1, 2, 3, 4, 5]
+
+
+def test_a_share_of_one_video_is_refused_where_batch_norm_has_no_use_for_it(shards: ShardSet, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"one video at a time.*projection"):
+        train(config(shards, tmp_path, batch_size=1))
+    with pytest.raises(ConfigError, match="one video at a time"):
+        train(config(shards, tmp_path, accumulate=4, micro_batch_norm=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_to_look_at_is_a_command_of_the_shell(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poisoned(monkeypatch, {1}, "loss")
+    with pytest.raises(NotFiniteError) as caught:
+        train(config(shards, tmp_path / "my runs", max_bad_steps=1))
+    assert f"rhofast show '{tmp_path}/my runs/run' --step 1 --rank 0;" in str(caught.value.hint)
+
+
 def test_a_signal_saves_and_stops(shards: ShardSet, tmp_path: Path) -> None:
     def interrupt(line: dict[str, Any]) -> None:
         if line["kind"] == "step" and line["step"] == 2:
@@ -307,6 +353,8 @@ def test_knn_runs_before_between_and_after(shards: ShardSet, tmp_path: Path) -> 
     checks = metrics(outcome.run, "knn")
     assert [line["step"] for line in checks] == [0, 2, 4]
     assert all(line["samples"] == 13 for line in checks)
+    (told,) = (line["text"] for line in metrics(outcome.run, "warning"))
+    assert told.startswith("kNN is not on held-out videos: 13 of 13 test samples")
 
 
 def test_two_processes_train_on_the_batches_of_one(shards: ShardSet, tmp_path: Path) -> None:

@@ -158,7 +158,10 @@ class Moco(MomentumMethod):
         new = gathered.transpose(0, 1).flatten(0, 2)
         queue, written = self.get_buffer("queue"), self.get_buffer("written")
         assert len(new) <= len(queue), "check() refuses such a batch"
-        queue.index_copy_(0, (written + torch.arange(len(new), device=queue.device)) % len(queue), new.to(queue.dtype))
+        places = (written + torch.arange(len(new), device=queue.device)) % len(queue)
+        new = new.to(queue.dtype)
+        finite = new.isfinite().all(dim=1, keepdim=True)  # others would stay in every loss until they are replaced
+        queue.index_copy_(0, places, torch.where(finite, new, queue[places]))
         written += len(new)
 
 

@@ -133,7 +133,8 @@ class Swav(Method):
             queue = self.get_buffer("queue")
             if self._queued == self.options.queue:
                 pool = torch.cat([everyone, queue], dim=1)
-            queue.copy_(torch.cat([everyone, queue], dim=1)[:, : self.options.queue])
+            finite = everyone.isfinite().all(dim=-1, keepdim=True)  # others would spoil all codes that come from it
+            queue.copy_(torch.cat([torch.where(finite, everyone, queue[:, :1]), queue], dim=1)[:, : self.options.queue])
             self._queued = min(self.options.queue, self._queued + everyone.shape[1])
         scores = pool @ self.prototypes.weight.T / self.options.sharpness
         first, batch = 0 if alone else rank() * units.shape[1], units.shape[1]
