@@ -445,6 +445,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    if isinstance(value, int | float) and _is_text(keys):  # name=2024, name=nan
+        value = text.strip()
     table = values
     for key in keys[:-1]:
         table = table.setdefault(key, {})
@@ -453,6 +455,17 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if keys[0] == "train" and keys[-1] in _ONE_OF:  # the two exclude each other: the last word counts
         table.pop(_ONE_OF[keys[-1]], None)
     table[keys[-1]] = value
+
+
+def _is_text(keys: list[str]) -> bool:
+    """Whether a key of Config takes a text and nothing else."""
+    annotation: Any = Config
+    for key in keys:
+        known = isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation.model_fields.get(key)
+        if not known:
+            return False
+        annotation = known.annotation
+    return annotation is str
 
 
 def _explain(kind: type[Section], error: ValidationError, where: str) -> ConfigError:

@@ -64,6 +64,8 @@ def test_a_page_is_read_with_its_defaults(page: Path) -> None:
         ("augment.blur_sigma=[0.2, 1.0]", (0.2, 1.0)),
         ("optim.base_lr=1", 1.0),
         ("train.precision=bf16", "bf16"),
+        ("name=2024", "2024"),
+        ("name=nan", "nan"),
     ],
 )
 def test_overrides_are_toml_or_bare_strings(page: Path, override: str, value: object) -> None:
