@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from rhofast.console import class_table, err, out, progress_bar, say, score_table
 from rhofast.errors import ConfigError
@@ -55,8 +55,8 @@ def knn(
     """Weighted k-nearest neighbors on held-out shards. Also under `accelerate launch`."""
     from rhofast.evals.neighbors import evaluate_neighbors
 
-    case = _open(checkpoint, _one_test(shards, test), train, page, settings, allow_overlap)
-    with _samples("features") as progress:
+    case = _open(checkpoint, _one_test(shards, test), train, page, settings, allow_overlap, target)
+    with _samples("features") as (progress,):
         result = evaluate_neighbors(case, untrained=untrained, progress=progress)
     _tell(result, target)
 
@@ -78,14 +78,16 @@ def linear(
     part of the training shards. With --config: by SGD through the augmenting loader, as that page says."""
     from rhofast.evals.linear import evaluate_linear
 
-    case = _open(checkpoint, _one_test(shards, test), train, page, settings, allow_overlap)
+    if resume and page is None:
+        raise ConfigError("--resume: only with --config", hint="without it, --set eval.keep=FOLDER keeps the features")
+    case = _open(checkpoint, _one_test(shards, test), train, page, settings, allow_overlap, target)
     if page is not None:
         if untrained:
             raise ConfigError("--untrained: not with --config", hint="give `random` in place of the checkpoint")
         _classify(case, frozen=True, resume=resume, target=target)
         return
-    with _samples("features") as progress:
-        result = evaluate_linear(case, untrained=untrained, progress=progress)
+    with _samples("features", "fitting") as (progress, on_fit):
+        result = evaluate_linear(case, untrained=untrained, progress=progress, on_fit=on_fit)
     _tell(result, target)
 
 
@@ -102,7 +104,7 @@ def finetune(
     settings: Settings = None,
 ) -> None:
     """Train the whole network on labeled shards as a recipe says, then test it. Also under `accelerate launch`."""
-    case = _open(checkpoint, _one_test(shards, test), train, page, settings, allow_overlap)
+    case = _open(checkpoint, _one_test(shards, test), train, page, settings, allow_overlap, target)
     _classify(case, frozen=False, resume=resume, target=target)
 
 
@@ -118,16 +120,23 @@ def neighbors(
     settings: Settings = None,
 ) -> None:
     """A page of pictures: some videos, and beside each the ones that are nearest in feature space."""
+    from rhofast.evals.case import check_writable
     from rhofast.evals.retrieval import draw_neighbors, open_bank
     from rhofast.pictures import check_suffix
 
     check_suffix(target)
+    check_writable(target)
     subject, bank, queries, chosen = open_bank(
         checkpoint, bank=train, queries=shards, keys=key or [], samples=samples, overrides=settings or []
     )
-    with _samples("features") as progress:
-        found = draw_neighbors(subject, bank, queries, chosen, target, count=count, progress=progress)
-    say(f"{target}: {len(found)} queries, the {count} nearest of each; {subject.origin}")
+    with _samples("features") as (progress,):
+        drawn = draw_neighbors(subject, bank, queries, chosen, target, count=count, progress=progress)
+    if _is_first():
+        _tell_left_out(drawn.left_out)
+        asked = "1 query" if len(drawn.near) == 1 else f"{len(drawn.near)} queries"
+        most = max((len(near.neighbors) for near in drawn.near), default=0)
+        few = "" if most == count else "; there are no more of another source"
+        say(f"{target}: {asked}, the {most} nearest of each{few}; {subject.origin}")
 
 
 def embed(
@@ -145,7 +154,7 @@ def embed(
     check_target(target)
     subject = open_subject(checkpoint, overrides=settings or [])
     opened = open_shards(shards, data=subject.config.data)
-    with _samples("features") as progress:
+    with _samples("features") as (progress,):
         result = write_features(subject, opened, target, progress=progress)
     if not _is_first():
         return
@@ -181,14 +190,14 @@ def _classify(case: Case, *, frozen: bool, resume: bool, target: Path | None) ->
 
 
 @contextmanager
-def _samples(words: str) -> Iterator[Callable[[int, int], None]]:
+def _samples(*words: str) -> Iterator[list[Callable[[int, int], None]]]:
+    """A bar for each of the words, seen when it is told how far it is."""
     with _bar() as progress:
-        task = progress.add_task(words, total=None, visible=False)
 
-        def report(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total, visible=True)
+        def reporter(task: TaskID) -> Callable[[int, int], None]:
+            return lambda done, total: progress.update(task, completed=done, total=total, visible=True)
 
-        yield report
+        yield [reporter(progress.add_task(word, total=None, visible=False)) for word in words]
 
 
 def _bar(*, note: bool = False) -> Progress:
@@ -205,10 +214,19 @@ def _one_test(shards: str | None, test: str | None) -> str:
 
 
 def _open(
-    checkpoint: str, test: str, train: str | None, page: Path | None, settings: list[str] | None, allow_overlap: bool
+    checkpoint: str,
+    test: str,
+    train: str | None,
+    page: Path | None,
+    settings: list[str] | None,
+    allow_overlap: bool,
+    target: Path | None,
 ) -> Case:
-    from rhofast.evals.case import open_case
+    """target: where the result will be written; None: in the folder of the checkpoint, or of what is trained on it."""
+    from rhofast.evals.case import check_writable, open_case
 
+    if target is not None:
+        check_writable(target)
     case = open_case(checkpoint, test, train=train, page=page, overrides=settings or [], allow_overlap=allow_overlap)
     if _is_first():
         for note in case.notes:

@@ -180,7 +180,8 @@ def score_table(evaluation: Evaluation) -> Table:
     )
     for column in ("backbone", "top-1", "top-5", "videos"):
         table.add_column(column, justify="left" if column == "backbone" else "right")
-    for name, one in (("trained", evaluation.trained), ("untrained", evaluation.untrained)):
+    first = "untrained" if evaluation.step == 0 else "trained"
+    for name, one in ((first, evaluation.trained), ("untrained", evaluation.untrained)):
         if one is not None:
             table.add_row(name, f"{one.top1:.1%}", f"{one.top5:.1%}", f"{one.samples:,}")
     table.add_row("chance", f"{evaluation.chance:.1%}", "", "")

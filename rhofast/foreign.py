@@ -135,8 +135,12 @@ def read_weights(path: Path) -> dict[str, Any]:
                 f"{path}: refused: to read it, code pickled in it would have to run ({found[1]})",
                 hint="where you trust it, save its tensors alone: torch.save({'model_state': ...}, path)",
             ) from None
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"{path}: cannot be read as a checkpoint of torch: {reason}") from None
+        if isinstance(error, OSError):
+            raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+        # Torch's own words are a guess at the cause, and advice to read the file without restriction.
+        raise ConfigError(
+            f"{path}: cannot be read as a checkpoint of torch", hint="it is something else, or was cut short"
+        ) from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: holds a {type(loaded).__name__}, not a checkpoint")
     return loaded

@@ -107,8 +107,71 @@ def test_two_ranks_write_what_one_writes(shards: ShardSet, tmp_path: Path) -> No
     )
     one, two = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("one", "two"))
     assert one.drop_columns("feature").equals(two.drop_columns("feature"))
+    groups = [pq.ParquetFile(tmp_path / f"{name}.parquet").metadata.num_row_groups for name in ("one", "two")]
+    assert groups == [1, 1]
     features = [np.stack(table.column("feature").to_numpy()) for table in (one, two)]
     assert np.allclose(*features, atol=1e-6)
+
+
+def test_rows_come_in_groups_of_one_size(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rhofast.evals.embed._GROUP", 5 * 32)
+    subject = open_subject("random", overrides=SETTINGS)
+    embed(subject, shards, tmp_path / "x.parquet")
+    file = pq.ParquetFile(tmp_path / "x.parquet")
+    assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [5, 5, 3]
+    assert file.read().column("sample").to_pylist() == list(range(13))
+
+
+def test_of_several_processes_one_draws(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other:
+        is_main_process = False
+
+    damage_unit(shards, 5, 0)
+    subject, bank, queries, chosen = open_bank(
+        "random", bank=shards.root, queries=None, keys=["v4"], samples=1, overrides=SETTINGS
+    )
+    monkeypatch.setattr("rhofast.evals.retrieval.PartialState", Other)
+    drawn = draw_neighbors(subject, bank, queries, chosen, tmp_path / "n.png")
+    assert len(drawn.near) == 1 and len(drawn.left_out) == 1 and "'v5'" in drawn.left_out[0]
+    assert not (tmp_path / "n.png").exists()
+
+
+def test_where_nothing_can_be_written_nothing_is_computed(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it began")
+
+    for name in ("case.open_case", "retrieval.open_bank", "subject.open_subject"):
+        monkeypatch.setattr(f"rhofast.evals.{name}", never)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "folder.npy").mkdir()
+    sets = ["random", "--train", shards.root, "--test", shards.root]
+    page = ["--config", "page.toml"]
+    for target, said in (("no/x", "no folder"), ("folder", "a folder, not a file")):
+        for verb in (["knn", *sets], ["linear", *sets], ["finetune", *sets, *page]):
+            assert run("eval", *verb, "--out", f"{target}.json") == 2
+            assert said in capsys.readouterr().err
+        assert run("embed", "random", shards.root, f"{target}.npy") == 2
+        assert said in capsys.readouterr().err
+    assert run("eval", "linear", *sets, "--resume") == 2
+    assert "only with --config" in capsys.readouterr().err
+    assert run("eval", "neighbors", "random", "--train", shards.root, "--out", "no/x.png") == 2
+    assert "no folder" in capsys.readouterr().err
+
+
+def test_files_that_are_not_weights_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("hello")
+    torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "r3d_18-other.pth")
+    for name, said in {
+        "gone.pth": "gone.pth: no such file",
+        "gone.safetensors": "gone.safetensors: no such file",
+        "text.pth": r"text.pth: cannot be read as a checkpoint of torch \(it is something else",
+        "r3d_18-other.pth": "r3d_18-other.pth: no entry of the file belongs",
+    }.items():
+        with pytest.raises(ConfigError, match=said) as caught:
+            open_subject(tmp_path / name)
+        assert "weights_only" not in str(caught.value)
 
 
 def test_every_kind_of_backbone_opens_by_one_word(shards: ShardSet, tmp_path: Path) -> None:
@@ -151,7 +214,7 @@ def test_the_nearest_are_the_nearest_and_not_the_same_source(shards: ShardSet, t
     )
     assert chosen.tolist() == [4, 9] and queries is bank
     for suffix in ("png", "gif"):
-        found = draw_neighbors(subject, bank, queries, chosen, tmp_path / f"n.{suffix}", count=3)
+        found = draw_neighbors(subject, bank, queries, chosen, tmp_path / f"n.{suffix}", count=3).near
         with Image.open(tmp_path / f"n.{suffix}") as picture:
             assert picture.width > 4 * 192
     config = subject.config
@@ -179,7 +242,7 @@ def test_the_verbs_say_what_they_found(
     for verb in ("knn", "linear"):
         assert run("eval", verb, "random", *sets, *settings) == 0
         said = capsys.readouterr().out
-        assert "chance" in said and "class 2" in said and "slow_r18, untrained" in said
+        assert "chance" in said and "class 2" in said and "│ untrained" in said and "slow_r18, untrained" in said
         kept = json.loads((tmp_path / f"runs/random/{verb}.json").read_text())
         assert kept["kind"] == verb and kept["trained"]["samples"] == 4 and kept["step"] == 0
         with Image.open(tmp_path / f"runs/random/{verb}-confusion.png") as picture:

@@ -1,5 +1,6 @@
 """kNN against an exact computation by hand."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import damage_unit
+from PIL import Image
 
 from rhofast.data.index import ShardSet
+from rhofast.errors import NotFiniteError, ShardFormatError
+from rhofast.evals.case import open_case
 from rhofast.evals.features import Features, extract_features
 from rhofast.evals.knn import knn_scores
-from rhofast.evals.scores import summarize
+from rhofast.evals.neighbors import evaluate_neighbors
+from rhofast.evals.scores import Evaluation, summarize, write_evaluation
 from rhofast.evals.subject import open_subject
 
 
@@ -45,6 +50,49 @@ def test_more_neighbors_than_samples_means_all_of_them() -> None:
         knn_scores(bank, label, bank[:, None], num_classes=2, neighbors=count, temperature=1.0) for count in (3, 200)
     )
     assert np.allclose(few, many)
+
+
+def test_a_low_temperature_means_the_nearest_and_no_overflow() -> None:
+    rng = np.random.default_rng(1)
+    bank, label = rng.normal(size=(50, 8)).astype(np.float32), rng.integers(0, 4, 50)
+    queries = rng.normal(size=(30, 2, 8)).astype(np.float32)
+    unit = [rows / np.linalg.norm(rows, axis=-1, keepdims=True) for rows in (bank, queries)]
+    nearest = label[(unit[1] @ unit[0].T).max(axis=1).argmax(axis=1)]
+    for temperature in (1e-4, 1e-6, 1e-9):
+        votes = knn_scores(bank, label, queries, num_classes=4, neighbors=20, temperature=temperature)
+        assert np.isfinite(votes).all() and votes.argmax(axis=1).tolist() == nearest.tolist()
+
+
+def test_nothing_labeled_is_an_error_and_not_a_division_by_zero() -> None:
+    with pytest.raises(ShardFormatError, match="not one has a label"):
+        summarize(np.zeros((0, 2)), np.zeros(0, dtype=np.int64), classes=["a", "b"], left_out=[])
+
+
+def test_spoiled_weights_have_no_accuracy(shards: ShardSet) -> None:
+    torch.set_num_threads(1)
+    settings = ["backbone.name=slow_r18", "backbone.width=4", "augment.size=16", "clips.num_frames=2"]
+    case = open_case("random", shards.root, train=shards.root, overrides=settings, allow_overlap=True)
+    with torch.no_grad():
+        next(case.subject.backbone.parameters()).fill_(float("nan"))
+    with pytest.raises(NotFiniteError, match="13 of 13 samples is not finite"):
+        evaluate_neighbors(case)
+
+
+@pytest.mark.parametrize("count", [1, 2, 17, 101, 130])
+def test_the_files_hold_a_line_a_class_and_a_picture_of_any_number_of_them(count: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    classes = [f"{name} $x_{name}$ [1,\n 2] " + "long " * 20 for name in range(count)]
+    scores = summarize(rng.random((400, count)), rng.integers(0, count, 400), classes=classes, left_out=[])
+    evaluation = Evaluation(
+        kind="knn", origin="a test", step=None, folder=tmp_path, trained=scores, chance=1 / count, classes=classes
+    )
+    picture = write_evaluation(evaluation, tmp_path / "x.json")
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text) == json.loads(json.dumps(evaluation.to_json()))
+    assert len(text.splitlines()) < 4 * count + 40
+    with Image.open(picture) as drawn:
+        assert 300 < drawn.width < 3000 and drawn.height < 3000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x-confusion.png", "x.json"]
 
 
 def test_a_summary_counts_what_it_says() -> None:

@@ -10,15 +10,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from conftest import encode_mjpeg, frame_pixels, write_shards
+from conftest import TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
 
+from rhofast.config import load_config
 from rhofast.data.index import ShardSet
 from rhofast.errors import ConfigError
 from rhofast.evals.case import open_case
+from rhofast.evals.finetune import train_classifier
 from rhofast.evals.heldout import overlap, source_digests
 from rhofast.evals.linear import evaluate_linear, held_part
 from rhofast.evals.logistic import fit_logistic, folded, standardize, sweep
 from rhofast.evals.neighbors import evaluate_neighbors
+from rhofast.train import train
 
 SETTINGS = [
     *("backbone.name=slow_r18", "backbone.width=4", "augment.size=16", "clips.num_frames=2", "clips.frame_stride=2"),
@@ -115,8 +118,16 @@ def test_a_probe_of_random_features_says_all_that_it_found(
 ) -> None:
     torch.set_num_threads(1)
     seen: list[tuple[int, int]] = []
+    fits: list[tuple[int, int]] = []
     case = open_case("random", held_out.root, train=shards.root, overrides=SETTINGS)
-    result = evaluate_linear(case, untrained=True, progress=lambda done, total: seen.append((done, total)))
+    result = evaluate_linear(
+        case,
+        untrained=True,
+        progress=lambda done, total: seen.append((done, total)),
+        on_fit=lambda done, total: fits.append((done, total)),
+    )
+    assert fits == [(fit, 12) for fit in range(1, 13)] * 2
+    assert result.shards["test"]["samples"] == 6 and result.shards["train"]["digest"] == shards.info.digest
     assert result.trained == result.untrained  # both are the same random network
     assert result.trained.samples == 6 and np.sum(result.trained.confusion) == 6
     assert result.settings["test_views"] == 2 and len(result.settings["sweep"]) > 5
@@ -139,6 +150,36 @@ def test_test_videos_that_are_in_the_training_shards_are_refused_or_named(
         open_case("random", mixed.root, train=shards.root, overrides=SETTINGS)
     case = open_case("random", mixed.root, train=shards.root, overrides=SETTINGS, allow_overlap=True)
     assert len(case.notes) == 1 and "v1, v3" in case.notes[0]
+
+
+def test_what_a_run_was_trained_on_counts_too_and_what_is_gone_is_said(
+    shards: ShardSet, held_out: ShardSet, members: list[bytes], tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    page = tmp_path / "tiny.toml"
+    page.write_text(TINY_PAGE)
+    seen = write_shards(tmp_path / "seen", members[:8], labels=[video % 3 for video in range(8)])
+    train(load_config(page, [f"out={tmp_path}", f"data.train={seen.root}"]))
+    test = write_shards(tmp_path / "test", members[7:], labels=[video % 3 for video in range(6)])
+    assert open_case(tmp_path / "tiny", held_out.root).notes == ()
+    assert open_case(tmp_path / "tiny", held_out.root, train=shards.root).notes == ()
+    with pytest.raises(ConfigError, match=r"1 of 6 test samples .*test is cut from a video that is in .*seen, too: v0"):
+        open_case(tmp_path / "tiny", test.root, train=held_out.root)
+    seen.root.rename(tmp_path / "moved")
+    notes = open_case(tmp_path / "tiny", test.root, train=held_out.root).notes
+    assert len(notes) == 1 and "not compared with those that the run was trained on" in notes[0]
+    assert "seen: no such folder" in notes[0]
+
+
+def test_a_test_that_the_network_cannot_take_is_refused_before_the_training(
+    shards: ShardSet, held_out: ShardSet
+) -> None:
+    settings = ["backbone.name=s3d", "augment.size=32", "clips.num_frames=8", "eval.test_size=16"]
+    case = open_case("random", held_out.root, train=shards.root, overrides=settings)
+    with pytest.raises(ConfigError, match=r"the test: backbone s3d takes clips .* not 8 frames of 16 x 16"):
+        evaluate_linear(case)
+    with pytest.raises(ConfigError, match="the test: backbone s3d"):
+        train_classifier(case, kind="finetune")
 
 
 def test_a_test_class_that_training_lacks_is_refused(shards: ShardSet, tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -13,9 +14,9 @@ from torch import nn
 
 from rhofast.config import Config
 from rhofast.data.index import ShardSet
-from rhofast.data.remote import is_remote, open_shards
-from rhofast.errors import ConfigError, ShardError
-from rhofast.evals.heldout import check_held_out
+from rhofast.data.remote import open_shards
+from rhofast.errors import ConfigError, RhofastError
+from rhofast.evals.heldout import check_held_out, overlap, refuse_overlap
 from rhofast.evals.scores import class_map
 from rhofast.evals.subject import Subject, open_subject
 
@@ -33,6 +34,13 @@ class Case:
     def config(self) -> Config:
         return self.subject.config
 
+    def shards(self) -> dict[str, Any]:
+        """What was trained and tested on, for a file about it."""
+        return {
+            name: {"where": one.where, "name": one.info.name, "digest": one.info.digest, "samples": len(one)}
+            for name, one in (("train", self.train), ("test", self.test))
+        }
+
 
 def open_case(
     source: str | Path,
@@ -45,7 +53,8 @@ def open_case(
 ) -> Case:
     """source: any backbone, see `open_subject`. test: held-out shards, a folder or an address. train: labeled training
     shards; None: those of the run, of several sets the first. page: a recipe. allow_overlap: test samples may come from
-    videos that are in the training shards, or in what the run was trained on where that is on this machine.
+    videos that are in the training shards, or in what the run was trained on; where that cannot be opened any more, a
+    note says that it was not compared.
 
     Raises ConfigError (also for sets whose classes do not fit), ResumeError, ShardError.
     """
@@ -57,8 +66,19 @@ def open_case(
     opened = open_shards(train or sources[0].shards, data=config.data)
     held_out = open_shards(test, data=config.data)
     class_map(opened, held_out)
-    notes = check_held_out([opened, *_pretraining(subject, opened)], held_out, allow=allow_overlap)
+    notes = check_held_out([opened], held_out, allow=allow_overlap)
+    notes += _against_pretraining(subject, opened, held_out, allow=allow_overlap)
     return Case(subject=subject, train=opened, test=held_out, notes=notes)
+
+
+def check_writable(path: Path) -> None:
+    """See that a file can be written there, before anything is computed. Raises ConfigError."""
+    if path.is_dir():
+        raise ConfigError(f"{path}: a folder, not a file to write")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"{path}: nothing can be written in {path.parent}")
 
 
 def placed(network: nn.Module, config: Config) -> nn.Module:
@@ -67,13 +87,16 @@ def placed(network: nn.Module, config: Config) -> nn.Module:
     return network.to(memory_format=torch.channels_last_3d) if config.train.channels_last else network
 
 
-def _pretraining(subject: Subject, besides: ShardSet) -> list[ShardSet]:
-    """The sets that a run was trained on, where they still are."""
-    found = []
+def _against_pretraining(subject: Subject, train: ShardSet, test: ShardSet, *, allow: bool) -> tuple[str, ...]:
+    """As check_held_out, of the sets that a run was trained on, but for `train`."""
+    notes: list[str | None] = []
     for source in subject.run.data.train if subject.run else ():
-        if not is_remote(source.shards):
-            with contextlib.suppress(ShardError):
-                opened = open_shards(source.shards, check_files=False)
-                if opened.info.digest != besides.info.digest:
-                    found.append(opened)
-    return found
+        try:
+            opened = open_shards(source.shards, check_files=False, data=subject.config.data)
+            common = [] if opened.info.digest == train.info.digest else overlap(opened, test)
+        except (RhofastError, OSError) as error:
+            why = error.message if isinstance(error, RhofastError) else str(error)
+            notes.append(f"test videos were not compared with those that the run was trained on: {why}")
+        else:
+            notes.append(refuse_overlap(opened.where, common, test, allow=allow))
+    return tuple(note for note in notes if note is not None)

@@ -22,12 +22,13 @@ from accelerate.utils import gather_object
 
 from rhofast.data.index import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
-from rhofast.evals.case import placed
-from rhofast.evals.features import FeatureBatch, FeatureStream, Progress, mean_over_views
+from rhofast.evals.case import check_writable, placed
+from rhofast.evals.features import FeatureBatch, FeatureStream, Progress, check_finite, mean_over_views
 from rhofast.evals.subject import Subject
 from rhofast.files import publish, writing_atomically
 
 SUFFIXES = (".parquet", ".arrow", ".npy")
+_GROUP = 1 << 22  # numbers in a group of rows: the same groups, whatever the number of processes
 _COLUMNS = ("sample", "key", "label", "class")
 
 
@@ -45,14 +46,13 @@ def check_target(path: Path) -> None:
     """Raises ConfigError unless a file of that name can be written."""
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"{path}: not one of {', '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {path.parent}")
+    check_writable(path)
 
 
 def embed(subject: Subject, shards: ShardSet, target: Path, *, progress: Progress | None = None) -> Embedded:
     """Write the features of all samples to `target`; in every process, on a file system that all of them see. progress:
     called with (samples done, in all). Raises ConfigError, ShardFormatError if not one sample can be read,
-    OSError."""
+    NotFiniteError, OSError."""
     check_target(target)
     config = subject.config
     network = placed(subject.backbone, config)
@@ -73,15 +73,17 @@ def embed(subject: Subject, shards: ShardSet, target: Path, *, progress: Progres
     schema = _schema(width)
     parts = [target.with_name(f".{target.name}.part-{rank}") for rank in range(state.num_processes)]
     try:
-        count = 0
+        count = wrong = 0
         with pa.ipc.new_stream(str(parts[state.process_index]), schema) as part:
             for batch in stream:
                 part.write_batch(_rows(batch, shards, schema))
                 count += len(batch.sample)
-        told = gather_object([(count, [str(error) for error in stream.bad])])
-        total, left_out = sum(count for count, _ in told), [line for _, lines in told for line in lines]
+                wrong += int((~np.isfinite(batch.values).all(axis=(1, 2))).sum())
+        told = gather_object([(count, wrong, [str(error) for error in stream.bad])])
+        total, left_out = sum(one[0] for one in told), [line for one in told for line in one[2]]
         if not total:
             raise ShardFormatError(f"{shards.root}: not one sample could be read; the first: {left_out[0]}")
+        check_finite(sum(one[1] for one in told), total)
         if state.is_main_process:
             _join(parts, target, schema, total, width)
         state.wait_for_everyone()
@@ -123,25 +125,35 @@ def _join(parts: list[Path], target: Path, schema: pa.Schema, total: int, width:
             with writing_atomically(target.with_name(f"{target.stem}-keys.csv")) as file:
                 table = csv.writer(file)
                 table.writerow(_COLUMNS)
-                for rows in _read(parts):
+                for rows in _read(parts, width):
                     values[done : done + len(rows)] = rows.column("feature").flatten().to_numpy().reshape(-1, width)
                     table.writerows(zip(*(rows.column(name).to_pylist() for name in _COLUMNS), strict=True))
                     done += len(rows)
             values.flush()
         elif target.suffix.lower() == ".parquet":
             with pq.ParquetWriter(aside, schema) as parquet:
-                for rows in _read(parts):
-                    parquet.write_batch(rows)
+                for rows in _read(parts, width):
+                    parquet.write_batch(rows, row_group_size=len(rows))
         else:
             with pa.ipc.new_file(str(aside), schema) as arrow:
-                for rows in _read(parts):
+                for rows in _read(parts, width):
                     arrow.write_batch(rows)
         publish(aside, target)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def _read(parts: list[Path]) -> Iterator[pa.RecordBatch]:
+def _read(parts: list[Path], width: int) -> Iterator[pa.RecordBatch]:
+    """The rows of all parts, in groups of one size."""
+    size, waiting, count = max(1, _GROUP // width), list[pa.RecordBatch](), 0
     for part in parts:
         with pa.ipc.open_stream(str(part)) as stream:
-            yield from stream
+            for rows in stream:
+                waiting.append(rows)
+                count += len(rows)
+                while count >= size:
+                    whole = pa.concat_batches(waiting)
+                    yield whole.slice(0, size)
+                    waiting, count = [whole.slice(size)], count - size
+    if count:
+        yield pa.concat_batches(waiting)

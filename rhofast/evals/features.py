@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rhofast.config import AugmentSection, ClipSection, DataSection
 from rhofast.data.index import ShardSet
 from rhofast.data.loader import TestLoader
-from rhofast.errors import SampleError, ShardFormatError
+from rhofast.errors import NotFiniteError, SampleError, ShardFormatError
 from rhofast.evals.store import FeatureStore, weights_digest
 
 Progress = Callable[[int, int], None]
@@ -183,7 +183,7 @@ def extract_features(
 ) -> Features:
     """What a network gives for all samples, on every rank; arguments as of FeatureStream. keep: folder in which
     everything is kept as it comes, and from which is taken what an earlier call has left. Raises ShardFormatError if
-    not one sample can be read."""
+    not one sample can be read, NotFiniteError."""
     state = PartialState()
     store, kept = None, None
     if keep is not None:
@@ -228,4 +228,14 @@ def extract_features(
     if kept is not None:
         order = np.argsort(columns[1], kind="stable")
         columns = [column[order] for column in columns]
+    check_finite(int((~np.isfinite(columns[0]).all(axis=(1, 2))).sum()), len(columns[1]))
     return Features(values=columns[0], sample=columns[1], label=columns[2], bad=bad)
+
+
+def check_finite(wrong: int, samples: int) -> None:
+    """wrong: samples for which the network gave something that is not a number. Raises NotFiniteError."""
+    if wrong:
+        raise NotFiniteError(
+            f"what the network gives for {wrong:,} of {samples:,} samples is not finite",
+            hint="its weights are spoiled, or its numbers too large: --set train.precision=fp32",
+        )

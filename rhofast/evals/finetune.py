@@ -30,7 +30,7 @@ from rhofast.distributed import reduce_max, synchronize_batch_norm
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError, RhofastError
 from rhofast.evals.case import Case
 from rhofast.evals.features import Progress
-from rhofast.evals.multiview import Classifier, score_videos
+from rhofast.evals.multiview import Classifier, check_test, crops_of, score_videos
 from rhofast.evals.scores import Evaluation
 from rhofast.files import write_atomically
 from rhofast.optim import build_optimizer, learning_rate, load_optimizer
@@ -73,6 +73,7 @@ def train_classifier(
     config = case.config.model_copy(update={"clips": case.config.clips.model_copy(update={"num_clips": 1})})
     if config.train.accumulate != 1:
         raise ConfigError("train.accumulate: a classifier is trained without", hint="take a smaller train.batch_size")
+    check_test(case.subject.backbone, config)
     accelerator = build_accelerator(config)
     with told_of_lost_ranks():
         fit = _Fit(case, config, kind, accelerator, on_log)
@@ -168,12 +169,13 @@ class _Fit:
             trained=scores,
             chance=1 / len(case.train.info.classes),
             classes=case.train.info.classes,
+            shards=case.shards(),
             settings={
                 "steps": self.step,
                 "epochs": self.epochs,
                 "batch_norm": section.batch_norm,
                 "test_views": section.test_views,
-                "test_crops": section.test_crops,
+                "test_crops": crops_of(case.test, section),
             },
             notes=case.notes,
         )

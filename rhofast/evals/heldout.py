@@ -41,17 +41,18 @@ def overlap(train: ShardSet, test: ShardSet) -> list[str]:
 def check_held_out(train: Sequence[ShardSet], test: ShardSet, *, allow: bool) -> tuple[str, ...]:
     """See that the test samples' sources are in none of the training sets. allow: say so instead of refusing: a
     sentence a set. Raises ConfigError, ShardError."""
-    sentences = []
-    for shards in train:
-        common = overlap(shards, test)
-        if not common:
-            continue
-        shown = ", ".join(common[:_SHOWN]) + (", ..." if len(common) > _SHOWN else "")
-        sentence = (
-            f"{len(common)} of {len(test)} test samples of {test.where} are cut from videos "
-            f"that are in {shards.where}, too: {shown}"
-        )
-        if not allow:
-            raise ConfigError(sentence, hint="test on other videos, or accept that with --allow-overlap")
-        sentences.append(sentence)
-    return tuple(sentences)
+    found = [refuse_overlap(shards.where, overlap(shards, test), test, allow=allow) for shards in train]
+    return tuple(sentence for sentence in found if sentence is not None)
+
+
+def refuse_overlap(where: str, common: Sequence[str], test: ShardSet, *, allow: bool) -> str | None:
+    """A sentence about the keys of test samples that `overlap` found in the training set `where`; None where it found
+    none. Raises ConfigError instead, unless `allow`."""
+    if not common:
+        return None
+    shown = ", ".join(common[:_SHOWN]) + (", ..." if len(common) > _SHOWN else "")
+    are = "is cut from a video that is" if len(common) == 1 else "are cut from videos that are"
+    sentence = f"{len(common)} of {len(test)} test samples of {test.where} {are} in {where}, too: {shown}"
+    if not allow:
+        raise ConfigError(sentence, hint="test on other videos, or accept that with --allow-overlap")
+    return sentence

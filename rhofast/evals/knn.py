@@ -12,10 +12,12 @@ from torch import nn
 
 from rhofast.config import AugmentSection, ClipSection, DataSection, EvalSection
 from rhofast.data.index import ShardSet
+from rhofast.errors import ShardFormatError
 from rhofast.evals.features import Features, Precision, Progress, extract_features, part_of
 from rhofast.evals.scores import Scores, class_map, summarize
 
-_CHUNK = 1024  # queries scored at once; bounds memory at chunk x bank
+_AT_ONCE = 1 << 25  # similarities in memory at once
+_LARGEST = 700.0  # e to this is still a number
 
 
 def knn_scores(
@@ -28,20 +30,23 @@ def knn_scores(
     temperature: float,
 ) -> npt.NDArray[np.float64]:
     """Votes f64[M, num_classes]. bank f32[N, D] (any length), bank_label i64[N], queries f32[M, V, D]; `neighbors` is
-    cut to N."""
+    cut to N. At a temperature so low that votes would not be numbers, all votes of a sample are divided by the same."""
     bank = _normalized(bank)
     count = min(neighbors, len(bank))
     m, v, d = queries.shape
     flat = _normalized(queries.reshape(m * v, d))
-    votes = np.zeros((m * v, num_classes))
-    for first in range(0, m * v, _CHUNK):
-        similarity = flat[first : first + _CHUNK] @ bank.T
-        nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
-        weight = np.exp(np.take_along_axis(similarity, nearest, axis=1).astype(np.float64) / temperature)
-        rows = np.repeat(np.arange(len(nearest)), count)
-        np.add.at(votes, (first + rows, bank_label[nearest].reshape(-1)), weight.reshape(-1))
-    total: npt.NDArray[np.float64] = votes.reshape(m, v, num_classes).sum(axis=1)
-    return total
+    exponent, label = np.empty((m * v, count)), np.empty((m * v, count), dtype=np.int64)
+    chunk = max(1, _AT_ONCE // len(bank))
+    for first in range(0, m * v, chunk):
+        similarity = flat[first : first + chunk] @ bank.T
+        nearest = np.argpartition(similarity, len(bank) - count, axis=1)[:, -count:]
+        exponent[first : first + chunk] = np.take_along_axis(similarity, nearest, axis=1) / temperature
+        label[first : first + chunk] = bank_label[nearest]
+    exponent, label = exponent.reshape(m, v * count), label.reshape(m, v * count)
+    weight = np.exp(exponent - np.maximum(exponent.max(axis=1, keepdims=True) - _LARGEST, 0))
+    votes = np.zeros((m, num_classes))
+    np.add.at(votes, (np.repeat(np.arange(m), v * count), label.reshape(-1)), weight.reshape(-1))
+    return votes
 
 
 def evaluate_knn(
@@ -77,6 +82,8 @@ def evaluate_knn(
 
     bank, queries = extract(train, 0), extract(test, len(train))
     labeled = bank.label >= 0
+    if not labeled.any():
+        raise ShardFormatError(f"{train.where}: of the samples that can be read, not one has a label")
     votes = knn_scores(
         bank.values[labeled].mean(axis=1),
         bank.label[labeled],

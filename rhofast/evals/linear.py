@@ -18,23 +18,28 @@ from accelerate import PartialState
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from rhofast.errors import ShardFormatError
 from rhofast.evals.case import Case, placed
 from rhofast.evals.features import Progress, extract_features, part_of
 from rhofast.evals.heldout import source_digests
 from rhofast.evals.logistic import Linear, Tried, folded, standardize, sweep
-from rhofast.evals.multiview import Classifier, score_videos
+from rhofast.evals.multiview import Classifier, check_test, crops_of, score_videos
 from rhofast.evals.scores import Evaluation, Scores
 
 _HELD_SHARE = 0.2
 
 
-def evaluate_linear(case: Case, *, untrained: bool = False, progress: Progress | None = None) -> Evaluation:
+def evaluate_linear(
+    case: Case, *, untrained: bool = False, progress: Progress | None = None, on_fit: Progress | None = None
+) -> Evaluation:
     """The linear probe of a case; the same on every rank. untrained: of the same backbone before training, too.
-    progress: called with (samples done, in all). Raises ShardError."""
+    progress: called with (samples done, in all); on_fit: on rank 0, with (fits of a sweep done, in all). Raises
+    ConfigError, ShardError, NotFiniteError."""
+    check_test(case.subject.backbone, case.config)
     backbones = [case.subject.backbone, *([case.subject.untrained()] if untrained else [])]
     samples = len(case.train) + len(case.test)
     results = [
-        _probe(case, network, part_of(progress, number * samples, len(backbones) * samples))
+        _probe(case, network, part_of(progress, number * samples, len(backbones) * samples), on_fit)
         for number, network in enumerate(backbones)
     ]
     scores, penalty, tried = results[0]
@@ -47,6 +52,7 @@ def evaluate_linear(case: Case, *, untrained: bool = False, progress: Progress |
         untrained=results[1][0] if untrained else None,
         chance=1 / len(case.train.info.classes),
         classes=case.train.info.classes,
+        shards=case.shards(),
         settings={"penalty": penalty, "sweep": [asdict(one) for one in tried], **_protocol(case)},
         notes=case.notes,
     )
@@ -66,7 +72,9 @@ def held_part(digest: npt.NDArray[np.bytes_], label: npt.NDArray[np.int64]) -> n
     return held
 
 
-def _probe(case: Case, backbone: nn.Module, progress: Progress | None) -> tuple[Scores, float, list[Tried]]:
+def _probe(
+    case: Case, backbone: nn.Module, progress: Progress | None, on_fit: Progress | None
+) -> tuple[Scores, float, list[Tried]]:
     config, classes = case.config, case.train.info.classes
     network = placed(backbone, config)
     samples = len(case.train) + len(case.test)
@@ -83,9 +91,11 @@ def _probe(case: Case, backbone: nn.Module, progress: Progress | None) -> tuple[
         progress=part_of(progress, 0, samples),
     )
     labeled = features.label >= 0
+    if not labeled.any():
+        raise ShardFormatError(f"{case.train.where}: of the samples that can be read, not one has a label")
     label = features.label[labeled]
     held = held_part(source_digests(case.train)[features.sample[labeled]], label)
-    linear, penalty, tried = _fitted(features.values[labeled], label, held, len(classes))
+    linear, penalty, tried = _fitted(features.values[labeled], label, held, len(classes), on_fit)
     classifier = Classifier(network, len(classes), trained=False, batch_stats=False, size=config.augment.size)
     with torch.no_grad():
         classifier.head.weight.copy_(linear.weight)
@@ -102,7 +112,11 @@ def _probe(case: Case, backbone: nn.Module, progress: Progress | None) -> tuple[
 
 
 def _fitted(
-    values: npt.NDArray[np.float32], label: npt.NDArray[np.int64], held: npt.NDArray[np.bool_], num_classes: int
+    values: npt.NDArray[np.float32],
+    label: npt.NDArray[np.int64],
+    held: npt.NDArray[np.bool_],
+    num_classes: int,
+    on_fit: Progress | None,
 ) -> tuple[Linear, float, list[Tried]]:
     """Of features f32[N, V, D], each view a row; fitted on rank 0, and told to the others."""
     state, views = PartialState(), values.shape[1]
@@ -115,7 +129,7 @@ def _fitted(
         rows = torch.from_numpy(values).to(device).flatten(0, 1)
         mean, scale = standardize(rows)
         y, apart = (_each(torch.from_numpy(array).to(device), views) for array in (label, held))
-        found, penalty, tried = sweep((rows - mean) / scale, y, num_classes, apart)
+        found, penalty, tried = sweep((rows - mean) / scale, y, num_classes, apart, on_fit=on_fit)
         linear = folded(found, mean, scale)
     weight, bias = (broadcast(value.contiguous()) for value in (linear.weight, linear.bias))
     return Linear(weight=weight, bias=bias), penalty, tried
@@ -127,4 +141,5 @@ def _each(value: Tensor, views: int) -> Tensor:
 
 def _protocol(case: Case) -> dict[str, int]:
     section = case.config.eval
-    return {"views": section.views, "test_views": section.test_views, "test_crops": section.test_crops}
+    crops = crops_of(case.test, section)
+    return {"views": section.views, "test_views": section.test_views, "test_crops": crops}

@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rhofast.config import AugmentSection, Config
+from rhofast.backbones.torchvision_video import ClipLimits
+from rhofast.config import AugmentSection, Config, EvalSection
 from rhofast.data.index import ShardSet
+from rhofast.errors import ConfigError
 from rhofast.evals.features import Progress, extract_features, mean_over_views
 from rhofast.evals.scores import Scores, class_map, summarize
 
@@ -102,7 +104,7 @@ def score_videos(
         augment=test_augment(config),
         data=config.data,
         views=section.test_views,
-        crops=1 if _all_square(test) else section.test_crops,  # three times the same square says no more than once
+        crops=crops_of(test, section),
         batch_size=section.batch_size,
         precision=config.train.precision,
         keep=section.keep,
@@ -119,9 +121,21 @@ def score_videos(
     )
 
 
-def _all_square(shards: ShardSet) -> bool:
+def crops_of(shards: ShardSet, section: EvalSection) -> int:
+    """How many squares each clip is tested in: of square videos one, as three times the same says no more."""
     indices = map(shards.index, range(len(shards.info.shards)))
-    return all(np.array_equal(index.width, index.height) for index in indices)
+    return 1 if all(np.array_equal(index.width, index.height) for index in indices) else section.test_crops
+
+
+def check_test(backbone: nn.Module, config: Config) -> None:
+    """See that the pictures of the test go into a network, before it is trained for hours. Raises ConfigError."""
+    limits, size = getattr(backbone, "limits", None), test_augment(config).size
+    if isinstance(limits, ClipLimits):
+        try:
+            limits.check(config.clips.num_frames, size, size)
+        except ConfigError as error:
+            hint = f"--set eval.test_size={limits.size}" if size == config.eval.test_size else error.hint
+            raise ConfigError(f"the test: {error.message}", hint=hint) from None
 
 
 def test_augment(config: Config) -> AugmentSection:

@@ -38,6 +38,7 @@ def evaluate_neighbors(case: Case, *, untrained: bool = False, progress: Progres
         untrained=results[1] if untrained else None,
         chance=1 / len(case.train.info.classes),
         classes=case.train.info.classes,
+        shards=case.shards(),
         settings={"views": section.views, "neighbors": section.neighbors, "temperature": section.temperature},
         notes=case.notes,
     )

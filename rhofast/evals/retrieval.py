@@ -8,15 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from accelerate import PartialState
 
 from rhofast.data.index import ShardSet
 from rhofast.data.loader import TestLoader
 from rhofast.data.remote import open_shards
 from rhofast.errors import ConfigError
-from rhofast.evals.case import placed
+from rhofast.evals.case import check_writable, placed
 from rhofast.evals.features import Features, Progress, extract_features, part_of
 from rhofast.evals.heldout import source_digests
 from rhofast.evals.subject import Subject, open_subject
+from rhofast.files import publish
 from rhofast.pictures import Group, Strip, animation, check_suffix, write_pictures
 from rhofast.show import choose_samples, displayable, find_keys
 
@@ -30,6 +32,14 @@ class Near:
     query: int
     neighbors: tuple[int, ...]
     cosine: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawn:
+    """near: what was found; left_out: what could not be read, a line each."""
+
+    near: list[Near]
+    left_out: list[str]
 
 
 def open_bank(
@@ -82,11 +92,12 @@ def draw_neighbors(
     *,
     count: int = 5,
     progress: Progress | None = None,
-) -> list[Near]:
+) -> Drawn:
     """Write a page with `samples` of `queries` and the `count` nearest videos of `bank`: .png shows the frame in the
-    middle, .gif and .mp4 play. Videos of the same source are passed over. On one process. Raises ConfigError for
-    another suffix, ShardError, OSError."""
+    middle, .gif and .mp4 play. Videos of the same source are passed over. In every process; rank 0 draws. Raises
+    ConfigError for another suffix, ShardError, NotFiniteError, OSError."""
     check_suffix(target)
+    check_writable(target)
     config = subject.config
     network = placed(subject.backbone, config)
 
@@ -108,16 +119,24 @@ def draw_neighbors(
     asked, known = extract(queries, samples, 0), extract(bank, None, len(samples))
     own, others = source_digests(queries)[asked.sample], source_digests(bank)[known.sample]
     found = nearest(known, asked, own[:, None] == others[None, :], count)
+    drawn = Drawn(near=found, left_out=[str(error) for error in [*known.bad, *asked.bad]])
+    if not PartialState().is_main_process:
+        return drawn
     shown = _frames(subject, queries, [near.query for near in found])
     beside = _frames(subject, bank, [number for near in found for number in near.neighbors])
     groups = [_group(near, queries, bank, shown, beside) for near in found if near.query in shown]
     heading = (f"Nearest of {len(known.sample):,} videos in {bank.info.name}", subject.origin)
-    if target.suffix.lower() == ".png":
-        pictures = animation(groups, heading=heading)
-        pictures[len(pictures) // 2].save(target)
-    else:
-        write_pictures(target, groups, heading=heading, fps=config.clips.fps / config.clips.frame_stride)
-    return found
+    aside = target.with_name(f".tmp-{target.name}")
+    try:
+        if target.suffix.lower() == ".png":
+            pictures = animation(groups, heading=heading)
+            pictures[len(pictures) // 2].save(aside)
+        else:
+            write_pictures(aside, groups, heading=heading, fps=config.clips.fps / config.clips.frame_stride)
+        publish(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+    return drawn
 
 
 def _frames(subject: Subject, shards: ShardSet, samples: Sequence[int]) -> dict[int, npt.NDArray[np.uint8]]:

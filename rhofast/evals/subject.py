@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ RANDOM = "random"
 EVALS = "evals"  # folder, in that of a run, of what was trained on top of it
 _DEFAULT = {"name": RANDOM, "backbone": {"name": "slow_r50"}}
 _CLIPS = ("num_frames", "frame_stride", "fps")
+_FILES = (".safetensors", ".pyth", ".pth", ".pt")
 _PIXELS = ("size", "mean", "std")
 
 
@@ -72,6 +74,8 @@ def open_subject(source: str | Path, *, page: Path | None = None, overrides: Seq
         config = load_config(page, overrides, base={**_DEFAULT, "out": str(folder / EVALS)})
         backbone, origin = untrained_backbone(config).eval(), f"{config.backbone.name}, untrained, seed {config.seed}"
         return Subject(backbone=backbone, config=config, origin=origin, step=0, folder=folder)
+    if path.suffix in _FILES and not path.is_file():
+        raise ConfigError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         return _exported(path, page, overrides)
     if path.is_file():
@@ -120,7 +124,8 @@ def _foreign(path: Path, page: Path | None, overrides: Sequence[str]) -> Subject
         backbone = build_backbone(said.name, said.options)
         if not isinstance(backbone, Slow):
             raise ConfigError(f"{path}: a PySlowFast checkpoint, and {said.name} is torchvision's", hint="slow_...?")
-        import_pyslowfast(backbone, official_state(path, loaded))
+        with _naming(path):
+            import_pyslowfast(backbone, official_state(path, loaded))
         section, expects = {"name": said.name, **said.options}, official_input(loaded.get("cfg"))
         return _of_file(path, backbone, section, expects, page, overrides, origin=f"PySlowFast checkpoint {path.name}")
     fitting = [name for name in NAMES if path.name.startswith(name)]
@@ -131,9 +136,19 @@ def _foreign(path: Path, page: Path | None, overrides: Sequence[str]) -> Subject
         )
     name = max(fitting, key=len)
     backbone = build_backbone(name, {})
-    import_torchvision(backbone, name, loaded)
+    with _naming(path):
+        import_torchvision(backbone, name, loaded)
     origin = f"torchvision's weights {path.name}"
     return _of_file(path, backbone, {"name": name}, published_input(name), page, overrides, origin=origin)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An error about what is in a file says in which."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message.removeprefix(f'{path}: ')}", hint=error.hint) from None
 
 
 def _of_file(
