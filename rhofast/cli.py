@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
-from rhofast.cli_evals import embed, evaluate
+from rhofast.cli_evals import embed, evaluate, neighbors
 from rhofast.cli_plan import plan
 from rhofast.console import (
     ShardProgress,
@@ -234,8 +235,26 @@ def inspect(
         say(f"written: {target}")
 
 
-@app.command()
-def show(
+class _ClipsUnlessSaid(TyperGroup):
+    """`show X` is `show clips X`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["clips", *args]
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
+
+
+show = typer.Typer(
+    cls=_ClipsUnlessSaid, help="Draw clips as training sees them, or nearest videos.", no_args_is_help=True
+)
+app.add_typer(show, name="show")
+show.command()(neighbors)
+show.command("neighbours", hidden=True)(neighbors)
+
+
+@show.command()
+def clips(
     source: Annotated[
         str, typer.Argument(metavar="SHARDS_OR_RUN", help="folder or address of a shard set, or folder of a run")
     ],
@@ -261,7 +280,10 @@ def show(
     settings: Settings = None,
 ) -> None:
     """Draw augmented clips as training sees them: of samples of a shard set, or the batch of a RUN that --rank consumed
-    in optimizer step --step, made again from its address. A run's shards may have moved: --set data.train=..."""
+    in optimizer step --step, made again from its address. A run's shards may have moved: --set data.train=...
+
+    `rhofast show X` is `rhofast show clips X`.
+    """
     from rhofast.config import load_config
     from rhofast.data.remote import open_shards
     from rhofast.pictures import check_suffix, write_pictures

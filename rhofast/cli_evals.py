@@ -108,7 +108,6 @@ def finetune(
     _classify(case, frozen=False, resume=resume, target=target)
 
 
-@evaluate.command()
 def neighbors(
     checkpoint: Subject,
     shards: Annotated[str | None, typer.Option("--test", metavar="SHARDS", help="queries (default: the bank)")] = None,

@@ -156,7 +156,7 @@ def test_where_nothing_can_be_written_nothing_is_computed(
         assert said in capsys.readouterr().err
     assert run("eval", "linear", *sets, "--resume") == 2
     assert "only with --config" in capsys.readouterr().err
-    assert run("eval", "neighbors", "random", "--train", shards.root, "--out", "no/x.png") == 2
+    assert run("show", "neighbors", "random", "--train", shards.root, "--out", "no/x.png") == 2
     assert "no folder" in capsys.readouterr().err
 
 
@@ -251,7 +251,7 @@ def test_the_verbs_say_what_they_found(
     assert "9 of 13 test samples" in capsys.readouterr().err
     assert run("eval", "knn", "random", shards.root, "--train", bank.root, "--allow-overlap", *settings) == 0
     assert "warning: 9 of 13 test samples" in " ".join(capsys.readouterr().err.split())
-    assert run("eval", "neighbors", "random", "--train", bank.root, "--out", "n.png", *settings) == 0
+    assert run("show", "neighbors", "random", "--train", bank.root, "--out", "n.png", *settings) == 0
     assert run("embed", "random", test.root, "x.npy", *settings) == 0
     assert "4 samples, 32 numbers each" in capsys.readouterr().out
     assert run("embed", "random", test.root, "x.csv", *settings) == 2
