@@ -12,7 +12,6 @@ LAYERS = {
     1: [
         "activations",
         "board",
-        "buffers",
         "interruptions",
         "figures",
         "config",
@@ -29,16 +28,7 @@ LAYERS = {
             f"data.{name}"
             for name in ("index", "order", "clips", "augment", "codecs", "video", "conveyor", "quarantine")
         ),
-        *(
-            "data.cache",
-            "data.download",
-            "ingest.probe",
-            "distributed",
-            "optim",
-            "telemetry",
-            "trace",
-            "backbones.convolution",
-        ),
+        *("data.cache", "data.download", "ingest.probe", "distributed", "optim", "telemetry", "trace"),
     ],
     3: [
         *("evals.scores", "evals.heldout"),
@@ -85,10 +75,7 @@ LAYERS = {
     12: ["__main__"],
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
-DATA_TOWER, MODEL_TOWER = (
-    ("data.", "ingest."),
-    ("activations", "buffers", "backbones", "methods", "optim", "distributed"),
-)
+DATA_TOWER, MODEL_TOWER = ("data.", "ingest."), ("activations", "backbones", "methods", "optim", "distributed")
 DOORS = {
     "nvidia": {"data.dali", "data.pipeline"},
     "accelerate": {"train", "checkpoint", "evals"},

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from rhofast.backbones.convolution import Conv3d
 from rhofast.config import Count, Section
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -66,33 +65,31 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.conv_c: nn.Conv3d | None = None
-        self.bn_c: nn.BatchNorm2d | None = None
+        self.bn_c: nn.BatchNorm3d | None = None
         self.shortcut: nn.Conv3d | None = None
-        self.shortcut_bn: nn.BatchNorm2d | None = None
+        self.shortcut_bn: nn.BatchNorm3d | None = None
         wide, inner, out = channels
         if block == "bottleneck":
-            self.conv_a, self.bn_a = _conv(wide, inner, (kernel, 1, 1)), nn.BatchNorm2d(inner)
-            self.conv_b, self.bn_b = _conv(inner, inner, (1, 3, 3), stride), nn.BatchNorm2d(inner)
-            self.conv_c, self.bn_c = _conv(inner, out, (1, 1, 1)), nn.BatchNorm2d(out)
+            self.conv_a, self.bn_a = _conv(wide, inner, (kernel, 1, 1)), nn.BatchNorm3d(inner)
+            self.conv_b, self.bn_b = _conv(inner, inner, (1, 3, 3), stride), nn.BatchNorm3d(inner)
+            self.conv_c, self.bn_c = _conv(inner, out, (1, 1, 1)), nn.BatchNorm3d(out)
             last = self.bn_c
         else:
-            self.conv_a, self.bn_a = _conv(wide, out, (kernel, 3, 3), stride), nn.BatchNorm2d(out)
-            self.conv_b, self.bn_b = _conv(out, out, (1, 3, 3)), nn.BatchNorm2d(out)
+            self.conv_a, self.bn_a = _conv(wide, out, (kernel, 3, 3), stride), nn.BatchNorm3d(out)
+            self.conv_b, self.bn_b = _conv(out, out, (1, 3, 3)), nn.BatchNorm3d(out)
             last = self.bn_b
         if wide != out or stride != 1:
-            self.shortcut, self.shortcut_bn = _conv(wide, out, (1, 1, 1), stride), nn.BatchNorm2d(out)
+            self.shortcut, self.shortcut_bn = _conv(wide, out, (1, 1, 1), stride), nn.BatchNorm3d(out)
         if zero_init:
             nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = x
+        out = self.bn_b(self.conv_b(F.relu(self.bn_a(self.conv_a(x)), inplace=True)))
+        if self.conv_c is not None and self.bn_c is not None:
+            out = self.bn_c(self.conv_c(F.relu(out, inplace=True)))
         if self.shortcut is not None and self.shortcut_bn is not None:
-            residual = _normalized(self.shortcut_bn, self.shortcut(x))
-        out = _normalized(self.bn_a, self.conv_a(x), relu=True)
-        if self.conv_c is None or self.bn_c is None:
-            return _normalized(self.bn_b, self.conv_b(out), residual, relu=True)
-        out = _normalized(self.bn_b, self.conv_b(out), relu=True)
-        return _normalized(self.bn_c, self.conv_c(out), residual, relu=True)
+            x = self.shortcut_bn(self.shortcut(x))
+        return F.relu(out.add_(x), inplace=True)  # batch norm saves what went in, not what came out
 
 
 class Slow(nn.Module):
@@ -103,7 +100,7 @@ class Slow(nn.Module):
         self.options = options
         width, expansion = options.width, 4 if options.block == "bottleneck" or options.wide_basic else 1
         self.stem = _conv(3, width, (1, 7, 7), stride=2)
-        self.stem_bn = nn.BatchNorm2d(width)
+        self.stem_bn = nn.BatchNorm3d(width)
         stages, wide = [], width
         for stage, count in enumerate(DEPTHS[options.depth]):
             inner = width * 2**stage
@@ -120,7 +117,7 @@ class Slow(nn.Module):
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """The outputs of the stem (pooled) and of the four stages, each [N, C, T, H', W']."""
-        x = _normalized(self.stem_bn, self.stem(x), relu=True)
+        x = F.relu(self.stem_bn(self.stem(x)), inplace=True)
         maps = [F.max_pool3d(x, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
@@ -150,18 +147,9 @@ def slow_keys(backbone: Slow) -> dict[str, str]:
     return pairs
 
 
-def _normalized(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """Batch norm, plus `residual`, then ReLU: [N, C, T, H, W], over (T, H W), for which there is faster code. What it
-    puts out is written over (batch norm saves what went in), so not through a view."""
-    out: Tensor = norm(x.flatten(3))
-    if residual is not None:
-        out.add_(residual.flatten(3))
-    return torch.unflatten(F.relu(out, inplace=True) if relu else out, 3, x.shape[3:])
-
-
 def _conv(wide: int, out: int, kernel: tuple[int, int, int], stride: int = 1) -> nn.Conv3d:
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-    conv = Conv3d(wide, out, kernel, stride=(1, stride, stride), padding=padding, bias=False)
+    conv = nn.Conv3d(wide, out, kernel, stride=(1, stride, stride), padding=padding, bias=False)
     with torch.no_grad():
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv

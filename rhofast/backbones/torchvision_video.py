@@ -17,7 +17,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rhofast.backbones.convolution import replace_convolutions
 from rhofast.config import Section
 from rhofast.errors import ConfigError
 
@@ -83,7 +82,6 @@ def torchvision_video(name: str) -> nn.Module:
     network: Any = without_classifier(getattr(video, name)(weights=None), classifier)
     if name == "s3d":
         network.avgpool = _ClippedWindow(network.avgpool.kernel_size)
-    replace_convolutions(network)
     network.limits = limits
     network.register_forward_pre_hook(limits.check_input)
     built: nn.Module = network
