@@ -4,19 +4,22 @@
 
 In turns, rounds of: the loader with nobody behind it, the network on one batch that stays in memory, and both. Medians.
 The bar is 0.9 of the slower one. On a CPU loader and network share the cores, so give each its own: OMP_NUM_THREADS for
-the network, `--set data.decode_threads=...` for the loader.
+the network, `--set data.decode_threads=...` for the loader. What both need of the cores' time, one beside the other, is
+a limit, too: "cores", all cores divided by the seconds of a core that a video costs in the loader and in the network.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from machine import facts_line, facts_of_the_machine
 
 from rhofast.data.loader import TestLoader
 from rhofast.data.remote import open_shards
@@ -55,13 +58,13 @@ def main() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    def timed(work: Callable[[], int]) -> float:
-        """Videos a second."""
+    def timed(work: Callable[[], int]) -> tuple[float, float]:
+        """Videos a second, and videos a second of a core."""
         settle()
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         count = work()
         settle()
-        return count / (time.perf_counter() - began)
+        return count / (time.perf_counter() - began), count / (time.process_time() - busy)
 
     def loader_alone() -> int:
         with open_loader() as loader:
@@ -89,15 +92,22 @@ def main() -> None:
         return rounds * videos
 
     sources = {"loader": loader_alone, "forward": forward_alone, "features": both}
-    rates: dict[str, list[float]] = {name: [] for name in sources}
+    rates: dict[str, list[float]] = {name: [] for name in [*sources, "cores"]}
     for number in range(given.rounds + 1):
-        for name, work in sources.items():
-            rate = timed(work)
-            if number:  # the first round warms up
+        told = {name: timed(work) for name, work in sources.items()}
+        if number:  # the first round warms up
+            for name, (rate, _) in told.items():
                 rates[name].append(rate)
+            cost = sum(1 / told[name][1] for name in ("loader", "forward"))
+            rates["cores"].append(len(os.sched_getaffinity(0)) / cost)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     slower = min(medians["loader"], medians["forward"])
-    print(json.dumps({"videos_per_second": medians, "share_of_the_slower": medians["features"] / slower}, indent=1))
+    shares = {
+        "share_of_the_slower": medians["features"] / slower,
+        "share_of_what_the_cores_allow": medians["features"] / min(slower, medians["cores"]),
+    }
+    print(json.dumps({"videos_per_second": medians, **shares}, indent=1))
+    print(facts_line(facts_of_the_machine(("torch", "nvidia-dali-cuda130", "numpy")), os.getloadavg()[0]))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Stages side by side: order, errors in their place, no thread left."""
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -95,3 +96,16 @@ def test_the_slow_stage_is_seen_in_the_clocks() -> None:
     assert slow.busy >= 0.1 > quick.busy
     assert quick.blocked > slow.blocked
     assert conveyor.wait_s > 0.05
+
+
+def test_threads_take_short_turns_while_any_conveyor_runs() -> None:
+    usual = sys.getswitchinterval()
+    first, second = (Conveyor[int](iter(range(9)), {"a": lambda x: x}, depth=1) for _ in range(2))
+    first.get()
+    second.get()
+    assert sys.getswitchinterval() < 0.001
+    first.close()
+    first.close()
+    assert sys.getswitchinterval() < 0.001
+    drain(second)
+    assert sys.getswitchinterval() == usual

@@ -12,6 +12,7 @@ knows nothing of videos.
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from collections import deque
@@ -22,6 +23,9 @@ from typing import Any, Generic, TypeVar
 Out = TypeVar("Out")
 _CHECK_S = 1.0  # between two looks at whether what is waited for can still come
 _FAREWELL_S = 5.0  # for a thread to end after a stage has hung
+# How long a thread may keep Python's lock from others that want it. With Python's own 5 ms, stages at work delay each
+# operation that the consumer starts on a device or on other cores (benchmarks/features.py: 0.92 of its rate, so 0.95).
+_TURN_S = 0.0002
 
 
 @dataclass(slots=True)
@@ -86,6 +90,29 @@ class _Channel:
             self._changed.notify_all()
 
 
+class _ShortTurns:
+    """Threads of the process take short turns with Python's lock while anybody asks for it."""
+
+    def __init__(self) -> None:
+        self._asking, self._lock, self._before = 0, threading.Lock(), 0.0
+
+    def begin(self) -> None:
+        with self._lock:
+            if not self._asking:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(min(self._before, _TURN_S))
+            self._asking += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._asking -= 1
+            if not self._asking:
+                sys.setswitchinterval(self._before)
+
+
+_short_turns = _ShortTurns()
+
+
 class Conveyor(Generic[Out]):
     """Runs `stages` over the items of `source`; `get` returns what the last stage makes of each, in order.
 
@@ -113,7 +140,7 @@ class Conveyor(Generic[Out]):
         ]
         self._patience = patience
         self._since: list[float | None] = [None for _ in stages]  # when each began the item it works on
-        self._started = self._finished = self._stalled = False
+        self._started = self._finished = self._stalled = self._hurried = False
 
     def get(self) -> Out:
         """The next item. Raises StopIteration at the end; whatever a stage raised, once, in its place; StalledError.
@@ -121,7 +148,8 @@ class Conveyor(Generic[Out]):
         if self._finished:
             raise StopIteration
         if not self._started:
-            self._started = True
+            self._started = self._hurried = True
+            _short_turns.begin()
             for thread in self._threads:
                 thread.start()
         began = time.perf_counter()
@@ -151,6 +179,9 @@ class Conveyor(Generic[Out]):
         for thread in self._threads:
             if thread.ident is not None and thread is not threading.current_thread():  # Ctrl-C may hit while they start
                 thread.join(wait)
+        if self._hurried:
+            self._hurried = False
+            _short_turns.end()
 
     def _check_all(self) -> None:
         """Raises StalledError if a stage has died, or takes too long over an item."""
