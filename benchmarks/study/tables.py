@@ -1,0 +1,136 @@
+"""From the study's results to a page of tables, and plots beside it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from machine import facts_of_the_machine
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from questions import METHODS, Question, Run
+
+Results = dict[str, dict[str, Any]]
+MEASURES = {"knn": "kNN", "linear": "linear probe"}
+COLORS = ("#2563a8", "#d97706", "#15803d", "#b91c1c")
+PACKAGES = ("torch", "nvidia-dali-cuda130", "numpy")
+
+
+def values_of(run: Run, seeds: int, results: Results, measure: str) -> list[float]:
+    """Top-1 of a cell, one for each seed that is done."""
+    names = [Run(method=run.method, changes=run.changes, data=run.data, seed=seed).name for seed in range(seeds)]
+    return [results[name][measure]["top1"] for name in names if name in results]
+
+
+def told(values: Sequence[float]) -> str:
+    """In percent: mean, and standard deviation over seeds where there are several."""
+    if not values:
+        return ""
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread}"
+
+
+def table(question: Question, results: Results, measure: str, seeds: int) -> list[str]:
+    """One measure of a question in Markdown."""
+    rows = list(dict.fromkeys(row for row, _ in question.cells))
+    columns = list(dict.fromkeys(column for _, column in question.cells))
+    lines = [f"| {MEASURES[measure]} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for row in rows:
+        cells = [question.cells.get((row, column)) for column in columns]
+        texts = [told(values_of(run, seeds, results, measure)) if run is not None else "" for run in cells]
+        lines.append(f"| {row} | {' | '.join(texts)} |")
+    return lines
+
+
+def gains(question: Question, results: Results, seeds: int) -> list[str]:
+    """Of the first question: what a second clip brings, in Markdown; the spread is that of a difference of two runs."""
+    lines = ["| rho = 2 less rho = 1, points | kNN | linear probe |", "|---|---|---|"]
+    for method in METHODS:
+        cells = []
+        for measure in MEASURES:
+            one, two = (values_of(question.cells[method, clips], seeds, results, measure) for clips in ("1", "2"))
+            if min(len(one), len(two)) < 2:
+                cells.append("")
+                continue
+            spread = (statistics.variance(one) + statistics.variance(two)) ** 0.5
+            cells.append(f"{100 * (statistics.mean(two) - statistics.mean(one)):+.1f} (spread {100 * spread:.1f})")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines
+
+
+def untrained_line(results: Results) -> str:
+    """What the same network reaches before training."""
+    lines = []
+    for measure, words in MEASURES.items():
+        known = [one[measure]["untrained_top1"] for one in results.values()]
+        values = [value for value in known if value is not None]
+        lines.append(f"{words} {told(values)}")
+    some = next(iter(results.values()))["knn"]
+    return f"Untrained: {', '.join(lines)}. Chance: {some['chance']:.1%}. {some['samples']} held-out videos."
+
+
+def plot_lines(axes: Axes, question: Question, results: Results, measure: str, seeds: int) -> None:
+    """A line a row over the columns; bars are standard deviations over seeds."""
+    rows = list(dict.fromkeys(row for row, _ in question.cells))
+    columns = list(dict.fromkeys(column for _, column in question.cells))
+    for row, color in zip(rows, COLORS, strict=False):
+        points = [
+            (columns.index(column), values)
+            for (its, column), run in question.cells.items()
+            if its == row and (values := values_of(run, seeds, results, measure))
+        ]
+        if points:
+            x = [place for place, _ in points]
+            y = [statistics.mean(values) for _, values in points]
+            error = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
+            axes.errorbar(x, y, error, color=color, marker="o", markersize=4, capsize=3, linewidth=1.4, label=row)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_xlabel(question.columns)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def draw(asked: Sequence[Question], results: Results, path: Path, seeds: int | None) -> None:
+    """A row of plots a question: kNN left, the probe right."""
+    figure = Figure(figsize=(10.5, 3.4 * len(asked)), dpi=110, layout="constrained")
+    grid = figure.subplots(len(asked), 2, squeeze=False, sharey="row")
+    for question, pair in zip(asked, grid, strict=True):
+        for axes, (measure, words) in zip(pair, MEASURES.items(), strict=True):
+            plot_lines(axes, question, results, measure, seeds or question.seeds)
+            axes.set_title(f"{question.title} {words}", loc="left", fontsize=10, fontweight="bold")
+        pair[0].set_ylabel("top-1 of held-out videos")
+    figure.savefig(path)
+
+
+def facts_told(facts: dict[str, Any]) -> str:
+    """The machine in a sentence."""
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    return f"{facts['date'][:10]}, {facts['cpu']}, {facts['cores']} cores, Python {facts['python']}, {versions}."
+
+
+def write_report(asked: Sequence[Question], results: Results, out: Path, seeds: int | None) -> list[Path]:
+    """study.md, study.png and study.json in `out`; nothing where no run is done."""
+    if not results:
+        return []
+    facts = facts_of_the_machine(PACKAGES)
+    cost = sum(one["train_cpu_seconds"] + one["evaluate_cpu_seconds"] for one in results.values())
+    lines = ["# The paper's questions, on generated videos", "", untrained_line(results), "", "![](study.png)", ""]
+    for question in asked:
+        count = seeds or question.seeds
+        lines += [f"## {question.title}", "", f"Paper: {question.paper}", ""]
+        for measure in MEASURES:
+            lines += [*table(question, results, measure, count), ""]
+        if question.key == "rho" and count > 1:
+            lines += [*gains(question, results, count), ""]
+    lines += [f"{len(results)} runs, {cost / 3600:.1f} CPU hours. {facts_told(facts)}", ""]
+    paths = [out / f"study.{suffix}" for suffix in ("md", "png", "json")]
+    paths[0].write_text("\n".join(lines))
+    draw(asked, results, paths[1], seeds)
+    paths[2].write_text(json.dumps({"machine": facts, "runs": results}, indent=1))
+    return paths

@@ -1,0 +1,72 @@
+"""The study's runs are runs that can be had."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rhofast.backbones import build_backbone
+from rhofast.config import Config, load_config
+from rhofast.methods import build_method
+
+STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
+
+
+@pytest.fixture(autouse=True)
+def modules_of_the_study(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(STUDY))
+    yield
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(STUDY)):
+            del sys.modules[name]
+
+
+def configurations() -> dict[str, Config]:
+    """Of each run, by name, as its command line says."""
+    from questions import all_runs, questions
+    from study import command_of
+
+    found = {}
+    for run in all_runs(questions()):
+        words = command_of(run, Path("work"), Path("shards"), "test")
+        sets = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+        found[run.name] = load_config(STUDY / "study.toml", sets)
+    return found
+
+
+def test_every_run_has_a_page_of_its_own_that_is_valid() -> None:
+    pages = configurations()
+    assert len({page.model_dump_json() for page in pages.values()}) == len(pages)
+    for method in ("moco", "byol", "simclr", "swav"):
+        assert {(page.clips.num_clips, page.seed) for page in pages.values() if page.method.name == method} >= {
+            (rho, seed) for rho in (1, 2, 3, 4) for seed in (0, 1, 2)
+        }
+    one = {(page.method.model_dump_json(), page.backbone.model_dump_json()): page for page in pages.values()}
+    for page in one.values():
+        build_method(page.method.name, page.method.options, build_backbone(page.backbone.name, page.backbone.options))
+
+
+def test_no_set_shares_its_videos_with_another() -> None:
+    from questions import SETS
+
+    assert len({(made["split"], made["seed"]) for made in SETS.values()}) == len(SETS)
+
+
+def test_a_table_has_means_and_spreads_of_what_is_done() -> None:
+    from questions import Run, questions
+    from tables import gains, table
+
+    rho = questions()[0]
+    results = {}
+    for clips, accuracies in {1: (0.4, 0.5, 0.6), 2: (0.7, 0.8, 0.9), 4: (0.5,)}.items():
+        base = rho.cells["simclr", str(clips)]
+        for seed, top1 in enumerate(accuracies):
+            name = Run(method=base.method, changes=base.changes, data=base.data, seed=seed).name
+            results[name] = {"knn": {"top1": top1}, "linear": {"top1": top1}}
+    lines = table(rho, results, "knn", 3)
+    assert "| simclr | 50.0 ± 10.0 | 80.0 ± 10.0 |  | 50.0 |" in lines and "| byol |  |  |  |  |" in lines
+    assert any(line.startswith("| simclr | +30.0 (spread 14.1)") for line in gains(rho, results, 3))
