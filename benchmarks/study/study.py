@@ -44,7 +44,7 @@ METHOD_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "byol": {
         "method.hidden": 1024,
-        "method.ema_base": 0.9,
+        "method.ema_base": 0.95,
         "method.ema_anneal": False,
         "method.loss": "mean",
         "optim.base_lr": 0.2,
