@@ -12,6 +12,7 @@ LAYERS = {
     1: [
         "activations",
         "board",
+        "buffers",
         "interruptions",
         "figures",
         "config",
@@ -75,7 +76,7 @@ LAYERS = {
     12: ["__main__"],
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
-DATA_TOWER, MODEL_TOWER = ("data.", "ingest."), ("activations", "backbones", "methods", "optim", "distributed")
+DATA_TOWER, MODEL_TOWER = ("data.", "ingest."), ("activations", "buffers", "backbones", "methods", "optim", "distributed")
 DOORS = {
     "nvidia": {"data.dali", "data.pipeline"},
     "accelerate": {"train", "checkpoint", "evals"},
