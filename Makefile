@@ -42,7 +42,7 @@ benchmarks: $(STAMP)
 	$(BENCHMARK)/soak.py --codec h264 --out '$(RESULTS)/soak_h264' || failed=1; \
 	$(BENCHMARK)/scale.py --out '$(RESULTS)/scale' || failed=1; \
 	$(BENCHMARK)/hue.py '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
-	$(BENCHMARK)/step.py --out '$(RESULTS)/step' || failed=1; \
+	$(BIN)/python benchmarks/step.py --out '$(RESULTS)/step' || failed=1; \
 	$(BENCHMARK)/train_vs_peers.py --out '$(RESULTS)/train_vs_peers' || failed=1; \
 	$(BENCHMARK)/ingest_vs_ffmpeg.py '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
 	exit $$failed

@@ -76,7 +76,10 @@ LAYERS = {
     12: ["__main__"],
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
-DATA_TOWER, MODEL_TOWER = ("data.", "ingest."), ("activations", "buffers", "backbones", "methods", "optim", "distributed")
+DATA_TOWER, MODEL_TOWER = (
+    ("data.", "ingest."),
+    ("activations", "buffers", "backbones", "methods", "optim", "distributed"),
+)
 DOORS = {
     "nvidia": {"data.dali", "data.pipeline"},
     "accelerate": {"train", "checkpoint", "evals"},
