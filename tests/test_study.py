@@ -63,10 +63,10 @@ def test_a_table_has_means_and_spreads_of_what_is_done() -> None:
     rho = questions()[0]
     results = {}
     for clips, accuracies in {1: (0.4, 0.5, 0.6), 2: (0.7, 0.8, 0.9), 4: (0.5,)}.items():
-        base = rho.cells["simclr", str(clips)]
+        base = rho.cells["SimCLR", str(clips)]
         for seed, top1 in enumerate(accuracies):
             name = Run(method=base.method, changes=base.changes, data=base.data, seed=seed).name
             results[name] = {"knn": {"top1": top1}, "linear": {"top1": top1}}
     lines = table(rho, results, "knn", 3)
-    assert "| simclr | 50.0 ± 10.0 | 80.0 ± 10.0 |  | 50.0 |" in lines and "| byol |  |  |  |  |" in lines
-    assert any(line.startswith("| simclr | +30.0 (spread 14.1)") for line in gains(rho, results, 3))
+    assert "| SimCLR | 50.0 ± 10.0 | 80.0 ± 10.0 |  | 50.0 |" in lines and "| BYOL |  |  |  |  |" in lines
+    assert any(line.startswith("| SimCLR | +30.0 (spread 14.1)") for line in gains(rho, results, 3))

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-METHODS = ("moco", "byol", "simclr", "swav")
+METHODS = {"moco": "MoCo", "byol": "BYOL", "simclr": "SimCLR", "swav": "SwAV"}
 CURATED, UNBALANCED, UNCURATED = "curated", "unbalanced", "uncurated"
 TEST, TUNING = "test", "tuning"
 
@@ -56,7 +56,7 @@ class Run:
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """A table: `cells[row, column]` is the run, but for its seed. title: what is asked; paper: what arXiv 2104.14558
-    found."""
+    found; scale: columns are steps of something, not kinds."""
 
     key: str
     title: str
@@ -64,7 +64,14 @@ class Question:
     rows: str
     columns: str
     seeds: int
+    scale: bool = False
     cells: dict[tuple[str, str], Run] = field(default_factory=dict)
+
+    @property
+    def one_network(self) -> bool:
+        """Whether all runs begin with the same network and see clips of the same shape."""
+        changes = {key for run in self.cells.values() for key, _ in run.changes}
+        return not changes & {"backbone.name", "clips.num_frames", "clips.frame_stride"}
 
     def runs(self, seeds: int | None = None) -> Iterable[Run]:
         """Seed by seed, so that an unfinished study has a whole table."""
@@ -83,13 +90,13 @@ def changed(values: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
 def questions() -> list[Question]:
     """All, in the paper's order."""
     rho = {
-        (method, f"{clips}"): Run(method=method, changes=changed({"clips.num_clips": clips}))
-        for method in METHODS
+        (name, f"{clips}"): Run(method=method, changes=changed({"clips.num_clips": clips}))
+        for method, name in METHODS.items()
         for clips in (1, 2, 3, 4)
     }
     shapes = [(4, 2), (4, 4), (8, 1), (8, 2), (8, 4), (16, 1)]
     shape = {
-        ("byol", f"{frames} x {stride}"): Run(
+        ("BYOL", f"{frames} x {stride}"): Run(
             changes=changed({"clips.num_frames": frames, "clips.frame_stride": stride})
         )
         for frames, stride in shapes
@@ -100,17 +107,18 @@ def questions() -> list[Question]:
             values: dict[str, Any] = {}
             for letter, off in WITHOUT.items():
                 values |= {} if letter in kept else off
-            augmentation[method, kept or "none"] = Run(method=method, changes=changed(values))
-    depth = {("byol", name): Run(changes=changed(values)) for name, values in BACKBONES.items()}
+            augmentation[METHODS[method], kept or "none"] = Run(method=method, changes=changed(values))
+    depth = {("BYOL", name): Run(changes=changed(values)) for name, values in BACKBONES.items()}
     spans = {
-        (data, f"{span:g} s" if span is not None else "global"): Run(
+        (data, f"{span:g} s" if span is not None else "anywhere"): Run(
             data=data, changes=changed({} if span is None else {"clips.max_span": float(span)})
         )
-        for data, choices in ((CURATED, (0, 1, 2, 4, None)), (UNCURATED, (0, 1, 2, 4, 8, None)))
-        for span in choices
+        for span in (0, 1, 2, 4, 8, None)
+        for data in (CURATED, UNCURATED)
+        if (data, span) != (CURATED, 8)  # as long as these videos are
     }
     sets = {
-        (method, data): Run(method=method, data=data)
+        (METHODS[method], data): Run(method=method, data=data)
         for method in ("moco", "byol")
         for data in (CURATED, UNBALANCED, UNCURATED)
     }
@@ -123,6 +131,7 @@ def questions() -> list[Question]:
             rows="method",
             columns="clips (rho)",
             seeds=3,
+            scale=True,
             cells=rho,
         ),
         Question(
@@ -158,8 +167,9 @@ def questions() -> list[Question]:
             paper="The same time costs about five points. On curated videos the whole length is best; on uncurated "
             "ones a limit of some 36 s is, and the whole length is slightly worse.",
             rows="videos",
-            columns="at most",
+            columns="at most so far apart",
             seeds=1,
+            scale=True,
             cells=spans,
         ),
         Question(

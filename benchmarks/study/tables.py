@@ -49,7 +49,7 @@ def table(question: Question, results: Results, measure: str, seeds: int) -> lis
 def gains(question: Question, results: Results, seeds: int) -> list[str]:
     """Of the first question: what a second clip brings, in Markdown; the spread is that of a difference of two runs."""
     lines = ["| rho = 2 less rho = 1, points | kNN | linear probe |", "|---|---|---|"]
-    for method in METHODS:
+    for method in METHODS.values():
         cells = []
         for measure in MEASURES:
             one, two = (values_of(question.cells[method, clips], seeds, results, measure) for clips in ("1", "2"))
@@ -62,49 +62,64 @@ def gains(question: Question, results: Results, seeds: int) -> list[str]:
     return lines
 
 
+def untrained(results: Results, measure: str) -> list[float]:
+    """Top-1 of the same network before training, one for each seed."""
+    known = [one[measure]["untrained_top1"] for one in results.values()]
+    return [value for value in known if value is not None]
+
+
 def untrained_line(results: Results) -> str:
-    """What the same network reaches before training."""
-    lines = []
-    for measure, words in MEASURES.items():
-        known = [one[measure]["untrained_top1"] for one in results.values()]
-        values = [value for value in known if value is not None]
-        lines.append(f"{words} {told(values)}")
+    """What nothing learned is worth."""
+    lines = [f"{words} {told(untrained(results, measure))}" for measure, words in MEASURES.items()]
     some = next(iter(results.values()))["knn"]
     return f"Untrained: {', '.join(lines)}. Chance: {some['chance']:.1%}. {some['samples']} held-out videos."
 
 
-def plot_lines(axes: Axes, question: Question, results: Results, measure: str, seeds: int) -> None:
-    """A line a row over the columns; bars are standard deviations over seeds."""
+def plot(axes: Axes, question: Question, results: Results, measure: str, seeds: int) -> None:
+    """A line a row over the columns where these are a scale, bars where they are kinds; whiskers are standard
+    deviations over seeds."""
     rows = list(dict.fromkeys(row for row, _ in question.cells))
     columns = list(dict.fromkeys(column for _, column in question.cells))
-    for row, color in zip(rows, COLORS, strict=False):
+    for number, (row, color) in enumerate(zip(rows, COLORS, strict=False)):
+        aside = number - (len(rows) - 1) / 2  # so that whiskers and bars stand beside each other
         points = [
             (columns.index(column), values)
             for (its, column), run in question.cells.items()
             if its == row and (values := values_of(run, seeds, results, measure))
         ]
-        if points:
-            x = [place for place, _ in points]
-            y = [statistics.mean(values) for _, values in points]
-            error = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
+        if not points:
+            continue
+        y = [statistics.mean(values) for _, values in points]
+        spread = [statistics.stdev(values) for _, values in points if len(values) > 1]
+        error = spread if len(spread) == len(points) else None
+        if question.scale:
+            x = [place + 0.04 * aside for place, _ in points]
             axes.errorbar(x, y, error, color=color, marker="o", markersize=4, capsize=3, linewidth=1.4, label=row)
+        else:
+            width = 0.7 / len(rows)
+            x = [place + width * aside for place, _ in points]
+            axes.bar(x, y, 0.92 * width, yerr=error, capsize=3, color=color, label=row)
+    if question.one_network and (before := untrained(results, measure)):
+        axes.axhline(statistics.mean(before), color="#8a8f98", linestyle=":", linewidth=1.2, label="untrained")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_xlabel(question.columns)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_ylim(0, 1)
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
 
 
 def draw(asked: Sequence[Question], results: Results, path: Path, seeds: int | None) -> None:
     """A row of plots a question: kNN left, the probe right."""
-    figure = Figure(figsize=(10.5, 3.4 * len(asked)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(11, 3.3 * len(asked)), dpi=110, layout="constrained")
     grid = figure.subplots(len(asked), 2, squeeze=False, sharey="row")
     for question, pair in zip(asked, grid, strict=True):
         for axes, (measure, words) in zip(pair, MEASURES.items(), strict=True):
-            plot_lines(axes, question, results, measure, seeds or question.seeds)
-            axes.set_title(f"{question.title} {words}", loc="left", fontsize=10, fontweight="bold")
-        pair[0].set_ylabel("top-1 of held-out videos")
+            plot(axes, question, results, measure, seeds or question.seeds)
+            axes.set_ylabel(f"top-1, {words}")
+        pair[0].set_title(question.title, loc="left", fontsize=11, fontweight="bold")
+        pair[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path)
 
 
