@@ -227,7 +227,7 @@ class _Run:
             "index_bytes": self._fact("their indices", load.index, "B"),
             "shards": self._fact("number of shards", load.shards, "shards"),
             "bytes_per_shard": self._fact("a shard with its index", (load.stored + load.index) / load.shards, "B"),
-            "ingest": self._fact("making them", of["videos"] * own["ingest_seconds"] / 3600, "core-hours"),
+            "ingest": self._fact("core-hours to make them", of["videos"] * own["ingest_seconds"] / 3600, "core-hours"),
             "read_per_video": self._fact("read for a video", load.read, "B"),
             "read_per_epoch": self._fact("read in an epoch", self.samples * load.read, "B"),
             "read_per_node": self._fact("read, each node", reading / self.nodes, "B/s"),
@@ -236,7 +236,7 @@ class _Run:
             "fetched_in_all": self._fact("behind an address: all nodes fetch", load.fetched * self.nodes, "B/s"),
             "cache_needed": self._fact("behind an address: cache, each node", load.blocks, "B"),
             "decoded_per_video": self._fact("frames decoded for a video", own["frames_decoded"], "frames"),
-            "decoded_per_gpu": self._fact("frames decoded, each GPU", load.decoded, "frames/s"),
+            "decoded_per_gpu": self._fact("frames/s decoded, each GPU", load.decoded, "frames/s"),
             "host_cores": self._fact("cores that plan and read, each node", load.host, "cores"),
             "host_decode_cores": self._fact("cores, if they decoded too", load.host_and_decode, "cores"),
         }

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rhofast.capacity import Plan
-from rhofast.figures import amount, weakest
+from rhofast.figures import Fact, amount, weakest
 
 
 def plan_tables(plan: Plan, *, sources: bool) -> Group:
@@ -30,7 +30,7 @@ def _run(plan: Plan) -> Table:
     for justify in ("left", "right", "left"):
         table.add_column(justify=justify)
     for fact in plan.facts.values():
-        table.add_row(fact.label, amount(fact.value, fact.unit), fact.origin)
+        table.add_row(fact.label, _value(fact), fact.origin)
     return table
 
 
@@ -42,9 +42,7 @@ def _codecs(plan: Plan) -> Table:
     table.add_column("rests on")
     for name, first in plan.codecs[0].facts.items():
         row = [one.facts[name] for one in plan.codecs]
-        table.add_row(
-            first.label, *(amount(fact.value, fact.unit) for fact in row), weakest(fact.origin for fact in row)
-        )
+        table.add_row(first.label, *map(_value, row), weakest(fact.origin for fact in row))
     table.add_section()
     names = list(dict.fromkeys(limit.name for one in plan.codecs for limit in one.limits))
     for name in names:
@@ -53,6 +51,12 @@ def _codecs(plan: Plan) -> Table:
         origin = weakest(limit.origin for limit in found if limit is not None)
         table.add_row(f"asked of {name}", *cells, origin)
     return table
+
+
+def _value(fact: Fact) -> str:
+    """With its unit, unless the label says it."""
+    text = amount(fact.value, fact.unit)
+    return text.removesuffix(f" {fact.unit}") if fact.unit in fact.label.replace(",", "").split() else text
 
 
 def _inputs(plan: Plan) -> Table:
