@@ -109,3 +109,41 @@ def test_threads_take_short_turns_while_any_conveyor_runs() -> None:
     assert sys.getswitchinterval() < 0.001
     drain(second)
     assert sys.getswitchinterval() == usual
+
+
+def test_the_first_item_goes_through_alone() -> None:
+    began: list[tuple[str, int]] = []
+    free = threading.Event()
+
+    def first(x: int) -> int:
+        began.append(("first", x))
+        return x
+
+    def second(x: int) -> int | None:
+        began.append(("second", x))
+        free.wait(30)
+        return x
+
+    conveyor: Conveyor[int] = Conveyor(iter(range(5)), {"a": first, "b": second}, depth=2)
+    threading.Timer(0.2, free.set).start()
+    assert conveyor.get() == 0
+    assert began[:2] == [("first", 0), ("second", 0)] and drain(conveyor) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("fate", ["dropped", "failed", "closed"])
+def test_nobody_waits_for_a_first_item_that_never_comes(fate: str) -> None:
+    def stage(x: int) -> int | None:
+        if x == 0 and fate == "failed":
+            raise ValueError("first")
+        return None if x == 0 and fate == "dropped" else x
+
+    conveyor: Conveyor[int] = Conveyor(iter(range(3)), {"a": stage, "b": lambda x: x}, depth=2)
+    if fate == "dropped":
+        assert drain(conveyor) == [1, 2]
+    elif fate == "failed":
+        with pytest.raises(ValueError, match="first"):
+            conveyor.get()
+    else:
+        assert conveyor.get() == 0
+        conveyor.close()
+    assert rhofast_threads() == []

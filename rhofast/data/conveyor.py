@@ -5,8 +5,8 @@
 Order is preserved; a stage that makes None of an item drops it. An exception in a stage travels down the channels in
 the place of its item and is raised by `get`. No wait is endless: a thread that died, or a stage that takes longer over
 one item than its patience lasts, becomes an error in the consumer. Every stage counts the seconds in which it worked,
-starved (waited for input) or was blocked (waited for room), so that the slowest stage can be named. What it is not: it
-knows nothing of videos.
+starved (waited for input) or was blocked (waited for room), so that the slowest stage can be named. The first item goes
+through alone: whoever starts waits for it, and for nothing else. What it is not: it knows nothing of videos.
 """
 
 from __future__ import annotations
@@ -141,6 +141,8 @@ class Conveyor(Generic[Out]):
         self._patience = patience
         self._since: list[float | None] = [None for _ in stages]  # when each began the item it works on
         self._started = self._finished = self._stalled = self._hurried = False
+        self._taken = 0  # items of the source
+        self._first_through = threading.Event()
 
     def get(self) -> Out:
         """The next item. Raises StopIteration at the end; whatever a stage raised, once, in its place; StalledError.
@@ -173,6 +175,7 @@ class Conveyor(Generic[Out]):
         """End all threads and drop what is under way. Safe to call twice. It waits for the work under way; only a
         thread that hangs in it is left to itself in the end, and ends as soon as that work does."""
         self._finished = True
+        self._first_through.set()
         for channel in self._channels:
             channel.close()
         wait = _FAREWELL_S if self._stalled else min(self._patience, threading.TIMEOUT_MAX)
@@ -210,6 +213,8 @@ class Conveyor(Generic[Out]):
                     clock.busy += time.perf_counter() - fed
                 done = time.perf_counter()
                 self._since[number] = None
+                if item is None or number == len(self._stages) - 1:
+                    self._first_through.set()
                 if item is not None:
                     out.put(item)
                 clock.blocked += time.perf_counter() - done
@@ -222,6 +227,9 @@ class Conveyor(Generic[Out]):
     def _next_input(self, number: int) -> Any:
         if number:
             return self._channels[number - 1].get()
+        if self._taken == 1:
+            self._first_through.wait()
+        self._taken += 1
         try:
             return next(self._source, _END)
         except BaseException as error:  # noqa: BLE001 - it is raised again, in the consumer's thread
