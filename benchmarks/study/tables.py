@@ -70,9 +70,11 @@ def untrained(results: Results, measure: str) -> list[float]:
 
 def untrained_line(results: Results) -> str:
     """What nothing learned is worth."""
-    lines = [f"{words} {told(untrained(results, measure))}" for measure, words in MEASURES.items()]
+    known = {words: untrained(results, measure) for measure, words in MEASURES.items()}
+    before = ", ".join(f"{words} {told(values)}" for words, values in known.items() if values)
     some = next(iter(results.values()))["knn"]
-    return f"Untrained: {', '.join(lines)}. Chance: {some['chance']:.1%}. {some['samples']} held-out videos."
+    facts = f"Chance: {some['chance']:.1%}. {some['samples']} held-out videos."
+    return f"Untrained: {before}. {facts}" if before else facts
 
 
 def plot(axes: Axes, question: Question, results: Results, measure: str, seeds: int) -> None:
