@@ -32,13 +32,11 @@ def facts_of_the_machine(packages: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def facts_line(facts: dict[str, Any], load: float) -> str:
-    """The same in a sentence, for the foot of a table."""
+def facts_line(facts: dict[str, Any], load: float | None = None) -> str:
+    """The same in a sentence, for the foot of a table. load: before the first round, where that matters."""
+    busy = "" if load is None else f", load average before the first round {load:.1f}"
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    return (
-        f"{facts['date']}, {facts['cpu']}, {facts['cores']} cores, load average before the first round {load:.1f}. "
-        f"Python {facts['python']}, {versions}."
-    )
+    return f"{facts['date']}, {facts['cpu']}, {facts['cores']} cores{busy}. Python {facts['python']}, {versions}."
 
 
 def find_videos(given: list[Path]) -> list[Path]:

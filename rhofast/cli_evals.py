@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID
 
 from rhofast.console import class_table, err, out, progress_bar, say, score_table
 from rhofast.errors import ConfigError
+from rhofast.files import check_writable
 
 if TYPE_CHECKING:
     from rhofast.evals.case import Case
@@ -119,7 +120,6 @@ def neighbors(
     settings: Settings = None,
 ) -> None:
     """A page of pictures: some videos, and beside each the ones that are nearest in feature space."""
-    from rhofast.evals.case import check_writable
     from rhofast.evals.retrieval import draw_neighbors, open_bank
     from rhofast.pictures import check_suffix
 
@@ -222,7 +222,7 @@ def _open(
     target: Path | None,
 ) -> Case:
     """target: where the result will be written; None: in the folder of the checkpoint, or of what is trained on it."""
-    from rhofast.evals.case import check_writable, open_case
+    from rhofast.evals.case import open_case
 
     if target is not None:
         check_writable(target)

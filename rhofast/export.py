@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -30,7 +30,7 @@ from rhofast.data.index import open_folder
 from rhofast.data.mixture import Mixture
 from rhofast.data.remote import is_remote
 from rhofast.errors import ConfigError, ResumeError, ShardError
-from rhofast.files import as_path, publish
+from rhofast.files import as_path, check_writable, replacing
 from rhofast.foreign import (
     Imported,
     export_pyslowfast,
@@ -78,7 +78,7 @@ def export_checkpoint(saved: SavedRun, target: Path, *, format: Format, run: Pat
     run: the run folder, for the metrics that were logged at this very step. `pyslowfast` writes {"model_state", "cfg",
     "epoch"}, for official fine-tuning and tests (which start a new count of epochs). Raises ConfigError, ResumeError.
     """
-    _check_target(target)
+    check_writable(target)
     config, prefix = saved.config, "backbone."
     name, options = config.backbone.name, config.backbone.options
     backbone = build_backbone(name, options)
@@ -115,7 +115,8 @@ def export_checkpoint(saved: SavedRun, target: Path, *, format: Format, run: Pat
             "model_state": export_pyslowfast(backbone),
             "cfg": official_cfg(backbone, config),
         }
-        _write(target, lambda aside: torch.save(whole, aside))
+        with replacing(target) as aside:
+            torch.save(whole, aside)
     else:
         raise ConfigError(f"PySlowFast has no network {name!r}", hint="export it as safetensors")
     dropped = [key for key in saved.method if not key.startswith(prefix)]
@@ -130,7 +131,7 @@ def import_weights(source: Path, target: Path, *, backbone: str, options: Mappin
     (.pth), for one of torchvision's. backbone, options: what it is, as in a page's [backbone]. Raises ConfigError for a
     file that is neither, that cannot be read without running what is pickled in it, or of another network.
     """
-    _check_target(target)
+    check_writable(target)
     options = dict(options or {})
     network = build_backbone(backbone, options)
     loaded = read_weights(source)
@@ -160,7 +161,8 @@ def save_backbone(
     anything worth knowing, as JSON (what goes in, training data, metrics). Raises OSError."""
     notes = {"version": VERSION, "backbone": {"name": name, **options}, "card": card}
     weights = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
-    _write(path, lambda aside: save_file(weights, aside, metadata={"rhofast": json.dumps(notes)}))
+    with replacing(path) as aside:
+        save_file(weights, aside, metadata={"rhofast": json.dumps(notes)})
 
 
 def load_backbone(path: str | Path) -> nn.Module:
@@ -230,22 +232,6 @@ def _metrics_at(path: Path, step: int) -> dict[str, float]:
     lines = [json.loads(line) for line in whole]  # the last one of a killed run may be cut short
     found = [line for line in lines if line.get("kind") == "knn" and line.get("step") == step]
     return {f"knn_{key}": found[-1][key] for key in ("top1", "top5", "samples")} if found else {}
-
-
-def _check_target(path: Path) -> None:
-    if path.is_dir():
-        raise ConfigError(f"{path}: a folder, not a file to write")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {path.parent}")
-
-
-def _write(path: Path, save: Callable[[Path], object]) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        save(aside)
-        publish(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:

@@ -42,6 +42,16 @@ def is_local(path: Path) -> bool:
     return isinstance(path, Path)
 
 
+def check_writable(path: Path) -> None:
+    """See that a file can be written there, before anything is computed. Raises ConfigError."""
+    if path.is_dir():
+        raise ConfigError(f"{path}: a folder, not a file to write")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"{path}: nothing can be written in {path.parent}")
+
+
 def publish(aside: Path, target: Path) -> None:
     """Move a finished local file to its name, there or in an object store, whole or not at all. Raises OSError."""
     if is_local(target):
@@ -79,12 +89,19 @@ def writing_atomically(path: Path) -> Iterator[TextIO]:
                 yield file
             publish(aside, path)
         return
-    aside = path.with_name(f".{path.name}.tmp")
+    with replacing(path) as aside, aside.open("w", encoding="utf-8") as file:
+        yield file
+    flush(path.parent)
+
+
+@contextmanager
+def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
+    """A hidden file beside a local `path`, to be written as a whole: afterwards it takes the place of `path`, after an
+    exception it is gone. suffix: at the end of its name, for writers that go by it. Raises OSError."""
+    aside = path.with_name(f".{path.name}.tmp{suffix}")
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            yield file
+        yield aside
         publish(aside, path)
-        flush(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 

@@ -56,16 +56,21 @@ class Run:
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """A table: `cells[row, column]` is the run, but for its seed. title: what is asked; paper: what arXiv 2104.14558
-    found; scale: columns are steps of something, not kinds."""
+    found; across: what the columns are; scale: they are steps of something, not kinds."""
 
     key: str
     title: str
     paper: str
-    rows: str
-    columns: str
+    across: str
     seeds: int
     scale: bool = False
     cells: dict[tuple[str, str], Run] = field(default_factory=dict)
+
+    @property
+    def sides(self) -> tuple[list[str], list[str]]:
+        """Rows and columns, in order."""
+        rows, columns = (list(dict.fromkeys(cell[side] for cell in self.cells)) for side in (0, 1))
+        return rows, columns
 
     @property
     def one_network(self) -> bool:
@@ -128,8 +133,7 @@ def questions() -> list[Question]:
             title="How many clips of a video?",
             paper="More is better for every method, most from one to two; MoCo and BYOL, whose keys come from a moving "
             "average, lead SimCLR and SwAV.",
-            rows="method",
-            columns="clips (rho)",
+            across="clips (rho)",
             seeds=3,
             scale=True,
             cells=rho,
@@ -138,8 +142,7 @@ def questions() -> list[Question]:
             key="shape",
             title="How many frames, how far apart?",
             paper="Longer clips help: 16 x 4 above 8 x 8, in frames of 1/30 s.",
-            rows="method",
-            columns="frames x stride, at 12 frames a second",
+            across="frames x stride, at 12 frames a second",
             seeds=1,
             cells=shape,
         ),
@@ -147,8 +150,7 @@ def questions() -> list[Question]:
             key="augmentation",
             title="Which augmentation?",
             paper="Clips from other times (T) have the largest effect, but for MoCo, where colors (C) have.",
-            rows="method",
-            columns="what varies: time (T), crops and flips (S), colors (C)",
+            across="what varies: time (T), crops and flips (S), colors (C)",
             seeds=1,
             cells=augmentation,
         ),
@@ -156,8 +158,7 @@ def questions() -> list[Question]:
             key="depth",
             title="How deep a network?",
             paper="Deeper is better on Kinetics.",
-            rows="method",
-            columns="Slow network",
+            across="Slow network",
             seeds=1,
             cells=depth,
         ),
@@ -166,8 +167,7 @@ def questions() -> list[Question]:
             title="How far apart in time may two clips of a video begin?",
             paper="The same time costs about five points. On curated videos the whole length is best; on uncurated "
             "ones a limit of some 36 s is, and the whole length is slightly worse.",
-            rows="videos",
-            columns="at most so far apart",
+            across="at most so far apart",
             seeds=1,
             scale=True,
             cells=spans,
@@ -177,8 +177,7 @@ def questions() -> list[Question]:
             title="Videos as picked and cut, or as they come?",
             paper="At 240,000 videos MoCo loses next to nothing to unbalanced classes and 2.5 points to uncurated "
             "videos.",
-            rows="method",
-            columns="videos",
+            across="videos",
             seeds=1,
             cells=sets,
         ),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import facts_of_the_machine
+from machine import facts_line, facts_of_the_machine
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -36,8 +36,7 @@ def told(values: Sequence[float]) -> str:
 
 def table(question: Question, results: Results, measure: str, seeds: int) -> list[str]:
     """One measure of a question in Markdown."""
-    rows = list(dict.fromkeys(row for row, _ in question.cells))
-    columns = list(dict.fromkeys(column for _, column in question.cells))
+    rows, columns = question.sides
     lines = [f"| {MEASURES[measure]} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for row in rows:
         cells = [question.cells.get((row, column)) for column in columns]
@@ -80,8 +79,7 @@ def untrained_line(results: Results) -> str:
 def plot(axes: Axes, question: Question, results: Results, measure: str, seeds: int) -> None:
     """A line a row over the columns where these are a scale, bars where they are kinds; whiskers are standard
     deviations over seeds."""
-    rows = list(dict.fromkeys(row for row, _ in question.cells))
-    columns = list(dict.fromkeys(column for _, column in question.cells))
+    rows, columns = question.sides
     for number, (row, color) in enumerate(zip(rows, COLORS, strict=False)):
         aside = number - (len(rows) - 1) / 2  # so that whiskers and bars stand beside each other
         points = [
@@ -104,7 +102,7 @@ def plot(axes: Axes, question: Question, results: Results, measure: str, seeds: 
     if question.one_network and (before := untrained(results, measure)):
         axes.axhline(statistics.mean(before), color="#8a8f98", linestyle=":", linewidth=1.2, label="untrained")
     axes.set_xticks(range(len(columns)), columns)
-    axes.set_xlabel(question.columns)
+    axes.set_xlabel(question.across)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylim(0, 1)
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
@@ -125,12 +123,6 @@ def draw(asked: Sequence[Question], results: Results, path: Path, seeds: int | N
     figure.savefig(path)
 
 
-def facts_told(facts: dict[str, Any]) -> str:
-    """The machine in a sentence."""
-    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    return f"{facts['date'][:10]}, {facts['cpu']}, {facts['cores']} cores, Python {facts['python']}, {versions}."
-
-
 def write_report(asked: Sequence[Question], results: Results, out: Path, seeds: int | None) -> list[Path]:
     """study.md, study.png and study.json in `out`; nothing where no run is done."""
     if not results:
@@ -145,7 +137,7 @@ def write_report(asked: Sequence[Question], results: Results, out: Path, seeds: 
             lines += [*table(question, results, measure, count), ""]
         if question.key == "rho" and count > 1:
             lines += [*gains(question, results, count), ""]
-    lines += [f"{len(results)} runs, {cost / 3600:.1f} CPU hours. {facts_told(facts)}", ""]
+    lines += [f"{len(results)} runs, {cost / 3600:.1f} CPU hours. {facts_line(facts)}", ""]
     paths = [out / f"study.{suffix}" for suffix in ("md", "png", "json")]
     paths[0].write_text("\n".join(lines))
     draw(asked, results, paths[1], seeds)

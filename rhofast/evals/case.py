@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,16 +68,6 @@ def open_case(
     notes = check_held_out([opened], held_out, allow=allow_overlap)
     notes += _against_pretraining(subject, opened, held_out, allow=allow_overlap)
     return Case(subject=subject, train=opened, test=held_out, notes=notes)
-
-
-def check_writable(path: Path) -> None:
-    """See that a file can be written there, before anything is computed. Raises ConfigError."""
-    if path.is_dir():
-        raise ConfigError(f"{path}: a folder, not a file to write")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"{path}: nothing can be written in {path.parent}")
 
 
 def placed(network: nn.Module, config: Config) -> nn.Module:

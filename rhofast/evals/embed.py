@@ -22,10 +22,10 @@ from accelerate.utils import gather_object
 
 from rhofast.data.index import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
-from rhofast.evals.case import check_writable, placed
-from rhofast.evals.features import FeatureBatch, FeatureStream, Progress, check_finite, mean_over_views
+from rhofast.evals.case import placed
+from rhofast.evals.features import FeatureBatch, FeatureStream, Progress, check_finite, count_spoiled, mean_over_views
 from rhofast.evals.subject import Subject
-from rhofast.files import publish, writing_atomically
+from rhofast.files import check_writable, replacing, writing_atomically
 
 SUFFIXES = (".parquet", ".arrow", ".npy")
 _GROUP = 1 << 22  # numbers in a group of rows: the same groups, whatever the number of processes
@@ -78,7 +78,7 @@ def embed(subject: Subject, shards: ShardSet, target: Path, *, progress: Progres
             for batch in stream:
                 part.write_batch(_rows(batch, shards, schema))
                 count += len(batch.sample)
-                wrong += int((~np.isfinite(batch.values).all(axis=(1, 2))).sum())
+                wrong += count_spoiled(batch.values)
         told = gather_object([(count, wrong, [str(error) for error in stream.bad])])
         total, left_out = sum(one[0] for one in told), [line for one in told for line in one[2]]
         if not total:
@@ -117,8 +117,7 @@ def _rows(batch: FeatureBatch, shards: ShardSet, schema: pa.Schema) -> pa.Record
 
 def _join(parts: list[Path], target: Path, schema: pa.Schema, total: int, width: int) -> None:
     """One file of the ranks' parts, in the order of samples."""
-    aside = target.with_name(f".{target.name}.tmp")
-    try:
+    with replacing(target) as aside:
         if target.suffix.lower() == ".npy":
             values = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=(total, width))
             done = 0
@@ -138,9 +137,6 @@ def _join(parts: list[Path], target: Path, schema: pa.Schema, total: int, width:
             with pa.ipc.new_file(str(aside), schema) as arrow:
                 for rows in _read(parts, width):
                     arrow.write_batch(rows)
-        publish(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _read(parts: list[Path], width: int) -> Iterator[pa.RecordBatch]:

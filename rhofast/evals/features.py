@@ -228,8 +228,13 @@ def extract_features(
     if kept is not None:
         order = np.argsort(columns[1], kind="stable")
         columns = [column[order] for column in columns]
-    check_finite(int((~np.isfinite(columns[0]).all(axis=(1, 2))).sum()), len(columns[1]))
+    check_finite(count_spoiled(columns[0]), len(columns[1]))
     return Features(values=columns[0], sample=columns[1], label=columns[2], bad=bad)
+
+
+def count_spoiled(values: npt.NDArray[np.float32]) -> int:
+    """Samples of f32[N, V, D] with a value that is not a number."""
+    return int((~np.isfinite(values).all(axis=(1, 2))).sum())
 
 
 def check_finite(wrong: int, samples: int) -> None:

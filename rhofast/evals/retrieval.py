@@ -14,11 +14,11 @@ from rhofast.data.index import ShardSet
 from rhofast.data.loader import TestLoader
 from rhofast.data.remote import open_shards
 from rhofast.errors import ConfigError
-from rhofast.evals.case import check_writable, placed
+from rhofast.evals.case import placed
 from rhofast.evals.features import Features, Progress, extract_features, part_of
 from rhofast.evals.heldout import source_digests
 from rhofast.evals.subject import Subject, open_subject
-from rhofast.files import publish
+from rhofast.files import check_writable, replacing
 from rhofast.pictures import Group, Strip, animation, check_suffix, write_pictures
 from rhofast.show import choose_samples, displayable, find_keys
 
@@ -126,16 +126,12 @@ def draw_neighbors(
     beside = _frames(subject, bank, [number for near in found for number in near.neighbors])
     groups = [_group(near, queries, bank, shown, beside) for near in found if near.query in shown]
     heading = (f"Nearest of {len(known.sample):,} videos in {bank.info.name}", subject.origin)
-    aside = target.with_name(f".tmp-{target.name}")
-    try:
+    with replacing(target, suffix=target.suffix) as aside:
         if target.suffix.lower() == ".png":
             pictures = animation(groups, heading=heading)
             pictures[len(pictures) // 2].save(aside)
         else:
             write_pictures(aside, groups, heading=heading, fps=config.clips.fps / config.clips.frame_stride)
-        publish(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
     return drawn
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from rhofast.data.index import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
-from rhofast.files import publish, write_atomically
+from rhofast.files import replacing, write_atomically
 
 _NAMED = 120  # classes whose names still fit beside a matrix
 _COUNTED = 16  # classes whose counts still fit into its squares
@@ -140,12 +140,8 @@ def draw_confusion(evaluation: Evaluation, path: Path) -> None:
     title = f"{evaluation.kind}: top-1 {scores.top1:.1%} of {scores.samples:,} videos"
     figure.suptitle(title, fontsize=10)
     figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label="share of the true class")
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
+    with replacing(path) as aside:
         figure.savefig(aside, format="png")
-        publish(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _root() -> Any:
