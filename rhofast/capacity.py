@@ -28,6 +28,7 @@ _LARGER_BATCH = "a larger train.batch_size, so that gradients meet less often"
 _MOUNT = (
     "mount the shards as files, of which only the needed bytes are read; store h264 or hevc; or cache the whole set"
 )
+_LANES = "as many data.lanes as nodes, so that each fetches its own part of the set"
 _STEADIER = "fewer nodes (--gpus), a shorter restart, or train.checkpoint_steps"
 _BLOCKS = "fewer shards at a time (data.block_shards), or a larger data.cache_gb"
 _CORES = "nodes with more cores a GPU"
@@ -159,7 +160,9 @@ class _Run:
             if of["batch"].value / of["gpus"].value < _FILLS:
                 yield "so few videos do not fill a GPU: steps will be slower; a larger train.batch_size, or fewer GPUs."
         if self.remote:
-            yield "behind an address, every node fetches every shard of every epoch that its cache does not hold."
+            part, _ = self._lanes()
+            shards = "every shard" if part.value == 1 else f"{amount(part.value, 'share')} of the shards"
+            yield f"behind an address, every node fetches {shards} of every epoch, but for what its cache still holds."
 
     def plan_codec(self, codec: str) -> CodecPlan:
         load = self._load(codec)
@@ -180,6 +183,11 @@ class _Run:
         index = self.samples * (frames * own["units_per_frame"] * _INDEX_UNIT + _INDEX_ROW)
         shards = self.samples / own["samples_per_shard"]
         host = node_rate * own["host_seconds"]
+        part, lanes = self._lanes()
+        whole = stored + index
+        held = Number(min(1.0, 2 * part.value) * whole.value, whole.basis | part.basis)
+        if "block_shards" in of:
+            held = 2 * lanes * of["block_shards"] * (whole / shards)
         return _Load(
             own=own,
             stored=stored,
@@ -189,10 +197,18 @@ class _Run:
             decoded=own["frames_decoded"] * self.gpu_rate,
             host=host,
             host_and_decode=host + node_rate * own["frames_decoded"] * own["host_decode"],
-            # By every node: its part of a batch comes from any shard of a block.
-            fetched=(stored + index) / (self.steps_per_epoch * self.step_s),
-            blocks=2 * of["block_shards"] * ((stored + index) / shards) if "block_shards" in of else stored + index,
+            fetched=(stored + index) * part / (self.steps_per_epoch * self.step_s),
+            blocks=held,
         )
+
+    def _lanes(self) -> tuple[Number, Number]:
+        """(share of a set that a node fetches an epoch, lanes of which it keeps blocks). Without lanes its part of a
+        batch may come from any shard."""
+        if "lanes" not in self.of:
+            return Number(1.0), Number(1.0)
+        lanes = self.of["lanes"]
+        mine = Number(math.ceil(lanes.value / self.nodes.value), lanes.basis | self.nodes.basis)
+        return mine / lanes, mine
 
     def _limits(self, codec: str, load: _Load) -> Iterator[Limit]:
         of, own, node_rate = self.of, load.own, self.rate / self.nodes
@@ -211,14 +227,14 @@ class _Run:
         if self.remote:
             kept = load.stored.value + load.index.value <= of["cache"].value
             coming = Number(0.0, load.fetched.basis) if kept else load.fetched
-            yield self._limit("downloading, each node's network", coming / of["network"], _MOUNT)
-            yield self._limit("the cache's disk", (coming + node_rate * load.read) / of["disk"], _MOUNT)
+            lighter = _MOUNT if self._lanes()[0].value <= 1 / self.nodes.value else f"{_LANES}; {_MOUNT}"
+            yield self._limit("downloading, each node's network", coming / of["network"], lighter)
+            yield self._limit("the cache's disk", (coming + node_rate * load.read) / of["disk"], lighter)
             yield self._limit(_ROOM, load.blocks / of["cache"], _BLOCKS)
         else:
             yield self._limit("reading, each node's network", coming / of["network"], lighter)
         if "storage" in of:
-            remedy = _MOUNT if self.remote else lighter
-            yield self._limit("the storage, all nodes", coming * self.nodes / of["storage"], remedy)
+            yield self._limit("the storage, all nodes", coming * self.nodes / of["storage"], lighter)
 
     def _load_facts(self, load: _Load) -> dict[str, Fact]:
         of, own, reading = self.of, load.own, self.rate * load.read

@@ -65,6 +65,9 @@ class DataSection(Section):
                   the training sets is what they are compared with
     block_shards  shuffle samples within blocks of this many shards (the shards are shuffled too), so that only about
                   two blocks are needed at a time: for remote sets that the cache cannot hold. None: over the whole set
+    lanes         each takes an equal part of every batch from shards that are its own for an epoch, so that a node
+                  fetches and caches those of its lanes alone: for remote sets, as many as nodes or a multiple. Divides
+                  train.batch_size. 1: any sample may stand anywhere
     threads       reading threads; decoder threads are `decode_threads`
     prefetch      batches that may wait in each queue
     max_bad       share of bad samples past which the run stops
@@ -80,6 +83,7 @@ class DataSection(Section):
     train: Annotated[tuple[SourceSection, ...], Field(strict=False)] = ()
     test: Annotated[str, Field(min_length=1)] | None = None
     block_shards: Count | None = None
+    lanes: Count = 1
     threads: Count = 4
     decode_threads: Count = 2
     prefetch: Count = 2

@@ -30,13 +30,18 @@ def rank(group: dist.ProcessGroup | None = None) -> int:
     return dist.get_rank(group) if world_size() > 1 else 0
 
 
+def launched() -> tuple[int, int]:
+    """Processes in all and on this machine, as the launcher says, also before they know each other; (1, 1) without."""
+    return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def join_again(timeout: float) -> None:
     """Where a launcher has started the ranks again after a failure (`--max_restarts`), make the process group apart
     from what the processes before them left in the launcher's store: with `accelerate launch` and torchrun's static
     rendezvous it lives on, and new processes would call at the old ones' addresses. Otherwise do nothing. timeout:
     seconds that a rank waits for another."""
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    if attempt == 0 or int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if attempt == 0 or launched()[0] == 1 or dist.is_initialized():
         return
     wait = datetime.timedelta(seconds=timeout)
     store, number, size = next(rendezvous("env://", timeout=wait))
@@ -100,7 +105,7 @@ def reduce_mean(value: Tensor) -> Tensor:
 def cores_of_rank() -> int:
     """The cores that this rank may use: its share of those that the machine's ranks have."""
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, mine // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, mine // launched()[1])
 
 
 def gather_objects(value: Any) -> list[Any]:

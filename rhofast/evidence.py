@@ -205,6 +205,8 @@ def _run(config: Config) -> dict[str, Input]:
         inputs["epochs"] = _given(train.epochs, "epochs", "train.epochs")
     if data.block_shards is not None:
         inputs["block_shards"] = _given(data.block_shards, "shards", "data.block_shards")
+    if data.lanes > 1:
+        inputs["lanes"] = _given(data.lanes, "lanes", "data.lanes")
     return inputs
 
 

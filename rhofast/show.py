@@ -309,7 +309,7 @@ def _start_of(run: Path, config: Config, lines: list[dict[str, Any]], step: int,
 def _open_loader(run: Path, config: Config, rank: int, world_size: int) -> Loader:
     data = config.data.model_copy(update={"max_bad": 1.0})  # what is bad is to be seen, however much
     try:
-        sources = open_training(data)
+        sources = open_training(data, world_size=world_size)
     except ShardMissingError as error:
         raise ShardMissingError(
             f"{run}: the data that it was trained on: {error.message}",

@@ -39,7 +39,7 @@ from rhofast.data.loader import Loader
 from rhofast.data.mixture import Mixture
 from rhofast.data.remote import is_remote, open_test, open_training
 from rhofast.data.types import Views
-from rhofast.distributed import SyncBatchNorm, join_again, world_size
+from rhofast.distributed import SyncBatchNorm, join_again, launched, world_size
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError, RhofastError, SaveError
 from rhofast.evals.heldout import check_held_out
 from rhofast.evals.knn import evaluate_knn
@@ -101,7 +101,8 @@ def train(
 
 def open_training_shards(config: Config) -> Mixture:
     """What the run trains on. Raises ConfigError, ShardError."""
-    sources = open_training(config.data)
+    in_all, on_node = launched()
+    sources = open_training(config.data, world_size=in_all, node_size=on_node)
     return Mixture(sources.sets, sources.weights)
 
 

@@ -125,6 +125,23 @@ def test_behind_an_address_every_node_fetches_the_set_in_every_epoch() -> None:
     assert kept["downloading, each node's network"] == 0  # after the first epoch all of it is there
 
 
+def test_with_a_lane_for_each_node_the_nodes_together_fetch_the_set_once() -> None:
+    plan, laned = planned(remote=True), planned(remote=True, lanes=8)
+    assert fact(laned, "fetched_in_all") == pytest.approx(fact(plan, "fetched_per_node"))
+    assert fact(laned, "cache_needed") == pytest.approx(fact(plan, "cache_needed"))
+    more = planned(remote=True, lanes=32)  # four a node, each with blocks of its own
+    assert fact(more, "fetched_in_all") == pytest.approx(fact(laned, "fetched_in_all"))
+    assert fact(more, "cache_needed") == pytest.approx(4 * fact(laned, "cache_needed"))
+    few = planned(remote=True, lanes=2)
+    assert fact(few, "fetched_per_node") == pytest.approx(fact(plan, "fetched_per_node") / 2)
+    whole = planned(remote=True, lanes=8, block_shards=None)  # this epoch's part and the next one's
+    stored = fact(whole, "shard_bytes") + fact(whole, "index_bytes")
+    assert fact(whole, "cache_needed") == pytest.approx(stored / 4)
+    advised = ["data.lanes" in " ".join(one.codecs[0].verdict) for one in (plan, few, laned, more)]
+    assert advised == [True, True, False, False]
+    assert "every shard of every epoch" in plan.cautions[-1] and "12.5 % of the shards" in laned.cautions[-1]
+
+
 def test_a_cache_without_room_for_two_blocks_is_told_first() -> None:
     plan = planned(remote=True, cache=1e9)
     assert "refuse to begin" in plan.codecs[0].verdict[0]

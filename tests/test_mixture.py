@@ -72,6 +72,41 @@ def test_every_set_has_its_share_and_goes_through_its_own_epochs(shares: list[fl
             assert epoch == epochs[mine].max() or len(seen) == sizes[number]
 
 
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 3), st.data())
+def test_every_lane_has_its_part_of_every_batch_and_shards_of_its_own(  # type: ignore[no-untyped-def]
+    count: int, lanes: int, per_lane: int, data
+) -> None:
+    sizes = data.draw(st.lists(st.integers(max(7, lanes), 60), min_size=count, max_size=count))
+    shares = data.draw(st.lists(st.integers(1, 9), min_size=count, max_size=count))
+    mixture, size = Mixture([sized(n) for n in sizes], shares), lanes * per_lane
+    if size > len(mixture):
+        return
+    order, at = mixture.order(seed=3, lanes=lanes), Position(epoch=0, position=0)
+    seen: Counter[int] = Counter()
+    read: dict[tuple[int, int, int], set[int]] = {}  # the shards of a set, an epoch and a lane
+    for _ in range(10):
+        samples, epochs, places = order.batch(at, size)
+        assert (places % lanes == np.repeat(np.arange(lanes), per_lane)).all()
+        for sample, epoch, place in zip(samples.tolist(), epochs.tolist(), places.tolist(), strict=True):
+            number, local = mixture.locate(sample)
+            seen[number] += 1
+            read.setdefault((number, epoch, place % lanes), set()).add(local // 7)
+        at = order.after(at, size)
+    for number, share in enumerate(shares):
+        assert abs(seen[number] - 10 * size * share / sum(shares)) <= lanes * count
+    for (number, _, _), shards in read.items():
+        assert len(shards) <= sizes[number] // lanes / 7 + 3  # it begins in one shard, and ends in another
+    named = order.shards_from(Position(epoch=0, position=0), size, range(lanes))
+    for number, names in enumerate(named):
+        first = {shard for (of, epoch, _), shards in read.items() if (of, epoch) == (number, 0) for shard in shards}
+        assert first <= {next(names) for _ in range(-(-sizes[number] // 7) + lanes)}
+
+
+def test_lanes_divide_the_batch() -> None:
+    with pytest.raises(ValueError, match="batch of 10 cannot be dealt to 4 lanes"):
+        Mixture([sized(40)]).order(seed=0, lanes=4).steps_per_epoch(10)
+
+
 def test_a_batch_is_the_same_wherever_one_begins() -> None:
     mixture = Mixture([sized(20), sized(31), sized(9)], [1, 2.5, 0.3])
     straight = walk(mixture.order(seed=5), 8, 30)
@@ -118,7 +153,7 @@ def test_the_shards_ahead_are_those_that_the_batches_need() -> None:
     order = mixture.order(seed=0, block_shards=2)
     at = Position(epoch=0, position=20)
     ahead = [set(), set()]  # type: list[set[int]]
-    for number, shards in enumerate(order.shards_from(at, 10)):
+    for number, shards in enumerate(order.shards_from(at, 10, range(1))):
         ahead[number] = {next(shards) for _ in range(4)}
     samples, *_ = order.batch(at, 10)
     needed = Counter((mixture.locate(sample)[0], mixture.locate(sample)[1] // 7) for sample in samples.tolist())

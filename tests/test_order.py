@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhofast.data.order import Order, rank_slice, sample_at, steps_per_epoch
+from rhofast.data.order import Order, lanes_of, rank_slice, sample_at, steps_per_epoch
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10_000))
@@ -109,6 +109,74 @@ def test_shards_are_named_in_the_order_of_their_first_need(
     assert list(islice(order.shards_from(epoch, at), len(expected))) == expected
 
 
+LANED = st.tuples(SIZES, st.integers(1, 12)).filter(lambda drawn: sum(drawn[0]) >= drawn[1])
+
+
+@given(laned=LANED, block=st.integers(1, 12) | st.none(), epoch=st.integers(0, 1000))
+def test_lanes_are_equal_parts_of_the_samples_and_each_is_one_stretch_of_shards(
+    laned: tuple[list[int], int], block: int | None, epoch: int
+) -> None:
+    sizes, lanes = laned
+    order = Order(np.cumsum([0, *sizes]), seed=7, block_shards=block, lanes=lanes)
+    samples = order.at(epoch, np.arange(len(order)))
+    assert len(np.unique(samples)) == len(order) == sum(sizes) // lanes * lanes
+    shards = [set(order.shards_of(samples[lane::lanes]).tolist()) for lane in range(lanes)]
+    shared = sum(map(len, shards)) - len(set().union(*shards))
+    assert shared < lanes  # a lane may end in the shard that the next one begins in
+    for lane in range(lanes):
+        for position in range(lane, len(order), lanes):
+            beside = order.block_of(epoch, position)
+            assert position in beside and {other % lanes for other in beside} == {lane}
+            needed = order.shards_of(order.at(epoch, np.array(beside)))
+            assert block is None or len(set(needed.tolist())) <= block
+
+
+@given(laned=LANED, block=st.integers(1, 12) | st.none(), data=st.data())
+def test_the_shards_of_some_lanes_are_named_in_the_order_of_their_first_need(
+    laned: tuple[list[int], int], block: int | None, data: st.DataObject
+) -> None:
+    sizes, lanes = laned
+    order = Order(np.cumsum([0, *sizes]), seed=7, block_shards=block, lanes=lanes)
+    first = data.draw(st.integers(0, lanes - 1))
+    mine = range(first, data.draw(st.integers(first + 1, lanes)))
+    at = data.draw(st.integers(0, len(order) - 1))
+    expected: list[int] = []
+    for epoch, begin in ((3, at), (4, 0)):
+        named: set[tuple[int, int]] = set()
+        for position in range(begin, len(order)):
+            key = (position % lanes, int(order.shards_of(order.at(epoch, np.array([position])))[0]))
+            if key[0] in mine and key not in named:
+                named.add(key)
+                expected.append(key[1])
+    assert list(islice(order.shards_from(3, at, mine), len(expected))) == expected
+
+
+def test_each_epoch_deals_the_shards_anew() -> None:
+    order = Order(np.arange(0, 1001, 10), seed=0, lanes=4)
+    first, second = (set(order.shards_of(order.at(epoch, np.arange(0, 1000, 4))).tolist()) for epoch in (0, 1))
+    assert len(first) == len(second) == 25 and 0 < len(first & second) < 15
+    assert order.at(1, [7, 3]).tolist() == [int(order.at(1, 7)), int(order.at(1, 3))]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "lanes", "expected"),
+    [
+        (4, 8, [[0, 1], [2, 3], [4, 5], [6, 7]]),
+        (4, 2, [[0], [0], [1], [1]]),
+        (2, 3, [[0, 1], [1, 2]]),
+        (3, 1, [[0], [0], [0]]),
+    ],
+)
+def test_ranks_have_lanes_of_their_own_where_there_are_enough(
+    world_size: int, lanes: int, expected: list[list[int]]
+) -> None:
+    batch = 12 * lanes  # whose slots come lane by lane
+    for rank, mine in enumerate(expected):
+        assert list(lanes_of(range(rank, rank + 1), world_size, lanes)) == mine
+        slots = np.arange(batch)[rank_slice(batch, rank, world_size)]
+        assert list(dict.fromkeys((slots // 12).tolist())) == mine
+
+
 def test_without_blocks_the_order_is_that_of_the_whole_set() -> None:
     order = blocked([5, 9, 3], None, seed=3)
     assert np.array_equal(order.at(2, np.arange(17)), sample_at(np.arange(17), 17, seed=3, epoch=2))
@@ -148,3 +216,5 @@ def test_starts_that_are_none_are_refused(starts: list[int]) -> None:
         Order(starts, seed=0)
     with pytest.raises(ValueError, match="block of 0"):
         Order([0, 1], seed=0, block_shards=0)
+    with pytest.raises(ValueError, match="5 samples cannot be dealt to 6 lanes"):
+        Order([0, 5], seed=0, lanes=6)

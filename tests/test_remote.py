@@ -12,10 +12,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -467,9 +468,59 @@ def test_a_loader_gives_the_batches_of_the_local_set(site: Site, shards: ShardSe
     assert not [thread for thread in threading.enumerate() if thread.name == "rhofast-download"]
 
 
+def test_with_lanes_each_rank_fetches_shards_of_its_own(
+    tmp_path: Path, members: list[bytes], shards: ShardSet, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rhofast.data.loader import Loader
+    from rhofast.data.mixture import Mixture
+
+    class Told(DownloadAhead):
+        def __init__(self, needed: Iterable[tuple[ShardSet, Iterator[int]]], *, threads: int) -> None:
+            first = [(one, list(islice(names, 6))) for one, names in needed]
+            ahead.extend(first[0][1])
+            super().__init__([(one, iter(names)) for one, names in first], threads=threads)
+
+    ahead: list[int] = []
+    monkeypatch.setattr("rhofast.data.loader.DownloadAhead", Told)
+    shutil.rmtree(site.root)
+    shards = write_shards(site.root, members, per_shard=1)
+
+    def samples(train: str, rank: int, world_size: int, cache: str, lanes: int = 4) -> list[int]:
+        """Of an epoch's batches."""
+        data = DataSection(train=train, cache=tmp_path / cache, lanes=lanes, block_shards=1, prefetch=1, threads=2)
+        sources = open_training(data, world_size=world_size)
+        with Loader(
+            Mixture(sources.sets, sources.weights),
+            clips=ClipSection(num_frames=2, frame_stride=2, fps=12),
+            augment=AugmentSection(size=16),
+            data=data,
+            batch_size=4,
+            seed=0,
+            rank=rank,
+            world_size=world_size,
+        ) as loader:
+            return [sample for _ in range(loader.steps_per_epoch) for sample in next(loader).sample.tolist()]
+
+    whole = samples(str(shards.root), 0, 1, "none")
+    ahead.clear()
+    for rank in (0, 1):  # two lanes of the four
+        mine = samples(site.url, rank, 2, f"cache{rank}")
+        assert mine == [sample for step in range(0, len(whole), 4) for sample in whole[step + 2 * rank :][:2]]
+        assert len(mine) == 6 and set(mine) == set(ahead)  # a shard holds one sample
+        ahead.clear()
+    with pytest.raises(ConfigError, match=r"data\.lanes: 13 samples cannot be dealt to 16 lanes"):
+        samples(str(shards.root), 0, 1, "none", lanes=16)
+    with pytest.raises(ConfigError, match=r"train\.batch_size: a global batch of 4 cannot be dealt to 3 lanes"):
+        samples(str(shards.root), 0, 1, "none", lanes=3)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({}, "all remote shards have"), ({"block_shards": 2}, "two blocks of 2 shards have")],
+    [
+        ({}, "all remote shards have"),
+        ({"block_shards": 2}, "two blocks of 2 shards have"),
+        ({"block_shards": 2, "lanes": 4}, "two blocks of 2 shards of 4 lanes have"),
+    ],
 )
 def test_a_cache_too_small_for_the_order_is_refused(
     site: Site, tmp_path: Path, change: dict[str, Any], said: str

@@ -33,7 +33,7 @@ from rhofast.data.codecs import build_codec
 from rhofast.data.conveyor import Conveyor, StageClock, StalledError
 from rhofast.data.index import IndexRow, ShardSet
 from rhofast.data.mixture import Mixture
-from rhofast.data.order import rank_slice
+from rhofast.data.order import lanes_of, rank_slice
 from rhofast.data.pipeline import DecodePipeline
 from rhofast.data.plan import evaluation_plan, training_plan
 from rhofast.data.quarantine import Quarantine
@@ -45,7 +45,7 @@ from rhofast.data.video import VideoDecoder
 from rhofast.errors import ConfigError, DecodeError, ResumeError, SampleError, ShardError, UndecodableError
 from rhofast.rng import Stream, uniform
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 _NO_LABEL = -100
 _CPU = torch.device("cpu")
 
@@ -341,12 +341,16 @@ class Loader(_Base):
     ) -> None:
         """twins: two views of the same frames where `clips.num_clips` is 1; off: one, as training by labels wants."""
         mixture = Mixture([shards]) if isinstance(shards, ShardSet) else shards
-        self._order = mixture.order(seed=seed, block_shards=data.block_shards)
+        try:
+            self._order = mixture.order(seed=seed, block_shards=data.block_shards, lanes=data.lanes)
+        except ValueError as error:
+            raise ConfigError(f"data.lanes: {error}", hint="choose fewer --set data.lanes=...") from None
         try:
             self.steps_per_epoch = self._order.steps_per_epoch(batch_size)
             self._slice = rank_slice(batch_size, rank, world_size)
         except ValueError as error:
             raise ConfigError(f"train.batch_size: {error}", hint="choose another --set train.batch_size=...") from None
+        self._lanes = lanes_of(range(rank, rank + 1), world_size, data.lanes)
         share = batch_size // world_size
         views = max(2, clips.num_clips) if twins else clips.num_clips
         super().__init__(
@@ -368,7 +372,7 @@ class Loader(_Base):
     def __next__(self) -> Views:
         """The next batch. Raises what reading or decoding raised: SampleError and its kinds, ShardError."""
         at = self._next_position
-        self._start(self._positions(at), self._order.shards_from(at, self._batch_size))
+        self._start(self._positions(at), self._order.shards_from(at, self._batch_size, self._lanes))
         views = self._next()
         self._next_position = self._order.after(self._next_position, self._batch_size)
         return views
@@ -425,6 +429,7 @@ class Loader(_Base):
             "seed": self._seed,
             "digest": self.shards.digest,
             "block_shards": self._data.block_shards,
+            "lanes": self._data.lanes,
         }
 
     def _positions(self, at: Position) -> Iterator[Position]:

@@ -7,6 +7,7 @@ before it leave over, so many of the first n are its own,
     c_k(n) = floor(r_k(n) w_k / (w_k + ... + w_K)),    r_0(n) = n,    r_k+1(n) = r_k(n) - c_k(n)
 
 which never falls as n grows, and adds up to n. Every set goes through epochs of its own, as fast as its share takes it.
+Where batches are dealt to lanes (order.py), the stream is that of each lane, so every lane has its share of every set.
 Who is where is arithmetic at any position: resuming, other numbers of ranks and replaying need no memory of what was.
 
 What it is not: it opens no set (remote.py) and reads none (reader.py).
@@ -63,26 +64,27 @@ class Mixture:
         number, local = self.locate(sample)
         return self.sets[number].row(local)
 
-    def order(self, *, seed: int, block_shards: int | None = None) -> MixtureOrder:
-        return MixtureOrder(self, seed=seed, block_shards=block_shards)
+    def order(self, *, seed: int, block_shards: int | None = None, lanes: int = 1) -> MixtureOrder:
+        return MixtureOrder(self, seed=seed, block_shards=block_shards, lanes=lanes)
 
 
 class MixtureOrder:
-    """The order of a mixture's samples, batch after batch. Immutable; thread-safe. block_shards: as `Order` has it, of
-    each set."""
+    """The order of a mixture's samples, batch after batch. Immutable; thread-safe. block_shards, lanes: as `Order` has
+    them, of each set. Raises ValueError where a set has fewer samples than lanes."""
 
-    def __init__(self, mixture: Mixture, *, seed: int, block_shards: int | None) -> None:
+    def __init__(self, mixture: Mixture, *, seed: int, block_shards: int | None, lanes: int) -> None:
         self._mixture = mixture
         self._seed = seed
-        self._orders = [Order(one.starts, seed=seed, block_shards=block_shards) for one in mixture.sets]
+        self._lanes = lanes
+        self._orders = [Order(one.starts, seed=seed, block_shards=block_shards, lanes=lanes) for one in mixture.sets]
         weights = [Fraction(weight) for weight in mixture.weights]
         self._shares = [weight / sum(weights[number:]) for number, weight in enumerate(weights)]  # of what is left
 
     def batch(self, at: Position, size: int) -> tuple[Int64Array, Int64Array, Int64Array]:
-        """(samples, epochs, places), i64[size] each, of the global batch at a position: numbers in the mixture; which
-        time it is that each one's set is gone through; and its position in that order."""
+        """(samples, epochs, places), i64[size] each, of the global batch at a position, lane by lane: numbers in the
+        mixture; which time it is that each one's set is gone through; and its position in that order."""
         if len(self._orders) == 1:
-            positions = np.arange(at.position, at.position + size)
+            positions = np.arange(at.position, at.position + size).reshape(-1, self._lanes).T.reshape(-1)
             return self._orders[0].at(at.epoch, positions), np.full(size, at.epoch, dtype=np.int64), positions
         first = self._stream_position(at, size)
         samples, epochs, places = [], [], []
@@ -97,19 +99,25 @@ class MixtureOrder:
             samples.append(start + order.at(epoch, position))
             epochs.append(epoch)
             places.append(position)
-        shuffled = np.argsort(uniform(self._seed, at.epoch, at.position, Stream.MIXTURE, size))
-        return np.concatenate(samples)[shuffled], np.concatenate(epochs)[shuffled], np.concatenate(places)[shuffled]
+        draws = uniform(self._seed, at.epoch, at.position, Stream.MIXTURE, size)
+        place = np.concatenate(places)
+        shuffled = np.lexsort((draws, place % self._lanes))
+        return np.concatenate(samples)[shuffled], np.concatenate(epochs)[shuffled], place[shuffled]
 
     def sample(self, number: int, epoch: int, place: int) -> int:
         """The sample, by its number in the mixture, at a place of the order of one set."""
         return int(self._mixture.starts[number] + self._orders[number].at(epoch, place))
 
     def beside(self, number: int, epoch: int, place: int) -> range:
-        """The places of one set that are needed about the same time: of its block of shards, or all."""
+        """The places of one set that are needed about the same time: of its block of shards, or of its
+        lane."""
         return self._orders[number].block_of(epoch, place)
 
     def steps_per_epoch(self, size: int) -> int:
-        """Whole batches in as many samples as the sets have together. Raises ValueError if there is not even one."""
+        """Whole batches in as many samples as the sets have together. Raises ValueError if there is not even one, or
+        the lanes do not divide a batch."""
+        if size % self._lanes:
+            raise ValueError(f"a global batch of {size} cannot be dealt to {self._lanes} lanes (data.lanes)")
         return steps_per_epoch(len(self._mixture), size)
 
     def normalized(self, at: Position, size: int) -> Position:
@@ -123,13 +131,15 @@ class MixtureOrder:
         at = self.normalized(at, size)
         return self.normalized(Position(epoch=at.epoch, position=at.position + size), size)
 
-    def shards_from(self, at: Position, size: int) -> list[Iterator[int]]:
-        """For each set the shards that are needed from a position on, in the order of their first need, without end."""
+    def shards_from(self, at: Position, size: int, lanes: range) -> list[Iterator[int]]:
+        """For each set the shards that some lanes need from a position on, in the order of their first need, without
+        end."""
         if len(self._orders) == 1:
-            return [self._orders[0].shards_from(at.epoch, at.position)]
+            return [self._orders[0].shards_from(at.epoch, at.position, lanes)]
         counts = self._counts(self._stream_position(at, size))
         return [
-            order.shards_from(*divmod(count, len(order))) for order, count in zip(self._orders, counts, strict=True)
+            order.shards_from(*divmod(count, len(order)), lanes)
+            for order, count in zip(self._orders, counts, strict=True)
         ]
 
     def _stream_position(self, at: Position, size: int) -> int:
@@ -137,9 +147,10 @@ class MixtureOrder:
         return at.epoch * self.steps_per_epoch(size) * size + at.position
 
     def _counts(self, first: int) -> list[int]:
-        """How many of the first so many places of the stream each set has."""
-        counts, left = [], first
+        """How many of the first so many places of the stream each set has: equally many in each lane."""
+        counts, left = [], first // self._lanes
         for share in self._shares:  # exact fractions: the last share is 1
-            counts.append(int(left * share))
-            left -= counts[-1]
+            count = int(left * share)
+            counts.append(count * self._lanes)
+            left -= count
         return counts

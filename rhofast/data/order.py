@@ -15,10 +15,22 @@ shards, cuts that row of shards into blocks, and permutes the samples of each bl
     positions  the samples of 3, 0, 5 mixed, then those of 1, 4, 2 mixed, ...
 
 That costs one number a shard, once an epoch, and still nothing a sample.
+
+So that a node needs not fetch what only others read, that row of shards can be cut into `lanes`: parts of equally many
+samples, each with blocks of its own. Every global batch takes equally many samples of each lane, and a rank's slice of
+it comes from the same lanes all the time, whatever the batch. With as many lanes as nodes, the nodes together fetch
+each shard once an epoch, and another number of ranks gets the same batches:
+
+    shards     3 0 5 1 | 4 2 6 7      two lanes
+    batch      a a a a   b b b b      rank 0 of 2 has what is in lane a
+    positions  0 2 4 6   1 3 5 7      of the first batch: lane by lane
+
+Each epoch deals the shards to the lanes anew. Less than one sample a lane is left out of an epoch, others each time.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -60,11 +72,12 @@ class Order:
     """The order of one shard set's samples, epoch after epoch. Immutable; thread-safe.
 
     starts: number of each shard's first sample, and of samples at the end: i64[shards + 1] (`ShardSet.starts`).
-    block_shards: shards a block, or None to permute the samples of the whole set. Raises ValueError for starts that
-    do not ascend from 0 to at least 1, or blocks without a shard.
+    block_shards: shards a block, or None to permute the samples of a whole lane. lanes: of position p it is lane
+    p % lanes. Raises ValueError for starts that do not ascend from 0 to at least 1, blocks without a shard, or lanes
+    without a sample.
     """
 
-    def __init__(self, starts: npt.ArrayLike, *, seed: int, block_shards: int | None = None) -> None:
+    def __init__(self, starts: npt.ArrayLike, *, seed: int, block_shards: int | None = None, lanes: int = 1) -> None:
         self._starts = np.array(starts, dtype=np.int64)
         if self._starts.ndim != 1 or len(self._starts) < 2 or self._starts[0] or self._starts[-1] < 1:
             raise ValueError("starts must begin at 0, one a shard and the number of samples at the end")
@@ -72,19 +85,23 @@ class Order:
             raise ValueError("starts must ascend")
         if block_shards is not None and block_shards < 1:
             raise ValueError(f"a block of {block_shards} shards")
+        if not 1 <= lanes <= self._starts[-1]:
+            raise ValueError(f"{self._starts[-1]} samples cannot be dealt to {lanes} lanes")
         self.seed = seed
         self.block_shards = block_shards
+        self.lanes = lanes
+        self._lane = int(self._starts[-1]) // lanes  # samples in each
         # What is kept of an epoch grows with the number of shards, so few epochs are kept: a loader crosses from one
         # to the next, a replay may stand in a third.
         self._arrangement = lru_cache(maxsize=4)(self._arrange)
 
     def __len__(self) -> int:
-        """Samples: positions lie in [0, len)."""
-        return int(self._starts[-1])
+        """Positions of an epoch lie in [0, len): the samples, but for those that do not go into equal lanes."""
+        return self._lane * self.lanes
 
     def at(self, epoch: int | Int64Array, positions: npt.ArrayLike) -> Int64Array:
-        """The samples at the given positions: i64, same shape; over all positions of an epoch a permutation of
-        [0, len). epoch: one for all positions, or one each. Raises ValueError if a position is outside."""
+        """The samples at the given positions: i64, same shape; no two of an epoch are the same. epoch: one for all
+        positions, or one each. Raises ValueError if a position is outside."""
         position = _checked(positions, len(self))
         if np.ndim(epoch) == 0:
             return self._at(int(epoch), position)
@@ -94,45 +111,67 @@ class Order:
         return samples
 
     def block_of(self, epoch: int, position: int) -> range:
-        """The positions of the block that a position lies in; without blocks all."""
+        """The positions of the block that a position lies in; without blocks those of its lane."""
+        lane, slot = position % self.lanes, int(self._slot(position))
         begins = self._arrangement(epoch).block_begins
-        block = int(np.searchsorted(begins, position, side="right")) - 1
-        return range(int(begins[block]), int(begins[block + 1]))
+        block = int(np.searchsorted(begins, slot, side="right")) - 1
+        return self._positions(lane, int(begins[block]), int(begins[block + 1]))
 
     def shards_of(self, samples: Int64Array) -> Int64Array:
         """The shard that holds each sample: i64, same shape."""
         shards: Int64Array = np.searchsorted(self._starts, samples, side="right") - 1
         return shards
 
-    def shards_from(self, epoch: int, position: int) -> Iterator[int]:
+    def shards_from(self, epoch: int, position: int, lanes: range | None = None) -> Iterator[int]:
         """The shards that are needed from a position on, in the order of their first need: those of the rest of its
-        block, then of block after block and epoch after epoch, without end."""
+        block, then of block after block and epoch after epoch, without end. lanes: needed in these alone; a shard that
+        lies in two of them is named twice."""
         while True:
-            begins = self._arrangement(epoch).block_begins
-            for block in range(int(np.searchsorted(begins, position, side="right")) - 1, len(begins) - 1):
-                first, end = int(begins[block]), int(begins[block + 1])
-                yield from self._first_needs(
-                    epoch, max(first, position), end, self.block_shards or len(self._starts) - 1
-                )
+            needs = (self._needs(epoch, position, lane) for lane in (range(self.lanes) if lanes is None else lanes))
+            yield from (shard for _, shard in heapq.merge(*needs))
             epoch, position = epoch + 1, 0
 
-    def _first_needs(self, epoch: int, first: int, end: int, shards: int) -> Iterator[int]:
-        """The shards of the positions [first, end), at most so many, each once."""
+    def _needs(self, epoch: int, position: int, lane: int) -> Iterator[tuple[int, int]]:
+        """(position of its first need, shard) from a position to the end of the epoch, of one lane: ascending within a
+        block, block after block."""
+        arrangement = self._arrangement(epoch)
+        begins, cuts = arrangement.begins, arrangement.block_begins
+        slot, end = lane * self._lane + max(0, -((lane - position) // self.lanes)), (lane + 1) * self._lane
+        while slot < end:
+            block = int(np.searchsorted(cuts, slot, side="right")) - 1
+            cut, next_cut = int(cuts[block]), int(cuts[block + 1])
+            shards = np.searchsorted(begins, next_cut) - np.searchsorted(begins, cut, side="right") + 1
+            yield from self._first_needs(epoch, self._positions(lane, slot, next_cut), int(shards))
+            slot = next_cut
+
+    def _first_needs(self, epoch: int, positions: range, shards: int) -> Iterator[tuple[int, int]]:
+        """(position, shard) where each shard of the positions, at most so many, is needed first."""
         seen: set[int] = set()
-        for begin in range(first, end, _LOOK_AHEAD):
-            needed = self.shards_of(self._at(epoch, np.arange(begin, min(begin + _LOOK_AHEAD, end))))
-            for shard in dict.fromkeys(needed.tolist()):
-                if shard not in seen:
+        for begin in range(0, len(positions), _LOOK_AHEAD):
+            some = positions[begin : begin + _LOOK_AHEAD]
+            part = np.arange(some.start, some.stop, some.step)
+            needed, first = np.unique(self.shards_of(self._at(epoch, part)), return_index=True)
+            for place in np.argsort(first).tolist():
+                if (shard := int(needed[place])) not in seen:
                     seen.add(shard)
-                    yield shard
+                    yield int(part[first[place]]), shard
             if len(seen) == shards:
                 return
 
+    def _slot(self, position: Int64Array | int) -> Int64Array:
+        """The place in the row of lanes that belongs to a position, before blocks are permuted."""
+        return np.asarray(position % self.lanes * self._lane + position // self.lanes)
+
+    def _positions(self, lane: int, first: int, end: int) -> range:
+        """The positions that belong to the places [first, end) of a lane."""
+        first, end = first - lane * self._lane, end - lane * self._lane
+        return range(first * self.lanes + lane, end * self.lanes + lane, self.lanes)
+
     def _at(self, epoch: int, position: Int64Array) -> Int64Array:
-        if self.block_shards is None:
+        if self.block_shards is None and self.lanes == 1:
             return sample_at(position, len(self), seed=self.seed, epoch=epoch)
         epoch_of = self._arrangement(epoch)
-        flat = position.reshape(-1)
+        flat = self._slot(position.reshape(-1))
         block = np.searchsorted(epoch_of.block_begins, flat, side="right") - 1
         begin, end = epoch_of.block_begins[block], epoch_of.block_begins[block + 1]
         distinct, which = np.unique(block, return_inverse=True)
@@ -144,13 +183,25 @@ class Order:
 
     def _arrange(self, epoch: int) -> _Arrangement:
         count = len(self._starts) - 1
-        if self.block_shards is None:
+        if self.block_shards is None and self.lanes == 1:
             ends = self._starts[[0, -1]]
             return _Arrangement(shards=np.arange(count), begins=self._starts, block_begins=ends)
         shards = sample_at(np.arange(count), count, seed=self.seed, epoch=epoch)
         begins = np.concatenate([[0], np.cumsum(np.diff(self._starts)[shards])])
-        firsts = np.append(np.arange(0, count, self.block_shards), count)
-        return _Arrangement(shards=shards, begins=begins, block_begins=begins[firsts])
+        edges = self._lane * np.arange(self.lanes + 1)
+        firsts = np.searchsorted(begins, edges[:-1], side="right") - 1  # the shard that each lane begins in
+        lasts = np.searchsorted(begins, edges[1:])
+        size = self.block_shards or count
+        cuts = [begins[first + size : last : size] for first, last in zip(firsts, lasts, strict=True)]
+        block_begins = [part for edge, inner in zip(edges, cuts, strict=False) for part in ([edge], inner)]
+        return _Arrangement(
+            shards=shards, begins=begins, block_begins=np.concatenate([*block_begins, edges[-1:]], dtype=np.int64)
+        )
+
+
+def lanes_of(ranks: range, world_size: int, lanes: int) -> range:
+    """The lanes that these ranks' slices of every global batch come from."""
+    return range(ranks.start * lanes // world_size, -(-ranks.stop * lanes // world_size))
 
 
 def steps_per_epoch(num_samples: int, batch_size: int) -> int:

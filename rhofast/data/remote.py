@@ -24,6 +24,7 @@ from rhofast.config import DataSection
 from rhofast.data.cache import Cache, default_folder
 from rhofast.data.download import RemoteFolder
 from rhofast.data.index import DATASET_FILE, DatasetInfo, ShardIndex, ShardInfo, ShardSet, open_folder, parse_dataset
+from rhofast.data.order import lanes_of
 from rhofast.errors import ConfigError, RhofastError, ShardError, ShardFormatError, ShardMissingError
 from rhofast.files import as_path
 
@@ -39,13 +40,14 @@ class Sources:
     weights: tuple[float, ...]
 
 
-def open_training(data: DataSection) -> Sources:
-    """Open the training shards of a run. Raises ConfigError where there are none, or the cache cannot hold what they
-    need at a time; and as `open_shards` does."""
+def open_training(data: DataSection, *, world_size: int = 1, node_size: int = 1) -> Sources:
+    """Open the training shards of a run of so many processes, of which each node has so many. Raises ConfigError where
+    there are none, or a node's cache cannot hold what is needed at a time; and as `open_shards` does."""
     if not data.train:
         raise ConfigError("data.train is not set", hint="give the folder of the training shards: --set data.train=...")
     sets = tuple(open_shards(source.shards, data=data) for source in data.train)
-    _divide([one for one in sets if isinstance(one, RemoteShardSet)], data.block_shards)
+    if remote := [one for one in sets if isinstance(one, RemoteShardSet)]:
+        _divide(remote, data, _most_lanes(node_size, world_size, data.lanes), _most_lanes(1, world_size, data.lanes))
     return Sources(sets, tuple(source.weight for source in data.train))
 
 
@@ -144,11 +146,10 @@ class RemoteShardSet(ShardSet):
         if self._stop.is_set():
             self._stop = Event()
 
-    def use_blocks(self, block_shards: int, ahead_bytes: int) -> None:
-        """Two blocks of shards are needed at a time: more indices are not kept mapped, which would take the space of
-        evicted ones."""
+    def keep_mapped(self, block_shards: int) -> None:
+        """Two blocks of so many shards are needed at a time: more indices are not kept mapped, which would take the
+        space of evicted ones."""
         self._open_indices = min(self._open_indices, 3 * block_shards)
-        self.ahead_bytes = ahead_bytes
 
     def _load_index(self, shard: int) -> ShardIndex:
         name = self.info.shards[shard].index
@@ -289,29 +290,38 @@ class _Line:
         return _num_bytes(self._shards.info.shards[shard])
 
 
-def _divide(sets: Sequence[RemoteShardSet], block_shards: int | None) -> None:
-    """Say how much of the cache each set of a run may fill ahead. Raises ConfigError where it cannot hold what is
-    needed at a time: two blocks of each set, or all."""
-    if not sets:
-        return
-    blocks, needed = [], []
+def _divide(sets: Sequence[RemoteShardSet], data: DataSection, on_node: int, of_process: int) -> None:
+    """Say how much of the cache each set of a run may fill ahead. on_node, of_process: lanes whose shards a node needs,
+    and a process of it. Raises ConfigError where the cache cannot hold what is needed at a time: of each set and lane
+    two blocks, or all."""
+    blocks, needed, totals = [], [], []
     for one in sets:
         sizes = sorted(map(_num_bytes, one.info.shards), reverse=True)
-        blocks.append(sum(sizes[:block_shards]))
-        needed.append(min(2 * blocks[-1], sum(sizes)))
+        totals.append(sum(sizes))
+        lane = totals[-1] // data.lanes + 2 * sizes[0]  # it begins in one shard and ends in another
+        blocks.append(on_node * (lane if data.block_shards is None else sum(sizes[: data.block_shards])))
+        needed.append(min(2 * blocks[-1], totals[-1]))
     room = sets[0].cache.max_bytes
     if sum(needed) > room:
-        what = "all remote shards" if block_shards is None else f"two blocks of {block_shards} shards"
+        what = "all remote shards" if data.block_shards is None else f"two blocks of {data.block_shards} shards"
+        if data.lanes > 1:
+            what += f" of {on_node} {'lane' if on_node == 1 else 'lanes'}"
         raise ConfigError(
             f"data.cache_gb: {what} have {sum(needed) / 1e9:.3g} GB, the cache may have {room / 1e9:.3g} GB",
             hint="need fewer shards at a time with --set data.block_shards=..., or allow more",
         )
-    for one, block, need in zip(sets, blocks, needed, strict=True):
+    for one, block, need, total in zip(sets, blocks, needed, totals, strict=True):
         share = room * need // sum(needed)
-        if block_shards is None:
-            one.ahead_bytes = share
-        else:
-            one.use_blocks(block_shards, share - block)
+        # What a block is read from must stay. Processes of a node fetch what is ahead of their own lanes.
+        one.ahead_bytes = share if share >= total else (share - block) * of_process // on_node
+        if data.block_shards is not None:
+            one.keep_mapped(of_process * data.block_shards)
+
+
+def _most_lanes(ranks: int, world_size: int, lanes: int) -> int:
+    """Lanes that a node, or a process, of so many ranks needs at most."""
+    parts = (range(first, min(first + ranks, world_size)) for first in range(0, world_size, ranks))
+    return max(len(lanes_of(part, world_size, lanes)) for part in parts)
 
 
 def _num_bytes(shard: ShardInfo) -> int:
