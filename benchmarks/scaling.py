@@ -70,7 +70,7 @@ def work(pipe: Connection, page: Path, settings: list[str], place: dict[str, str
 
     from rhofast.config import load_config
     from rhofast.methods.contract import Moment
-    from rhofast.train import build_accelerator, build_model, collected_by_hand, take_step
+    from rhofast.step import build_accelerator, build_model, collected_by_hand, take_step
 
     torch.set_num_threads(1)
     ranks, rank = int(place["WORLD_SIZE"]), int(place["RANK"])

@@ -35,7 +35,7 @@ from rhofast.config import OptimSection
 from rhofast.methods import build_method
 from rhofast.methods.contract import Method, Moment
 from rhofast.optim import build_optimizer
-from rhofast.train import take_step
+from rhofast.step import take_step
 
 PACKAGES = ("torch", "accelerate", "numpy")
 PLAIN, RHOFAST, COMPILED = "plain", "rhofast", "rhofast, train.compile"

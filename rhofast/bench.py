@@ -30,7 +30,7 @@ from rhofast.data.loader import Loader
 from rhofast.distributed import cores_of_rank, gather_objects
 from rhofast.methods.contract import Moment
 from rhofast.optim import learning_rate
-from rhofast.train import (
+from rhofast.step import (
     build_accelerator,
     build_loader,
     build_model,
@@ -38,8 +38,8 @@ from rhofast.train import (
     open_training_shards,
     run_length,
     take_step,
-    versions,
 )
+from rhofast.telemetry import versions
 from rhofast.turns import Source, Turn, summarize
 
 What = Literal["loader", "step", "both", "headspace"]

@@ -8,6 +8,7 @@ What it is not: it knows neither the trainer nor the loader (logbook.py brings t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -16,8 +17,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class StepClock:
         else:
             self._pass(stage, time.perf_counter())
 
-    @contextmanager
+    @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Around `next(loader)`."""
         self.enter("data")
@@ -195,3 +196,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def versions() -> dict[str, str]:
+    """Of what a run depends on."""
+    return {name: _version(name) for name in ("rhofast", "torch", "accelerate", "nvidia-dali")}
+
+
+def _version(package: str) -> str:
+    names = [package] if package != "nvidia-dali" else ["nvidia-dali-cuda130", "nvidia-dali-cuda120"]
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return "none"

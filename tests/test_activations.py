@@ -24,7 +24,7 @@ from rhofast.distributed import SyncBatchNorm
 from rhofast.errors import ConfigError
 from rhofast.methods import build_method
 from rhofast.methods.contract import Method, Moment, run_step
-from rhofast.train import build_model
+from rhofast.step import build_model
 
 # (backbone, options, size of the clip [T, S], its blocks)
 BACKBONES: list[tuple[str, dict[str, Any], tuple[int, int], int]] = [
@@ -221,7 +221,7 @@ def test_the_trainer_takes_it_for_the_trained_backbone_alone(monkeypatch: pytest
         _, method, _ = build_model(config, Accelerator(cpu=True))
         changed = [name for name, module in method.named_modules() if "forward" in vars(module)]
         assert len(changed) == 8 * again and all(name.startswith("backbone.stages.") for name in changed)
-    monkeypatch.setattr("rhofast.train.checkpoint_blocks", lambda backbone: 0)
+    monkeypatch.setattr("rhofast.step.checkpoint_blocks", lambda backbone: 0)
     with pytest.raises(ConfigError, match="slow_r18 has no blocks"):
         build_model(config, Accelerator(cpu=True))
 

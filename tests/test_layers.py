@@ -42,7 +42,7 @@ LAYERS = {
         *(
             "foreign",
             "turns",
-            "data.loader",
+            "data.stages",
             "ingest.unit",
             "ingest.checks",
             "ingest.summary",
@@ -51,14 +51,15 @@ LAYERS = {
         ),
         *(f"methods.{name}" for name in ("moco", "byol", "simclr", "swav")),
     ],
-    5: [
+    5: ["data.loader"],
+    6: [
         *(f"ingest.{name}" for name in ("build", "verify", "estimate")),
         "footprint",
         *("methods", "checkpoint", "export", "evals.features"),
     ],
-    6: ["workload", "evals.knn", "evals.multiview", "evals.subject", "logbook", "plots", "resume", "saver"],
-    7: ["evidence", "train", "report", "pictures", "evals.case"],
-    8: [
+    7: ["workload", "evals.knn", "evals.multiview", "evals.subject", "logbook", "plots", "resume", "saver", "step"],
+    8: ["evidence", "train", "report", "pictures", "evals.case"],
+    9: [
         "plan_table",
         "show",
         "bench",
@@ -70,10 +71,10 @@ LAYERS = {
         "evals.finetune",
         "evals.embed",
     ],
-    9: ["evals.retrieval"],
-    10: ["cli_evals", "cli_plan"],
-    11: ["cli"],
-    12: ["__main__"],
+    10: ["evals.retrieval"],
+    11: ["cli_evals", "cli_plan"],
+    12: ["cli"],
+    13: ["__main__"],
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
 DATA_TOWER, MODEL_TOWER = (
@@ -82,7 +83,7 @@ DATA_TOWER, MODEL_TOWER = (
 )
 DOORS = {
     "nvidia": {"data.dali", "data.pipeline"},
-    "accelerate": {"train", "checkpoint", "evals"},
+    "accelerate": {"train", "step", "checkpoint", "evals"},
     "torchvision": {"backbones.torchvision_video"},
     "ray": {"ingest.executors"},
 }
@@ -151,5 +152,5 @@ def test_the_mathematics_of_the_loader_needs_numpy_alone() -> None:
 def test_the_trainer_holds_no_method_s_name() -> None:
     from rhofast.methods import METHODS
 
-    text = (PACKAGE / "train.py").read_text().lower()
+    text = "".join((PACKAGE / name).read_text().lower() for name in ("train.py", "step.py"))
     assert METHODS and not [name for name in METHODS if name in text]

@@ -481,7 +481,7 @@ def test_with_lanes_each_rank_fetches_shards_of_its_own(
             super().__init__([(one, iter(names)) for one, names in first], threads=threads)
 
     ahead: list[int] = []
-    monkeypatch.setattr("rhofast.data.loader.DownloadAhead", Told)
+    monkeypatch.setattr("rhofast.data.stages.DownloadAhead", Told)
     shutil.rmtree(site.root)
     shards = write_shards(site.root, members, per_shard=1)
 

@@ -16,7 +16,7 @@ from rhofast.config import OptimSection
 from rhofast.methods import METHODS, build_method
 from rhofast.methods.contract import Moment
 from rhofast.optim import LARS, build_optimizer, load_optimizer
-from rhofast.train import take_step
+from rhofast.step import take_step
 
 # (method, its options, optimizer): released choices, and those with another path through the code.
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [

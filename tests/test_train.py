@@ -17,6 +17,7 @@ from conftest import TINY_PAGE
 from safetensors import SafetensorError
 
 import rhofast.checkpoint
+import rhofast.step
 import rhofast.train
 from rhofast.checkpoint import latest_checkpoint, load_checkpoint, untrained_backbone
 from rhofast.config import Config, dump_config, override_config, parse_config
@@ -223,7 +224,7 @@ def test_a_run_whose_last_checkpoint_is_not_written_has_failed(
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, bad: set[int], where: str) -> None:
     """Let the given steps (from 1) have a loss that is not a number, or gradients alone."""
-    real = rhofast.train.run_step
+    real = rhofast.step.run_step
 
     def run_step(model: Any, method: Any, pixels: torch.Tensor, moment: Any, **options: Any) -> Any:
         loss, logs = real(model, method, pixels, moment, **options)
@@ -232,7 +233,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, bad: set[int], where: str) -> None
             loss = loss * float("nan") if where == "loss" else loss
         return loss, logs
 
-    monkeypatch.setattr("rhofast.train.run_step", run_step)
+    monkeypatch.setattr("rhofast.step.run_step", run_step)
 
 
 @pytest.mark.parametrize(("where", "whose"), [("loss", "loss of rank 0"), ("gradients", "gradients only")])
@@ -390,7 +391,7 @@ def _rank(rank: int, port: int, page: dict[str, Any], bad: dict[int, set[int]], 
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     os.environ.update(place, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     torch.set_num_threads(1)
-    real = rhofast.train.run_step
+    real = rhofast.step.run_step
 
     def run_step(model: Any, method: Any, pixels: torch.Tensor, moment: Any, **options: Any) -> Any:
         weight = float("nan") if moment.step + 1 in bad.get(rank, ()) else 1.0
@@ -398,7 +399,7 @@ def _rank(rank: int, port: int, page: dict[str, Any], bad: dict[int, set[int]], 
         loss, logs = real(model, method, pixels, moment, backward=lambda loss: backward(loss * weight), **options)
         return loss * weight, logs
 
-    rhofast.train.run_step = run_step
+    rhofast.step.run_step = run_step
     try:
         end = f"step {train(parse_config(page, where='test'), resume=True).step}"
     except NotFiniteError as error:

@@ -35,16 +35,8 @@ from rhofast.evals.scores import Evaluation
 from rhofast.files import write_atomically
 from rhofast.optim import build_optimizer, learning_rate, load_optimizer
 from rhofast.resume import open_run
-from rhofast.telemetry import MetricsFile, StepClock
-from rhofast.train import (
-    build_accelerator,
-    build_loader,
-    collected_by_hand,
-    prepare,
-    run_length,
-    torch_seed,
-    versions,
-)
+from rhofast.step import build_accelerator, build_loader, collected_by_hand, prepare, run_length, torch_seed
+from rhofast.telemetry import MetricsFile, StepClock, versions
 
 Kind = Literal["linear", "finetune"]
 OnLog = Callable[[dict[str, Any]], None]
