@@ -42,17 +42,21 @@ def main() -> None:
     device = next(network.parameters()).device
     lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision)
     lower = lower if device.type == "cuda" else None
-    sections = {
-        "clips": config.clips,
-        "augment": config.augment,
-        "data": config.data,
-        "views": section.views,
-        "samples": np.tile(np.arange(len(shards)), given.repeat),
-    }
+    samples = np.tile(np.arange(len(shards)), given.repeat)
     videos = max(1, section.batch_size // section.views)
 
     def open_loader() -> TestLoader:
-        return TestLoader(shards, **sections, batch_size=videos, device=device, half=lower is not None)
+        return TestLoader(
+            shards,
+            clips=config.clips,
+            augment=config.augment,
+            data=config.data,
+            views=section.views,
+            samples=samples,
+            batch_size=videos,
+            device=device,
+            half=lower is not None,
+        )
 
     def settle() -> None:
         if device.type == "cuda":
@@ -71,13 +75,7 @@ def main() -> None:
             return sum(len(batch.sample) for batch in loader)
 
     def both() -> int:
-        stream = FeatureStream(
-            network,
-            shards,
-            **sections,
-            batch_size=section.batch_size,
-            precision=config.train.precision,
-        )
+        stream = FeatureStream(network, shards, config, samples=samples)
         return sum(len(batch.sample) for batch in stream)
 
     with open_loader() as loader:

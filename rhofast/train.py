@@ -274,16 +274,7 @@ class _Run:
             return False
         if self.step and self._saved != self.step:
             self._save()
-        config = self.config
-        result = evaluate_knn(
-            self.method.backbone,
-            self.shards.sets[0],
-            self.test,
-            clips=config.clips,
-            augment=config.augment,
-            data=config.data,
-            section=config.eval,
-        )
+        result = evaluate_knn(self.method.backbone, self.shards.sets[0], self.test, self.config)
         self.book.knn(self.step, top1=result.top1, top5=result.top5, samples=result.samples)
         return True
 

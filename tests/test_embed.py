@@ -61,10 +61,7 @@ def test_the_three_forms_hold_the_same_features_with_their_keys(shards: ShardSet
     for suffix in ("parquet", "arrow", "npy"):
         result = embed(subject, shards, tmp_path / f"x.{suffix}")
         assert (result.samples, result.width, len(result.left_out)) == (12, 32, 1)
-    config = subject.config
-    expected = extract_features(
-        subject.backbone, shards, clips=config.clips, augment=config.augment, data=config.data, views=2, batch_size=8
-    )
+    expected = extract_features(subject.backbone, shards, subject.config)
     values = np.load(tmp_path / "x.npy")
     assert np.allclose(values, expected.values.mean(axis=1), atol=1e-6) and values.dtype == np.float32
     with (tmp_path / "x-keys.csv").open() as file:
@@ -217,10 +214,7 @@ def test_the_nearest_are_the_nearest_and_not_the_same_source(shards: ShardSet, t
         found = draw_neighbors(subject, bank, queries, chosen, tmp_path / f"n.{suffix}", count=3).near
         with Image.open(tmp_path / f"n.{suffix}") as picture:
             assert picture.width > 4 * 192
-    config = subject.config
-    every = extract_features(
-        subject.backbone, bank, clips=config.clips, augment=config.augment, data=config.data, views=2, batch_size=8
-    )
+    every = extract_features(subject.backbone, bank, subject.config)
     rows = every.values.mean(axis=1).astype(np.float64)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     for near in found:

@@ -112,33 +112,35 @@ def test_a_killed_extraction_goes_on_from_what_it_left(shards: ShardSet, tmp_pat
     config, network = subject.config, subject.backbone
     seen: list[int] = []
 
-    def extract(stop: int = 99, **more: Any) -> Features:
+    def extract(stop: int = 99, *, keep: Path | None = tmp_path / "kept", **more: Any) -> Features:
         def progress(done: int, total: int) -> None:
             seen.append(done)
             if done >= stop:
                 raise KeyboardInterrupt
 
-        fixed = {"clips": config.clips, "augment": config.augment, "data": config.data, "views": 2, "batch_size": 8}
-        return extract_features(network, shards, **{**fixed, **more}, progress=progress)
+        section = config.eval.model_copy(update={"batch_size": 8, "keep": keep})
+        return extract_features(
+            network, shards, config.model_copy(update={"eval": section}), **{"views": 2, **more}, progress=progress
+        )
 
-    whole = extract()
+    whole = extract(keep=None)
     damage_unit(shards, 12, 0)
     with pytest.raises(KeyboardInterrupt):
-        extract(stop=8, keep=tmp_path / "kept")
+        extract(stop=8)
     [folder] = (tmp_path / "kept").iterdir()
     part = folder / "part-0000-0"
     part.write_bytes(part.read_bytes()[:-700])  # the last batch is cut short
     seen.clear()
-    again = extract(keep=tmp_path / "kept")
+    again = extract()
     assert seen == [8, 13]
     assert again.sample.tolist() == list(range(12)) and np.array_equal(again.label, whole.label[:12])
     assert np.allclose(again.values, whole.values[:12], atol=1e-6) and len(again.bad) == 1
-    assert np.array_equal(extract(keep=tmp_path / "kept").values, again.values)
-    some = extract(keep=tmp_path / "kept", samples=np.array([7, 3]))
+    assert np.array_equal(extract().values, again.values)
+    some = extract(samples=np.array([7, 3]))
     assert some.sample.tolist() == [3, 7] and np.array_equal(some.values, again.values[[3, 7]])
     assert len(list((tmp_path / "kept").iterdir())) == 1
-    extract(keep=tmp_path / "kept", views=1)
+    extract(views=1)
     with torch.no_grad():
         next(network.parameters()).mul_(2)
-    extract(keep=tmp_path / "kept")
+    extract()
     assert len(list((tmp_path / "kept").iterdir())) == 3  # other views, other weights: other features

@@ -60,12 +60,7 @@ def embed(subject: Subject, shards: ShardSet, target: Path, *, progress: Progres
     stream = FeatureStream(
         network,
         shards,
-        clips=config.clips,
-        augment=config.augment,
-        data=config.data,
-        views=config.eval.views,
-        batch_size=config.eval.batch_size,
-        precision=config.train.precision,
+        config,
         reduce=mean_over_views,
         progress=progress,
     )

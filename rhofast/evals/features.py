@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +17,13 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from rhofast.config import AugmentSection, ClipSection, DataSection
+from rhofast.config import Config
 from rhofast.data.index import ShardSet
 from rhofast.data.loader import TestLoader
 from rhofast.errors import NotFiniteError, SampleError, ShardFormatError
 from rhofast.evals.store import FeatureStore, weights_digest
 
 Progress = Callable[[int, int], None]
-Precision = str  # "fp32", "bf16" or "fp16": train.precision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,9 +59,10 @@ class FeatureStream:
     """This rank's part of a shard set as FeatureBatches, while one iterates; `bad` names what was left out so far.
 
     network: [N, C, T, H, W] -> [N, D], on the device it should run on; it runs in evaluation mode, without gradients,
-    and its mode is put back at the end. views, crops: as of TestLoader, V = views * crops. batch_size: clips a forward
-    on each rank, at least those of one video. precision: of the forward pass on a GPU. reduce: applied to each batch's
-    f32[B, V, D] on the network's device, keeping three dimensions.
+    and its mode is put back at the end. config: what goes in (`clips`, `augment`), how it is read (`data`), clips a
+    forward on each rank, at least those of one video (`eval.batch_size`), precision on a GPU (`train.precision`).
+    views, crops: as of TestLoader, V = views * crops; None: `eval.views`. reduce: applied to each batch's f32[B, V, D]
+    on the network's device, keeping three dimensions.
 
     The host waits for a batch's numbers after it has given the next one to the device.
     """
@@ -72,32 +71,29 @@ class FeatureStream:
         self,
         network: nn.Module,
         shards: ShardSet,
+        config: Config,
         *,
-        clips: ClipSection,
-        augment: AugmentSection,
-        data: DataSection,
-        views: int,
-        batch_size: int,
+        views: int | None = None,
         crops: int = 1,
         samples: npt.NDArray[np.int64] | None = None,
-        precision: Precision = "fp32",
         reduce: Callable[[Tensor], Tensor] | None = None,
         progress: Progress | None = None,
     ) -> None:
         """progress: called with (samples done, samples in all), as if all ranks were as far as this one. samples: some
         of the set; None: all."""
+        views = config.eval.views if views is None else views
         self._network, self._views, self._reduce, self._progress = network, views * crops, reduce, progress
         self._device = next(network.parameters()).device
         state = PartialState()
         self._total, self._ranks = len(shards) if samples is None else len(samples), state.num_processes
-        lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision)
         self._lower = lower if self._device.type == "cuda" else None
         self._loader = TestLoader(
             shards,
-            clips=clips,
-            augment=augment,
-            data=data,
-            batch_size=max(1, batch_size // self._views),
+            clips=config.clips,
+            augment=config.augment,
+            data=config.data,
+            batch_size=max(1, config.eval.batch_size // self._views),
             views=views,
             crops=crops,
             samples=samples,
@@ -168,28 +164,25 @@ class _OnItsWay:
 def extract_features(
     backbone: nn.Module,
     shards: ShardSet,
+    config: Config,
     *,
-    clips: ClipSection,
-    augment: AugmentSection,
-    data: DataSection,
-    views: int,
-    batch_size: int,
+    views: int | None = None,
     crops: int = 1,
     samples: npt.NDArray[np.int64] | None = None,
-    precision: Precision = "fp32",
     progress: Progress | None = None,
     reduce: Callable[[Tensor], Tensor] | None = None,
-    keep: Path | None = None,
 ) -> Features:
-    """What a network gives for all samples, on every rank; arguments as of FeatureStream. keep: folder in which
-    everything is kept as it comes, and from which is taken what an earlier call has left. Raises ShardFormatError if
-    not one sample can be read, NotFiniteError."""
+    """What a network gives for all samples, on every rank; arguments as of FeatureStream. Everything is kept as
+    it comes in the folder `config.eval.keep`, where there is one, and what an earlier call has left there is taken from
+    it. Raises ShardFormatError if not one sample can be read, NotFiniteError."""
     state = PartialState()
     store, kept = None, None
-    if keep is not None:
-        section = {name: getattr(augment, name) for name in ("size", "mean", "std")}
-        how = [clips.model_dump(), section, views, crops, precision, None if reduce is None else reduce.__qualname__]
-        store = FeatureStore(keep, {"weights": weights_digest(backbone), "shards": shards.info.digest, "how": how})
+    if config.eval.keep is not None:
+        pixels = {name: getattr(config.augment, name) for name in ("size", "mean", "std")}
+        seen = [config.clips.model_dump(), pixels, views or config.eval.views, crops]
+        how = [*seen, config.train.precision, None if reduce is None else reduce.__qualname__]
+        what = {"weights": weights_digest(backbone), "shards": shards.info.digest, "how": how}
+        store = FeatureStore(config.eval.keep, what)
         asked = np.arange(len(shards)) if samples is None else samples
         kept = store.read(asked)
         state.wait_for_everyone()  # before anybody writes
@@ -198,14 +191,10 @@ def extract_features(
     stream = FeatureStream(
         backbone,
         shards,
-        clips=clips,
-        augment=augment,
-        data=data,
+        config,
         views=views,
-        batch_size=batch_size,
         crops=crops,
         samples=samples,
-        precision=precision,
         reduce=reduce,
         progress=progress,
     )

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from rhofast.config import AugmentSection, ClipSection, DataSection, EvalSection
+from rhofast.config import Config
 from rhofast.data.index import ShardSet
 from rhofast.errors import ShardFormatError
-from rhofast.evals.features import Features, Precision, Progress, extract_features, part_of
+from rhofast.evals.features import Features, Progress, extract_features, part_of
 from rhofast.evals.scores import Scores, class_map, summarize
 
 _AT_ONCE = 1 << 25  # similarities in memory at once
@@ -53,12 +53,8 @@ def evaluate_knn(
     backbone: nn.Module,
     train: ShardSet,
     test: ShardSet,
+    config: Config,
     *,
-    clips: ClipSection,
-    augment: AugmentSection,
-    data: DataSection,
-    section: EvalSection,
-    precision: Precision = "fp32",
     progress: Progress | None = None,
 ) -> Scores:
     """kNN accuracy of a backbone on held-out shards, with the training shards as the bank; the same on every rank.
@@ -70,13 +66,7 @@ def evaluate_knn(
         return extract_features(
             backbone,
             shards,
-            clips=clips,
-            augment=augment,
-            data=data,
-            views=section.views,
-            batch_size=section.batch_size,
-            precision=precision,
-            keep=section.keep,
+            config,
             progress=part_of(progress, before, total),
         )
 
@@ -89,8 +79,8 @@ def evaluate_knn(
         bank.label[labeled],
         queries.values,
         num_classes=len(train.info.classes),
-        neighbors=section.neighbors,
-        temperature=section.temperature,
+        neighbors=config.eval.neighbors,
+        temperature=config.eval.temperature,
     )
     known = queries.label >= 0
     return summarize(

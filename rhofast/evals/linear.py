@@ -81,13 +81,7 @@ def _probe(
     features = extract_features(
         network,
         case.train,
-        clips=config.clips,
-        augment=config.augment,
-        data=config.data,
-        views=config.eval.views,
-        batch_size=config.eval.batch_size,
-        precision=config.train.precision,
-        keep=config.eval.keep,
+        config,
         progress=part_of(progress, 0, samples),
     )
     labeled = features.label >= 0

@@ -100,14 +100,9 @@ def score_videos(
     found = extract_features(
         classifier,
         test,
-        clips=config.clips,
-        augment=test_augment(config),
-        data=config.data,
+        config.model_copy(update={"augment": test_augment(config)}),
         views=section.test_views,
         crops=crops_of(test, section),
-        batch_size=section.batch_size,
-        precision=config.train.precision,
-        keep=section.keep,
         progress=progress,
         reduce=mean_over_views,
     )

@@ -19,11 +19,7 @@ def evaluate_neighbors(case: Case, *, untrained: bool = False, progress: Progres
             placed(network, config),
             case.train,
             case.test,
-            clips=config.clips,
-            augment=config.augment,
-            data=config.data,
-            section=config.eval,
-            precision=config.train.precision,
+            config,
             progress=part_of(progress, number * samples, len(backbones) * samples),
         )
         for number, network in enumerate(backbones)

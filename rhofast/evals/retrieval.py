@@ -105,14 +105,8 @@ def draw_neighbors(
         return extract_features(
             network,
             shards,
-            clips=config.clips,
-            augment=config.augment,
-            data=config.data,
-            views=config.eval.views,
-            batch_size=config.eval.batch_size,
+            config,
             samples=some,
-            precision=config.train.precision,
-            keep=config.eval.keep,
             progress=part_of(progress, before, len(bank) + len(samples)),
         )
 

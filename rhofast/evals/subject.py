@@ -45,6 +45,7 @@ _DEFAULT = {"name": RANDOM, "backbone": {"name": "slow_r50"}}
 _CLIPS = ("num_frames", "frame_stride", "fps")
 _FILES = (".safetensors", ".pyth", ".pth", ".pt")
 _PIXELS = ("size", "mean", "std")
+_OF_THE_RUN = ("train", "test", "block_shards", "lanes")  # in `data`: its sets, and how it dealt them out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +98,7 @@ def _checkpoint(path: Path, page: Path | None, overrides: Sequence[str]) -> Subj
             "backbone": saved["backbone"],
             "clips": {key: saved["clips"][key] for key in (*_CLIPS, "rule", "short")},
             "augment": {key: saved["augment"][key] for key in _PIXELS},
-            "data": {key: value for key, value in saved["data"].items() if key not in ("train", "test")},
+            "data": {key: value for key, value in saved["data"].items() if key not in _OF_THE_RUN},
         }
     return Subject(
         backbone=backbone.eval(),
