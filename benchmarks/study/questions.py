@@ -113,6 +113,11 @@ def questions() -> list[Question]:
             for letter, off in WITHOUT.items():
                 values |= {} if letter in kept else off
             augmentation[METHODS[method], kept or "none"] = Run(method=method, changes=changed(values))
+    slower = {
+        (words, f"{clips}"): Run(method="swav", changes=changed({"clips.num_clips": clips, **values}))
+        for words, values in {"SwAV, as above": {}, "SwAV at half the rate": {"optim.base_lr": 0.05}}.items()
+        for clips in (1, 2)
+    }
     depth = {("BYOL", name): Run(changes=changed(values)) for name, values in BACKBONES.items()}
     spans = {
         (data, f"{span:g} s" if span is not None else "anywhere"): Run(
@@ -137,6 +142,15 @@ def questions() -> list[Question]:
             seeds=3,
             scale=True,
             cells=rho,
+        ),
+        Question(
+            key="start",
+            title="Does SwAV begin to learn?",
+            paper="(Asked because two runs above did not: their loss stayed that of a guess.)",
+            across="clips (rho)",
+            seeds=3,
+            scale=True,
+            cells=slower,
         ),
         Question(
             key="shape",

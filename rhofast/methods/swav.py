@@ -24,6 +24,7 @@ from rhofast.methods.contract import Method, Moment
 from rhofast.methods.heads import build_projection, embedding_spread, full_precision
 
 Epochs = Annotated[float, Field(ge=0)]
+Sharpness = Annotated[float, Field(ge=0.0125)]  # cosines over it are exponentiated and added, in float32: exp(88.7)
 
 
 class SwavOptions(Section):
@@ -53,7 +54,7 @@ class SwavOptions(Section):
     projection_norm: bool = True
     prototypes: Count = 1000
     temperature: Positive = 0.1
-    sharpness: Positive = 0.05
+    sharpness: Sharpness = 0.05
     sinkhorn_steps: Count = 3
     balance: Literal["global", "local"] = "global"
     pairs: Literal["all", "chain"] = "all"
