@@ -12,7 +12,7 @@ from machine import facts_line, facts_of_the_machine
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from questions import METHODS, Question, Run
+from questions import Question, Run
 
 Results = dict[str, dict[str, Any]]
 MEASURES = {"knn": "kNN", "linear": "linear probe"}
@@ -46,19 +46,23 @@ def table(question: Question, results: Results, measure: str, seeds: int) -> lis
 
 
 def gains(question: Question, results: Results, seeds: int) -> list[str]:
-    """Of the first question: what a second clip brings, in Markdown; the spread is that of a difference of two runs."""
+    """Where rho is asked about, with several seeds: what a second clip brings, in Markdown; the spread is that of a
+    difference of two runs."""
+    rows, columns = question.sides
+    if not {"1", "2"} <= set(columns) or seeds < 2:
+        return []
     lines = ["| rho = 2 less rho = 1, points | kNN | linear probe |", "|---|---|---|"]
-    for method in METHODS.values():
+    for row in rows:
         cells = []
         for measure in MEASURES:
-            one, two = (values_of(question.cells[method, clips], seeds, results, measure) for clips in ("1", "2"))
+            one, two = (values_of(question.cells[row, clips], seeds, results, measure) for clips in ("1", "2"))
             if min(len(one), len(two)) < 2:
                 cells.append("")
                 continue
             spread = (statistics.variance(one) + statistics.variance(two)) ** 0.5
             cells.append(f"{100 * (statistics.mean(two) - statistics.mean(one)):+.1f} (spread {100 * spread:.1f})")
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return lines
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def untrained(results: Results, measure: str) -> list[float]:
@@ -135,8 +139,7 @@ def write_report(asked: Sequence[Question], results: Results, out: Path, seeds: 
         lines += [f"## {question.title}", "", f"Paper: {question.paper}", ""]
         for measure in MEASURES:
             lines += [*table(question, results, measure, count), ""]
-        if question.key == "rho" and count > 1:
-            lines += [*gains(question, results, count), ""]
+        lines += gains(question, results, count)
     lines += [f"{len(results)} runs, {cost / 3600:.1f} CPU hours. {facts_line(facts)}", ""]
     paths = [out / f"study.{suffix}" for suffix in ("md", "png", "json")]
     paths[0].write_text("\n".join(lines))
