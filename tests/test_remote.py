@@ -29,6 +29,8 @@ from rhofast.config import AugmentSection, ClipSection, DataSection
 from rhofast.data.cache import Cache
 from rhofast.data.download import Patience, RemoteFolder
 from rhofast.data.index import ShardSet
+from rhofast.data.loader import Loader
+from rhofast.data.mixture import Mixture
 from rhofast.data.order import Order
 from rhofast.data.reader import Reader
 from rhofast.data.remote import DownloadAhead, RemoteShardSet, StoppedError, open_shards, open_training
@@ -446,21 +448,25 @@ def test_a_set_larger_than_its_cache_is_gone_through_block_by_block(
     assert site.requests["shard-000000.tar"] <= 3
 
 
-def test_a_loader_gives_the_batches_of_the_local_set(site: Site, shards: ShardSet, tmp_path: Path) -> None:
-    from rhofast.data.loader import Loader
-    from rhofast.data.mixture import Mixture
+def open_loader(rank: int = 0, world_size: int = 1, **data: Any) -> Loader:
+    """With batches of 4, in blocks of one shard. data: what else the page says of them."""
+    section = DataSection(block_shards=1, prefetch=1, threads=2, **data)
+    sources = open_training(section, world_size=world_size)
+    return Loader(
+        Mixture(sources.sets, sources.weights),
+        clips=ClipSection(num_frames=2, frame_stride=2, fps=12),
+        augment=AugmentSection(size=16),
+        data=section,
+        batch_size=4,
+        seed=0,
+        rank=rank,
+        world_size=world_size,
+    )
 
+
+def test_a_loader_gives_the_batches_of_the_local_set(site: Site, shards: ShardSet, tmp_path: Path) -> None:
     def batches(train: str) -> list[torch.Tensor]:
-        data = DataSection(train=train, cache=tmp_path / "cache", block_shards=1, prefetch=1, threads=2)
-        sources = open_training(data)
-        with Loader(
-            Mixture(sources.sets, sources.weights),
-            clips=ClipSection(num_frames=2, frame_stride=2, fps=12),
-            augment=AugmentSection(size=16),
-            data=data,
-            batch_size=4,
-            seed=0,
-        ) as loader:
+        with open_loader(train=train, cache=tmp_path / "cache") as loader:
             return [next(loader).pixels for _ in range(5)]
 
     pairs = zip(batches(site.url), batches(str(shards.root)), strict=True)
@@ -471,9 +477,6 @@ def test_a_loader_gives_the_batches_of_the_local_set(site: Site, shards: ShardSe
 def test_with_lanes_each_rank_fetches_shards_of_its_own(
     tmp_path: Path, members: list[bytes], shards: ShardSet, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rhofast.data.loader import Loader
-    from rhofast.data.mixture import Mixture
-
     class Told(DownloadAhead):
         def __init__(self, needed: Iterable[tuple[ShardSet, Iterator[int]]], *, threads: int) -> None:
             first = [(one, list(islice(names, 6))) for one, names in needed]
@@ -487,18 +490,7 @@ def test_with_lanes_each_rank_fetches_shards_of_its_own(
 
     def samples(train: str, rank: int, world_size: int, cache: str, lanes: int = 4) -> list[int]:
         """Of an epoch's batches."""
-        data = DataSection(train=train, cache=tmp_path / cache, lanes=lanes, block_shards=1, prefetch=1, threads=2)
-        sources = open_training(data, world_size=world_size)
-        with Loader(
-            Mixture(sources.sets, sources.weights),
-            clips=ClipSection(num_frames=2, frame_stride=2, fps=12),
-            augment=AugmentSection(size=16),
-            data=data,
-            batch_size=4,
-            seed=0,
-            rank=rank,
-            world_size=world_size,
-        ) as loader:
+        with open_loader(rank, world_size, train=train, cache=tmp_path / cache, lanes=lanes) as loader:
             return [sample for _ in range(loader.steps_per_epoch) for sample in next(loader).sample.tolist()]
 
     whole = samples(str(shards.root), 0, 1, "none")
