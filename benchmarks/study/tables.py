@@ -81,11 +81,11 @@ def untrained_line(results: Results) -> str:
 
 
 def plot(axes: Axes, question: Question, results: Results, measure: str, seeds: int) -> None:
-    """A line a row over the columns where these are a scale, bars where they are kinds; whiskers are standard
-    deviations over seeds."""
+    """A line a row over the columns where these are a scale, bars where they are kinds: means over seeds. Where there
+    are several, each is a dot: a mean says little of runs of which some have learned and some have not."""
     rows, columns = question.sides
     for number, (row, color) in enumerate(zip(rows, COLORS, strict=False)):
-        aside = number - (len(rows) - 1) / 2  # so that whiskers and bars stand beside each other
+        aside = number - (len(rows) - 1) / 2  # so that dots and bars stand beside each other
         points = [
             (columns.index(column), values)
             for (its, column), run in question.cells.items()
@@ -94,21 +94,21 @@ def plot(axes: Axes, question: Question, results: Results, measure: str, seeds: 
         if not points:
             continue
         y = [statistics.mean(values) for _, values in points]
-        spread = [statistics.stdev(values) for _, values in points if len(values) > 1]
-        error = spread if len(spread) == len(points) else None
+        width = 0.04 if question.scale else 0.7 / len(rows)
+        x = [place + width * aside for place, _ in points]
         if question.scale:
-            x = [place + 0.04 * aside for place, _ in points]
-            axes.errorbar(x, y, error, color=color, marker="o", markersize=4, capsize=3, linewidth=1.4, label=row)
+            axes.plot(x, y, color=color, marker="_", markersize=9, linewidth=1.4, label=row)
         else:
-            width = 0.7 / len(rows)
-            x = [place + width * aside for place, _ in points]
-            axes.bar(x, y, 0.92 * width, yerr=error, capsize=3, color=color, label=row)
+            axes.bar(x, y, 0.92 * width, color=color, label=row)
+        seen = [(at, value) for at, (_, values) in zip(x, points, strict=True) if len(values) > 1 for value in values]
+        axes.scatter([at for at, _ in seen], [value for _, value in seen], s=14, color=color, alpha=0.6, linewidths=0)
     if question.one_network and (before := untrained(results, measure)):
         axes.axhline(statistics.mean(before), color="#8a8f98", linestyle=":", linewidth=1.2, label="untrained")
     axes.set_xticks(range(len(columns)), columns)
+    axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_xlabel(question.across)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 1.03)
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
