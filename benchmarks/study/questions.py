@@ -107,18 +107,20 @@ def questions() -> list[Question]:
         for frames, stride in shapes
     }
     augmentation = {}
-    for kept in ("", "T", "S", "C", "TS", "TC", "SC", "TSC"):
-        values: dict[str, Any] = {}
-        for letter, off in WITHOUT.items():
-            values |= {} if letter in kept else off
-        augmentation["BYOL", kept or "none"] = Run(changes=changed(values))
+    for method in ("byol", "moco"):
+        for kept in ("", "T", "S", "C", "TS", "TC", "SC", "TSC"):
+            values: dict[str, Any] = {}
+            for letter, off in WITHOUT.items():
+                values |= {} if letter in kept else off
+            augmentation[METHODS[method], kept or "none"] = Run(method=method, changes=changed(values))
     depth = {("BYOL", name): Run(changes=changed(values)) for name, values in BACKBONES.items()}
     spans = {
         (data, f"{span:g} s" if span is not None else "anywhere"): Run(
             data=data, changes=changed({} if span is None else {"clips.max_span": float(span)})
         )
-        for span in (0, 2, None)
+        for span in (0, 2, 4, 8, None)
         for data in (CURATED, UNCURATED)
+        if (data, span) != (CURATED, 8)  # as long as these videos are
     }
     sets = {
         (METHODS[method], data): Run(method=method, data=data)
