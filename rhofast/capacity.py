@@ -114,6 +114,7 @@ class _Run:
         self.inputs, self.of, self.remote = inputs, numbers, remote
         of = numbers
         self.nodes = of["gpus"] / of["gpus_per_node"]
+        self.lanes, self.part = _lanes(of.get("lanes"), self.nodes)
         self.samples = of["videos"] * of["stored_share"]
         per_epoch = self.samples / of["batch"]
         self.steps_per_epoch = Number(max(1.0, math.floor(per_epoch.value)), per_epoch.basis)
@@ -160,8 +161,8 @@ class _Run:
             if of["batch"].value / of["gpus"].value < _FILLS:
                 yield "so few videos do not fill a GPU: steps will be slower; a larger train.batch_size, or fewer GPUs."
         if self.remote:
-            part, _ = self._lanes()
-            shards = "every shard" if part.value == 1 else f"{amount(part.value, 'share')} of the shards"
+            part = self.part.value
+            shards = "every shard" if part == 1 else f"{amount(part, 'share')} of the shards"
             yield f"behind an address, every node fetches {shards} of every epoch, but for what its cache still holds."
 
     def plan_codec(self, codec: str) -> CodecPlan:
@@ -183,11 +184,11 @@ class _Run:
         index = self.samples * (frames * own["units_per_frame"] * _INDEX_UNIT + _INDEX_ROW)
         shards = self.samples / own["samples_per_shard"]
         host = node_rate * own["host_seconds"]
-        part, lanes = self._lanes()
         whole = stored + index
-        held = Number(min(1.0, 2 * part.value) * whole.value, whole.basis | part.basis)
         if "block_shards" in of:
-            held = 2 * lanes * of["block_shards"] * (whole / shards)
+            held = 2 * self.lanes * of["block_shards"] * (whole / shards)
+        else:  # of this epoch and of the next one
+            held = whole * Number(min(1.0, 2 * self.part.value), self.part.basis)
         return _Load(
             own=own,
             stored=stored,
@@ -197,18 +198,9 @@ class _Run:
             decoded=own["frames_decoded"] * self.gpu_rate,
             host=host,
             host_and_decode=host + node_rate * own["frames_decoded"] * own["host_decode"],
-            fetched=(stored + index) * part / (self.steps_per_epoch * self.step_s),
+            fetched=whole * self.part / (self.steps_per_epoch * self.step_s),
             blocks=held,
         )
-
-    def _lanes(self) -> tuple[Number, Number]:
-        """(share of a set that a node fetches an epoch, lanes of which it keeps blocks). Without lanes its part of a
-        batch may come from any shard."""
-        if "lanes" not in self.of:
-            return Number(1.0), Number(1.0)
-        lanes = self.of["lanes"]
-        mine = Number(math.ceil(lanes.value / self.nodes.value), lanes.basis | self.nodes.basis)
-        return mine / lanes, mine
 
     def _limits(self, codec: str, load: _Load) -> Iterator[Limit]:
         of, own, node_rate = self.of, load.own, self.rate / self.nodes
@@ -227,7 +219,7 @@ class _Run:
         if self.remote:
             kept = load.stored.value + load.index.value <= of["cache"].value
             coming = Number(0.0, load.fetched.basis) if kept else load.fetched
-            lighter = _MOUNT if self._lanes()[0].value <= 1 / self.nodes.value else f"{_LANES}; {_MOUNT}"
+            lighter = _MOUNT if self.part.value <= 1 / self.nodes.value else f"{_LANES}; {_MOUNT}"
             yield self._limit("downloading, each node's network", coming / of["network"], lighter)
             yield self._limit("the cache's disk", (coming + node_rate * load.read) / of["disk"], lighter)
             yield self._limit(_ROOM, load.blocks / of["cache"], _BLOCKS)
@@ -305,6 +297,15 @@ class _Run:
     def _limit(self, name: str, share: Number, remedy: str) -> Limit:
         origin, basis = self._origin(share.basis), tuple(sorted(share.basis))
         return Limit(name=name, share=share.value, origin=origin, basis=basis, remedy=remedy)
+
+
+def _lanes(lanes: Number | None, nodes: Number) -> tuple[Number, Number]:
+    """(lanes of which a node keeps blocks, share of the set that it fetches an epoch). Without lanes its part of a
+    batch may come from any shard."""
+    if lanes is None:
+        return Number(1.0), Number(1.0)
+    mine = Number(math.ceil(lanes.value / nodes.value), lanes.basis | nodes.basis)
+    return mine, mine / lanes
 
 
 def _verdict(limits: list[Limit], wall: Fact, advice: str | None) -> tuple[str, ...]:

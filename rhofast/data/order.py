@@ -91,6 +91,7 @@ class Order:
         self.block_shards = block_shards
         self.lanes = lanes
         self._lane = int(self._starts[-1]) // lanes  # samples in each
+        self._whole = block_shards is None and lanes == 1  # the samples of the set are permuted all together
         # What is kept of an epoch grows with the number of shards, so few epochs are kept: a loader crosses from one
         # to the next, a replay may stand in a third.
         self._arrangement = lru_cache(maxsize=4)(self._arrange)
@@ -168,7 +169,7 @@ class Order:
         return range(first * self.lanes + lane, end * self.lanes + lane, self.lanes)
 
     def _at(self, epoch: int, position: Int64Array) -> Int64Array:
-        if self.block_shards is None and self.lanes == 1:
+        if self._whole:
             return sample_at(position, len(self), seed=self.seed, epoch=epoch)
         epoch_of = self._arrangement(epoch)
         flat = self._slot(position.reshape(-1))
@@ -183,7 +184,7 @@ class Order:
 
     def _arrange(self, epoch: int) -> _Arrangement:
         count = len(self._starts) - 1
-        if self.block_shards is None and self.lanes == 1:
+        if self._whole:
             ends = self._starts[[0, -1]]
             return _Arrangement(shards=np.arange(count), begins=self._starts, block_begins=ends)
         shards = sample_at(np.arange(count), count, seed=self.seed, epoch=epoch)
@@ -192,11 +193,10 @@ class Order:
         firsts = np.searchsorted(begins, edges[:-1], side="right") - 1  # the shard that each lane begins in
         lasts = np.searchsorted(begins, edges[1:])
         size = self.block_shards or count
-        cuts = [begins[first + size : last : size] for first, last in zip(firsts, lasts, strict=True)]
-        block_begins = [part for edge, inner in zip(edges, cuts, strict=False) for part in ([edge], inner)]
-        return _Arrangement(
-            shards=shards, begins=begins, block_begins=np.concatenate([*block_begins, edges[-1:]], dtype=np.int64)
-        )
+        parts: list[Int64Array] = []
+        for lane, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
+            parts += [edges[lane : lane + 1], begins[first + size : last : size]]
+        return _Arrangement(shards=shards, begins=begins, block_begins=np.concatenate([*parts, edges[-1:]]))
 
 
 def lanes_of(ranks: range, world_size: int, lanes: int) -> range:
