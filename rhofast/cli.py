@@ -6,6 +6,7 @@ was stopped by a signal or by `max_hours` and can be resumed ends with exit code
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -63,17 +64,31 @@ def main() -> None:
     except (RhofastError, OSError) as error:
         if debug:
             raise
-        if isinstance(error, RhofastError):
-            message = error.message + (f"\n  hint: {error.hint}" if error.hint else "")
-        else:  # a file or folder of the user's: a full disk, no permission, no such folder for the output
-            message = f"{error.filename or 'system'}: {error.strerror or error}"
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         where = f"rank {os.environ.get('RANK', '?')}: " if ranks > 1 else ""
-        err.print(f"rhofast: error: {where}{message}", markup=False, highlight=False, soft_wrap=True, style="red")
+        line = f"rhofast: error: {where}{_words(error)}"
+        err.print(line, markup=False, highlight=False, soft_wrap=True, style="red")
+        _tell_launcher(line)
         sys.exit(2)
     except KeyboardInterrupt:
         err.print("rhofast: interrupted", style="red")
         sys.exit(130)
+
+
+def _words(error: RhofastError | OSError) -> str:
+    if isinstance(error, RhofastError):
+        return error.message + (f"\n  hint: {error.hint}" if error.hint else "")
+    # A file or folder of the user's: a full disk, no permission, no such folder for the output.
+    return f"{error.filename or 'system'}: {error.strerror or error}"
+
+
+def _tell_launcher(line: str) -> None:
+    """For torch's launcher, if that began this process: its summary, the end of a job's log, repeats the line."""
+    if (file := os.environ.get("TORCHELASTIC_ERROR_FILE")) is None:
+        return
+    about = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
+    with contextlib.suppress(OSError):
+        Path(file).write_text(json.dumps({"message": about}))
 
 
 Executors = Literal["processes", "ray"]

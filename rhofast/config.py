@@ -481,7 +481,7 @@ def _explain(kind: type[Section], error: ValidationError, where: str) -> ConfigE
         siblings = _keys_at(kind, location[:-1])
         near = difflib.get_close_matches(location[-1], siblings, n=1)
         known = f"known keys: {', '.join(sorted(siblings))}" if siblings else "it has no options"
-        hint = f"did you mean {near[0]!r}?" if near else known
+        hint = f"did you mean {'.'.join([*location[:-1], near[0]])!r}?" if near else known
         return ConfigError(f"{where}: unknown key {key!r}", hint=hint)
     if first["type"] == "missing":
         return ConfigError(f"{where}: key {key!r} is missing")

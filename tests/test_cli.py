@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import REAL_VIDEOS, TINY_PAGE, encode_mjpeg, frame_pixels
 from PIL import Image
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from rhofast.backbones import build_backbone
 from rhofast.cli import main
@@ -136,6 +137,18 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert said in printed and lines[0].startswith("rhofast: error: ")
     assert len(lines) <= 2 and "Traceback" not in printed
     assert not (tmp_path / "out").exists() and not (tmp_path / "runs").exists()
+
+
+def test_a_launchers_summary_repeats_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    assert run("report", tmp_path) == 2
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(file))
+    summary = str(ChildFailedError("rhofast", {0: failure}))
+    assert "not a run folder" in summary and "Traceback" not in summary
+    assert capsys.readouterr().err.splitlines()[0] in summary
 
 
 def test_parts_and_more_videos_make_one_set(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

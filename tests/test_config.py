@@ -83,7 +83,7 @@ def test_steps_and_epochs_replace_each_other_on_the_command_line(page: Path) -> 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("clips.num_clip=2", "unknown key 'clips.num_clip' (did you mean 'num_clips'?)"),
+        ("clips.num_clip=2", "unknown key 'clips.num_clip' (did you mean 'clips.num_clips'?)"),
         ("trian.steps=2", "unknown key 'trian' (did you mean 'train'?)"),
         ("clips.num_clips=0", "clips.num_clips = 0: input should be greater than or equal to 1"),
         ("clips.num_clips='2'", "clips.num_clips = '2': input should be a valid integer"),
@@ -93,7 +93,7 @@ def test_steps_and_epochs_replace_each_other_on_the_command_line(page: Path) -> 
         ("train.batch_size", "not of the form key.path=value"),
         ("data.train=", "data.train.0.shards = '': string should have at least 1 character"),
         ("data.train=3", "data.train = 3: input should be a valid tuple"),
-        ("data.train=[{shard='a'}]", "unknown key 'data.train.0.shard' (did you mean 'shards'?)"),
+        ("data.train=[{shard='a'}]", "unknown key 'data.train.0.shard' (did you mean 'data.train.0.shards'?)"),
         ("data.train=[{weight=1}]", "key 'data.train.0.shards' is missing"),
         ("data.train=[{shards='a', weight=0}]", "data.train.0.weight = 0: input should be greater than 0"),
         ("data.train=['a', 'b', 'a']", "data.train: a is given twice"),
