@@ -49,6 +49,7 @@ class Stream(IntEnum):
     CLIP_RATE = 13
     DIFFERENCE = 14
     MIXTURE = 15
+    DROPOUT = 16
 
 
 def philox(counter: UInt64Array, key: tuple[int, int]) -> UInt64Array:

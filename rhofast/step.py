@@ -206,9 +206,9 @@ def run_length(config: Config, steps_per_epoch: int) -> tuple[int, float]:
     return max(1, round(config.train.epochs * steps_per_epoch)), config.train.epochs
 
 
-def torch_seed(seed: int, step: int, rank: int) -> int:
-    """Of torch's own generator in a step of a rank: what the model draws has an address, too."""
-    return int(bits(seed, step, rank, Stream.MODEL, 1)[0] >> 1)
+def torch_seed(seed: int, step: int, rank: int, stream: Stream = Stream.MODEL) -> int:
+    """Of a torch generator in a step of a rank, by default the global one: what the model draws has an address, too."""
+    return int(bits(seed, step, rank, stream, 1)[0] >> 1)
 
 
 @contextlib.contextmanager

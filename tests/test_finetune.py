@@ -140,10 +140,10 @@ def test_a_loss_that_is_not_finite_ends_it_and_is_not_saved(
 
 
 def test_two_ranks_give_what_one_gives(shards: ShardSet, held_out: ShardSet, tmp_path: Path) -> None:
-    one = train_classifier(case(shards, held_out, tmp_path, "name=one", "eval.dropout=0.0"), kind="finetune")
+    one = train_classifier(case(shards, held_out, tmp_path, "name=one"), kind="finetune")
     assert isinstance(one, Evaluation)
     command = ["eval", "finetune", "random", "--train", str(shards.root), "--test", str(held_out.root)]
-    given = [text for setting in ("name=two", "eval.dropout=0.0", *TINY) for text in ("--set", setting)]
+    given = [text for setting in ("name=two", *TINY) for text in ("--set", setting)]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "rhofast"]
     subprocess.run(
         [sys.executable, *launch, *command, "--config", str(tmp_path / "recipe.toml"), *given],

@@ -14,8 +14,9 @@ from rhofast.data.augment import three_crops
 from rhofast.data.clips import uniform_clips
 from rhofast.data.index import ShardSet
 from rhofast.data.loader import TestLoader
+from rhofast.data.order import rank_slice
 from rhofast.data.types import Geometry
-from rhofast.evals.multiview import Classifier, score_videos
+from rhofast.evals.multiview import Classifier, GlobalDropout, score_videos
 
 
 def config(**values: Any) -> Config:
@@ -164,3 +165,22 @@ def test_a_bad_video_is_left_out_and_named(tmp_path: Path) -> None:
     damage_unit(shards, 1, 0)
     result = score_videos(Means(), shards, shards, config())
     assert result.samples == 2 and len(result.left_out) == 1 and "v1" in result.left_out[0]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_what_is_dropped_does_not_depend_on_the_number_of_ranks(ranks: int) -> None:
+    x = torch.rand(8, 4096) + 1
+    parts = []
+    for rank in range(ranks):
+        dropout, rows = GlobalDropout(0.25), rank_slice(8, rank, ranks)
+        dropout.begin(seed=5, rows=rows, batch=8)
+        parts.append(dropout(x[rows]))
+        assert torch.equal(dropout.eval()(x[rows]), x[rows])
+    out, kept = torch.cat(parts), torch.cat(parts) != 0
+    assert torch.allclose(out[kept], (x / 0.75)[kept])
+    assert float(kept.float().mean()) == pytest.approx(0.75, abs=0.02)  # of 32,768: nine standard deviations
+    whole = GlobalDropout(0.25)
+    whole.begin(seed=5, rows=slice(0, 8), batch=8)
+    assert torch.equal(out, whole(x))
+    whole.begin(seed=6, rows=slice(0, 8), batch=8)
+    assert not torch.equal(out, whole(x))

@@ -123,7 +123,7 @@ def _join(parts: list[Path], target: Path, schema: pa.Schema, total: int, width:
                     values[done : done + len(rows)] = rows.column("feature").flatten().to_numpy().reshape(-1, width)
                     table.writerows(zip(*(rows.column(name).to_pylist() for name in _COLUMNS), strict=True))
                     done += len(rows)
-            values.flush()
+                values.flush()  # before the keys are there, so that both appear within a moment
         elif target.suffix.lower() == ".parquet":
             with pq.ParquetWriter(aside, schema) as parquet:
                 for rows in _read(parts, width):

@@ -26,6 +26,7 @@ from torch import Tensor
 from rhofast.agreement import BAD_LOSS, OK, Stopper, Votes, told_of_lost_ranks
 from rhofast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from rhofast.config import Config
+from rhofast.data.order import rank_slice
 from rhofast.distributed import reduce_max, synchronize_batch_norm
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError, RhofastError
 from rhofast.evals.case import Case
@@ -35,6 +36,7 @@ from rhofast.evals.scores import Evaluation
 from rhofast.files import write_atomically
 from rhofast.optim import build_optimizer, learning_rate, load_optimizer
 from rhofast.resume import open_run
+from rhofast.rng import Stream
 from rhofast.step import build_accelerator, build_loader, collected_by_hand, prepare, run_length, torch_seed
 from rhofast.telemetry import MetricsFile, StepClock, versions
 
@@ -175,8 +177,14 @@ class _Fit:
     def _train_step(self, pixels: Tensor, label: Tensor) -> tuple[Tensor, Tensor, float]:
         """(loss, videos whose class was right, learning rate). pixels [B, C, T, H, W], label i64[B]"""
         config, epoch = self.config, self.step / self.loader.steps_per_epoch
-        torch.manual_seed(torch_seed(config.seed, self.step + 1, self.accelerator.process_index))
-        rate = learning_rate(config.optim, config.train.batch_size, epoch, self.epochs)
+        batch, rank = config.train.batch_size, self.accelerator.process_index
+        torch.manual_seed(torch_seed(config.seed, self.step + 1, rank))  # for backbones that draw
+        self.classifier.dropout.begin(
+            seed=torch_seed(config.seed, self.step + 1, 0, Stream.DROPOUT),
+            rows=rank_slice(batch, rank, self.accelerator.num_processes),
+            batch=batch,
+        )
+        rate = learning_rate(config.optim, batch, epoch, self.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)

@@ -26,6 +26,27 @@ from rhofast.evals.features import Progress, extract_features, mean_over_views
 from rhofast.evals.scores import Scores, class_map, summarize
 
 
+class GlobalDropout(nn.Module):
+    """Dropout of rows [B, D] that are some of a global batch's: a row loses the same numbers on whichever rank it is,
+    so the number of ranks changes nothing. `begin` comes before each forward in training."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self._share = share
+        self._seed, self._rows, self._batch = 0, slice(None), 0
+
+    def begin(self, *, seed: int, rows: slice, batch: int) -> None:
+        """The next forward is of these rows of a global batch of so many. seed: of the step, the same on every rank."""
+        self._seed, self._rows, self._batch = seed, rows, batch
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self._share == 0:
+            return x
+        generator = torch.Generator(x.device).manual_seed(self._seed)
+        draws = torch.rand(self._batch, x.shape[1], generator=generator, device=x.device)[self._rows]
+        return x * (draws >= self._share) / (1 - self._share)
+
+
 class Classifier(nn.Module):
     """[N, 3, T, H, W] -> [N, classes]: logits in training, softmax scores in evaluation mode.
 
@@ -47,7 +68,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(trained)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = GlobalDropout(dropout)
         width: Any = backbone.num_features
         self.head = nn.Linear(width, num_classes)
         nn.init.normal_(self.head.weight, std=0.01)
