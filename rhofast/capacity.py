@@ -25,9 +25,8 @@ _SHORTER = "shorter groups (rhofast shard --gop), a lower --fps, a smaller --sho
 _SMALLER = "a smaller --short-side, fewer clips a video, or GPUs with more JPEG engines"
 _LIGHTER = "a smaller --short-side or a coarser --quality"
 _LARGER_BATCH = "a larger train.batch_size, so that gradients meet less often"
-_MOUNT = (
-    "mount the shards as files, of which only the needed bytes are read; store h264 or hevc; or cache the whole set"
-)
+_MOUNT = "mount the shards as files, of which only the needed bytes are read; store h264 or hevc; or cache "
+_WHOLE, _FIXED = "the whole set", "each node's lanes for good (data.fixed_lanes, data.cache_gb)"
 _LANES = "as many data.lanes as nodes, so that each fetches its own part of the set"
 _STEADIER = "fewer nodes (--gpus), a shorter restart, or train.checkpoint_steps"
 _BLOCKS = "fewer shards at a time (data.block_shards), or a larger data.cache_gb"
@@ -75,12 +74,14 @@ class Plan:
         return {"version": 1, **asdict(self)}
 
 
-def plan_capacity(inputs: Mapping[str, Input], codecs: tuple[str, ...], *, remote: bool) -> Plan:
+def plan_capacity(
+    inputs: Mapping[str, Input], codecs: tuple[str, ...], *, remote: bool, fixed_lanes: bool = False
+) -> Plan:
     """The plan of a run for each of `codecs`. inputs: as evidence.py gathers them. remote: shards lie behind an address
     and come whole through each node's cache; else they are files of every node, of which only the needed bytes are
-    read. Raises KeyError for an input that is missing."""
+    read. fixed_lanes: a node needs the same ones in every epoch. Raises KeyError for an input that is missing."""
     numbers = {name: Number(one.value, frozenset({name})) for name, one in inputs.items()}
-    run = _Run(inputs, numbers, remote)
+    run = _Run(inputs, numbers, remote=remote, fixed_lanes=fixed_lanes)
     return Plan(
         inputs=dict(inputs),
         facts=run.facts(),
@@ -93,7 +94,8 @@ def plan_capacity(inputs: Mapping[str, Input], codecs: tuple[str, ...], *, remot
 class _Load:
     """What one codec asks for, at the pace of the GPUs. own: its inputs; stored, index: bytes of the set; read: bytes a
     video; decoded: frames a second and GPU; host, host_and_decode: cores of a node; fetched: bytes a second by each
-    node, where shards travel whole; blocks: bytes that its cache must hold then."""
+    node, where shards travel whole; blocks: bytes that its cache must hold then; kept: whether it can hold all that
+    the node ever needs, so that only the first epoch fetches."""
 
     own: Mapping[str, Number]
     stored: Number
@@ -105,13 +107,16 @@ class _Load:
     host_and_decode: Number
     fetched: Number
     blocks: Number
+    kept: bool
 
 
 class _Run:
     """What all codecs share. Of one rate `x`: `x` a second in all, at the pace of the GPUs."""
 
-    def __init__(self, inputs: Mapping[str, Input], numbers: Mapping[str, Number], remote: bool) -> None:
-        self.inputs, self.of, self.remote = inputs, numbers, remote
+    def __init__(
+        self, inputs: Mapping[str, Input], numbers: Mapping[str, Number], *, remote: bool, fixed_lanes: bool
+    ) -> None:
+        self.inputs, self.of, self.remote, self.fixed_lanes = inputs, numbers, remote, fixed_lanes
         of = numbers
         self.nodes = of["gpus"] / of["gpus_per_node"]
         self.lanes, self.part = _lanes(of.get("lanes"), self.nodes)
@@ -163,7 +168,9 @@ class _Run:
         if self.remote:
             part = self.part.value
             shards = "every shard" if part == 1 else f"{amount(part, 'share')} of the shards"
-            yield f"behind an address, every node fetches {shards} of every epoch, but for what its cache still holds."
+            same = ", always the same ones" if part < 1 and self.fixed_lanes else ""
+            kept = "but for what its cache still holds"
+            yield f"behind an address, every node fetches {shards} of every epoch{same}, {kept}."
 
     def plan_codec(self, codec: str) -> CodecPlan:
         load = self._load(codec)
@@ -172,9 +179,10 @@ class _Run:
         basis = frozenset().union(*(limit.basis for limit in flows))
         times, advice = self._times(Number(max(1.0, flows[0].share), basis))
         facts = {**self._load_facts(load), **times}
-        return CodecPlan(
-            codec=codec, facts=facts, limits=tuple(limits), verdict=_verdict(limits, facts["wall"], advice)
-        )
+        verdict = _verdict(limits, facts["wall"], advice)
+        if load.kept:
+            verdict += (self._filling(load),)
+        return CodecPlan(codec=codec, facts=facts, limits=tuple(limits), verdict=verdict)
 
     def _load(self, codec: str) -> _Load:
         of, node_rate = self.of, self.rate / self.nodes
@@ -188,7 +196,8 @@ class _Run:
         if "block_shards" in of:
             held = 2 * self.lanes * of["block_shards"] * (whole / shards)
         else:  # of this epoch and of the next one
-            held = whole * Number(min(1.0, 2 * self.part.value), self.part.basis)
+            parts = self.part.value if self.fixed_lanes else 2 * self.part.value
+            held = whole * Number(min(1.0, parts), self.part.basis)
         return _Load(
             own=own,
             stored=stored,
@@ -200,6 +209,7 @@ class _Run:
             host_and_decode=host + node_rate * own["frames_decoded"] * own["host_decode"],
             fetched=whole * self.part / (self.steps_per_epoch * self.step_s),
             blocks=held,
+            kept=self.remote and (whole * self.part if self.fixed_lanes else whole).value <= of["cache"].value,
         )
 
     def _limits(self, codec: str, load: _Load) -> Iterator[Limit]:
@@ -217,9 +227,9 @@ class _Run:
             yield self._limit("links between the nodes", self.exchange / of["fabric"], _LARGER_BATCH)
         coming = node_rate * load.read
         if self.remote:
-            kept = load.stored.value + load.index.value <= of["cache"].value
-            coming = Number(0.0, load.fetched.basis) if kept else load.fetched
-            lighter = _MOUNT if self.part.value <= 1 / self.nodes.value else f"{_LANES}; {_MOUNT}"
+            coming = Number(0.0, load.fetched.basis) if load.kept else load.fetched
+            mount = _MOUNT + (_WHOLE if self.part.value == 1 else _FIXED)
+            lighter = mount if self.part.value <= 1 / self.nodes.value else f"{_LANES}; {mount}"
             yield self._limit("downloading, each node's network", coming / of["network"], lighter)
             yield self._limit("the cache's disk", (coming + node_rate * load.read) / of["disk"], lighter)
             yield self._limit(_ROOM, load.blocks / of["cache"], _BLOCKS)
@@ -227,6 +237,16 @@ class _Run:
             yield self._limit("reading, each node's network", coming / of["network"], lighter)
         if "storage" in of:
             yield self._limit("the storage, all nodes", coming * self.nodes / of["storage"], lighter)
+
+    def _filling(self, load: _Load) -> str:
+        """In words: the epoch that fetches what all others find in the cache, and which the limits leave out."""
+        read = self.rate / self.nodes * load.read
+        network, disk = load.fetched / self.of["network"], (load.fetched + read) / self.of["disk"]
+        asked = f"{amount(network.value, 'share')} of each node's network and {amount(disk.value, 'share')} of its disk"
+        slower = max(network.value, disk.value)
+        return f"The first epoch fills the caches: it asks for {asked}" + (
+            f", so it takes {_times(slower)} as long." if slower > 1 else "."
+        )
 
     def _load_facts(self, load: _Load) -> dict[str, Fact]:
         of, own, reading = self.of, load.own, self.rate * load.read

@@ -92,7 +92,7 @@ def plan(
             dry_run=dry_run,
         ),
     )
-    found = plan_capacity(evidence.inputs, evidence.codecs, remote=evidence.remote)
+    found = plan_capacity(evidence.inputs, evidence.codecs, remote=evidence.remote, fixed_lanes=evidence.fixed_lanes)
     out.print(plan_tables(found, sources=sources))
     if target is not None:
         target.write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")

@@ -68,6 +68,8 @@ class DataSection(Section):
     lanes         each takes an equal part of every batch from shards that are its own for an epoch, so that a node
                   fetches and caches those of its lanes alone: for remote sets, as many as nodes or a multiple. Divides
                   train.batch_size. 1: any sample may stand anywhere
+    fixed_lanes   lanes have the same samples in every epoch: a node whose cache holds its lanes fetches each shard once
+                  in a run, not once an epoch
     threads       reading threads; decoder threads are `decode_threads`
     prefetch      batches that may wait in each queue
     max_bad       share of bad samples past which the run stops
@@ -84,6 +86,7 @@ class DataSection(Section):
     test: Annotated[str, Field(min_length=1)] | None = None
     block_shards: Count | None = None
     lanes: Count = 1
+    fixed_lanes: bool = False
     threads: Count = 4
     decode_threads: Count = 2
     prefetch: Count = 2

@@ -95,6 +95,7 @@ class Evidence:
     inputs: dict[str, Input]
     codecs: tuple[str, ...]
     remote: bool
+    fixed_lanes: bool
 
 
 def gather(config: Config, question: Question) -> Evidence:
@@ -135,6 +136,7 @@ def gather(config: Config, question: Question) -> Evidence:
         inputs=inputs,
         codecs=tuple(codec.name for codec in codecs),
         remote=remote if question.remote is None else question.remote,
+        fixed_lanes=config.data.fixed_lanes,
     )
 
 

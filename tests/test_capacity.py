@@ -72,7 +72,9 @@ PLAIN = {
 }
 
 
-def planned(remote: bool = False, measured: tuple[str, ...] = (), **changes: float | None) -> Plan:
+def planned(
+    remote: bool = False, measured: tuple[str, ...] = (), fixed_lanes: bool = False, **changes: float | None
+) -> Plan:
     """The plan of PLAIN with some inputs changed (`jpeg__x` for `jpeg.x`), or taken out by None."""
     values = {**PLAIN, **{name.replace("__", "."): value for name, value in changes.items()}}
     inputs = {
@@ -80,7 +82,7 @@ def planned(remote: bool = False, measured: tuple[str, ...] = (), **changes: flo
         for name, value in values.items()
         if value is not None
     }
-    return plan_capacity(inputs, ("jpeg",), remote=remote)
+    return plan_capacity(inputs, ("jpeg",), remote=remote, fixed_lanes=fixed_lanes)
 
 
 def fact(plan: Plan, name: str) -> float:
@@ -140,6 +142,20 @@ def test_with_a_lane_for_each_node_the_nodes_together_fetch_the_set_once() -> No
     advised = ["data.lanes" in " ".join(one.codecs[0].verdict) for one in (plan, few, laned, more)]
     assert advised == [True, True, False, False]
     assert "every shard of every epoch" in plan.cautions[-1] and "12.5 % of the shards" in laned.cautions[-1]
+
+
+def test_a_node_that_keeps_its_lanes_fetches_them_once() -> None:
+    stored = sum(fact(planned(), name) for name in ("shard_bytes", "index_bytes"))
+    for cache, fixed, again in ((stored / 8, True, False), (stored / 8 - 1, True, True), (stored / 8, False, True)):
+        plan = planned(remote=True, lanes=8, fixed_lanes=fixed, cache=cache)
+        assert (shares(plan)["downloading, each node's network"] > 0) == again
+        slower = fact(plan, "fetched_per_node") / 5e9 + fact(plan, "read_per_node") / 5e9  # of the cache's disk
+        assert ("The first epoch fills the caches" in plan.codecs[0].verdict[-1]) == (not again)
+        assert again or f"so it takes {slower:.3g} times as long" in plan.codecs[0].verdict[-1]
+    whole = planned(remote=True, lanes=8, fixed_lanes=True, block_shards=None)
+    assert fact(whole, "cache_needed") == pytest.approx(stored / 8)
+    assert "12.5 % of the shards of every epoch, always the same ones" in whole.cautions[-1]
+    assert "data.fixed_lanes" in whole.codecs[0].verdict[1]
 
 
 def test_a_cache_without_room_for_two_blocks_is_told_first() -> None:

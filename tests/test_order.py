@@ -1,7 +1,7 @@
 """The order of samples is a stateless permutation."""
 
 import time
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -112,12 +112,12 @@ def test_shards_are_named_in_the_order_of_their_first_need(
 LANED = st.tuples(SIZES, st.integers(1, 12)).filter(lambda drawn: sum(drawn[0]) >= drawn[1])
 
 
-@given(laned=LANED, block=st.integers(1, 12) | st.none(), epoch=st.integers(0, 1000))
+@given(laned=LANED, block=st.integers(1, 12) | st.none(), fixed=st.booleans(), epoch=st.integers(0, 1000))
 def test_lanes_are_equal_parts_of_the_samples_and_each_is_one_stretch_of_shards(
-    laned: tuple[list[int], int], block: int | None, epoch: int
+    laned: tuple[list[int], int], block: int | None, fixed: bool, epoch: int
 ) -> None:
     sizes, lanes = laned
-    order = Order(np.cumsum([0, *sizes]), seed=7, block_shards=block, lanes=lanes)
+    order = Order(np.cumsum([0, *sizes]), seed=7, block_shards=block, lanes=lanes, fixed_lanes=fixed)
     samples = order.at(epoch, np.arange(len(order)))
     assert len(np.unique(samples)) == len(order) == sum(sizes) // lanes * lanes
     shards = [set(order.shards_of(samples[lane::lanes]).tolist()) for lane in range(lanes)]
@@ -131,12 +131,12 @@ def test_lanes_are_equal_parts_of_the_samples_and_each_is_one_stretch_of_shards(
             assert block is None or len(set(needed.tolist())) <= block
 
 
-@given(laned=LANED, block=st.integers(1, 12) | st.none(), data=st.data())
+@given(laned=LANED, block=st.integers(1, 12) | st.none(), fixed=st.booleans(), data=st.data())
 def test_the_shards_of_some_lanes_are_named_in_the_order_of_their_first_need(
-    laned: tuple[list[int], int], block: int | None, data: st.DataObject
+    laned: tuple[list[int], int], block: int | None, fixed: bool, data: st.DataObject
 ) -> None:
     sizes, lanes = laned
-    order = Order(np.cumsum([0, *sizes]), seed=7, block_shards=block, lanes=lanes)
+    order = Order(np.cumsum([0, *sizes]), seed=7, block_shards=block, lanes=lanes, fixed_lanes=fixed)
     first = data.draw(st.integers(0, lanes - 1))
     mine = range(first, data.draw(st.integers(first + 1, lanes)))
     at = data.draw(st.integers(0, len(order) - 1))
@@ -156,6 +156,28 @@ def test_each_epoch_deals_the_shards_anew() -> None:
     first, second = (set(order.shards_of(order.at(epoch, np.arange(0, 1000, 4))).tolist()) for epoch in (0, 1))
     assert len(first) == len(second) == 25 and 0 < len(first & second) < 15
     assert order.at(1, [7, 3]).tolist() == [int(order.at(1, 7)), int(order.at(1, 3))]
+
+
+@given(laned=LANED, block=st.integers(1, 12) | st.none())
+def test_fixed_lanes_have_the_same_samples_in_every_epoch(laned: tuple[list[int], int], block: int | None) -> None:
+    sizes, lanes = laned
+    order = Order(np.cumsum([0, *sizes]), seed=7, block_shards=block, lanes=lanes, fixed_lanes=True)
+    first, second = (order.at(epoch, np.arange(len(order))) for epoch in (2, 9))
+    for lane in range(lanes):
+        assert np.array_equal(np.sort(first[lane::lanes]), np.sort(second[lane::lanes]))
+
+
+def test_each_epoch_shuffles_fixed_lanes_anew() -> None:
+    order = Order(np.arange(0, 4001, 10), seed=0, block_shards=10, lanes=4, fixed_lanes=True)
+    lanes = [order.at(epoch, np.arange(0, 4000, 4)) for epoch in range(3)]
+    blocks = [
+        {frozenset(order.shards_of(lane[at : at + 100]).tolist()) for at in range(0, 1000, 100)} for lane in lanes
+    ]
+    assert all(len(block) == 10 for lane in blocks for block in lane)
+    assert not blocks[0] & blocks[1] and not blocks[1] & blocks[2]
+    assert all((one == other).mean() < 0.02 for one, other in pairwise(lanes))
+    firsts = [order.at(epoch, 0) // 10 for epoch in range(400)]  # the shard that an epoch begins with: any of the 100
+    assert len(np.unique(firsts)) > 90
 
 
 @pytest.mark.parametrize(

@@ -506,6 +506,20 @@ def test_with_lanes_each_rank_fetches_shards_of_its_own(
         samples(str(shards.root), 0, 1, "none", lanes=3)
 
 
+def test_a_node_with_fixed_lanes_fetches_its_part_of_the_shards_once(
+    tmp_path: Path, members: list[bytes], site: Site
+) -> None:
+    shutil.rmtree(site.root)
+    write_shards(site.root, members, per_shard=1)
+    with open_loader(1, 2, train=site.url, cache=tmp_path / "cache", lanes=4, fixed_lanes=True) as loader:
+        epochs = [
+            [sample for _ in range(loader.steps_per_epoch) for sample in next(loader).sample.tolist()] for _ in range(4)
+        ]
+    assert epochs[0] != epochs[1] and all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
+    tars = {name: count for name, count in site.requests.items() if name.endswith(".tar")}
+    assert tars == {f"shard-{sample:06d}.tar": 1 for sample in epochs[0]}  # a shard holds one sample
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

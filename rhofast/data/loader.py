@@ -30,7 +30,7 @@ from rhofast.data.types import AugmentPlan, ClipPlan, Position, Views
 from rhofast.errors import ConfigError, ResumeError, SampleError
 from rhofast.rng import Stream, uniform
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 _CPU = torch.device("cpu")
 
 
@@ -61,7 +61,9 @@ class Loader(Stages):
         """twins: two views of the same frames where `clips.num_clips` is 1; off: one, as training by labels wants."""
         mixture = Mixture([shards]) if isinstance(shards, ShardSet) else shards
         try:
-            self._order = mixture.order(seed=seed, block_shards=data.block_shards, lanes=data.lanes)
+            self._order = mixture.order(
+                seed=seed, block_shards=data.block_shards, lanes=data.lanes, fixed_lanes=data.fixed_lanes
+            )
         except ValueError as error:
             raise ConfigError(f"data.lanes: {error}", hint="choose fewer --set data.lanes=...") from None
         try:
@@ -149,6 +151,7 @@ class Loader(Stages):
             "digest": self.shards.digest,
             "block_shards": self._data.block_shards,
             "lanes": self._data.lanes,
+            "fixed_lanes": self._data.fixed_lanes,
         }
 
     def _positions(self, at: Position) -> Iterator[Position]:

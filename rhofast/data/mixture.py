@@ -64,19 +64,24 @@ class Mixture:
         number, local = self.locate(sample)
         return self.sets[number].row(local)
 
-    def order(self, *, seed: int, block_shards: int | None = None, lanes: int = 1) -> MixtureOrder:
-        return MixtureOrder(self, seed=seed, block_shards=block_shards, lanes=lanes)
+    def order(
+        self, *, seed: int, block_shards: int | None = None, lanes: int = 1, fixed_lanes: bool = False
+    ) -> MixtureOrder:
+        return MixtureOrder(self, seed=seed, block_shards=block_shards, lanes=lanes, fixed_lanes=fixed_lanes)
 
 
 class MixtureOrder:
-    """The order of a mixture's samples, batch after batch. Immutable; thread-safe. block_shards, lanes: as `Order` has
-    them, of each set. Raises ValueError where a set has fewer samples than lanes."""
+    """The order of a mixture's samples, batch after batch. Immutable; thread-safe. block_shards, lanes, fixed_lanes: as
+    `Order` has them, of each set. Raises ValueError where a set has fewer samples than lanes."""
 
-    def __init__(self, mixture: Mixture, *, seed: int, block_shards: int | None, lanes: int) -> None:
+    def __init__(self, mixture: Mixture, *, seed: int, block_shards: int | None, lanes: int, fixed_lanes: bool) -> None:
         self._mixture = mixture
         self._seed = seed
         self._lanes = lanes
-        self._orders = [Order(one.starts, seed=seed, block_shards=block_shards, lanes=lanes) for one in mixture.sets]
+        self._orders = [
+            Order(one.starts, seed=seed, block_shards=block_shards, lanes=lanes, fixed_lanes=fixed_lanes)
+            for one in mixture.sets
+        ]
         weights = [Fraction(weight) for weight in mixture.weights]
         self._shares = [weight / sum(weights[number:]) for number, weight in enumerate(weights)]  # of what is left
 

@@ -26,6 +26,8 @@ each shard once an epoch, and another number of ranks gets the same batches:
     positions  0 2 4 6   1 3 5 7      of the first batch: lane by lane
 
 Each epoch deals the shards to the lanes anew. Less than one sample a lane is left out of an epoch, others each time.
+With `fixed_lanes` the first epoch's lanes stay, and each epoch shuffles what is in them: a node whose cache holds its
+lanes fetches once in all. What is left out then is the same in every epoch.
 """
 
 from __future__ import annotations
@@ -60,10 +62,11 @@ def sample_at(positions: npt.ArrayLike, num_samples: int, *, seed: int, epoch: i
 
 @dataclass(frozen=True, slots=True)
 class _Arrangement:
-    """The shards in the order of one epoch. begins: position of each one's first slot, i64[shards + 1]; block_begins:
-    the same of each block, i64[blocks + 1]."""
+    """The shards, or the parts of them that fixed lanes have, in the order of one epoch. samples: each one's first
+    sample, i64[parts]; begins: position of its first slot, i64[parts + 1]; block_begins: the same of each block,
+    i64[blocks + 1]."""
 
-    shards: Int64Array
+    samples: Int64Array
     begins: Int64Array
     block_begins: Int64Array
 
@@ -73,11 +76,19 @@ class Order:
 
     starts: number of each shard's first sample, and of samples at the end: i64[shards + 1] (`ShardSet.starts`).
     block_shards: shards a block, or None to permute the samples of a whole lane. lanes: of position p it is lane
-    p % lanes. Raises ValueError for starts that do not ascend from 0 to at least 1, blocks without a shard, or lanes
-    without a sample.
+    p % lanes. fixed_lanes: a lane has the same samples in every epoch. Raises ValueError for starts that do not ascend
+    from 0 to at least 1, blocks without a shard, or lanes without a sample.
     """
 
-    def __init__(self, starts: npt.ArrayLike, *, seed: int, block_shards: int | None = None, lanes: int = 1) -> None:
+    def __init__(
+        self,
+        starts: npt.ArrayLike,
+        *,
+        seed: int,
+        block_shards: int | None = None,
+        lanes: int = 1,
+        fixed_lanes: bool = False,
+    ) -> None:
         self._starts = np.array(starts, dtype=np.int64)
         if self._starts.ndim != 1 or len(self._starts) < 2 or self._starts[0] or self._starts[-1] < 1:
             raise ValueError("starts must begin at 0, one a shard and the number of samples at the end")
@@ -90,6 +101,7 @@ class Order:
         self.seed = seed
         self.block_shards = block_shards
         self.lanes = lanes
+        self.fixed_lanes = fixed_lanes
         self._lane = int(self._starts[-1]) // lanes  # samples in each
         self._whole = block_shards is None and lanes == 1  # the samples of the set are permuted all together
         # What is kept of an epoch grows with the number of shards, so few epochs are kept: a loader crosses from one
@@ -179,24 +191,38 @@ class Order:
         keys = bits(self.seed, epoch, distinct + 1, Stream.ORDER, _ROUNDS)  # address 0 is that of the shards' order
         slot = begin + _permute(flat - begin, end - begin, keys[which])
         place = np.searchsorted(epoch_of.begins, slot, side="right") - 1
-        samples: Int64Array = self._starts[epoch_of.shards[place]] + slot - epoch_of.begins[place]
+        samples: Int64Array = epoch_of.samples[place] + slot - epoch_of.begins[place]
         return samples.reshape(position.shape)
 
     def _arrange(self, epoch: int) -> _Arrangement:
         count = len(self._starts) - 1
         if self._whole:
             ends = self._starts[[0, -1]]
-            return _Arrangement(shards=np.arange(count), begins=self._starts, block_begins=ends)
-        shards = sample_at(np.arange(count), count, seed=self.seed, epoch=epoch)
-        begins = np.concatenate([[0], np.cumsum(np.diff(self._starts)[shards])])
+            return _Arrangement(samples=self._starts[:-1], begins=self._starts, block_begins=ends)
+        shards = sample_at(np.arange(count), count, seed=self.seed, epoch=0 if self.fixed_lanes else epoch)
+        samples, begins = self._starts[shards], np.concatenate([[0], np.cumsum(np.diff(self._starts)[shards])])
         edges = self._lane * np.arange(self.lanes + 1)
+        if self.fixed_lanes:
+            samples, begins = self._shuffled_within(edges, samples, begins, epoch)
         firsts = np.searchsorted(begins, edges[:-1], side="right") - 1  # the shard that each lane begins in
         lasts = np.searchsorted(begins, edges[1:])
         size = self.block_shards or count
         parts: list[Int64Array] = []
         for lane, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
             parts += [edges[lane : lane + 1], begins[first + size : last : size]]
-        return _Arrangement(shards=shards, begins=begins, block_begins=np.concatenate([*parts, edges[-1:]]))
+        return _Arrangement(samples=samples, begins=begins, block_begins=np.concatenate([*parts, edges[-1:]]))
+
+    def _shuffled_within(
+        self, edges: Int64Array, samples: Int64Array, begins: Int64Array, epoch: int
+    ) -> tuple[Int64Array, Int64Array]:
+        """(samples, begins) of a row of shards that is cut at the lanes' edges, each lane's parts in an order of the
+        epoch's own."""
+        cuts = np.union1d(begins[begins < edges[-1]], edges)
+        whole = np.searchsorted(begins, cuts[:-1], side="right") - 1  # the shard that each part is of
+        shuffled = sample_at(np.arange(len(whole)), len(whole), seed=self.seed, epoch=epoch)
+        order = shuffled[np.argsort(cuts[shuffled] // self._lane, kind="stable")]
+        firsts = samples[whole] + cuts[:-1] - begins[whole]
+        return firsts[order], np.concatenate([[0], np.cumsum(np.diff(cuts)[order])])
 
 
 def lanes_of(ranks: range, world_size: int, lanes: int) -> range:

@@ -293,12 +293,12 @@ class _Line:
 def _divide(sets: Sequence[RemoteShardSet], data: DataSection, on_node: int, of_process: int) -> None:
     """Say how much of the cache each set of a run may fill ahead. on_node, of_process: lanes whose shards a node needs,
     and a process of it. Raises ConfigError where the cache cannot hold what is needed at a time: of each set and lane
-    two blocks, or all."""
+    two blocks, or all that it will ever need."""
     blocks, needed, totals = [], [], []
     for one in sets:
         sizes = sorted(map(_num_bytes, one.info.shards), reverse=True)
-        totals.append(sum(sizes))
-        lane = totals[-1] // data.lanes + 2 * sizes[0]  # it begins in one shard and ends in another
+        lane = sum(sizes) // data.lanes + 2 * sizes[0]  # it begins in one shard and ends in another
+        totals.append(min(on_node * lane, sum(sizes)) if data.fixed_lanes else sum(sizes))
         blocks.append(on_node * (lane if data.block_shards is None else sum(sizes[: data.block_shards])))
         needed.append(min(2 * blocks[-1], totals[-1]))
     room = sets[0].cache.max_bytes
