@@ -52,12 +52,10 @@ METHOD_OPTIONS: dict[str, dict[str, Any]] = {
     "simclr": {"method.hidden": 256, "method.pairs": "all", "optim.base_lr": 0.1},
     "swav": {
         "method.hidden": 256,
-        "method.out": 16,
-        "method.prototypes": 32,
-        "method.frozen_epochs": 100,  # to the end
+        "method.prototypes": 512,
         "method.sharpness": 0.02,
         "method.codes": "all",
-        "optim.base_lr": 0.1,
+        "optim.base_lr": 0.05,
     },
 }
 
