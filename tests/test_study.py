@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,20 @@ def test_every_run_has_a_page_of_its_own_that_is_valid() -> None:
     one = {(page.method.model_dump_json(), page.backbone.model_dump_json()): page for page in pages.values()}
     for page in one.values():
         build_method(page.method.name, page.method.options, build_backbone(page.backbone.name, page.backbone.options))
+
+
+def test_a_run_that_was_made_with_other_settings_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import study
+    from one import RESULT, asked
+    from questions import Run
+
+    run, moved = Run(method="swav"), tmp_path / "elsewhere"
+    result = tmp_path / run.name / RESULT
+    result.parent.mkdir()
+    result.write_text(json.dumps({"asked": asked(study.PAGE, study.settings_of(run, tmp_path))}))
+    assert study.do(run, tmp_path, moved, "test", 1) is None
+    monkeypatch.setitem(study.METHOD_OPTIONS["swav"], "method.prototypes", 3)
+    assert "move it away" in str(study.do(run, tmp_path, moved, "test", 1))
 
 
 def test_no_set_shares_its_videos_with_another() -> None:

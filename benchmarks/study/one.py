@@ -6,6 +6,7 @@ python one.py PAGE FOLDER/NAME --bank SHARDS --test SHARDS [--untrained] [--set 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -33,6 +34,12 @@ def numbers(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
+def asked(page: Path, settings: list[str]) -> str:
+    """Names what a run was asked for: of another page, or with other settings, it is another one. Its set may move."""
+    said = [setting for setting in settings if not setting.startswith("data.train=")]
+    return hashlib.sha256(json.dumps([page.read_text(encoding="utf-8"), *said]).encode()).hexdigest()[:16]
+
+
 def main() -> None:
     """Run or continue it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -56,6 +63,7 @@ def main() -> None:
         "linear": numbers(evaluate_linear(case, untrained=given.untrained)),
         "train_cpu_seconds": trained - began,
         "evaluate_cpu_seconds": time.process_time() - trained,
+        "asked": asked(given.page, given.settings),
     }
     write_atomically(given.folder / RESULT, json.dumps(result, indent=1))
 

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from one import RESULT
+from one import RESULT, asked
 from questions import CURATED, SETS, TEST, TUNING, Question, Run, all_runs, questions
 from rich.progress import Progress
 
 HERE = Path(__file__).parent
+PAGE = HERE / "study.toml"
 sys.path.append(str(HERE.parent))  # machine.py, beside the other benchmarks
 
 from tables import write_report  # noqa: E402
@@ -71,8 +72,8 @@ def make_shards(videos: Path, shards: Path, names: list[str]) -> None:
         subprocess.run([sys.executable, "-m", "rhofast", *command], check=True)
 
 
-def command_of(run: Run, work: Path, shards: Path, test: str) -> list[str]:
-    """The command line of a run."""
+def settings_of(run: Run, shards: Path) -> list[str]:
+    """What a run has beside the page, as `--set` takes it."""
     values: dict[str, Any] = {
         "seed": run.seed,
         "data.train": str(shards / run.data),
@@ -80,16 +81,22 @@ def command_of(run: Run, work: Path, shards: Path, test: str) -> list[str]:
         **METHOD_OPTIONS[run.method],
         **dict(run.changes),
     }
-    sets = [text for key, value in values.items() for text in ("--set", f"{key}={json.dumps(value)}")]
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def command_of(run: Run, work: Path, shards: Path, test: str) -> list[str]:
+    """The command line of a run."""
+    sets = [text for setting in settings_of(run, shards) for text in ("--set", setting)]
     sets += ["--untrained"] if run == Run(seed=run.seed) else []
     held = ["--bank", str(shards / CURATED), "--test", str(shards / test)]
-    return [sys.executable, str(HERE / "one.py"), str(HERE / "study.toml"), str(work / run.name), *held, *sets]
+    return [sys.executable, str(HERE / "one.py"), str(PAGE), str(work / run.name), *held, *sets]
 
 
 def do(run: Run, work: Path, shards: Path, test: str, threads: int) -> str | None:
     """Do one run unless it is there; what went wrong, or None."""
-    if (work / run.name / RESULT).is_file():
-        return None
+    if (done := work / run.name / RESULT).is_file():
+        same = json.loads(done.read_text()).get("asked") == asked(PAGE, settings_of(run, shards))
+        return None if same else f"{done.parent}: of another page or other settings; move it away to have it made anew"
     log = work / f"{run.name}.log"
     with log.open("a") as sink:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
