@@ -117,6 +117,12 @@ class DataSection(Section):
             raise ValueError(f"{twice[0]} is given twice: give it once, with a larger weight")
         return value
 
+    @model_validator(mode="after")
+    def _lanes_are_fixed_where_there_are_some(self) -> Self:
+        if self.fixed_lanes and self.lanes == 1:
+            raise ValueError("fixed_lanes without lanes: there is one, of the whole set")
+        return self
+
     @field_serializer("train")
     def _as_typed(self, value: tuple[SourceSection, ...]) -> str | list[dict[str, Any]]:
         """One set without a weight is its text again."""

@@ -98,6 +98,7 @@ def test_steps_and_epochs_replace_each_other_on_the_command_line(page: Path) -> 
         ("data.train=[{shards='a', weight=0}]", "data.train.0.weight = 0: input should be greater than 0"),
         ("data.train=['a', 'b', 'a']", "data.train: a is given twice"),
         ("data.block_shards=0", "data.block_shards = 0: input should be greater than or equal to 1"),
+        ("data.fixed_lanes=true", "data: fixed_lanes without lanes"),
         ("data.cache_gb=0", "data.cache_gb = 0: input should be greater than 0"),
         ("name.x=1", "'name' is a value, not a section"),
     ],
