@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -45,12 +46,15 @@ Fault = Callable[["Handler", bytes], bool]
 @dataclass
 class Site:
     """An HTTP server of a folder. requests: how often a file was asked for. faults: what happens instead of an answer,
-    for the next times that a file is asked for."""
+    for the next times that a file is asked for. parts: whether it answers for a part; begins: of which byte it was
+    asked for then."""
 
     url: str
     root: Path
     requests: Counter[str] = field(default_factory=Counter)
     faults: dict[str, list[Fault]] = field(default_factory=dict)
+    parts: bool = False
+    begins: list[int] = field(default_factory=list)
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -66,15 +70,23 @@ class Handler(SimpleHTTPRequestHandler):
             return
         faults = self.site.faults.get(name)
         content = path.read_bytes()
+        if self.begin:
+            self.site.begins.append(self.begin)
+            content = content[self.begin :]
         if faults and faults.pop(0)(self, content):
             return
         self.answer(content)
 
     def answer(self, content: bytes, length: int | None = None) -> None:
-        self.send_response(200)
+        self.send_response(206 if self.begin else 200)
         self.send_header("Content-Length", str(len(content) if length is None else length))
         self.end_headers()
         self.wfile.write(content)
+
+    @property
+    def begin(self) -> int:
+        asked = self.headers.get("Range")
+        return int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.site.parts else 0
 
     def log_message(self, *_: object) -> None:
         pass
@@ -98,6 +110,8 @@ def site(shards: ShardSet) -> Iterator[Site]:
 def drop(handler: Handler, content: bytes) -> bool:
     """The connection ends in the middle."""
     handler.answer(content[: len(content) // 2], len(content))
+    handler.wfile.flush()
+    time.sleep(0.25)  # what comes together with the end of the connection would be lost
     handler.close_connection = True
     return True
 
@@ -190,6 +204,56 @@ def test_a_fault_of_the_network_is_overcome(site: Site, tmp_path: Path, faults: 
     assert sha256(remote.local(TAR)) == remote.info.shards[1].tar_sha256
     assert site.requests[TAR] == len(faults) + 1
     assert not left_over(tmp_path / "cache")
+
+
+def test_a_download_goes_on_where_the_network_failed(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote, size = open_remote(site, tmp_path / "cache"), (site.root / TAR).stat().st_size
+    site.parts, site.faults[TAR] = True, [drop, error_500, drop]
+    assert sha256(remote.local(TAR)) == remote.info.shards[1].tar_sha256
+    assert site.begins == [size // 2, size // 2, size // 2 + (size - size // 2) // 2]
+
+    # An attempt that brings a piece does not count as failed, so a file of many pieces comes over a bad network, too.
+    monkeypatch.setattr("rhofast.data.download._CHUNK", 64)
+    site.faults[TAR] = [drop] * 5  # more than the attempts
+    other = open_remote(site, tmp_path / "other")
+    assert sha256(other.local(TAR)) == remote.info.shards[1].tar_sha256
+
+
+def test_a_store_that_can_seek_is_read_on_from_there(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, name = RemoteFolder(shards.root.as_uri(), QUICK), shards.info.shards[0].tar
+    content, begins = (shards.root / name).read_bytes(), list[int]()
+
+    class Failing(io.BytesIO):
+        """Gives a thousand bytes, then fails."""
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() != (begins[-1] if begins else 0) and len(begins) < 3:
+                raise OSError("the network is gone")
+            return super().read(1000)
+
+        def seek(self, place: int, whence: int = 0, /) -> int:
+            begins.append(place)
+            return super().seek(place, whence)
+
+    monkeypatch.setattr(folder._fs, "open", lambda *_, **__: Failing(content))
+    with (tmp_path / "copy").open("w+b") as file:
+        folder.download(name, file, size=len(content), sha256=shards.info.shards[0].tar_sha256, wait=lambda _: None)
+    assert (tmp_path / "copy").read_bytes() == content and begins == [1000, 2000, 3000]
+
+
+def test_a_part_of_something_else_is_noticed(site: Site, tmp_path: Path) -> None:
+    def other_part(handler: Handler, content: bytes) -> bool:
+        handler.answer(bytes(len(content)))
+        return True
+
+    remote = open_remote(site, tmp_path / "cache")
+    site.parts, site.faults[TAR] = True, [drop, other_part]
+    assert sha256(remote.local(TAR)) == remote.info.shards[1].tar_sha256
+    assert len(site.begins) == 1 and site.requests[TAR] == 3  # then again from the beginning
 
 
 @pytest.mark.parametrize(

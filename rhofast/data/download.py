@@ -1,4 +1,5 @@
-"""Whole files from a folder behind an address: fetched, compared with what they should be, tried again.
+"""Whole files from a folder behind an address: fetched, compared with what they should be, tried again from where the
+network failed.
 
 Whatever fsspec opens can be an address; what its ordinary environment holds (for `s3://` that of boto) is the only
 place for credentials. No part of an address reaches a shell. What it is not: it keeps no files (cache.py), and writes
@@ -12,7 +13,7 @@ import hashlib
 import random
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -24,15 +25,16 @@ _BLOCK = 1 << 24  # bytes fetched ahead where a store answers requests for a par
 _INSTALL = "pip install 'rhofast[s3]'"
 _FINAL_STATUS = range(400, 500)  # of HTTP: asking again will not help
 _TRY_LATER = (408, 425, 429)  # but for these
+_PARTIAL = 206
 
 Wait = Callable[[float], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Patience:
-    """When to give up. attempts: tries of one file; the pause after the n-th failed one is min(first_s * 2**n, most_s)
-    times a random number in [0.5, 1). timeout_s: for a connection, and for each piece of an answer. again_s: for so
-    long a file that could not be had is not asked for again."""
+    """When to give up. attempts: tries of one file in succession that bring less than a piece; the pause after the n-th
+    of them is min(first_s * 2**n, most_s) times a random number in [0.5, 1). timeout_s: for a connection, and for each
+    piece of an answer. again_s: for so long a file that could not be had is not asked for again."""
 
     attempts: int = 6
     first_s: float = 0.5
@@ -51,6 +53,24 @@ class _NetworkError(Exception):
 
 class _DigestError(Exception):
     """What came has the right length and another content."""
+
+
+class _Taken:
+    """What has come of a file so far, over all attempts."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.clear()
+
+    def add(self, piece: bytes) -> None:
+        _write(self._file, piece)
+        self.digest.update(piece)
+        self.size += len(piece)
+
+    def clear(self) -> None:
+        """Begin again."""
+        self._file.seek(0)
+        self.digest, self.size = hashlib.sha256(), 0
 
 
 class RemoteFolder:
@@ -95,10 +115,11 @@ class RemoteFolder:
     def download(self, name: str, file: BinaryIO, *, size: int, sha256: str, wait: Wait) -> None:
         """Write a file of `size` bytes to `file`. wait: called with 0 between pieces, and to pause; may raise to stop.
         Raises ShardMissingError, ShardFormatError for another content, OSError where `file` cannot be written."""
-        differed = False
-        for attempt in range(self.patience.attempts):
+        taken, differed, failed = _Taken(file), False, 0
+        while True:
+            before = taken.size
             try:
-                self._attempt(name, file, size, sha256, wait)
+                self._attempt(name, taken, size, sha256, wait)
             except _DigestError:
                 if differed:
                     raise ShardFormatError(
@@ -107,38 +128,46 @@ class RemoteFolder:
                     ) from None
                 differed = True
             except _NetworkError as error:
-                self._fail(name, error.cause, attempt, wait)
+                failed = 0 if taken.size >= before + _CHUNK else failed + 1
+                self._fail(name, error.cause, max(0, failed - 1), wait)
             else:
                 return
-        raise ShardMissingError(f"{self.url}/{name}: did not come as it should be")
 
-    def _attempt(self, name: str, file: BinaryIO, size: int, sha256: str, wait: Wait) -> None:
-        file.seek(0)
-        digest, got = hashlib.sha256(), 0
-        with contextlib.closing(self._pieces(name, size)) as pieces:
+    def _attempt(self, name: str, taken: _Taken, size: int, sha256: str, wait: Wait) -> None:
+        """The rest of a file, after what was taken."""
+        with contextlib.closing(self._pieces(name, size, taken)) as pieces:
             for piece in pieces:
                 wait(0)
-                _write(file, piece)
-                digest.update(piece)
-                got += len(piece)
-        if got != size:
-            raise _NetworkError(OSError(f"{got} bytes came instead of {size}"))
-        if digest.hexdigest() != sha256:
-            raise _DigestError
+                taken.add(piece)
+        got, digest = taken.size, taken.digest.hexdigest()
+        if got != size or digest != sha256:
+            taken.clear()
+            raise _DigestError if got == size else _NetworkError(OSError(f"{got} bytes came instead of {size}"))
 
-    def _pieces(self, name: str, size: int) -> Generator[bytes, None, None]:
-        """The bytes of a file as they come, and at most one piece more than it should have. Raises _NetworkError."""
+    def _pieces(self, name: str, size: int, taken: _Taken) -> Generator[bytes, None, None]:
+        """The bytes of a file after what was taken, as they come, and at most one piece more than it should have; all
+        of them, with nothing taken any more, where the store does not answer for a part. Raises _NetworkError."""
         try:
-            options = (
-                {"size": size, "block_size": 0} if self._http else {"block_size": _BLOCK, "cache_type": "readahead"}
-            )
-            with self._fs.open(f"{self._root}/{name}", "rb", **options) as remote:
-                got = 0
-                while got <= size and (piece := remote.read(_CHUNK)):
-                    got += len(piece)
+            with self._opened(f"{self._root}/{name}", size, taken.size) as (remote, begins):
+                if begins != taken.size:
+                    taken.clear()
+                while taken.size <= size and (piece := remote.read(_CHUNK)):
                     yield piece
         except self._failures as error:
             raise _NetworkError(error) from error
+
+    @contextlib.contextmanager
+    def _opened(self, path: str, size: int, begin: int) -> Iterator[tuple[Any, int]]:
+        """(a file to be read on, the byte that it stands at): `begin`, or 0 where that cannot be had."""
+        if not self._http:
+            with self._fs.open(path, "rb", block_size=_BLOCK, cache_type="readahead") as remote:
+                yield remote, remote.seek(begin) if begin and remote.seekable() else 0
+            return
+        # In one answer, however long: fsspec would ask for parts one after the other, and wait for each.
+        headers = {**self._fs.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
+        headers |= {"Range": f"bytes={begin}-"} if begin else {}
+        with self._fs.open(path, "rb", size=size, block_size=0, headers=headers) as remote:
+            yield remote, begin if remote.r.status == _PARTIAL else 0
 
     @property
     def _http(self) -> bool:
