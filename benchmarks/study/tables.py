@@ -45,24 +45,24 @@ def table(question: Question, results: Results, measure: str, seeds: int) -> lis
     return lines
 
 
-def gains(question: Question, results: Results, seeds: int) -> list[str]:
-    """Where rho is asked about, with several seeds: what a second clip brings, in Markdown; the spread is that of a
-    difference of two runs."""
+def gains(question: Question, results: Results, measure: str, seeds: int) -> list[str]:
+    """Where rho is asked about, with several seeds: what more clips bring than one, in Markdown; the spread is that of
+    a difference of two runs."""
     rows, columns = question.sides
-    if not {"1", "2"} <= set(columns) or seeds < 2:
+    if columns[0] != "1" or seeds < 2:
         return []
-    lines = ["| rho = 2 less rho = 1, points | kNN | linear probe |", "|---|---|---|"]
+    lines = [f"| {MEASURES[measure]}, points above one clip | {' | '.join(columns[1:])} |", "|---" * len(columns) + "|"]
     for row in rows:
-        cells = []
-        for measure in MEASURES:
-            one, two = (values_of(question.cells[row, clips], seeds, results, measure) for clips in ("1", "2"))
-            if min(len(one), len(two)) < 2:
-                cells.append("")
-                continue
-            spread = (statistics.variance(one) + statistics.variance(two)) ** 0.5
-            cells.append(f"{100 * (statistics.mean(two) - statistics.mean(one)):+.1f} (spread {100 * spread:.1f})")
-        lines.append(f"| {row} | {' | '.join(cells)} |")
+        one, *others = (values_of(question.cells[row, clips], seeds, results, measure) for clips in columns)
+        lines.append(f"| {row} | {' | '.join(_gain(one, more) for more in others)} |")
     return [*lines, ""]
+
+
+def _gain(one: Sequence[float], more: Sequence[float]) -> str:
+    if min(len(one), len(more)) < 2:
+        return ""
+    spread = (statistics.variance(one) + statistics.variance(more)) ** 0.5
+    return f"{100 * (statistics.mean(more) - statistics.mean(one)):+.1f} (spread {100 * spread:.1f})"
 
 
 def untrained(results: Results, measure: str) -> list[float]:
@@ -139,7 +139,7 @@ def write_report(asked: Sequence[Question], results: Results, out: Path, seeds: 
         lines += [f"## {question.title}", "", f"Paper: {question.paper}", ""]
         for measure in MEASURES:
             lines += [*table(question, results, measure, count), ""]
-        lines += gains(question, results, count)
+            lines += gains(question, results, measure, count)
     lines += [f"{len(results)} runs, {cost / 3600:.1f} CPU hours. {facts_line(facts)}", ""]
     paths = [out / f"study.{suffix}" for suffix in ("md", "png", "json")]
     paths[0].write_text("\n".join(lines))
