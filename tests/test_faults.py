@@ -139,7 +139,8 @@ STAGES = {"plan": "_plan", "read": "_read", "pool": "_read_one", "decode": "_dec
 
 # os.write: two threads' lines must not run into each other, as print's text and newline may.
 INTERRUPTED = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a script
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import test_faults as t
