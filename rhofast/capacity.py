@@ -116,10 +116,11 @@ class _Run:
     def __init__(
         self, inputs: Mapping[str, Input], numbers: Mapping[str, Number], *, remote: bool, fixed_lanes: bool
     ) -> None:
-        self.inputs, self.of, self.remote, self.fixed_lanes = inputs, numbers, remote, fixed_lanes
+        self.inputs, self.of, self.remote = inputs, numbers, remote
         of = numbers
         self.nodes = of["gpus"] / of["gpus_per_node"]
         self.lanes, self.part = _lanes(of.get("lanes"), self.nodes)
+        self.ever = self.part if fixed_lanes else Number(1.0)  # share of the set that a node fetches in all epochs
         self.samples = of["videos"] * of["stored_share"]
         per_epoch = self.samples / of["batch"]
         self.steps_per_epoch = Number(max(1.0, math.floor(per_epoch.value)), per_epoch.basis)
@@ -168,7 +169,7 @@ class _Run:
         if self.remote:
             part = self.part.value
             shards = "every shard" if part == 1 else f"{amount(part, 'share')} of the shards"
-            same = ", always the same ones" if part < 1 and self.fixed_lanes else ""
+            same = ", always the same ones" if self.ever.value < 1 else ""
             kept = "but for what its cache still holds"
             yield f"behind an address, every node fetches {shards} of every epoch{same}, {kept}."
 
@@ -196,8 +197,7 @@ class _Run:
         if "block_shards" in of:
             held = 2 * self.lanes * of["block_shards"] * (whole / shards)
         else:  # of this epoch and of the next one
-            parts = self.part.value if self.fixed_lanes else 2 * self.part.value
-            held = whole * Number(min(1.0, parts), self.part.basis)
+            held = whole * Number(min(self.ever.value, 2 * self.part.value), self.part.basis)
         return _Load(
             own=own,
             stored=stored,
@@ -209,7 +209,7 @@ class _Run:
             host_and_decode=host + node_rate * own["frames_decoded"] * own["host_decode"],
             fetched=whole * self.part / (self.steps_per_epoch * self.step_s),
             blocks=held,
-            kept=self.remote and (whole * self.part if self.fixed_lanes else whole).value <= of["cache"].value,
+            kept=self.remote and (whole * self.ever).value <= of["cache"].value,
         )
 
     def _limits(self, codec: str, load: _Load) -> Iterator[Limit]:
@@ -230,18 +230,23 @@ class _Run:
             coming = Number(0.0, load.fetched.basis) if load.kept else load.fetched
             mount = _MOUNT + (_WHOLE if self.part.value == 1 else _FIXED)
             lighter = mount if self.part.value <= 1 / self.nodes.value else f"{_LANES}; {mount}"
-            yield self._limit("downloading, each node's network", coming / of["network"], lighter)
-            yield self._limit("the cache's disk", (coming + node_rate * load.read) / of["disk"], lighter)
+            network, disk = self._carried(coming, load)
+            yield self._limit("downloading, each node's network", network, lighter)
+            yield self._limit("the cache's disk", disk, lighter)
             yield self._limit(_ROOM, load.blocks / of["cache"], _BLOCKS)
         else:
             yield self._limit("reading, each node's network", coming / of["network"], lighter)
         if "storage" in of:
             yield self._limit("the storage, all nodes", coming * self.nodes / of["storage"], lighter)
 
+    def _carried(self, coming: Number, load: _Load) -> tuple[Number, Number]:
+        """(share of its network, share of the cache's disk) that a node asks for which fetches `coming`, in B/s."""
+        read = self.rate / self.nodes * load.read
+        return coming / self.of["network"], (coming + read) / self.of["disk"]
+
     def _filling(self, load: _Load) -> str:
         """In words: the epoch that fetches what all others find in the cache, and which the limits leave out."""
-        read = self.rate / self.nodes * load.read
-        network, disk = load.fetched / self.of["network"], (load.fetched + read) / self.of["disk"]
+        network, disk = self._carried(load.fetched, load)
         asked = f"{amount(network.value, 'share')} of each node's network and {amount(disk.value, 'share')} of its disk"
         slower = max(network.value, disk.value)
         return f"The first epoch fills the caches: it asks for {asked}" + (

@@ -45,13 +45,8 @@ _DEFAULT = {"name": RANDOM, "backbone": {"name": "slow_r50"}}
 _CLIPS = ("num_frames", "frame_stride", "fps")
 _FILES = (".safetensors", ".pyth", ".pth", ".pt")
 _PIXELS = ("size", "mean", "std")
-_OF_THE_RUN = (
-    "train",
-    "test",
-    "block_shards",
-    "lanes",
-    "fixed_lanes",
-)  # in `data`: its sets, and how it dealt them out
+# In `data`: a run's sets, and how it dealt them out.
+_OF_THE_RUN = ("train", "test", "block_shards", "lanes", "fixed_lanes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
