@@ -107,9 +107,9 @@ def site(shards: ShardSet) -> Iterator[Site]:
     thread.join()
 
 
-def drop(handler: Handler, content: bytes) -> bool:
+def drop(handler: Handler, content: bytes, share: int = 2) -> bool:
     """The connection ends in the middle."""
-    handler.answer(content[: len(content) // 2], len(content))
+    handler.answer(content[: len(content) // share], len(content))
     handler.wfile.flush()
     time.sleep(0.25)  # what comes together with the end of the connection would be lost
     handler.close_connection = True
@@ -219,6 +219,18 @@ def test_a_download_goes_on_where_the_network_failed(
     site.faults[TAR] = [drop] * 5  # more than the attempts
     other = open_remote(site, tmp_path / "other")
     assert sha256(other.local(TAR)) == remote.info.shards[1].tar_sha256
+
+
+def test_a_store_that_always_begins_again_is_given_up(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other attempt comes further than the one before it, and none further than the first."""
+    monkeypatch.setattr("rhofast.data.download._CHUNK", 64)
+    remote = open_remote(site, tmp_path / "cache")
+    site.faults[TAR] = [drop, partial(drop, share=4)] * 4
+    with pytest.raises(ShardMissingError, match="4 times"):
+        remote.local(TAR)
+    assert site.requests[TAR] == 5
 
 
 def test_a_store_that_can_seek_is_read_on_from_there(

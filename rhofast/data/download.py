@@ -32,7 +32,7 @@ Wait = Callable[[float], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Patience:
-    """When to give up. attempts: tries of one file in succession that bring less than a piece; the pause after the n-th
+    """When to give up. attempts: tries of one file in succession that bring no new piece; the pause after the n-th
     of them is min(first_s * 2**n, most_s) times a random number in [0.5, 1). timeout_s: for a connection, and for each
     piece of an answer. again_s: for so long a file that could not be had is not asked for again."""
 
@@ -115,9 +115,8 @@ class RemoteFolder:
     def download(self, name: str, file: BinaryIO, *, size: int, sha256: str, wait: Wait) -> None:
         """Write a file of `size` bytes to `file`. wait: called with 0 between pieces, and to pause; may raise to stop.
         Raises ShardMissingError, ShardFormatError for another content, OSError where `file` cannot be written."""
-        taken, differed, failed = _Taken(file), False, 0
+        taken, differed, failed, most = _Taken(file), False, 0, 0
         while True:
-            before = taken.size
             try:
                 self._attempt(name, taken, size, sha256, wait)
             except _DigestError:
@@ -128,7 +127,9 @@ class RemoteFolder:
                     ) from None
                 differed = True
             except _NetworkError as error:
-                failed = 0 if taken.size >= before + _CHUNK else failed + 1
+                # Beyond what any attempt came to: a store that always begins again must not go on for ever.
+                failed = 0 if taken.size >= most + _CHUNK else failed + 1
+                most = max(most, taken.size)
                 self._fail(name, error.cause, max(0, failed - 1), wait)
             else:
                 return
