@@ -125,17 +125,6 @@ def learning_rate(section: OptimSection, batch_size: int, epoch: float, epochs: 
     return start + epoch * (peak * _curve(section, section.warmup_epochs, epochs) - start) / section.warmup_epochs
 
 
-def ema_momentum(base: float, progress: float) -> float:
-    """Momentum of the key network, from `base` at progress 0 to 1 at progress 1 along a cosine."""
-    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
-
-
-@torch.no_grad()
-def update_ema(keys: list[Tensor], queries: list[Tensor], momentum: float) -> None:
-    """keys <- momentum * keys + (1 - momentum) * queries, in place, a few kernels for all tensors."""
-    torch._foreach_lerp_(keys, queries, 1 - momentum)
-
-
 def _laid_out_as(p: Tensor, x: Tensor) -> Tensor:
     """x, or a copy of it, with the strides of p."""
     return x if _steps(x) == _steps(p) else torch.empty_like(p, dtype=x.dtype).copy_(x)

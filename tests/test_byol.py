@@ -12,7 +12,7 @@ from rhofast.distributed import SyncBatchNorm
 from rhofast.errors import ConfigError
 from rhofast.methods import build_method
 from rhofast.methods.byol import Byol, ByolOptions
-from rhofast.optim import ema_momentum
+from rhofast.methods.momentum import ema_momentum
 
 SMALL = {"hidden": 32, "out": 16, "batch_norm": "local"}
 

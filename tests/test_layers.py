@@ -42,8 +42,7 @@ TODAY = {
     **dict.fromkeys(("board",), "distributed"),
     **dict.fromkeys(("rng",), "data"),
 }
-# The moving average of the momentum network lies beside the optimizers, still.
-EXCEPTIONS = {("methods.contract", "optim")}
+EXCEPTIONS: set[tuple[str, str]] = set()
 
 
 def modules() -> dict[str, Path]:

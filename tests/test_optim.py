@@ -9,7 +9,8 @@ from torch import nn
 
 from rhofast.config import OptimSection, parse_section
 from rhofast.errors import ConfigError
-from rhofast.optim import LARS, build_optimizer, ema_momentum, learning_rate, update_ema
+from rhofast.methods.momentum import ema_momentum, update_ema
+from rhofast.optim import LARS, build_optimizer, learning_rate
 
 
 @needs_vectors

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from rhofast.config import Count, Positive, Section
 from rhofast.distributed import synchronize_batch_norm
-from rhofast.methods.contract import MomentumMethod
 from rhofast.methods.heads import MLP, build_projection, embedding_spread, normalize
+from rhofast.methods.momentum import MomentumMethod
 
 
 class ByolOptions(Section):

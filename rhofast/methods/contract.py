@@ -4,7 +4,6 @@ is in `methods/__init__.py`."""
 from __future__ import annotations
 
 import contextlib
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from rhofast.config import TrainSection
 from rhofast.errors import ConfigError
-from rhofast.optim import ema_momentum, update_ema
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,40 +133,3 @@ def check_accumulation(method: Method, section: TrainSection, ranks: int) -> Non
             "and would take others from micro-batches",
             hint="train.micro_batch_norm=true accepts that: it is as if more ranks had a smaller share each",
         )
-
-
-class MomentumMethod(Method):
-    """A method whose keys come from a moving average of the trained backbone and projection.
-
-    The average is over parameters; the key network's batch norms keep running statistics of their own. It moves once a
-    step, before the keys are made. base: momentum at the start of the run; it rises to 1 along a cosine if `anneal`.
-    held: move with the momentum that the step before left behind (`base` at first), as the release does where it takes
-    one clip at a time; otherwise with the step's own.
-    """
-
-    def __init__(self, backbone: nn.Module, projection: nn.Module, *, base: float, anneal: bool, held: bool) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.projection = projection
-        self.key_backbone = copy.deepcopy(backbone).requires_grad_(requires_grad=False)
-        self.key_projection = copy.deepcopy(projection).requires_grad_(requires_grad=False)
-        self.register_buffer("momentum", torch.tensor(base, dtype=torch.float64))
-        self._base, self._anneal, self._held = base, anneal, held
-        self._momentum = base  # the same number where no device has to be asked for it
-        self.register_load_state_dict_post_hook(_remember_momentum)  # type: ignore[no-untyped-call]
-
-    def begin_step(self, moment: Moment) -> None:
-        """Move the key network."""
-        annealed = ema_momentum(self._base, moment.progress) if self._anneal else self._base
-        update_ema(
-            [*self.key_backbone.parameters(), *self.key_projection.parameters()],
-            [*self.backbone.parameters(), *self.projection.parameters()],
-            self._momentum if self._held else annealed,
-        )
-        self._momentum = annealed
-        self.get_buffer("momentum").fill_(annealed)
-
-
-def _remember_momentum(module: nn.Module, _: Any) -> None:
-    assert isinstance(module, MomentumMethod)
-    module._momentum = float(module.get_buffer("momentum"))

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from rhofast.config import Count, Positive, Section
 from rhofast.distributed import all_gather, node_group, rank, shared_permutation, synchronize_batch_norm, world_size
-from rhofast.methods.contract import Moment, MomentumMethod
+from rhofast.methods.contract import Moment
 from rhofast.methods.heads import build_projection, embedding_spread, full_precision, normalize
+from rhofast.methods.momentum import MomentumMethod
 
 
 class MocoOptions(Section):
