@@ -30,7 +30,8 @@ import torch
 from machine import facts_of_the_machine, find_videos
 
 from rhofast.bench import bench
-from rhofast.config import AugmentSection, ClipSection, Config, DataSection, load_config
+from rhofast.config.load import load_config
+from rhofast.config.schema import AugmentSection, ClipSection, Config, DataSection
 from rhofast.data.codecs import Codec, CopyCodec, H264Codec, HevcCodec, JpegCodec
 from rhofast.data.index import ShardSet, open_folder
 from rhofast.data.loader import Loader

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.transforms.v2 import functional as transforms
 
-from rhofast.config import AugmentSection
+from rhofast.config.schema import AugmentSection
 from rhofast.data.augment import color_matrix
 
 SIDE = 224

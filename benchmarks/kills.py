@@ -77,7 +77,7 @@ def serve() -> None:
 
 def become_rank(request: dict[str, Any]) -> None:
     """Train, in a process forked for it, and end as `rhofast train` does."""
-    from rhofast.config import parse_config
+    from rhofast.config.load import parse_config
     from rhofast.errors import RhofastError
     from rhofast.train import train
 

@@ -31,7 +31,7 @@ from peers import ClipDataset, Decode, JpegBytes, Source, decode_decord, decode_
 from rich.console import Console
 from rich.table import Table
 
-from rhofast.config import AugmentSection, ClipSection, DataSection
+from rhofast.config.schema import AugmentSection, ClipSection, DataSection
 from rhofast.data.codecs import JpegCodec
 from rhofast.data.index import ShardSet, open_folder
 from rhofast.data.loader import Loader

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from rhofast.config import AugmentSection, ClipSection
+from rhofast.config.schema import AugmentSection, ClipSection
 from rhofast.data.clips import random_clips
 from rhofast.data.index import open_folder
 from rhofast.data.reader import Reader

@@ -21,7 +21,7 @@ from machine import facts_line, facts_of_the_machine
 
 from rhofast.backbones import build_backbone
 from rhofast.checkpoint import Checkpoint
-from rhofast.config import Config, OptimSection, TrainSection
+from rhofast.config.schema import Config, OptimSection, TrainSection
 from rhofast.methods import build_method
 from rhofast.optim import build_optimizer
 from rhofast.saver import Saver

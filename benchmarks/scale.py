@@ -30,7 +30,7 @@ import numpy as np
 from machine import facts_line, facts_of_the_machine
 from PIL import Image
 
-from rhofast.config import AugmentSection, ClipSection, DataSection
+from rhofast.config.schema import AugmentSection, ClipSection, DataSection
 from rhofast.data.codecs import JpegCodec, codec_settings
 from rhofast.data.index import DatasetInfo, IndexRow, ShardInfo, write_index
 from rhofast.data.order import Order

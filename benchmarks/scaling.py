@@ -68,7 +68,7 @@ def work(pipe: Connection, page: Path, settings: list[str], place: dict[str, str
     os.sched_setaffinity(0, {core})
     import torch
 
-    from rhofast.config import load_config
+    from rhofast.config.load import load_config
     from rhofast.methods.contract import Moment
     from rhofast.step import build_accelerator, build_model, collected_by_hand, take_step
 
@@ -100,7 +100,7 @@ def work(pipe: Connection, page: Path, settings: list[str], place: dict[str, str
 
 def start(contender: Contender, page: Path, settings: list[str]) -> list[multiprocessing.Process]:
     """Its processes, ready to be asked."""
-    from rhofast.config import load_config
+    from rhofast.config.load import load_config
 
     context = multiprocessing.get_context("spawn")
     batch = load_config(page, settings).train.batch_size * contender.processes
@@ -194,7 +194,7 @@ def main() -> None:
     options = parser.parse_args()
     if len(os.sched_getaffinity(0)) < options.processes:
         parser.error(f"{options.processes} processes need as many cores")
-    from rhofast.config import load_config
+    from rhofast.config.load import load_config
 
     config = load_config(options.page, options.settings)
     load = os.getloadavg()[0]

@@ -29,7 +29,7 @@ import torch
 from machine import facts_line, facts_of_the_machine
 from matplotlib.figure import Figure
 
-from rhofast.config import AugmentSection, ClipSection, DataSection
+from rhofast.config.schema import AugmentSection, ClipSection, DataSection
 from rhofast.data.codecs import H264Codec, JpegCodec
 from rhofast.data.index import ShardSet, open_folder
 from rhofast.data.loader import Loader

@@ -31,7 +31,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from rhofast.backbones import build_backbone
-from rhofast.config import OptimSection
+from rhofast.config.schema import OptimSection
 from rhofast.methods import build_method
 from rhofast.methods.contract import Method, Moment
 from rhofast.optim import build_optimizer

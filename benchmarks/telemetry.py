@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from rich.console import Console
 
-from rhofast.config import parse_config
+from rhofast.config.load import parse_config
 from rhofast.data.conveyor import StageClock
 from rhofast.data.stats import LoaderStats
 from rhofast.live import TrainingView

@@ -19,7 +19,7 @@ _PUBLIC = {
     "RhofastError": "rhofast.errors",
     "TestLoader": "rhofast.data.loader",
     "load_backbone": "rhofast.export",
-    "load_config": "rhofast.config",
+    "load_config": "rhofast.config.schema",
     "open_shards": "rhofast.data.remote",
 }
 

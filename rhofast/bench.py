@@ -25,7 +25,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rhofast.config import Config, dump_config
+from rhofast.config.load import dump_config
+from rhofast.config.schema import Config
 from rhofast.data.loader import Loader
 from rhofast.distributed import cores_of_rank, gather_objects
 from rhofast.methods.contract import Moment

@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rhofast.backbones import build_backbone
-from rhofast.config import Config, dump_config, parse_config
+from rhofast.config.load import dump_config, parse_config
+from rhofast.config.schema import Config
 from rhofast.errors import ResumeError
 from rhofast.files import flush, write_atomically
 from rhofast.rng import Stream, bits

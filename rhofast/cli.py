@@ -127,7 +127,8 @@ def shard(
     settings: Settings = None,
 ) -> None:
     """Turn videos into shards. The same command continues where it was stopped."""
-    from rhofast.config import load_config, parse_section
+    from rhofast.config.load import load_config
+    from rhofast.config.section import parse_section
     from rhofast.data.codecs import build_codecs
     from rhofast.data.index import open_folder
     from rhofast.ingest.build import BuildSettings, build_shards, parse_part, stored_keys
@@ -235,7 +236,7 @@ def inspect(
     settings: Settings = None,
 ) -> None:
     """Print what is in a shard set, and what its clips cost to read (geometry: --set clips.num_clips=4 ...)."""
-    from rhofast.config import load_config
+    from rhofast.config.load import load_config
     from rhofast.data.remote import open_shards
     from rhofast.ingest.summary import draw_summary, summarize
 
@@ -299,7 +300,7 @@ def clips(
 
     `rhofast show X` is `rhofast show clips X`.
     """
-    from rhofast.config import load_config
+    from rhofast.config.load import load_config
     from rhofast.data.remote import open_shards
     from rhofast.pictures import check_suffix, write_pictures
     from rhofast.show import choose_samples, find_keys, is_run, replay_batch, show_clips
@@ -339,7 +340,7 @@ def train(
     ] = False,
 ) -> None:
     """Pretrain. Also under `accelerate launch -m rhofast train ...`."""
-    from rhofast.config import load_config
+    from rhofast.config.load import load_config
     from rhofast.train import EXIT_RESUMABLE
     from rhofast.train import train as run_training
 
@@ -380,7 +381,7 @@ def import_(
     settings: Settings = None,
 ) -> None:
     """Turn foreign weights into a file that rhofast.load_backbone opens."""
-    from rhofast.config import load_config
+    from rhofast.config.load import load_config
     from rhofast.export import import_weights
 
     section = load_config(None, [f"backbone.name={backbone}", *(settings or [])]).backbone
@@ -399,7 +400,7 @@ def bench(
 ) -> None:
     """Measure on your own shards how fast training can go, and what holds it up. Also under `accelerate launch`."""
     from rhofast.bench import bench as measure
-    from rhofast.config import load_config
+    from rhofast.config.load import load_config
     from rhofast.turns import draw
 
     if plot is not None and plot.suffix.lower() != ".png":

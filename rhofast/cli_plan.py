@@ -61,7 +61,7 @@ def plan(
     """What a run will need and how long it will take, on paper: storage, reading, decoding, checkpoints, failures; and
     what starves first."""
     from rhofast.capacity import plan_capacity
-    from rhofast.config import load_config, override_config
+    from rhofast.config.load import load_config, override_config
     from rhofast.evidence import Question, gather
     from rhofast.plan_table import plan_tables
 

@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:  # a command loads what it needs, when it needs it
-    from rhofast.config import ClipSection
+    from rhofast.config.schema import ClipSection
     from rhofast.data.index import DatasetInfo
     from rhofast.evals.scores import Evaluation
     from rhofast.export import Transfer

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from rhofast.config import load_config
+from rhofast.config.load import load_config
 from rhofast.data.index import ShardSet, open_folder
 from rhofast.errors import ConfigError
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rhofast.config import Config
+from rhofast.config.schema import Config
 from rhofast.data.codecs import Codec, build_codec, build_codecs
 from rhofast.data.remote import is_remote
 from rhofast.errors import ConfigError

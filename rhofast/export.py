@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from rhofast.backbones import build_backbone
 from rhofast.backbones.slow import Slow
 from rhofast.backbones.torchvision_video import published_input
-from rhofast.config import Config, DataSection
+from rhofast.config.schema import Config, DataSection
 from rhofast.data.index import open_folder
 from rhofast.data.mixture import Mixture
 from rhofast.data.remote import is_remote

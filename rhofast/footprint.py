@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rhofast.config import ClipSection
+from rhofast.config.schema import ClipSection
 from rhofast.data.codecs import Codec
 from rhofast.data.index import IndexRow
 from rhofast.data.plan import clips_alone

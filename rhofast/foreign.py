@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rhofast.backbones.slow import DEPTHS, Slow, slow_keys
 from rhofast.backbones.torchvision_video import CLASSIFIERS
-from rhofast.config import Config
+from rhofast.config.schema import Config
 from rhofast.errors import ConfigError
 
 _SHOWN = 4  # names of a list that an error message gives

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rhofast.config import Config, TrainSection, dump_config
+from rhofast.config.load import dump_config
+from rhofast.config.schema import Config, TrainSection
 from rhofast.data.loader import Loader
 from rhofast.data.stats import LoaderStats
 from rhofast.distributed import cores_of_rank, gather_objects, reduce_max, reduce_mean

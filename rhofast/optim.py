@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from rhofast.config import OptimSection
+from rhofast.config.schema import OptimSection
 
 _EPSILON = 1e-8
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rhofast.checkpoint import Checkpoint, checkpoints_of, find_damage, load_checkpoint
-from rhofast.config import Config, dump_config
+from rhofast.config.load import dump_config
+from rhofast.config.schema import Config
 from rhofast.errors import ConfigError, ResumeError
 from rhofast.files import write_atomically
 

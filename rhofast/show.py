@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 
 from rhofast.checkpoint import latest_checkpoint
-from rhofast.config import AugmentSection, ClipSection, Config, override_config, parse_config
+from rhofast.config.load import override_config, parse_config
+from rhofast.config.schema import AugmentSection, ClipSection, Config
 from rhofast.data.augment import LUMA
 from rhofast.data.index import IndexRow, ShardSet
 from rhofast.data.loader import Loader

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from rhofast.activations import checkpoint_blocks
 from rhofast.agreement import BAD_GRADIENT, BAD_LOSS, OK
 from rhofast.checkpoint import untrained_backbone
-from rhofast.config import Config
+from rhofast.config.schema import Config
 from rhofast.data.index import ShardSet
 from rhofast.data.loader import Loader
 from rhofast.data.mixture import Mixture

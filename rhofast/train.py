@@ -27,7 +27,7 @@ from torch import Tensor
 from rhofast.agreement import Stopper, Verdict, Votes, told_of_lost_ranks
 from rhofast.buffers import FiniteStatistics
 from rhofast.checkpoint import Checkpoint, load_checkpoint
-from rhofast.config import Config
+from rhofast.config.schema import Config
 from rhofast.data.index import ShardSet
 from rhofast.data.mixture import Mixture
 from rhofast.data.remote import is_remote, open_test

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rhofast.backbones import build_backbone
-from rhofast.config import Config
+from rhofast.config.schema import Config
 from rhofast.methods import build_method
 from rhofast.methods.contract import Moment, run_step
 

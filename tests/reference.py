@@ -11,7 +11,7 @@ from conftest import SHARED
 from safetensors.torch import load_file
 
 from rhofast.backbones.slow import Slow, slow_keys
-from rhofast.config import OptimSection
+from rhofast.config.schema import OptimSection
 from rhofast.methods.contract import Method, Moment
 from rhofast.methods.contract import run_step as run_whole_step
 from rhofast.methods.heads import normalize

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from rhofast.activations import checkpoint_blocks
 from rhofast.backbones import build_backbone
-from rhofast.config import load_config
+from rhofast.config.load import load_config
 from rhofast.distributed import SyncBatchNorm
 from rhofast.errors import ConfigError
 from rhofast.methods import build_method

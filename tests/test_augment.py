@@ -9,7 +9,7 @@ from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhofast.config import AugmentSection
+from rhofast.config.schema import AugmentSection
 from rhofast.data.augment import (
     CROP_TRIES,
     LUMA,

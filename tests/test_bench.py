@@ -16,7 +16,8 @@ from rich.console import Console
 import rhofast.bench
 from rhofast.bench import bench
 from rhofast.cli import main
-from rhofast.config import Config, load_config
+from rhofast.config.load import load_config
+from rhofast.config.schema import Config
 from rhofast.console import bench_table
 from rhofast.data.conveyor import StageClock
 from rhofast.data.index import ShardSet

@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rhofast.capacity import Plan, plan_capacity
 from rhofast.cli import app
-from rhofast.config import Config, load_config
+from rhofast.config.load import load_config
+from rhofast.config.schema import Config
 from rhofast.data.codecs import build_codec
 from rhofast.errors import ConfigError
 from rhofast.evidence import Question, gather

@@ -16,7 +16,7 @@ from rhofast.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from rhofast.config import Config, TrainSection
+from rhofast.config.schema import Config, TrainSection
 from rhofast.errors import ResumeError
 
 

@@ -9,7 +9,8 @@ from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhofast.config import ClipSection, parse_section
+from rhofast.config.schema import ClipSection
+from rhofast.config.section import parse_section
 from rhofast.data.clips import (
     clip_length,
     random_clips,

@@ -10,7 +10,7 @@ from reference import gradients, run_step
 from torch import Tensor, nn
 
 from rhofast.backbones import build_backbone
-from rhofast.config import TrainSection
+from rhofast.config.schema import TrainSection
 from rhofast.errors import ConfigError
 from rhofast.methods import build_method
 from rhofast.methods.contract import Method, Moment, check_accumulation

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rhofast.config import OptimSection
+from rhofast.config.schema import OptimSection
 from rhofast.distributed import (
     SyncBatchNorm,
     all_gather,

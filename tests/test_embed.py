@@ -17,7 +17,7 @@ from PIL import Image
 
 from rhofast.backbones import build_backbone
 from rhofast.cli import main
-from rhofast.config import load_config
+from rhofast.config.load import load_config
 from rhofast.data.index import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
 from rhofast.evals.embed import embed

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rhofast.config import ClipSection
+from rhofast.config.schema import ClipSection
 from rhofast.data.codecs import Codec, CopyCodec, H264Codec, JpegCodec, build_codec
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError

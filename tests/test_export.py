@@ -18,7 +18,8 @@ import rhofast
 from rhofast.backbones import build_backbone
 from rhofast.backbones.slow import Slow, slow_keys
 from rhofast.checkpoint import Checkpoint
-from rhofast.config import Config, parse_config
+from rhofast.config.load import parse_config
+from rhofast.config.schema import Config
 from rhofast.data.index import ShardSet
 from rhofast.errors import ConfigError, ResumeError
 from rhofast.export import export_checkpoint, import_weights, load_backbone, save_backbone

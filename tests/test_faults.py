@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import damage_unit
 
-from rhofast.config import AugmentSection, ClipSection, DataSection
+from rhofast.config.schema import AugmentSection, ClipSection, DataSection
 from rhofast.data.index import ShardSet, open_folder
 from rhofast.data.loader import Loader, TestLoader
 from rhofast.data.types import Views

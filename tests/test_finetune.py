@@ -13,7 +13,7 @@ from conftest import TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
 from reference import needs_vectors, numbers
 
 from rhofast.checkpoint import latest_checkpoint, load_checkpoint, trained_backbone
-from rhofast.config import load_config
+from rhofast.config.load import load_config
 from rhofast.data.index import ShardSet
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError
 from rhofast.evals.case import Case, open_case

@@ -23,7 +23,7 @@ from accelerate.state import AcceleratorState, GradientState
 from conftest import TINY_PAGE, write_shards
 
 from rhofast.checkpoint import latest_checkpoint, load_checkpoint
-from rhofast.config import load_config
+from rhofast.config.load import load_config
 from rhofast.data.index import ShardSet
 from rhofast.train import train
 

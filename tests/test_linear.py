@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
 
-from rhofast.config import load_config
+from rhofast.config.load import load_config
 from rhofast.data.index import ShardSet
 from rhofast.errors import ConfigError
 from rhofast.evals.case import open_case

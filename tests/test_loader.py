@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import damage_unit
 
-from rhofast.config import AugmentSection, ClipSection, DataSection
+from rhofast.config.schema import AugmentSection, ClipSection, DataSection
 from rhofast.data.conveyor import Conveyor
 from rhofast.data.index import ShardSet
 from rhofast.data.loader import Loader, TestLoader

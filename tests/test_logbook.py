@@ -23,7 +23,8 @@ from accelerate.utils import ProjectConfiguration
 from conftest import TINY_PAGE
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rhofast.config import Config, load_config
+from rhofast.config.load import load_config
+from rhofast.config.schema import Config
 from rhofast.data.conveyor import StageClock
 from rhofast.data.index import ShardSet
 from rhofast.data.stats import LoaderStats

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rhofast.backbones import build_backbone
 from rhofast.backbones.slow import Slow, SlowOptions
-from rhofast.config import OptimSection
+from rhofast.config.schema import OptimSection
 from rhofast.methods import build_method
 from rhofast.methods.moco import Moco, MocoOptions, _contrast
 

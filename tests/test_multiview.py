@@ -9,7 +9,8 @@ import torch
 from conftest import damage_unit, encode_mjpeg, frame_pixels, write_shards
 from torch import Tensor, nn
 
-from rhofast.config import Config, parse_config
+from rhofast.config.load import parse_config
+from rhofast.config.schema import Config
 from rhofast.data.augment import three_crops
 from rhofast.data.clips import uniform_clips
 from rhofast.data.index import ShardSet

@@ -7,7 +7,8 @@ import torch
 from reference import needs_vectors, numbers, part, tensors
 from torch import nn
 
-from rhofast.config import OptimSection, parse_section
+from rhofast.config.schema import OptimSection
+from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
 from rhofast.methods.momentum import ema_momentum, update_ema
 from rhofast.optim import LARS, build_optimizer, learning_rate

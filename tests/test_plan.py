@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rhofast.config import AugmentSection, ClipSection
+from rhofast.config.schema import AugmentSection, ClipSection
 from rhofast.data.augment import LUMA
 from rhofast.data.index import IndexRow
 from rhofast.data.plan import clips_alone, evaluation_plan, training_plan

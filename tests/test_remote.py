@@ -26,7 +26,7 @@ import pytest
 import torch
 from conftest import damage_unit, write_shards
 
-from rhofast.config import AugmentSection, ClipSection, DataSection
+from rhofast.config.schema import AugmentSection, ClipSection, DataSection
 from rhofast.data.cache import Cache
 from rhofast.data.download import Patience, RemoteFolder
 from rhofast.data.index import ShardSet

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import rhofast.plots
-from rhofast.config import Config, TrainSection, dump_config
+from rhofast.config.load import dump_config
+from rhofast.config.schema import Config, TrainSection
 from rhofast.errors import ConfigError
 from rhofast.report import write_report
 from rhofast.telemetry import STAGES, read_metrics

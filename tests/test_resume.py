@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rhofast.checkpoint import Checkpoint, save_checkpoint
-from rhofast.config import Config, override_config, parse_config
+from rhofast.config.load import override_config, parse_config
+from rhofast.config.schema import Config
 from rhofast.errors import ConfigError, ResumeError
 from rhofast.resume import open_run
 

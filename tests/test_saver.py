@@ -9,7 +9,7 @@ import torch
 
 import rhofast.saver
 from rhofast.checkpoint import Checkpoint, load_checkpoint
-from rhofast.config import Config, TrainSection
+from rhofast.config.schema import Config, TrainSection
 from rhofast.saver import Saver
 
 CONFIG = Config(name="x", train=TrainSection(steps=9))

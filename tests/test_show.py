@@ -17,7 +17,9 @@ from PIL import Image
 
 from rhofast.checkpoint import Checkpoint, save_checkpoint
 from rhofast.cli import main
-from rhofast.config import AugmentSection, ClipSection, Config, DataSection, dump_config, load_config, parse_section
+from rhofast.config.load import dump_config, load_config
+from rhofast.config.schema import AugmentSection, ClipSection, Config, DataSection
+from rhofast.config.section import parse_section
 from rhofast.data.augment import color_matrix
 from rhofast.data.index import ShardSet
 from rhofast.data.loader import Loader

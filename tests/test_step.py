@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rhofast.backbones import build_backbone
-from rhofast.config import OptimSection
+from rhofast.config.schema import OptimSection
 from rhofast.methods import METHODS, build_method
 from rhofast.methods.contract import Moment
 from rhofast.optim import LARS, build_optimizer, load_optimizer

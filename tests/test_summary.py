@@ -11,7 +11,7 @@ import pytest
 from conftest import FPS, NUM_FRAMES, NUM_VIDEOS, write_shards
 from PIL import Image
 
-from rhofast.config import ClipSection
+from rhofast.config.schema import ClipSection
 from rhofast.data.codecs import Codec, CopyCodec, H264Codec, JpegCodec
 from rhofast.data.index import IndexRow, ShardSet
 from rhofast.data.types import Units

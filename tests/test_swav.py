@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rhofast.backbones import build_backbone
 from rhofast.backbones.slow import Slow, SlowOptions
-from rhofast.config import OptimSection
+from rhofast.config.schema import OptimSection
 from rhofast.errors import ConfigError
 from rhofast.methods import build_method
 from rhofast.methods.swav import Swav, SwavOptions, sinkhorn

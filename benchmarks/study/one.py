@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rhofast.config import load_config
+from rhofast.config.load import load_config
 from rhofast.evals.case import open_case
 from rhofast.evals.linear import evaluate_linear
 from rhofast.evals.neighbors import evaluate_neighbors

@@ -11,7 +11,7 @@ from torch import nn
 
 from rhofast.backbones.slow import Slow, SlowOptions
 from rhofast.backbones.torchvision_video import NAMES, ClipLimits, TorchvisionOptions, torchvision_video
-from rhofast.config import parse_section
+from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
 
 

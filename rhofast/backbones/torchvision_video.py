@@ -17,7 +17,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rhofast.config import Section
+from rhofast.config.section import Section
 from rhofast.errors import ConfigError
 
 

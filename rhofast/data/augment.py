@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.config import AugmentSection
+from rhofast.config.schema import AugmentSection
 from rhofast.data.types import AugmentPlan, Geometry
 from rhofast.rng import Epoch, Stream, uniforms
 

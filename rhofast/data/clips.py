@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.config import ClipSection
+from rhofast.config.schema import ClipSection
 from rhofast.data.types import ClipPlan, Geometry
 from rhofast.rng import Epoch, Stream, uniforms
 

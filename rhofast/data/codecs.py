@@ -30,7 +30,7 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import Field
 
-from rhofast.config import Section, parse_section
+from rhofast.config.section import Section, parse_section
 from rhofast.data.containers import (
     Picture,
     checksums,

@@ -32,7 +32,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field, ValidationError
 
-from rhofast.config import Section
+from rhofast.config.section import Section
 from rhofast.data.types import Units
 from rhofast.errors import ShardFormatError, ShardMissingError
 

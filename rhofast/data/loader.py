@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rhofast.config import AugmentSection, ClipSection, DataSection
+from rhofast.config.schema import AugmentSection, ClipSection, DataSection
 from rhofast.data.batch import Batch, Draft, Int64Array, Replay
 from rhofast.data.index import IndexRow, ShardSet
 from rhofast.data.mixture import Mixture

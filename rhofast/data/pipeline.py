@@ -36,7 +36,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from rhofast.config import AugmentSection
+from rhofast.config.schema import AugmentSection
 from rhofast.data.dali import import_dali, reason_of
 from rhofast.data.types import AugmentPlan, ClipPlan, Sample
 from rhofast.data.video import VideoDecoder

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.config import AugmentSection, ClipSection
+from rhofast.config.schema import AugmentSection, ClipSection
 from rhofast.data.augment import LUMA, center_augment, random_augment, random_difference
 from rhofast.data.clips import random_clips, uniform_clips, with_neighbors
 from rhofast.data.index import IndexRow

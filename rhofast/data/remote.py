@@ -20,7 +20,7 @@ from pathlib import Path
 from threading import Condition, Event, Thread
 from typing import BinaryIO
 
-from rhofast.config import DataSection
+from rhofast.config.schema import DataSection
 from rhofast.data.cache import Cache, default_folder
 from rhofast.data.download import RemoteFolder
 from rhofast.data.index import DATASET_FILE, DatasetInfo, ShardIndex, ShardInfo, ShardSet, open_folder, parse_dataset

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch.profiler import record_function
 
-from rhofast.config import AugmentSection, DataSection
+from rhofast.config.schema import AugmentSection, DataSection
 from rhofast.data.batch import Asked, Batch, Decoded, Done, Draft, Int64Array
 from rhofast.data.capabilities import VideoLimits, choose_decoder, detect, say_pictures
 from rhofast.data.codecs import build_codec

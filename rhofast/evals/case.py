@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from rhofast.config import Config
+from rhofast.config.schema import Config
 from rhofast.data.index import ShardSet
 from rhofast.data.remote import open_shards
 from rhofast.errors import ConfigError, RhofastError

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from rhofast.config import Config
+from rhofast.config.schema import Config
 from rhofast.data.index import ShardSet
 from rhofast.data.loader import TestLoader
 from rhofast.errors import NotFiniteError, SampleError, ShardFormatError

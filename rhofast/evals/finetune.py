@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rhofast.agreement import BAD_LOSS, OK, Stopper, Votes, told_of_lost_ranks
 from rhofast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from rhofast.config import Config
+from rhofast.config.schema import Config
 from rhofast.data.order import rank_slice
 from rhofast.distributed import reduce_max, synchronize_batch_norm
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError, RhofastError

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from rhofast.config import Config
+from rhofast.config.schema import Config
 from rhofast.data.index import ShardSet
 from rhofast.errors import ShardFormatError
 from rhofast.evals.features import Features, Progress, extract_features, part_of

@@ -27,7 +27,8 @@ from rhofast.backbones import build_backbone
 from rhofast.backbones.slow import Slow
 from rhofast.backbones.torchvision_video import NAMES, published_input
 from rhofast.checkpoint import find_checkpoint, load_checkpoint, trained_backbone, untrained_backbone
-from rhofast.config import Config, dump_config, load_config
+from rhofast.config.load import dump_config, load_config
+from rhofast.config.schema import Config
 from rhofast.errors import ConfigError
 from rhofast.export import load_backbone
 from rhofast.foreign import (

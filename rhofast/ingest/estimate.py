@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rhofast.config import ClipSection
+from rhofast.config.schema import ClipSection
 from rhofast.data.codecs import Codec, build_codec, codec_settings
 from rhofast.data.index import IndexRow
 from rhofast.data.types import VideoRecord

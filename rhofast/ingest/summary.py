@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from rhofast.config import ClipSection
+from rhofast.config.schema import ClipSection
 from rhofast.data.codecs import Codec, build_codec, usage
 from rhofast.data.index import IndexRow, ShardSet
 from rhofast.data.plan import clips_alone

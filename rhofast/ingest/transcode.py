@@ -30,7 +30,7 @@ import ffmpeg
 import imageio_ffmpeg
 from pydantic import Field
 
-from rhofast.config import Positive, Section
+from rhofast.config.section import Positive, Section
 from rhofast.data.codecs import SIDE_MULTIPLE, Codec
 from rhofast.errors import DependencyError, IngestError
 from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo

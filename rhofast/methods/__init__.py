@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from rhofast.config import Section, parse_section
+from rhofast.config.section import Section, parse_section
 from rhofast.errors import ConfigError
 from rhofast.methods.byol import Byol, ByolOptions
 from rhofast.methods.contract import Method

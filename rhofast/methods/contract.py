@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rhofast.config import TrainSection
+from rhofast.config.schema import TrainSection
 from rhofast.errors import ConfigError
 
 

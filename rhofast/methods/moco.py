@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rhofast.config import Count, Positive, Section
+from rhofast.config.section import Count, Positive, Section
 from rhofast.distributed import all_gather, node_group, rank, shared_permutation, synchronize_batch_norm, world_size
 from rhofast.methods.contract import Moment
 from rhofast.methods.heads import build_projection, embedding_spread, full_precision, normalize

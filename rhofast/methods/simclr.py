@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rhofast.config import Count, Positive, Section
+from rhofast.config.section import Count, Positive, Section
 from rhofast.distributed import all_gather, rank, synchronize_batch_norm
 from rhofast.methods.contract import Method
 from rhofast.methods.heads import build_projection, embedding_spread, full_precision, normalize

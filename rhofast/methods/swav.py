@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from rhofast.config import Count, Positive, Section
+from rhofast.config.section import Count, Positive, Section
 from rhofast.distributed import all_gather, rank, synchronize_batch_norm
 from rhofast.methods.contract import Method, Moment
 from rhofast.methods.heads import build_projection, embedding_spread, full_precision

@@ -8,37 +8,14 @@ options (`Section` classes beside their code), so this module knows no method's 
 
 from __future__ import annotations
 
-import difflib
-import json
 import math
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
-from rhofast.errors import ConfigError
-
-
-class Section(BaseModel):
-    """A frozen group of options in which an unknown key or a value of another type is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-AnySection = TypeVar("AnySection", bound=Section)
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Range = Annotated[tuple[float, float], Field(strict=False)]
-Triple = Annotated[tuple[float, float, float], Field(strict=False)]
-PathField = Annotated[Path, Field(strict=False)]
-
-# Keys of `train` of which a page has one: how long, and how often.
-_ONE_OF = {"epochs": "steps", "steps": "epochs", "knn_epochs": "knn_steps", "knn_steps": "knn_epochs"}
+from rhofast.config.section import Count, Finite, PathField, Positive, Probability, Range, Section, Triple
 
 
 class SourceSection(Section):
@@ -382,135 +359,3 @@ class Config(Section):
     @property
     def folder(self) -> Path:
         return self.out / self.name
-
-
-def parse_section(kind: type[AnySection], values: Mapping[str, Any], where: str) -> AnySection:
-    """`values` as a `kind`. Raises ConfigError naming the first offending key as `where.key`, with the nearest known
-    key as the hint. A method or a backbone checks its own options with this."""
-    try:
-        return kind.model_validate(dict(values))
-    except ValidationError as error:
-        raise _explain(kind, error, where) from None
-
-
-def load_config(path: Path | None, overrides: Iterable[str] = (), *, base: Mapping[str, Any] | None = None) -> Config:
-    """The TOML page at `path` (None: all defaults) with `--set` overrides: `key.path=value` in TOML, or a bare string.
-
-    base: values that hold where the page says nothing. Raises ConfigError for a missing file, broken TOML, an unknown
-    key, a wrong type or a bad value.
-    """
-    page = {} if path is None else _read_page(path)
-    values = {} if path is not None and base is None else {"name": "default"}
-    for layer in (base or {}, page):
-        _lay_over(values, layer)
-    for override in overrides:
-        _apply_override(values, override)
-    return parse_section(Config, values, where=str(path or "--set"))
-
-
-def override_config(config: Config, overrides: Iterable[str]) -> Config:
-    """A configuration with `--set` overrides. Raises ConfigError."""
-    values = dump_config(config)
-    for override in overrides:
-        _apply_override(values, override)
-    return parse_section(Config, values, where="--set")
-
-
-def parse_config(values: Mapping[str, Any], where: str) -> Config:
-    """A configuration from plain values, as `dump_config` wrote them. Raises as `parse_section` does."""
-    return parse_section(Config, values, where)
-
-
-def dump_config(config: Config) -> dict[str, Any]:
-    """Plain JSON values that `parse_config` reads back to an equal Config."""
-    return dict(json.loads(config.model_dump_json(exclude_none=True)))
-
-
-def _read_page(path: Path) -> dict[str, Any]:
-    hint = "the pages that come with rhofast are in configs/"
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}", hint=hint) from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file", hint=hint) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def _lay_over(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    """Take over a layer's values, key by key, in sections too."""
-    for key, value in layer.items():
-        if isinstance(value, Mapping) and isinstance(values.get(key, {}), dict):
-            _lay_over(values.setdefault(key, {}), value)
-        else:
-            values[key] = value
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise ConfigError(
-            f"--set {override!r}: not of the form key.path=value", hint="for example --set train.steps=100"
-        )
-    try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    if isinstance(value, int | float) and _is_text(keys):  # name=2024, name=nan
-        value = text.strip()
-    table = values
-    for key in keys[:-1]:
-        table = table.setdefault(key, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"--set {override!r}: {key!r} is a value, not a section")
-    if keys[0] == "train" and keys[-1] in _ONE_OF:  # the two exclude each other: the last word counts
-        table.pop(_ONE_OF[keys[-1]], None)
-    table[keys[-1]] = value
-
-
-def _is_text(keys: list[str]) -> bool:
-    """Whether a key of Config takes a text and nothing else."""
-    annotation: Any = Config
-    for key in keys:
-        known = isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation.model_fields.get(key)
-        if not known:
-            return False
-        annotation = known.annotation
-    return annotation is str
-
-
-def _explain(kind: type[Section], error: ValidationError, where: str) -> ConfigError:
-    errors = error.errors()  # a misspelled key that is needed is missing, too: that it is misspelled says more
-    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
-    location = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
-    key = ".".join(location)
-    if first["type"] == "extra_forbidden":
-        siblings = _keys_at(kind, location[:-1])
-        near = difflib.get_close_matches(location[-1], siblings, n=1)
-        known = f"known keys: {', '.join(sorted(siblings))}" if siblings else "it has no options"
-        hint = f"did you mean {'.'.join([*location[:-1], near[0]])!r}?" if near else known
-        return ConfigError(f"{where}: unknown key {key!r}", hint=hint)
-    if first["type"] == "missing":
-        return ConfigError(f"{where}: key {key!r} is missing")
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if not key:
-        return ConfigError(f"{where}: {message}")
-    if first["type"] == "value_error":  # says by itself what was wrong with which value
-        return ConfigError(f"{where}: {key}: {message}")
-    return ConfigError(f"{where}: {key} = {first['input']!r}: {message}")
-
-
-def _keys_at(kind: type[Section], location: list[str]) -> list[str]:
-    model: type[BaseModel] = kind
-    for part in location:
-        if part.isdigit():  # of a list: its items have the section's keys
-            continue
-        annotation = model.model_fields[part].annotation
-        annotation = next(iter(get_args(annotation)), annotation)
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)

@@ -1,0 +1,1 @@
+"""The configuration of a run: sections, the schema of every option, loading from TOML."""

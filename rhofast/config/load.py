@@ -1,0 +1,106 @@
+"""Read a configuration from TOML and `--set key.path=value`, and write it as plain values."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from rhofast.config.schema import Config
+from rhofast.config.section import parse_section
+from rhofast.errors import ConfigError
+
+# Keys of `train` of which a page has one: how long, and how often.
+_ONE_OF = {"epochs": "steps", "steps": "epochs", "knn_epochs": "knn_steps", "knn_steps": "knn_epochs"}
+
+
+def load_config(path: Path | None, overrides: Iterable[str] = (), *, base: Mapping[str, Any] | None = None) -> Config:
+    """The TOML page at `path` (None: all defaults) with `--set` overrides: `key.path=value` in TOML, or a bare string.
+
+    base: values that hold where the page says nothing. Raises ConfigError for a missing file, broken TOML, an unknown
+    key, a wrong type or a bad value.
+    """
+    page = {} if path is None else _read_page(path)
+    values = {} if path is not None and base is None else {"name": "default"}
+    for layer in (base or {}, page):
+        _lay_over(values, layer)
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_section(Config, values, where=str(path or "--set"))
+
+
+def override_config(config: Config, overrides: Iterable[str]) -> Config:
+    """A configuration with `--set` overrides. Raises ConfigError."""
+    values = dump_config(config)
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_section(Config, values, where="--set")
+
+
+def parse_config(values: Mapping[str, Any], where: str) -> Config:
+    """A configuration from plain values, as `dump_config` wrote them. Raises as `parse_section` does."""
+    return parse_section(Config, values, where)
+
+
+def dump_config(config: Config) -> dict[str, Any]:
+    """Plain JSON values that `parse_config` reads back to an equal Config."""
+    return dict(json.loads(config.model_dump_json(exclude_none=True)))
+
+
+def _read_page(path: Path) -> dict[str, Any]:
+    hint = "the pages that come with rhofast are in configs/"
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}", hint=hint) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file", hint=hint) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _lay_over(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Take over a layer's values, key by key, in sections too."""
+    for key, value in layer.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key, {}), dict):
+            _lay_over(values.setdefault(key, {}), value)
+        else:
+            values[key] = value
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(
+            f"--set {override!r}: not of the form key.path=value", hint="for example --set train.steps=100"
+        )
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    if isinstance(value, int | float) and _is_text(keys):  # name=2024, name=nan
+        value = text.strip()
+    table = values
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override!r}: {key!r} is a value, not a section")
+    if keys[0] == "train" and keys[-1] in _ONE_OF:  # the two exclude each other: the last word counts
+        table.pop(_ONE_OF[keys[-1]], None)
+    table[keys[-1]] = value
+
+
+def _is_text(keys: list[str]) -> bool:
+    """Whether a key of Config takes a text and nothing else."""
+    annotation: Any = Config
+    for key in keys:
+        known = isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation.model_fields.get(key)
+        if not known:
+            return False
+        annotation = known.annotation
+    return annotation is str
