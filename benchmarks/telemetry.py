@@ -23,10 +23,10 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from rich.console import Console
 
+from rhofast.cli.live_view import TrainingView
 from rhofast.config.load import parse_config
 from rhofast.data.conveyor import StageClock
 from rhofast.data.stats import LoaderStats
-from rhofast.live import TrainingView
 from rhofast.logbook import Logbook
 
 STEP_S = 0.2

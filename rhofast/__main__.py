@@ -1,6 +1,6 @@
 """`python -m rhofast`, and so `accelerate launch -m rhofast train ...`."""
 
-from rhofast.cli import main
+from rhofast.cli.app import main
 
 if __name__ == "__main__":
     main()

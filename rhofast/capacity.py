@@ -7,7 +7,7 @@ many times as long.
 
     inputs (evidence.py) --plan_capacity--> Plan: facts of the run; of each codec its facts, limits and a verdict
 
-What it is not: it measures and reads nothing (evidence.py), and prints nothing (plan_table.py). It knows means only: no
+What it is not: it measures and reads nothing (evidence.py), and prints nothing (cli.tables). It knows means only: no
 spread of durations, no noise of a shared file system, no slow node.
 """
 

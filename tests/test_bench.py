@@ -15,10 +15,10 @@ from rich.console import Console
 
 import rhofast.bench
 from rhofast.bench import bench
-from rhofast.cli import main
+from rhofast.cli.app import main
+from rhofast.cli.tables import bench_table
 from rhofast.config.load import load_config
 from rhofast.config.schema import Config
-from rhofast.console import bench_table
 from rhofast.data.conveyor import StageClock
 from rhofast.data.index import ShardSet
 from rhofast.data.reader import Reader

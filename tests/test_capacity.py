@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from rhofast.capacity import Plan, plan_capacity
-from rhofast.cli import app
+from rhofast.cli.app import app
 from rhofast.config.load import load_config
 from rhofast.config.schema import Config
 from rhofast.data.codecs import build_codec

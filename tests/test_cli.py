@@ -13,7 +13,7 @@ from PIL import Image
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from rhofast.backbones import build_backbone
-from rhofast.cli import main
+from rhofast.cli.app import main
 from rhofast.data.index import ShardSet
 from rhofast.export import load_backbone
 from rhofast.foreign import export_pyslowfast

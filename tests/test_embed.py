@@ -16,7 +16,7 @@ from conftest import TINY_PAGE, damage_unit, write_shards
 from PIL import Image
 
 from rhofast.backbones import build_backbone
-from rhofast.cli import main
+from rhofast.cli.app import main
 from rhofast.config.load import load_config
 from rhofast.data.index import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rhofast.live import TrainingView, sparkline
+from rhofast.cli.live_view import TrainingView, sparkline
 
 START = {"kind": "start", "step": 0, "steps": 100, "decoders": ["h264 is decoded on the host: [why]"]}
 STEP: dict[str, Any] = {
@@ -59,7 +59,7 @@ def test_a_log_gets_what_must_not_be_missed_and_a_line_a_minute(monkeypatch: pyt
         {"kind": kind, "step": 50, "steps": 100, "text": f"{kind} [of] it"} for kind in ("warning", "advice", "note")
     ]
     seconds = iter([0.0, 0.0, 59.0, 60.0, 60.0, 61.0, 61.0])  # a look at each window, and one when it is told
-    monkeypatch.setattr("rhofast.live.time.monotonic", lambda: next(seconds))
+    monkeypatch.setattr("rhofast.cli.live_view.time.monotonic", lambda: next(seconds))
     shown = view_of(
         START,
         *({**STEP, "step": step} for step in (1, 60, 61, 62)),

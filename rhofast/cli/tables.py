@@ -1,27 +1,22 @@
-"""What the command line prints: plain lines, progress bars, tables. No logic."""
+"""What the command line prints: tables."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Group
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
+from rich.text import Text
+
+from rhofast.cli.console import byte_text, duration_text
+from rhofast.figures import Fact, amount, weakest
 
 if TYPE_CHECKING:  # a command loads what it needs, when it needs it
+    from rhofast.capacity import Plan
     from rhofast.config.schema import ClipSection
     from rhofast.data.index import DatasetInfo
     from rhofast.evals.scores import Evaluation
@@ -30,66 +25,6 @@ if TYPE_CHECKING:  # a command loads what it needs, when it needs it
     from rhofast.ingest.summary import Summary
 
 _ENDS = 6  # classes that are shown of the best, and of the worst, where there are many
-
-out = Console()
-err = Console(stderr=True)
-
-
-def say(text: str, style: str | None = None) -> None:
-    """A line of plain text, however wide the terminal."""
-    out.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def progress_bar(*, note: bool = False) -> Progress:
-    """A progress bar on standard error; plain lines where that is no terminal. note: its tasks have a field `note`."""
-    more = [TextColumn("{task.fields[note]}")] if note else []
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        *more,
-        console=err,
-    )
-
-
-class ShardProgress:
-    """The progress of `rhofast shard`: videos being found, then being tried or stored. A context manager."""
-
-    def __init__(self) -> None:
-        self._progress = progress_bar(note=True)
-        self._task = self._progress.add_task("finding videos", total=None, note="", visible=False)
-        self._begun = 0.0
-        self._skipped: int | None = None
-        self.listed = 0
-
-    def __enter__(self) -> ShardProgress:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def on_count(self, found: int) -> None:
-        self._progress.update(self._task, completed=found, visible=True)
-
-    def begin(self, listed: int, total: int) -> None:
-        """The list is complete; the work begins, of which there is `total`."""
-        self.listed, self._begun = listed, time.monotonic()
-        self._progress.remove_task(self._task)
-        self._task = self._progress.add_task("sharding", total=total, note="")
-
-    def on_videos(self, done: int, source_bytes: int, refused: int) -> None:
-        if self._skipped is None:
-            self._skipped = done  # what an earlier run had finished
-        seconds = max(time.monotonic() - self._begun, 1e-3)
-        rates = f"{(done - self._skipped) / seconds:.1f} videos/s  {byte_text(source_bytes / seconds)}/s"
-        self._progress.update(self._task, completed=done, note=f"{rates}  {refused} refused")
-
-    def on_tried(self, done: int, total: int) -> None:
-        self._progress.update(self._task, description="trying", completed=done, total=total)
 
 
 def set_table(target: Path, info: DatasetInfo, *, listed: int, as_published: int | None, seconds: float) -> Table:
@@ -327,16 +262,60 @@ def _estimate_cells(one: CodecEstimate, estimate: Estimate) -> dict[str, str]:
     }
 
 
-def duration_text(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:.1f} s"
+def plan_tables(plan: Plan, *, sources: bool) -> Group:
+    """The plan as tables and sentences. sources: each input and its source, too."""
+    parts: list[Table | Text] = [_plan_facts(plan), _plan_codecs(plan)]
+    parts += [Text(f"{one.codec}: {sentence}") for one in plan.codecs for sentence in one.verdict]
+    parts += [Text(f"Mind: {sentence}") for sentence in plan.cautions]
+    if sources:
+        parts.append(_plan_inputs(plan))
+    else:
+        parts.append(
+            Text("A result is as good as the weakest of what it rests on; --sources tells each input's source.")
+        )
+    return Group(*parts)
 
 
-def byte_text(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000:
-            return f"{count:.1f} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1000
-    return f"{count:.1f} PB"
+def _plan_facts(plan: Plan) -> Table:
+    table = Table(title="The run", title_justify="left", show_header=False)
+    for justify in ("left", "right", "left"):
+        table.add_column(justify=justify)
+    for fact in plan.facts.values():
+        table.add_row(fact.label, _fact_text(fact), fact.origin)
+    return table
+
+
+def _plan_codecs(plan: Plan) -> Table:
+    table = Table(title="By codec, at the pace of the GPUs", title_justify="left")
+    table.add_column("")
+    for one in plan.codecs:
+        table.add_column(escape(one.codec), justify="right")
+    table.add_column("rests on")
+    for name, first in plan.codecs[0].facts.items():
+        row = [one.facts[name] for one in plan.codecs]
+        table.add_row(first.label, *map(_fact_text, row), weakest(fact.origin for fact in row))
+    table.add_section()
+    names = list(dict.fromkeys(limit.name for one in plan.codecs for limit in one.limits))
+    for name in names:
+        found = [{limit.name: limit for limit in one.limits}.get(name) for one in plan.codecs]
+        cells = ["-" if limit is None else amount(limit.share, "share") for limit in found]
+        origin = weakest(limit.origin for limit in found if limit is not None)
+        table.add_row(f"asked of {name}", *cells, origin)
+    return table
+
+
+def _fact_text(fact: Fact) -> str:
+    """With its unit, unless the label says it."""
+    text = amount(fact.value, fact.unit)
+    return text.removesuffix(f" {fact.unit}") if fact.unit in fact.label.replace(",", "").split() else text
+
+
+def _plan_inputs(plan: Plan) -> Table:
+    table = Table(title="What it rests on", title_justify="left")
+    table.add_column("input")
+    table.add_column("value", justify="right")
+    table.add_column("")
+    table.add_column("source", overflow="fold")
+    for name, one in plan.inputs.items():
+        table.add_row(escape(name), amount(one.value, one.unit), one.origin, escape(one.source))
+    return table

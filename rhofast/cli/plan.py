@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from rhofast.console import out, say
+from rhofast.cli.console import out, say
+from rhofast.cli.options import Settings
 
 Gpus = Literal["a100", "h100", "h200"]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key, e.g. a.b=3")]
 
 
 def plan(
@@ -61,9 +61,9 @@ def plan(
     """What a run will need and how long it will take, on paper: storage, reading, decoding, checkpoints, failures; and
     what starves first."""
     from rhofast.capacity import plan_capacity
+    from rhofast.cli.tables import plan_tables
     from rhofast.config.load import load_config, override_config
     from rhofast.evidence import Question, gather
-    from rhofast.plan_table import plan_tables
 
     length = [] if epochs is None else [f"train.epochs={float(epochs)}"]
     evidence = gather(

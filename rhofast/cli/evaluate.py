@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress, TaskID
 
-from rhofast.console import class_table, err, out, progress_bar, say, score_table
+from rhofast.cli.console import err, is_main_process, main_progress_bar, out, print_left_out, progress_bars, say
+from rhofast.cli.options import Settings
+from rhofast.cli.tables import class_table, score_table
 from rhofast.errors import ConfigError
 from rhofast.files import check_writable
 
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 
 evaluate = typer.Typer(help="Evaluate a backbone on held-out shards.", no_args_is_help=True)
 
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key, e.g. a.b=3")]
 Subject = Annotated[
     str,
     typer.Argument(
@@ -57,7 +54,7 @@ def knn(
     from rhofast.evals.neighbors import evaluate_neighbors
 
     case = _open(checkpoint, _one_test(shards, test), train, page, settings, allow_overlap, target)
-    with _samples("features") as (progress,):
+    with progress_bars("features") as (progress,):
         result = evaluate_neighbors(case, untrained=untrained, progress=progress)
     _tell(result, target)
 
@@ -87,7 +84,7 @@ def linear(
             raise ConfigError("--untrained: not with --config", hint="give `random` in place of the checkpoint")
         _classify(case, frozen=True, resume=resume, target=target)
         return
-    with _samples("features", "fitting") as (progress, on_fit):
+    with progress_bars("features", "fitting") as (progress, on_fit):
         result = evaluate_linear(case, untrained=untrained, progress=progress, on_fit=on_fit)
     _tell(result, target)
 
@@ -109,35 +106,6 @@ def finetune(
     _classify(case, frozen=False, resume=resume, target=target)
 
 
-def neighbors(
-    checkpoint: Subject,
-    shards: Annotated[str | None, typer.Option("--test", metavar="SHARDS", help="queries (default: the bank)")] = None,
-    train: Annotated[str | None, typer.Option("--train", metavar="SHARDS", help="bank (default: the run's)")] = None,
-    key: Annotated[list[str] | None, typer.Option(help="a query's key (default: some, spread over the set)")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="how many queries, without --key")] = 8,
-    count: Annotated[int, typer.Option(min=1, help="neighbors of each")] = 5,
-    target: Annotated[Path, typer.Option("--out", help=".png, or .gif or .mp4 that play")] = Path("neighbors.png"),
-    settings: Settings = None,
-) -> None:
-    """A page of pictures: some videos, and beside each the ones that are nearest in feature space."""
-    from rhofast.evals.retrieval import draw_neighbors, open_bank
-    from rhofast.pictures import check_suffix
-
-    check_suffix(target)
-    check_writable(target)
-    subject, bank, queries, chosen = open_bank(
-        checkpoint, bank=train, queries=shards, keys=key or [], samples=samples, overrides=settings or []
-    )
-    with _samples("features") as (progress,):
-        drawn = draw_neighbors(subject, bank, queries, chosen, target, count=count, progress=progress)
-    if _is_first():
-        _tell_left_out(drawn.left_out)
-        asked = "1 query" if len(drawn.near) == 1 else f"{len(drawn.near)} queries"
-        most = max((len(near.neighbors) for near in drawn.near), default=0)
-        few = "" if most == count else "; there are no more of another source"
-        say(f"{target}: {asked}, the {most} nearest of each{few}; {subject.origin}")
-
-
 def embed(
     checkpoint: Subject,
     shards: Annotated[str, typer.Argument(metavar="SHARDS", help="folder or address", show_default=False)],
@@ -153,11 +121,11 @@ def embed(
     check_target(target)
     subject = open_subject(checkpoint, overrides=settings or [])
     opened = open_shards(shards, data=subject.config.data)
-    with _samples("features") as (progress,):
+    with progress_bars("features") as (progress,):
         result = write_features(subject, opened, target, progress=progress)
-    if not _is_first():
+    if not is_main_process():
         return
-    _tell_left_out(result.left_out)
+    print_left_out(result.left_out)
     say(f"{target}: {result.samples:,} samples, {result.width} numbers each; {subject.origin}")
 
 
@@ -165,7 +133,7 @@ def _classify(case: Case, *, frozen: bool, resume: bool, target: Path | None) ->
     from rhofast.evals.finetune import Stopped, train_classifier
     from rhofast.train import EXIT_RESUMABLE
 
-    with _bar(note=True) as progress:
+    with main_progress_bar(note=True) as progress:
         training = progress.add_task("training", total=None, note="", visible=False)
         testing = progress.add_task("testing", total=None, note="", visible=False)
 
@@ -186,24 +154,6 @@ def _classify(case: Case, *, frozen: bool, resume: bool, target: Path | None) ->
         err.print(f"{result.run}: saved at step {result.step} of {result.steps}; go on with --resume", highlight=False)
         raise typer.Exit(EXIT_RESUMABLE)
     _tell(result, target)
-
-
-@contextmanager
-def _samples(*words: str) -> Iterator[list[Callable[[int, int], None]]]:
-    """A bar for each of the words, seen when it is told how far it is."""
-    with _bar() as progress:
-
-        def reporter(task: TaskID) -> Callable[[int, int], None]:
-            return lambda done, total: progress.update(task, completed=done, total=total, visible=True)
-
-        yield [reporter(progress.add_task(word, total=None, visible=False)) for word in words]
-
-
-def _bar(*, note: bool = False) -> Progress:
-    """Of several processes, the first shows its own."""
-    bar = progress_bar(note=note)
-    bar.disable = not _is_first()
-    return bar
 
 
 def _one_test(shards: str | None, test: str | None) -> str:
@@ -227,7 +177,7 @@ def _open(
     if target is not None:
         check_writable(target)
     case = open_case(checkpoint, test, train=train, page=page, overrides=settings or [], allow_overlap=allow_overlap)
-    if _is_first():
+    if is_main_process():
         for note in case.notes:
             err.print(f"warning: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     return case
@@ -236,7 +186,7 @@ def _open(
 def _tell(result: Evaluation, target: Path | None) -> None:
     from rhofast.evals.scores import write_evaluation
 
-    if not _is_first():
+    if not is_main_process():
         return
     path = target or result.folder / f"{result.kind}.json"
     if target is None:
@@ -244,15 +194,5 @@ def _tell(result: Evaluation, target: Path | None) -> None:
     picture = write_evaluation(result, path)
     out.print(score_table(result))
     out.print(class_table(result))
-    _tell_left_out(result.trained.left_out)
+    print_left_out(result.trained.left_out)
     say(f"written: {path}, {picture.name}")
-
-
-def _tell_left_out(left_out: list[str]) -> None:
-    if left_out:
-        count = f"{len(left_out)} samples cannot be read and were left out"
-        err.print(f"{count}; the first: {left_out[0]}", style="red", markup=False, highlight=False, soft_wrap=True)
-
-
-def _is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,123 @@
+"""What the command line prints to: output, errors, progress bars, and numbers as text."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+out = Console()
+err = Console(stderr=True)
+
+
+def say(text: str, style: str | None = None) -> None:
+    """A line of plain text, however wide the terminal."""
+    out.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def progress_bar(*, note: bool = False) -> Progress:
+    """A progress bar on standard error; plain lines where that is no terminal. note: its tasks have a field `note`."""
+    more = [TextColumn("{task.fields[note]}")] if note else []
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        *more,
+        console=err,
+    )
+
+
+class ShardProgress:
+    """The progress of `rhofast shard`: videos being found, then being tried or stored. A context manager."""
+
+    def __init__(self) -> None:
+        self._progress = progress_bar(note=True)
+        self._task = self._progress.add_task("finding videos", total=None, note="", visible=False)
+        self._begun = 0.0
+        self._skipped: int | None = None
+        self.listed = 0
+
+    def __enter__(self) -> ShardProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def on_count(self, found: int) -> None:
+        self._progress.update(self._task, completed=found, visible=True)
+
+    def begin(self, listed: int, total: int) -> None:
+        """The list is complete; the work begins, of which there is `total`."""
+        self.listed, self._begun = listed, time.monotonic()
+        self._progress.remove_task(self._task)
+        self._task = self._progress.add_task("sharding", total=total, note="")
+
+    def on_videos(self, done: int, source_bytes: int, refused: int) -> None:
+        if self._skipped is None:
+            self._skipped = done  # what an earlier run had finished
+        seconds = max(time.monotonic() - self._begun, 1e-3)
+        rates = f"{(done - self._skipped) / seconds:.1f} videos/s  {byte_text(source_bytes / seconds)}/s"
+        self._progress.update(self._task, completed=done, note=f"{rates}  {refused} refused")
+
+    def on_tried(self, done: int, total: int) -> None:
+        self._progress.update(self._task, description="trying", completed=done, total=total)
+
+
+def duration_text(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def byte_text(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.1f} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000
+    return f"{count:.1f} PB"
+
+
+@contextmanager
+def progress_bars(*words: str) -> Iterator[list[Callable[[int, int], None]]]:
+    """A bar for each of the words, seen when it is told how far it is."""
+    with main_progress_bar() as progress:
+
+        def reporter(task: TaskID) -> Callable[[int, int], None]:
+            return lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+
+        yield [reporter(progress.add_task(word, total=None, visible=False)) for word in words]
+
+
+def main_progress_bar(*, note: bool = False) -> Progress:
+    """Of several processes, the first shows its own."""
+    bar = progress_bar(note=note)
+    bar.disable = not is_main_process()
+    return bar
+
+
+def print_left_out(left_out: list[str]) -> None:
+    if left_out:
+        count = f"{len(left_out)} samples cannot be read and were left out"
+        err.print(f"{count}; the first: {left_out[0]}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
