@@ -29,8 +29,8 @@ from rhofast.backbones import build_backbone
 from rhofast.config.load import dump_config, parse_config
 from rhofast.config.schema import Config
 from rhofast.errors import ResumeError
-from rhofast.files import flush, write_atomically
 from rhofast.rng import Stream, bits
+from rhofast.storage.files import flush, write_atomically
 
 VERSION = 2
 _FOLDER, _LATEST, _MANIFEST = "checkpoints", "latest", "manifest.json"

@@ -30,7 +30,6 @@ from rhofast.data.index import open_folder
 from rhofast.data.mixture import Mixture
 from rhofast.data.remote import is_remote
 from rhofast.errors import ConfigError, ResumeError, ShardError
-from rhofast.files import as_path, check_writable, replacing
 from rhofast.foreign import (
     Imported,
     export_pyslowfast,
@@ -42,6 +41,7 @@ from rhofast.foreign import (
     official_state,
     read_weights,
 )
+from rhofast.storage.files import as_path, check_writable, replacing
 
 VERSION = 1
 Format = Literal["safetensors", "pyslowfast"]

@@ -16,7 +16,7 @@ from rhofast.checkpoint import Checkpoint, checkpoints_of, find_damage, load_che
 from rhofast.config.load import dump_config
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError, ResumeError
-from rhofast.files import write_atomically
+from rhofast.storage.files import write_atomically
 
 # What a run's result does not depend on. The data are the loader's to compare: by their digest, wherever they are.
 _FREE = {"name", "out", "data", "eval"}

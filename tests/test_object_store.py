@@ -12,7 +12,7 @@ import pytest
 from conftest import encode_mjpeg, frame_pixels
 
 from rhofast.errors import ConfigError
-from rhofast.files import as_path
+from rhofast.storage.files import as_path
 
 moto_server = pytest.importorskip("moto.server")
 pytest.importorskip("s3fs")

@@ -27,8 +27,6 @@ import torch
 from conftest import damage_unit, write_shards
 
 from rhofast.config.schema import AugmentSection, ClipSection, DataSection
-from rhofast.data.cache import Cache
-from rhofast.data.download import Patience, RemoteFolder
 from rhofast.data.index import ShardSet
 from rhofast.data.loader import Loader
 from rhofast.data.mixture import Mixture
@@ -36,6 +34,8 @@ from rhofast.data.order import Order
 from rhofast.data.reader import Reader
 from rhofast.data.remote import DownloadAhead, RemoteShardSet, StoppedError, open_shards, open_training
 from rhofast.errors import ConfigError, SampleError, ShardFormatError, ShardMissingError
+from rhofast.storage.cache import Cache
+from rhofast.storage.download import Patience, RemoteFolder
 
 pytest.importorskip("aiohttp")
 
@@ -215,7 +215,7 @@ def test_a_download_goes_on_where_the_network_failed(
     assert site.begins == [size // 2, size // 2, size // 2 + (size - size // 2) // 2]
 
     # An attempt that brings a piece does not count as failed, so a file of many pieces comes over a bad network, too.
-    monkeypatch.setattr("rhofast.data.download._CHUNK", 64)
+    monkeypatch.setattr("rhofast.storage.download._CHUNK", 64)
     site.faults[TAR] = [drop] * 5  # more than the attempts
     other = open_remote(site, tmp_path / "other")
     assert sha256(other.local(TAR)) == remote.info.shards[1].tar_sha256
@@ -225,7 +225,7 @@ def test_a_store_that_always_begins_again_is_given_up(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every other attempt comes further than the one before it, and none further than the first."""
-    monkeypatch.setattr("rhofast.data.download._CHUNK", 64)
+    monkeypatch.setattr("rhofast.storage.download._CHUNK", 64)
     remote = open_remote(site, tmp_path / "cache")
     site.faults[TAR] = [drop, partial(drop, share=4)] * 4
     with pytest.raises(ShardMissingError, match="4 times"):

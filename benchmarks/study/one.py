@@ -17,7 +17,7 @@ from rhofast.evals.case import open_case
 from rhofast.evals.linear import evaluate_linear
 from rhofast.evals.neighbors import evaluate_neighbors
 from rhofast.evals.scores import Evaluation
-from rhofast.files import write_atomically
+from rhofast.storage.files import write_atomically
 from rhofast.train import train
 
 RESULT = "study.json"

@@ -17,7 +17,7 @@ from rhofast.cli.tables import (
     bench_table,
 )
 from rhofast.errors import ConfigError
-from rhofast.files import check_writable
+from rhofast.storage.files import check_writable
 
 Benches = Literal["loader", "step", "both", "headspace"]
 

@@ -11,7 +11,7 @@ from rhofast.cli.console import err, is_main_process, main_progress_bar, out, pr
 from rhofast.cli.options import Settings
 from rhofast.cli.tables import class_table, score_table
 from rhofast.errors import ConfigError
-from rhofast.files import check_writable
+from rhofast.storage.files import check_writable
 
 if TYPE_CHECKING:
     from rhofast.evals.case import Case

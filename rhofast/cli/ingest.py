@@ -14,7 +14,7 @@ from rhofast.cli.console import ShardProgress, err, out, progress_bar, say
 from rhofast.cli.options import Settings, check_png, given
 from rhofast.cli.tables import estimate_table, set_table, summary_table
 from rhofast.errors import ConfigError
-from rhofast.files import as_path
+from rhofast.storage.files import as_path
 
 ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help="folder of a shard set", show_default=False)]
 SourceArgument = Annotated[

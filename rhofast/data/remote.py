@@ -21,12 +21,12 @@ from threading import Condition, Event, Thread
 from typing import BinaryIO
 
 from rhofast.config.schema import DataSection
-from rhofast.data.cache import Cache, default_folder
-from rhofast.data.download import RemoteFolder
 from rhofast.data.index import DATASET_FILE, DatasetInfo, ShardIndex, ShardInfo, ShardSet, open_folder, parse_dataset
 from rhofast.data.order import lanes_of
 from rhofast.errors import ConfigError, RhofastError, ShardError, ShardFormatError, ShardMissingError
-from rhofast.files import as_path
+from rhofast.storage.cache import Cache, default_folder
+from rhofast.storage.download import RemoteFolder
+from rhofast.storage.files import as_path
 
 _EVICTED_AGAIN = 3
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")

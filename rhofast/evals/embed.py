@@ -25,7 +25,7 @@ from rhofast.errors import ConfigError, ShardFormatError
 from rhofast.evals.case import placed
 from rhofast.evals.features import FeatureBatch, FeatureStream, Progress, check_finite, count_spoiled, mean_over_views
 from rhofast.evals.subject import Subject
-from rhofast.files import check_writable, replacing, writing_atomically
+from rhofast.storage.files import check_writable, replacing, writing_atomically
 
 SUFFIXES = (".parquet", ".arrow", ".npy")
 _GROUP = 1 << 22  # numbers in a group of rows: the same groups, whatever the number of processes

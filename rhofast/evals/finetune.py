@@ -33,11 +33,11 @@ from rhofast.evals.case import Case
 from rhofast.evals.features import Progress
 from rhofast.evals.multiview import Classifier, check_test, crops_of, score_videos
 from rhofast.evals.scores import Evaluation
-from rhofast.files import write_atomically
 from rhofast.optim import build_optimizer, learning_rate, load_optimizer
 from rhofast.resume import open_run
 from rhofast.rng import Stream
 from rhofast.step import build_accelerator, build_loader, collected_by_hand, prepare, run_length, torch_seed
+from rhofast.storage.files import write_atomically
 from rhofast.telemetry import MetricsFile, StepClock, versions
 
 Kind = Literal["linear", "finetune"]

@@ -18,9 +18,9 @@ from rhofast.evals.case import placed
 from rhofast.evals.features import Features, Progress, extract_features, part_of
 from rhofast.evals.heldout import source_digests
 from rhofast.evals.subject import Subject, open_subject
-from rhofast.files import check_writable, replacing
 from rhofast.pictures import Group, Strip, animation, check_suffix, write_pictures
 from rhofast.show import choose_samples, displayable, find_keys
+from rhofast.storage.files import check_writable, replacing
 
 _SHOWN_AT_ONCE = 16  # videos that are decoded together
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from rhofast.data.index import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
-from rhofast.files import replacing, write_atomically
+from rhofast.storage.files import replacing, write_atomically
 
 _NAMED = 120  # classes whose names still fit beside a matrix
 _COUNTED = 16  # classes whose counts still fit into its squares

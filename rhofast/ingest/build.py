@@ -27,11 +27,11 @@ from typing import Any
 from rhofast.data.codecs import Codec, codec_settings
 from rhofast.data.index import DATASET_FILE, VERSION, DatasetInfo, ShardInfo, ShardSet, open_folder
 from rhofast.errors import ConfigError, IngestError, ShardError
-from rhofast.files import is_local, write_atomically, writing_atomically
 from rhofast.ingest.executors import Executor
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
 from rhofast.ingest.unit import Unit, finished_unit, run_unit, source_identity, unit_result
+from rhofast.storage.files import is_local, write_atomically, writing_atomically
 
 REFUSED_FILE, SIZES_FILE = "refused.jsonl", "sizes.json"
 _LIMITS = {"min_duration", "max_duration"}

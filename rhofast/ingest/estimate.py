@@ -26,7 +26,6 @@ from rhofast.data.codecs import Codec, build_codec, codec_settings
 from rhofast.data.index import IndexRow
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
-from rhofast.files import fetch
 from rhofast.ingest.executors import LocalProcesses, tick
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import Refusal, RefusedError
@@ -35,6 +34,7 @@ from rhofast.ingest.summary import clip_cost
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
 from rhofast.ingest.unit import make_sample
 from rhofast.ingest.writer import index_row
+from rhofast.storage.files import fetch
 
 _SHARD_BYTES = 1e9
 _MOST_PER_SHARD = 4096

@@ -14,7 +14,7 @@ from types import TracebackType
 
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
-from rhofast.files import as_path
+from rhofast.storage.files import as_path
 
 _KEY_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 _KEY_LENGTH = 80

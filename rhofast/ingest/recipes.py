@@ -23,7 +23,7 @@ from pydantic import ConfigDict, ValidationError, validate_call
 import rhofast
 from rhofast.data.types import VideoRecord
 from rhofast.errors import ConfigError, IngestError
-from rhofast.files import as_path
+from rhofast.storage.files import as_path
 
 _PACKAGE = Path(rhofast.__file__).parent
 _FOLDERS = (_PACKAGE.parent / "shards", _PACKAGE / "recipes")  # a checkout's, an installed wheel's

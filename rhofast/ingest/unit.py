@@ -23,12 +23,12 @@ from rhofast.data.codecs import Codec, Member, UnfitError, build_codec
 from rhofast.data.index import VERSION, ShardInfo, check_shard_files
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError, ShardError
-from rhofast.files import fetch, is_local, write_atomically
 from rhofast.ingest.executors import tick
 from rhofast.ingest.guard import Guard
 from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo, probe
 from rhofast.ingest.transcode import TranscodeSettings, output_fps, transcode
 from rhofast.ingest.writer import NewSample, write_shard
+from rhofast.storage.files import fetch, is_local, write_atomically
 
 _COMPLETE = 0.8  # of the frames that the packets promise; some files are wrong about the last ones
 _guard = Guard()  # of this process

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from rhofast.data.codecs import Member
 from rhofast.data.index import VERSION, IndexRow, ShardInfo, write_index
-from rhofast.files import publish
+from rhofast.storage.files import publish
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rhofast.errors import ConfigError
-from rhofast.files import flush
+from rhofast.storage.files import flush
 
 _POLL_S = 0.05
 _LOCK = ".lock"

@@ -1,0 +1,1 @@
+"""Files, downloads and the node's cache: bytes on disks and behind addresses."""
