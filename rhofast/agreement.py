@@ -16,7 +16,6 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -25,12 +24,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rhofast.distributed import world_size
-from rhofast.errors import RankLostError
+from rhofast.distributed.collectives import told_of_lost_ranks
+from rhofast.distributed.process_group import world_size
 
 _REMEMBERED = 64  # steps of which a rank knows its own flags
 _ECHO_S = 1.0  # a launcher passes Ctrl-C on to processes that got it from the terminal, too
-_LOST = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out", "timeout", "gloo", "NCCL")
 
 _LAUNCHED = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}  # what launchers tell their processes
 
@@ -198,17 +196,3 @@ class Votes:
         if vote.step is not None:
             self._running = self._running + 1 if seen > OK else 0
             self._bad = vote.step if seen > OK else self._bad
-
-
-@contextlib.contextmanager
-def told_of_lost_ranks() -> Iterator[None]:
-    """An error of communication becomes a RankLostError, where there are other ranks."""
-    try:
-        yield
-    except RuntimeError as error:
-        if world_size() == 1 or not any(word in str(error) for word in _LOST):
-            raise
-        raise RankLostError(
-            f"another process of this run ended or did not answer: {str(error).strip().splitlines()[0]}",
-            hint="see what it said last; the same command with --resume continues from the newest checkpoint",
-        ) from error

@@ -28,7 +28,8 @@ from torch import Tensor
 from rhofast.config.load import dump_config
 from rhofast.config.schema import Config
 from rhofast.data.loader import Loader
-from rhofast.distributed import cores_of_rank, gather_objects
+from rhofast.distributed.collectives import gather_objects
+from rhofast.distributed.process_group import cores_of_rank
 from rhofast.methods.contract import Moment
 from rhofast.optim import learning_rate
 from rhofast.step import (

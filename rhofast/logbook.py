@@ -28,7 +28,8 @@ from rhofast.config.load import dump_config
 from rhofast.config.schema import Config, TrainSection
 from rhofast.data.loader import Loader
 from rhofast.data.stats import LoaderStats
-from rhofast.distributed import cores_of_rank, gather_objects, reduce_max, reduce_mean
+from rhofast.distributed.collectives import gather_objects, reduce_max, reduce_mean
+from rhofast.distributed.process_group import cores_of_rank
 from rhofast.errors import DependencyError
 from rhofast.telemetry import STAGES, Alarm, MetricsFile, StepClock, read_metrics, resident_bytes
 from rhofast.trace import StepTrace

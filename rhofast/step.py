@@ -31,10 +31,11 @@ from rhofast.data.index import ShardSet
 from rhofast.data.loader import Loader
 from rhofast.data.mixture import Mixture
 from rhofast.data.remote import open_training
-from rhofast.distributed import SyncBatchNorm, join_again, launched, world_size
+from rhofast.distributed.process_group import join_again, launched, world_size
 from rhofast.errors import ConfigError
 from rhofast.methods import build_method
 from rhofast.methods.contract import Method, Moment, check_accumulation, run_step
+from rhofast.models.batch_norm import SyncBatchNorm
 from rhofast.optim import build_optimizer
 from rhofast.rng import Stream, bits
 

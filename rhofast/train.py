@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from rhofast.agreement import Stopper, Verdict, Votes, told_of_lost_ranks
+from rhofast.agreement import Stopper, Verdict, Votes
 from rhofast.buffers import FiniteStatistics
 from rhofast.checkpoint import Checkpoint, load_checkpoint
 from rhofast.config.schema import Config
@@ -32,6 +32,7 @@ from rhofast.data.index import ShardSet
 from rhofast.data.mixture import Mixture
 from rhofast.data.remote import is_remote, open_test
 from rhofast.data.types import Views
+from rhofast.distributed.collectives import told_of_lost_ranks
 from rhofast.errors import NotFiniteError, ResumeError, RhofastError, SaveError
 from rhofast.evals.heldout import check_held_out
 from rhofast.evals.knn import evaluate_knn

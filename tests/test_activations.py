@@ -20,10 +20,10 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 from rhofast.activations import checkpoint_blocks
 from rhofast.backbones import build_backbone
 from rhofast.config.load import load_config
-from rhofast.distributed import SyncBatchNorm
 from rhofast.errors import ConfigError
 from rhofast.methods import build_method
 from rhofast.methods.contract import Method, Moment, run_step
+from rhofast.models.batch_norm import SyncBatchNorm
 from rhofast.step import build_model
 
 # (backbone, options, size of the clip [T, S], its blocks)

@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from rhofast.agreement import BAD_GRADIENT, BAD_LOSS, OK, BadStep, Stopper, Verdict, Votes, told_of_lost_ranks
-from rhofast.distributed import join_again
+from rhofast.agreement import BAD_GRADIENT, BAD_LOSS, OK, BadStep, Stopper, Verdict, Votes
+from rhofast.distributed.collectives import told_of_lost_ranks
+from rhofast.distributed.process_group import join_again
 from rhofast.errors import RankLostError
 
 

@@ -8,11 +8,11 @@ from torch import Tensor
 from rhofast.backbones import build_backbone
 from rhofast.backbones.slow import Slow, SlowOptions
 from rhofast.config.schema import OptimSection
-from rhofast.distributed import SyncBatchNorm
 from rhofast.errors import ConfigError
 from rhofast.methods import build_method
 from rhofast.methods.byol import Byol, ByolOptions
 from rhofast.methods.momentum import ema_momentum
+from rhofast.models.batch_norm import SyncBatchNorm
 
 SMALL = {"hidden": 32, "out": 16, "batch_norm": "local"}
 

@@ -16,18 +16,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rhofast.config.schema import OptimSection
-from rhofast.distributed import (
-    SyncBatchNorm,
-    all_gather,
-    node_group,
-    reduce_max,
-    shared_permutation,
-    synchronize_batch_norm,
-    world_size,
-)
+from rhofast.distributed.collectives import all_gather, reduce_max, shared_permutation
+from rhofast.distributed.process_group import node_group, world_size
 from rhofast.methods import build_method
 from rhofast.methods.contract import Method, Moment, run_step
 from rhofast.methods.swav import sinkhorn
+from rhofast.models.batch_norm import SyncBatchNorm, synchronize_batch_norm
 from rhofast.optim import build_optimizer
 
 SMALL = {"hidden": 16, "out": 8}

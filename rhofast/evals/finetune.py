@@ -23,16 +23,17 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 
-from rhofast.agreement import BAD_LOSS, OK, Stopper, Votes, told_of_lost_ranks
+from rhofast.agreement import BAD_LOSS, OK, Stopper, Votes
 from rhofast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from rhofast.config.schema import Config
 from rhofast.data.order import rank_slice
-from rhofast.distributed import reduce_max, synchronize_batch_norm
+from rhofast.distributed.collectives import reduce_max, told_of_lost_ranks
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError, RhofastError
 from rhofast.evals.case import Case
 from rhofast.evals.features import Progress
 from rhofast.evals.multiview import Classifier, check_test, crops_of, score_videos
 from rhofast.evals.scores import Evaluation
+from rhofast.models.batch_norm import synchronize_batch_norm
 from rhofast.optim import build_optimizer, learning_rate, load_optimizer
 from rhofast.resume import open_run
 from rhofast.rng import Stream

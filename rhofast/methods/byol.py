@@ -18,9 +18,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rhofast.config.section import Count, Positive, Section
-from rhofast.distributed import synchronize_batch_norm
 from rhofast.methods.heads import MLP, build_projection, embedding_spread, normalize
 from rhofast.methods.momentum import MomentumMethod
+from rhofast.models.batch_norm import synchronize_batch_norm
 
 
 class ByolOptions(Section):

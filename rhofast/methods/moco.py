@@ -20,10 +20,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rhofast.config.section import Count, Positive, Section
-from rhofast.distributed import all_gather, node_group, rank, shared_permutation, synchronize_batch_norm, world_size
+from rhofast.distributed.collectives import all_gather, shared_permutation
+from rhofast.distributed.process_group import node_group, rank, world_size
 from rhofast.methods.contract import Moment
 from rhofast.methods.heads import build_projection, embedding_spread, full_precision, normalize
 from rhofast.methods.momentum import MomentumMethod
+from rhofast.models.batch_norm import synchronize_batch_norm
 
 
 class MocoOptions(Section):

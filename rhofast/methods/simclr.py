@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from rhofast.config.section import Count, Positive, Section
-from rhofast.distributed import all_gather, rank, synchronize_batch_norm
+from rhofast.distributed.collectives import all_gather
+from rhofast.distributed.process_group import rank
 from rhofast.methods.contract import Method
 from rhofast.methods.heads import build_projection, embedding_spread, full_precision, normalize
+from rhofast.models.batch_norm import synchronize_batch_norm
 
 
 class SimclrOptions(Section):

@@ -19,9 +19,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from rhofast.config.section import Count, Positive, Section
-from rhofast.distributed import all_gather, rank, synchronize_batch_norm
+from rhofast.distributed.collectives import all_gather
+from rhofast.distributed.process_group import rank
 from rhofast.methods.contract import Method, Moment
 from rhofast.methods.heads import build_projection, embedding_spread, full_precision
+from rhofast.models.batch_norm import synchronize_batch_norm
 
 Epochs = Annotated[float, Field(ge=0)]
 Sharpness = Annotated[float, Field(ge=0.0125)]  # cosines over it are exponentiated and added, in float32: exp(88.7)
