@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from machine import facts_line, facts_of_the_machine
 
-from rhofast.backbones import build_backbone
 from rhofast.checkpoint import Checkpoint
 from rhofast.config.schema import Config, OptimSection, TrainSection
-from rhofast.methods import build_method
+from rhofast.models.backbones import build_backbone
+from rhofast.models.methods import build_method
 from rhofast.optim import build_optimizer
 from rhofast.saver import Saver
 

@@ -69,7 +69,7 @@ def work(pipe: Connection, page: Path, settings: list[str], place: dict[str, str
     import torch
 
     from rhofast.config.load import load_config
-    from rhofast.methods.contract import Moment
+    from rhofast.models.methods.method import Moment
     from rhofast.step import build_accelerator, build_model, collected_by_hand, take_step
 
     torch.set_num_threads(1)

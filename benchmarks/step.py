@@ -30,10 +30,10 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from rhofast.backbones import build_backbone
 from rhofast.config.schema import OptimSection
-from rhofast.methods import build_method
-from rhofast.methods.contract import Method, Moment
+from rhofast.models.backbones import build_backbone
+from rhofast.models.methods import build_method
+from rhofast.models.methods.method import Method, Moment
 from rhofast.optim import build_optimizer
 from rhofast.step import take_step
 

@@ -37,8 +37,8 @@ from step import (
 )
 from torch import Tensor, nn
 
-from rhofast.activations import checkpoint_blocks
-from rhofast.backbones import build_backbone
+from rhofast.models.activation_checkpointing import checkpoint_blocks
+from rhofast.models.backbones import build_backbone
 
 try:
     from lightly.loss import NegativeCosineSimilarity

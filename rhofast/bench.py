@@ -30,7 +30,7 @@ from rhofast.config.schema import Config
 from rhofast.data.loader import Loader
 from rhofast.distributed.collectives import gather_objects
 from rhofast.distributed.process_group import cores_of_rank
-from rhofast.methods.contract import Moment
+from rhofast.models.methods.method import Moment
 from rhofast.optim import learning_rate
 from rhofast.step import (
     build_accelerator,

@@ -25,10 +25,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rhofast.backbones import build_backbone
 from rhofast.config.load import dump_config, parse_config
 from rhofast.config.schema import Config
 from rhofast.errors import ResumeError
+from rhofast.models.backbones import build_backbone
 from rhofast.rng import Stream, bits
 from rhofast.storage.files import flush, write_atomically
 

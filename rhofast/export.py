@@ -22,15 +22,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rhofast.backbones import build_backbone
-from rhofast.backbones.slow import Slow
-from rhofast.backbones.torchvision_video import published_input
 from rhofast.config.schema import Config, DataSection
 from rhofast.data.index import open_folder
 from rhofast.data.mixture import Mixture
 from rhofast.data.remote import is_remote
 from rhofast.errors import ConfigError, ResumeError, ShardError
-from rhofast.foreign import (
+from rhofast.models.backbones import build_backbone
+from rhofast.models.backbones.slow import Slow
+from rhofast.models.backbones.torchvision_video import published_input
+from rhofast.models.weight_conversion import (
     Imported,
     export_pyslowfast,
     import_pyslowfast,

@@ -23,7 +23,6 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 
-from rhofast.activations import checkpoint_blocks
 from rhofast.agreement import BAD_GRADIENT, BAD_LOSS, OK
 from rhofast.checkpoint import untrained_backbone
 from rhofast.config.schema import Config
@@ -33,11 +32,14 @@ from rhofast.data.mixture import Mixture
 from rhofast.data.remote import open_training
 from rhofast.distributed.process_group import join_again, launched, world_size
 from rhofast.errors import ConfigError
-from rhofast.methods import build_method
-from rhofast.methods.contract import Method, Moment, check_accumulation, run_step
+from rhofast.models.activation_checkpointing import checkpoint_blocks
 from rhofast.models.batch_norm import SyncBatchNorm
+from rhofast.models.methods import build_method
+from rhofast.models.methods.method import Method, Moment
 from rhofast.optim import build_optimizer
 from rhofast.rng import Stream, bits
+from rhofast.training.setup import check_accumulation
+from rhofast.training.step import run_step
 
 
 def open_training_shards(config: Config) -> Mixture:

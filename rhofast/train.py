@@ -37,7 +37,7 @@ from rhofast.errors import NotFiniteError, ResumeError, RhofastError, SaveError
 from rhofast.evals.heldout import check_held_out
 from rhofast.evals.knn import evaluate_knn
 from rhofast.logbook import Logbook, check_trackers
-from rhofast.methods.contract import Moment
+from rhofast.models.methods.method import Moment
 from rhofast.optim import learning_rate, load_optimizer
 from rhofast.resume import Opened, open_run
 from rhofast.saver import Saver

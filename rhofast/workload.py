@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rhofast.backbones import build_backbone
 from rhofast.config.schema import Config
-from rhofast.methods import build_method
-from rhofast.methods.contract import Moment, run_step
+from rhofast.models.backbones import build_backbone
+from rhofast.models.methods import build_method
+from rhofast.models.methods.method import Moment
+from rhofast.training.step import run_step
 
 _VIDEOS = 2  # of the batch that goes around the stand-in: the fewest that batch norm takes
 _BACKWARD = 2  # a backward costs two forwards: gradients of weights, and of activations

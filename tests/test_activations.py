@@ -17,14 +17,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
-from rhofast.activations import checkpoint_blocks
-from rhofast.backbones import build_backbone
 from rhofast.config.load import load_config
 from rhofast.errors import ConfigError
-from rhofast.methods import build_method
-from rhofast.methods.contract import Method, Moment, run_step
+from rhofast.models.activation_checkpointing import checkpoint_blocks
+from rhofast.models.backbones import build_backbone
 from rhofast.models.batch_norm import SyncBatchNorm
+from rhofast.models.methods import build_method
+from rhofast.models.methods.method import Method, Moment
 from rhofast.step import build_model
+from rhofast.training.step import run_step
 
 # (backbone, options, size of the clip [T, S], its blocks)
 BACKBONES: list[tuple[str, dict[str, Any], tuple[int, int], int]] = [
@@ -192,7 +193,7 @@ def test_without_a_graph_nothing_is_kept_or_computed_again(monkeypatch: pytest.M
         calls.append("again")
         return real(*args, **options)
 
-    monkeypatch.setattr("rhofast.activations.checkpoint", noted)
+    monkeypatch.setattr("rhofast.models.activation_checkpointing.checkpoint", noted)
     method = method_of("byol", again=True)
     assert not any("forward" in vars(module) for module in method.get_submodule("key_backbone").modules())
     with torch.no_grad():

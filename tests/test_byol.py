@@ -5,14 +5,14 @@ import torch
 from reference import follow, gradients, method_keys, needs_vectors, part, run_step, tensors
 from torch import Tensor
 
-from rhofast.backbones import build_backbone
-from rhofast.backbones.slow import Slow, SlowOptions
 from rhofast.config.schema import OptimSection
 from rhofast.errors import ConfigError
-from rhofast.methods import build_method
-from rhofast.methods.byol import Byol, ByolOptions
-from rhofast.methods.momentum import ema_momentum
+from rhofast.models.backbones import build_backbone
+from rhofast.models.backbones.slow import Slow, SlowOptions
 from rhofast.models.batch_norm import SyncBatchNorm
+from rhofast.models.methods import build_method
+from rhofast.models.methods.byol import Byol, ByolOptions
+from rhofast.models.methods.momentum import ema_momentum
 
 SMALL = {"hidden": 32, "out": 16, "batch_norm": "local"}
 

@@ -25,9 +25,10 @@ from rhofast.evidence import Question, gather
 from rhofast.figures import Input, Number, amount
 from rhofast.footprint import PIXELS, clip_frames, stored_frame, units_of
 from rhofast.interruptions import daly_interval, expected_seconds, young_interval
-from rhofast.methods import METHODS, build_method
-from rhofast.methods.contract import Moment, run_step
+from rhofast.models.methods import METHODS, build_method
+from rhofast.models.methods.method import Moment
 from rhofast.optim import build_optimizer
+from rhofast.training.step import run_step
 from rhofast.workload import Workload, count_workload
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "capacity_xeon-2-cores_202611.json"

@@ -7,12 +7,12 @@ import pytest
 import torch
 from reference import needs_vectors, numbers
 
-from rhofast.backbones import build_backbone
 from rhofast.config.load import dump_config, load_config, parse_config
 from rhofast.config.schema import AugmentSection, SourceSection
 from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
-from rhofast.methods import METHODS, build_method
+from rhofast.models.backbones import build_backbone
+from rhofast.models.methods import METHODS, build_method
 from rhofast.optim import learning_rate
 
 PAGE = """

@@ -9,11 +9,12 @@ import torch
 from reference import gradients, run_step
 from torch import Tensor, nn
 
-from rhofast.backbones import build_backbone
 from rhofast.config.schema import TrainSection
 from rhofast.errors import ConfigError
-from rhofast.methods import build_method
-from rhofast.methods.contract import Method, Moment, check_accumulation
+from rhofast.models.backbones import build_backbone
+from rhofast.models.methods import build_method
+from rhofast.models.methods.method import Method, Moment
+from rhofast.training.setup import check_accumulation
 
 SMALL = {"hidden": 16, "out": 8}
 WITHOUT_NORM = {

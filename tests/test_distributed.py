@@ -18,11 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 from rhofast.config.schema import OptimSection
 from rhofast.distributed.collectives import all_gather, reduce_max, shared_permutation
 from rhofast.distributed.process_group import node_group, world_size
-from rhofast.methods import build_method
-from rhofast.methods.contract import Method, Moment, run_step
-from rhofast.methods.swav import sinkhorn
 from rhofast.models.batch_norm import SyncBatchNorm, synchronize_batch_norm
+from rhofast.models.methods import build_method
+from rhofast.models.methods.method import Method, Moment
+from rhofast.models.methods.swav import sinkhorn
 from rhofast.optim import build_optimizer
+from rhofast.training.step import run_step
 
 SMALL = {"hidden": 16, "out": 8}
 METHODS: dict[str, dict[str, Any]] = {

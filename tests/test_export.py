@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torchvision.models import video
 
 import rhofast
-from rhofast.backbones import build_backbone
-from rhofast.backbones.slow import Slow, slow_keys
 from rhofast.checkpoint import Checkpoint
 from rhofast.config.load import parse_config
 from rhofast.config.schema import Config
 from rhofast.data.index import ShardSet
 from rhofast.errors import ConfigError, ResumeError
 from rhofast.export import export_checkpoint, import_weights, load_backbone, save_backbone
-from rhofast.foreign import export_pyslowfast, import_pyslowfast
-from rhofast.methods import build_method
+from rhofast.models.backbones import build_backbone
+from rhofast.models.backbones.slow import Slow, slow_keys
+from rhofast.models.methods import build_method
+from rhofast.models.weight_conversion import export_pyslowfast, import_pyslowfast
 
 SMALL = {"width": 4}
 CLIP = torch.zeros(1, 3, 2, 32, 32)

@@ -7,7 +7,7 @@ import torch
 from reference import VECTORS, needs_vectors, part, tensors
 from torch import nn
 
-from rhofast.methods.heads import MLP, embedding_spread, full_precision, normalize
+from rhofast.models.methods.heads import MLP, embedding_spread, full_precision, normalize
 
 
 @pytest.mark.parametrize(

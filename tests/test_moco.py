@@ -7,11 +7,11 @@ import torch
 from reference import follow, gradients, method_keys, needs_vectors, part, run_step, tensors
 from torch import Tensor
 
-from rhofast.backbones import build_backbone
-from rhofast.backbones.slow import Slow, SlowOptions
 from rhofast.config.schema import OptimSection
-from rhofast.methods import build_method
-from rhofast.methods.moco import Moco, MocoOptions, _contrast
+from rhofast.models.backbones import build_backbone
+from rhofast.models.backbones.slow import Slow, SlowOptions
+from rhofast.models.methods import build_method
+from rhofast.models.methods.moco import Moco, MocoOptions, _contrast
 
 SMALL = {"hidden": 32, "out": 16, "queue": 64}
 

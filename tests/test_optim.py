@@ -10,7 +10,7 @@ from torch import nn
 from rhofast.config.schema import OptimSection
 from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
-from rhofast.methods.momentum import ema_momentum, update_ema
+from rhofast.models.methods.momentum import ema_momentum, update_ema
 from rhofast.optim import LARS, build_optimizer, learning_rate
 
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from reference import follow, gradients, method_keys, needs_vectors, run_step, tensors
 from torch import Tensor
 
-from rhofast.backbones import build_backbone
-from rhofast.backbones.slow import Slow, SlowOptions
 from rhofast.config.schema import OptimSection
-from rhofast.methods import build_method
-from rhofast.methods.simclr import Simclr, SimclrOptions, contrast_all
+from rhofast.models.backbones import build_backbone
+from rhofast.models.backbones.slow import Slow, SlowOptions
+from rhofast.models.methods import build_method
+from rhofast.models.methods.simclr import Simclr, SimclrOptions, contrast_all
 
 SMALL = {"hidden": 32, "out": 16}
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from reference import needs_vectors, numbers, part, tensors
 
-from rhofast.backbones import BACKBONES, build_backbone
-from rhofast.backbones.slow import Slow, SlowOptions, slow_keys
 from rhofast.errors import ConfigError
-from rhofast.foreign import import_pyslowfast
+from rhofast.models.backbones import BACKBONES, build_backbone
+from rhofast.models.backbones.slow import Slow, SlowOptions, slow_keys
+from rhofast.models.weight_conversion import import_pyslowfast
 
 CLIP = torch.Size((1, 3, 4, 32, 32))
 

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rhofast.backbones import build_backbone
 from rhofast.config.schema import OptimSection
-from rhofast.methods import METHODS, build_method
-from rhofast.methods.contract import Moment
+from rhofast.models.backbones import build_backbone
+from rhofast.models.methods import METHODS, build_method
+from rhofast.models.methods.method import Moment
 from rhofast.optim import LARS, build_optimizer, load_optimizer
 from rhofast.step import take_step
 

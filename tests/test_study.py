@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from rhofast.backbones import build_backbone
 from rhofast.config.load import load_config
 from rhofast.config.schema import Config
-from rhofast.methods import build_method
+from rhofast.models.backbones import build_backbone
+from rhofast.models.methods import build_method
 
 STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torchvision.models import video
 
-from rhofast.backbones import build_backbone
-from rhofast.backbones.torchvision_video import CLASSIFIERS, NAMES, ClipLimits, published_input
 from rhofast.errors import ConfigError
+from rhofast.models.backbones import build_backbone
+from rhofast.models.backbones.torchvision_video import CLASSIFIERS, NAMES, ClipLimits, published_input
 
 TRANSFORMERS = {"mvit_v1_b", "mvit_v2_s"}
 

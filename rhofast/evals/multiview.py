@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rhofast.backbones.torchvision_video import ClipLimits
 from rhofast.config.schema import AugmentSection, Config, EvalSection
 from rhofast.data.index import ShardSet
 from rhofast.errors import ConfigError
 from rhofast.evals.features import Progress, extract_features, mean_over_views
 from rhofast.evals.scores import Scores, class_map, summarize
+from rhofast.models.backbones.torchvision_video import ClipLimits
 
 
 class GlobalDropout(nn.Module):

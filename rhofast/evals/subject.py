@@ -23,15 +23,15 @@ from typing import Any
 from safetensors import safe_open
 from torch import nn
 
-from rhofast.backbones import build_backbone
-from rhofast.backbones.slow import Slow
-from rhofast.backbones.torchvision_video import NAMES, published_input
 from rhofast.checkpoint import find_checkpoint, load_checkpoint, trained_backbone, untrained_backbone
 from rhofast.config.load import dump_config, load_config
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError
 from rhofast.export import load_backbone
-from rhofast.foreign import (
+from rhofast.models.backbones import build_backbone
+from rhofast.models.backbones.slow import Slow
+from rhofast.models.backbones.torchvision_video import NAMES, published_input
+from rhofast.models.weight_conversion import (
     import_pyslowfast,
     import_torchvision,
     is_state,

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from rhofast.config.section import Count, Positive, Section
 from rhofast.distributed.collectives import all_gather
 from rhofast.distributed.process_group import rank
-from rhofast.methods.contract import Method
-from rhofast.methods.heads import build_projection, embedding_spread, full_precision, normalize
 from rhofast.models.batch_norm import synchronize_batch_norm
+from rhofast.models.methods.heads import build_projection, embedding_spread, full_precision, normalize
+from rhofast.models.methods.method import Method
 
 
 class SimclrOptions(Section):

@@ -7,11 +7,11 @@ from torch import nn
 
 from rhofast.config.section import Section, parse_section
 from rhofast.errors import ConfigError
-from rhofast.methods.byol import Byol, ByolOptions
-from rhofast.methods.contract import Method
-from rhofast.methods.moco import Moco, MocoOptions
-from rhofast.methods.simclr import Simclr, SimclrOptions
-from rhofast.methods.swav import Swav, SwavOptions
+from rhofast.models.methods.byol import Byol, ByolOptions
+from rhofast.models.methods.method import Method
+from rhofast.models.methods.moco import Moco, MocoOptions
+from rhofast.models.methods.simclr import Simclr, SimclrOptions
+from rhofast.models.methods.swav import Swav, SwavOptions
 
 METHODS: dict[str, tuple[type[Section], Any]] = {
     "byol": (ByolOptions, Byol),

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from rhofast.config.section import Count, Positive, Section
 from rhofast.distributed.collectives import all_gather
 from rhofast.distributed.process_group import rank
-from rhofast.methods.contract import Method, Moment
-from rhofast.methods.heads import build_projection, embedding_spread, full_precision
 from rhofast.models.batch_norm import synchronize_batch_norm
+from rhofast.models.methods.heads import build_projection, embedding_spread, full_precision
+from rhofast.models.methods.method import Method, Moment
 
 Epochs = Annotated[float, Field(ge=0)]
 Sharpness = Annotated[float, Field(ge=0.0125)]  # cosines over it are exponentiated and added, in float32: exp(88.7)

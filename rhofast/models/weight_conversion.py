@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rhofast.backbones.slow import DEPTHS, Slow, slow_keys
-from rhofast.backbones.torchvision_video import CLASSIFIERS
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError
+from rhofast.models.backbones.slow import DEPTHS, Slow, slow_keys
+from rhofast.models.backbones.torchvision_video import CLASSIFIERS
 
 _SHOWN = 4  # names of a list that an error message gives
 

@@ -18,9 +18,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rhofast.config.section import Count, Positive, Section
-from rhofast.methods.heads import MLP, build_projection, embedding_spread, normalize
-from rhofast.methods.momentum import MomentumMethod
 from rhofast.models.batch_norm import synchronize_batch_norm
+from rhofast.models.methods.heads import MLP, build_projection, embedding_spread, normalize
+from rhofast.models.methods.momentum import MomentumMethod
 
 
 class ByolOptions(Section):

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from rhofast.backbones.slow import Slow, SlowOptions
-from rhofast.backbones.torchvision_video import NAMES, ClipLimits, TorchvisionOptions, torchvision_video
 from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
+from rhofast.models.backbones.slow import Slow, SlowOptions
+from rhofast.models.backbones.torchvision_video import NAMES, ClipLimits, TorchvisionOptions, torchvision_video
 
 
 def _slow(**given: Any) -> Callable[[Mapping[str, Any]], nn.Module]:

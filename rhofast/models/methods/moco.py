@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from rhofast.config.section import Count, Positive, Section
 from rhofast.distributed.collectives import all_gather, shared_permutation
 from rhofast.distributed.process_group import node_group, rank, world_size
-from rhofast.methods.contract import Moment
-from rhofast.methods.heads import build_projection, embedding_spread, full_precision, normalize
-from rhofast.methods.momentum import MomentumMethod
 from rhofast.models.batch_norm import synchronize_batch_norm
+from rhofast.models.methods.heads import build_projection, embedding_spread, full_precision, normalize
+from rhofast.models.methods.method import Moment
+from rhofast.models.methods.momentum import MomentumMethod
 
 
 class MocoOptions(Section):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rhofast.methods.contract import Method, Moment
+from rhofast.models.methods.method import Method, Moment
 
 
 def ema_momentum(base: float, progress: float) -> float:

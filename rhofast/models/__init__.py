@@ -1,0 +1,1 @@
+"""Networks and methods: backbones, objectives, and what they are made of."""

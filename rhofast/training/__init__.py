@@ -1,0 +1,1 @@
+"""Pretraining and fine-tuning: the loop, a step, and what surrounds it."""
