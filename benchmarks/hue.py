@@ -28,7 +28,7 @@ from rich.table import Table
 from torchvision.transforms.v2 import functional as transforms
 
 from rhofast.config.schema import AugmentSection
-from rhofast.data.augment import color_matrix
+from rhofast.data.sampling.augment import color_matrix
 
 SIDE = 224
 COLUMNS = ("matrix", "shifts", "apart from HSV, mean", "95 % within", "99 % within", "HSV moves them by, mean")

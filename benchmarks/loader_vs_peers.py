@@ -36,8 +36,8 @@ from rhofast.data.codecs import JpegCodec
 from rhofast.data.index import ShardSet, open_folder
 from rhofast.data.loader import Loader
 from rhofast.data.pipeline import DecodePipeline
-from rhofast.data.plan import training_plan
 from rhofast.data.reader import Reader
+from rhofast.data.sampling.batch_plan import training_plan
 from rhofast.data.types import VideoRecord
 from rhofast.ingest.build import BuildSettings, build_shards
 from rhofast.ingest.executors import LocalProcesses

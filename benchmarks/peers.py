@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from rhofast.config.schema import AugmentSection, ClipSection
-from rhofast.data.clips import random_clips
 from rhofast.data.index import open_folder
 from rhofast.data.reader import Reader
+from rhofast.data.sampling.clips import random_clips
 from rhofast.data.types import Geometry
 
 ENDLESS = 10_000_000

@@ -33,7 +33,7 @@ from PIL import Image
 from rhofast.config.schema import AugmentSection, ClipSection, DataSection
 from rhofast.data.codecs import JpegCodec, codec_settings
 from rhofast.data.index import DatasetInfo, IndexRow, ShardInfo, write_index
-from rhofast.data.order import Order
+from rhofast.data.sampling.shuffle import Order
 
 PACKAGES = ("torch", "numpy", "pyarrow", "nvidia-dali-cuda130")
 WIDTH, HEIGHT, FPS = 352, 256, 30
@@ -140,7 +140,7 @@ def turn(root: Path, case: str) -> dict[str, float]:
     result = {"open_s": time.perf_counter() - began, "rss_open": resident(), "rss_opening": resident() - before}
 
     from rhofast.data.loader import Loader
-    from rhofast.data.mixture import Mixture
+    from rhofast.data.sampling.mixture import Mixture
 
     samples = len(sources.sets[0])
     began = time.perf_counter()

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from rhofast.config.load import dump_config, parse_config
 from rhofast.config.schema import Config
+from rhofast.data.sampling.rng import Stream, bits
 from rhofast.errors import ResumeError
 from rhofast.models.backbones import build_backbone
-from rhofast.rng import Stream, bits
 from rhofast.storage.files import flush, write_atomically
 
 VERSION = 2

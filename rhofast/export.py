@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from rhofast.config.schema import Config, DataSection
 from rhofast.data.index import open_folder
-from rhofast.data.mixture import Mixture
 from rhofast.data.remote import is_remote
+from rhofast.data.sampling.mixture import Mixture
 from rhofast.errors import ConfigError, ResumeError, ShardError
 from rhofast.models.backbones import build_backbone
 from rhofast.models.backbones.slow import Slow

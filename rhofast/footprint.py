@@ -14,10 +14,10 @@ import numpy as np
 from rhofast.config.schema import ClipSection
 from rhofast.data.codecs import Codec
 from rhofast.data.index import IndexRow
-from rhofast.data.plan import clips_alone
+from rhofast.data.sampling.batch_plan import clips_alone
+from rhofast.data.sampling.clip_cost import clip_cost
 from rhofast.data.types import Units
 from rhofast.errors import ConfigError
-from rhofast.ingest.summary import clip_cost
 
 _PLANNED = 256  # videos of mean length whose clips are planned
 _UNIT = 1000  # bytes of each of their frames

@@ -20,15 +20,15 @@ import torch
 from rhofast.checkpoint import latest_checkpoint
 from rhofast.config.load import override_config, parse_config
 from rhofast.config.schema import AugmentSection, ClipSection, Config
-from rhofast.data.augment import LUMA
 from rhofast.data.index import IndexRow, ShardSet
 from rhofast.data.loader import Loader
-from rhofast.data.mixture import Mixture
-from rhofast.data.order import rank_slice
 from rhofast.data.pipeline import DecodePipeline
-from rhofast.data.plan import training_plan
 from rhofast.data.reader import Reader
 from rhofast.data.remote import open_training
+from rhofast.data.sampling.augment import LUMA
+from rhofast.data.sampling.batch_plan import training_plan
+from rhofast.data.sampling.mixture import Mixture
+from rhofast.data.sampling.shuffle import rank_slice
 from rhofast.data.types import AugmentPlan, ClipPlan, Position
 from rhofast.errors import ConfigError, ResumeError, ShardMissingError
 from rhofast.pictures import Group, Strip

@@ -28,8 +28,8 @@ from rhofast.checkpoint import untrained_backbone
 from rhofast.config.schema import Config
 from rhofast.data.index import ShardSet
 from rhofast.data.loader import Loader
-from rhofast.data.mixture import Mixture
 from rhofast.data.remote import open_training
+from rhofast.data.sampling.mixture import Mixture
 from rhofast.distributed.process_group import join_again, launched, world_size
 from rhofast.errors import ConfigError
 from rhofast.models.activation_checkpointing import checkpoint_blocks
@@ -37,7 +37,6 @@ from rhofast.models.batch_norm import SyncBatchNorm
 from rhofast.models.methods import build_method
 from rhofast.models.methods.method import Method, Moment
 from rhofast.optim import build_optimizer
-from rhofast.rng import Stream, bits
 from rhofast.training.setup import check_accumulation
 from rhofast.training.step import run_step
 
@@ -207,11 +206,6 @@ def run_length(config: Config, steps_per_epoch: int) -> tuple[int, float]:
         return config.train.steps, config.train.steps / steps_per_epoch
     assert config.train.epochs is not None
     return max(1, round(config.train.epochs * steps_per_epoch)), config.train.epochs
-
-
-def torch_seed(seed: int, step: int, rank: int, stream: Stream = Stream.MODEL) -> int:
-    """Of a torch generator in a step of a rank, by default the global one: what the model draws has an address, too."""
-    return int(bits(seed, step, rank, stream, 1)[0] >> 1)
 
 
 @contextlib.contextmanager

@@ -29,8 +29,9 @@ from rhofast.buffers import FiniteStatistics
 from rhofast.checkpoint import Checkpoint, load_checkpoint
 from rhofast.config.schema import Config
 from rhofast.data.index import ShardSet
-from rhofast.data.mixture import Mixture
 from rhofast.data.remote import is_remote, open_test
+from rhofast.data.sampling.mixture import Mixture
+from rhofast.data.sampling.rng import torch_seed
 from rhofast.data.types import Views
 from rhofast.distributed.collectives import told_of_lost_ranks
 from rhofast.errors import NotFiniteError, ResumeError, RhofastError, SaveError
@@ -49,7 +50,6 @@ from rhofast.step import (
     open_training_shards,
     run_length,
     take_step,
-    torch_seed,
 )
 from rhofast.telemetry import versions
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rhofast.config.schema import AugmentSection
-from rhofast.data.augment import (
+from rhofast.data.sampling.augment import (
     CROP_TRIES,
     LUMA,
     area_crop,
@@ -20,8 +20,8 @@ from rhofast.data.augment import (
     random_difference,
     short_side_crop,
 )
+from rhofast.data.sampling.rng import Stream, uniform
 from rhofast.data.types import Geometry
-from rhofast.rng import Stream, uniform
 
 VECTORS = SHARED / "vectors" / "augment.json"
 

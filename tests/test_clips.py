@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rhofast.config.schema import ClipSection
 from rhofast.config.section import parse_section
-from rhofast.data.clips import (
+from rhofast.data.sampling.clips import (
     clip_length,
     random_clips,
     reads_whole_video,

@@ -17,9 +17,9 @@ from rhofast.config.schema import AugmentSection, ClipSection, DataSection
 from rhofast.data.conveyor import Conveyor
 from rhofast.data.index import ShardSet
 from rhofast.data.loader import Loader, TestLoader
-from rhofast.data.mixture import Mixture
-from rhofast.data.plan import training_plan
 from rhofast.data.reader import Reader
+from rhofast.data.sampling.batch_plan import training_plan
+from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Position, Views
 from rhofast.errors import ConfigError, ResumeError, ShardError, TooManyBadSamplesError
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rhofast.data.index import DatasetInfo, ShardInfo, ShardSet
-from rhofast.data.mixture import Mixture, MixtureOrder
+from rhofast.data.sampling.mixture import Mixture, MixtureOrder
 from rhofast.data.types import Position
 
 

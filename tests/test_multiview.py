@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from rhofast.config.load import parse_config
 from rhofast.config.schema import Config
-from rhofast.data.augment import three_crops
-from rhofast.data.clips import uniform_clips
 from rhofast.data.index import ShardSet
 from rhofast.data.loader import TestLoader
-from rhofast.data.order import rank_slice
+from rhofast.data.sampling.augment import three_crops
+from rhofast.data.sampling.clips import uniform_clips
+from rhofast.data.sampling.shuffle import rank_slice
 from rhofast.data.types import Geometry
 from rhofast.evals.multiview import Classifier, GlobalDropout, score_videos
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhofast.data.order import Order, lanes_of, rank_slice, sample_at, steps_per_epoch
+from rhofast.data.sampling.shuffle import Order, lanes_of, rank_slice, sample_at, steps_per_epoch
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10_000))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rhofast.rng import Stream, bits, philox, uniform, uniforms
+from rhofast.data.sampling.rng import Stream, bits, philox, uniform, uniforms
 
 
 @pytest.mark.parametrize(

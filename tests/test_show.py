@@ -20,10 +20,10 @@ from rhofast.cli.app import main
 from rhofast.config.load import dump_config, load_config
 from rhofast.config.schema import AugmentSection, ClipSection, Config, DataSection
 from rhofast.config.section import parse_section
-from rhofast.data.augment import color_matrix
 from rhofast.data.index import ShardSet
 from rhofast.data.loader import Loader
-from rhofast.data.mixture import Mixture
+from rhofast.data.sampling.augment import color_matrix
+from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Views
 from rhofast.errors import ConfigError, ResumeError, ShardMissingError
 from rhofast.pictures import Group, Strip, animation, contact_sheet, write_pictures

@@ -14,8 +14,9 @@ from PIL import Image
 from rhofast.config.schema import ClipSection
 from rhofast.data.codecs import Codec, CopyCodec, H264Codec, JpegCodec
 from rhofast.data.index import IndexRow, ShardSet
+from rhofast.data.sampling.clip_cost import clip_cost
 from rhofast.data.types import Units
-from rhofast.ingest.summary import Summary, clip_cost, draw_summary, summarize
+from rhofast.ingest.summary import Summary, draw_summary, summarize
 
 ALL = ClipSection(num_clips=1, num_frames=32, frame_stride=1, fps=10)
 ONE = ClipSection(num_clips=1, num_frames=1, frame_stride=1, fps=10)

@@ -21,14 +21,14 @@ import torch
 from rhofast.config.schema import AugmentSection, ClipSection, DataSection
 from rhofast.data.batch import Batch, Draft, Int64Array, Replay
 from rhofast.data.index import IndexRow, ShardSet
-from rhofast.data.mixture import Mixture
-from rhofast.data.order import lanes_of, rank_slice
-from rhofast.data.plan import evaluation_plan, training_plan
 from rhofast.data.quarantine import Quarantine
+from rhofast.data.sampling.batch_plan import evaluation_plan, training_plan
+from rhofast.data.sampling.mixture import Mixture
+from rhofast.data.sampling.rng import Stream, uniform
+from rhofast.data.sampling.shuffle import lanes_of, rank_slice
 from rhofast.data.stages import Stages
 from rhofast.data.types import AugmentPlan, ClipPlan, Position, Views
 from rhofast.errors import ConfigError, ResumeError, SampleError
-from rhofast.rng import Stream, uniform
 
 STATE_VERSION = 4
 _CPU = torch.device("cpu")

@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from rhofast.config.schema import DataSection
 from rhofast.data.index import DATASET_FILE, DatasetInfo, ShardIndex, ShardInfo, ShardSet, open_folder, parse_dataset
-from rhofast.data.order import lanes_of
+from rhofast.data.sampling.shuffle import lanes_of
 from rhofast.errors import ConfigError, RhofastError, ShardError, ShardFormatError, ShardMissingError
 from rhofast.storage.cache import Cache, default_folder
 from rhofast.storage.download import RemoteFolder

@@ -30,11 +30,11 @@ from rhofast.data.capabilities import VideoLimits, choose_decoder, detect, say_p
 from rhofast.data.codecs import build_codec
 from rhofast.data.conveyor import Conveyor, StageClock, StalledError
 from rhofast.data.index import IndexRow
-from rhofast.data.mixture import Mixture
 from rhofast.data.pipeline import DecodePipeline
 from rhofast.data.quarantine import Quarantine
 from rhofast.data.reader import Reader
 from rhofast.data.remote import DownloadAhead
+from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.stats import LoaderStats
 from rhofast.data.types import AugmentPlan, ClipPlan, Sample, Views
 from rhofast.data.video import VideoDecoder

@@ -26,7 +26,8 @@ from torch import Tensor
 from rhofast.agreement import BAD_LOSS, OK, Stopper, Votes
 from rhofast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from rhofast.config.schema import Config
-from rhofast.data.order import rank_slice
+from rhofast.data.sampling.rng import Stream, torch_seed
+from rhofast.data.sampling.shuffle import rank_slice
 from rhofast.distributed.collectives import reduce_max, told_of_lost_ranks
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError, RhofastError
 from rhofast.evals.case import Case
@@ -36,8 +37,7 @@ from rhofast.evals.scores import Evaluation
 from rhofast.models.batch_norm import synchronize_batch_norm
 from rhofast.optim import build_optimizer, learning_rate, load_optimizer
 from rhofast.resume import open_run
-from rhofast.rng import Stream
-from rhofast.step import build_accelerator, build_loader, collected_by_hand, prepare, run_length, torch_seed
+from rhofast.step import build_accelerator, build_loader, collected_by_hand, prepare, run_length
 from rhofast.storage.files import write_atomically
 from rhofast.telemetry import MetricsFile, StepClock, versions
 

@@ -24,13 +24,13 @@ from typing import Any
 from rhofast.config.schema import ClipSection
 from rhofast.data.codecs import Codec, build_codec, codec_settings
 from rhofast.data.index import IndexRow
+from rhofast.data.sampling.clip_cost import clip_cost
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
 from rhofast.ingest.executors import LocalProcesses, tick
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import Refusal, RefusedError
 from rhofast.ingest.quality import measure_quality
-from rhofast.ingest.summary import clip_cost
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
 from rhofast.ingest.unit import make_sample
 from rhofast.ingest.writer import index_row

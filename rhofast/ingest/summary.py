@@ -16,9 +16,9 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from rhofast.config.schema import ClipSection
-from rhofast.data.codecs import Codec, build_codec, usage
-from rhofast.data.index import IndexRow, ShardSet
-from rhofast.data.plan import clips_alone
+from rhofast.data.codecs import build_codec
+from rhofast.data.index import ShardSet
+from rhofast.data.sampling.clip_cost import clip_cost
 
 _SAMPLED = 256  # samples whose clips are planned to measure amplification
 _DIGITS = 4  # significant digits of what is counted: at most 9000 values a decade, however many samples there are
@@ -106,22 +106,6 @@ def summarize(shards: ShardSet, clips: ClipSection) -> Summary:
         read_amplification=cost[1],
         decode_amplification=cost[2],
     )
-
-
-def clip_cost(codec: Codec, rows: Sequence[IndexRow], clips: ClipSection) -> tuple[float, float, float]:
-    """(bytes read a sample, bytes read / bytes of the frames used, frames decoded / distinct frames used) for random
-    clips of the given samples, at least one. `usage` says how both are counted.
-    """
-    plan = clips_alone(rows, np.arange(len(rows), dtype=np.int64), clips, seed=0, epoch=0)
-    bytes_read, bytes_used, decoded, used = 0, 0.0, 0, 0
-    for row, frames in zip(rows, plan.frames, strict=True):
-        wanted = np.unique(frames)
-        bytes_read += int(row.units.size[codec.units_for(row.units, wanted)].sum(dtype=np.int64))
-        holding, through = usage(row.units, row.num_frames, wanted)
-        bytes_used += holding
-        decoded += through
-        used += len(wanted)
-    return bytes_read / len(rows), bytes_read / bytes_used, decoded / used
 
 
 def _tally(values: npt.NDArray[Any]) -> dict[float, int]:

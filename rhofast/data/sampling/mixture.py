@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.data.index import IndexRow, ShardSet
-from rhofast.data.order import Order, steps_per_epoch
+from rhofast.data.sampling.rng import Stream, uniform
+from rhofast.data.sampling.shuffle import Order, steps_per_epoch
 from rhofast.data.types import Position
-from rhofast.rng import Stream, uniform
 
 Int64Array = npt.NDArray[np.int64]
 

@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.config.schema import AugmentSection
+from rhofast.data.sampling.rng import Epoch, Stream, uniforms
 from rhofast.data.types import AugmentPlan, Geometry
-from rhofast.rng import Epoch, Stream, uniforms
 
 Float = npt.NDArray[np.floating[Any]]
 

@@ -123,3 +123,8 @@ def _blocks(count: int) -> int:
 
 def _doubles(words: UInt64Array) -> FloatArray:
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def torch_seed(seed: int, step: int, rank: int, stream: Stream = Stream.MODEL) -> int:
+    """Of a torch generator in a step of a rank, by default the global one: what the model draws has an address, too."""
+    return int(bits(seed, step, rank, stream, 1)[0] >> 1)

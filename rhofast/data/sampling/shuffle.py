@@ -40,7 +40,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.rng import Stream, UInt64Array, bits
+from rhofast.data.sampling.rng import Stream, UInt64Array, bits
 
 Int64Array = npt.NDArray[np.int64]
 

@@ -40,8 +40,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.config.schema import ClipSection
+from rhofast.data.sampling.rng import Epoch, Stream, uniforms
 from rhofast.data.types import ClipPlan, Geometry
-from rhofast.rng import Epoch, Stream, uniforms
 
 TICKS = 90_000  # per second: the time base in which the release looks for frames
 _NOISE = 1e-9  # of a frame: 0.1 s at 30 frames/s are 3 frames, not 3.0000000000000004
