@@ -22,7 +22,7 @@ import torch
 from machine import facts_line, facts_of_the_machine
 
 from rhofast.data.loader import TestLoader
-from rhofast.data.remote import open_shards
+from rhofast.data.sources import open_shards
 from rhofast.evals.case import placed
 from rhofast.evals.features import FeatureStream
 from rhofast.evals.subject import open_subject

@@ -33,9 +33,9 @@ from rhofast.bench import bench
 from rhofast.config.load import load_config
 from rhofast.config.schema import AugmentSection, ClipSection, Config, DataSection
 from rhofast.data.codecs import Codec, CopyCodec, H264Codec, HevcCodec, JpegCodec
-from rhofast.data.index import ShardSet, open_folder
+from rhofast.data.format.dataset import ShardSet, open_folder
+from rhofast.data.format.reader import Reader
 from rhofast.data.loader import Loader
-from rhofast.data.reader import Reader
 from rhofast.data.types import Sample, VideoRecord
 from rhofast.ingest.build import BuildSettings, build_shards
 from rhofast.ingest.executors import LocalProcesses

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from rhofast.config.schema import AugmentSection, ClipSection
-from rhofast.data.index import open_folder
-from rhofast.data.reader import Reader
+from rhofast.data.format.dataset import open_folder
+from rhofast.data.format.reader import Reader
 from rhofast.data.sampling.clips import random_clips
 from rhofast.data.types import Geometry
 

@@ -32,7 +32,8 @@ from PIL import Image
 
 from rhofast.config.schema import AugmentSection, ClipSection, DataSection
 from rhofast.data.codecs import JpegCodec, codec_settings
-from rhofast.data.index import DatasetInfo, IndexRow, ShardInfo, write_index
+from rhofast.data.format.dataset import DatasetInfo, ShardInfo
+from rhofast.data.format.index import IndexRow, write_index
 from rhofast.data.sampling.shuffle import Order
 
 PACKAGES = ("torch", "numpy", "pyarrow", "nvidia-dali-cuda130")
@@ -131,7 +132,7 @@ def resident() -> int:
 
 def turn(root: Path, case: str) -> dict[str, float]:
     """Seconds to open the set and to the first batch after that, in this process; imports are not counted."""
-    from rhofast.data.remote import open_training
+    from rhofast.data.sources import open_training
 
     epoch, part, block_shards = CASES[case]
     data = DataSection(train=str(root), block_shards=block_shards, decode_threads=os.cpu_count() or 1)

@@ -31,9 +31,9 @@ from matplotlib.figure import Figure
 
 from rhofast.config.schema import AugmentSection, ClipSection, DataSection
 from rhofast.data.codecs import H264Codec, JpegCodec
-from rhofast.data.index import ShardSet, open_folder
+from rhofast.data.format.dataset import ShardSet, open_folder
+from rhofast.data.format.reader import Reader
 from rhofast.data.loader import Loader
-from rhofast.data.reader import Reader
 from rhofast.ingest.build import BuildSettings, build_shards
 from rhofast.ingest.executors import LocalProcesses
 from rhofast.ingest.listing import Listing

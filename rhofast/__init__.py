@@ -20,7 +20,7 @@ _PUBLIC = {
     "TestLoader": "rhofast.data.loader",
     "load_backbone": "rhofast.export",
     "load_config": "rhofast.config.schema",
-    "open_shards": "rhofast.data.remote",
+    "open_shards": "rhofast.data.format.remote",
 }
 
 __all__ = ["Loader", "RhofastError", "TestLoader", "load_backbone", "load_config", "open_shards"]

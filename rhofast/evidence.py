@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from rhofast.config.schema import Config
 from rhofast.data.codecs import Codec, build_codec, build_codecs
-from rhofast.data.remote import is_remote
+from rhofast.data.format.remote import is_remote
 from rhofast.errors import ConfigError
 from rhofast.figures import Input, weakest
 from rhofast.footprint import PIXELS, clip_frames, stored_frame, units_of

@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rhofast.config.schema import Config, DataSection
-from rhofast.data.index import open_folder
-from rhofast.data.remote import is_remote
+from rhofast.data.format.dataset import open_folder
+from rhofast.data.format.remote import is_remote
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.errors import ConfigError, ResumeError, ShardError
 from rhofast.models.backbones import build_backbone

@@ -13,7 +13,7 @@ import numpy as np
 
 from rhofast.config.schema import ClipSection
 from rhofast.data.codecs import Codec
-from rhofast.data.index import IndexRow
+from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.batch_plan import clips_alone
 from rhofast.data.sampling.clip_cost import clip_cost
 from rhofast.data.types import Units

@@ -20,15 +20,16 @@ import torch
 from rhofast.checkpoint import latest_checkpoint
 from rhofast.config.load import override_config, parse_config
 from rhofast.config.schema import AugmentSection, ClipSection, Config
-from rhofast.data.index import IndexRow, ShardSet
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.index import IndexRow
+from rhofast.data.format.reader import Reader
 from rhofast.data.loader import Loader
 from rhofast.data.pipeline import DecodePipeline
-from rhofast.data.reader import Reader
-from rhofast.data.remote import open_training
 from rhofast.data.sampling.augment import LUMA
 from rhofast.data.sampling.batch_plan import training_plan
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sampling.shuffle import rank_slice
+from rhofast.data.sources import open_training
 from rhofast.data.types import AugmentPlan, ClipPlan, Position
 from rhofast.errors import ConfigError, ResumeError, ShardMissingError
 from rhofast.pictures import Group, Strip
@@ -58,25 +59,6 @@ class Shown:
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's, and not a shard set's."""
     return (folder / _CONFIG).is_file()
-
-
-def choose_samples(shards: ShardSet, count: int) -> list[int]:
-    """`count` samples, evenly spread over a set."""
-    return [int(sample) for sample in np.unique(np.linspace(0, len(shards) - 1, count).astype(int))]
-
-
-def find_keys(shards: ShardSet, keys: Sequence[str]) -> list[int]:
-    """The samples with these keys, in their order. Raises ConfigError for a key that is not in the set."""
-    wanted = dict.fromkeys(keys, -1)
-    for number in range(len(shards.info.shards)):
-        index = shards.index(number)
-        for row in range(len(index)):
-            if index.key(row) in wanted:
-                wanted[index.key(row)] = int(shards.starts[number]) + row
-    missing = [key for key, sample in wanted.items() if sample < 0]
-    if missing:
-        raise ConfigError(f"{shards.where}: no sample has the key {missing[0]!r}")
-    return list(wanted.values())
 
 
 def show_clips(

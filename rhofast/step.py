@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from rhofast.agreement import BAD_GRADIENT, BAD_LOSS, OK
 from rhofast.checkpoint import untrained_backbone
 from rhofast.config.schema import Config
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader import Loader
-from rhofast.data.remote import open_training
 from rhofast.data.sampling.mixture import Mixture
+from rhofast.data.sources import open_training
 from rhofast.distributed.process_group import join_again, launched, world_size
 from rhofast.errors import ConfigError
 from rhofast.models.activation_checkpointing import checkpoint_blocks

@@ -28,10 +28,11 @@ from rhofast.agreement import Stopper, Verdict, Votes
 from rhofast.buffers import FiniteStatistics
 from rhofast.checkpoint import Checkpoint, load_checkpoint
 from rhofast.config.schema import Config
-from rhofast.data.index import ShardSet
-from rhofast.data.remote import is_remote, open_test
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.remote import is_remote
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sampling.rng import torch_seed
+from rhofast.data.sources import open_test
 from rhofast.data.types import Views
 from rhofast.distributed.collectives import told_of_lost_ranks
 from rhofast.errors import NotFiniteError, ResumeError, RhofastError, SaveError

@@ -21,7 +21,8 @@ import pytest
 from hypothesis import settings
 
 from rhofast.data.codecs import Codec, CopyCodec, H264Codec, HevcCodec, JpegCodec, codec_settings
-from rhofast.data.index import DatasetInfo, IndexRow, ShardInfo, ShardSet, open_folder, write_index
+from rhofast.data.format.dataset import DatasetInfo, ShardInfo, ShardSet, open_folder
+from rhofast.data.format.index import IndexRow, write_index
 from rhofast.ingest.transcode import find_ffmpeg
 
 # Machines are shared and noisy: an example that takes long says nothing.

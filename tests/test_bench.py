@@ -20,8 +20,8 @@ from rhofast.cli.tables import bench_table
 from rhofast.config.load import load_config
 from rhofast.config.schema import Config
 from rhofast.data.conveyor import StageClock
-from rhofast.data.index import ShardSet
-from rhofast.data.reader import Reader
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.reader import Reader
 from rhofast.data.stats import LoaderStats
 from rhofast.errors import ConfigError
 from rhofast.turns import Turn, draw, summarize

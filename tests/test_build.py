@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from rhofast.data.codecs import Codec, CopyCodec, H264Codec, HevcCodec, JpegCodec
-from rhofast.data.index import DatasetInfo, open_folder
+from rhofast.data.format.dataset import DatasetInfo, open_folder
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
 from rhofast.ingest import transcode as transcoding

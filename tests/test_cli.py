@@ -13,7 +13,7 @@ from PIL import Image
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from rhofast.cli.app import main
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
 from rhofast.export import load_backbone
 from rhofast.models.backbones import build_backbone
 from rhofast.models.weight_conversion import export_pyslowfast

@@ -15,7 +15,7 @@ import pytest
 from conftest import REAL_VIDEOS
 
 from rhofast.data.codecs import JpegCodec
-from rhofast.data.index import open_folder
+from rhofast.data.format.dataset import open_folder
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
 from rhofast.ingest.build import BuildSettings, build_shards

@@ -17,7 +17,7 @@ from PIL import Image
 
 from rhofast.cli.app import main
 from rhofast.config.load import load_config
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
 from rhofast.evals.embed import embed
 from rhofast.evals.features import extract_features

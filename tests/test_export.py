@@ -18,7 +18,7 @@ import rhofast
 from rhofast.checkpoint import Checkpoint
 from rhofast.config.load import parse_config
 from rhofast.config.schema import Config
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, ResumeError
 from rhofast.export import export_checkpoint, import_weights, load_backbone, save_backbone
 from rhofast.models.backbones import build_backbone

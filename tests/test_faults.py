@@ -17,7 +17,7 @@ import torch
 from conftest import damage_unit
 
 from rhofast.config.schema import AugmentSection, ClipSection, DataSection
-from rhofast.data.index import ShardSet, open_folder
+from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.loader import Loader, TestLoader
 from rhofast.data.types import Views
 from rhofast.errors import TooManyBadSamplesError

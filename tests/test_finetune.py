@@ -14,7 +14,7 @@ from reference import needs_vectors, numbers
 
 from rhofast.checkpoint import latest_checkpoint, load_checkpoint, trained_backbone
 from rhofast.config.load import load_config
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError
 from rhofast.evals.case import Case, open_case
 from rhofast.evals.finetune import Stopped, train_classifier

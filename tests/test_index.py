@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from rhofast.data.index import ShardSet, open_folder
+from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.errors import ShardFormatError, ShardMissingError
 
 

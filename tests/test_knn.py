@@ -10,7 +10,7 @@ import torch
 from conftest import damage_unit
 from PIL import Image
 
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import NotFiniteError, ShardFormatError
 from rhofast.evals.case import open_case
 from rhofast.evals.features import Features, extract_features

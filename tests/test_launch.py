@@ -24,7 +24,7 @@ from conftest import TINY_PAGE, write_shards
 
 from rhofast.checkpoint import latest_checkpoint, load_checkpoint
 from rhofast.config.load import load_config
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
 from rhofast.train import train
 
 ROOT = Path(__file__).parents[1]

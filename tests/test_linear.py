@@ -13,7 +13,7 @@ import torch
 from conftest import TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
 
 from rhofast.config.load import load_config
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError
 from rhofast.evals.case import open_case
 from rhofast.evals.finetune import train_classifier

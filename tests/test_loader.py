@@ -15,9 +15,9 @@ from conftest import damage_unit
 
 from rhofast.config.schema import AugmentSection, ClipSection, DataSection
 from rhofast.data.conveyor import Conveyor
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.reader import Reader
 from rhofast.data.loader import Loader, TestLoader
-from rhofast.data.reader import Reader
 from rhofast.data.sampling.batch_plan import training_plan
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Position, Views
@@ -89,7 +89,7 @@ def test_batches_do_not_depend_on_the_number_of_threads(shards: ShardSet) -> Non
 def test_batches_are_the_same_bytes_in_another_process(shards: ShardSet) -> None:
     code = (
         "import sys, hashlib; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_loader as t\n"
-        "from rhofast.data.index import open_folder\n"
+        "from rhofast.data.format.dataset import open_folder\n"
         "views = t.take(t.loader(open_folder(Path(sys.argv[2]))), 2)\n"
         "print(hashlib.sha256(b''.join(v.pixels.contiguous().numpy().tobytes() for v in views)).hexdigest())"
     )

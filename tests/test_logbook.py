@@ -26,7 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rhofast.config.load import load_config
 from rhofast.config.schema import Config
 from rhofast.data.conveyor import StageClock
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
 from rhofast.data.stats import LoaderStats
 from rhofast.errors import ConfigError, DependencyError
 from rhofast.logbook import Logbook

@@ -9,7 +9,7 @@ from conftest import NUM_VIDEOS, write_shards
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhofast.data.index import DatasetInfo, ShardInfo, ShardSet
+from rhofast.data.format.dataset import DatasetInfo, ShardInfo, ShardSet
 from rhofast.data.sampling.mixture import Mixture, MixtureOrder
 from rhofast.data.types import Position
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rhofast.config.load import parse_config
 from rhofast.config.schema import Config
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader import TestLoader
 from rhofast.data.sampling.augment import three_crops
 from rhofast.data.sampling.clips import uniform_clips

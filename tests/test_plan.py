@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from rhofast.config.schema import AugmentSection, ClipSection
-from rhofast.data.index import IndexRow
+from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.augment import LUMA
 from rhofast.data.sampling.batch_plan import clips_alone, evaluation_plan, training_plan
 from rhofast.data.types import AugmentPlan, ClipPlan, Units

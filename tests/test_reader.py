@@ -10,8 +10,8 @@ from conftest import STREAMS, damage_unit, encode_stream, frame_pixels, write_sh
 
 from rhofast.data.codecs import H264Codec
 from rhofast.data.containers import Timeline
-from rhofast.data.index import ShardSet
-from rhofast.data.reader import Reader
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.reader import Reader
 from rhofast.data.types import Sample
 from rhofast.errors import DecodeError, SampleError
 
@@ -176,7 +176,7 @@ def test_a_short_stream_is_a_sample_error(stream_shards: ShardSet) -> None:
 
 
 def test_descriptors_are_bounded_and_closed(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rhofast.data.reader._OPEN_FILES", 1)
+    monkeypatch.setattr("rhofast.data.format.reader._OPEN_FILES", 1)
 
     def open_here() -> int:
         links = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]

@@ -27,12 +27,13 @@ import torch
 from conftest import damage_unit, write_shards
 
 from rhofast.config.schema import AugmentSection, ClipSection, DataSection
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.reader import Reader
+from rhofast.data.format.remote import DownloadAhead, RemoteShardSet, StoppedError
 from rhofast.data.loader import Loader
-from rhofast.data.reader import Reader
-from rhofast.data.remote import DownloadAhead, RemoteShardSet, StoppedError, open_shards, open_training
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sampling.shuffle import Order
+from rhofast.data.sources import open_shards, open_training
 from rhofast.errors import ConfigError, SampleError, ShardFormatError, ShardMissingError
 from rhofast.storage.cache import Cache
 from rhofast.storage.download import Patience, RemoteFolder

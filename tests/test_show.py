@@ -20,23 +20,14 @@ from rhofast.cli.app import main
 from rhofast.config.load import dump_config, load_config
 from rhofast.config.schema import AugmentSection, ClipSection, Config, DataSection
 from rhofast.config.section import parse_section
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet, choose_samples, find_keys
 from rhofast.data.loader import Loader
 from rhofast.data.sampling.augment import color_matrix
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Views
 from rhofast.errors import ConfigError, ResumeError, ShardMissingError
 from rhofast.pictures import Group, Strip, animation, contact_sheet, write_pictures
-from rhofast.show import (
-    Shown,
-    choose_samples,
-    color_words,
-    displayable,
-    find_keys,
-    is_run,
-    replay_batch,
-    show_clips,
-)
+from rhofast.show import Shown, color_words, displayable, is_run, replay_batch, show_clips
 from rhofast.train import train
 
 CLIPS = ClipSection(num_frames=3, frame_stride=2, fps=12)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from rhofast.config.schema import ClipSection
 from rhofast.data.codecs import Codec, CopyCodec, H264Codec, JpegCodec
-from rhofast.data.index import IndexRow, ShardSet
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.clip_cost import clip_cost
 from rhofast.data.types import Units
 from rhofast.ingest.summary import Summary, draw_summary, summarize

@@ -22,7 +22,7 @@ import rhofast.train
 from rhofast.checkpoint import latest_checkpoint, load_checkpoint, untrained_backbone
 from rhofast.config.load import dump_config, override_config, parse_config
 from rhofast.config.schema import Config
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError, SaveError
 from rhofast.train import train
 

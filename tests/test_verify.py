@@ -25,7 +25,8 @@ from conftest import FPS, encode_mjpeg, frame_pixels
 from PIL import Image
 
 from rhofast.data.codecs import Codec, CopyCodec, H264Codec, JpegCodec, codec_settings
-from rhofast.data.index import DatasetInfo, IndexRow, ShardSet, open_folder, open_index, write_index
+from rhofast.data.format.dataset import DatasetInfo, ShardSet, open_folder
+from rhofast.data.format.index import IndexRow, open_index, write_index
 from rhofast.data.types import Units
 from rhofast.ingest import verify
 from rhofast.ingest.checks import Report, Task, check_shard

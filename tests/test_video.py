@@ -10,11 +10,10 @@ import torch
 from conftest import encode_mjpeg, encode_stream, frame_pixels, write_shards
 
 from rhofast.data import codecs
-from rhofast.data.capabilities import VideoLimits
 from rhofast.data.codecs import CopyCodec, _GroupCodec
-from rhofast.data.index import ShardSet
-from rhofast.data.reader import Reader
-from rhofast.data.types import Sample, Stream
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.reader import Reader
+from rhofast.data.types import Sample, Stream, VideoLimits
 from rhofast.data.video import VideoDecoder
 from rhofast.errors import DecodeError, UndecodableError
 

@@ -69,9 +69,10 @@ def clips(
     `rhofast show X` is `rhofast show clips X`.
     """
     from rhofast.config.load import load_config
-    from rhofast.data.remote import open_shards
+    from rhofast.data.format.dataset import choose_samples, find_keys
+    from rhofast.data.sources import open_shards
     from rhofast.pictures import check_suffix, write_pictures
-    from rhofast.show import choose_samples, find_keys, is_run, replay_batch, show_clips
+    from rhofast.show import is_run, replay_batch, show_clips
 
     check_suffix(target)
     run = Path(source)

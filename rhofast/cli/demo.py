@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rhofast.config.load import load_config
-from rhofast.data.index import ShardSet, open_folder
+from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.errors import ConfigError
 
 TRAIN_VIDEOS, TEST_VIDEOS = 1024, 256

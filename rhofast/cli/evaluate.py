@@ -113,7 +113,7 @@ def embed(
     settings: Settings = None,
 ) -> None:
     """Write the features of all samples, with their keys. Also under `accelerate launch`."""
-    from rhofast.data.remote import open_shards
+    from rhofast.data.sources import open_shards
     from rhofast.evals.embed import check_target
     from rhofast.evals.embed import embed as write_features
     from rhofast.evals.subject import open_subject

@@ -58,7 +58,7 @@ def shard(
     from rhofast.config.load import load_config
     from rhofast.config.section import parse_section
     from rhofast.data.codecs import build_codecs
-    from rhofast.data.index import open_folder
+    from rhofast.data.format.dataset import open_folder
     from rhofast.ingest.build import BuildSettings, build_shards, parse_part, stored_keys
     from rhofast.ingest.estimate import estimate
     from rhofast.ingest.executors import LocalProcesses, RayCluster
@@ -134,7 +134,7 @@ def verify(
     workers: Annotated[int | None, typer.Option(min=1, help="processes (default: one a core)")] = None,
 ) -> None:
     """Check every promise of the shard format. Exit code 1 if one is broken."""
-    from rhofast.data.index import open_folder
+    from rhofast.data.format.dataset import open_folder
     from rhofast.ingest.verify import verify_shards
 
     opened = open_folder(shards, check_files=False)
@@ -162,7 +162,7 @@ def inspect(
 ) -> None:
     """Print what is in a shard set, and what its clips cost to read (geometry: --set clips.num_clips=4 ...)."""
     from rhofast.config.load import load_config
-    from rhofast.data.remote import open_shards
+    from rhofast.data.sources import open_shards
     from rhofast.ingest.summary import draw_summary, summarize
 
     if target is not None:

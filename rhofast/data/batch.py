@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rhofast.data.index import IndexRow
+from rhofast.data.format.index import IndexRow
 from rhofast.data.types import AugmentPlan, ClipPlan, Position, Sample, Views
 from rhofast.errors import SampleError
 

@@ -20,7 +20,8 @@ import torch
 
 from rhofast.config.schema import AugmentSection, ClipSection, DataSection
 from rhofast.data.batch import Batch, Draft, Int64Array, Replay
-from rhofast.data.index import IndexRow, ShardSet
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.index import IndexRow
 from rhofast.data.quarantine import Quarantine
 from rhofast.data.sampling.batch_plan import evaluation_plan, training_plan
 from rhofast.data.sampling.mixture import Mixture

@@ -222,3 +222,23 @@ class Views(_Shaped):
     def clips(self) -> Iterator[torch.Tensor]:
         """The P clips one after another, each [B, C, T, H, W]: a view, no copy."""
         return iter(self.pixels.unbind(dim=1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoLimits:
+    """What a device's video decoder takes of one codec, 8 bits 4:2:0: sides in pixels, inclusive; `blocks` of 16x16
+    pixels a frame. engines: how many frames it decodes at once."""
+
+    engines: int
+    min_width: int
+    min_height: int
+    max_width: int
+    max_height: int
+    max_blocks: int
+
+    def fit(self, width: int, height: int) -> bool:
+        """Whether it takes frames of this size, which it counts in whole blocks."""
+        across, down = -(-width // 16), -(-height // 16)
+        fits_width = self.min_width <= 16 * across and width <= self.max_width
+        fits_height = self.min_height <= 16 * down and height <= self.max_height
+        return fits_width and fits_height and across * down <= self.max_blocks

@@ -12,8 +12,8 @@ from accelerate import PartialState
 from torch import nn
 
 from rhofast.config.schema import Config
-from rhofast.data.index import ShardSet
-from rhofast.data.remote import open_shards
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.sources import open_shards
 from rhofast.errors import ConfigError, RhofastError
 from rhofast.evals.heldout import check_held_out, overlap, refuse_overlap
 from rhofast.evals.scores import class_map

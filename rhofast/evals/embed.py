@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
 from rhofast.evals.case import placed
 from rhofast.evals.features import FeatureBatch, FeatureStream, Progress, check_finite, count_spoiled, mean_over_views

@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from rhofast.config.schema import Config
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader import TestLoader
 from rhofast.errors import NotFiniteError, SampleError, ShardFormatError
 from rhofast.evals.store import FeatureStore, weights_digest

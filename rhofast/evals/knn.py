@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import nn
 
 from rhofast.config.schema import Config
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ShardFormatError
 from rhofast.evals.features import Features, Progress, extract_features, part_of
 from rhofast.evals.scores import Scores, class_map, summarize

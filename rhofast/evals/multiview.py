@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rhofast.config.schema import AugmentSection, Config, EvalSection
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError
 from rhofast.evals.features import Progress, extract_features, mean_over_views
 from rhofast.evals.scores import Scores, class_map, summarize

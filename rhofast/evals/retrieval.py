@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 from accelerate import PartialState
 
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet, choose_samples, find_keys
 from rhofast.data.loader import TestLoader
-from rhofast.data.remote import open_shards
+from rhofast.data.sources import open_shards
 from rhofast.errors import ConfigError
 from rhofast.evals.case import placed
 from rhofast.evals.features import Features, Progress, extract_features, part_of
 from rhofast.evals.heldout import source_digests
 from rhofast.evals.subject import Subject, open_subject
 from rhofast.pictures import Group, Strip, animation, check_suffix, write_pictures
-from rhofast.show import choose_samples, displayable, find_keys
+from rhofast.show import displayable
 from rhofast.storage.files import check_writable, replacing
 
 _SHOWN_AT_ONCE = 16  # videos that are decoded together

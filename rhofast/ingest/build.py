@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from rhofast.data.codecs import Codec, codec_settings
-from rhofast.data.index import DATASET_FILE, VERSION, DatasetInfo, ShardInfo, ShardSet, open_folder
+from rhofast.data.format.dataset import DatasetInfo, ShardInfo, ShardSet, open_folder
+from rhofast.data.format.index import DATASET_FILE, VERSION
 from rhofast.errors import ConfigError, IngestError, ShardError
 from rhofast.ingest.executors import Executor
 from rhofast.ingest.listing import Listing

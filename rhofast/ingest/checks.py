@@ -22,7 +22,8 @@ import numpy.typing as npt
 from PIL import Image, JpegImagePlugin
 
 from rhofast.data.codecs import MEASURED, Codec, Part, build_codec, frames_in
-from rhofast.data.index import IndexRow, ShardIndex, ShardInfo, open_index
+from rhofast.data.format.dataset import ShardInfo
+from rhofast.data.format.index import IndexRow, ShardIndex, open_index
 from rhofast.errors import ShardError
 from rhofast.ingest.executors import tick
 from rhofast.ingest.writer import file_digest, tar_members, wds2idx_text

@@ -23,7 +23,7 @@ from typing import Any
 
 from rhofast.config.schema import ClipSection
 from rhofast.data.codecs import Codec, build_codec, codec_settings
-from rhofast.data.index import IndexRow
+from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.clip_cost import clip_cost
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError

@@ -17,7 +17,7 @@ from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLoc
 
 from rhofast.config.schema import ClipSection
 from rhofast.data.codecs import build_codec
-from rhofast.data.index import ShardSet
+from rhofast.data.format.dataset import ShardSet
 from rhofast.data.sampling.clip_cost import clip_cost
 
 _SAMPLED = 256  # samples whose clips are planned to measure amplification

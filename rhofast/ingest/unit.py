@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from rhofast.data.codecs import Codec, Member, UnfitError, build_codec
-from rhofast.data.index import VERSION, ShardInfo, check_shard_files
+from rhofast.data.format.dataset import ShardInfo, check_shard_files
+from rhofast.data.format.index import VERSION
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError, ShardError
 from rhofast.ingest.executors import tick

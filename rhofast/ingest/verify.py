@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.data.codecs import build_codec
-from rhofast.data.index import ShardSet, open_index
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.index import open_index
 from rhofast.errors import ConfigError, IngestError
 from rhofast.ingest.checks import Problem, Report, Task, check_shard
 from rhofast.ingest.executors import LocalProcesses

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rhofast.data.codecs import Member
-from rhofast.data.index import VERSION, IndexRow, ShardInfo, write_index
+from rhofast.data.format.dataset import ShardInfo
+from rhofast.data.format.index import VERSION, IndexRow, write_index
 from rhofast.storage.files import publish
 
 

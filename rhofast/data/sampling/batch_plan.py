@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.config.schema import AugmentSection, ClipSection
-from rhofast.data.index import IndexRow
+from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.augment import LUMA, center_augment, random_augment, random_difference
 from rhofast.data.sampling.clips import random_clips, uniform_clips, with_neighbors
 from rhofast.data.sampling.rng import Epoch

@@ -9,7 +9,7 @@ import numpy as np
 
 from rhofast.config.schema import ClipSection
 from rhofast.data.codecs import usage
-from rhofast.data.index import IndexRow
+from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.batch_plan import clips_alone
 
 if TYPE_CHECKING:

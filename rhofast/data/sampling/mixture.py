@@ -23,7 +23,8 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.data.index import IndexRow, ShardSet
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.rng import Stream, uniform
 from rhofast.data.sampling.shuffle import Order, steps_per_epoch
 from rhofast.data.types import Position

@@ -21,10 +21,10 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.data.capabilities import VideoLimits
 from rhofast.data.codecs import Part, build_codec, usage
-from rhofast.data.index import IndexRow, ShardSet
-from rhofast.data.types import Sample, Units
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.index import IndexRow
+from rhofast.data.types import Sample, Units, VideoLimits
 from rhofast.errors import DecodeError, SampleError, ShardError
 
 _OPEN_FILES = 256

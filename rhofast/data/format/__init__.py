@@ -1,0 +1,1 @@
+"""The shard format: what a shard set is, and reading it."""
