@@ -32,7 +32,10 @@ from machine import facts_of_the_machine, find_videos
 from rhofast.bench import bench
 from rhofast.config.load import load_config
 from rhofast.config.schema import AugmentSection, ClipSection, Config, DataSection
-from rhofast.data.codecs import Codec, CopyCodec, H264Codec, HevcCodec, JpegCodec
+from rhofast.data.codecs.codec import Codec
+from rhofast.data.codecs.h26x import H264Codec, HevcCodec
+from rhofast.data.codecs.jpeg import JpegCodec
+from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.format.reader import Reader
 from rhofast.data.loader import Loader

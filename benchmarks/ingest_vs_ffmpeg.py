@@ -26,7 +26,8 @@ from machine import facts_line, facts_of_the_machine, find_videos
 from rich.console import Console
 from rich.table import Table
 
-from rhofast.data.codecs import Codec, build_codec
+from rhofast.data.codecs import build_codec
+from rhofast.data.codecs.codec import Codec
 from rhofast.data.types import VideoRecord
 from rhofast.ingest.build import BuildSettings, build_shards
 from rhofast.ingest.executors import LocalProcesses

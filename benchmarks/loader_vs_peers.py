@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rhofast.config.schema import AugmentSection, ClipSection, DataSection
-from rhofast.data.codecs import JpegCodec
+from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.format.reader import Reader
 from rhofast.data.loader import Loader

@@ -31,7 +31,8 @@ from machine import facts_line, facts_of_the_machine
 from PIL import Image
 
 from rhofast.config.schema import AugmentSection, ClipSection, DataSection
-from rhofast.data.codecs import JpegCodec, codec_settings
+from rhofast.data.codecs import codec_settings
+from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.format.dataset import DatasetInfo, ShardInfo
 from rhofast.data.format.index import IndexRow, write_index
 from rhofast.data.sampling.shuffle import Order

@@ -30,7 +30,8 @@ from machine import facts_line, facts_of_the_machine
 from matplotlib.figure import Figure
 
 from rhofast.config.schema import AugmentSection, ClipSection, DataSection
-from rhofast.data.codecs import H264Codec, JpegCodec
+from rhofast.data.codecs.h26x import H264Codec
+from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.format.reader import Reader
 from rhofast.data.loader import Loader

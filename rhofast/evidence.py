@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rhofast.config.schema import Config
-from rhofast.data.codecs import Codec, build_codec, build_codecs
+from rhofast.data.codecs import build_codec, build_codecs
+from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.remote import is_remote
 from rhofast.errors import ConfigError
 from rhofast.figures import Input, weakest

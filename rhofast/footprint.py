@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rhofast.config.schema import ClipSection
-from rhofast.data.codecs import Codec
+from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.batch_plan import clips_alone
 from rhofast.data.sampling.clip_cost import clip_cost

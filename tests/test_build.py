@@ -19,7 +19,10 @@ import av
 import numpy as np
 import pytest
 
-from rhofast.data.codecs import Codec, CopyCodec, H264Codec, HevcCodec, JpegCodec
+from rhofast.data.codecs.codec import Codec
+from rhofast.data.codecs.h26x import H264Codec, HevcCodec
+from rhofast.data.codecs.jpeg import JpegCodec
+from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.format.dataset import DatasetInfo, open_folder
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError

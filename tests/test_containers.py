@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pytest
 from conftest import REAL_VIDEOS
 
-from rhofast.data import containers
-from rhofast.data.containers import Timeline, decode_all, decode_wanted, open_container, read_timeline, trim
-from rhofast.data.containers import video_stream as stream_of
+from rhofast.data.codecs import containers
+from rhofast.data.codecs.containers import Timeline, decode_all, decode_wanted, open_container, read_timeline, trim
+from rhofast.data.codecs.containers import video_stream as stream_of
 from rhofast.ingest.transcode import find_ffmpeg
 
 NUM_FRAMES = 60

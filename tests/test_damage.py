@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import REAL_VIDEOS
 
-from rhofast.data.codecs import JpegCodec
+from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.format.dataset import open_folder
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError

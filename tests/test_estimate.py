@@ -13,7 +13,11 @@ import numpy.typing as npt
 import pytest
 
 from rhofast.config.schema import ClipSection
-from rhofast.data.codecs import Codec, CopyCodec, H264Codec, JpegCodec, build_codec
+from rhofast.data.codecs import build_codec
+from rhofast.data.codecs.codec import Codec
+from rhofast.data.codecs.h26x import H264Codec
+from rhofast.data.codecs.jpeg import JpegCodec
+from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
 from rhofast.ingest.estimate import _choose, _interval_95, _t_95, estimate, samples_per_shard

@@ -18,7 +18,8 @@ import pytest
 from inputs import FRAMES, RATE, UPRIGHT, corners_of, gray_of, number_of, paint, write_video
 from PIL import Image
 
-from rhofast.data.codecs import H264Codec, HevcCodec, JpegCodec
+from rhofast.data.codecs.h26x import H264Codec, HevcCodec
+from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.ingest import transcode as transcoding
 from rhofast.ingest.probe import Refusal, RefusedError, probe
 from rhofast.ingest.transcode import TranscodeSettings, transcode

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pytest
 from conftest import STREAMS, damage_unit, encode_stream, frame_pixels, write_shards
 
-from rhofast.data.codecs import H264Codec
-from rhofast.data.containers import Timeline
+from rhofast.data.codecs.containers import Timeline
+from rhofast.data.codecs.h26x import H264Codec
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.reader import Reader
 from rhofast.data.types import Sample

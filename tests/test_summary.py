@@ -12,7 +12,10 @@ from conftest import FPS, NUM_FRAMES, NUM_VIDEOS, write_shards
 from PIL import Image
 
 from rhofast.config.schema import ClipSection
-from rhofast.data.codecs import Codec, CopyCodec, H264Codec, JpegCodec
+from rhofast.data.codecs.codec import Codec
+from rhofast.data.codecs.h26x import H264Codec
+from rhofast.data.codecs.jpeg import JpegCodec
+from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.clip_cost import clip_cost

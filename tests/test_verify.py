@@ -24,7 +24,11 @@ import pytest
 from conftest import FPS, encode_mjpeg, frame_pixels
 from PIL import Image
 
-from rhofast.data.codecs import Codec, CopyCodec, H264Codec, JpegCodec, codec_settings
+from rhofast.data.codecs import codec_settings
+from rhofast.data.codecs.codec import Codec
+from rhofast.data.codecs.h26x import H264Codec
+from rhofast.data.codecs.jpeg import JpegCodec
+from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.format.dataset import DatasetInfo, ShardSet, open_folder
 from rhofast.data.format.index import IndexRow, open_index, write_index
 from rhofast.data.types import Units

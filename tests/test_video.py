@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import encode_mjpeg, encode_stream, frame_pixels, write_shards
 
-from rhofast.data import codecs
-from rhofast.data.codecs import CopyCodec, _GroupCodec
+from rhofast.data.codecs import CODECS
+from rhofast.data.codecs.h26x import _FRAGMENTED, _GroupCodec
+from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.reader import Reader
 from rhofast.data.types import Sample, Stream, VideoLimits
@@ -29,7 +30,7 @@ class Vp9Codec(_GroupCodec):
 
     def encoder_arguments(self) -> dict[str, Any]:
         options = {"vcodec": "libvpx-vp9", "crf": 4, "b:v": 0, "g": self.gop, "lag-in-frames": 0, "auto-alt-ref": 0}
-        return {**options, "speed": 8, **codecs._FRAGMENTED}
+        return {**options, "speed": 8, **_FRAGMENTED}
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +44,9 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 def vp9_shards(
     request: pytest.FixtureRequest, tmp_path: Path, members: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> ShardSet:
-    monkeypatch.setitem(codecs.CODECS, "vp9", Vp9Codec)
+    monkeypatch.setitem(CODECS, "vp9", Vp9Codec)
     # The host's VP9 decoder cannot be told to skip all but the key frames.
-    monkeypatch.setattr(codecs, "key_frame_colors", lambda file: np.zeros((-(-NUM_FRAMES // 5), 3)))
+    monkeypatch.setattr("rhofast.data.codecs.h26x.key_frame_colors", lambda file: np.zeros((-(-NUM_FRAMES // 5), 3)))
     return write_shards(tmp_path / "set", members, codec=Vp9Codec(gop=5) if request.param == "groups" else CopyCodec())
 
 

@@ -242,3 +242,23 @@ class VideoLimits:
         fits_width = self.min_width <= 16 * across and width <= self.max_width
         fits_height = self.min_height <= 16 * down and height <= self.max_height
         return fits_width and fits_height and across * down <= self.max_blocks
+
+
+def frames_in(units: Units, num_frames: int) -> npt.NDArray[np.int64]:
+    """How many frames each unit holds of its own: i64[U]."""
+    return np.diff(units.frame, append=num_frames).astype(np.int64)
+
+
+def usage(units: Units, num_frames: int, wanted: npt.NDArray[np.int32]) -> tuple[float, int]:
+    """(bytes that hold the distinct, ascending, at least one `wanted` frames; frames that decoding them goes through).
+
+    A frame's bytes are its share of its unit's. Of units without frames (the blocks of a copied file, a header) every
+    frame of the member has the same share. Frames are decoded from the beginning of a unit up to its last wanted one; a
+    copied file may be entered later than that, where it has key frames.
+    """
+    held = frames_in(units, num_frames)
+    holders = np.searchsorted(units.frame, wanted, side="right") - 1
+    shared = float(units.size[held == 0].sum(dtype=np.int64)) / num_frames
+    lasts = np.append(np.flatnonzero(np.diff(holders)), len(wanted) - 1)  # of each holder, the last that is wanted
+    decoded = int((wanted[lasts] - units.frame[holders[lasts]] + 1).sum())
+    return float((units.size[holders] / held[holders] + shared).sum()), decoded

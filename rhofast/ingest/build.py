@@ -24,7 +24,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from rhofast.data.codecs import Codec, codec_settings
+from rhofast.data.codecs import codec_settings
+from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.dataset import DatasetInfo, ShardInfo, ShardSet, open_folder
 from rhofast.data.format.index import DATASET_FILE, VERSION
 from rhofast.errors import ConfigError, IngestError, ShardError

@@ -21,9 +21,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin
 
-from rhofast.data.codecs import MEASURED, Codec, Part, build_codec, frames_in
+from rhofast.data.codecs import build_codec
+from rhofast.data.codecs.codec import MEASURED, Codec, Part
 from rhofast.data.format.dataset import ShardInfo
 from rhofast.data.format.index import IndexRow, ShardIndex, open_index
+from rhofast.data.types import frames_in
 from rhofast.errors import ShardError
 from rhofast.ingest.executors import tick
 from rhofast.ingest.writer import file_digest, tar_members, wds2idx_text

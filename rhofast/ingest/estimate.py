@@ -22,7 +22,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from rhofast.config.schema import ClipSection
-from rhofast.data.codecs import Codec, build_codec, codec_settings
+from rhofast.data.codecs import build_codec, codec_settings
+from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.clip_cost import clip_cost
 from rhofast.data.types import VideoRecord

@@ -17,7 +17,7 @@ from typing import Any
 import av
 from av.sidedata.sidedata import Type as SideData
 
-from rhofast.data.containers import video_stream
+from rhofast.data.codecs.containers import video_stream
 
 _MIN_RATE = Fraction(1, 100)  # frames a second; what is slower moves no more, and takes a lot of room
 _MAX_RATE = 1000  # slow-motion cameras included

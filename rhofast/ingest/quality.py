@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rhofast.data.codecs import JpegCodec
+from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.ingest.probe import probe
 from rhofast.ingest.transcode import TranscodeSettings, ffmpeg_command, find_ffmpeg
 

@@ -31,7 +31,7 @@ import imageio_ffmpeg
 from pydantic import Field
 
 from rhofast.config.section import Positive, Section
-from rhofast.data.codecs import SIDE_MULTIPLE, Codec
+from rhofast.data.codecs.codec import SIDE_MULTIPLE, Codec
 from rhofast.errors import DependencyError, IngestError
 from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo
 

@@ -19,7 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rhofast.data.codecs import Codec, Member, UnfitError, build_codec
+from rhofast.data.codecs import build_codec
+from rhofast.data.codecs.codec import Codec, Member
+from rhofast.data.codecs.stream_copy import UnfitError
 from rhofast.data.format.dataset import ShardInfo, check_shard_files
 from rhofast.data.format.index import VERSION
 from rhofast.data.types import VideoRecord

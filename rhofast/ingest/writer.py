@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rhofast.data.codecs import Member
+from rhofast.data.codecs.codec import Member
 from rhofast.data.format.dataset import ShardInfo
 from rhofast.data.format.index import VERSION, IndexRow, write_index
 from rhofast.storage.files import publish

@@ -21,10 +21,11 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.data.codecs import Part, build_codec, usage
+from rhofast.data.codecs import build_codec
+from rhofast.data.codecs.codec import Part
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
-from rhofast.data.types import Sample, Units, VideoLimits
+from rhofast.data.types import Sample, Units, VideoLimits, usage
 from rhofast.errors import DecodeError, SampleError, ShardError
 
 _OPEN_FILES = 256

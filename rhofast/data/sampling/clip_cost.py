@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rhofast.config.schema import ClipSection
-from rhofast.data.codecs import usage
 from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.batch_plan import clips_alone
+from rhofast.data.types import usage
 
 if TYPE_CHECKING:
-    from rhofast.data.codecs import Codec
+    from rhofast.data.codecs.codec import Codec
 
 
 def clip_cost(codec: Codec, rows: Sequence[IndexRow], clips: ClipSection) -> tuple[float, float, float]:

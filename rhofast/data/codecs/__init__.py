@@ -1,0 +1,43 @@
+"""Storage codecs: how a video is stored in a shard. Adding one: a module here and an entry in CODECS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rhofast.config.section import parse_section
+from rhofast.data.codecs.codec import Codec
+from rhofast.data.codecs.h26x import H264Codec, HevcCodec
+from rhofast.data.codecs.jpeg import JpegCodec
+from rhofast.data.codecs.stream_copy import CopyCodec
+from rhofast.errors import ConfigError
+
+CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (JpegCodec, H264Codec, HevcCodec, CopyCodec)}
+
+
+def build_codec(settings: Mapping[str, Any]) -> Codec:
+    """The codec of `{"name": ..., setting: value, ...}`. Raises ConfigError for an unknown name or setting."""
+    options = dict(settings)
+    name = options.pop("name", None)
+    if name not in CODECS:
+        raise ConfigError(f"codec {name!r} is not known", hint=f"known codecs: {', '.join(CODECS)}")
+    return parse_section(CODECS[name], options, where=f"codec {name}")
+
+
+def build_codecs(names: Sequence[str], options: Mapping[str, Any]) -> list[Codec]:
+    """One codec a name, of several each with those of the options that it knows. Raises ConfigError as `build_codec`
+    does, and for an option that none of them knows."""
+
+    def fits(name: str, option: str) -> bool:
+        return name not in CODECS or option in CODECS[name].model_fields
+
+    unknown = [option for option in options if not any(fits(name, option) for name in names)]
+    return [
+        build_codec({"name": name, **{key: options[key] for key in options if key in unknown or fits(name, key)}})
+        for name in names
+    ]
+
+
+def codec_settings(codec: Codec) -> dict[str, Any]:
+    """What `build_codec` builds the codec from again."""
+    return {"name": codec.name, **codec.model_dump()}

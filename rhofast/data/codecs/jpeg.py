@@ -1,0 +1,102 @@
+"""The codec `jpeg`: every frame is a baseline JPEG inside an MJPEG MP4."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Annotated, Any, BinaryIO, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydantic import Field
+
+from rhofast.data.codecs.codec import MEASURED, Codec, Member, Part
+from rhofast.data.codecs.containers import (
+    Picture,
+    read_packets,
+)
+from rhofast.data.types import Units
+
+_BASELINE = b"\xff\xc0\x00\x11\x08"  # how a frame header of three 8-bit components begins (ITU-T T.81, B.2.2)
+
+
+class JpegCodec(Codec):
+    """`jpeg`. quality is ffmpeg's q scale: 2 (largest) to 31; 3 is about 15 kB for a 340x256 frame."""
+
+    name: ClassVar[str] = "jpeg"
+    pictures: ClassVar[bool] = True
+
+    quality: Annotated[int, Field(ge=2, le=31)] = 3
+
+    def encoder_arguments(self) -> dict[str, Any]:
+        return {"vcodec": "mjpeg", "pix_fmt": "yuvj420p", "qscale:v": self.quality, "f": "mp4"}
+
+    def index_member(self, file: BinaryIO, *, deep: bool = False) -> Member:
+        """Each picture must start and end as a JPEG does and have the size of the first. A measured one is read whole,
+        at an eighth of the size, which gives its exact mean color; the colors of those between are interpolated."""
+        width, height, fps, packets = read_packets(file)
+        crcs, measured, means = [], [], []
+        for number, packet in enumerate(packets):
+            file.seek(packet.offset)
+            picture = file.read(packet.size)
+            crcs.append(zlib.crc32(picture))
+            is_measured = number % MEASURED == 0 or number == len(packets) - 1
+            mean = _mean_color(picture, (width, height), number, measure=is_measured or deep)
+            if is_measured:
+                measured.append(number)
+                means.append(mean)
+        colors = np.array(means, dtype=np.float64).reshape(-1, 3)
+        every = np.arange(len(packets))
+        units = Units(
+            frame=np.arange(len(packets), dtype=np.int32),
+            offset=np.array([packet.offset for packet in packets], dtype=np.int64),
+            size=np.array([packet.size for packet in packets], dtype=np.int32),
+            crc=np.array(crcs, dtype=np.uint32),
+            rgb=_interpolated(every, measured, colors),
+        )
+        return Member(num_frames=len(packets), fps=fps, width=width, height=height, units=units)
+
+    def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """Here: the frames themselves."""
+        return frames.astype(np.int64)
+
+    def decode(self, part: Part) -> dict[int, Picture]:
+        decoded = {}
+        for frame, piece in zip(part.frames.tolist(), part.pieces, strict=True):
+            try:
+                with Image.open(io.BytesIO(piece), formats=["JPEG"]) as image:
+                    decoded[frame] = np.asarray(image.convert("RGB"))
+            except OSError as error:
+                raise ValueError(f"frame {frame} cannot be decoded: {error}") from None
+        return decoded
+
+
+def _interpolated(
+    every: npt.NDArray[np.int64], measured: Sequence[int], colors: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float32]:
+    if not measured:
+        return np.zeros((0, 3), dtype=np.float32)
+    return np.stack([np.interp(every, measured, color) for color in colors.T], axis=1).astype(np.float32)
+
+
+def _mean_color(picture: bytes, size: tuple[int, int], number: int, *, measure: bool) -> npt.NDArray[np.float32] | None:
+    """Check a picture's form and size; if `measure`, read it whole, and return its mean color."""
+    header = picture.find(_BASELINE)
+    if picture[:2] != b"\xff\xd8" or picture[-2:] != b"\xff\xd9" or header < 0:
+        raise ValueError(f"picture {number} of the stored member is not a whole baseline JPEG")
+    height, width = struct.unpack_from(">HH", picture, header + len(_BASELINE))
+    if (width, height) != size:
+        raise ValueError(f"picture {number} of the stored member is {width}x{height}, not {size[0]}x{size[1]}")
+    if not measure:
+        return None
+    try:
+        with Image.open(io.BytesIO(picture), formats=["JPEG"]) as image:
+            image.draft("RGB", (max(1, size[0] // 8), max(1, size[1] // 8)))  # DC terms only: fast, and exact
+            pixels = np.asarray(image, dtype=np.float32)
+    except OSError as error:
+        raise ValueError(f"picture {number} of the stored member cannot be decoded: {error}") from None
+    mean: npt.NDArray[np.float32] = pixels.reshape(-1, 3).mean(axis=0)
+    return mean
