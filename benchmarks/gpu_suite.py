@@ -193,7 +193,7 @@ def machine(part: Part) -> None:
         said = subprocess.run(asked, capture_output=True, text=True, timeout=30).stdout.strip()
         part.results["nvidia-smi"] = said
         part.say(f"nvidia-smi: {said}")
-    from rhofast.data.capabilities import choose_decoder, detect
+    from rhofast.data.decode.capabilities import choose_decoder, detect
 
     found = detect(0 if part.device.type == "cuda" else None)
     part.results["capabilities"] = json.loads(json.dumps(asdict(found), default=str))

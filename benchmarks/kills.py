@@ -58,7 +58,7 @@ def serve() -> None:
     import torch._dynamo
     import torch.utils.tensorboard
 
-    import rhofast.data.pipeline
+    import rhofast.data.decode.pipeline
     import rhofast.train  # noqa: F401
 
     torch.set_num_threads(1)

@@ -33,10 +33,10 @@ from rich.table import Table
 
 from rhofast.config.schema import AugmentSection, ClipSection, DataSection
 from rhofast.data.codecs.jpeg import JpegCodec
+from rhofast.data.decode.pipeline import DecodePipeline
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.format.reader import Reader
 from rhofast.data.loader import Loader
-from rhofast.data.pipeline import DecodePipeline
 from rhofast.data.sampling.batch_plan import training_plan
 from rhofast.data.types import VideoRecord
 from rhofast.ingest.build import BuildSettings, build_shards

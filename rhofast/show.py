@@ -20,11 +20,11 @@ import torch
 from rhofast.checkpoint import latest_checkpoint
 from rhofast.config.load import override_config, parse_config
 from rhofast.config.schema import AugmentSection, ClipSection, Config
+from rhofast.data.decode.pipeline import DecodePipeline
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
 from rhofast.data.format.reader import Reader
 from rhofast.data.loader import Loader
-from rhofast.data.pipeline import DecodePipeline
 from rhofast.data.sampling.augment import LUMA
 from rhofast.data.sampling.batch_plan import training_plan
 from rhofast.data.sampling.mixture import Mixture

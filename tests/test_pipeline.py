@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
 from rhofast.config.schema import AugmentSection
-from rhofast.data.pipeline import DecodePipeline
+from rhofast.data.decode.pipeline import DecodePipeline
 from rhofast.data.types import AugmentPlan, ClipPlan, Sample
 from rhofast.errors import UndecodableError
 

@@ -495,7 +495,7 @@ def test_a_shard_whose_check_dies_without_decoding_is_named(tmp_path: Path, monk
 
 
 def test_the_picture_decoder_decodes_exactly_and_refuses_alone_what_is_damaged() -> None:
-    from rhofast.data.pipeline import PictureDecoder  # not above: the processes of other tests import this file
+    from rhofast.data.decode.picture_decoder import PictureDecoder
 
     rng = np.random.default_rng(0)
     sinks = [BytesIO() for _ in range(PictureDecoder.batch)]

@@ -12,10 +12,10 @@ from conftest import encode_mjpeg, encode_stream, frame_pixels, write_shards
 from rhofast.data.codecs import CODECS
 from rhofast.data.codecs.h26x import _FRAGMENTED, _GroupCodec
 from rhofast.data.codecs.stream_copy import CopyCodec
+from rhofast.data.decode.video_decoder import VideoDecoder
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.reader import Reader
 from rhofast.data.types import Sample, Stream, VideoLimits
-from rhofast.data.video import VideoDecoder
 from rhofast.errors import DecodeError, UndecodableError
 
 NUM_VIDEOS, NUM_FRAMES = 4, 24
@@ -169,7 +169,7 @@ def test_a_video_of_one_frame_and_one_of_an_odd_width(tmp_path: Path) -> None:
 @pytest.mark.needs_gpu
 @pytest.mark.parametrize("stream_shards", ["h264", "hevc", "copy"], indirect=True)
 def test_nvdec_gives_the_frames_that_the_host_gives(stream_shards: ShardSet) -> None:
-    from rhofast.data.capabilities import detect
+    from rhofast.data.decode.capabilities import detect
 
     found = detect(0)
     assert found.video, found.why_not

@@ -31,7 +31,7 @@ from rhofast.ingest.executors import tick
 from rhofast.ingest.writer import file_digest, tar_members, wds2idx_text
 
 if TYPE_CHECKING:
-    from rhofast.data.pipeline import PictureDecoder
+    from rhofast.data.decode.picture_decoder import PictureDecoder
 
 _COLOR_TOLERANCE = 1.0  # of 255, between two measurements of the same mean color
 _RATE_TOLERANCE = 0.01  # of the frame rate: containers round it
@@ -162,7 +162,7 @@ def _sample_problems(task: Task, index: ShardIndex, places: dict[str, Place]) ->
 
 def _picture_decoder() -> PictureDecoder:
     """Imported where it is needed: DALI and torch take seconds to load."""
-    from rhofast.data.pipeline import PictureDecoder
+    from rhofast.data.decode.picture_decoder import PictureDecoder
 
     return PictureDecoder()
 

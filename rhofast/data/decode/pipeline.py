@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -37,9 +36,9 @@ import torch
 from torch.nn import functional
 
 from rhofast.config.schema import AugmentSection
-from rhofast.data.dali import import_dali, reason_of
+from rhofast.data.decode.dali import import_dali, parses, reason_of
+from rhofast.data.decode.video_decoder import VideoDecoder
 from rhofast.data.types import AugmentPlan, ClipPlan, Sample
-from rhofast.data.video import VideoDecoder
 from rhofast.errors import UndecodableError
 
 _BLUR_REACH = 2.5  # sigmas
@@ -284,20 +283,10 @@ def _unparsable(samples: Sequence[Sample]) -> dict[int, str]:
     """By place, the samples with a picture that does not parse as one."""
     reasons = {}
     for place, sample in enumerate(samples):
-        broken = next((frame for frame, picture in sample.pictures.items() if not _parses(picture)), None)
+        broken = next((frame for frame, picture in sample.pictures.items() if not parses(picture)), None)
         if broken is not None:
             reasons[place] = f"frame {broken} is not a picture"
     return reasons
-
-
-def _parses(picture: npt.NDArray[np.uint8]) -> bool:
-    """Whether encoded bytes begin as a picture does. Four microseconds."""
-    from nvidia import nvimgcodec
-
-    try:
-        return int(nvimgcodec.CodeStream(picture).height) > 0  # it parses when it is first asked for something
-    except RuntimeError:
-        return False
 
 
 def _bound(values: npt.NDArray[np.float32], device_id: int | None) -> Any:
@@ -305,52 +294,3 @@ def _bound(values: npt.NDArray[np.float32], device_id: int | None) -> Any:
     if np.ptp(values) == 0:
         return float(values[0])
     return torch.from_numpy(values).to("cpu" if device_id is None else f"cuda:{device_id}")
-
-
-class PictureDecoder:
-    """DALI's image decoder by itself, on the CPU: whole pictures, to see whether they can be decoded. Not thread-safe.
-
-    Bytes that do not parse can crash the process from within DALI, so each picture's header is parsed before; after an
-    error the pictures of a batch are tried one by one, each in a new pipeline.
-    """
-
-    batch = 8  # DALI parses so few in the calling thread
-
-    def __init__(self) -> None:
-        """Raises DependencyError where DALI is not installed."""
-        self._pipeline = self._build()
-
-    def decode(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.uint8] | None]:
-        """RGB u8[H, W, 3] of each encoded picture u8[bytes], at most `batch` of them; None for one that the decoder
-        refuses."""
-        decoded: list[npt.NDArray[np.uint8] | None] = [None] * len(pictures)
-        parsed = [number for number, picture in enumerate(pictures) if _parses(picture)]
-        try:
-            for number, pixels in zip(parsed, self._run([pictures[number] for number in parsed]), strict=True):
-                decoded[number] = pixels
-        except RuntimeError:
-            for number in parsed:
-                self._pipeline = self._build()
-                with suppress(RuntimeError):
-                    (decoded[number],) = self._run([pictures[number]])
-            self._pipeline = self._build()
-        return decoded
-
-    def _run(self, pictures: list[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.uint8]]:
-        if not pictures:
-            return []
-        self._pipeline.feed_input("encoded", pictures)
-        (output,) = self._pipeline.run()
-        return [np.array(output.at(number)) for number in range(len(pictures))]
-
-    def _build(self) -> Any:
-        fn, pipeline_def, types = import_dali()
-
-        @pipeline_def(batch_size=self.batch, num_threads=1, device_id=None, prefetch_queue_depth=1)  # type: ignore[untyped-decorator]
-        def graph() -> Any:
-            encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-            return fn.decoders.image(encoded, device="cpu", adjust_orientation=False)
-
-        pipeline = graph()
-        pipeline.build()
-        return pipeline

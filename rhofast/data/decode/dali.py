@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from rhofast.errors import DependencyError
 
 _INSTALL = "pip install 'rhofast[cu13]' (or 'rhofast[cu12]' to match a torch built for CUDA 12); no GPU is needed"
@@ -24,3 +27,13 @@ def reason_of(error: RuntimeError) -> str:
     text = str(error)
     lines = (text.partition("encountered:")[2] or text).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
+
+
+def parses(picture: npt.NDArray[np.uint8]) -> bool:
+    """Whether encoded bytes begin as a picture does. Four microseconds."""
+    from nvidia import nvimgcodec
+
+    try:
+        return int(nvimgcodec.CodeStream(picture).height) > 0  # it parses when it is first asked for something
+    except RuntimeError:
+        return False

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from rhofast.data.dali import import_dali, reason_of
+from rhofast.data.decode.dali import import_dali, reason_of
 from rhofast.data.types import Sample, Stream
 from rhofast.errors import UndecodableError
 
