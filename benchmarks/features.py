@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from machine import facts_line, facts_of_the_machine
 
-from rhofast.data.loader import TestLoader
+from rhofast.data.loader.eval_loader import TestLoader
 from rhofast.data.sources import open_shards
 from rhofast.evals.case import placed
 from rhofast.evals.features import FeatureStream

@@ -38,7 +38,7 @@ from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.format.reader import Reader
-from rhofast.data.loader import Loader
+from rhofast.data.loader.train_loader import Loader
 from rhofast.data.types import Sample, VideoRecord
 from rhofast.ingest.build import BuildSettings, build_shards
 from rhofast.ingest.executors import LocalProcesses

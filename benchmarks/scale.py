@@ -141,7 +141,7 @@ def turn(root: Path, case: str) -> dict[str, float]:
     sources = open_training(data)
     result = {"open_s": time.perf_counter() - began, "rss_open": resident(), "rss_opening": resident() - before}
 
-    from rhofast.data.loader import Loader
+    from rhofast.data.loader.train_loader import Loader
     from rhofast.data.sampling.mixture import Mixture
 
     samples = len(sources.sets[0])

@@ -34,7 +34,7 @@ from rhofast.data.codecs.h26x import H264Codec
 from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.format.reader import Reader
-from rhofast.data.loader import Loader
+from rhofast.data.loader.train_loader import Loader
 from rhofast.ingest.build import BuildSettings, build_shards
 from rhofast.ingest.executors import LocalProcesses
 from rhofast.ingest.listing import Listing

@@ -25,8 +25,8 @@ from rich.console import Console
 
 from rhofast.cli.live_view import TrainingView
 from rhofast.config.load import parse_config
-from rhofast.data.conveyor import StageClock
-from rhofast.data.stats import LoaderStats
+from rhofast.data.loader.stats import LoaderStats
+from rhofast.data.loader.threaded_pipeline import StageClock
 from rhofast.logbook import Logbook
 
 STEP_S = 0.2

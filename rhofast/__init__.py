@@ -15,9 +15,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Loader": "rhofast.data.loader",
+    "Loader": "rhofast.data.loader.train_loader",
     "RhofastError": "rhofast.errors",
-    "TestLoader": "rhofast.data.loader",
+    "TestLoader": "rhofast.data.loader.train_loader",
     "load_backbone": "rhofast.export",
     "load_config": "rhofast.config.schema",
     "open_shards": "rhofast.data.format.remote",

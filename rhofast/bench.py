@@ -27,7 +27,7 @@ from torch import Tensor
 
 from rhofast.config.load import dump_config
 from rhofast.config.schema import Config
-from rhofast.data.loader import Loader
+from rhofast.data.loader.train_loader import Loader
 from rhofast.distributed.collectives import gather_objects
 from rhofast.distributed.process_group import cores_of_rank
 from rhofast.models.methods.method import Moment

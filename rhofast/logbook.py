@@ -26,8 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rhofast.config.load import dump_config
 from rhofast.config.schema import Config, TrainSection
-from rhofast.data.loader import Loader
-from rhofast.data.stats import LoaderStats
+from rhofast.data.loader.stats import LoaderStats
+from rhofast.data.loader.train_loader import Loader
 from rhofast.distributed.collectives import gather_objects, reduce_max, reduce_mean
 from rhofast.distributed.process_group import cores_of_rank
 from rhofast.errors import DependencyError

@@ -24,7 +24,7 @@ from rhofast.data.decode.pipeline import DecodePipeline
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
 from rhofast.data.format.reader import Reader
-from rhofast.data.loader import Loader
+from rhofast.data.loader.train_loader import Loader
 from rhofast.data.sampling.augment import LUMA
 from rhofast.data.sampling.batch_plan import training_plan
 from rhofast.data.sampling.mixture import Mixture

@@ -27,7 +27,7 @@ from rhofast.agreement import BAD_GRADIENT, BAD_LOSS, OK
 from rhofast.checkpoint import untrained_backbone
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
-from rhofast.data.loader import Loader
+from rhofast.data.loader.train_loader import Loader
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sources import open_training
 from rhofast.distributed.process_group import join_again, launched, world_size

@@ -14,7 +14,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from rhofast.data.stats import FED, LoaderStats
+from rhofast.data.loader.stats import FED, LoaderStats
 
 Source = Literal["loader", "memory"]
 

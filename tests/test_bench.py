@@ -19,10 +19,10 @@ from rhofast.cli.app import main
 from rhofast.cli.tables import bench_table
 from rhofast.config.load import load_config
 from rhofast.config.schema import Config
-from rhofast.data.conveyor import StageClock
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.reader import Reader
-from rhofast.data.stats import LoaderStats
+from rhofast.data.loader.stats import LoaderStats
+from rhofast.data.loader.threaded_pipeline import StageClock
 from rhofast.errors import ConfigError
 from rhofast.turns import Turn, draw, summarize
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rhofast.data.conveyor import Conveyor
+from rhofast.data.loader.threaded_pipeline import Conveyor
 
 
 def rhofast_threads() -> list[str]:

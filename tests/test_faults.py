@@ -18,7 +18,8 @@ from conftest import damage_unit
 
 from rhofast.config.schema import AugmentSection, ClipSection, DataSection
 from rhofast.data.format.dataset import ShardSet, open_folder
-from rhofast.data.loader import Loader, TestLoader
+from rhofast.data.loader.eval_loader import TestLoader
+from rhofast.data.loader.train_loader import Loader
 from rhofast.data.types import Views
 from rhofast.errors import TooManyBadSamplesError
 
@@ -129,7 +130,7 @@ def test_evaluation_leaves_out_and_tells(
 def test_a_run_whose_shards_are_gone_stops(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in shards.root.glob("*.tar"):
         path.unlink()
-    monkeypatch.setattr("rhofast.data.quarantine.GRACE", 100)
+    monkeypatch.setattr("rhofast.data.loader.bad_samples.GRACE", 100)
     with training(shards, max_bad=0.05) as source, pytest.raises(TooManyBadSamplesError, match="6 bad samples"):
         next(source)
     assert threads_left() == []

@@ -14,10 +14,11 @@ import torch
 from conftest import damage_unit
 
 from rhofast.config.schema import AugmentSection, ClipSection, DataSection
-from rhofast.data.conveyor import Conveyor
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.reader import Reader
-from rhofast.data.loader import Loader, TestLoader
+from rhofast.data.loader.eval_loader import TestLoader
+from rhofast.data.loader.threaded_pipeline import Conveyor
+from rhofast.data.loader.train_loader import Loader
 from rhofast.data.sampling.batch_plan import training_plan
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Position, Views
@@ -272,7 +273,7 @@ def test_a_replay_is_the_batch_that_training_got(shards: ShardSet) -> None:
 def test_a_read_that_hangs_ends_the_run_and_names_the_stage(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     source = loader(shards, patience=1.0)
     release = threading.Event()
-    monkeypatch.setattr("rhofast.data.conveyor._FAREWELL_S", 0.1)
+    monkeypatch.setattr("rhofast.data.loader.threaded_pipeline._FAREWELL_S", 0.1)
     monkeypatch.setattr(source, "_read_one", lambda *_: release.wait(20))
     with pytest.raises(ShardError, match="stage 'read' has been busy"):
         next(source)

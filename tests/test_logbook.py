@@ -25,9 +25,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rhofast.config.load import load_config
 from rhofast.config.schema import Config
-from rhofast.data.conveyor import StageClock
 from rhofast.data.format.dataset import ShardSet
-from rhofast.data.stats import LoaderStats
+from rhofast.data.loader.stats import LoaderStats
+from rhofast.data.loader.threaded_pipeline import StageClock
 from rhofast.errors import ConfigError, DependencyError
 from rhofast.logbook import Logbook
 from rhofast.telemetry import STAGES, MetricsFile, read_metrics

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rhofast.config.load import parse_config
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
-from rhofast.data.loader import TestLoader
+from rhofast.data.loader.eval_loader import TestLoader
 from rhofast.data.sampling.augment import three_crops
 from rhofast.data.sampling.clips import uniform_clips
 from rhofast.data.sampling.shuffle import rank_slice

@@ -30,7 +30,7 @@ from rhofast.config.schema import AugmentSection, ClipSection, DataSection
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.reader import Reader
 from rhofast.data.format.remote import DownloadAhead, RemoteShardSet, StoppedError
-from rhofast.data.loader import Loader
+from rhofast.data.loader.train_loader import Loader
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sampling.shuffle import Order
 from rhofast.data.sources import open_shards, open_training
@@ -561,7 +561,7 @@ def test_with_lanes_each_rank_fetches_shards_of_its_own(
             super().__init__([(one, iter(names)) for one, names in first], threads=threads)
 
     ahead: list[int] = []
-    monkeypatch.setattr("rhofast.data.stages.DownloadAhead", Told)
+    monkeypatch.setattr("rhofast.data.loader.staged_loader.DownloadAhead", Told)
     shutil.rmtree(site.root)
     shards = write_shards(site.root, members, per_shard=1)
 

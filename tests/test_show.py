@@ -21,7 +21,7 @@ from rhofast.config.load import dump_config, load_config
 from rhofast.config.schema import AugmentSection, ClipSection, Config, DataSection
 from rhofast.config.section import parse_section
 from rhofast.data.format.dataset import ShardSet, choose_samples, find_keys
-from rhofast.data.loader import Loader
+from rhofast.data.loader.train_loader import Loader
 from rhofast.data.sampling.augment import color_matrix
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Views

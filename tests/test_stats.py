@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhofast.data.conveyor import StageClock
-from rhofast.data.stats import LoaderStats, StageShares
+from rhofast.data.loader.stats import LoaderStats, StageShares
+from rhofast.data.loader.threaded_pipeline import StageClock
 
 HANDS = {"threads": 4, "decode_threads": 2, "cores": 16}
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
-from rhofast.data.loader import TestLoader
+from rhofast.data.loader.eval_loader import TestLoader
 from rhofast.errors import NotFiniteError, SampleError, ShardFormatError
 from rhofast.evals.store import FeatureStore, weights_digest
 

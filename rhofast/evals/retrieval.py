@@ -11,7 +11,7 @@ import numpy.typing as npt
 from accelerate import PartialState
 
 from rhofast.data.format.dataset import ShardSet, choose_samples, find_keys
-from rhofast.data.loader import TestLoader
+from rhofast.data.loader.eval_loader import TestLoader
 from rhofast.data.sources import open_shards
 from rhofast.errors import ConfigError
 from rhofast.evals.case import placed

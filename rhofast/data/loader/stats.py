@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Self
 
-from rhofast.data.conveyor import StageClock
+from rhofast.data.loader.threaded_pipeline import StageClock
 
 FED = 0.99  # readiness from which on the consumer counts as the limit
 _SATURATED = 0.8  # share of the time from which on a busy stage is taken to be the limit

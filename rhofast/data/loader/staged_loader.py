@@ -25,18 +25,18 @@ import torch
 from torch.profiler import record_function
 
 from rhofast.config.schema import AugmentSection, DataSection
-from rhofast.data.batch import Asked, Batch, Decoded, Done, Draft, Int64Array
 from rhofast.data.codecs import build_codec
-from rhofast.data.conveyor import Conveyor, StageClock, StalledError
 from rhofast.data.decode.capabilities import choose_decoder, detect, say_pictures
 from rhofast.data.decode.pipeline import DecodePipeline
 from rhofast.data.decode.video_decoder import VideoDecoder
 from rhofast.data.format.index import IndexRow
 from rhofast.data.format.reader import Reader
 from rhofast.data.format.remote import DownloadAhead
-from rhofast.data.quarantine import Quarantine
+from rhofast.data.loader.bad_samples import Quarantine
+from rhofast.data.loader.batch import Asked, Batch, Decoded, Done, Draft, Int64Array
+from rhofast.data.loader.stats import LoaderStats
+from rhofast.data.loader.threaded_pipeline import Conveyor, StageClock, StalledError
 from rhofast.data.sampling.mixture import Mixture
-from rhofast.data.stats import LoaderStats
 from rhofast.data.types import AugmentPlan, ClipPlan, Sample, VideoLimits, Views
 from rhofast.errors import ConfigError, DecodeError, SampleError, ShardError, UndecodableError
 

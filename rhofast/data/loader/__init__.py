@@ -1,0 +1,1 @@
+"""Loaders: batches of clips for training and evaluation."""
