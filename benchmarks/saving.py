@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from machine import facts_line, facts_of_the_machine
 
-from rhofast.checkpoint import Checkpoint
+from rhofast.checkpoint.async_writer import Saver
+from rhofast.checkpoint.checkpoint import Checkpoint
 from rhofast.config.schema import Config, OptimSection, TrainSection
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import build_method
 from rhofast.optim import build_optimizer
-from rhofast.saver import Saver
 
 
 def make_checkpoint(backbone: str, method: str, folder: Path) -> Checkpoint:

@@ -18,7 +18,7 @@ _PUBLIC = {
     "Loader": "rhofast.data.loader.train_loader",
     "RhofastError": "rhofast.errors",
     "TestLoader": "rhofast.data.loader.train_loader",
-    "load_backbone": "rhofast.export",
+    "load_backbone": "rhofast.checkpoint.export",
     "load_config": "rhofast.config.schema",
     "open_shards": "rhofast.data.format.remote",
 }

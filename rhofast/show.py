@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rhofast.checkpoint import latest_checkpoint
+from rhofast.checkpoint.checkpoint import latest_checkpoint
 from rhofast.config.load import override_config, parse_config
 from rhofast.config.schema import AugmentSection, ClipSection, Config
 from rhofast.data.decode.pipeline import DecodePipeline

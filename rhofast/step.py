@@ -24,7 +24,7 @@ from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 
 from rhofast.agreement import BAD_GRADIENT, BAD_LOSS, OK
-from rhofast.checkpoint import untrained_backbone
+from rhofast.checkpoint.backbone import untrained_backbone
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.train_loader import Loader

@@ -26,7 +26,9 @@ from torch import Tensor
 
 from rhofast.agreement import Stopper, Verdict, Votes
 from rhofast.buffers import FiniteStatistics
-from rhofast.checkpoint import Checkpoint, load_checkpoint
+from rhofast.checkpoint.async_writer import Saver
+from rhofast.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from rhofast.checkpoint.resume import Opened, open_run
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.remote import is_remote
@@ -41,8 +43,6 @@ from rhofast.evals.knn import evaluate_knn
 from rhofast.logbook import Logbook, check_trackers
 from rhofast.models.methods.method import Moment
 from rhofast.optim import learning_rate, load_optimizer
-from rhofast.resume import Opened, open_run
-from rhofast.saver import Saver
 from rhofast.step import (
     build_accelerator,
     build_loader,

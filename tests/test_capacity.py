@@ -307,7 +307,7 @@ def test_operations_and_bytes_are_those_of_a_real_step(method: str) -> None:
 
 
 def build_small(config: Config) -> torch.nn.Module:
-    from rhofast.checkpoint import untrained_backbone
+    from rhofast.checkpoint.backbone import untrained_backbone
 
     return untrained_backbone(config)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rhofast.checkpoint import (
+from rhofast.checkpoint.checkpoint import (
     Checkpoint,
     find_checkpoint,
     find_damage,
@@ -120,7 +120,7 @@ def test_a_failed_save_leaves_the_older_ones_and_nothing_else(tmp_path: Path, mo
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rhofast.checkpoint.flush", full)
+    monkeypatch.setattr("rhofast.checkpoint.checkpoint.flush", full)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, checkpoint(2), keep=5)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000001"]

@@ -12,9 +12,9 @@ from conftest import REAL_VIDEOS, TINY_PAGE, encode_mjpeg, frame_pixels
 from PIL import Image
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from rhofast.checkpoint.export import load_backbone
 from rhofast.cli.app import main
 from rhofast.data.format.dataset import ShardSet
-from rhofast.export import load_backbone
 from rhofast.models.backbones import build_backbone
 from rhofast.models.weight_conversion import export_pyslowfast
 

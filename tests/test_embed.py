@@ -15,6 +15,7 @@ import torch
 from conftest import TINY_PAGE, damage_unit, write_shards
 from PIL import Image
 
+from rhofast.checkpoint.export import save_backbone
 from rhofast.cli.app import main
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
@@ -23,7 +24,6 @@ from rhofast.evals.embed import embed
 from rhofast.evals.features import extract_features
 from rhofast.evals.retrieval import draw_neighbors, nearest, open_bank
 from rhofast.evals.subject import open_subject
-from rhofast.export import save_backbone
 from rhofast.models.backbones import build_backbone
 from rhofast.models.weight_conversion import export_pyslowfast
 from rhofast.train import train

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torchvision.models import video
 
 import rhofast
-from rhofast.checkpoint import Checkpoint
+from rhofast.checkpoint.checkpoint import Checkpoint
+from rhofast.checkpoint.export import export_checkpoint, import_weights, load_backbone, save_backbone
 from rhofast.config.load import parse_config
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, ResumeError
-from rhofast.export import export_checkpoint, import_weights, load_backbone, save_backbone
 from rhofast.models.backbones import build_backbone
 from rhofast.models.backbones.slow import Slow, slow_keys
 from rhofast.models.methods import build_method

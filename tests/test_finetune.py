@@ -12,7 +12,8 @@ import torch
 from conftest import TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
 from reference import needs_vectors, numbers
 
-from rhofast.checkpoint import latest_checkpoint, load_checkpoint, trained_backbone
+from rhofast.checkpoint.backbone import trained_backbone
+from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError

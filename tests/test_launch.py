@@ -22,7 +22,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.state import AcceleratorState, GradientState
 from conftest import TINY_PAGE, write_shards
 
-from rhofast.checkpoint import latest_checkpoint, load_checkpoint
+from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.train import train

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from rhofast.checkpoint import Checkpoint, save_checkpoint
+from rhofast.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from rhofast.checkpoint.resume import open_run
 from rhofast.config.load import override_config, parse_config
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError, ResumeError
-from rhofast.resume import open_run
 
 
 def config(out: Path, **train: Any) -> Config:
@@ -75,7 +75,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_a_damaged_one(
     def fail(path: Path) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("rhofast.checkpoint._measure", fail)
+    monkeypatch.setattr("rhofast.checkpoint.checkpoint._measure", fail)
     with pytest.raises(ResumeError, match="Input/output error"):
         open_run(run, resume=True)
     assert folder.is_dir()

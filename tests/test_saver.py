@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-import rhofast.saver
-from rhofast.checkpoint import Checkpoint, load_checkpoint
+import rhofast.checkpoint.async_writer
+from rhofast.checkpoint.async_writer import Saver
+from rhofast.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from rhofast.config.schema import Config, TrainSection
-from rhofast.saver import Saver
 
 CONFIG = Config(name="x", train=TrainSection(steps=9))
 
@@ -23,13 +23,13 @@ def checkpoint(step: int, weight: torch.Tensor) -> Checkpoint:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Holds the writer's thread up until it is set."""
-    opened, real = threading.Event(), rhofast.saver.write_parts
+    opened, real = threading.Event(), rhofast.checkpoint.async_writer.write_parts
 
     def write(*arguments: Any) -> Path:
         assert opened.wait(10)
         return real(*arguments)
 
-    monkeypatch.setattr("rhofast.saver.write_parts", write)
+    monkeypatch.setattr("rhofast.checkpoint.async_writer.write_parts", write)
     return opened
 
 
@@ -76,7 +76,7 @@ def test_a_failure_is_told_and_older_checkpoints_stay(
         def fail(*_: object) -> None:
             raise failure
 
-        monkeypatch.setattr("rhofast.checkpoint.save_file", fail)
+        monkeypatch.setattr("rhofast.checkpoint.checkpoint.save_file", fail)
         saver.save(checkpoint(2, torch.ones(3)))
     assert [(saved.step, saved.error) for saved in saver.news()] == [(1, None), (2, told)]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000001"]

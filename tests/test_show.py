@@ -15,7 +15,7 @@ import torch
 from conftest import TINY_PAGE, damage_unit, write_shards
 from PIL import Image
 
-from rhofast.checkpoint import Checkpoint, save_checkpoint
+from rhofast.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from rhofast.cli.app import main
 from rhofast.config.load import dump_config, load_config
 from rhofast.config.schema import AugmentSection, ClipSection, Config, DataSection

@@ -16,10 +16,11 @@ import torch.multiprocessing
 from conftest import TINY_PAGE
 from safetensors import SafetensorError
 
-import rhofast.checkpoint
+import rhofast.checkpoint.checkpoint
 import rhofast.step
 import rhofast.train
-from rhofast.checkpoint import latest_checkpoint, load_checkpoint, untrained_backbone
+from rhofast.checkpoint.backbone import untrained_backbone
+from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
 from rhofast.config.load import dump_config, override_config, parse_config
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
@@ -194,14 +195,14 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_continued(shards: Sh
 def test_a_full_disk_is_told_and_training_goes_on(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = rhofast.checkpoint.save_file
+    real = rhofast.checkpoint.checkpoint.save_file
 
     def full(tensors: Any, path: Path) -> None:
         if "step-00000004" in str(path):
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         real(tensors, path)
 
-    monkeypatch.setattr("rhofast.checkpoint.save_file", full)
+    monkeypatch.setattr("rhofast.checkpoint.checkpoint.save_file", full)
     seen: list[dict[str, Any]] = []
     outcome = train(config(shards, tmp_path, keep_checkpoints=9), on_log=seen.append)
     assert outcome.finished
@@ -217,7 +218,7 @@ def test_a_run_whose_last_checkpoint_is_not_written_has_failed(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rhofast.checkpoint.save_file", full)
+    monkeypatch.setattr("rhofast.checkpoint.checkpoint.save_file", full)
     with pytest.raises(SaveError, match="of step 2, was not written"):
         train(config(shards, tmp_path, steps=2))
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]

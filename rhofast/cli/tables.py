@@ -17,10 +17,10 @@ from rhofast.figures import Fact, amount, weakest
 
 if TYPE_CHECKING:  # a command loads what it needs, when it needs it
     from rhofast.capacity import Plan
+    from rhofast.checkpoint.export import Transfer
     from rhofast.config.schema import ClipSection
     from rhofast.data.format.dataset import DatasetInfo
     from rhofast.evals.scores import Evaluation
-    from rhofast.export import Transfer
     from rhofast.ingest.estimate import CodecEstimate, Estimate, Figures
     from rhofast.ingest.summary import Summary
 

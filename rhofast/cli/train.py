@@ -50,8 +50,8 @@ def export(
     form: Annotated[Formats, typer.Option("--format", help="whose file it is to be")] = "safetensors",
 ) -> None:
     """Write the trained backbone as one file."""
-    from rhofast.checkpoint import find_checkpoint, load_checkpoint
-    from rhofast.export import export_checkpoint
+    from rhofast.checkpoint.checkpoint import find_checkpoint, load_checkpoint
+    from rhofast.checkpoint.export import export_checkpoint
 
     folder = find_checkpoint(checkpoint)
     run = checkpoint if folder != checkpoint else folder.parent.parent
@@ -65,8 +65,8 @@ def import_(
     settings: Settings = None,
 ) -> None:
     """Turn foreign weights into a file that rhofast.load_backbone opens."""
+    from rhofast.checkpoint.export import import_weights
     from rhofast.config.load import load_config
-    from rhofast.export import import_weights
 
     section = load_config(None, [f"backbone.name={backbone}", *(settings or [])]).backbone
     out.print(transfer_table(import_weights(source, target, backbone=section.name, options=section.options)))

@@ -24,7 +24,8 @@ from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 
 from rhofast.agreement import BAD_LOSS, OK, Stopper, Votes
-from rhofast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from rhofast.checkpoint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from rhofast.checkpoint.resume import open_run
 from rhofast.config.schema import Config
 from rhofast.data.sampling.rng import Stream, torch_seed
 from rhofast.data.sampling.shuffle import rank_slice
@@ -36,7 +37,6 @@ from rhofast.evals.multiview import Classifier, check_test, crops_of, score_vide
 from rhofast.evals.scores import Evaluation
 from rhofast.models.batch_norm import synchronize_batch_norm
 from rhofast.optim import build_optimizer, learning_rate, load_optimizer
-from rhofast.resume import open_run
 from rhofast.step import build_accelerator, build_loader, collected_by_hand, prepare, run_length
 from rhofast.storage.files import write_atomically
 from rhofast.telemetry import MetricsFile, StepClock, versions

@@ -23,11 +23,12 @@ from typing import Any
 from safetensors import safe_open
 from torch import nn
 
-from rhofast.checkpoint import find_checkpoint, load_checkpoint, trained_backbone, untrained_backbone
+from rhofast.checkpoint.backbone import trained_backbone, untrained_backbone
+from rhofast.checkpoint.checkpoint import find_checkpoint, load_checkpoint
+from rhofast.checkpoint.export import load_backbone
 from rhofast.config.load import dump_config, load_config
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError
-from rhofast.export import load_backbone
 from rhofast.models.backbones import build_backbone
 from rhofast.models.backbones.slow import Slow
 from rhofast.models.backbones.torchvision_video import NAMES, published_input

@@ -48,7 +48,7 @@ Format = Literal["safetensors", "pyslowfast"]
 
 
 class SavedRun(Protocol):
-    """What is read of a checkpoint: `rhofast.checkpoint.Checkpoint` has it."""
+    """What is read of a checkpoint: `rhofast.checkpoint.checkpoint.Checkpoint` has it."""
 
     @property
     def step(self) -> int: ...

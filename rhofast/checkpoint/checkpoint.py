@@ -23,13 +23,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from rhofast.config.load import dump_config, parse_config
 from rhofast.config.schema import Config
-from rhofast.data.sampling.rng import Stream, bits
 from rhofast.errors import ResumeError
-from rhofast.models.backbones import build_backbone
 from rhofast.storage.files import flush, write_atomically
 
 VERSION = 2
@@ -194,33 +192,6 @@ def find_checkpoint(path: Path) -> Path:
             f"{path}: neither a checkpoint nor a run with one", hint="give runs/NAME or a step-... folder"
         )
     return found
-
-
-def untrained_backbone(config: Config) -> nn.Module:
-    """The backbone that a run of this configuration begins with, to the bit; leaves torch's generator where the run
-    leaves it, so that what else has weights comes after."""
-    torch.manual_seed(int(bits(config.seed, 0, 0, Stream.MODEL, 1)[0] >> 1))
-    return _build(config)
-
-
-def trained_backbone(folder: Path) -> tuple[nn.Module, Config]:
-    """The trained backbone of a checkpoint folder, and the configuration of its run. Raises ResumeError."""
-    checkpoint = load_checkpoint(folder)
-    backbone = _build(checkpoint.config)
-    prefix = "backbone."
-    weights = {key.removeprefix(prefix): value for key, value in checkpoint.method.items() if key.startswith(prefix)}
-    try:
-        backbone.load_state_dict(weights)
-    except RuntimeError as error:
-        name = checkpoint.config.backbone.name
-        raise ResumeError(f"{folder}: its weights do not fit backbone {name!r}: {error}") from None
-    return backbone, checkpoint.config
-
-
-def _build(config: Config) -> nn.Module:
-    """Raises ConfigError where the backbone does not take the run's clips."""
-    section, num_frames, size = config.backbone, config.clips.num_frames, config.augment.size
-    return build_backbone(section.name, section.options, num_frames=num_frames, size=size)
 
 
 def _measure(path: Path) -> dict[str, Any]:

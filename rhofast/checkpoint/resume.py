@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rhofast.checkpoint import Checkpoint, checkpoints_of, find_damage, load_checkpoint
+from rhofast.checkpoint.checkpoint import Checkpoint, checkpoints_of, find_damage, load_checkpoint
 from rhofast.config.load import dump_config
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError, ResumeError

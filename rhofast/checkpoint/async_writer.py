@@ -20,7 +20,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from rhofast.checkpoint import Checkpoint, Parts, prune_checkpoints, split_checkpoint, write_parts
+from rhofast.checkpoint.checkpoint import Checkpoint, Parts, prune_checkpoints, split_checkpoint, write_parts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

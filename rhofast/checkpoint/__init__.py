@@ -1,0 +1,1 @@
+"""Checkpoints, run folders and exported weights."""
