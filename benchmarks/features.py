@@ -23,9 +23,9 @@ from machine import facts_line, facts_of_the_machine
 
 from rhofast.data.loader.eval_loader import TestLoader
 from rhofast.data.sources import open_shards
-from rhofast.evals.case import placed
-from rhofast.evals.features import FeatureStream
-from rhofast.evals.subject import open_subject
+from rhofast.evaluation.features import FeatureStream
+from rhofast.evaluation.model import open_subject
+from rhofast.evaluation.task import placed
 
 
 def main() -> None:

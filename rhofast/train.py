@@ -38,8 +38,8 @@ from rhofast.data.sources import open_test
 from rhofast.data.types import Views
 from rhofast.distributed.collectives import told_of_lost_ranks
 from rhofast.errors import NotFiniteError, ResumeError, RhofastError, SaveError
-from rhofast.evals.heldout import check_held_out
-from rhofast.evals.knn import evaluate_knn
+from rhofast.evaluation.knn import evaluate_knn
+from rhofast.evaluation.leakage import check_held_out
 from rhofast.logbook import Logbook, check_trackers
 from rhofast.models.methods.method import Moment
 from rhofast.optim import learning_rate, load_optimizer

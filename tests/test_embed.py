@@ -20,10 +20,10 @@ from rhofast.cli.app import main
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
-from rhofast.evals.embed import embed
-from rhofast.evals.features import extract_features
 from rhofast.evals.retrieval import draw_neighbors, nearest, open_bank
-from rhofast.evals.subject import open_subject
+from rhofast.evaluation.embed import embed
+from rhofast.evaluation.features import extract_features
+from rhofast.evaluation.model import open_subject
 from rhofast.models.backbones import build_backbone
 from rhofast.models.weight_conversion import export_pyslowfast
 from rhofast.train import train
@@ -111,7 +111,7 @@ def test_two_ranks_write_what_one_writes(shards: ShardSet, tmp_path: Path) -> No
 
 
 def test_rows_come_in_groups_of_one_size(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rhofast.evals.embed._GROUP", 5 * 32)
+    monkeypatch.setattr("rhofast.evaluation.embed._GROUP", 5 * 32)
     subject = open_subject("random", overrides=SETTINGS)
     embed(subject, shards, tmp_path / "x.parquet")
     file = pq.ParquetFile(tmp_path / "x.parquet")
@@ -127,7 +127,7 @@ def test_of_several_processes_one_draws(shards: ShardSet, tmp_path: Path, monkey
     subject, bank, queries, chosen = open_bank(
         "random", bank=shards.root, queries=None, keys=["v4"], samples=1, overrides=SETTINGS
     )
-    monkeypatch.setattr("rhofast.evals.retrieval.PartialState", Other)
+    monkeypatch.setattr("rhofast.evaluation.retrieval.PartialState", Other)
     drawn = draw_neighbors(subject, bank, queries, chosen, tmp_path / "n.png")
     assert len(drawn.near) == 1 and len(drawn.left_out) == 1 and "'v5'" in drawn.left_out[0]
     assert not (tmp_path / "n.png").exists()
@@ -140,7 +140,7 @@ def test_where_nothing_can_be_written_nothing_is_computed(
         raise AssertionError("it began")
 
     for name in ("case.open_case", "retrieval.open_bank", "subject.open_subject"):
-        monkeypatch.setattr(f"rhofast.evals.{name}", never)
+        monkeypatch.setattr(f"rhofast.evaluation.{name}", never)
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "folder.npy").mkdir()
     sets = ["random", "--train", shards.root, "--test", shards.root]

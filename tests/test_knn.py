@@ -12,12 +12,12 @@ from PIL import Image
 
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import NotFiniteError, ShardFormatError
-from rhofast.evals.case import open_case
-from rhofast.evals.features import Features, extract_features
-from rhofast.evals.knn import knn_scores
-from rhofast.evals.neighbors import evaluate_neighbors
-from rhofast.evals.scores import Evaluation, summarize, write_evaluation
-from rhofast.evals.subject import open_subject
+from rhofast.evaluation.features import Features, extract_features
+from rhofast.evaluation.knn import evaluate_neighbors, knn_scores
+from rhofast.evaluation.model import open_subject
+from rhofast.evaluation.results import write_evaluation
+from rhofast.evaluation.scores import Evaluation, summarize
+from rhofast.evaluation.task import open_case
 
 
 def by_hand(bank, bank_label, queries, num_classes, neighbors, temperature):  # type: ignore[no-untyped-def]

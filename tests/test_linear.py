@@ -15,12 +15,12 @@ from conftest import TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError
-from rhofast.evals.case import open_case
 from rhofast.evals.finetune import train_classifier
-from rhofast.evals.heldout import overlap, source_digests
-from rhofast.evals.linear import evaluate_linear, held_part
-from rhofast.evals.logistic import fit_logistic, folded, standardize, sweep
-from rhofast.evals.neighbors import evaluate_neighbors
+from rhofast.evaluation.knn import evaluate_neighbors
+from rhofast.evaluation.leakage import overlap, source_digests
+from rhofast.evaluation.linear_probe import evaluate_linear, held_part
+from rhofast.evaluation.logistic_regression import fit_logistic, folded, standardize, sweep
+from rhofast.evaluation.task import open_case
 from rhofast.train import train
 
 SETTINGS = [

@@ -17,7 +17,8 @@ from rhofast.data.sampling.augment import three_crops
 from rhofast.data.sampling.clips import uniform_clips
 from rhofast.data.sampling.shuffle import rank_slice
 from rhofast.data.types import Geometry
-from rhofast.evals.multiview import Classifier, GlobalDropout, score_videos
+from rhofast.evaluation.classifier import Classifier, GlobalDropout
+from rhofast.evaluation.multiview import score_videos
 
 
 def config(**values: Any) -> Config:

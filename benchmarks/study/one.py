@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rhofast.config.load import load_config
-from rhofast.evals.case import open_case
-from rhofast.evals.linear import evaluate_linear
-from rhofast.evals.neighbors import evaluate_neighbors
-from rhofast.evals.scores import Evaluation
+from rhofast.evaluation.knn import evaluate_neighbors
+from rhofast.evaluation.linear_probe import evaluate_linear
+from rhofast.evaluation.scores import Evaluation
+from rhofast.evaluation.task import open_case
 from rhofast.storage.files import write_atomically
 from rhofast.train import train
 

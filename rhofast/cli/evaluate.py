@@ -14,8 +14,8 @@ from rhofast.errors import ConfigError
 from rhofast.storage.files import check_writable
 
 if TYPE_CHECKING:
-    from rhofast.evals.case import Case
-    from rhofast.evals.scores import Evaluation
+    from rhofast.evaluation.scores import Evaluation
+    from rhofast.evaluation.task import Case
 
 evaluate = typer.Typer(help="Evaluate a backbone on held-out shards.", no_args_is_help=True)
 
@@ -51,7 +51,7 @@ def knn(
     settings: Settings = None,
 ) -> None:
     """Weighted k-nearest neighbors on held-out shards. Also under `accelerate launch`."""
-    from rhofast.evals.neighbors import evaluate_neighbors
+    from rhofast.evaluation.knn import evaluate_neighbors
 
     case = _open(checkpoint, _one_test(shards, test), train, page, settings, allow_overlap, target)
     with progress_bars("features") as (progress,):
@@ -74,7 +74,7 @@ def linear(
 ) -> None:
     """A linear classifier on frozen features: logistic regression on features of center clips, its penalty chosen on a
     part of the training shards. With --config: by SGD through the augmenting loader, as that page says."""
-    from rhofast.evals.linear import evaluate_linear
+    from rhofast.evaluation.linear_probe import evaluate_linear
 
     if resume and page is None:
         raise ConfigError("--resume: only with --config", hint="without it, --set eval.keep=FOLDER keeps the features")
@@ -114,9 +114,9 @@ def embed(
 ) -> None:
     """Write the features of all samples, with their keys. Also under `accelerate launch`."""
     from rhofast.data.sources import open_shards
-    from rhofast.evals.embed import check_target
-    from rhofast.evals.embed import embed as write_features
-    from rhofast.evals.subject import open_subject
+    from rhofast.evaluation.embed import check_target
+    from rhofast.evaluation.embed import embed as write_features
+    from rhofast.evaluation.model import open_subject
 
     check_target(target)
     subject = open_subject(checkpoint, overrides=settings or [])
@@ -172,7 +172,7 @@ def _open(
     target: Path | None,
 ) -> Case:
     """target: where the result will be written; None: in the folder of the checkpoint, or of what is trained on it."""
-    from rhofast.evals.case import open_case
+    from rhofast.evaluation.task import open_case
 
     if target is not None:
         check_writable(target)
@@ -184,7 +184,7 @@ def _open(
 
 
 def _tell(result: Evaluation, target: Path | None) -> None:
-    from rhofast.evals.scores import write_evaluation
+    from rhofast.evaluation.results import write_evaluation
 
     if not is_main_process():
         return

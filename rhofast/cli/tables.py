@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a command loads what it needs, when it needs it
     from rhofast.checkpoint.export import Transfer
     from rhofast.config.schema import ClipSection
     from rhofast.data.format.dataset import DatasetInfo
-    from rhofast.evals.scores import Evaluation
+    from rhofast.evaluation.scores import Evaluation
     from rhofast.ingest.estimate import CodecEstimate, Estimate, Figures
     from rhofast.ingest.summary import Summary
 

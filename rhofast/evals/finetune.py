@@ -31,10 +31,11 @@ from rhofast.data.sampling.rng import Stream, torch_seed
 from rhofast.data.sampling.shuffle import rank_slice
 from rhofast.distributed.collectives import reduce_max, told_of_lost_ranks
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError, RhofastError
-from rhofast.evals.case import Case
-from rhofast.evals.features import Progress
-from rhofast.evals.multiview import Classifier, check_test, crops_of, score_videos
-from rhofast.evals.scores import Evaluation
+from rhofast.evaluation.classifier import Classifier
+from rhofast.evaluation.features import Progress
+from rhofast.evaluation.multiview import check_test, crops_of, score_videos
+from rhofast.evaluation.scores import Evaluation
+from rhofast.evaluation.task import Case
 from rhofast.models.batch_norm import synchronize_batch_norm
 from rhofast.optim import build_optimizer, learning_rate, load_optimizer
 from rhofast.step import build_accelerator, build_loader, collected_by_hand, prepare, run_length

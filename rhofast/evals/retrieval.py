@@ -14,10 +14,10 @@ from rhofast.data.format.dataset import ShardSet, choose_samples, find_keys
 from rhofast.data.loader.eval_loader import TestLoader
 from rhofast.data.sources import open_shards
 from rhofast.errors import ConfigError
-from rhofast.evals.case import placed
-from rhofast.evals.features import Features, Progress, extract_features, part_of
-from rhofast.evals.heldout import source_digests
-from rhofast.evals.subject import Subject, open_subject
+from rhofast.evaluation.features import Features, Progress, extract_features, part_of
+from rhofast.evaluation.leakage import source_digests
+from rhofast.evaluation.model import Subject, open_subject
+from rhofast.evaluation.task import placed
 from rhofast.pictures import Group, Strip, animation, check_suffix, write_pictures
 from rhofast.show import displayable
 from rhofast.storage.files import check_writable, replacing

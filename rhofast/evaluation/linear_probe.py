@@ -19,12 +19,13 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from rhofast.errors import ShardFormatError
-from rhofast.evals.case import Case, placed
-from rhofast.evals.features import Progress, extract_features, part_of
-from rhofast.evals.heldout import source_digests
-from rhofast.evals.logistic import Linear, Tried, folded, standardize, sweep
-from rhofast.evals.multiview import Classifier, check_test, crops_of, score_videos
-from rhofast.evals.scores import Evaluation, Scores
+from rhofast.evaluation.classifier import Classifier
+from rhofast.evaluation.features import Progress, extract_features, part_of
+from rhofast.evaluation.leakage import source_digests
+from rhofast.evaluation.logistic_regression import Linear, Tried, folded, standardize, sweep
+from rhofast.evaluation.multiview import check_test, crops_of, score_videos
+from rhofast.evaluation.scores import Evaluation, Scores
+from rhofast.evaluation.task import Case, placed
 
 _HELD_SHARE = 0.2
 

@@ -21,7 +21,7 @@ from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.eval_loader import TestLoader
 from rhofast.errors import NotFiniteError, SampleError, ShardFormatError
-from rhofast.evals.store import FeatureStore, weights_digest
+from rhofast.evaluation.feature_cache import FeatureStore, weights_digest
 
 Progress = Callable[[int, int], None]
 

@@ -13,8 +13,9 @@ from torch import nn
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ShardFormatError
-from rhofast.evals.features import Features, Progress, extract_features, part_of
-from rhofast.evals.scores import Scores, class_map, summarize
+from rhofast.evaluation.features import Features, Progress, extract_features, part_of
+from rhofast.evaluation.scores import Evaluation, Scores, class_map, summarize
+from rhofast.evaluation.task import Case, placed
 
 _AT_ONCE = 1 << 25  # similarities in memory at once
 _LARGEST = 700.0  # e to this is still a number
@@ -95,3 +96,35 @@ def _normalized(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     length = np.linalg.norm(values, axis=-1, keepdims=True)
     unit: npt.NDArray[np.float32] = values / np.maximum(length, np.finfo(np.float32).tiny)
     return unit
+
+
+def evaluate_neighbors(case: Case, *, untrained: bool = False, progress: Progress | None = None) -> Evaluation:
+    """Weighted kNN of a case; the same on every rank. untrained: of the same backbone before training, too. progress:
+    called with (samples done, in all). Raises ShardError."""
+    config = case.config
+    backbones = [case.subject.backbone, *([case.subject.untrained()] if untrained else [])]
+    samples = len(case.train) + len(case.test)
+    results = [
+        evaluate_knn(
+            placed(network, config),
+            case.train,
+            case.test,
+            config,
+            progress=part_of(progress, number * samples, len(backbones) * samples),
+        )
+        for number, network in enumerate(backbones)
+    ]
+    section = config.eval
+    return Evaluation(
+        kind="knn",
+        origin=case.subject.origin,
+        step=case.subject.step,
+        folder=case.subject.folder,
+        trained=results[0],
+        untrained=results[1] if untrained else None,
+        chance=1 / len(case.train.info.classes),
+        classes=case.train.info.classes,
+        shards=case.shards(),
+        settings={"views": section.views, "neighbors": section.neighbors, "temperature": section.temperature},
+        notes=case.notes,
+    )

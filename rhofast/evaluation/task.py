@@ -15,9 +15,9 @@ from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.sources import open_shards
 from rhofast.errors import ConfigError, RhofastError
-from rhofast.evals.heldout import check_held_out, overlap, refuse_overlap
-from rhofast.evals.scores import class_map
-from rhofast.evals.subject import Subject, open_subject
+from rhofast.evaluation.leakage import check_held_out, overlap, refuse_overlap
+from rhofast.evaluation.model import Subject, open_subject
+from rhofast.evaluation.scores import class_map
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

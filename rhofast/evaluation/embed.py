@@ -22,9 +22,16 @@ from accelerate.utils import gather_object
 
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
-from rhofast.evals.case import placed
-from rhofast.evals.features import FeatureBatch, FeatureStream, Progress, check_finite, count_spoiled, mean_over_views
-from rhofast.evals.subject import Subject
+from rhofast.evaluation.features import (
+    FeatureBatch,
+    FeatureStream,
+    Progress,
+    check_finite,
+    count_spoiled,
+    mean_over_views,
+)
+from rhofast.evaluation.model import Subject
+from rhofast.evaluation.task import placed
 from rhofast.storage.files import check_writable, replacing, writing_atomically
 
 SUFFIXES = (".parquet", ".arrow", ".npy")
