@@ -59,7 +59,7 @@ def serve() -> None:
     import torch.utils.tensorboard
 
     import rhofast.data.decode.pipeline
-    import rhofast.train  # noqa: F401
+    import rhofast.training.trainer  # noqa: F401
 
     torch.set_num_threads(1)
     print(json.dumps({"ready": True}), flush=True)
@@ -79,7 +79,7 @@ def become_rank(request: dict[str, Any]) -> None:
     """Train, in a process forked for it, and end as `rhofast train` does."""
     from rhofast.config.load import parse_config
     from rhofast.errors import RhofastError
-    from rhofast.train import train
+    from rhofast.training.trainer import train
 
     os.environ.update(request["place"])
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -24,7 +24,7 @@ from rhofast.checkpoint.checkpoint import Checkpoint
 from rhofast.config.schema import Config, OptimSection, TrainSection
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import build_method
-from rhofast.optim import build_optimizer
+from rhofast.training.optim import build_optimizer
 
 
 def make_checkpoint(backbone: str, method: str, folder: Path) -> Checkpoint:

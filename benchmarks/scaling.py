@@ -70,7 +70,8 @@ def work(pipe: Connection, page: Path, settings: list[str], place: dict[str, str
 
     from rhofast.config.load import load_config
     from rhofast.models.methods.method import Moment
-    from rhofast.step import build_accelerator, build_model, collected_by_hand, take_step
+    from rhofast.training.setup import build_accelerator, build_model
+    from rhofast.training.step import collected_by_hand, take_step
 
     torch.set_num_threads(1)
     ranks, rank = int(place["WORLD_SIZE"]), int(place["RANK"])

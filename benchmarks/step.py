@@ -34,8 +34,8 @@ from rhofast.config.schema import OptimSection
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import build_method
 from rhofast.models.methods.method import Method, Moment
-from rhofast.optim import build_optimizer
-from rhofast.step import take_step
+from rhofast.training.optim import build_optimizer
+from rhofast.training.step import take_step
 
 PACKAGES = ("torch", "accelerate", "numpy")
 PLAIN, RHOFAST, COMPILED = "plain", "rhofast", "rhofast, train.compile"

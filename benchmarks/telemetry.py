@@ -27,7 +27,7 @@ from rhofast.cli.live_view import TrainingView
 from rhofast.config.load import parse_config
 from rhofast.data.loader.stats import LoaderStats
 from rhofast.data.loader.threaded_pipeline import StageClock
-from rhofast.logbook import Logbook
+from rhofast.training.logger import Logbook
 
 STEP_S = 0.2
 STEPS = 2000

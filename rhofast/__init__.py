@@ -6,7 +6,7 @@ Public names are imported when they are first used, so `import rhofast` costs no
     rhofast.load_config(page)       a run's configuration   rhofast.load_backbone(file)           an exported backbone
     rhofast.RhofastError            the root of all errors
 
-A run itself is `rhofast.train.train(config)`.
+A run itself is `rhofast.training.trainer.train(config)`.
 """
 
 from importlib import import_module

@@ -31,17 +31,10 @@ from rhofast.data.loader.train_loader import Loader
 from rhofast.distributed.collectives import gather_objects
 from rhofast.distributed.process_group import cores_of_rank
 from rhofast.models.methods.method import Moment
-from rhofast.optim import learning_rate
-from rhofast.step import (
-    build_accelerator,
-    build_loader,
-    build_model,
-    collected_by_hand,
-    open_training_shards,
-    run_length,
-    take_step,
-)
-from rhofast.telemetry import versions
+from rhofast.training.environment import versions
+from rhofast.training.optim import learning_rate
+from rhofast.training.setup import build_accelerator, build_loader, build_model, open_training_shards, run_length
+from rhofast.training.step import collected_by_hand, take_step
 from rhofast.turns import Source, Turn, summarize
 
 What = Literal["loader", "step", "both", "headspace"]

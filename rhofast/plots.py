@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from rhofast.telemetry import STAGES
+from rhofast.training.step_timer import STAGES
 
 Lines = list[dict[str, Any]]
 

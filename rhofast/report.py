@@ -16,7 +16,7 @@ from typing import Any
 
 from rhofast.errors import ConfigError
 from rhofast.plots import Lines, RunLog, draw_confusion, draw_legend, draw_plots
-from rhofast.telemetry import read_metrics
+from rhofast.training.metrics_file import read_metrics
 
 _REMARKS = 20  # the last ones are shown
 _TITLE = 4  # runs whose names make the title

@@ -33,7 +33,7 @@ from rhofast.data.sources import open_training
 from rhofast.data.types import AugmentPlan, ClipPlan, Position
 from rhofast.errors import ConfigError, ResumeError, ShardMissingError
 from rhofast.pictures import Group, Strip
-from rhofast.telemetry import read_metrics
+from rhofast.training.metrics_file import read_metrics
 
 _CONFIG = "config.json"
 

@@ -14,7 +14,7 @@ from rhofast.config.schema import OptimSection
 from rhofast.models.backbones.slow import Slow, slow_keys
 from rhofast.models.methods.heads import normalize
 from rhofast.models.methods.method import Method, Moment
-from rhofast.optim import build_optimizer, learning_rate
+from rhofast.training.optim import build_optimizer, learning_rate
 from rhofast.training.step import run_step as run_whole_step
 
 MONITORED = {"moco": -1, "byol": -1, "simclr": -2, "swav": 0}  # which of a step's embeddings the kNN monitor sees

@@ -24,7 +24,7 @@ from rhofast.models.backbones import build_backbone
 from rhofast.models.batch_norm import SyncBatchNorm
 from rhofast.models.methods import build_method
 from rhofast.models.methods.method import Method, Moment
-from rhofast.step import build_model
+from rhofast.training.setup import build_model
 from rhofast.training.step import run_step
 
 # (backbone, options, size of the clip [T, S], its blocks)
@@ -222,7 +222,7 @@ def test_the_trainer_takes_it_for_the_trained_backbone_alone(monkeypatch: pytest
         _, method, _ = build_model(config, Accelerator(cpu=True))
         changed = [name for name, module in method.named_modules() if "forward" in vars(module)]
         assert len(changed) == 8 * again and all(name.startswith("backbone.stages.") for name in changed)
-    monkeypatch.setattr("rhofast.step.checkpoint_blocks", lambda backbone: 0)
+    monkeypatch.setattr("rhofast.training.step.checkpoint_blocks", lambda backbone: 0)
     with pytest.raises(ConfigError, match="slow_r18 has no blocks"):
         build_model(config, Accelerator(cpu=True))
 

@@ -13,10 +13,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from rhofast.agreement import BAD_GRADIENT, BAD_LOSS, OK, BadStep, Stopper, Verdict, Votes
 from rhofast.distributed.collectives import told_of_lost_ranks
 from rhofast.distributed.process_group import join_again
 from rhofast.errors import RankLostError
+from rhofast.training.consensus import BAD_GRADIENT, BAD_LOSS, OK, BadStep, Verdict, Votes
+from rhofast.training.preemption import Stopper
 
 
 def flag(value: int) -> torch.Tensor:
@@ -118,7 +119,7 @@ def test_other_errors_are_left_alone() -> None:
 
 def test_ctrl_c_that_a_launcher_repeats_is_one_and_a_later_one_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("rhofast.agreement.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rhofast.training.consensus.time.monotonic", lambda: now[0])
     with Stopper(None) as stopper:
         assert stopper.reason is None
         os.kill(os.getpid(), signal.SIGINT)
@@ -161,7 +162,7 @@ def test_a_process_outlives_the_shell_that_began_it(monkeypatch: pytest.MonkeyPa
     for variable in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
         monkeypatch.delenv(variable, raising=False)
     stopper = Stopper(None)
-    monkeypatch.setattr("rhofast.agreement.os.getppid", lambda: 1)
+    monkeypatch.setattr("rhofast.training.consensus.os.getppid", lambda: 1)
     assert stopper.reason is None
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from rhofast.buffers import FiniteStatistics
+from rhofast.training.non_finite import FiniteStatistics
 
 
 def network() -> nn.Sequential:

@@ -27,7 +27,7 @@ from rhofast.footprint import PIXELS, clip_frames, stored_frame, units_of
 from rhofast.interruptions import daly_interval, expected_seconds, young_interval
 from rhofast.models.methods import METHODS, build_method
 from rhofast.models.methods.method import Moment
-from rhofast.optim import build_optimizer
+from rhofast.training.optim import build_optimizer
 from rhofast.training.step import run_step
 from rhofast.workload import Workload, count_workload
 

@@ -13,7 +13,7 @@ from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import METHODS, build_method
-from rhofast.optim import learning_rate
+from rhofast.training.optim import learning_rate
 
 PAGE = """
 name = "run"

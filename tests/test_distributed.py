@@ -22,7 +22,7 @@ from rhofast.models.batch_norm import SyncBatchNorm, synchronize_batch_norm
 from rhofast.models.methods import build_method
 from rhofast.models.methods.method import Method, Moment
 from rhofast.models.methods.swav import sinkhorn
-from rhofast.optim import build_optimizer
+from rhofast.training.optim import build_optimizer
 from rhofast.training.step import run_step
 
 SMALL = {"hidden": 16, "out": 8}

@@ -26,7 +26,7 @@ from rhofast.evaluation.features import extract_features
 from rhofast.evaluation.model import open_subject
 from rhofast.models.backbones import build_backbone
 from rhofast.models.weight_conversion import export_pyslowfast
-from rhofast.train import train
+from rhofast.training.trainer import train
 
 SETTINGS = [
     *("backbone.name=slow_r18", "backbone.width=4", "augment.size=16", "clips.num_frames=2", "clips.frame_stride=2"),

@@ -17,11 +17,11 @@ from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError
-from rhofast.evals.finetune import Stopped, train_classifier
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import Case, open_case
-from rhofast.optim import learning_rate
-from rhofast.train import train
+from rhofast.training.finetune import Stopped, train_classifier
+from rhofast.training.optim import learning_rate
+from rhofast.training.trainer import train
 
 RECIPE = """
 name = "recipe"

@@ -25,7 +25,7 @@ from conftest import TINY_PAGE, write_shards
 from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
-from rhofast.train import train
+from rhofast.training.trainer import train
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))

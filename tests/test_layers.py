@@ -135,5 +135,5 @@ def test_the_numbers_of_a_batch_need_numpy_alone() -> None:
 def test_the_trainer_holds_no_method_s_name() -> None:
     from rhofast.models.methods import METHODS
 
-    text = "".join((PACKAGE / name).read_text().lower() for name in ("train.py", "step.py"))
+    text = "".join((PACKAGE / name).read_text().lower() for name in ("training/trainer.py", "training/step.py"))
     assert METHODS and not [name for name in METHODS if name in text]

@@ -15,13 +15,13 @@ from conftest import TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError
-from rhofast.evals.finetune import train_classifier
 from rhofast.evaluation.knn import evaluate_neighbors
 from rhofast.evaluation.leakage import overlap, source_digests
 from rhofast.evaluation.linear_probe import evaluate_linear, held_part
 from rhofast.evaluation.logistic_regression import fit_logistic, folded, standardize, sweep
 from rhofast.evaluation.task import open_case
-from rhofast.train import train
+from rhofast.training.finetune import train_classifier
+from rhofast.training.trainer import train
 
 SETTINGS = [
     *("backbone.name=slow_r18", "backbone.width=4", "augment.size=16", "clips.num_frames=2", "clips.frame_stride=2"),
@@ -194,7 +194,7 @@ from pathlib import Path
 from accelerate import PartialState
 from rhofast.evals.case import open_case
 from rhofast.evals.linear import evaluate_linear
-from rhofast.evals.neighbors import evaluate_neighbors
+from rhofast.evaluation.knn import evaluate_neighbors
 
 state = PartialState(cpu=True)
 train, test, out, *settings = sys.argv[1:]

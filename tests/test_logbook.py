@@ -29,9 +29,10 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.stats import LoaderStats
 from rhofast.data.loader.threaded_pipeline import StageClock
 from rhofast.errors import ConfigError, DependencyError
-from rhofast.logbook import Logbook
-from rhofast.telemetry import STAGES, MetricsFile, read_metrics
-from rhofast.train import train
+from rhofast.training.logger import Logbook
+from rhofast.training.metrics_file import MetricsFile, read_metrics
+from rhofast.training.step_timer import STAGES
+from rhofast.training.trainer import train
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from rhofast.config.schema import OptimSection
 from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
 from rhofast.models.methods.momentum import ema_momentum, update_ema
-from rhofast.optim import LARS, build_optimizer, learning_rate
+from rhofast.training.optim import LARS, build_optimizer, learning_rate
 
 
 @needs_vectors

@@ -14,7 +14,8 @@ from rhofast.config.load import dump_config
 from rhofast.config.schema import Config, TrainSection
 from rhofast.errors import ConfigError
 from rhofast.report import write_report
-from rhofast.telemetry import STAGES, read_metrics
+from rhofast.training.metrics_file import read_metrics
+from rhofast.training.step_timer import STAGES
 
 
 def step(number: int, **more: Any) -> dict[str, Any]:

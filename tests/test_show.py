@@ -28,7 +28,7 @@ from rhofast.data.types import Views
 from rhofast.errors import ConfigError, ResumeError, ShardMissingError
 from rhofast.pictures import Group, Strip, animation, contact_sheet, write_pictures
 from rhofast.show import Shown, color_words, displayable, is_run, replay_batch, show_clips
-from rhofast.train import train
+from rhofast.training.trainer import train
 
 CLIPS = ClipSection(num_frames=3, frame_stride=2, fps=12)
 AUGMENT = AugmentSection(size=16)

@@ -15,8 +15,8 @@ from rhofast.config.schema import OptimSection
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import METHODS, build_method
 from rhofast.models.methods.method import Moment
-from rhofast.optim import LARS, build_optimizer, load_optimizer
-from rhofast.step import take_step
+from rhofast.training.optim import LARS, build_optimizer, load_optimizer
+from rhofast.training.step import take_step
 
 # (method, its options, optimizer): released choices, and those with another path through the code.
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [

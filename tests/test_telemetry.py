@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from rhofast.telemetry import STAGES, Alarm, MetricsFile, StepClock, read_metrics, resident_bytes
+from rhofast.training.environment import resident_bytes
+from rhofast.training.logger import Alarm
+from rhofast.training.metrics_file import MetricsFile, read_metrics
+from rhofast.training.step_timer import STAGES, StepClock
 
 
 def test_waiting_is_told_apart_from_working() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.profiler import record_function
 
-from rhofast.trace import StepTrace
+from rhofast.training.profiler import StepTrace
 
 
 def marks(path: Path) -> list[dict[str, Any]]:

@@ -17,15 +17,15 @@ from conftest import TINY_PAGE
 from safetensors import SafetensorError
 
 import rhofast.checkpoint.checkpoint
-import rhofast.step
-import rhofast.train
+import rhofast.training.step
+import rhofast.training.trainer
 from rhofast.checkpoint.backbone import untrained_backbone
 from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
 from rhofast.config.load import dump_config, override_config, parse_config
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError, SaveError
-from rhofast.train import train
+from rhofast.training.trainer import train
 
 
 def config(shards: ShardSet, out: Path, **train_options: Any) -> Config:
@@ -226,7 +226,7 @@ def test_a_run_whose_last_checkpoint_is_not_written_has_failed(
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, bad: set[int], where: str) -> None:
     """Let the given steps (from 1) have a loss that is not a number, or gradients alone."""
-    real = rhofast.step.run_step
+    real = rhofast.training.step.run_step
 
     def run_step(model: Any, method: Any, pixels: torch.Tensor, moment: Any, **options: Any) -> Any:
         loss, logs = real(model, method, pixels, moment, **options)
@@ -235,7 +235,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, bad: set[int], where: str) -> None
             loss = loss * float("nan") if where == "loss" else loss
         return loss, logs
 
-    monkeypatch.setattr("rhofast.step.run_step", run_step)
+    monkeypatch.setattr("rhofast.training.step.run_step", run_step)
 
 
 @pytest.mark.parametrize(("where", "whose"), [("loss", "loss of rank 0"), ("gradients", "gradients only")])
@@ -290,7 +290,7 @@ def test_a_bad_batch_is_over_with_the_next_step(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any]
 ) -> None:
     """Its pixels go through batch norms and into queues, and yet no later loss and no checkpoint suffers."""
-    real = rhofast.train._Run._next_views
+    real = rhofast.training.trainer._Run._next_views
 
     def next_views(run: Any) -> Any:
         views = real(run)
@@ -298,7 +298,7 @@ def test_a_bad_batch_is_over_with_the_next_step(
             views.pixels[0, 0, 0, 0, 0, 0] = float("nan")
         return views
 
-    monkeypatch.setattr("rhofast.train._Run._next_views", next_views)
+    monkeypatch.setattr("rhofast.training.trainer._Run._next_views", next_views)
     page = config(shards, tmp_path, checkpoint_steps=1, max_bad_steps=2)
     outcome = train(page.model_copy(update={"method": parse_config({"name": "x", "method": method}, "x").method}))
     assert [line["loss"] is None for line in metrics(outcome.run)] == [False, True, False, False, False]
@@ -393,7 +393,7 @@ def _rank(rank: int, port: int, page: dict[str, Any], bad: dict[int, set[int]], 
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     os.environ.update(place, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     torch.set_num_threads(1)
-    real = rhofast.step.run_step
+    real = rhofast.training.step.run_step
 
     def run_step(model: Any, method: Any, pixels: torch.Tensor, moment: Any, **options: Any) -> Any:
         weight = float("nan") if moment.step + 1 in bad.get(rank, ()) else 1.0
@@ -401,7 +401,7 @@ def _rank(rank: int, port: int, page: dict[str, Any], bad: dict[int, set[int]], 
         loss, logs = real(model, method, pixels, moment, backward=lambda loss: backward(loss * weight), **options)
         return loss * weight, logs
 
-    rhofast.step.run_step = run_step
+    rhofast.training.step.run_step = run_step
     try:
         end = f"step {train(parse_config(page, where='test'), resume=True).step}"
     except NotFiniteError as error:

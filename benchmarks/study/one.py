@@ -18,7 +18,7 @@ from rhofast.evaluation.linear_probe import evaluate_linear
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import open_case
 from rhofast.storage.files import write_atomically
-from rhofast.train import train
+from rhofast.training.trainer import train
 
 RESULT = "study.json"
 

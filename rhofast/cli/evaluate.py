@@ -130,8 +130,8 @@ def embed(
 
 
 def _classify(case: Case, *, frozen: bool, resume: bool, target: Path | None) -> None:
-    from rhofast.evals.finetune import Stopped, train_classifier
-    from rhofast.train import EXIT_RESUMABLE
+    from rhofast.training.finetune import Stopped, train_classifier
+    from rhofast.training.trainer import EXIT_RESUMABLE
 
     with main_progress_bar(note=True) as progress:
         training = progress.add_task("training", total=None, note="", visible=False)

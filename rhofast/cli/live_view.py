@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rhofast.telemetry import STAGES
+from rhofast.training.step_timer import STAGES
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDTH = 28  # of the bar and of the curve

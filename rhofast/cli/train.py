@@ -27,8 +27,8 @@ def train(
 ) -> None:
     """Pretrain. Also under `accelerate launch -m rhofast train ...`."""
     from rhofast.config.load import load_config
-    from rhofast.train import EXIT_RESUMABLE
-    from rhofast.train import train as run_training
+    from rhofast.training.trainer import EXIT_RESUMABLE
+    from rhofast.training.trainer import train as run_training
 
     config = load_config(page, settings or [])
     with TrainingView(err) as view:

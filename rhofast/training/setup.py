@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import datetime
+import warnings
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import ProjectConfiguration
 from torch import nn
 
-from rhofast.config.schema import TrainSection
+from rhofast.checkpoint.backbone import untrained_backbone
+from rhofast.config.schema import Config, TrainSection
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.loader.train_loader import Loader
+from rhofast.data.sampling.mixture import Mixture
+from rhofast.data.sources import open_training
+from rhofast.distributed.process_group import join_again, launched, world_size
 from rhofast.errors import ConfigError
+from rhofast.models.activation_checkpointing import checkpoint_blocks
+from rhofast.models.batch_norm import SyncBatchNorm
+from rhofast.models.methods import build_method
 from rhofast.models.methods.method import Method
+from rhofast.training.optim import build_optimizer
 
 
 def check_accumulation(method: Method, section: TrainSection, ranks: int) -> None:
@@ -38,3 +56,107 @@ def check_accumulation(method: Method, section: TrainSection, ranks: int) -> Non
             "and would take others from micro-batches",
             hint="train.micro_batch_norm=true accepts that: it is as if more ranks had a smaller share each",
         )
+
+
+def open_training_shards(config: Config) -> Mixture:
+    """What the run trains on. Raises ConfigError, ShardError."""
+    in_all, on_node = launched()
+    sources = open_training(config.data, world_size=in_all, node_size=on_node)
+    return Mixture(sources.sets, sources.weights)
+
+
+def build_accelerator(config: Config) -> Accelerator:
+    """This process's place among the ranks, its device and its arithmetic."""
+    join_again(config.train.timeout)
+    folder = str(config.folder)
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision={"fp32": "no"}.get(config.train.precision, config.train.precision),
+        log_with=list(config.train.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=folder, logging_dir=str(config.folder / "tensorboard")),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=config.train.timeout)),
+        ],
+    )
+
+
+def build_loader(
+    config: Config,
+    accelerator: Accelerator,
+    shards: ShardSet | Mixture,
+    bad_log: Path | None,
+    *,
+    twins: bool = True,
+) -> Loader:
+    """This rank's training loader. Raises ConfigError."""
+    device = accelerator.device
+    return Loader(
+        shards,
+        clips=config.clips,
+        augment=config.augment,
+        data=config.data,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        device=device,
+        half=device.type == "cuda" and config.train.precision != "fp32",
+        bad_log=bad_log,
+        twins=twins,
+    )
+
+
+def build_model(config: Config, accelerator: Accelerator) -> tuple[nn.Module, Method, AcceleratedOptimizer]:
+    """What `take_step` needs: the model as `accelerator.prepare` gives it, the method within, the optimizer; the same
+    weights on every rank. Raises ConfigError."""
+    method = build_method(config.method.name, config.method.options, untrained_backbone(config)).to(accelerator.device)
+    try:
+        method.check(max(2, config.clips.num_clips), config.train.batch_size)
+    except ValueError as error:
+        raise ConfigError(f"method: {error}") from None
+    check_accumulation(method, config.train, accelerator.num_processes)
+    _check_share(method, config, accelerator.num_processes)
+    if config.train.channels_last:
+        method = method.to(memory_format=torch.channels_last_3d)
+    optimizer = build_optimizer(method, config.optim)
+    if config.train.compile:
+        for module in method.children():
+            module.compile()  # in place: names in the state dict stay
+    if config.train.checkpoint_activations and not checkpoint_blocks(method.backbone):
+        raise ConfigError(f"train.checkpoint_activations: {config.backbone.name} has no blocks to compute again")
+    model, prepared = prepare(accelerator, method, optimizer)
+    return model, method, prepared
+
+
+def _check_share(method: Method, config: Config, ranks: int) -> None:
+    """Raise ConfigError where a batch norm of the heads would get a single video: of one value there is no spread."""
+    if config.train.batch_size // (ranks * config.train.accumulate) != 1:
+        return
+    for name, module in method.named_modules():
+        alone = not isinstance(module, SyncBatchNorm) or world_size(module.group) == 1
+        if "backbone." not in name and isinstance(module, nn.modules.batchnorm._BatchNorm) and alone:
+            raise ConfigError(
+                f"train.batch_size: one video at a time on each rank, of which batch norm ({name}) has no statistics",
+                hint='a larger train.batch_size, fewer ranks or train.accumulate, or method.batch_norm="sync"',
+            )
+
+
+def prepare(
+    accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[nn.Module, AcceleratedOptimizer]:
+    """Module and optimizer as the accelerator runs them."""
+    with warnings.catch_warnings():  # newer torch has another word for broadcast_buffers, older torch only this one
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        model, prepared = accelerator.prepare(module, optimizer)
+    # Of dimensions of one element, whose strides mean nothing; each rank would say so in the first backward.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
+    return model, prepared
+
+
+def run_length(config: Config, steps_per_epoch: int) -> tuple[int, float]:
+    """(steps, epochs) of the whole run."""
+    if config.train.steps is not None:
+        return config.train.steps, config.train.steps / steps_per_epoch
+    assert config.train.epochs is not None
+    return max(1, round(config.train.epochs * steps_per_epoch)), config.train.epochs

@@ -1,16 +1,103 @@
-"""One training step: forward, backward, update."""
+"""A training step, and what it takes: shards, accelerator, loader, model, one update.
+
+    open_training_shards --> build_loader --> Views --.
+    build_accelerator --> build_model --------------> take_step --> metrics
+
+A method splits a step into parts (one query clip each, say), and `train.accumulate` splits the batch; gradients add up,
+and only the last backward meets the other ranks. No method's name is known here. Pretraining (train.py), fine-tuning
+and benchmarks are made of these pieces, so what is measured is what runs.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from rhofast.models.methods.method import Method, Moment
+from rhofast.training.consensus import BAD_GRADIENT, BAD_LOSS, OK
+
+
+def take_step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    method: Method,
+    optimizer: AcceleratedOptimizer,
+    pixels: Tensor,
+    moment: Moment,
+    *,
+    rate: float,
+    accumulate: int = 1,
+    clip: float | None = None,
+    log: bool = False,
+    enter: Callable[[str], None] = lambda stage: None,
+) -> dict[str, Tensor]:
+    """One optimizer step: its metrics, as tensors. The host queues the work and does not wait for the device.
+
+    model, optimizer: as `accelerator.prepare` gave them; method: the model without what wraps it. pixels:
+    [B, P, C, T, H, W]. rate: the learning rate. accumulate, clip: as in the configuration. log: the norm of the
+    gradients is wanted, and each part's share of the loss. enter: called with a stage of the step where it begins.
+    """
+    losses: list[Tensor] = []
+
+    def backward(loss: Tensor) -> None:
+        losses.append(loss.detach())
+        enter("backward")
+        accelerator.backward(loss)
+        enter("forward")
+
+    enter("forward")
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss, logs = run_step(
+        model,
+        method,
+        pixels,
+        moment,
+        accumulate=accumulate,
+        backward=backward,
+        apart=lambda: accelerator.no_sync(model),
+    )
+    if log and (parts := len(losses) // accumulate) > 1:
+        logs |= {f"loss_part{part}": torch.stack(losses[part::parts]).sum().float() for part in range(parts)}
+    enter("optimizer")
+    norm = torch.zeros((), device=loss.device)
+    gradients = [p.grad for p in method.parameters() if p.grad is not None]
+    if gradients:  # none where a method holds back its first updates
+        if clip is not None:
+            norm = accelerator.clip_grad_norm_(method.parameters(), clip)
+        else:
+            accelerator.unscale_gradients(optimizer)
+            norm = nn.utils.get_total_norm(gradients)
+        if accelerator.scaler is None:
+            # An update of gradients that are not finite is skipped in the kernel: the host need not know, and all ranks
+            # do the same, since their gradients are the same. In fp16 the scaler of the loss sees to it likewise.
+            optimizer.optimizer.found_inf = (~torch.isfinite(norm)).float()
+        optimizer.step()
+    flag = torch.where(torch.isfinite(loss), OK, BAD_LOSS)
+    if accelerator.scaler is None:
+        flag = torch.where(torch.isfinite(norm), flag, flag.clamp(min=BAD_GRADIENT))
+    return logs | {"loss": loss.float(), "lr": torch.tensor(rate), "grad_norm": norm, "flag": flag}
+
+
+@contextlib.contextmanager
+def collected_by_hand() -> Iterator[None]:
+    """No garbage collection at random moments of the hot loop: it would stall one rank, and so all of them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def run_step(

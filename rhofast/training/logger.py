@@ -15,6 +15,7 @@ the device or for another rank. What it is not: it does not decide when to log, 
 from __future__ import annotations
 
 import importlib.util
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,8 +32,10 @@ from rhofast.data.loader.train_loader import Loader
 from rhofast.distributed.collectives import gather_objects, reduce_max, reduce_mean
 from rhofast.distributed.process_group import cores_of_rank
 from rhofast.errors import DependencyError
-from rhofast.telemetry import STAGES, Alarm, MetricsFile, StepClock, read_metrics, resident_bytes
-from rhofast.trace import StepTrace
+from rhofast.training.environment import resident_bytes
+from rhofast.training.metrics_file import MetricsFile, read_metrics
+from rhofast.training.profiler import StepTrace
+from rhofast.training.step_timer import STAGES, StepClock
 
 _WAITING = 0.03  # share of the time without data from which on the loader is worth a word
 _COLLAPSE, _COLLAPSE_WINDOWS = 0.1, 3  # the embeddings' spread (1: over the sphere, 0: one point), and for how long
@@ -218,3 +221,20 @@ def _communication(model: nn.Module) -> float | None:
     clocked = model._get_ddp_logging_data()  # type: ignore[no-untyped-call]
     told, hidden = (clocked.get(name, 0) for name in ("backward_comm_time", "backward_compute_comm_overlap_time"))
     return max(0, told - hidden) / 1e9 if told else None
+
+
+class Alarm:
+    """Tells that a value has stayed below a level. Once, until the value has been above it again.
+
+    level: below it a value is low; windows: as many in a row. Values that are not finite are not looked at.
+    """
+
+    def __init__(self, level: float, windows: int) -> None:
+        self._level, self._windows, self._low = level, windows, 0
+
+    def see(self, value: float) -> bool:
+        """Whether this value is the one to tell of."""
+        if not math.isfinite(value):
+            return False
+        self._low = self._low + 1 if value < self._level else 0
+        return self._low == self._windows

@@ -23,7 +23,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 
-from rhofast.agreement import BAD_LOSS, OK, Stopper, Votes
 from rhofast.checkpoint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from rhofast.checkpoint.resume import open_run
 from rhofast.config.schema import Config
@@ -37,10 +36,15 @@ from rhofast.evaluation.multiview import check_test, crops_of, score_videos
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import Case
 from rhofast.models.batch_norm import synchronize_batch_norm
-from rhofast.optim import build_optimizer, learning_rate, load_optimizer
-from rhofast.step import build_accelerator, build_loader, collected_by_hand, prepare, run_length
 from rhofast.storage.files import write_atomically
-from rhofast.telemetry import MetricsFile, StepClock, versions
+from rhofast.training.consensus import BAD_LOSS, OK, Votes
+from rhofast.training.environment import versions
+from rhofast.training.metrics_file import MetricsFile
+from rhofast.training.optim import build_optimizer, learning_rate, load_optimizer
+from rhofast.training.preemption import Stopper
+from rhofast.training.setup import build_accelerator, build_loader, prepare, run_length
+from rhofast.training.step import collected_by_hand
+from rhofast.training.step_timer import StepClock
 
 Kind = Literal["linear", "finetune"]
 OnLog = Callable[[dict[str, Any]], None]

@@ -9,17 +9,10 @@ What it is not: it knows neither the trainer nor the loader (logbook.py brings t
 from __future__ import annotations
 
 import contextlib
-import json
-import math
-import os
-import resource
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -126,86 +119,3 @@ class StepClock:
         while self._cuda and len(self._marks) > 1 and self._marks[1][1].query():
             stage, mark = self._marks.popleft()
             self._seconds[stage] += mark.elapsed_time(self._marks[0][1]) / 1000
-
-
-class Alarm:
-    """Tells that a value has stayed below a level. Once, until the value has been above it again.
-
-    level: below it a value is low; windows: as many in a row. Values that are not finite are not looked at.
-    """
-
-    def __init__(self, level: float, windows: int) -> None:
-        self._level, self._windows, self._low = level, windows, 0
-
-    def see(self, value: float) -> bool:
-        """Whether this value is the one to tell of."""
-        if not math.isfinite(value):
-            return False
-        self._low = self._low + 1 if value < self._level else 0
-        return self._low == self._windows
-
-
-def resident_bytes() -> int:
-    """Bytes of memory that this process holds; where the system does not tell, the most that it has held."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return pages * resource.getpagesize()
-
-
-class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, appended and flushed, so that a killed run loses no finished line.
-    Values that are not finite become null (JSON has no NaN). A line that was cut short, by a full disk or a killed
-    process, is left alone: the next one begins on a line of its own."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._whole = False  # whether the file is known to end with a line's end
-
-    def write(self, kind: str, **values: Any) -> None:
-        """Raises OSError."""
-        line = json.dumps({"kind": kind, **{key: _plain(value) for key, value in values.items()}}) + "\n"
-        begins, self._whole = self._whole or self._ends_whole(), False
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line if begins else "\n" + line)
-        self._whole = True
-
-    def _ends_whole(self) -> bool:
-        if not self._path.is_file() or self._path.stat().st_size == 0:
-            return True
-        with self._path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read() == b"\n"
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, or none where it is missing; what was cut short or is damaged is left out."""
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            lines.append(line)
-    return lines
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def versions() -> dict[str, str]:
-    """Of what a run depends on."""
-    return {name: _version(name) for name in ("rhofast", "torch", "accelerate", "nvidia-dali")}
-
-
-def _version(package: str) -> str:
-    names = [package] if package != "nvidia-dali" else ["nvidia-dali-cuda130", "nvidia-dali-cuda120"]
-    for name in names:
-        with contextlib.suppress(PackageNotFoundError):
-            return version(name)
-    return "none"

@@ -24,8 +24,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from rhofast.agreement import Stopper, Verdict, Votes
-from rhofast.buffers import FiniteStatistics
 from rhofast.checkpoint.async_writer import Saver
 from rhofast.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from rhofast.checkpoint.resume import Opened, open_run
@@ -40,19 +38,15 @@ from rhofast.distributed.collectives import told_of_lost_ranks
 from rhofast.errors import NotFiniteError, ResumeError, RhofastError, SaveError
 from rhofast.evaluation.knn import evaluate_knn
 from rhofast.evaluation.leakage import check_held_out
-from rhofast.logbook import Logbook, check_trackers
 from rhofast.models.methods.method import Moment
-from rhofast.optim import learning_rate, load_optimizer
-from rhofast.step import (
-    build_accelerator,
-    build_loader,
-    build_model,
-    collected_by_hand,
-    open_training_shards,
-    run_length,
-    take_step,
-)
-from rhofast.telemetry import versions
+from rhofast.training.consensus import Verdict, Votes
+from rhofast.training.environment import versions
+from rhofast.training.logger import Logbook, check_trackers
+from rhofast.training.non_finite import FiniteStatistics
+from rhofast.training.optim import learning_rate, load_optimizer
+from rhofast.training.preemption import Stopper
+from rhofast.training.setup import build_accelerator, build_loader, build_model, open_training_shards, run_length
+from rhofast.training.step import collected_by_hand, take_step
 
 EXIT_RESUMABLE = 75  # sysexits' EX_TEMPFAIL: saved on a signal or at max_hours; run again with --resume
 _COLLECT_STEPS = 200  # garbage is collected here, on all ranks at the same step, and nowhere else in the loop

@@ -1,0 +1,57 @@
+"""Notice that a run is asked to stop: by a signal, by `train.max_hours`, or because its launcher has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+_ECHO_S = 1.0  # a launcher passes Ctrl-C on to processes that got it from the terminal, too
+
+_LAUNCHED = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}  # what launchers tell their processes
+
+
+class Stopper:
+    """Notices SIGTERM, SIGUSR1 (Slurm's warning), Ctrl-C, the end of `max_hours`, and that the launcher is gone: some
+    signals it takes for its own end alone. The step under way is finished and saved; a second Ctrl-C ends at once."""
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self, max_hours: float | None) -> None:
+        self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
+        self._launcher = os.getppid() if _LAUNCHED & os.environ.keys() else None
+        self._signal: int | None = None
+        self._noticed = 0.0
+        self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        return self.reason is not None
+
+    @property
+    def reason(self) -> str | None:
+        """What asks for a stop here, or None."""
+        if self._signal is not None:
+            return signal.Signals(self._signal).name
+        if self._launcher is not None and os.getppid() != self._launcher:
+            return "the launcher has ended"
+        return "max_hours" if self._deadline is not None and time.monotonic() > self._deadline else None
+
+    def __enter__(self) -> Stopper:
+        with contextlib.suppress(ValueError):  # not in the main thread: then the caller sees to signals
+            self._before = {name: signal.signal(name, self._notice) for name in self._SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._signal is not None and number == signal.SIGINT and now - self._noticed > _ECHO_S:
+            raise KeyboardInterrupt
+        if self._signal is None:
+            self._signal, self._noticed = number, now
