@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from machine import facts_of_the_machine, find_videos
 
-from rhofast.bench import bench
+from rhofast.analysis.bench import bench
 from rhofast.config.load import load_config
 from rhofast.config.schema import AugmentSection, ClipSection, Config, DataSection
 from rhofast.data.codecs.codec import Codec

@@ -13,8 +13,9 @@ from conftest import TINY_PAGE
 from PIL import Image
 from rich.console import Console
 
-import rhofast.bench
-from rhofast.bench import bench
+import rhofast.analysis.bench
+from rhofast.analysis.bench import bench
+from rhofast.analysis.bench_report import Turn, draw, summarize
 from rhofast.cli.app import main
 from rhofast.cli.tables import bench_table
 from rhofast.config.load import load_config
@@ -24,7 +25,6 @@ from rhofast.data.format.reader import Reader
 from rhofast.data.loader.stats import LoaderStats
 from rhofast.data.loader.threaded_pipeline import StageClock
 from rhofast.errors import ConfigError
-from rhofast.turns import Turn, draw, summarize
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,9 @@ def text_of(report: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("what", ["loader", "step", "both", "headspace"])
-def test_each_measurement_reports_its_sources(what: rhofast.bench.What, config: Config, tmp_path: Path) -> None:
+def test_each_measurement_reports_its_sources(
+    what: rhofast.analysis.bench.What, config: Config, tmp_path: Path
+) -> None:
     turns: list[tuple[int, int]] = []
     report = bench(config, what, batches=2, rounds=2, on_turn=lambda done, total: turns.append((done, total)))
     assert json.loads(json.dumps(report)) == report
@@ -84,7 +86,7 @@ def test_a_slow_loader_is_found_and_its_cost_measured(config: Config, monkeypatc
         return read(*arguments, **named)
 
     monkeypatch.setattr(Reader, "read", slowly)  # four samples by four threads: 0.25 s a batch
-    monkeypatch.setattr(rhofast.bench, "take_step", lambda *_, **__: time.sleep(0.02) or {})
+    monkeypatch.setattr(rhofast.analysis.bench, "take_step", lambda *_, **__: time.sleep(0.02) or {})
     report = bench(config, "headspace", batches=3, rounds=2)
     assert report["headspace"]["median"] > 2  # about 12 where nothing else runs: no stock is lived on
     waits = {name: one["data_wait_share"]["median"] for name, one in report["summary"].items()}
@@ -93,7 +95,7 @@ def test_a_slow_loader_is_found_and_its_cost_measured(config: Config, monkeypatc
 
 
 def test_a_slow_step_is_found(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rhofast.bench, "take_step", lambda *_, **__: time.sleep(0.4) or {})
+    monkeypatch.setattr(rhofast.analysis.bench, "take_step", lambda *_, **__: time.sleep(0.4) or {})
     report = bench(config, "both", batches=2, rounds=2)
     assert report["advice"].startswith("the consumer is the limit")
     assert report["summary"]["loader"]["step_seconds"]["median"] >= 0.4

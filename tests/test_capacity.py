@@ -15,21 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from rhofast.capacity import Plan, plan_capacity
+from rhofast.analysis.capacity.codec_costs import PIXELS, clip_frames, stored_frame, units_of
+from rhofast.analysis.capacity.failures import daly_interval, expected_seconds, young_interval
+from rhofast.analysis.capacity.flops import Workload, count_workload
+from rhofast.analysis.capacity.inputs import Question, gather
+from rhofast.analysis.capacity.planner import Plan, plan_capacity
+from rhofast.analysis.capacity.quantities import Input, Number, amount
 from rhofast.cli.app import app
 from rhofast.config.load import load_config
 from rhofast.config.schema import Config
 from rhofast.data.codecs import build_codec
 from rhofast.errors import ConfigError
-from rhofast.evidence import Question, gather
-from rhofast.figures import Input, Number, amount
-from rhofast.footprint import PIXELS, clip_frames, stored_frame, units_of
-from rhofast.interruptions import daly_interval, expected_seconds, young_interval
 from rhofast.models.methods import METHODS, build_method
 from rhofast.models.methods.method import Moment
 from rhofast.training.optim import build_optimizer
 from rhofast.training.step import run_step
-from rhofast.workload import Workload, count_workload
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "capacity_xeon-2-cores_202611.json"
 SMALL = ["backbone.name=slow_r18", "backbone.width=8", "augment.size=32", "train.epochs=200"]
@@ -504,7 +504,7 @@ def test_the_page_about_scale_shows_what_the_command_prints(
         return counts[step] if step in counts else counts.setdefault(step, count_workload(config, clips))
 
     root = Path(__file__).parents[1]
-    monkeypatch.setattr("rhofast.evidence.count_workload", count_once)
+    monkeypatch.setattr("rhofast.analysis.capacity.inputs.count_workload", count_once)
     monkeypatch.chdir(root)
     monkeypatch.setenv("COLUMNS", "110")
 

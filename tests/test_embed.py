@@ -15,12 +15,12 @@ import torch
 from conftest import TINY_PAGE, damage_unit, write_shards
 from PIL import Image
 
+from rhofast.analysis.neighbors import draw_neighbors, nearest, open_bank
 from rhofast.checkpoint.export import save_backbone
 from rhofast.cli.app import main
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
-from rhofast.evals.retrieval import draw_neighbors, nearest, open_bank
 from rhofast.evaluation.embed import embed
 from rhofast.evaluation.features import extract_features
 from rhofast.evaluation.model import open_subject

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import rhofast.plots
+import rhofast.analysis.report_plots
+from rhofast.analysis.report import write_report
 from rhofast.config.load import dump_config
 from rhofast.config.schema import Config, TrainSection
 from rhofast.errors import ConfigError
-from rhofast.report import write_report
 from rhofast.training.metrics_file import read_metrics
 from rhofast.training.step_timer import STAGES
 
@@ -26,7 +26,7 @@ def step(number: int, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rhofast.plots, "_DPI", 20)
+    monkeypatch.setattr(rhofast.analysis.report_plots, "_DPI", 20)
 
 
 START = {

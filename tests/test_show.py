@@ -15,6 +15,8 @@ import torch
 from conftest import TINY_PAGE, damage_unit, write_shards
 from PIL import Image
 
+from rhofast.analysis.rendering import Group, Strip, animation, contact_sheet, write_pictures
+from rhofast.analysis.replay import Shown, color_words, displayable, is_run, replay_batch, show_clips
 from rhofast.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from rhofast.cli.app import main
 from rhofast.config.load import dump_config, load_config
@@ -26,8 +28,6 @@ from rhofast.data.sampling.augment import color_matrix
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Views
 from rhofast.errors import ConfigError, ResumeError, ShardMissingError
-from rhofast.pictures import Group, Strip, animation, contact_sheet, write_pictures
-from rhofast.show import Shown, color_words, displayable, is_run, replay_batch, show_clips
 from rhofast.training.trainer import train
 
 CLIPS = ClipSection(num_frames=3, frame_stride=2, fps=12)

@@ -68,11 +68,11 @@ def clips(
 
     `rhofast show X` is `rhofast show clips X`.
     """
+    from rhofast.analysis.rendering import check_suffix, write_pictures
+    from rhofast.analysis.replay import is_run, replay_batch, show_clips
     from rhofast.config.load import load_config
     from rhofast.data.format.dataset import choose_samples, find_keys
     from rhofast.data.sources import open_shards
-    from rhofast.pictures import check_suffix, write_pictures
-    from rhofast.show import is_run, replay_batch, show_clips
 
     check_suffix(target)
     run = Path(source)
@@ -109,9 +109,9 @@ def bench(
     plot: Annotated[Path | None, typer.Option(metavar="PNG", help="write a picture, too")] = None,
 ) -> None:
     """Measure on your own shards how fast training can go, and what holds it up. Also under `accelerate launch`."""
-    from rhofast.bench import bench as measure
+    from rhofast.analysis.bench import bench as measure
+    from rhofast.analysis.bench_report import draw
     from rhofast.config.load import load_config
-    from rhofast.turns import draw
 
     if plot is not None and plot.suffix.lower() != ".png":
         raise ConfigError(f"--plot {plot}: not a .png file")
@@ -141,7 +141,7 @@ def report(
     ] = None,
 ) -> None:
     """Write plots and pictures of a run, or of several side by side, into one HTML file."""
-    from rhofast.report import write_report
+    from rhofast.analysis.report import write_report
 
     say(f"written: {write_report(runs, target)}")
 
@@ -163,8 +163,8 @@ def neighbors(
     settings: Settings = None,
 ) -> None:
     """A page of pictures: some videos, and beside each the ones that are nearest in feature space."""
-    from rhofast.evals.retrieval import draw_neighbors, open_bank
-    from rhofast.pictures import check_suffix
+    from rhofast.analysis.neighbors import draw_neighbors, open_bank
+    from rhofast.analysis.rendering import check_suffix
 
     check_suffix(target)
     check_writable(target)

@@ -60,10 +60,10 @@ def plan(
 ) -> None:
     """What a run will need and how long it will take, on paper: storage, reading, decoding, checkpoints, failures; and
     what starves first."""
-    from rhofast.capacity import plan_capacity
+    from rhofast.analysis.capacity.inputs import Question, gather
+    from rhofast.analysis.capacity.planner import plan_capacity
     from rhofast.cli.tables import plan_tables
     from rhofast.config.load import load_config, override_config
-    from rhofast.evidence import Question, gather
 
     length = [] if epochs is None else [f"train.epochs={float(epochs)}"]
     evidence = gather(

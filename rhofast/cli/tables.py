@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from rhofast.analysis.capacity.quantities import Fact, amount, weakest
 from rhofast.cli.console import byte_text, duration_text
-from rhofast.figures import Fact, amount, weakest
 
 if TYPE_CHECKING:  # a command loads what it needs, when it needs it
-    from rhofast.capacity import Plan
+    from rhofast.analysis.capacity.planner import Plan
     from rhofast.checkpoint.export import Transfer
     from rhofast.config.schema import ClipSection
     from rhofast.data.format.dataset import DatasetInfo

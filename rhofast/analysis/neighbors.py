@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from accelerate import PartialState
 
+from rhofast.analysis.rendering import Group, Strip, animation, check_suffix, write_pictures
+from rhofast.analysis.replay import displayable
 from rhofast.data.format.dataset import ShardSet, choose_samples, find_keys
 from rhofast.data.loader.eval_loader import TestLoader
 from rhofast.data.sources import open_shards
@@ -18,8 +20,6 @@ from rhofast.evaluation.features import Features, Progress, extract_features, pa
 from rhofast.evaluation.leakage import source_digests
 from rhofast.evaluation.model import Subject, open_subject
 from rhofast.evaluation.task import placed
-from rhofast.pictures import Group, Strip, animation, check_suffix, write_pictures
-from rhofast.show import displayable
 from rhofast.storage.files import check_writable, replacing
 
 _SHOWN_AT_ONCE = 16  # videos that are decoded together

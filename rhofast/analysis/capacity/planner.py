@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rhofast.figures import Fact, Input, Number, Origin, amount, weakest
-from rhofast.interruptions import daly_interval, expected_seconds
+from rhofast.analysis.capacity.failures import daly_interval, expected_seconds
+from rhofast.analysis.capacity.quantities import Fact, Input, Number, Origin, amount, weakest
 
 _SHORTER = "shorter groups (rhofast shard --gop), a lower --fps, a smaller --short-side, or jpeg"
 _SMALLER = "a smaller --short-side, fewer clips a video, or GPUs with more JPEG engines"

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rhofast.analysis.bench_report import Source, Turn, summarize
 from rhofast.config.load import dump_config
 from rhofast.config.schema import Config
 from rhofast.data.loader.train_loader import Loader
@@ -35,7 +36,6 @@ from rhofast.training.environment import versions
 from rhofast.training.optim import learning_rate
 from rhofast.training.setup import build_accelerator, build_loader, build_model, open_training_shards, run_length
 from rhofast.training.step import collected_by_hand, take_step
-from rhofast.turns import Source, Turn, summarize
 
 What = Literal["loader", "step", "both", "headspace"]
 

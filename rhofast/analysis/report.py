@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rhofast.analysis.report_plots import Lines, RunLog, draw_confusion, draw_legend, draw_plots
 from rhofast.errors import ConfigError
-from rhofast.plots import Lines, RunLog, draw_confusion, draw_legend, draw_plots
 from rhofast.training.metrics_file import read_metrics
 
 _REMARKS = 20  # the last ones are shown

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rhofast.analysis.rendering import Group, Strip
 from rhofast.checkpoint.checkpoint import latest_checkpoint
 from rhofast.config.load import override_config, parse_config
 from rhofast.config.schema import AugmentSection, ClipSection, Config
@@ -32,7 +33,6 @@ from rhofast.data.sampling.shuffle import rank_slice
 from rhofast.data.sources import open_training
 from rhofast.data.types import AugmentPlan, ClipPlan, Position
 from rhofast.errors import ConfigError, ResumeError, ShardMissingError
-from rhofast.pictures import Group, Strip
 from rhofast.training.metrics_file import read_metrics
 
 _CONFIG = "config.json"

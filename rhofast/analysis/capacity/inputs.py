@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rhofast.analysis.capacity.codec_costs import PIXELS, clip_frames, stored_frame, units_of
+from rhofast.analysis.capacity.flops import count_workload
+from rhofast.analysis.capacity.quantities import Input, weakest
 from rhofast.config.schema import Config
 from rhofast.data.codecs import build_codec, build_codecs
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.remote import is_remote
 from rhofast.errors import ConfigError
-from rhofast.figures import Input, weakest
-from rhofast.footprint import PIXELS, clip_frames, stored_frame, units_of
 from rhofast.ingest.estimate import samples_per_shard
-from rhofast.workload import count_workload
 
 GPU = Literal["a100", "h100", "h200"]
 

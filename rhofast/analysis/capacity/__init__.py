@@ -1,0 +1,1 @@
+"""Plan a large run on paper."""
