@@ -17,10 +17,10 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Loader": "rhofast.data.loader.train_loader",
     "RhofastError": "rhofast.errors",
-    "TestLoader": "rhofast.data.loader.train_loader",
+    "TestLoader": "rhofast.data.loader.eval_loader",
     "load_backbone": "rhofast.checkpoint.export",
-    "load_config": "rhofast.config.schema",
-    "open_shards": "rhofast.data.format.remote",
+    "load_config": "rhofast.config.load",
+    "open_shards": "rhofast.data.sources",
 }
 
 __all__ = ["Loader", "RhofastError", "TestLoader", "load_backbone", "load_config", "open_shards"]

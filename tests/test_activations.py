@@ -222,7 +222,7 @@ def test_the_trainer_takes_it_for_the_trained_backbone_alone(monkeypatch: pytest
         _, method, _ = build_model(config, Accelerator(cpu=True))
         changed = [name for name, module in method.named_modules() if "forward" in vars(module)]
         assert len(changed) == 8 * again and all(name.startswith("backbone.stages.") for name in changed)
-    monkeypatch.setattr("rhofast.training.step.checkpoint_blocks", lambda backbone: 0)
+    monkeypatch.setattr("rhofast.training.setup.checkpoint_blocks", lambda backbone: 0)
     with pytest.raises(ConfigError, match="slow_r18 has no blocks"):
         build_model(config, Accelerator(cpu=True))
 

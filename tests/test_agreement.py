@@ -119,7 +119,7 @@ def test_other_errors_are_left_alone() -> None:
 
 def test_ctrl_c_that_a_launcher_repeats_is_one_and_a_later_one_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("rhofast.training.consensus.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rhofast.training.preemption.time.monotonic", lambda: now[0])
     with Stopper(None) as stopper:
         assert stopper.reason is None
         os.kill(os.getpid(), signal.SIGINT)
@@ -132,7 +132,7 @@ def test_ctrl_c_that_a_launcher_repeats_is_one_and_a_later_one_ends_at_once(monk
 
 _CHILD = """
 import sys, time
-from rhofast.agreement import Stopper
+from rhofast.training.preemption import Stopper
 with Stopper(None) as stopper:
     print("ready", flush=True)
     for _ in range(200):
@@ -162,7 +162,7 @@ def test_a_process_outlives_the_shell_that_began_it(monkeypatch: pytest.MonkeyPa
     for variable in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
         monkeypatch.delenv(variable, raising=False)
     stopper = Stopper(None)
-    monkeypatch.setattr("rhofast.training.consensus.os.getppid", lambda: 1)
+    monkeypatch.setattr("rhofast.training.preemption.os.getppid", lambda: 1)
     assert stopper.reason is None
 
 

@@ -120,14 +120,11 @@ def test_rows_come_in_groups_of_one_size(shards: ShardSet, tmp_path: Path, monke
 
 
 def test_of_several_processes_one_draws(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Other:
-        is_main_process = False
-
     damage_unit(shards, 5, 0)
     subject, bank, queries, chosen = open_bank(
         "random", bank=shards.root, queries=None, keys=["v4"], samples=1, overrides=SETTINGS
     )
-    monkeypatch.setattr("rhofast.evaluation.retrieval.PartialState", Other)
+    monkeypatch.setattr("rhofast.analysis.neighbors.rank", lambda: 1)
     drawn = draw_neighbors(subject, bank, queries, chosen, tmp_path / "n.png")
     assert len(drawn.near) == 1 and len(drawn.left_out) == 1 and "'v5'" in drawn.left_out[0]
     assert not (tmp_path / "n.png").exists()
@@ -139,8 +136,8 @@ def test_where_nothing_can_be_written_nothing_is_computed(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("it began")
 
-    for name in ("case.open_case", "retrieval.open_bank", "subject.open_subject"):
-        monkeypatch.setattr(f"rhofast.evaluation.{name}", never)
+    for name in ("evaluation.task.open_case", "analysis.neighbors.open_bank", "evaluation.model.open_subject"):
+        monkeypatch.setattr(f"rhofast.{name}", never)
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "folder.npy").mkdir()
     sets = ["random", "--train", shards.root, "--test", shards.root]

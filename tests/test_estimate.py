@@ -20,7 +20,7 @@ from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
-from rhofast.ingest.estimate import _choose, _interval_95, _t_95, estimate, samples_per_shard
+from rhofast.ingest.dry_run import _choose, _interval_95, _t_95, estimate, samples_per_shard
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import probe
 from rhofast.ingest.quality import measure_quality

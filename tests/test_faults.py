@@ -145,7 +145,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the te
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import test_faults as t
-from rhofast.data.index import open_folder
+from rhofast.data.format.dataset import open_folder
 source = t.training(open_folder(Path(sys.argv[2])))
 stage = getattr(source, sys.argv[3])
 def slow(*given):

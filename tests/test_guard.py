@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rhofast.ingest.guard import Guard
+from rhofast.ingest.isolation import Guard
 from rhofast.ingest.probe import Refusal, RefusedError, probe
 
 

@@ -192,8 +192,8 @@ TWO_RANKS = """
 import json, sys
 from pathlib import Path
 from accelerate import PartialState
-from rhofast.evals.case import open_case
-from rhofast.evals.linear import evaluate_linear
+from rhofast.evaluation.task import open_case
+from rhofast.evaluation.linear_probe import evaluate_linear
 from rhofast.evaluation.knn import evaluate_neighbors
 
 state = PartialState(cpu=True)

@@ -55,9 +55,9 @@ READ = """
 import sys
 import zlib
 import numpy as np
-from rhofast.config import DataSection
-from rhofast.data.reader import Reader
-from rhofast.data.remote import open_training
+from rhofast.config.schema import DataSection
+from rhofast.data.format.reader import Reader
+from rhofast.data.sources import open_training
 from rhofast.errors import ShardMissingError
 try:
     (shards,) = open_training(DataSection(train=sys.argv[1], cache=sys.argv[2])).sets

@@ -333,9 +333,9 @@ def test_a_sample_damaged_at_its_origin_is_one_bad_sample(shards: ShardSet, site
 CLIENT = """
 import sys
 from pathlib import Path
-from rhofast.data.cache import Cache
-from rhofast.data.download import Patience, RemoteFolder
-from rhofast.data.remote import RemoteShardSet
+from rhofast.storage.cache import Cache
+from rhofast.storage.download import Patience, RemoteFolder
+from rhofast.data.format.remote import RemoteShardSet
 url, folder, name = sys.argv[1:]
 remote = RemoteShardSet(RemoteFolder(url, Patience(attempts=2)), Cache(Path(folder), max_bytes=10**9))
 print("began", flush=True)

@@ -20,7 +20,8 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.clip_cost import clip_cost
 from rhofast.data.types import Units
-from rhofast.ingest.summary import Summary, draw_summary, summarize
+from rhofast.ingest.summary import Summary, summarize
+from rhofast.ingest.summary_plot import draw_summary
 
 ALL = ClipSection(num_clips=1, num_frames=32, frame_stride=1, fps=10)
 ONE = ClipSection(num_clips=1, num_frames=1, frame_stride=1, fps=10)

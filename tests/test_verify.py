@@ -33,8 +33,8 @@ from rhofast.data.format.dataset import DatasetInfo, ShardSet, open_folder
 from rhofast.data.format.index import IndexRow, open_index, write_index
 from rhofast.data.types import Units
 from rhofast.ingest import verify
-from rhofast.ingest.checks import Report, Task, check_shard
 from rhofast.ingest.verify import verify_shards
+from rhofast.ingest.verify_shard import Report, Task, check_shard
 from rhofast.ingest.writer import NewSample, write_shard
 
 FRAMES, GOP = 20, 8

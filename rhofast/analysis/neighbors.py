@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from accelerate import PartialState
 
 from rhofast.analysis.rendering import Group, Strip, animation, check_suffix, write_pictures
 from rhofast.analysis.replay import displayable
 from rhofast.data.format.dataset import ShardSet, choose_samples, find_keys
 from rhofast.data.loader.eval_loader import TestLoader
 from rhofast.data.sources import open_shards
+from rhofast.distributed.process_group import rank
 from rhofast.errors import ConfigError
 from rhofast.evaluation.features import Features, Progress, extract_features, part_of
 from rhofast.evaluation.leakage import source_digests
@@ -114,7 +114,7 @@ def draw_neighbors(
     own, others = source_digests(queries)[asked.sample], source_digests(bank)[known.sample]
     found = nearest(known, asked, own[:, None] == others[None, :], count)
     drawn = Drawn(near=found, left_out=[str(error) for error in [*known.bad, *asked.bad]])
-    if not PartialState().is_main_process:
+    if rank() > 0:
         return drawn
     shown = _frames(subject, queries, [near.query for near in found])
     beside = _frames(subject, bank, [number for near in found for number in near.neighbors])

@@ -60,7 +60,7 @@ def shard(
     from rhofast.data.codecs import build_codecs
     from rhofast.data.format.dataset import open_folder
     from rhofast.ingest.build import BuildSettings, build_shards, parse_part, stored_keys
-    from rhofast.ingest.estimate import estimate
+    from rhofast.ingest.dry_run import estimate
     from rhofast.ingest.executors import LocalProcesses, RayCluster
     from rhofast.ingest.listing import Listing
     from rhofast.ingest.recipes import find_records, published_count
@@ -163,7 +163,8 @@ def inspect(
     """Print what is in a shard set, and what its clips cost to read (geometry: --set clips.num_clips=4 ...)."""
     from rhofast.config.load import load_config
     from rhofast.data.sources import open_shards
-    from rhofast.ingest.summary import draw_summary, summarize
+    from rhofast.ingest.summary import summarize
+    from rhofast.ingest.summary_plot import draw_summary
 
     if target is not None:
         check_png(target)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # a command loads what it needs, when it needs it
     from rhofast.config.schema import ClipSection
     from rhofast.data.format.dataset import DatasetInfo
     from rhofast.evaluation.scores import Evaluation
-    from rhofast.ingest.estimate import CodecEstimate, Estimate, Figures
+    from rhofast.ingest.dry_run import CodecEstimate, Estimate, Figures
     from rhofast.ingest.summary import Summary
 
 _ENDS = 6  # classes that are shown of the best, and of the worst, where there are many

@@ -31,8 +31,8 @@ from rhofast.data.format.index import DATASET_FILE, VERSION
 from rhofast.errors import ConfigError, IngestError, ShardError
 from rhofast.ingest.executors import Executor
 from rhofast.ingest.listing import Listing
+from rhofast.ingest.shard_job import Unit, finished_unit, run_unit, source_identity, unit_result
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
-from rhofast.ingest.unit import Unit, finished_unit, run_unit, source_identity, unit_result
 from rhofast.storage.files import is_local, write_atomically, writing_atomically
 
 REFUSED_FILE, SIZES_FILE = "refused.jsonl", "sizes.json"

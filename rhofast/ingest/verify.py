@@ -24,8 +24,8 @@ from rhofast.data.codecs import build_codec
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import open_index
 from rhofast.errors import ConfigError, IngestError
-from rhofast.ingest.checks import Problem, Report, Task, check_shard
 from rhofast.ingest.executors import LocalProcesses
+from rhofast.ingest.verify_shard import Problem, Report, Task, check_shard
 
 
 def verify_shards(

@@ -27,7 +27,7 @@ from rhofast.data.format.index import VERSION
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError, ShardError
 from rhofast.ingest.executors import tick
-from rhofast.ingest.guard import Guard
+from rhofast.ingest.isolation import Guard
 from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo, probe
 from rhofast.ingest.transcode import TranscodeSettings, output_fps, transcode
 from rhofast.ingest.writer import NewSample, write_shard

@@ -22,7 +22,7 @@ from rhofast.ingest.probe import Refusal, RefusedError
 Result = TypeVar("Result")
 
 _START_S = 120.0  # on a machine that is busy
-_SERVE = "import sys; from rhofast.ingest.guard import serve; serve(int(sys.argv[1]))"
+_SERVE = "import sys; from rhofast.ingest.isolation import serve; serve(int(sys.argv[1]))"
 
 
 class Guard:

@@ -32,8 +32,8 @@ from rhofast.ingest.executors import LocalProcesses, tick
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import Refusal, RefusedError
 from rhofast.ingest.quality import measure_quality
+from rhofast.ingest.shard_job import make_sample
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
-from rhofast.ingest.unit import make_sample
 from rhofast.ingest.writer import index_row
 from rhofast.storage.files import fetch
 
