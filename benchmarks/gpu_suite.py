@@ -31,7 +31,7 @@ from machine import facts_of_the_machine, find_videos
 
 from rhofast.analysis.bench import bench
 from rhofast.config.load import load_config
-from rhofast.config.schema import AugmentSection, ClipSection, Config, DataSection
+from rhofast.config.schema import AugmentConfig, ClipConfig, Config, DataConfig
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.codecs.h26x import H264Codec, HevcCodec
 from rhofast.data.codecs.jpeg import JpegCodec
@@ -289,12 +289,12 @@ def widths(part: Part) -> None:
         measure(part, name, name)
 
 
-def loader_for(part: Part, name: str, device: torch.device, *, augment: AugmentSection, half: bool = False) -> Loader:
+def loader_for(part: Part, name: str, device: torch.device, *, augment: AugmentConfig, half: bool = False) -> Loader:
     return Loader(
         part.shards(name),
-        clips=ClipSection(num_frames=part.scale.frames),
+        clips=ClipConfig(num_frames=part.scale.frames),
         augment=augment,
-        data=DataSection(threads=part.scale.threads, decode_threads=part.scale.threads, max_bad=1.0),
+        data=DataConfig(threads=part.scale.threads, decode_threads=part.scale.threads, max_bad=1.0),
         batch_size=part.scale.batch,
         seed=1,
         device=device,
@@ -306,10 +306,10 @@ def parity(part: Part) -> None:
     """The same batches from the CPU's graph and the device's: differences in levels of 0..255."""
     size = part.scale.size
     variants = {
-        "crop": AugmentSection(size=size, color=0.0, gray=0.0, blur=0.0),
-        "crop, color": AugmentSection(size=size, blur=0.0),
-        "crop, blur": AugmentSection(size=size, color=0.0, gray=0.0, blur=1.0),
-        "all": AugmentSection(size=size),
+        "crop": AugmentConfig(size=size, color=0.0, gray=0.0, blur=0.0),
+        "crop, color": AugmentConfig(size=size, blur=0.0),
+        "crop, blur": AugmentConfig(size=size, color=0.0, gray=0.0, blur=1.0),
+        "all": AugmentConfig(size=size),
     }
     for name in ("jpeg", "h264_gop16", "hevc_gop16"):
         for half in (False, True) if part.device.type == "cuda" else (False,):
@@ -341,7 +341,7 @@ def parity(part: Part) -> None:
 def memory(part: Part) -> None:
     """Resident and device memory over many batches."""
     for name in ("jpeg", "h264_gop16"):
-        augment, scale = AugmentSection(size=part.scale.size), part.scale
+        augment, scale = AugmentConfig(size=part.scale.size), part.scale
         with loader_for(part, name, part.device, augment=augment, half=part.device.type == "cuda") as loader:
             points, began = [], time.perf_counter()
             while len(points) < scale.soak_batches and time.perf_counter() - began < scale.soak_seconds:
@@ -374,7 +374,7 @@ def device_bytes(device: torch.device) -> int:
 
 def recovery(part: Part) -> None:
     """Samples that the decoder refuses behind a right checksum: are they replaced, and is all else as it was?"""
-    augment, count = AugmentSection(size=part.scale.size), 4 * part.scale.batches
+    augment, count = AugmentConfig(size=part.scale.size), 4 * part.scale.batches
     for name in ("jpeg", "h264_gop16"):
         with loader_for(part, name, part.device, augment=augment) as loader:
             clean = [snapshot(next(loader)) for _ in range(count)]

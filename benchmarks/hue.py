@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.transforms.v2 import functional as transforms
 
-from rhofast.config.schema import AugmentSection
+from rhofast.config.schema import AugmentConfig
 from rhofast.data.sampling.augment import color_matrix
 
 SIDE = 224
@@ -163,7 +163,7 @@ def main() -> None:
     found, load = find_videos(options.videos), os.getloadavg()[0]
     pictures = torch.from_numpy(np.stack([frame for path in found for frame in frames_of(path, options.frames)]))
     pictures = pictures.permute(0, 3, 1, 2).contiguous()
-    facts, strength = facts_of_the_machine(("torch", "torchvision", "numpy", "av")), AugmentSection().hue
+    facts, strength = facts_of_the_machine(("torch", "torchvision", "numpy", "av")), AugmentConfig().hue
     shifts = [float(shift) for shift in np.linspace(-strength, strength, options.shifts)]
     distances = {
         (name, text): apart(pictures, matrix, turns)

@@ -31,7 +31,7 @@ from peers import ClipDataset, Decode, JpegBytes, Source, decode_decord, decode_
 from rich.console import Console
 from rich.table import Table
 
-from rhofast.config.schema import AugmentSection, ClipSection, DataSection
+from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.decode.pipeline import DecodePipeline
 from rhofast.data.format.dataset import ShardSet, open_folder
@@ -138,13 +138,13 @@ def list_sources(shards: ShardSet, videos: list[Path]) -> list[Source]:
 
 
 def rhofast_contender(
-    shards: ShardSet, clips: ClipSection, augment: AugmentSection, batch_size: int, threads: int
+    shards: ShardSet, clips: ClipConfig, augment: AugmentConfig, batch_size: int, threads: int
 ) -> Contender:
     loader = Loader(
         shards,
         clips=clips,
         augment=augment,
-        data=DataSection(decode_threads=threads),
+        data=DataConfig(decode_threads=threads),
         batch_size=batch_size,
         seed=0,
     )
@@ -152,7 +152,7 @@ def rhofast_contender(
 
 
 def floor_contender(
-    shards: ShardSet, clips: ClipSection, augment: AugmentSection, batch_size: int, threads: int
+    shards: ShardSet, clips: ClipConfig, augment: AugmentConfig, batch_size: int, threads: int
 ) -> Contender:
     """The same graph alone: bytes in memory, plans made. What rhofast's own Python costs is the difference."""
     reader, prepared = Reader(shards), []
@@ -264,7 +264,7 @@ def main() -> None:
     options = parser.parse_args()
 
     videos = find_videos(options.videos)
-    clips, augment = ClipSection(), AugmentSection(size=options.size)
+    clips, augment = ClipConfig(), AugmentConfig(size=options.size)
     warm_up = 2 * options.workers + 2  # more than anyone holds ready
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()

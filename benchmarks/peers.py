@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from rhofast.config.schema import AugmentSection, ClipSection
+from rhofast.config.schema import AugmentConfig, ClipConfig
 from rhofast.data.format.dataset import open_folder
 from rhofast.data.format.reader import Reader
 from rhofast.data.sampling.clips import random_clips
@@ -99,7 +99,7 @@ class JpegBytes:
 class ClipDataset(Dataset[torch.Tensor]):
     """The videos over and over again: item i is video i % N in epoch i // N, so that one DataLoader never ends."""
 
-    def __init__(self, sources: list[Source], decode: Decode, clips: ClipSection, augment: AugmentSection) -> None:
+    def __init__(self, sources: list[Source], decode: Decode, clips: ClipConfig, augment: AugmentConfig) -> None:
         self._sources, self._decode, self._clips = sources, decode, clips
         self._augment = v2.Compose(
             [

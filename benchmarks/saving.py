@@ -21,7 +21,7 @@ from machine import facts_line, facts_of_the_machine
 
 from rhofast.checkpoint.async_writer import Saver
 from rhofast.checkpoint.checkpoint import Checkpoint
-from rhofast.config.schema import Config, OptimSection, TrainSection
+from rhofast.config.schema import Config, OptimConfig, TrainConfig
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import build_method
 from rhofast.training.optim import build_optimizer
@@ -31,12 +31,12 @@ def make_checkpoint(backbone: str, method: str, folder: Path) -> Checkpoint:
     """What is saved after a first step."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = build_method(method, {}, build_backbone(backbone, {})).to(device)
-    optimizer = build_optimizer(module, OptimSection())
+    optimizer = build_optimizer(module, OptimConfig())
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.full_like(parameter, 1e-3)
     optimizer.step()
-    config = Config(name="run", out=folder, train=TrainSection(steps=1))
+    config = Config(name="run", out=folder, train=TrainConfig(steps=1))
     state = {"epoch": 0, "position": 0}
     return Checkpoint(
         step=1,

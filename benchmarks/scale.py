@@ -30,7 +30,7 @@ import numpy as np
 from machine import facts_line, facts_of_the_machine
 from PIL import Image
 
-from rhofast.config.schema import AugmentSection, ClipSection, DataSection
+from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.codecs import codec_settings
 from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.format.dataset import DatasetInfo, ShardInfo
@@ -136,7 +136,7 @@ def turn(root: Path, case: str) -> dict[str, float]:
     from rhofast.data.sources import open_training
 
     epoch, part, block_shards = CASES[case]
-    data = DataSection(train=str(root), block_shards=block_shards, decode_threads=os.cpu_count() or 1)
+    data = DataConfig(train=str(root), block_shards=block_shards, decode_threads=os.cpu_count() or 1)
     before, began = resident(), time.perf_counter()
     sources = open_training(data)
     result = {"open_s": time.perf_counter() - began, "rss_open": resident(), "rss_opening": resident() - before}
@@ -146,7 +146,7 @@ def turn(root: Path, case: str) -> dict[str, float]:
 
     samples = len(sources.sets[0])
     began = time.perf_counter()
-    options: dict[str, Any] = {"clips": ClipSection(), "augment": AugmentSection(), "batch_size": BATCH, "seed": 0}
+    options: dict[str, Any] = {"clips": ClipConfig(), "augment": AugmentConfig(), "batch_size": BATCH, "seed": 0}
     with Loader(Mixture(sources.sets, sources.weights), data=data, **options) as loader:
         position = int(part * samples) // BATCH * BATCH
         loader.load_state_dict({**loader.state_dict(), "epoch": epoch, "position": position})

@@ -29,7 +29,7 @@ import torch
 from machine import facts_line, facts_of_the_machine
 from matplotlib.figure import Figure
 
-from rhofast.config.schema import AugmentSection, ClipSection, DataSection
+from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.codecs.h26x import H264Codec
 from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.format.dataset import ShardSet, open_folder
@@ -121,12 +121,12 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     refused = set(rng.choice(whole, REFUSED, replace=False).tolist())
     reads: Counter[str] = Counter()
     haunt(reads, refused, rng)
-    clips = ClipSection(num_frames=4, frame_stride=4, fps=12)
+    clips = ClipConfig(num_frames=4, frame_stride=4, fps=12)
     loader = Loader(
         shards,
         clips=clips,
-        augment=AugmentSection(size=48),
-        data=DataSection(max_bad=1.0),
+        augment=AugmentConfig(size=48),
+        data=DataConfig(max_bad=1.0),
         batch_size=options.batch_size,
         seed=0,
         bad_log=folder / "bad.jsonl",

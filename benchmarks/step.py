@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from rhofast.config.schema import OptimSection
+from rhofast.config.schema import OptimConfig
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import build_method
 from rhofast.models.methods.method import Method, Moment
@@ -78,8 +78,8 @@ def method_options(name: str, shape: Shape) -> dict[str, Any]:
     return {"hidden": shape.hidden, **begin.get(name, {})}
 
 
-def optim_section(name: str) -> OptimSection:
-    return OptimSection(name="sgd", weight_decay=1e-4) if name == "moco" else OptimSection(name="lars")
+def optim_section(name: str) -> OptimConfig:
+    return OptimConfig(name="sgd", weight_decay=1e-4) if name == "moco" else OptimConfig(name="lars")
 
 
 def make_pixels(shape: Shape, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from conftest import SHARED
 from safetensors.torch import load_file
 
-from rhofast.config.schema import OptimSection
+from rhofast.config.schema import OptimConfig
 from rhofast.models.backbones.slow import Slow, slow_keys
 from rhofast.models.methods.heads import normalize
 from rhofast.models.methods.method import Method, Moment
@@ -73,7 +73,7 @@ def gradients(method: Method) -> dict[str, torch.Tensor]:
 
 
 def follow(
-    name: str, method: Method, table: dict[str, str], rho: int, section: OptimSection
+    name: str, method: Method, table: dict[str, str], rho: int, section: OptimConfig
 ) -> Iterator[tuple[int, dict[str, Any], dict[str, torch.Tensor]]]:
     """Two training steps of the reference: (step, its facts, the stored tensors) after each backward, once losses and
     gradients have been compared; the state is compared at the end. Skips where this rho is not among the vectors."""
@@ -90,7 +90,7 @@ def follow(
     trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
     optimizer = build_optimizer(method, section)
     names_here = {"base_lr": "base_lr", "warmup_epochs": "warmup_epochs", "warmup_start_lr": "warmup_lr"}
-    rates = OptimSection.model_validate({here: float(facts["config"][key]) for key, here in names_here.items()})
+    rates = OptimConfig.model_validate({here: float(facts["config"][key]) for key, here in names_here.items()})
     embeddings: list[torch.Tensor] = []
     method.get_submodule("projection").register_forward_hook(lambda *call: embeddings.append(call[-1].detach()))
     for number, step in enumerate(facts[f"rho{rho}"]["iters"]):

@@ -9,7 +9,7 @@ from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhofast.config.schema import AugmentSection
+from rhofast.config.schema import AugmentConfig
 from rhofast.data.sampling.augment import (
     CROP_TRIES,
     LUMA,
@@ -158,7 +158,7 @@ def test_color_follows_the_operations_one_by_one() -> None:
 
 def test_shares_are_the_asked_ones() -> None:
     count = 4000
-    section = AugmentSection()
+    section = AugmentConfig()
     plan = random_augment(
         section, geometry(340, 256, count), np.arange(count), np.full((count, 2, 3), 100.0), seed=0, epoch=0
     )
@@ -172,8 +172,8 @@ def test_shares_are_the_asked_ones() -> None:
 
 def test_turning_one_knob_leaves_the_others_where_they_were() -> None:
     video, samples, rgb = geometry(340, 256, 16), np.arange(16), np.full((16, 2, 3), 100.0)
-    full = random_augment(AugmentSection(), video, samples, rgb, seed=0, epoch=0)
-    calm = random_augment(AugmentSection(color=0.0, gray=0.0, flip=0.0), video, samples, rgb, seed=0, epoch=0)
+    full = random_augment(AugmentConfig(), video, samples, rgb, seed=0, epoch=0)
+    calm = random_augment(AugmentConfig(color=0.0, gray=0.0, flip=0.0), video, samples, rgb, seed=0, epoch=0)
     assert np.array_equal(full.crop, calm.crop) and np.array_equal(full.blur, calm.blur)
     assert not calm.flip.any() and np.allclose(calm.color, np.eye(3, 4))
 
@@ -182,9 +182,9 @@ def test_turning_one_knob_leaves_the_others_where_they_were() -> None:
 def test_each_knob_can_be_off_alone(knob: str) -> None:
     video, samples, rgb = geometry(340, 256, 64), np.arange(64), np.full((64, 2, 3), 100.0)
     on = {"flip": 1.0, "color": 1.0, "gray": 0.0, "blur": 1.0}
-    full = random_augment(AugmentSection(**on), video, samples, rgb, seed=0, epoch=0)
+    full = random_augment(AugmentConfig(**on), video, samples, rgb, seed=0, epoch=0)
     off = {"crop": "center"} if knob == "crop" else {knob: 0.0}
-    less = random_augment(AugmentSection(**{**on, **off}), video, samples, rgb, seed=0, epoch=0)
+    less = random_augment(AugmentConfig(**{**on, **off}), video, samples, rgb, seed=0, epoch=0)
     for name in ("crop", "flip", "color", "blur"):
         same = np.array_equal(getattr(full, name), getattr(less, name))
         assert same is (name != knob), name
@@ -194,7 +194,7 @@ def test_each_knob_can_be_off_alone(knob: str) -> None:
 
 
 def test_with_all_knobs_off_a_clip_is_as_in_testing() -> None:
-    video, off = geometry(340, 256, 3), AugmentSection(crop="center", flip=0.0, color=0.0, gray=0.0, blur=0.0)
+    video, off = geometry(340, 256, 3), AugmentConfig(crop="center", flip=0.0, color=0.0, gray=0.0, blur=0.0)
     plan = random_augment(off, video, np.arange(3), np.full((3, 2, 3), 9.0), seed=0, epoch=0)
     tested = center_augment(video, 2)
     for name in ("crop", "flip", "color", "blur"):
@@ -203,19 +203,19 @@ def test_with_all_knobs_off_a_clip_is_as_in_testing() -> None:
 
 
 def test_gray_alone_is_luma() -> None:
-    section = AugmentSection(color=0.0, gray=1.0)
+    section = AugmentConfig(color=0.0, gray=1.0)
     plan = random_augment(section, geometry(340, 256), np.arange(1), np.full((1, 2, 3), 9.0), seed=0, epoch=0)
     assert np.allclose(plan.color[..., :3], LUMA) and not plan.color[..., 3].any()
 
 
 def test_differences_come_with_their_share_and_disturb_nothing() -> None:
     samples = np.arange(4000)
-    assert random_difference(AugmentSection(), samples, 2, seed=0, epoch=0) is None
-    difference = random_difference(AugmentSection(difference=0.2), samples, 2, seed=0, epoch=0)
+    assert random_difference(AugmentConfig(), samples, 2, seed=0, epoch=0) is None
+    difference = random_difference(AugmentConfig(difference=0.2), samples, 2, seed=0, epoch=0)
     assert difference is not None and difference.shape == (4000, 2) and abs(difference.mean() - 0.2) < 0.02
     video, rgb = geometry(340, 256, 16), np.full((16, 2, 3), 100.0)
     plain, with_it = (
-        random_augment(AugmentSection(), video, samples[:16], rgb, seed=0, epoch=0, difference=given)
+        random_augment(AugmentConfig(), video, samples[:16], rgb, seed=0, epoch=0, difference=given)
         for given in (None, difference[:16])
     )
     assert plain.difference is None and with_it.difference is not None
@@ -224,8 +224,8 @@ def test_differences_come_with_their_share_and_disturb_nothing() -> None:
 
 def test_samples_may_have_epochs_of_their_own() -> None:
     video, samples, rgb = geometry(340, 256, 4), np.arange(4), np.full((4, 2, 3), 100.0)
-    mixed = random_augment(AugmentSection(), video, samples, rgb, seed=0, epoch=np.array([0, 5, 0, 5]))
-    later = random_augment(AugmentSection(), video, samples, rgb, seed=0, epoch=5)
+    mixed = random_augment(AugmentConfig(), video, samples, rgb, seed=0, epoch=np.array([0, 5, 0, 5]))
+    later = random_augment(AugmentConfig(), video, samples, rgb, seed=0, epoch=5)
     for name in ("crop", "flip", "color", "blur"):
         assert np.array_equal(getattr(mixed, name)[1::2], getattr(later, name)[1::2]), name
 
@@ -233,7 +233,7 @@ def test_samples_may_have_epochs_of_their_own() -> None:
 def test_more_clips_leave_the_first_ones_as_they_were() -> None:
     video, samples = geometry(340, 256, 4), np.arange(4)
     two, four = (
-        random_augment(AugmentSection(), video, samples, np.full((4, clips, 3), 100.0), seed=0, epoch=0)
+        random_augment(AugmentConfig(), video, samples, np.full((4, clips, 3), 100.0), seed=0, epoch=0)
         for clips in (2, 4)
     )
     for name in ("crop", "flip", "color", "blur"):

@@ -5,13 +5,13 @@ import torch
 from reference import follow, gradients, method_keys, needs_vectors, part, run_step, tensors
 from torch import Tensor
 
-from rhofast.config.schema import OptimSection
+from rhofast.config.schema import OptimConfig
 from rhofast.errors import ConfigError
 from rhofast.models.backbones import build_backbone
-from rhofast.models.backbones.slow import Slow, SlowOptions
+from rhofast.models.backbones.slow import Slow, SlowConfig
 from rhofast.models.batch_norm import SyncBatchNorm
 from rhofast.models.methods import build_method
-from rhofast.models.methods.byol import Byol, ByolOptions
+from rhofast.models.methods.byol import Byol, BYOLConfig
 from rhofast.models.methods.momentum import ema_momentum
 
 SMALL = {"hidden": 32, "out": 16, "batch_norm": "local"}
@@ -21,7 +21,7 @@ SMALL = {"hidden": 32, "out": 16, "batch_norm": "local"}
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("rho", [1, 2, 3, 4])
 def test_two_steps_are_those_of_the_reference(rho: int, dtype: torch.dtype) -> None:
-    method = Byol(Slow(SlowOptions(depth=50, width=4)), ByolOptions.model_validate(SMALL)).to(dtype)
+    method = Byol(Slow(SlowConfig(depth=50, width=4)), BYOLConfig.model_validate(SMALL)).to(dtype)
     table = method_keys(method)
     table |= {
         f"backbone.head.predictors.0.projection.{key}": f"predictor.{key}" for key in method.predictor.state_dict()
@@ -29,7 +29,7 @@ def test_two_steps_are_those_of_the_reference(rho: int, dtype: torch.dtype) -> N
     before = tensors("byol_state_before", dtype)
     missing = method.load_state_dict({here: before[official] for official, here in table.items()}, strict=False)
     assert missing.missing_keys == ["momentum"]
-    for number, facts, after in follow("byol", method, table, rho, OptimSection()):
+    for number, facts, after in follow("byol", method, table, rho, OptimConfig()):
         assert method._momentum == pytest.approx(facts["ema_momentum_held_after"], abs=1e-12)
         if number == 0:
             for official, value in part(after, "hist_after0/").items():

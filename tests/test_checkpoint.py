@@ -16,7 +16,7 @@ from rhofast.checkpoint.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from rhofast.config.schema import Config, TrainSection
+from rhofast.config.schema import Config, TrainConfig
 from rhofast.errors import ResumeError
 
 
@@ -28,7 +28,7 @@ def checkpoint(step: int) -> Checkpoint:
     optimizer.step()
     return Checkpoint(
         step=step,
-        config=Config(name="x", train=TrainSection(steps=9)),
+        config=Config(name="x", train=TrainConfig(steps=9)),
         loader={"epoch": 1, "position": step},
         method=dict(model.state_dict()),
         optimizer=optimizer.state_dict(),

@@ -9,7 +9,7 @@ from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhofast.config.schema import ClipSection
+from rhofast.config.schema import ClipConfig
 from rhofast.config.section import parse_section
 from rhofast.data.sampling.clips import (
     clip_length,
@@ -43,7 +43,7 @@ def test_frames_are_those_of_the_released_decoder() -> None:
     cases = [case for case in json.loads(VECTORS.read_text()) if case["min_delta"] is case["max_delta"] is None]
     assert len(cases) > 30
     for case in cases:
-        section = ClipSection(num_clips=case["rho"], num_frames=case["T"], frame_stride=case["tau"])
+        section = ClipConfig(num_clips=case["rho"], num_frames=case["T"], frame_stride=case["tau"])
         video = geometry(case["num_frames_video"], float(case["fps"]))
         if case["clip_idx"] >= 0:
             frames = uniform_clips(section, video, case["num_views"]).frames[0, case["clip_idx"]][None]
@@ -60,7 +60,7 @@ def test_frames_are_those_of_the_released_decoder() -> None:
 def test_released_limits_on_gaps_are_kept() -> None:
     """The two cases with limits are rejections, which cannot be replayed: the same limits, kept."""
     for unit, low, high in (("frames", None, 0.0), ("frames", 60.0, None), ("seconds", 2.0, 2.5)):
-        section = ClipSection(min_gap=low, max_gap=high, gap_unit=unit, shuffle=False)
+        section = ClipConfig(min_gap=low, max_gap=high, gap_unit=unit, shuffle=False)
         frames = random_clips(section, geometry(300, 30.0, 500), np.arange(500), seed=0, epoch=0).frames
         gap = frames[:, 1, 0] - frames[:, 0, -1]
         scale = 30 if unit == "seconds" else 1
@@ -92,7 +92,7 @@ def test_frames_lie_in_the_video_and_in_order(
     jitter: tuple[float, float],
     short: str,
 ) -> None:
-    section = ClipSection(
+    section = ClipConfig(
         num_clips=rho, num_frames=frames, frame_stride=stride, rule=rule, fps_jitter=jitter, short=short
     )
     video = geometry(num_frames, fps, count=3)
@@ -129,7 +129,7 @@ def test_limits_are_kept_where_they_can_be(
     short: str,
 ) -> None:
     most = None if more is None else (least or 0.0) + more
-    section = ClipSection(
+    section = ClipConfig(
         num_clips=rho + 1,
         num_frames=frames,
         frame_stride=stride,
@@ -201,27 +201,27 @@ def test_placements_within_limits_are_all_equally_likely(
 
 
 def test_many_clips_within_limits() -> None:
-    section = ClipSection(num_clips=40, num_frames=4, frame_stride=2, min_gap=0.1, max_gap=0.5, shuffle=False)
+    section = ClipConfig(num_clips=40, num_frames=4, frame_stride=2, min_gap=0.1, max_gap=0.5, shuffle=False)
     frames = random_clips(section, geometry(3000, 30.0, 50), np.arange(50), seed=0, epoch=0).frames
     gaps = frames[:, 1:, 0] - frames[:, :-1, -1]
     assert gaps.min() == 3 and gaps.max() == 15 and abs(gaps.mean() - 9) < 0.5
 
 
 def test_clips_that_do_not_fit_are_spread_evenly() -> None:
-    section = ClipSection(num_clips=4, min_gap=1.0, shuffle=False)
+    section = ClipConfig(num_clips=4, min_gap=1.0, shuffle=False)
     frames = random_clips(section, geometry(154, 30.0, 20), np.arange(20), seed=0, epoch=0).frames
     assert (frames[..., 0] == [0, 30, 60, 90]).all()
 
 
 def test_no_span_means_the_same_frames() -> None:
-    frames = random_clips(ClipSection(num_clips=3, max_span=0.0), geometry(300, 30.0, 9), np.arange(9), seed=0, epoch=0)
+    frames = random_clips(ClipConfig(num_clips=3, max_span=0.0), geometry(300, 30.0, 9), np.arange(9), seed=0, epoch=0)
     assert (frames.frames == frames.frames[:, :1]).all() and len(np.unique(frames.frames[:, 0, 0])) > 5
 
 
 @pytest.mark.parametrize("span", [10.0, 1e300])
 def test_a_span_of_the_whole_video_is_no_limit(span: float) -> None:
     video, samples = geometry(300, 30.0, 4000), np.arange(4000)
-    starts = random_clips(ClipSection(max_span=span), video, samples, seed=0, epoch=0).frames[..., 0]
+    starts = random_clips(ClipConfig(max_span=span), video, samples, seed=0, epoch=0).frames[..., 0]
     counts, _ = np.histogram(starts, bins=8, range=(0, 237))
     assert np.abs(counts - 1000).max() < 5 * np.sqrt(1000)
 
@@ -239,7 +239,7 @@ def test_a_span_of_the_whole_video_is_no_limit(span: float) -> None:
 )
 def test_limits_at_odds_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"gap|span|fps_jitter"):
-        parse_section(ClipSection, values, "clips")
+        parse_section(ClipConfig, values, "clips")
 
 
 def test_the_rules_pick_the_frames_that_their_names_promise() -> None:
@@ -248,16 +248,16 @@ def test_the_rules_pick_the_frames_that_their_names_promise() -> None:
         ("window", [0, 9, 18, 27, 36, 45, 54, 63]),
         ("stride", [0, 7, 15, 23, 31, 39, 47, 55]),
     ):
-        section = ClipSection(rule=rule)
+        section = ClipConfig(rule=rule)
         length = clip_length(section, video.fps)
         assert window_frames(section, video, np.zeros((1, 1)), length, whole=whole)[0, 0].tolist() == expected
-    assert clip_length(ClipSection(rule="stride"), np.array([29.97, 25.0, 30.0, 60.0])).tolist() == [56, 47, 56, 112]
-    assert clip_length(ClipSection(rule="stride", num_frames=1), np.array([30.0])).tolist() == [1]
+    assert clip_length(ClipConfig(rule="stride"), np.array([29.97, 25.0, 30.0, 60.0])).tolist() == [56, 47, 56, 112]
+    assert clip_length(ClipConfig(rule="stride", num_frames=1), np.array([30.0])).tolist() == [1]
 
 
 def test_jitter_of_the_rate_stretches_all_clips_of_a_video_alike() -> None:
     video, samples = geometry(3000, 30.0, 2000), np.arange(2000)
-    section = ClipSection(num_clips=3, fps_jitter=(0.5, 1.5))
+    section = ClipConfig(num_clips=3, fps_jitter=(0.5, 1.5))
     covered = np.ptp(random_clips(section, video, samples, seed=0, epoch=0).frames, axis=-1)
     assert (np.ptp(covered, axis=1) <= 1).all()  # of a start between frames
     assert 40 <= covered.min() < 44 and 122 < covered.max() <= 128
@@ -268,8 +268,8 @@ def test_jitter_of_the_rate_stretches_all_clips_of_a_video_alike() -> None:
 
 def test_jitter_leaves_the_draws_of_starts_where_they_were() -> None:
     video, samples = geometry(3000, 30.0, 10), np.arange(10)
-    plain = random_clips(ClipSection(), video, samples, seed=0, epoch=0).frames
-    faster = random_clips(ClipSection(fps_jitter=(1.0, 1.0 + 1e-9)), video, samples, seed=0, epoch=0).frames
+    plain = random_clips(ClipConfig(), video, samples, seed=0, epoch=0).frames
+    faster = random_clips(ClipConfig(fps_jitter=(1.0, 1.0 + 1e-9)), video, samples, seed=0, epoch=0).frames
     assert np.abs(plain - faster).max() <= 1
 
 
@@ -279,10 +279,10 @@ def test_short_videos_are_repeated_looped_or_spread() -> None:
         ("loop", [0, 9, 8, 7, 6, 5, 4, 3]),
         ("spread", [0, 1, 2, 3, 5, 6, 7, 9]),
     ):
-        section = ClipSection(short=short)
+        section = ClipConfig(short=short)
         assert uniform_clips(section, geometry(10, 30.0), 2).frames[0].tolist() == [expected, expected]
         for limits in ({}, {"min_gap": 0.5}):
-            section = ClipSection(short=short, **limits)
+            section = ClipConfig(short=short, **limits)
             frames = random_clips(section, geometry(10, 30.0), np.array([0]), seed=0, epoch=0).frames
             assert frames[0].tolist() == [expected, expected], (short, limits)
 
@@ -297,19 +297,19 @@ def test_neighbors_are_the_next_frames_and_the_last_gives_way() -> None:
 
 
 def test_rho_1_is_the_same_frames_twice() -> None:
-    frames = random_clips(ClipSection(num_clips=1), geometry(300, 30.0), np.array([3]), seed=0, epoch=0).frames
+    frames = random_clips(ClipConfig(num_clips=1), geometry(300, 30.0), np.array([3]), seed=0, epoch=0).frames
     assert np.array_equal(frames[:, 0], frames[:, 1])
 
 
 def test_a_plan_does_not_depend_on_the_batch() -> None:
-    section, samples = ClipSection(num_clips=3), np.arange(6)
+    section, samples = ClipConfig(num_clips=3), np.arange(6)
     together = random_clips(section, geometry(300, 30.0, 6), samples, seed=0, epoch=1).frames
     alone = random_clips(section, geometry(300, 30.0), samples[4:5], seed=0, epoch=1).frames
     assert np.array_equal(together[4:5], alone)
 
 
 def test_samples_may_have_epochs_of_their_own() -> None:
-    section, samples, video = ClipSection(num_clips=3, max_span=4.0), np.arange(4), geometry(300, 30.0, 4)
+    section, samples, video = ClipConfig(num_clips=3, max_span=4.0), np.arange(4), geometry(300, 30.0, 4)
     mixed = random_clips(section, video, samples, seed=0, epoch=np.array([0, 5, 0, 5])).frames
     later = random_clips(section, video, samples, seed=0, epoch=5).frames
     assert np.array_equal(mixed[1::2], later[1::2]) and not np.array_equal(mixed[::2], later[::2])
@@ -317,29 +317,29 @@ def test_samples_may_have_epochs_of_their_own() -> None:
 
 def test_clips_come_in_random_order_unless_told_otherwise() -> None:
     samples, video = np.arange(2000), geometry(3000, 30.0, 2000)
-    shuffled = random_clips(ClipSection(num_clips=3), video, samples, seed=0, epoch=0).frames[..., 0]
-    ordered = random_clips(ClipSection(num_clips=3, shuffle=False), video, samples, seed=0, epoch=0).frames[..., 0]
+    shuffled = random_clips(ClipConfig(num_clips=3), video, samples, seed=0, epoch=0).frames[..., 0]
+    ordered = random_clips(ClipConfig(num_clips=3, shuffle=False), video, samples, seed=0, epoch=0).frames[..., 0]
     assert np.array_equal(np.sort(shuffled, axis=1), ordered)
     first = np.argmin(shuffled, axis=1)
     assert np.abs(np.bincount(first, minlength=3) - 2000 / 3).max() < 5 * np.sqrt(2000 / 3)
 
 
 def test_starts_are_uniform_over_the_video() -> None:
-    section = ClipSection(num_clips=2, num_frames=8, frame_stride=8)
+    section = ClipConfig(num_clips=2, num_frames=8, frame_stride=8)
     starts = random_clips(section, geometry(300, 30.0, 4000), np.arange(4000), seed=0, epoch=0).frames[..., 0]
     counts, _ = np.histogram(starts, bins=8, range=(0, 237))
     assert np.abs(counts - 1000).max() < 5 * np.sqrt(1000)
 
 
 def test_uniform_views_start_evenly_and_end_before_the_video_does() -> None:
-    frames = uniform_clips(ClipSection(), geometry(364, 30.0), 10).frames[0]
+    frames = uniform_clips(ClipConfig(), geometry(364, 30.0), 10).frames[0]
     assert frames[:, 0].tolist() == [30 * view for view in range(10)]
     assert frames.max() < 364
 
 
 @pytest.mark.parametrize("num_frames", [1, 5, 8, 37, 300])
 def test_segments_show_a_frame_of_each_part_of_the_video(num_frames: int) -> None:
-    section = ClipSection(rule="segments", num_clips=2, shuffle=False)
+    section = ClipConfig(rule="segments", num_clips=2, shuffle=False)
     video = geometry(num_frames, 30.0, 400)
     frames = random_clips(section, video, np.arange(400), seed=0, epoch=0).frames
     edges = [round((num_frames - 1) / 8 * part) for part in range(9)]
@@ -352,4 +352,4 @@ def test_segments_show_a_frame_of_each_part_of_the_video(num_frames: int) -> Non
 
 def test_segments_know_no_limits_of_time() -> None:
     with pytest.raises(ValueError, match="gaps mean nothing"):
-        ClipSection(rule="segments", max_span=2.0)
+        ClipConfig(rule="segments", max_span=2.0)

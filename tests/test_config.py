@@ -8,7 +8,7 @@ import torch
 from reference import needs_vectors, numbers
 
 from rhofast.config.load import dump_config, load_config, parse_config
-from rhofast.config.schema import AugmentSection, SourceSection
+from rhofast.config.schema import AugmentConfig, SourceConfig
 from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
 from rhofast.models.backbones import build_backbone
@@ -48,11 +48,11 @@ def test_a_page_is_read_with_its_defaults(page: Path) -> None:
     [
         ("clips.num_frames=16", 16),
         ("data.test=some/folder", "some/folder"),
-        ("data.train=some/folder", (SourceSection(shards="some/folder"),)),
-        ("data.train=s3://bucket/set", (SourceSection(shards="s3://bucket/set"),)),
+        ("data.train=some/folder", (SourceConfig(shards="some/folder"),)),
+        ("data.train=s3://bucket/set", (SourceConfig(shards="s3://bucket/set"),)),
         (
             "data.train=[{shards='a', weight=3}, {shards='b'}, 'c']",
-            (SourceSection(shards="a", weight=3.0), SourceSection(shards="b"), SourceSection(shards="c")),
+            (SourceConfig(shards="a", weight=3.0), SourceConfig(shards="b"), SourceConfig(shards="c")),
         ),
         ("data.train=[]", ()),
         ("train.steps=7", 7),
@@ -240,7 +240,7 @@ def test_a_released_run_s_page_has_its_published_numbers(
     assert {key: options[key] for key in published} == published
     if config.method.name == "moco":
         assert options["queue"] // batch == 128  # steps that only fill the queue
-    assert config.augment == AugmentSection()  # the defaults are the release's
+    assert config.augment == AugmentConfig()  # the defaults are the release's
 
 
 def test_every_page_has_its_row_in_the_documentation() -> None:

@@ -9,7 +9,7 @@ import torch
 from reference import gradients, run_step
 from torch import Tensor, nn
 
-from rhofast.config.schema import TrainSection
+from rhofast.config.schema import TrainConfig
 from rhofast.errors import ConfigError
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import build_method
@@ -61,7 +61,7 @@ def test_without_batch_norm_micro_batches_add_up_to_the_batch(name: str, accumul
 
 @pytest.mark.parametrize("name", ["byol", "moco"])
 def test_with_frozen_statistics_micro_batches_add_up_too(name: str) -> None:
-    section, found = TrainSection(epochs=1, batch_size=8, accumulate=4), []
+    section, found = TrainConfig(epochs=1, batch_size=8, accumulate=4), []
     for accumulate in (1, 4):
         method = build(name, **({"queue": 64, "fill_first": False} if name == "moco" else {}))
         for module in method.modules():
@@ -76,7 +76,7 @@ def test_with_frozen_statistics_micro_batches_add_up_too(name: str) -> None:
 
 def test_accumulation_is_allowed_where_videos_do_not_meet() -> None:
     for name, options in WITHOUT_NORM.items():
-        check_accumulation(build(name, norm=False, **options), TrainSection(epochs=1, batch_size=8, accumulate=4), 2)
+        check_accumulation(build(name, norm=False, **options), TrainConfig(epochs=1, batch_size=8, accumulate=4), 2)
 
 
 @pytest.mark.parametrize(
@@ -94,11 +94,11 @@ def test_accumulation_is_refused_where_it_would_change_the_mathematics(
 ) -> None:
     values = {"epochs": 1.0, "batch_size": 8, "accumulate": 2, **section}
     with pytest.raises(ConfigError, match=message):
-        check_accumulation(build(name, **options), TrainSection(**values), 2)
+        check_accumulation(build(name, **options), TrainConfig(**values), 2)
 
 
 def test_statistics_of_micro_batches_may_be_accepted_by_name() -> None:
-    section = TrainSection(epochs=1, batch_size=8, accumulate=2, micro_batch_norm=True)
+    section = TrainConfig(epochs=1, batch_size=8, accumulate=2, micro_batch_norm=True)
     for name, options in {"byol": {}, "moco": {"queue": 64}}.items():
         check_accumulation(build(name, **options), section, 2)
 

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rhofast.config.schema import OptimSection
+from rhofast.config.schema import OptimConfig
 from rhofast.distributed.collectives import all_gather, reduce_max, shared_permutation
 from rhofast.distributed.process_group import node_group, world_size
 from rhofast.models.batch_norm import SyncBatchNorm, synchronize_batch_norm
@@ -58,7 +58,7 @@ def build(name: str, dtype: torch.dtype = torch.float64, **options: Any) -> Meth
 
 def two_steps(model: nn.Module, method: Method, pixels: Tensor) -> dict[str, Any]:
     """Losses and gradients of the first step, and the state after two optimizer steps."""
-    optimizer = build_optimizer(method, OptimSection(name="lars", base_lr=0.1))
+    optimizer = build_optimizer(method, OptimConfig(name="lars", base_lr=0.1))
     out: dict[str, Any] = {}
     apart: Callable[[], Any] = model.no_sync if isinstance(model, DistributedDataParallel) else contextlib.nullcontext
     for step, batch in enumerate(pixels):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rhofast.config.schema import ClipSection
+from rhofast.config.schema import ClipConfig
 from rhofast.data.codecs import build_codec
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.codecs.h26x import H264Codec
@@ -27,7 +27,7 @@ from rhofast.ingest.quality import measure_quality
 from rhofast.ingest.transcode import TranscodeSettings, find_ffmpeg, transcode
 
 SETTINGS = TranscodeSettings(short_side=32)
-CLIPS = ClipSection(num_clips=2, num_frames=2, frame_stride=2, fps=10)
+CLIPS = ClipConfig(num_clips=2, num_frames=2, frame_stride=2, fps=10)
 FRAMES, RATE = 12, 10
 TIMES = ("cpu_seconds", "total_seconds", "total_seconds_95")
 

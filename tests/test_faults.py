@@ -16,15 +16,15 @@ import pytest
 import torch
 from conftest import damage_unit
 
-from rhofast.config.schema import AugmentSection, ClipSection, DataSection
+from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.loader.eval_loader import TestLoader
 from rhofast.data.loader.train_loader import Loader
 from rhofast.data.types import Views
 from rhofast.errors import TooManyBadSamplesError
 
-CLIPS = ClipSection(num_clips=2, num_frames=3, frame_stride=2, fps=12)
-AUGMENT = AugmentSection(size=16)
+CLIPS = ClipConfig(num_clips=2, num_frames=3, frame_stride=2, fps=12)
+AUGMENT = AugmentConfig(size=16)
 SECOND = set(range(5, 10))  # the samples of the second shard
 
 
@@ -84,7 +84,7 @@ FAULTS: list[Callable[[ShardSet, pytest.MonkeyPatch], set[int]]] = [
 
 
 def training(shards: ShardSet, bad_log: Path | None = None, max_bad: float = 1.0) -> Loader:
-    data = DataSection(threads=3, decode_threads=1, max_bad=max_bad)
+    data = DataConfig(threads=3, decode_threads=1, max_bad=max_bad)
     return Loader(shards, clips=CLIPS, augment=AUGMENT, data=data, batch_size=4, seed=5, bad_log=bad_log)
 
 
@@ -119,7 +119,7 @@ def test_evaluation_leaves_out_and_tells(
 ) -> None:
     fresh = open_folder(shards.root)
     lost = fault(shards, monkeypatch)
-    data = DataSection(threads=3, decode_threads=1)
+    data = DataConfig(threads=3, decode_threads=1)
     with TestLoader(fresh, clips=CLIPS, augment=AUGMENT, data=data, batch_size=4, views=2) as source:
         seen = [sample for views in source for sample in views.sample.tolist()]
     assert seen == [sample for sample in range(13) if sample not in lost]
@@ -180,7 +180,7 @@ def test_batches_after_a_fault_are_the_same_on_every_rank(shards: ShardSet) -> N
         damage_unit(shards, 6, unit)
 
     def batches(rank: int, world: int) -> list[Views]:
-        data = DataSection(decode_threads=1, max_bad=1.0)
+        data = DataConfig(decode_threads=1, max_bad=1.0)
         options = {"clips": CLIPS, "augment": AUGMENT, "data": data, "batch_size": 4, "seed": 5}
         with Loader(shards, rank=rank, world_size=world, **options) as source:  # type: ignore[arg-type]
             return [next(source) for _ in range(6)]

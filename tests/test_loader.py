@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import damage_unit
 
-from rhofast.config.schema import AugmentSection, ClipSection, DataSection
+from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.reader import Reader
 from rhofast.data.loader.eval_loader import TestLoader
@@ -24,15 +24,15 @@ from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Position, Views
 from rhofast.errors import ConfigError, ResumeError, ShardError, TooManyBadSamplesError
 
-CLIPS = ClipSection(num_clips=2, num_frames=3, frame_stride=2, fps=12)
-AUGMENT = AugmentSection(size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-PLAIN = AugmentSection(size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), color=0.0, gray=0.0, blur=0.0, flip=0.0)
+CLIPS = ClipConfig(num_clips=2, num_frames=3, frame_stride=2, fps=12)
+AUGMENT = AugmentConfig(size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+PLAIN = AugmentConfig(size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), color=0.0, gray=0.0, blur=0.0, flip=0.0)
 
 
 def loader(
     shards: ShardSet | Mixture,
     *,
-    augment: AugmentSection = AUGMENT,
+    augment: AugmentConfig = AUGMENT,
     threads: int = 2,
     max_bad: float = 0.01,
     patience: float = 600.0,
@@ -40,7 +40,7 @@ def loader(
     **options: object,
 ) -> Loader:
     arguments = {"batch_size": 4, "seed": 11, "clips": CLIPS, **options}
-    data = DataSection(
+    data = DataConfig(
         threads=threads, decode_threads=threads, max_bad=max_bad, patience=patience, block_shards=block_shards
     )
     return Loader(shards, augment=augment, data=data, **arguments)  # type: ignore[arg-type]
@@ -223,7 +223,7 @@ def test_what_the_decoder_refuses_is_replaced_and_all_else_stays(
 
 
 def test_evaluation_leaves_out_what_the_decoder_refuses(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"clips": CLIPS, "augment": PLAIN, "data": DataSection(), "batch_size": 4, "views": 2}
+    options = {"clips": CLIPS, "augment": PLAIN, "data": DataConfig(), "batch_size": 4, "views": 2}
     source = TestLoader(shards, **options)  # type: ignore[arg-type]
     broken(source, {5, 8, 9, 10, 11}, monkeypatch, "cut short")  # the third batch is lost as a whole
     with source:
@@ -339,7 +339,7 @@ def test_stats_add_up(shards: ShardSet) -> None:
 def test_evaluation_sees_every_sample_exactly_once(shards: ShardSet, world: int) -> None:
     seen: list[int] = []
     for rank in range(world):
-        options = {"clips": CLIPS, "augment": PLAIN, "data": DataSection(), "batch_size": 4, "views": 3}
+        options = {"clips": CLIPS, "augment": PLAIN, "data": DataConfig(), "batch_size": 4, "views": 3}
         with TestLoader(shards, rank=rank, world_size=world, **options) as source:
             for views in source:
                 assert views.pixels.shape[1:] == (3, 3, 3, 16, 16)
@@ -350,7 +350,7 @@ def test_evaluation_sees_every_sample_exactly_once(shards: ShardSet, world: int)
 def test_evaluation_leaves_bad_samples_out_and_says_so(shards: ShardSet, tmp_path: Path) -> None:
     flip_byte_of(shards, 6)
     log = tmp_path / "bad.jsonl"
-    options = {"clips": CLIPS, "augment": PLAIN, "data": DataSection(), "batch_size": 4, "views": 1}
+    options = {"clips": CLIPS, "augment": PLAIN, "data": DataConfig(), "batch_size": 4, "views": 1}
     with TestLoader(shards, bad_log=log, **options) as source:
         seen = [sample for views in source for sample in views.sample.tolist()]
     assert seen == [sample for sample in range(13) if sample != 6]
@@ -370,7 +370,7 @@ def two_units(shards: ShardSet, sample: int, epoch: int) -> tuple[int, int]:
     return int(needed[-1]), next(unit for unit in range(len(row.units.frame)) if unit not in needed)
 
 
-def shows_its_plan(views: Views, shards: ShardSet, clips: ClipSection) -> None:
+def shows_its_plan(views: Views, shards: ShardSet, clips: ClipConfig) -> None:
     """Each frame of a batch of the first epoch is the one that its sample's plan names, of that sample."""
     rows = [shards.row(sample) for sample in views.sample.tolist()]
     plan, _ = training_plan(rows, views.sample.numpy(), clips, PLAIN, seed=11, epoch=0)
@@ -453,7 +453,7 @@ def test_several_bad_samples_of_a_batch_are_replaced_in_their_places(stream_shar
 
 
 def test_evaluation_sees_every_stream_once_and_leaves_bad_ones_out(stream_shards: ShardSet) -> None:
-    options = {"clips": CLIPS, "augment": PLAIN, "data": DataSection(), "batch_size": 4, "views": 2}
+    options = {"clips": CLIPS, "augment": PLAIN, "data": DataConfig(), "batch_size": 4, "views": 2}
     with TestLoader(stream_shards, **options) as source:
         assert [sample for views in source for sample in views.sample.tolist()] == list(range(13))
     begin = damage_unit(stream_shards, 6, 0)

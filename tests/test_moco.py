@@ -7,11 +7,11 @@ import torch
 from reference import follow, gradients, method_keys, needs_vectors, part, run_step, tensors
 from torch import Tensor
 
-from rhofast.config.schema import OptimSection
+from rhofast.config.schema import OptimConfig
 from rhofast.models.backbones import build_backbone
-from rhofast.models.backbones.slow import Slow, SlowOptions
+from rhofast.models.backbones.slow import Slow, SlowConfig
 from rhofast.models.methods import build_method
-from rhofast.models.methods.moco import Moco, MocoOptions, _contrast
+from rhofast.models.methods.moco import Moco, MoCoConfig, _contrast
 
 SMALL = {"hidden": 32, "out": 16, "queue": 64}
 
@@ -20,13 +20,13 @@ SMALL = {"hidden": 32, "out": 16, "queue": 64}
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("rho", [1, 2, 3, 4])
 def test_two_steps_are_those_of_the_reference(rho: int, dtype: torch.dtype) -> None:
-    method = Moco(Slow(SlowOptions(depth=50, width=4)), MocoOptions.model_validate(SMALL)).to(dtype)
+    method = Moco(Slow(SlowConfig(depth=50, width=4)), MoCoConfig.model_validate(SMALL)).to(dtype)
     table = method_keys(method) | {"queue_x": "queue"}
     before = tensors("moco_state_before", dtype)
     missing = method.load_state_dict({here: before[official] for official, here in table.items()}, strict=False)
     assert missing.missing_keys == ["momentum", "written"]
     method.written.fill_(64 + int(before["ptr"]))  # a queue that has been full
-    for number, facts, after in follow("moco", method, table, rho, OptimSection(name="sgd", weight_decay=1e-4)):
+    for number, facts, after in follow("moco", method, table, rho, OptimConfig(name="sgd", weight_decay=1e-4)):
         assert method._momentum == pytest.approx(facts["ema_momentum_held_after"], abs=1e-12)
         assert int(method.written) % 64 == facts["ptr_after"]
         within = 1e-6 if dtype == torch.float64 or number == 0 else 2e-3

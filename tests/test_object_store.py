@@ -55,12 +55,12 @@ READ = """
 import sys
 import zlib
 import numpy as np
-from rhofast.config.schema import DataSection
+from rhofast.config.schema import DataConfig
 from rhofast.data.format.reader import Reader
 from rhofast.data.sources import open_training
 from rhofast.errors import ShardMissingError
 try:
-    (shards,) = open_training(DataSection(train=sys.argv[1], cache=sys.argv[2])).sets
+    (shards,) = open_training(DataConfig(train=sys.argv[1], cache=sys.argv[2])).sets
 except ShardMissingError as error:
     sys.exit(print(error))
 for number in range(len(shards)):

@@ -7,7 +7,7 @@ import torch
 from reference import needs_vectors, numbers, part, tensors
 from torch import nn
 
-from rhofast.config.schema import OptimSection
+from rhofast.config.schema import OptimConfig
 from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
 from rhofast.models.methods.momentum import ema_momentum, update_ema
@@ -60,7 +60,7 @@ def test_a_section_builds_the_reference_s_optimizer(name: str, decay: float, dty
         own[key] = nn.Parameter(value.clone())
         layer.register_parameter(kind, own[key])
     model = nn.ModuleList(layers.values())
-    optimizer = build_optimizer(model, OptimSection(name=name, weight_decay=decay))  # type: ignore[arg-type]
+    optimizer = build_optimizer(model, OptimConfig(name=name, weight_decay=decay))  # type: ignore[arg-type]
     within = 1e-6 if dtype == torch.float64 else 1e-5
     for step, rate in enumerate(facts["lrs"]):
         for key, gradient in part(vectors, f"grad{step}/").items():
@@ -99,7 +99,7 @@ def test_without_adaptation_it_is_torch_s_sgd(nesterov: bool) -> None:
 def test_batch_norm_has_its_own_group_without_decay(name: str) -> None:
     model = tiny()
     model[3].requires_grad_(requires_grad=False)
-    optimizer = build_optimizer(model, OptimSection(name=name, weight_decay=0.3))  # type: ignore[arg-type]
+    optimizer = build_optimizer(model, OptimConfig(name=name, weight_decay=0.3))  # type: ignore[arg-type]
     norms, others = optimizer.param_groups
     assert [id(p) for p in norms["params"]] == [id(p) for p in model[1].parameters()]
     assert [id(p) for p in others["params"]] == [id(p) for p in model[0].parameters()]
@@ -119,7 +119,7 @@ def test_rates_are_the_released_ones() -> None:
         if "NUM_SHARDS" not in name:
             continue
         nodes = int(name.split("=")[1])
-        section = OptimSection(
+        section = OptimConfig(
             base_lr=case["base_lr"] / nodes,
             warmup_epochs=case["warmup_epochs"],
             warmup_lr=case["warmup_start_lr"] / nodes,
@@ -143,8 +143,8 @@ def test_momenta_are_the_released_ones(name: str) -> None:
 def test_steps_and_the_epochs_they_are_at_go_together() -> None:
     for values in ({"schedule": "steps"}, {"decay_epochs": [3.0]}):
         with pytest.raises(ConfigError, match="go together"):
-            parse_section(OptimSection, values, where="optim")
-    section = parse_section(OptimSection, {"schedule": "steps", "decay_epochs": [3, 5.5], "warmup_epochs": 0}, "optim")
+            parse_section(OptimConfig, values, where="optim")
+    section = parse_section(OptimConfig, {"schedule": "steps", "decay_epochs": [3, 5.5], "warmup_epochs": 0}, "optim")
     rates = [learning_rate(section, 64, epoch, 7) for epoch in (0, 2.99, 3, 5.4, 5.5)]
     assert rates == pytest.approx([0.6, 0.6, 0.06, 0.06, 0.006])
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from rhofast.config.schema import AugmentSection
+from rhofast.config.schema import AugmentConfig
 from rhofast.data.decode.pipeline import DecodePipeline
 from rhofast.data.types import AugmentPlan, ClipPlan, Sample
 from rhofast.errors import UndecodableError
 
 SIZE, WIDTH, HEIGHT = 48, 112, 80
-UNIT = AugmentSection(size=SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # output = pixel / 255
+UNIT = AugmentConfig(size=SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # output = pixel / 255
 
 
 def picture(seed: int) -> npt.NDArray[np.uint8]:
@@ -78,7 +78,7 @@ def colorful(b: int, p: int) -> AugmentPlan:
     )
 
 
-def run(section: AugmentSection, given: list[Sample], clips: ClipPlan, augment: AugmentPlan, **graph: bool):
+def run(section: AugmentConfig, given: list[Sample], clips: ClipPlan, augment: AugmentPlan, **graph: bool):
     pipeline = DecodePipeline(
         section,
         max_pictures=clips.frames.size,
@@ -143,7 +143,7 @@ def test_blur_agrees_with_torchvision_and_leaves_sigma_0_alone() -> None:
 
 def test_normalization_is_exact() -> None:
     given, clips = samples(2, 2), ClipPlan(frames=np.zeros((2, 1, 2), dtype=np.int32))
-    section = AugmentSection(size=SIZE, mean=(0.45, 0.4, 0.3), std=(0.225, 0.2, 0.25))
+    section = AugmentConfig(size=SIZE, mean=(0.45, 0.4, 0.3), std=(0.225, 0.2, 0.25))
     plain = run(UNIT, given, clips, plan(2, 1)).mul(255).round()
     mean, std = (torch.tensor(value).view(3, 1, 1, 1) for value in (section.mean, section.std))
     expected = (plain - 255 * mean) / (255 * std)

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rhofast.config.schema import AugmentSection, ClipSection
+from rhofast.config.schema import AugmentConfig, ClipConfig
 from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.augment import LUMA
 from rhofast.data.sampling.batch_plan import clips_alone, evaluation_plan, training_plan
@@ -40,11 +40,11 @@ def plan(
     rows: list[IndexRow],
     samples: npt.NDArray[np.int64],
     *,
-    clips: ClipSection | None = None,
-    augment: AugmentSection | None = None,
+    clips: ClipConfig | None = None,
+    augment: AugmentConfig | None = None,
     epoch: int | npt.NDArray[np.int64] = 0,
 ) -> tuple[ClipPlan, AugmentPlan]:
-    return training_plan(rows, samples, clips or ClipSection(), augment or AugmentSection(), seed=3, epoch=epoch)
+    return training_plan(rows, samples, clips or ClipConfig(), augment or AugmentConfig(), seed=3, epoch=epoch)
 
 
 def same(left: tuple[ClipPlan, AugmentPlan], right: tuple[ClipPlan, AugmentPlan]) -> bool:
@@ -63,7 +63,7 @@ def test_a_plan_depends_on_its_sample_epoch_and_row_alone() -> None:
 
 def test_plans_can_be_taken_apart_and_joined() -> None:
     rows, samples = [row(100, seed=number) for number in range(4)], np.arange(4)
-    for augment in (AugmentSection(), AugmentSection(difference=0.5)):
+    for augment in (AugmentConfig(), AugmentConfig(difference=0.5)):
         clips, augmented = plan(rows, samples, augment=augment)
         for whole in (clips, augmented):
             again = type(whole).join([whole.take([0, 1]), whole.take(np.array([False, False, True, True]))])
@@ -75,7 +75,7 @@ def test_plans_can_be_taken_apart_and_joined() -> None:
 @pytest.mark.parametrize("group", [1, 12])
 def test_contrast_turns_about_the_stored_mean_of_the_frames_shown(group: int) -> None:
     sample = row(200, group=group)
-    augment = AugmentSection(color=1.0, gray=0.0, brightness=0.0, saturation=0.0, hue=0.0, contrast=1.0)
+    augment = AugmentConfig(color=1.0, gray=0.0, brightness=0.0, saturation=0.0, hue=0.0, contrast=1.0)
     clips, augmented = plan([sample], np.array([5]), augment=augment)
     mean = sample.units.rgb[clips.frames[0] // group].mean(axis=1)
     keep = augmented.color[0, :, 0, 0]
@@ -85,7 +85,7 @@ def test_contrast_turns_about_the_stored_mean_of_the_frames_shown(group: int) ->
 def test_contrast_of_differences_turns_about_their_mean() -> None:
     sample = row(200)
     knobs = {"gray": 0.0, "brightness": 0.0, "saturation": 0.0, "hue": 0.0, "contrast": 1.0}
-    clips, augmented = plan([sample], np.array([5]), augment=AugmentSection(color=1.0, difference=1.0, **knobs))
+    clips, augmented = plan([sample], np.array([5]), augment=AugmentConfig(color=1.0, difference=1.0, **knobs))
     assert clips.neighbor is not None and (clips.neighbor == clips.frames + 1).all()
     rgb = sample.units.rgb
     mean = ((255 + (rgb[clips.frames[0]] - rgb[clips.neighbor[0]]) @ LUMA) / 2).mean(axis=1)
@@ -95,7 +95,7 @@ def test_contrast_of_differences_turns_about_their_mean() -> None:
 
 def test_differences_leave_all_else_as_it_was() -> None:
     rows, samples = [row(60, seed=number) for number in range(64)], np.arange(64)
-    plain, changed = plan(rows, samples), plan(rows, samples, augment=AugmentSection(difference=0.2))
+    plain, changed = plan(rows, samples), plan(rows, samples, augment=AugmentConfig(difference=0.2))
     which = changed[1].difference
     assert which is not None and 0.1 < which.mean() < 0.3 and changed[0].neighbor is not None
     still = ~which
@@ -108,7 +108,7 @@ def test_differences_leave_all_else_as_it_was() -> None:
 
 def test_two_views_of_one_clip_are_both_differences_or_neither() -> None:
     rows, samples = [row(60, seed=number) for number in range(64)], np.arange(64)
-    clips, augmented = plan(rows, samples, clips=ClipSection(num_clips=1), augment=AugmentSection(difference=0.5))
+    clips, augmented = plan(rows, samples, clips=ClipConfig(num_clips=1), augment=AugmentConfig(difference=0.5))
     assert augmented.difference is not None and augmented.difference.shape == (64, 2)
     assert np.array_equal(clips.frames[:, 0], clips.frames[:, 1])
     assert np.array_equal(augmented.difference[:, 0], augmented.difference[:, 1])
@@ -116,7 +116,7 @@ def test_two_views_of_one_clip_are_both_differences_or_neither() -> None:
 
 @pytest.mark.parametrize("rho", [1, 2, 7])
 def test_videos_of_one_frame_have_plans(rho: int) -> None:
-    augment, section = AugmentSection(difference=0.5), ClipSection(num_clips=rho, min_gap=1.0, max_span=2.0)
+    augment, section = AugmentConfig(difference=0.5), ClipConfig(num_clips=rho, min_gap=1.0, max_span=2.0)
     clips, augmented = plan([row(1)] * 4, np.arange(4), clips=section, augment=augment)
     assert clips.frames.shape == (4, max(rho, 2), 8) and not clips.frames.any()
     assert clips.neighbor is not None and not clips.neighbor.any() and np.isfinite(augmented.color).all()
@@ -124,12 +124,12 @@ def test_videos_of_one_frame_have_plans(rho: int) -> None:
 
 def test_clips_alone_are_those_of_the_plan() -> None:
     rows, samples = [row(100 + number, seed=number) for number in range(5)], np.arange(5)
-    section = ClipSection(num_clips=3, max_span=1.0)
+    section = ClipConfig(num_clips=3, max_span=1.0)
     alone = clips_alone(rows, samples, section, seed=3, epoch=2)
     assert np.array_equal(alone.frames, plan(rows, samples, clips=section, epoch=2)[0].frames)
 
 
 def test_evaluation_draws_nothing() -> None:
-    clips, augmented = evaluation_plan([row(300), row(90)], ClipSection(fps_jitter=(0.5, 1.5), max_span=0.0), 3)
+    clips, augmented = evaluation_plan([row(300), row(90)], ClipConfig(fps_jitter=(0.5, 1.5), max_span=0.0), 3)
     assert clips.frames.shape == (2, 3, 8) and clips.neighbor is augmented.difference is None
     assert clips.frames[0, :, 0].tolist() == [0, 79, 158] and not augmented.flip.any()

@@ -26,7 +26,7 @@ import pytest
 import torch
 from conftest import damage_unit, write_shards
 
-from rhofast.config.schema import AugmentSection, ClipSection, DataSection
+from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.reader import Reader
 from rhofast.data.format.remote import DownloadAhead, RemoteShardSet, StoppedError
@@ -510,7 +510,7 @@ def test_a_set_larger_than_its_cache_is_gone_through_block_by_block(
     shutil.rmtree(site.root)
     shards = write_shards(site.root, members, per_shard=1)
     total = sum(shard.bytes + shard.index_bytes for shard in shards.info.shards)
-    data = DataSection(train=site.url, cache=tmp_path / "cache", cache_gb=0.5 * total / 1e9, block_shards=3)
+    data = DataConfig(train=site.url, cache=tmp_path / "cache", cache_gb=0.5 * total / 1e9, block_shards=3)
     (remote,) = open_training(data).sets
     assert isinstance(remote, RemoteShardSet)
     order = Order(remote.starts, seed=1, block_shards=3)
@@ -527,12 +527,12 @@ def test_a_set_larger_than_its_cache_is_gone_through_block_by_block(
 
 def open_loader(rank: int = 0, world_size: int = 1, **data: Any) -> Loader:
     """With batches of 4, in blocks of one shard. data: what else the page says of them."""
-    section = DataSection(block_shards=1, prefetch=1, threads=2, **data)
+    section = DataConfig(block_shards=1, prefetch=1, threads=2, **data)
     sources = open_training(section, world_size=world_size)
     return Loader(
         Mixture(sources.sets, sources.weights),
-        clips=ClipSection(num_frames=2, frame_stride=2, fps=12),
-        augment=AugmentSection(size=16),
+        clips=ClipConfig(num_frames=2, frame_stride=2, fps=12),
+        augment=AugmentConfig(size=16),
         data=section,
         batch_size=4,
         seed=0,
@@ -609,19 +609,19 @@ def test_a_cache_too_small_for_the_order_is_refused(
     site: Site, tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"data.cache_gb: {said} .*block_shards"):
-        open_training(DataSection(train=site.url, cache=tmp_path / "cache", cache_gb=1e-6, **change))
+        open_training(DataConfig(train=site.url, cache=tmp_path / "cache", cache_gb=1e-6, **change))
 
 
 def test_sets_of_all_kinds_are_opened_together(site: Site, tmp_path: Path, members: list[bytes]) -> None:
     local = write_shards(tmp_path / "other", members[:4])
-    data = DataSection(
+    data = DataConfig(
         train=[{"shards": site.url, "weight": 2}, local.root.as_uri()],  # type: ignore[arg-type]
         cache=tmp_path / "cache",
     )
     sources = open_training(data)
     assert [len(one) for one in sources.sets] == [13, 4] and sources.weights == (2.0, 1.0)
     with pytest.raises(ConfigError, match=r"data\.train is not set"):
-        open_training(DataSection())
+        open_training(DataConfig())
 
 
 @pytest.mark.parametrize(

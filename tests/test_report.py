@@ -12,7 +12,7 @@ from PIL import Image
 import rhofast.analysis.report_plots
 from rhofast.analysis.report import write_report
 from rhofast.config.load import dump_config
-from rhofast.config.schema import Config, TrainSection
+from rhofast.config.schema import Config, TrainConfig
 from rhofast.errors import ConfigError
 from rhofast.training.metrics_file import read_metrics
 from rhofast.training.step_timer import STAGES
@@ -61,7 +61,7 @@ def whole_step(number: int, **more: Any) -> dict[str, Any]:
 
 def make_run(folder: Path, lines: list[dict[str, Any]], tail: str = "", **train: Any) -> Path:
     folder.mkdir(parents=True)
-    config = Config(name=folder.name, train=TrainSection(steps=9, **train))
+    config = Config(name=folder.name, train=TrainConfig(steps=9, **train))
     (folder / "config.json").write_text(json.dumps(dump_config(config)))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
     return folder

@@ -10,9 +10,9 @@ import torch
 import rhofast.checkpoint.async_writer
 from rhofast.checkpoint.async_writer import Saver
 from rhofast.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from rhofast.config.schema import Config, TrainSection
+from rhofast.config.schema import Config, TrainConfig
 
-CONFIG = Config(name="x", train=TrainSection(steps=9))
+CONFIG = Config(name="x", train=TrainConfig(steps=9))
 
 
 def checkpoint(step: int, weight: torch.Tensor) -> Checkpoint:

@@ -20,7 +20,7 @@ from rhofast.analysis.replay import Shown, color_words, displayable, is_run, rep
 from rhofast.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from rhofast.cli.app import main
 from rhofast.config.load import dump_config, load_config
-from rhofast.config.schema import AugmentSection, ClipSection, Config, DataSection
+from rhofast.config.schema import AugmentConfig, ClipConfig, Config, DataConfig
 from rhofast.config.section import parse_section
 from rhofast.data.format.dataset import ShardSet, choose_samples, find_keys
 from rhofast.data.loader.train_loader import Loader
@@ -30,8 +30,8 @@ from rhofast.data.types import Views
 from rhofast.errors import ConfigError, ResumeError, ShardMissingError
 from rhofast.training.trainer import train
 
-CLIPS = ClipSection(num_frames=3, frame_stride=2, fps=12)
-AUGMENT = AugmentSection(size=16)
+CLIPS = ClipConfig(num_frames=3, frame_stride=2, fps=12)
+AUGMENT = AugmentConfig(size=16)
 BATCH, STEPS = 4, 5  # of 13 samples: three batches an epoch, so that the edge is crossed
 
 Frames = npt.NDArray[np.uint8]
@@ -135,7 +135,7 @@ def test_samples_of_a_mixture_have_the_names_of_their_set(
 ) -> None:
     other = write_shards(tmp_path / "other", members[:6])  # without labels
     sources = [{"shards": str(one.root), "weight": weight} for one, weight in ((shards, 1.0), (other, 2.0))]
-    both = config.model_copy(update={"data": parse_section(DataSection, {"train": sources}, where="test")})
+    both = config.model_copy(update={"data": parse_section(DataConfig, {"train": sources}, where="test")})
     mixture = Mixture([shards, other], [1.0, 2.0])
     run = write_run(both, {**start(shards, 0, 1), "digest": mixture.digest}, step_line(STEPS))
     with open_loader(mixture, both) as loader:
@@ -216,7 +216,7 @@ def test_what_is_no_run_is_said_to_be_none(shards: ShardSet, config: Config, tmp
 
 
 def test_samples_of_shards_are_shown_as_in_the_training_batch(shards: ShardSet) -> None:
-    data = DataSection(threads=1, decode_threads=1)
+    data = DataConfig(threads=1, decode_threads=1)
     with Loader(shards, clips=CLIPS, augment=AUGMENT, data=data, batch_size=4, seed=5) as loader:
         views = next(loader)
     shown = show_clips(shards, clips=CLIPS, augment=AUGMENT, samples=views.sample.tolist(), seed=5, epoch=0)
@@ -225,7 +225,7 @@ def test_samples_of_shards_are_shown_as_in_the_training_batch(shards: ShardSet) 
 
 
 def test_displayable_undoes_the_normalization() -> None:
-    section = AugmentSection(size=16, mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.3))
+    section = AugmentConfig(size=16, mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.3))
     pixels = torch.randint(0, 256, (1, 1, 3, 2, 16, 16)).float()
     mean, std = (torch.tensor(value).view(3, 1, 1, 1) for value in (section.mean, section.std))
     restored = displayable((pixels / 255 - mean) / std, section)

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from reference import follow, gradients, method_keys, needs_vectors, run_step, tensors
 from torch import Tensor
 
-from rhofast.config.schema import OptimSection
+from rhofast.config.schema import OptimConfig
 from rhofast.models.backbones import build_backbone
-from rhofast.models.backbones.slow import Slow, SlowOptions
+from rhofast.models.backbones.slow import Slow, SlowConfig
 from rhofast.models.methods import build_method
-from rhofast.models.methods.simclr import Simclr, SimclrOptions, contrast_all
+from rhofast.models.methods.simclr import Simclr, SimCLRConfig, contrast_all
 
 SMALL = {"hidden": 32, "out": 16}
 
@@ -22,10 +22,10 @@ SMALL = {"hidden": 32, "out": 16}
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("rho", [1, 2, 3, 4])
 def test_two_steps_are_those_of_the_reference(rho: int, dtype: torch.dtype) -> None:
-    method = Simclr(Slow(SlowOptions(depth=50, width=4)), SimclrOptions.model_validate(SMALL)).to(dtype)
+    method = Simclr(Slow(SlowConfig(depth=50, width=4)), SimCLRConfig.model_validate(SMALL)).to(dtype)
     table, before = method_keys(method), tensors("simclr_state_before", dtype)
     method.load_state_dict({here: before[official] for official, here in table.items()})
-    assert len(list(follow("simclr", method, table, rho, OptimSection()))) == 2
+    assert len(list(follow("simclr", method, table, rho, OptimConfig()))) == 2
 
 
 def small(**options: object) -> Simclr:

@@ -6,7 +6,7 @@ from reference import needs_vectors, numbers, part, tensors
 
 from rhofast.errors import ConfigError
 from rhofast.models.backbones import BACKBONES, build_backbone
-from rhofast.models.backbones.slow import Slow, SlowOptions, slow_keys
+from rhofast.models.backbones.slow import Slow, SlowConfig, slow_keys
 from rhofast.models.weight_conversion import import_pyslowfast
 
 CLIP = torch.Size((1, 3, 4, 32, 32))
@@ -16,7 +16,7 @@ CLIP = torch.Size((1, 3, 4, 32, 32))
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_features_are_those_of_the_reference(dtype: torch.dtype, tolerance: float, mode: str) -> None:
-    backbone = Slow(SlowOptions(depth=50, width=8)).to(dtype)
+    backbone = Slow(SlowConfig(depth=50, width=8)).to(dtype)
     vectors = tensors("backbone_r50_w8", dtype)
     imported = import_pyslowfast(backbone, part(vectors, "state/"))
     assert not imported.missing and all(key.startswith("head.") for key in imported.dropped)
@@ -53,7 +53,7 @@ def test_sizes_are_those_of_the_reference(file: str, options: dict[str, object])
     meta = numbers("backbone_meta")
     if file not in meta:
         pytest.skip(f"no {file} among the vectors")
-    backbone = Slow(SlowOptions.model_validate(options)).eval()
+    backbone = Slow(SlowConfig.model_validate(options)).eval()
     shapes = meta[file]["eval_shapes"]
     with torch.no_grad():
         maps = backbone.feature_maps(torch.zeros(2, 3, 8, 48, 80))
@@ -93,13 +93,13 @@ def test_any_number_of_frames_goes_in_and_time_is_kept(name: str) -> None:
 
 
 def test_temporal_kernels_are_where_they_should_be() -> None:
-    backbone = Slow(SlowOptions(depth=101, width=4))
+    backbone = Slow(SlowConfig(depth=101, width=4))
     kernels = [[block.conv_a.kernel_size[0] for block in stage] for stage in backbone.stages]
     assert kernels == [[1] * 3, [1] * 4, [3] * 6 + [1] * 17, [3] * 3]
 
 
 def test_zero_init_starts_at_the_shortcut() -> None:
-    backbone = Slow(SlowOptions(depth=18, width=4, block="basic", zero_init=True))
+    backbone = Slow(SlowConfig(depth=18, width=4, block="basic", zero_init=True))
     assert all(not block.bn_b.weight.any() for stage in backbone.stages for block in stage)
 
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rhofast.config.schema import OptimSection
+from rhofast.config.schema import OptimConfig
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import METHODS, build_method
 from rhofast.models.methods.method import Moment
@@ -35,7 +35,7 @@ def step(method: str, options: dict[str, Any], optim: dict[str, Any], device: to
     accelerator = Accelerator(cpu=device.type == "cpu")
     built = build_method(method, {"hidden": 16, **options}, build_backbone("slow_r18", {"width": 4})).to(device)
     built = built.to(memory_format=torch.channels_last_3d)
-    section = OptimSection(**optim)
+    section = OptimConfig(**optim)
     model, optimizer = accelerator.prepare(built, build_optimizer(built, section))
     pixels = torch.randn((4, 3, 2, 16, 16, 3), device=device).permute(0, 1, 5, 2, 3, 4)
     moments = [Moment(step=number, epoch=0.1 * number, epochs=10) for number in range(2)]
@@ -110,7 +110,7 @@ def learn(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
 @pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
 def test_an_optimizer_s_state_may_lie_in_another_way_than_the_parameters(name: str) -> None:
     """Checkpoints store everything contiguous; the weights are channels-last."""
-    section = OptimSection(name=name, base_lr=0.1)  # type: ignore[arg-type]
+    section = OptimConfig(name=name, base_lr=0.1)  # type: ignore[arg-type]
     whole, half = convolutions(), convolutions()
     optimizer = build_optimizer(whole, section)
     learn(whole, optimizer, range(4))

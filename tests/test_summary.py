@@ -11,7 +11,7 @@ import pytest
 from conftest import FPS, NUM_FRAMES, NUM_VIDEOS, write_shards
 from PIL import Image
 
-from rhofast.config.schema import ClipSection
+from rhofast.config.schema import ClipConfig
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.codecs.h26x import H264Codec
 from rhofast.data.codecs.jpeg import JpegCodec
@@ -23,8 +23,8 @@ from rhofast.data.types import Units
 from rhofast.ingest.summary import Summary, summarize
 from rhofast.ingest.summary_plot import draw_summary
 
-ALL = ClipSection(num_clips=1, num_frames=32, frame_stride=1, fps=10)
-ONE = ClipSection(num_clips=1, num_frames=1, frame_stride=1, fps=10)
+ALL = ClipConfig(num_clips=1, num_frames=32, frame_stride=1, fps=10)
+ONE = ClipConfig(num_clips=1, num_frames=1, frame_stride=1, fps=10)
 
 
 def row(frame: list[int], size: list[int]) -> IndexRow:
@@ -80,7 +80,7 @@ def test_what_comes_before_a_frame_in_its_unit_is_decoded_and_what_comes_after_i
 
 
 def test_a_summary_counts_every_sample(shards: ShardSet) -> None:
-    summary = summarize(shards, ClipSection())
+    summary = summarize(shards, ClipConfig())
     assert summary.samples == NUM_VIDEOS and summary.frames == NUM_VIDEOS * NUM_FRAMES
     assert summary.durations == {NUM_FRAMES / FPS: NUM_VIDEOS}
     assert summary.seconds == (2.0, 2.0, 2.0)
@@ -103,7 +103,7 @@ def drawn(summary: Summary, path: Path) -> str:
 
 
 def test_the_picture_says_what_is_in_the_set(shards: ShardSet, tmp_path: Path) -> None:
-    summary = summarize(shards, ClipSection())
+    summary = summarize(shards, ClipConfig())
     draw_summary(summary, tmp_path / "set.png")
     with Image.open(tmp_path / "set.png") as picture:
         assert picture.width > 1000 and np.asarray(picture.convert("L")).std() > 10
@@ -126,7 +126,7 @@ def test_four_hundred_classes_are_one_curve_with_its_ends_named(shards: ShardSet
     sizes = {(16 * width, 256): 10 for width in range(16, 60)}
     lengths = {0.5: 3, 10.0: 500, 4000.0: 1}
     summary = replace(
-        summarize(shards, ClipSection()), labels=labels, unlabeled=7, sizes=sizes, durations=lengths, samples=504
+        summarize(shards, ClipConfig()), labels=labels, unlabeled=7, sizes=sizes, durations=lengths, samples=504
     )
     text = drawn(summary, tmp_path / "set.svg")
     for words in ("Labels (400 classes)", "most: 1,000", "action 0 ", "median: 800", "fewest: 5", "a $very $very"):
@@ -137,6 +137,6 @@ def test_four_hundred_classes_are_one_curve_with_its_ends_named(shards: ShardSet
 
 
 def test_a_set_without_labels_says_so(members: list[bytes], tmp_path: Path) -> None:
-    summary = summarize(write_shards(tmp_path / "set", members[:1]), ClipSection())
+    summary = summarize(write_shards(tmp_path / "set", members[:1]), ClipConfig())
     assert summary.labels == {} and summary.unlabeled == 1
     assert "<!-- this set has no labels -->" in drawn(summary, tmp_path / "set.svg")

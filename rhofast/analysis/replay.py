@@ -20,7 +20,7 @@ import torch
 from rhofast.analysis.rendering import Group, Strip
 from rhofast.checkpoint.checkpoint import latest_checkpoint
 from rhofast.config.load import override_config, parse_config
-from rhofast.config.schema import AugmentSection, ClipSection, Config
+from rhofast.config.schema import AugmentConfig, ClipConfig, Config
 from rhofast.data.decode.pipeline import DecodePipeline
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
@@ -64,8 +64,8 @@ def is_run(folder: Path) -> bool:
 def show_clips(
     shards: ShardSet,
     *,
-    clips: ClipSection,
-    augment: AugmentSection,
+    clips: ClipConfig,
+    augment: AugmentConfig,
     samples: Sequence[int],
     seed: int,
     epoch: int,
@@ -161,7 +161,7 @@ def replay_batch(
     )
 
 
-def displayable(pixels: torch.Tensor, augment: AugmentSection) -> npt.NDArray[np.uint8]:
+def displayable(pixels: torch.Tensor, augment: AugmentConfig) -> npt.NDArray[np.uint8]:
     """Normalized pixels [B, P, C, T, H, W] as u8[B, P, T, H, W, C]."""
     mean, std = (torch.tensor(value).view(3, 1, 1, 1) for value in (augment.mean, augment.std))
     restored = (pixels.cpu().float() * std + mean).clamp(0, 1).mul(255).round().to(torch.uint8)
@@ -215,7 +215,7 @@ def color_words(color: npt.NDArray[np.float32]) -> list[str]:
     return words
 
 
-def _playback_fps(clips: ClipSection) -> float:
+def _playback_fps(clips: ClipConfig) -> float:
     return clips.fps / clips.frame_stride
 
 

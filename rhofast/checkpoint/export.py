@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rhofast.config.schema import Config, DataSection
+from rhofast.config.schema import Config, DataConfig
 from rhofast.data.format.dataset import open_folder
 from rhofast.data.format.remote import is_remote
 from rhofast.data.sampling.mixture import Mixture
@@ -212,7 +212,7 @@ def _input_card(
     return {"text": text, **known}
 
 
-def _data_card(data: DataSection, digest: str | None) -> dict[str, Any]:
+def _data_card(data: DataConfig, digest: str | None) -> dict[str, Any]:
     """Name and digest of the training data; the name where the sets are still where the run found them, and on this
     machine."""
     name = None

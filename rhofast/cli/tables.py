@@ -18,7 +18,7 @@ from rhofast.cli.console import byte_text, duration_text
 if TYPE_CHECKING:  # a command loads what it needs, when it needs it
     from rhofast.analysis.capacity.planner import Plan
     from rhofast.checkpoint.export import Transfer
-    from rhofast.config.schema import ClipSection
+    from rhofast.config.schema import ClipConfig
     from rhofast.data.format.dataset import DatasetInfo
     from rhofast.evaluation.scores import Evaluation
     from rhofast.ingest.dry_run import CodecEstimate, Estimate, Figures
@@ -53,7 +53,7 @@ def _facts(title: str, rows: dict[str, str]) -> Table:
     return table
 
 
-def summary_table(info: DatasetInfo, summary: Summary, clips: ClipSection) -> Table:
+def summary_table(info: DatasetInfo, summary: Summary, clips: ClipConfig) -> Table:
     """What `rhofast inspect` tells of a set."""
 
     def top(counts: dict[Any, int], form: Callable[[Any], str]) -> str:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_valid
 from rhofast.config.section import Count, Finite, PathField, Positive, Probability, Range, Section, Triple
 
 
-class SourceSection(Section):
+class SourceConfig(Section):
     """One shard set to train on.
 
     shards  its folder, or its address (`https://...`, `s3://...`, `file:///...`), as typed
@@ -34,7 +34,7 @@ class SourceSection(Section):
         return {"shards": str(value)} if isinstance(value, str | Path) else value
 
 
-class DataSection(Section):
+class DataConfig(Section):
     """Where the shards are and how many hands read them.
 
     train         the training shards: one folder or address, or a list of `{shards = ..., weight = ...}`; () for none
@@ -59,7 +59,7 @@ class DataSection(Section):
     downloads     shards of a set that one process downloads at the same time, ahead of their use
     """
 
-    train: Annotated[tuple[SourceSection, ...], Field(strict=False)] = ()
+    train: Annotated[tuple[SourceConfig, ...], Field(strict=False)] = ()
     test: Annotated[str, Field(min_length=1)] | None = None
     block_shards: Count | None = None
     lanes: Count = 1
@@ -87,7 +87,7 @@ class DataSection(Section):
 
     @field_validator("train")
     @classmethod
-    def _each_set_once(cls, value: tuple[SourceSection, ...]) -> tuple[SourceSection, ...]:
+    def _each_set_once(cls, value: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
         named = [source.shards for source in value]
         twice = [shards for number, shards in enumerate(named) if shards in named[:number]]
         if twice:
@@ -101,14 +101,14 @@ class DataSection(Section):
         return self
 
     @field_serializer("train")
-    def _as_typed(self, value: tuple[SourceSection, ...]) -> str | list[dict[str, Any]]:
+    def _as_typed(self, value: tuple[SourceConfig, ...]) -> str | list[dict[str, Any]]:
         """One set without a weight is its text again."""
         if len(value) == 1 and value[0].weight == 1:
             return value[0].shards
         return [source.model_dump() for source in value]
 
 
-class ClipSection(Section):
+class ClipConfig(Section):
     """Temporal geometry: `num_clips` (rho) clips of `num_frames` (T) frames, `frame_stride` (tau) apart at `fps`.
 
     num_clips   any number; 1 means two augmentations of the same frames
@@ -151,7 +151,7 @@ class ClipSection(Section):
         return self
 
 
-class AugmentSection(Section):
+class AugmentConfig(Section):
     """Appearance: what one clip's augmentation is drawn from. Defaults are the released configurations'.
 
     flip, color, gray, blur and difference are probabilities: 0 turns one off and leaves what the others draw.
@@ -197,7 +197,7 @@ class AugmentSection(Section):
         return self
 
 
-class ComponentSection(BaseModel):
+class ComponentConfig(BaseModel):
     """A method or a backbone: its `name`, and options that its own code declares and checks."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
@@ -210,7 +210,7 @@ class ComponentSection(BaseModel):
         return dict(self.model_extra or {})
 
 
-class OptimSection(Section):
+class OptimConfig(Section):
     """The optimizer and its schedule. The peak rate is `base_lr * train.batch_size / base_batch` (linear scaling).
 
     schedule        "cosine" to 0 over the run, or "steps": times `decay` from each of `decay_epochs` on
@@ -240,7 +240,7 @@ class OptimSection(Section):
         return self
 
 
-class TrainSection(Section):
+class TrainConfig(Section):
     """The loop. Exactly one of `epochs` and `steps` says how long; `batch_size` is the global batch, in videos.
 
     accumulate        micro-batches that each rank's share of a batch is split into, for less memory: refused where
@@ -312,7 +312,7 @@ class TrainSection(Section):
         return self
 
 
-class EvalSection(Section):
+class EvalConfig(Section):
     """Held-out evaluation.
 
     views         uniform clips of each video, center squares: for kNN, for features, and for training on features
@@ -347,14 +347,14 @@ class Config(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     out: PathField = Path("runs")
-    data: DataSection = DataSection()
-    clips: ClipSection = ClipSection()
-    augment: AugmentSection = AugmentSection()
-    backbone: ComponentSection = ComponentSection(name="slow_r50")
-    method: ComponentSection = ComponentSection(name="byol")
-    optim: OptimSection = OptimSection()
-    train: TrainSection = TrainSection(epochs=200)
-    eval: EvalSection = EvalSection()
+    data: DataConfig = DataConfig()
+    clips: ClipConfig = ClipConfig()
+    augment: AugmentConfig = AugmentConfig()
+    backbone: ComponentConfig = ComponentConfig(name="slow_r50")
+    method: ComponentConfig = ComponentConfig(name="byol")
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig(epochs=200)
+    eval: EvalConfig = EvalConfig()
 
     @property
     def folder(self) -> Path:

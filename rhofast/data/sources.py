@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rhofast.config.schema import DataSection
+from rhofast.config.schema import DataConfig
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.format.remote import RemoteShardSet, is_remote, shard_bytes
 from rhofast.data.sampling.shuffle import lanes_of
@@ -24,7 +24,7 @@ class Sources:
     weights: tuple[float, ...]
 
 
-def open_training(data: DataSection, *, world_size: int = 1, node_size: int = 1) -> Sources:
+def open_training(data: DataConfig, *, world_size: int = 1, node_size: int = 1) -> Sources:
     """Open the training shards of a run of so many processes, of which each node has so many. Raises ConfigError where
     there are none, or a node's cache cannot hold what is needed at a time; and as `open_shards` does."""
     if not data.train:
@@ -35,12 +35,12 @@ def open_training(data: DataSection, *, world_size: int = 1, node_size: int = 1)
     return Sources(sets, tuple(source.weight for source in data.train))
 
 
-def open_test(data: DataSection) -> ShardSet | None:
+def open_test(data: DataConfig) -> ShardSet | None:
     """Open the held-out shards of a run; None where there are none. Raises as `open_shards` does."""
     return None if data.test is None else open_shards(data.test, data=data)
 
 
-def open_shards(source: str | Path, *, check_files: bool = True, data: DataSection | None = None) -> ShardSet:
+def open_shards(source: str | Path, *, check_files: bool = True, data: DataConfig | None = None) -> ShardSet:
     """Open the shard set in a folder or behind an address. check_files: see that every shard is there and as long as it
     should be; of a remote set, that is seen when a shard is fetched. data: where the cache is, and its bound; None: the
     defaults.
@@ -51,15 +51,15 @@ def open_shards(source: str | Path, *, check_files: bool = True, data: DataSecti
     if isinstance(source, Path) or not is_remote(source):
         return open_folder(as_path(str(source)), check_files=check_files)
     folder = RemoteFolder(source)
-    return RemoteShardSet(folder, open_cache(data or DataSection()))
+    return RemoteShardSet(folder, open_cache(data or DataConfig()))
 
 
-def open_cache(data: DataSection) -> Cache:
+def open_cache(data: DataConfig) -> Cache:
     """The cache that a run's page describes. Raises ConfigError."""
     return Cache(data.cache or default_folder(), max_bytes=int(data.cache_gb * 1e9))
 
 
-def _divide(sets: Sequence[RemoteShardSet], data: DataSection, on_node: int, of_process: int) -> None:
+def _divide(sets: Sequence[RemoteShardSet], data: DataConfig, on_node: int, of_process: int) -> None:
     """Say how much of the cache each set of a run may fill ahead. on_node, of_process: lanes whose shards a node needs,
     and a process of it. Raises ConfigError where the cache cannot hold what is needed at a time: of each set and lane
     two blocks, or all that it will ever need."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from rhofast.config.schema import AugmentSection, Config, EvalSection
+from rhofast.config.schema import AugmentConfig, Config, EvalConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError
 from rhofast.evaluation.features import Progress, extract_features, mean_over_views
@@ -55,7 +55,7 @@ def score_videos(
     )
 
 
-def crops_of(shards: ShardSet, section: EvalSection) -> int:
+def crops_of(shards: ShardSet, section: EvalConfig) -> int:
     """How many squares each clip is tested in: of square videos one, as three times the same says no more."""
     indices = map(shards.index, range(len(shards.info.shards)))
     return 1 if all(np.array_equal(index.width, index.height) for index in indices) else section.test_crops
@@ -72,7 +72,7 @@ def check_test(backbone: nn.Module, config: Config) -> None:
             raise ConfigError(f"the test: {error.message}", hint=hint) from None
 
 
-def test_augment(config: Config) -> AugmentSection:
+def test_augment(config: Config) -> AugmentConfig:
     """The size of test pictures, and what normalizes them."""
     size = config.eval.test_size or config.augment.size
     return config.augment.model_copy(update={"size": size})

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rhofast.config.schema import ClipSection
+from rhofast.config.schema import ClipConfig
 from rhofast.data.codecs import build_codec, codec_settings
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.index import IndexRow
@@ -109,7 +109,7 @@ class Estimate:
     seed: int
     source_bytes: float
     total_source_bytes: float
-    clips: ClipSection
+    clips: ClipConfig
     settings: TranscodeSettings
     encoder: str
     codecs: tuple[CodecEstimate, ...]
@@ -124,7 +124,7 @@ def estimate(
     listing: Listing,
     codecs: Sequence[Codec],
     settings: TranscodeSettings,
-    clips: ClipSection,
+    clips: ClipConfig,
     *,
     samples: int,
     workers: int,
@@ -264,7 +264,7 @@ def _see_that_some_were_taken(videos: list[_Video]) -> None:
 
 
 def _estimate_codec(
-    codec: Codec, trials: list[_Trial], videos: list[_Video], clips: ClipSection, count: int, workers: int
+    codec: Codec, trials: list[_Trial], videos: list[_Video], clips: ClipConfig, count: int, workers: int
 ) -> CodecEstimate:
     spent = [trial.cpu_seconds for trial in trials]
     seconds = count / workers

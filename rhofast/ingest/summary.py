@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.config.schema import ClipSection
+from rhofast.config.schema import ClipConfig
 from rhofast.data.codecs import build_codec
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.sampling.clip_cost import clip_cost
@@ -53,7 +53,7 @@ class Summary:
     decode_amplification: float
 
 
-def summarize(shards: ShardSet, clips: ClipSection) -> Summary:
+def summarize(shards: ShardSet, clips: ClipConfig) -> Summary:
     """Read all indices once; memory does not grow with the number of samples. Raises ShardError."""
     sizes: Counter[tuple[int, int]] = Counter()
     rates: Counter[float] = Counter()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rhofast.config.load import dump_config
-from rhofast.config.schema import Config, TrainSection
+from rhofast.config.schema import Config, TrainConfig
 from rhofast.data.loader.stats import LoaderStats
 from rhofast.data.loader.train_loader import Loader
 from rhofast.distributed.collectives import gather_objects, reduce_max, reduce_mean
@@ -41,7 +41,7 @@ _WAITING = 0.03  # share of the time without data from which on the loader is wo
 _COLLAPSE, _COLLAPSE_WINDOWS = 0.1, 3  # the embeddings' spread (1: over the sphere, 0: one point), and for how long
 
 
-def check_trackers(section: TrainSection) -> None:
+def check_trackers(section: TrainConfig) -> None:
     """Raise DependencyError for a tracker that is not installed."""
     if "wandb" in section.trackers and importlib.util.find_spec("wandb") is None:
         raise DependencyError('train.trackers: "wandb" is not installed', hint="pip install wandb")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from rhofast.config.schema import OptimSection
+from rhofast.config.schema import OptimConfig
 
 _EPSILON = 1e-8
 
@@ -80,7 +80,7 @@ class LARS(torch.optim.Optimizer):
         return buffer
 
 
-def build_optimizer(model: nn.Module, section: OptimSection) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, section: OptimConfig) -> torch.optim.Optimizer:
     """The optimizer of a section over the trainable parameters of a model; its rate is set anew before every step."""
     norms = {
         id(p)
@@ -114,7 +114,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
                 slots[name] = _laid_out_as(p, value)
 
 
-def learning_rate(section: OptimSection, batch_size: int, epoch: float, epochs: float) -> float:
+def learning_rate(section: OptimConfig, batch_size: int, epoch: float, epochs: float) -> float:
     """The rate at a fractional epoch: the section's curve over all epochs; before `warmup_epochs` the straight line
     from the warm-up rate to where the curve is at its end. Both scale with the batch."""
     scale = batch_size / section.base_batch
@@ -135,7 +135,7 @@ def _steps(x: Tensor) -> list[int]:
     return [stride for length, stride in zip(x.shape, x.stride(), strict=True) if length > 1]
 
 
-def _curve(section: OptimSection, epoch: float, epochs: float) -> float:
+def _curve(section: OptimConfig, epoch: float, epochs: float) -> float:
     """Share of the peak rate: a cosine from 1 to 0, or steps."""
     if section.schedule == "cosine":
         return (1 + math.cos(math.pi * epoch / epochs)) / 2

@@ -13,7 +13,7 @@ from accelerate.utils import ProjectConfiguration
 from torch import nn
 
 from rhofast.checkpoint.backbone import untrained_backbone
-from rhofast.config.schema import Config, TrainSection
+from rhofast.config.schema import Config, TrainConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.train_loader import Loader
 from rhofast.data.sampling.mixture import Mixture
@@ -27,7 +27,7 @@ from rhofast.models.methods.method import Method
 from rhofast.training.optim import build_optimizer
 
 
-def check_accumulation(method: Method, section: TrainSection, ranks: int) -> None:
+def check_accumulation(method: Method, section: TrainConfig, ranks: int) -> None:
     """Raise ConfigError where `section.accumulate` would change what a step computes.
 
     A sum over micro-batches is the whole batch's gradient if the loss is a mean over videos, each alone with what does

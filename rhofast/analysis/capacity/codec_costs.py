@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rhofast.config.schema import ClipSection
+from rhofast.config.schema import ClipConfig
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.batch_plan import clips_alone
@@ -74,7 +74,7 @@ def units_of(codec: Codec, frames: int) -> Units:
     )
 
 
-def clip_frames(clips: ClipSection, codec: Codec, units: Units, fps: float) -> tuple[int, float, float]:
+def clip_frames(clips: ClipConfig, codec: Codec, units: Units, fps: float) -> tuple[int, float, float]:
     """(clips of a video; frames whose bytes are read for it, and frames decoded, both in the mean)."""
     frames = int(units.size.sum()) // _UNIT
     row = IndexRow(

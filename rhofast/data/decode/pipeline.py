@@ -35,7 +35,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from rhofast.config.schema import AugmentSection
+from rhofast.config.schema import AugmentConfig
 from rhofast.data.decode.dali import import_dali, parses, reason_of
 from rhofast.data.decode.video_decoder import VideoDecoder
 from rhofast.data.types import AugmentPlan, ClipPlan, Sample
@@ -50,7 +50,7 @@ class DecodePipeline:
 
     def __init__(
         self,
-        section: AugmentSection,
+        section: AugmentConfig,
         *,
         max_pictures: int,
         color: bool,
@@ -189,7 +189,7 @@ class DecodePipeline:
 
 
 def _graph(
-    section: AugmentSection,
+    section: AugmentConfig,
     *,
     color: bool,
     difference: bool,

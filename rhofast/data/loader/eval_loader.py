@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rhofast.config.schema import AugmentSection, ClipSection, DataSection
+from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
 from rhofast.data.loader.bad_samples import Quarantine
@@ -34,9 +34,9 @@ class TestLoader(Stages):
         self,
         shards: ShardSet,
         *,
-        clips: ClipSection,
-        augment: AugmentSection,
-        data: DataSection,
+        clips: ClipConfig,
+        augment: AugmentConfig,
+        data: DataConfig,
         batch_size: int,
         views: int,
         crops: int = 1,

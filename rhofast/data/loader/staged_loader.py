@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch.profiler import record_function
 
-from rhofast.config.schema import AugmentSection, DataSection
+from rhofast.config.schema import AugmentConfig, DataConfig
 from rhofast.data.codecs import build_codec
 from rhofast.data.decode.capabilities import choose_decoder, detect, say_pictures
 from rhofast.data.decode.pipeline import DecodePipeline
@@ -50,8 +50,8 @@ class Stages:
     def __init__(
         self,
         shards: Mixture,
-        augment: AugmentSection,
-        data: DataSection,
+        augment: AugmentConfig,
+        data: DataConfig,
         *,
         max_videos: int,
         max_pictures: int,
@@ -310,7 +310,7 @@ class Stages:
 
 
 def _choose_decoders(
-    shards: Mixture, data: DataSection, device_id: int | None
+    shards: Mixture, data: DataConfig, device_id: int | None
 ) -> tuple[tuple[str, ...], dict[str, VideoLimits]]:
     """(a sentence a codec: who decodes it, and why; what is left to the device's video decoder). Raises ConfigError
     where one was asked for that is not to be had."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rhofast.config.schema import AugmentSection, ClipSection, DataSection
+from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
 from rhofast.data.loader.bad_samples import Quarantine
@@ -47,9 +47,9 @@ class Loader(Stages):
         self,
         shards: ShardSet | Mixture,
         *,
-        clips: ClipSection,
-        augment: AugmentSection,
-        data: DataSection,
+        clips: ClipConfig,
+        augment: AugmentConfig,
+        data: DataConfig,
         batch_size: int,
         seed: int,
         rank: int = 0,

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.config.schema import AugmentSection
+from rhofast.config.schema import AugmentConfig
 from rhofast.data.sampling.rng import Epoch, Stream, uniforms
 from rhofast.data.types import AugmentPlan, Geometry
 
@@ -40,7 +40,7 @@ _ALMOST_ONE = 1.0 - 1e-6  # keeps floor(u * (n + 1)) at or below n
 
 
 def random_augment(
-    section: AugmentSection,
+    section: AugmentConfig,
     geometry: Geometry,
     samples: npt.NDArray[np.int64],
     mean_rgb: Float,
@@ -104,7 +104,7 @@ def random_augment(
 
 
 def random_difference(
-    section: AugmentSection, samples: npt.NDArray[np.int64], num_clips: int, *, seed: int, epoch: Epoch
+    section: AugmentConfig, samples: npt.NDArray[np.int64], num_clips: int, *, seed: int, epoch: Epoch
 ) -> npt.NDArray[np.bool_] | None:
     """Which clips show differences in time, bool[B, num_clips]; None where the section has none."""
     if not section.difference:
@@ -181,7 +181,7 @@ def three_crops(width: npt.NDArray[Any], height: npt.NDArray[Any]) -> npt.NDArra
     return np.stack([first, center, last], axis=-2)
 
 
-def jitter_factors(section: AugmentSection, draws: Float) -> Float:
+def jitter_factors(section: AugmentConfig, draws: Float) -> Float:
     """f[..., 4]: brightness, contrast and saturation factors, and the hue shift as a share of the circle."""
     strength = np.array([section.brightness, section.contrast, section.saturation, section.hue])
     center = np.array([1.0, 1.0, 1.0, 0.0])

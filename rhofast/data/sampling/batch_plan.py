@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.config.schema import AugmentSection, ClipSection
+from rhofast.config.schema import AugmentConfig, ClipConfig
 from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.augment import LUMA, center_augment, random_augment, random_difference
 from rhofast.data.sampling.clips import random_clips, uniform_clips, with_neighbors
@@ -18,8 +18,8 @@ from rhofast.data.types import AugmentPlan, ClipPlan, Geometry
 def training_plan(
     rows: Sequence[IndexRow],
     samples: npt.NDArray[np.int64],
-    clips: ClipSection,
-    augment: AugmentSection,
+    clips: ClipConfig,
+    augment: AugmentConfig,
     *,
     seed: int,
     epoch: Epoch,
@@ -40,14 +40,14 @@ def training_plan(
 
 
 def clips_alone(
-    rows: Sequence[IndexRow], samples: npt.NDArray[np.int64], clips: ClipSection, *, seed: int, epoch: Epoch
+    rows: Sequence[IndexRow], samples: npt.NDArray[np.int64], clips: ClipConfig, *, seed: int, epoch: Epoch
 ) -> ClipPlan:
     """The clips of `training_plan` without the augmentation."""
     return random_clips(clips, _geometry(rows), samples, seed=seed, epoch=epoch)
 
 
 def evaluation_plan(
-    rows: Sequence[IndexRow], clips: ClipSection, views: int, crops: int = 1
+    rows: Sequence[IndexRow], clips: ClipConfig, views: int, crops: int = 1
 ) -> tuple[ClipPlan, AugmentPlan]:
     """`views` uniform clips of each row, each with the central square or with three along the long side (`crops`), so
     P = views * crops, crops innermost; nothing random."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rhofast.config.schema import ClipSection
+from rhofast.config.schema import ClipConfig
 from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.batch_plan import clips_alone
 from rhofast.data.types import usage
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rhofast.data.codecs.codec import Codec
 
 
-def clip_cost(codec: Codec, rows: Sequence[IndexRow], clips: ClipSection) -> tuple[float, float, float]:
+def clip_cost(codec: Codec, rows: Sequence[IndexRow], clips: ClipConfig) -> tuple[float, float, float]:
     """(bytes read a sample, bytes read / bytes of the frames used, frames decoded / distinct frames used) for random
     clips of the given samples, at least one. `usage` says how both are counted.
     """

@@ -11,7 +11,7 @@ A clip is a window in time. At its own frame rate a video shows L frames in it, 
     rule "stride"   L = ceil(tau * (T - 1) * fps / 30)                             L = 56, frames 0 7 15 23 31 39 47 55
 
 "window" is what the released implementation (PySlowFast) does now and did before it could pretrain, "stride" what the
-version did that brought pretraining (April 2022). Neither steps by tau exactly. `ClipSection.fps` stands for the 30;
+version did that brought pretraining (April 2022). Neither steps by tau exactly. `ClipConfig.fps` stands for the 30;
 with `fps_jitter` it is drawn anew for each video, so that L changes. L is at least 1.
 
 A third rule knows no L: "segments" cuts the whole video into T equal parts and shows a frame of each, drawn anew for
@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.config.schema import ClipSection
+from rhofast.config.schema import ClipConfig
 from rhofast.data.sampling.rng import Epoch, Stream, uniforms
 from rhofast.data.types import ClipPlan, Geometry
 
@@ -53,7 +53,7 @@ Int = npt.NDArray[np.int64]
 
 
 def random_clips(
-    section: ClipSection, geometry: Geometry, samples: Int, *, seed: int, epoch: Epoch, twins: bool = True
+    section: ClipConfig, geometry: Geometry, samples: Int, *, seed: int, epoch: Epoch, twins: bool = True
 ) -> ClipPlan:
     """Random clips for B samples: frames i32[B, P, T] with P = num_clips, or 2 (equal) clips where num_clips is 1 and
     `twins` is on."""
@@ -87,7 +87,7 @@ def random_clips(
     return ClipPlan(frames=frames)
 
 
-def uniform_clips(section: ClipSection, geometry: Geometry, num_views: int) -> ClipPlan:
+def uniform_clips(section: ClipConfig, geometry: Geometry, num_views: int) -> ClipPlan:
     """`num_views` uniform clips, i32[B, num_views, T]: view i starts at (N - L) * i / num_views, as released (so the
     last one ends before the video does)."""
     if section.rule == "segments":
@@ -120,7 +120,7 @@ def with_neighbors(plan: ClipPlan, difference: npt.NDArray[np.bool_], num_frames
     )
 
 
-def clip_length(section: ClipSection, fps: Float, rate: Float | float | None = None) -> Float:
+def clip_length(section: ClipConfig, fps: Float, rate: Float | float | None = None) -> Float:
     """L, the frames a clip covers at each video's own rate: f64[B], at least 1. rate: in place of `section.fps`."""
     strides = section.num_frames if section.rule == "window" else section.num_frames - 1
     length = section.frame_stride * strides * fps / (section.fps if rate is None else rate)
@@ -130,7 +130,7 @@ def clip_length(section: ClipSection, fps: Float, rate: Float | float | None = N
     return at_least_one
 
 
-def reads_whole_video(section: ClipSection, geometry: Geometry) -> npt.NDArray[np.bool_]:
+def reads_whole_video(section: ClipConfig, geometry: Geometry) -> npt.NDArray[np.bool_]:
     """Where the release decodes a video once and cuts all clips from it: N <= rho * T * tau. bool[B]"""
     whole: npt.NDArray[np.bool_] = geometry.num_frames <= section.num_clips * section.num_frames * section.frame_stride
     return whole
@@ -160,13 +160,13 @@ def spaced_starts(draws: Float, room: Int, *, least: Int, most: Int | None, wide
     return placed
 
 
-def _covered(section: ClipSection, geometry: Geometry, rate: Float | float) -> Float:
+def _covered(section: ClipConfig, geometry: Geometry, rate: Float | float) -> Float:
     """L, at most the whole video where a short one is spread. f64[B]"""
     length = clip_length(section, geometry.fps, rate)
     return np.minimum(length, geometry.num_frames) if section.short == "spread" else length
 
 
-def _limited_frames(section: ClipSection, geometry: Geometry, draws: Float, length: Float) -> npt.NDArray[np.int32]:
+def _limited_frames(section: ClipConfig, geometry: Geometry, draws: Float, length: Float) -> npt.NDArray[np.int32]:
     """Frames of clips within the section's limits, in the order of time: i32[B, P, T]."""
     within = _frames_within(section, geometry, length)
     last = within.max(axis=1)  # of a clip, from its start
@@ -192,7 +192,7 @@ def _limited_frames(section: ClipSection, geometry: Geometry, draws: Float, leng
     return (start[:, :, None] + within[:, None, :]).astype(np.int32)
 
 
-def _frames_within(section: ClipSection, geometry: Geometry, length: Float) -> Int:
+def _frames_within(section: ClipConfig, geometry: Geometry, length: Float) -> Int:
     """The frames of a clip that starts at frame 0, i64[B, T], none of them past the video's last."""
     within = _linspace(np.zeros_like(length), length - 1, section.num_frames).astype(np.int64)
     count = geometry.num_frames[:, None].astype(np.int64)
@@ -200,7 +200,7 @@ def _frames_within(section: ClipSection, geometry: Geometry, length: Float) -> I
 
 
 def window_frames(
-    section: ClipSection, geometry: Geometry, start: Float, length: Float, *, whole: npt.NDArray[np.bool_]
+    section: ClipConfig, geometry: Geometry, start: Float, length: Float, *, whole: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.int32]:
     """Frame numbers of clips that start at `start` f64[B, P] and cover `length` f64[B] frames: i32[B, P, T]."""
     last = geometry.num_frames[:, None].astype(np.int64) - 1

@@ -11,18 +11,18 @@ from torch import nn
 
 from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
-from rhofast.models.backbones.slow import Slow, SlowOptions
-from rhofast.models.backbones.torchvision_video import NAMES, ClipLimits, TorchvisionOptions, torchvision_video
+from rhofast.models.backbones.slow import Slow, SlowConfig
+from rhofast.models.backbones.torchvision_video import NAMES, ClipLimits, TorchvisionConfig, torchvision_video
 
 
 def _slow(**given: Any) -> Callable[[Mapping[str, Any]], nn.Module]:
     """A Slow network with some options given and the rest left to the user."""
-    return lambda options: Slow(parse_section(SlowOptions, {**given, **options}, where="backbone"))
+    return lambda options: Slow(parse_section(SlowConfig, {**given, **options}, where="backbone"))
 
 
 def _torchvision(name: str) -> Callable[[Mapping[str, Any]], nn.Module]:
     def build(options: Mapping[str, Any]) -> nn.Module:
-        parse_section(TorchvisionOptions, options, where="backbone")
+        parse_section(TorchvisionConfig, options, where="backbone")
         return torchvision_video(name)
 
     return build

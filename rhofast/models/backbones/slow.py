@@ -30,7 +30,7 @@ _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 Four = Annotated[tuple[Count, Count, Count, Count], Field(strict=False)]
 
 
-class SlowOptions(Section):
+class SlowConfig(Section):
     """
     depth             18, 34, 50 or 101
     block             "bottleneck" or "basic"
@@ -51,7 +51,7 @@ class SlowOptions(Section):
     zero_init: bool = False
 
     @model_validator(mode="after")
-    def _odd_kernels(self) -> SlowOptions:
+    def _odd_kernels(self) -> SlowConfig:
         if any(kernel % 2 == 0 for kernel in self.temporal_kernels):
             raise ValueError(f"temporal_kernels must be odd, got {list(self.temporal_kernels)}")
         return self
@@ -95,7 +95,7 @@ class Block(nn.Module):
 class Slow(nn.Module):
     """[N, 3, T, H, W] normalized pixels -> [N, num_features]."""
 
-    def __init__(self, options: SlowOptions) -> None:
+    def __init__(self, options: SlowConfig) -> None:
         super().__init__()
         self.options = options
         width, expansion = options.width, 4 if options.block == "bottleneck" or options.wide_basic else 1

@@ -69,7 +69,7 @@ NAMES = tuple(_NETWORKS)
 CLASSIFIERS = {name: classifier for name, (_, classifier) in _NETWORKS.items()}
 
 
-class TorchvisionOptions(Section):
+class TorchvisionConfig(Section):
     """There is nothing to choose."""
 
 

@@ -7,17 +7,17 @@ from torch import nn
 
 from rhofast.config.section import Section, parse_section
 from rhofast.errors import ConfigError
-from rhofast.models.methods.byol import Byol, ByolOptions
+from rhofast.models.methods.byol import Byol, BYOLConfig
 from rhofast.models.methods.method import Method
-from rhofast.models.methods.moco import Moco, MocoOptions
-from rhofast.models.methods.simclr import Simclr, SimclrOptions
-from rhofast.models.methods.swav import Swav, SwavOptions
+from rhofast.models.methods.moco import Moco, MoCoConfig
+from rhofast.models.methods.simclr import Simclr, SimCLRConfig
+from rhofast.models.methods.swav import Swav, SwAVConfig
 
 METHODS: dict[str, tuple[type[Section], Any]] = {
-    "byol": (ByolOptions, Byol),
-    "moco": (MocoOptions, Moco),
-    "simclr": (SimclrOptions, Simclr),
-    "swav": (SwavOptions, Swav),
+    "byol": (BYOLConfig, Byol),
+    "moco": (MoCoConfig, Moco),
+    "simclr": (SimCLRConfig, Simclr),
+    "swav": (SwAVConfig, Swav),
 }
 
 

@@ -23,7 +23,7 @@ from rhofast.models.methods.heads import MLP, build_projection, embedding_spread
 from rhofast.models.methods.momentum import MomentumMethod
 
 
-class ByolOptions(Section):
+class BYOLConfig(Section):
     """Defaults are the released configuration's.
 
     hidden, out        width of the hidden layers of projection and predictor; dimension of the embedding
@@ -57,7 +57,7 @@ class ByolOptions(Section):
 class Byol(MomentumMethod):
     """See the module's docstring."""
 
-    def __init__(self, backbone: nn.Module, options: ByolOptions) -> None:
+    def __init__(self, backbone: nn.Module, options: BYOLConfig) -> None:
         projection = build_projection(backbone, options)
         base, anneal = options.ema_base, options.ema_anneal
         super().__init__(backbone, projection, base=base, anneal=anneal, held=options.sequential)

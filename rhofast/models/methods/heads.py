@@ -37,7 +37,7 @@ class MLP(nn.Sequential):
         return x
 
 
-class ProjectionOptions(Protocol):
+class ProjectorConfig(Protocol):
     """Those options of a method that say what its projection is."""
 
     @property
@@ -50,7 +50,7 @@ class ProjectionOptions(Protocol):
     def projection_norm(self) -> bool: ...
 
 
-def build_projection(backbone: nn.Module, options: ProjectionOptions) -> MLP:
+def build_projection(backbone: nn.Module, options: ProjectorConfig) -> MLP:
     """The projection that goes on top of a backbone."""
     wide = int(backbone.num_features)  # type: ignore[arg-type]
     layers, batch_norm = options.projection_layers, options.projection_norm

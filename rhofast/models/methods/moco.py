@@ -28,7 +28,7 @@ from rhofast.models.methods.method import Moment
 from rhofast.models.methods.momentum import MomentumMethod
 
 
-class MocoOptions(Section):
+class MoCoConfig(Section):
     """Defaults are the released configuration's, but for `queue_ranks`.
 
     hidden, out, projection_layers   projection: hidden width, dimension of the embedding, Linear layers
@@ -73,7 +73,7 @@ class MocoOptions(Section):
 class Moco(MomentumMethod):
     """See the module's docstring."""
 
-    def __init__(self, backbone: nn.Module, options: MocoOptions) -> None:
+    def __init__(self, backbone: nn.Module, options: MoCoConfig) -> None:
         projection = build_projection(backbone, options)
         base, anneal = options.ema_base, options.ema_anneal
         super().__init__(backbone, projection, base=base, anneal=anneal, held=options.sequential)

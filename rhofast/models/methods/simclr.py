@@ -23,7 +23,7 @@ from rhofast.models.methods.heads import build_projection, embedding_spread, ful
 from rhofast.models.methods.method import Method
 
 
-class SimclrOptions(Section):
+class SimCLRConfig(Section):
     """Defaults are the released configuration's.
 
     hidden, out, projection_layers   projection: hidden width, dimension of the embedding, Linear layers
@@ -50,7 +50,7 @@ class Simclr(Method):
 
     coupling = "SimCLR's loss holds every video of a batch against every other"
 
-    def __init__(self, backbone: nn.Module, options: SimclrOptions) -> None:
+    def __init__(self, backbone: nn.Module, options: SimCLRConfig) -> None:
         super().__init__()
         self.options = options
         self.backbone = backbone

@@ -29,7 +29,7 @@ Epochs = Annotated[float, Field(ge=0)]
 Sharpness = Annotated[float, Field(ge=0.0125)]  # cosines over it are exponentiated and added, in float32: exp(88.7)
 
 
-class SwavOptions(Section):
+class SwAVConfig(Section):
     """Defaults are the released configuration's.
 
     hidden, out, projection_layers   projection: hidden width, dimension of the embedding, Linear layers
@@ -79,7 +79,7 @@ class Swav(Method):
 
     coupling = "SwAV balances its codes over all videos of a batch"
 
-    def __init__(self, backbone: nn.Module, options: SwavOptions) -> None:
+    def __init__(self, backbone: nn.Module, options: SwAVConfig) -> None:
         super().__init__()
         self.options = options
         self.backbone = backbone
