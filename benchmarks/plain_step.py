@@ -86,7 +86,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 class Plain(nn.Module):
-    """A method: backbone, projection, and where it has them a key network, a predictor, a queue, prototypes."""
+    """A method: backbone, projector, and where it has them a key network, a predictor, a queue, prototypes."""
 
     def __init__(self, name: str, width: int, *, hidden: int, queue: int) -> None:
         super().__init__()
@@ -94,13 +94,13 @@ class Plain(nn.Module):
         self.backbone = PlainSlow(width)
         wide = self.backbone.num_features
         if name == "byol":
-            self.projection = mlp(wide, hidden, 256, batch_norm=True)
+            self.projector = mlp(wide, hidden, 256, batch_norm=True)
             self.predictor = mlp(256, hidden, 256, batch_norm=True)
         else:
-            self.projection = mlp(wide, hidden, hidden, 128, batch_norm=name == "swav")
+            self.projector = mlp(wide, hidden, hidden, 128, batch_norm=name == "swav")
         if name in ("byol", "moco"):
-            self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(requires_grad=False)
-            self.key_projection = copy.deepcopy(self.projection).requires_grad_(requires_grad=False)
+            self.momentum_backbone = copy.deepcopy(self.backbone).requires_grad_(requires_grad=False)
+            self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(requires_grad=False)
         if name == "moco":
             self.register_buffer("queue", torch.empty(queue, 128))
             self.written = 0
@@ -112,15 +112,15 @@ class Plain(nn.Module):
         if self.name in ("byol", "moco"):
             self.move_keys(momentum)
             with torch.no_grad():
-                keys = [unit(self.key_projection(self.key_backbone(clip))) for clip in clips]
+                keys = [unit(self.momentum_projector(self.momentum_backbone(clip))) for clip in clips]
         if self.name == "byol":
             for number, clip in enumerate(clips):
-                query = unit(self.predictor(self.projection(self.backbone(clip))))
+                query = unit(self.predictor(self.projector(self.backbone(clip))))
                 others = [-(query * key).sum(dim=1).mean() for other, key in enumerate(keys) if other != number]
                 yield torch.stack(others).mean() / 0.5
         elif self.name == "moco":
             for number, clip in enumerate(clips):
-                query = unit(self.projection(self.backbone(clip)))
+                query = unit(self.projector(self.backbone(clip)))
                 negative = query @ self.queue.T
                 rows = [
                     torch.cat([(query * key).sum(dim=1, keepdim=True), negative], dim=1)
@@ -132,14 +132,14 @@ class Plain(nn.Module):
             self.enqueue(torch.cat(keys))
         elif self.name == "simclr":
             for first, second in itertools.pairwise(clips):
-                own = torch.cat([unit(self.projection(self.backbone(clip))) for clip in (first, second)])
+                own = torch.cat([unit(self.projector(self.backbone(clip))) for clip in (first, second)])
                 scores = (own @ own.T / 0.1).fill_diagonal_(-torch.inf)
                 videos = len(first)
                 yield F.cross_entropy(scores, torch.arange(2 * videos, device=own.device).roll(videos))
         else:
             with torch.no_grad():
                 self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
-            scores = [self.prototypes(unit(self.projection(self.backbone(clip)))) for clip in clips]
+            scores = [self.prototypes(unit(self.projector(self.backbone(clip)))) for clip in clips]
             losses = []
             for target in range(2):
                 code = sinkhorn(scores[target].detach())
@@ -152,9 +152,9 @@ class Plain(nn.Module):
 
     @torch.no_grad()
     def move_keys(self, momentum: float) -> None:
-        for key, query in zip(self.key_backbone.parameters(), self.backbone.parameters(), strict=True):
+        for key, query in zip(self.momentum_backbone.parameters(), self.backbone.parameters(), strict=True):
             key.mul_(momentum).add_(query, alpha=1 - momentum)
-        for key, query in zip(self.key_projection.parameters(), self.projection.parameters(), strict=True):
+        for key, query in zip(self.momentum_projector.parameters(), self.projector.parameters(), strict=True):
             key.mul_(momentum).add_(query, alpha=1 - momentum)
 
     @torch.no_grad()

@@ -69,9 +69,9 @@ def work(pipe: Connection, page: Path, settings: list[str], place: dict[str, str
     import torch
 
     from rhofast.config.load import load_config
-    from rhofast.models.methods.method import Moment
+    from rhofast.models.methods.method import TrainingProgress
     from rhofast.training.setup import build_accelerator, build_model
-    from rhofast.training.step import collected_by_hand, take_step
+    from rhofast.training.step import collected_by_hand, train_step
 
     torch.set_num_threads(1)
     ranks, rank = int(place["WORLD_SIZE"]), int(place["RANK"])
@@ -83,12 +83,12 @@ def work(pipe: Connection, page: Path, settings: list[str], place: dict[str, str
     shape = (share, max(2, clips.num_clips), clips.num_frames, augment.size, augment.size, 3)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(rank))
     pixels = noise.permute(0, 1, 5, 2, 3, 4)  # as the loader gives it
-    moment = Moment(step=1000, epoch=50.0, epochs=100.0)
+    moment = TrainingProgress(step=1000, epoch=50.0, epochs=100.0)
 
     def steps(count: int) -> tuple[float, float]:
         began, cpu = time.perf_counter(), time.process_time()
         for _ in range(count):
-            take_step(accelerator, model, method, optimizer, pixels, moment, rate=1e-3)
+            train_step(accelerator, model, method, optimizer, pixels, moment, rate=1e-3)
         return (time.perf_counter() - began) / count, (time.process_time() - cpu) / count
 
     with collected_by_hand():

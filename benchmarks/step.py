@@ -33,9 +33,9 @@ from torch.profiler import ProfilerActivity, profile
 from rhofast.config.schema import OptimConfig
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import build_method
-from rhofast.models.methods.method import Method, Moment
+from rhofast.models.methods.method import Method, TrainingProgress
 from rhofast.training.optim import build_optimizer
-from rhofast.training.step import take_step
+from rhofast.training.step import train_step
 
 PACKAGES = ("torch", "accelerate", "numpy")
 PLAIN, RHOFAST, COMPILED = "plain", "rhofast", "rhofast, train.compile"
@@ -126,13 +126,13 @@ def plain_contender(name: str, model: Plain, pixels: Tensor, precision: str) -> 
 
 
 def rhofast_contender(name: str, method: Method, pixels: Tensor, accelerator: Accelerator) -> Contender:
-    """What the trainer does with default options: `take_step`, channels last."""
+    """What the trainer does with default options: `train_step`, channels last."""
     method = method.to(memory_format=torch.channels_last_3d)
     model, optimizer = accelerator.prepare(method, build_optimizer(method, optim_section(name)))
-    moment = Moment(step=0, epoch=0.0, epochs=200.0)
+    moment = TrainingProgress(step=0, epoch=0.0, epochs=200.0)
 
     def step() -> Tensor:
-        return take_step(accelerator, model, method, optimizer, pixels, moment, rate=RATE)["loss"]
+        return train_step(accelerator, model, method, optimizer, pixels, moment, rate=RATE)["loss"]
 
     return Contender(name=RHOFAST, step=step, model=method)
 

@@ -63,7 +63,7 @@ def measure(folder: Path, parts: int, log_steps: int) -> dict[str, Any]:
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     loader: Any = Idle()
     model = torch.nn.Linear(1, 1)
-    logs = {f"loss_part{part}": torch.rand((), device=accelerator.device) for part in range(parts)}
+    logs = {f"loss_pass{part}": torch.rand((), device=accelerator.device) for part in range(parts)}
     logs |= {name: torch.rand(()) for name in ("loss", "lr", "grad_norm", "feature_std", "ema_momentum")}
     at = SimpleNamespace(step=0)
     with TrainingView(console) as view:

@@ -66,8 +66,8 @@ class Peer(nn.Module):
         self.backbone = build_backbone("slow_r50", {"width": width})
         self.projection = projection(self.backbone.num_features)
         self.predictor = predictor(WIDTH_OUT)
-        self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(requires_grad=False)
-        self.key_projection = copy.deepcopy(self.projection).requires_grad_(requires_grad=False)
+        self.momentum_backbone = copy.deepcopy(self.backbone).requires_grad_(requires_grad=False)
+        self.momentum_projector = copy.deepcopy(self.projection).requires_grad_(requires_grad=False)
 
     def start_from(self, state: dict[str, Tensor]) -> None:
         self.load_state_dict({name: state[as_rhofast(name)] for name in self.state_dict()})
@@ -77,7 +77,7 @@ class Peer(nn.Module):
 
     @torch.no_grad()
     def key(self, clip: Tensor) -> Tensor:
-        return self.key_projection(self.key_backbone(clip))
+        return self.momentum_projector(self.momentum_backbone(clip))
 
 
 def as_rhofast(name: str) -> str:
@@ -108,7 +108,10 @@ def solo_contender(shape: Shape, state: dict[str, Tensor], pixels: Tensor) -> Co
         loss.backward()
         optimizer.step(RATE)
         with torch.no_grad():
-            for mine, theirs in ((model.key_backbone, model.backbone), (model.key_projection, model.projection)):
+            for mine, theirs in (
+                (model.momentum_backbone, model.backbone),
+                (model.momentum_projector, model.projection),
+            ):
                 for key, query in zip(mine.parameters(), theirs.parameters(), strict=True):
                     key.data = MOMENTUM * key.data + (1 - MOMENTUM) * query.data
         return loss.detach()
@@ -135,8 +138,8 @@ def lightly_contender(shape: Shape, state: dict[str, Tensor], pixels: Tensor) ->
     optimizer = LARS(groups, lr=RATE, momentum=0.9, nesterov=True)
 
     def step() -> Tensor:
-        update_momentum(model.backbone, model.key_backbone, m=MOMENTUM)
-        update_momentum(model.projection, model.key_projection, m=MOMENTUM)
+        update_momentum(model.backbone, model.momentum_backbone, m=MOMENTUM)
+        update_momentum(model.projection, model.momentum_projector, m=MOMENTUM)
         clips = pixels.unbind(dim=1)
         queries = [model.query(clip) for clip in clips]
         keys = [model.key(clip) for clip in clips]
@@ -190,7 +193,7 @@ def check_all(accelerator: Accelerator) -> float:
         one.step()
         for theirs, value in one.model.state_dict().items():
             name = as_rhofast(theirs)
-            if name.startswith("key_") or not value.is_floating_point() or name not in after:
+            if name.startswith("momentum_") or not value.is_floating_point() or name not in after:
                 continue
             apart, moved = (value - after[name]).norm(), (after[name] - before[name]).norm()
             difference = float(apart / (moved + 1e-6 * value.norm() + 1e-9))

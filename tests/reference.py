@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from rhofast.config.schema import OptimConfig
 from rhofast.models.backbones.slow import Slow, slow_keys
 from rhofast.models.methods.heads import normalize
-from rhofast.models.methods.method import Method, Moment
+from rhofast.models.methods.method import Method, TrainingProgress
 from rhofast.training.optim import build_optimizer, learning_rate
-from rhofast.training.step import run_step as run_whole_step
+from rhofast.training.step import forward_backward as run_whole_step
 
 MONITORED = {"moco": -1, "byol": -1, "simclr": -2, "swav": 0}  # which of a step's embeddings the kNN monitor sees
 VECTORS = SHARED / "vectors"
@@ -42,18 +42,18 @@ def official_slow(backbone: Slow, prefix: str) -> dict[str, str]:
 
 
 def method_keys(method: Method) -> dict[str, str]:
-    """Official name -> name in the method, for backbone and projection, trained and key network."""
+    """Official name -> name in the method, for backbone and projector, trained and key network."""
     assert isinstance(method.backbone, Slow)
     table: dict[str, str] = {}
-    twins = [("backbone.", "")] + ([("backbone_hist.", "key_")] if hasattr(method, "key_backbone") else [])
+    twins = [("backbone.", "")] + ([("backbone_hist.", "momentum_")] if hasattr(method, "momentum_backbone") else [])
     for official, here in twins:
         table |= {name: f"{here}backbone.{own}" for name, own in official_slow(method.backbone, official).items()}
-        names = method.get_submodule("projection").state_dict()
-        table |= {f"{official}head.projection.projection.{key}": f"{here}projection.{key}" for key in names}
+        names = method.get_submodule("projector").state_dict()
+        table |= {f"{official}head.projection.projection.{key}": f"{here}projector.{key}" for key in names}
     return table
 
 
-def run_step(
+def forward_backward(
     method: Method, clips: torch.Tensor, epoch: float = 0.0, *, step: int = 0, accumulate: int = 1
 ) -> list[float]:
     """The gradients of a step of a run of 200 epochs; the losses of its backwards."""
@@ -63,8 +63,8 @@ def run_step(
         losses.append(float(loss.detach()))
         loss.backward()
 
-    moment = Moment(step=step, epoch=epoch, epochs=200)
-    run_whole_step(method, method, clips, moment, accumulate=accumulate, backward=backward)
+    progress = TrainingProgress(step=step, epoch=epoch, epochs=200)
+    run_whole_step(method, method, clips, progress, accumulate=accumulate, backward=backward)
     return losses
 
 
@@ -92,13 +92,13 @@ def follow(
     names_here = {"base_lr": "base_lr", "warmup_epochs": "warmup_epochs", "warmup_start_lr": "warmup_lr"}
     rates = OptimConfig.model_validate({here: float(facts["config"][key]) for key, here in names_here.items()})
     embeddings: list[torch.Tensor] = []
-    method.get_submodule("projection").register_forward_hook(lambda *call: embeddings.append(call[-1].detach()))
+    method.get_submodule("projector").register_forward_hook(lambda *call: embeddings.append(call[-1].detach()))
     for number, step in enumerate(facts[f"rho{rho}"]["iters"]):
         rate = learning_rate(rates, rates.base_batch, step["epoch_exact"], facts["config"]["max_epoch"])
         assert rate == pytest.approx(step["lr"], rel=1e-9)
         optimizer.zero_grad()
         embeddings.clear()
-        losses = run_step(method, clips, step["epoch_exact"])
+        losses = forward_backward(method, clips, step["epoch_exact"])
         assert losses == pytest.approx(step["per_call_losses"], abs=1e-9 if exact else 1e-4 if number == 0 else 1e-3)
         if exact or number == 0:
             total = float(torch.nn.utils.get_total_norm([p.grad for p in trained.values()]))

@@ -23,9 +23,9 @@ from rhofast.models.activation_checkpointing import checkpoint_blocks
 from rhofast.models.backbones import build_backbone
 from rhofast.models.batch_norm import SyncBatchNorm
 from rhofast.models.methods import build_method
-from rhofast.models.methods.method import Method, Moment
+from rhofast.models.methods.method import Method, TrainingProgress
 from rhofast.training.setup import build_model
-from rhofast.training.step import run_step
+from rhofast.training.step import forward_backward
 
 # (backbone, options, size of the clip [T, S], its blocks)
 BACKBONES: list[tuple[str, dict[str, Any], tuple[int, int], int]] = [
@@ -55,7 +55,7 @@ def videos() -> Tensor:
 def state_after(method: Method, pixels: Tensor) -> dict[str, Tensor]:
     """Gradients of a step, and the state behind it."""
     torch.manual_seed(2)
-    run_step(method, method, pixels, Moment(step=0, epoch=2.0, epochs=10))
+    forward_backward(method, method, pixels, TrainingProgress(step=0, epoch=2.0, epochs=10))
     gradients = {f"gradient of {name}": p.grad for name, p in method.named_parameters() if p.grad is not None}
     return gradients | {name: value.detach() for name, value in method.state_dict().items()}
 
@@ -195,7 +195,7 @@ def test_without_a_graph_nothing_is_kept_or_computed_again(monkeypatch: pytest.M
 
     monkeypatch.setattr("rhofast.models.activation_checkpointing.checkpoint", noted)
     method = method_of("byol", again=True)
-    assert not any("forward" in vars(module) for module in method.get_submodule("key_backbone").modules())
+    assert not any("forward" in vars(module) for module in method.get_submodule("momentum_backbone").modules())
     with torch.no_grad():
         method.backbone(videos()[:, 0])
     assert not calls
@@ -244,7 +244,7 @@ def _rank(rank: int, folder: str) -> None:
             assert any(isinstance(module, SyncBatchNorm) for module in method.backbone.modules())
             model = nn.parallel.DistributedDataParallel(method, broadcast_buffers=False)
             torch.manual_seed(2)
-            run_step(model, method, pixels, Moment(step=0, epoch=2.0, epochs=10), apart=model.no_sync)
+            forward_backward(model, method, pixels, TrainingProgress(step=0, epoch=2.0, epochs=10), apart=model.no_sync)
             gradients = {f"gradient of {name}": p.grad for name, p in method.named_parameters() if p.grad is not None}
             told[str(again)] = gradients | method.state_dict()
         torch.save(told, f"{folder}/rank{rank}.pt")

@@ -86,7 +86,7 @@ def test_a_slow_loader_is_found_and_its_cost_measured(config: Config, monkeypatc
         return read(*arguments, **named)
 
     monkeypatch.setattr(Reader, "read", slowly)  # four samples by four threads: 0.25 s a batch
-    monkeypatch.setattr(rhofast.analysis.bench, "take_step", lambda *_, **__: time.sleep(0.02) or {})
+    monkeypatch.setattr(rhofast.analysis.bench, "train_step", lambda *_, **__: time.sleep(0.02) or {})
     report = bench(config, "headspace", batches=3, rounds=2)
     assert report["headspace"]["median"] > 2  # about 12 where nothing else runs: no stock is lived on
     waits = {name: one["data_wait_share"]["median"] for name, one in report["summary"].items()}
@@ -95,7 +95,7 @@ def test_a_slow_loader_is_found_and_its_cost_measured(config: Config, monkeypatc
 
 
 def test_a_slow_step_is_found(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rhofast.analysis.bench, "take_step", lambda *_, **__: time.sleep(0.4) or {})
+    monkeypatch.setattr(rhofast.analysis.bench, "train_step", lambda *_, **__: time.sleep(0.4) or {})
     report = bench(config, "both", batches=2, rounds=2)
     assert report["advice"].startswith("the consumer is the limit")
     assert report["summary"]["loader"]["step_seconds"]["median"] >= 0.4

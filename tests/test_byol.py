@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reference import follow, gradients, method_keys, needs_vectors, part, run_step, tensors
+from reference import follow, forward_backward, gradients, method_keys, needs_vectors, part, tensors
 from torch import Tensor
 
 from rhofast.config.schema import OptimConfig
@@ -11,7 +11,7 @@ from rhofast.models.backbones import build_backbone
 from rhofast.models.backbones.slow import Slow, SlowConfig
 from rhofast.models.batch_norm import SyncBatchNorm
 from rhofast.models.methods import build_method
-from rhofast.models.methods.byol import Byol, BYOLConfig
+from rhofast.models.methods.byol import BYOL, BYOLConfig
 from rhofast.models.methods.momentum import ema_momentum
 
 SMALL = {"hidden": 32, "out": 16, "batch_norm": "local"}
@@ -21,7 +21,7 @@ SMALL = {"hidden": 32, "out": 16, "batch_norm": "local"}
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("rho", [1, 2, 3, 4])
 def test_two_steps_are_those_of_the_reference(rho: int, dtype: torch.dtype) -> None:
-    method = Byol(Slow(SlowConfig(depth=50, width=4)), BYOLConfig.model_validate(SMALL)).to(dtype)
+    method = BYOL(Slow(SlowConfig(depth=50, width=4)), BYOLConfig.model_validate(SMALL)).to(dtype)
     table = method_keys(method)
     table |= {
         f"backbone.head.predictors.0.projection.{key}": f"predictor.{key}" for key in method.predictor.state_dict()
@@ -37,11 +37,11 @@ def test_two_steps_are_those_of_the_reference(rho: int, dtype: torch.dtype) -> N
                 assert torch.allclose(mine, value, rtol=1e-6, atol=1e-6)
 
 
-def small(seed: int = 0, **options: object) -> Byol:
+def small(seed: int = 0, **options: object) -> BYOL:
     torch.manual_seed(seed)
     backbone = build_backbone("slow_r18", {"width": 4})
     method = build_method("byol", {**SMALL, **options}, backbone).double()
-    assert isinstance(method, Byol)
+    assert isinstance(method, BYOL)
     return method
 
 
@@ -52,7 +52,7 @@ def clips(rho: int) -> Tensor:
 @pytest.mark.parametrize("rho", [2, 3])
 def test_the_mean_over_clips_is_the_sum_divided_by_rho(rho: int) -> None:
     total, mean = small(loss="sum"), small(loss="mean")
-    losses = run_step(total, clips(rho), 0.0), run_step(mean, clips(rho), 0.0)
+    losses = forward_backward(total, clips(rho), 0.0), forward_backward(mean, clips(rho), 0.0)
     assert [value / rho for value in losses[0]] == pytest.approx(losses[1])
     for name, gradient in gradients(mean).items():
         assert torch.allclose(gradient * rho, gradients(total)[name])
@@ -64,44 +64,44 @@ def test_a_perfect_prediction_has_the_lowest_loss() -> None:
     method.predictor = torch.nn.Identity()  # type: ignore[assignment]
     same = clips(2)[:, :1].repeat(1, 2, 1, 1, 1, 1)
     method.load_state_dict(method.state_dict())
-    assert run_step(method, same, 0.0) == pytest.approx([-2.0, -2.0])
+    assert forward_backward(method, same, 0.0) == pytest.approx([-2.0, -2.0])
 
 
 def test_keys_get_no_gradient_and_all_trained_parameters_do() -> None:
     method = small()
-    run_step(method, clips(2), 60)
+    forward_backward(method, clips(2), 60)
     for name, p in method.named_parameters():
-        assert (p.grad is None) == name.startswith("key_"), name
+        assert (p.grad is None) == name.startswith("momentum_"), name
 
 
 def test_the_momentum_of_a_step_is_that_of_the_step_before() -> None:
     method = small()
-    before = [p.clone() for p in method.key_backbone.parameters()]
+    before = [p.clone() for p in method.momentum_backbone.parameters()]
     with torch.no_grad():
         for p in method.backbone.parameters():
             p.add_(1.0)
-    run_step(method, clips(2), 100)
-    after = list(method.key_backbone.parameters())
+    forward_backward(method, clips(2), 100)
+    after = list(method.momentum_backbone.parameters())
     assert torch.allclose(after[0] - before[0], torch.full_like(after[0], 1 - 0.996))
     assert float(method.get_buffer("momentum")) == ema_momentum(0.996, 0.5)
 
 
 def test_the_momentum_may_stay() -> None:
     method = small(ema_anneal=False, ema_base=0.9)
-    run_step(method, clips(2), 100)
+    forward_backward(method, clips(2), 100)
     assert float(method.get_buffer("momentum")) == 0.9
 
 
 def test_a_restored_method_continues_with_the_held_momentum() -> None:
     straight = small()
-    run_step(straight, clips(2), 140)
+    forward_backward(straight, clips(2), 140)
     restored = small(seed=1)
     restored.load_state_dict(straight.state_dict())
     for method in (straight, restored):
         method.zero_grad()
         with torch.no_grad():
             next(iter(method.backbone.parameters())).add_(1.0)
-    assert run_step(straight, clips(2), 160) == run_step(restored, clips(2), 160)
+    assert forward_backward(straight, clips(2), 160) == forward_backward(restored, clips(2), 160)
     for name, gradient in gradients(straight).items():
         assert torch.equal(gradient, gradients(restored)[name])
 
@@ -111,13 +111,13 @@ def test_joint_evaluation_is_one_backward_and_differs_by_the_statistics_of_the_k
     """Without batch norm in the projections and with keys in evaluation mode, it is the sum of the queries."""
     apart, joint = small(), small(sequential=False)
     for method in (apart, joint):
-        method.key_backbone.eval()
-        method.key_projection.eval()
-    losses = run_step(apart, clips(rho)), run_step(joint, clips(rho))
+        method.momentum_backbone.eval()
+        method.momentum_projector.eval()
+    losses = forward_backward(apart, clips(rho)), forward_backward(joint, clips(rho))
     assert [len(parts) for parts in losses] == [rho, 1] and losses[1] == pytest.approx([sum(losses[0])], rel=1e-12)
     for name, gradient in gradients(joint).items():
         assert torch.allclose(gradient, gradients(apart)[name], rtol=1e-9, atol=1e-12), name
-    assert run_step(small(sequential=False), clips(rho)) != pytest.approx([sum(losses[0])], rel=1e-6)
+    assert forward_backward(small(sequential=False), clips(rho)) != pytest.approx([sum(losses[0])], rel=1e-6)
 
 
 @pytest.mark.parametrize("rho", [2, 3, 5])
@@ -125,15 +125,15 @@ def test_it_is_the_mean_over_the_other_clips_summed_over_queries(rho: int) -> No
     method = small()
     slots = clips(rho).unbind(dim=1)
     cosine = torch.nn.functional.cosine_similarity
-    keys = [method.key_projection(method.key_backbone(slot)) for slot in slots]
+    keys = [method.momentum_projector(method.momentum_backbone(slot)) for slot in slots]
     total = torch.zeros(()).double()
     for number, slot in enumerate(slots):
-        query = method.predictor(method.projection(method.backbone(slot)))
+        query = method.predictor(method.projector(method.backbone(slot)))
         total = total - sum(cosine(query, key).mean() for other, key in enumerate(keys) if other != number) / (rho - 1)
     (total / 0.5).backward()
     expected = gradients(method)
     method.zero_grad()
-    assert sum(run_step(method, clips(rho))) == pytest.approx(float(total.detach()) / 0.5, rel=1e-12)
+    assert sum(forward_backward(method, clips(rho))) == pytest.approx(float(total.detach()) / 0.5, rel=1e-12)
     for name, gradient in gradients(method).items():
         assert torch.allclose(gradient, expected[name], rtol=1e-8, atol=1e-10), name
 
@@ -142,24 +142,24 @@ def test_the_predictor_has_a_depth_width_and_norm_of_its_own() -> None:
     method = small(predictor_layers=3, predictor_hidden=7, predictor_norm=False)
     kinds = [type(module).__name__ for module in method.predictor]
     assert kinds == ["Linear", "ReLU", "Linear", "ReLU", "Linear"] and method.predictor[0].out_features == 7
-    assert any(isinstance(module, torch.nn.BatchNorm1d | SyncBatchNorm) for module in method.projection)
-    assert run_step(method, clips(2))
+    assert any(isinstance(module, torch.nn.BatchNorm1d | SyncBatchNorm) for module in method.projector)
+    assert forward_backward(method, clips(2))
 
 
 def test_joint_evaluation_anneals_the_momentum_before_its_use() -> None:
     method = small(sequential=False)
-    before = [p.clone() for p in method.key_backbone.parameters()]
+    before = [p.clone() for p in method.momentum_backbone.parameters()]
     with torch.no_grad():
         for p in method.backbone.parameters():
             p.add_(1.0)
-    run_step(method, clips(2), 100)
-    moved = next(iter(method.key_backbone.parameters())) - before[0]
+    forward_backward(method, clips(2), 100)
+    moved = next(iter(method.momentum_backbone.parameters())) - before[0]
     assert torch.allclose(moved, torch.full_like(moved, 1 - ema_momentum(0.996, 0.5)))
 
 
 def test_one_clip_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2"):
-        small().num_parts(1)
+        small().num_passes(1)
 
 
 def test_an_unknown_method_or_option_is_a_config_error() -> None:

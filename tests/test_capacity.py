@@ -27,9 +27,9 @@ from rhofast.config.schema import Config
 from rhofast.data.codecs import build_codec
 from rhofast.errors import ConfigError
 from rhofast.models.methods import METHODS, build_method
-from rhofast.models.methods.method import Moment
+from rhofast.models.methods.method import TrainingProgress
 from rhofast.training.optim import build_optimizer
-from rhofast.training.step import run_step
+from rhofast.training.step import forward_backward
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "capacity_xeon-2-cores_202611.json"
 SMALL = ["backbone.name=slow_r18", "backbone.width=8", "augment.size=32", "train.epochs=200"]
@@ -292,7 +292,9 @@ def test_operations_and_bytes_are_those_of_a_real_step(method: str) -> None:
     real = build_method(config.method.name, config.method.options, backbone)
     optimizer = build_optimizer(real, config.optim)
     with FlopCounterMode(display=False) as counter:
-        run_step(real, real, torch.randn(2, 2, 3, 8, 32, 32), Moment(step=10**9, epoch=2.0, epochs=4.0))
+        forward_backward(
+            real, real, torch.randn(2, 2, 3, 8, 32, 32), TrainingProgress(step=10**9, epoch=2.0, epochs=4.0)
+        )
     optimizer.step()
     assert counted.flops == pytest.approx(counter.get_total_flops() / 2, rel=0.12)  # the stem's input has no gradient
     assert counted.flops >= counter.get_total_flops() / 2

@@ -231,9 +231,9 @@ def test_a_released_run_s_page_has_its_published_numbers(
         ("sgd", "fp16") if config.method.name == "moco" else ("lars", "fp32")
     )
     published = {  # what a page leaves to the defaults
-        "moco": {"ema_base": 0.994, "queue": 65536, "out": 128, "temperature": 0.1, "projection_norm": False},
-        "byol": {"ema_base": 0.996, "hidden": 4096, "out": 256, "temperature": 0.5, "projection_norm": True},
-        "simclr": {"projection_layers": 3, "temperature": 0.1, "projection_norm": False, "pairs": "chain"},
+        "moco": {"ema_base": 0.994, "queue": 65536, "out": 128, "temperature": 0.1, "projector_norm": False},
+        "byol": {"ema_base": 0.996, "hidden": 4096, "out": 256, "temperature": 0.5, "projector_norm": True},
+        "simclr": {"projector_layers": 3, "temperature": 0.1, "projector_norm": False, "pairs": "chain"},
         "swav": {"prototypes": 1000, "sinkhorn_steps": 3, "sharpness": 0.05, "frozen_epochs": 1.0},
     }[config.method.name]
     options = parse_section(METHODS[config.method.name][0], config.method.options, where="method").model_dump()

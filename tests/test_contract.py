@@ -6,20 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from reference import gradients, run_step
+from reference import forward_backward, gradients
 from torch import Tensor, nn
 
 from rhofast.config.schema import TrainConfig
 from rhofast.errors import ConfigError
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import build_method
-from rhofast.models.methods.method import Method, Moment
+from rhofast.models.methods.method import Method, TrainingProgress
 from rhofast.training.setup import check_accumulation
 
 SMALL = {"hidden": 16, "out": 8}
 WITHOUT_NORM = {
-    "byol": {"projection_norm": False, "predictor_norm": False},
-    "byol joint": {"projection_norm": False, "predictor_norm": False, "sequential": False},
+    "byol": {"projector_norm": False, "predictor_norm": False},
+    "byol joint": {"projector_norm": False, "predictor_norm": False, "sequential": False},
     "moco": {"queue": 64, "fill_first": False},
     "moco joint": {"queue": 64, "fill_first": False, "sequential": False},
 }
@@ -47,8 +47,8 @@ def test_without_batch_norm_micro_batches_add_up_to_the_batch(name: str, accumul
     for step, pixels in enumerate([clips(), clips().flip(0)]):
         for method, pieces in ((whole, 1), (split, accumulate)):
             method.zero_grad()
-            losses = run_step(method, pixels, 2.0 + step, step=step, accumulate=pieces)
-            assert len(losses) == pieces * method.num_parts(3)
+            losses = forward_backward(method, pixels, 2.0 + step, step=step, accumulate=pieces)
+            assert len(losses) == pieces * method.num_passes(3)
             with torch.no_grad():
                 for p in method.parameters():
                     if p.grad is not None:
@@ -68,7 +68,7 @@ def test_with_frozen_statistics_micro_batches_add_up_too(name: str) -> None:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         check_accumulation(method, section, 2)
-        run_step(method, clips(), accumulate=accumulate)
+        forward_backward(method, clips(), accumulate=accumulate)
         found.append(gradients(method))
     for key, gradient in found[0].items():
         assert torch.allclose(found[1][key], gradient, rtol=1e-9, atol=1e-12), key
@@ -105,18 +105,18 @@ def test_statistics_of_micro_batches_may_be_accepted_by_name() -> None:
 
 def test_a_batch_that_does_not_split_evenly_is_refused() -> None:
     with pytest.raises(ValueError, match="8 videos cannot be split into 3"):
-        run_step(build("byol"), clips(), accumulate=3)
+        forward_backward(build("byol"), clips(), accumulate=3)
 
 
 @pytest.mark.parametrize("name", ["byol", "moco", "simclr", "swav"])
 def test_batch_norm_in_the_projection_is_a_choice(name: str) -> None:
     for norm in (True, False):
-        projection = build(name, projection_norm=norm, batch_norm="local").get_submodule("projection")
-        assert any(isinstance(module, nn.BatchNorm1d) for module in projection) == norm
+        projector = build(name, projector_norm=norm, batch_norm="local").get_submodule("projector")
+        assert any(isinstance(module, nn.BatchNorm1d) for module in projector) == norm
 
 
 def test_progress_is_the_share_of_the_run() -> None:
-    assert Moment(step=7, epoch=50.0, epochs=200).progress == 0.25
+    assert TrainingProgress(step=7, epoch=50.0, epochs=200).fraction == 0.25
 
 
 class SavedBytes:
@@ -157,7 +157,7 @@ def peak_bytes(method: Method, rho: int) -> int:
     pixels = clips(rho, batch=2)
     saved = SavedBytes(method, pixels)
     with saved.watch():
-        run_step(method, pixels, 2.0)
+        forward_backward(method, pixels, 2.0)
     assert saved.packed and saved.live == 0
     return saved.peak
 
@@ -197,7 +197,7 @@ def test_micro_batches_need_less() -> None:
         method = build("byol")
         saved = SavedBytes(method, pixels)
         with saved.watch():
-            run_step(method, pixels, accumulate=accumulate)
+            forward_backward(method, pixels, accumulate=accumulate)
         peaks.append(saved.peak)
     assert peaks[1] < 0.6 * peaks[0]
 
@@ -213,11 +213,11 @@ def test_the_key_network_keeps_no_graph(name: str, sequential: bool) -> None:
         kept.append(saved.packed - before[0])
         outputs.append(output)
 
-    for network in (method.get_submodule("key_backbone"), method.get_submodule("key_projection")):
+    for network in (method.get_submodule("momentum_backbone"), method.get_submodule("momentum_projector")):
         network.register_forward_pre_hook(lambda *_: before.__setitem__(0, saved.packed))
         network.register_forward_hook(leave)
     with saved.watch():
-        run_step(method, pixels, 2.0)
+        forward_backward(method, pixels, 2.0)
     assert kept == [0] * (6 if sequential else 2)
     assert not any(output.requires_grad for output in outputs)
-    assert not any(p.requires_grad for key, p in method.named_parameters() if key.startswith("key_"))
+    assert not any(p.requires_grad for key, p in method.named_parameters() if key.startswith("momentum_"))

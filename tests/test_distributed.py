@@ -20,10 +20,10 @@ from rhofast.distributed.collectives import all_gather, reduce_max, shared_permu
 from rhofast.distributed.process_group import node_group, world_size
 from rhofast.models.batch_norm import SyncBatchNorm, synchronize_batch_norm
 from rhofast.models.methods import build_method
-from rhofast.models.methods.method import Method, Moment
+from rhofast.models.methods.method import Method, TrainingProgress
 from rhofast.models.methods.swav import sinkhorn
 from rhofast.training.optim import build_optimizer
-from rhofast.training.step import run_step
+from rhofast.training.step import forward_backward
 
 SMALL = {"hidden": 16, "out": 8}
 METHODS: dict[str, dict[str, Any]] = {
@@ -32,7 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "moco": {"queue": 32, "fill_first": False, "batch_norm": "sync"},
     "moco joint": {"queue": 32, "fill_first": False, "batch_norm": "sync", "sequential": False, "queue_clips": "first"},
     "simclr": {},
-    "simclr all": {"pairs": "all", "projection_norm": True},
+    "simclr all": {"pairs": "all", "projector_norm": True},
     "swav": {"prototypes": 12},
     "swav chain": {"prototypes": 12, "pairs": "chain", "queue": 6, "queue_epoch": 0.0},
 }
@@ -63,7 +63,9 @@ def two_steps(model: nn.Module, method: Method, pixels: Tensor) -> dict[str, Any
     apart: Callable[[], Any] = model.no_sync if isinstance(model, DistributedDataParallel) else contextlib.nullcontext
     for step, batch in enumerate(pixels):
         optimizer.zero_grad()
-        loss, _ = run_step(model, method, batch, Moment(step=step, epoch=2.0 + step, epochs=10), apart=apart)
+        loss, _ = forward_backward(
+            model, method, batch, TrainingProgress(step=step, epoch=2.0 + step, epochs=10), apart=apart
+        )
         if step == 0:
             out["loss"] = loss
             out["gradients"] = {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
@@ -114,7 +116,7 @@ def shuffled_keys(rank: int) -> dict[str, Tensor]:
 
 def first_rank_s_queue(rank: int) -> dict[str, Tensor]:
     method = build("moco", queue_ranks="first")
-    run_step(method, method, shares(clips(), rank)[0], Moment(step=0, epoch=0, epochs=1))
+    forward_backward(method, method, shares(clips(), rank)[0], TrainingProgress(step=0, epoch=0, epochs=1))
     return {"queue": method.get_buffer("queue"), "written": method.get_buffer("written")}
 
 
@@ -137,7 +139,9 @@ def local_batch_norm(rank: int) -> dict[str, Tensor]:
     """A step in which every rank has statistics of its own."""
     method = build("moco", batch_norm="local", shuffle=False)
     model = data_parallel(method)
-    run_step(model, method, shares(clips(), rank)[0], Moment(step=0, epoch=0, epochs=1), apart=model.no_sync)
+    forward_backward(
+        model, method, shares(clips(), rank)[0], TrainingProgress(step=0, epoch=0, epochs=1), apart=model.no_sync
+    )
     gradients = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
     return {**gradients, "queue": method.get_buffer("queue")}
 
@@ -232,7 +236,9 @@ def test_shuffled_keys_are_those_of_the_shuffled_batches_and_return_home(ranks: 
 
 def test_the_queue_may_take_the_first_rank_s_keys_alone(ranks: list[dict[str, Any]]) -> None:
     share, method = 8 // len(ranks), build("moco")
-    run_step(method, method, clips()[0], Moment(step=0, epoch=0, epochs=1))  # its batch norm is over all ranks
+    forward_backward(
+        method, method, clips()[0], TrainingProgress(step=0, epoch=0, epochs=1)
+    )  # its batch norm is over all ranks
     expected = method.get_buffer("queue")[:24].view(3, 8, 8)[:, :share].flatten(0, 1)
     for rank in ranks:
         assert int(rank["first"]["written"]) == 3 * share
@@ -254,7 +260,7 @@ def test_batch_norm_may_be_over_the_ranks_of_each_machine(ranks: list[dict[str, 
 def test_micro_batches_with_their_own_statistics_are_ranks_with_their_own(ranks: list[dict[str, Any]]) -> None:
     """What `train.micro_batch_norm` accepts, and the queue's order."""
     method = build("moco", batch_norm="local")
-    run_step(method, method, clips()[0], Moment(step=0, epoch=0, epochs=1), accumulate=len(ranks))
+    forward_backward(method, method, clips()[0], TrainingProgress(step=0, epoch=0, epochs=1), accumulate=len(ranks))
     expected = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
     expected["queue"] = method.get_buffer("queue")
     for rank in ranks:

@@ -1,4 +1,4 @@
-"""The projection MLP, its normalization and the collapse alarm."""
+"""The projector MLP, its normalization and the collapse alarm."""
 
 import math
 

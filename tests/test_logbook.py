@@ -95,7 +95,7 @@ def test_a_run_s_lines_have_every_number(tiny: Callable[..., Config]) -> None:
     steps = [line for line in lines if line["kind"] == "step"]
     assert [line["step"] for line in steps] == [2, 4]
     for line in steps:
-        assert line["loss_part0"] + line["loss_part1"] == pytest.approx(line["loss"], abs=1e-5)
+        assert line["loss_pass0"] + line["loss_pass1"] == pytest.approx(line["loss"], abs=1e-5)
         assert all(line[f"{name}_seconds"] >= 0 for name in STAGES)
         assert min(line["forward_seconds"], line["backward_seconds"], line["optimizer_seconds"]) > 0
         assert sum(line[f"{name}_seconds"] for name in STAGES) == pytest.approx(line["step_seconds"], rel=0.05)

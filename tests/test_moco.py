@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
-from reference import follow, gradients, method_keys, needs_vectors, part, run_step, tensors
+from reference import follow, forward_backward, gradients, method_keys, needs_vectors, part, tensors
 from torch import Tensor
 
 from rhofast.config.schema import OptimConfig
 from rhofast.models.backbones import build_backbone
 from rhofast.models.backbones.slow import Slow, SlowConfig
 from rhofast.models.methods import build_method
-from rhofast.models.methods.moco import Moco, MoCoConfig, _contrast
+from rhofast.models.methods.moco import MoCo, MoCoConfig, _contrast
 
 SMALL = {"hidden": 32, "out": 16, "queue": 64}
 
@@ -20,7 +20,7 @@ SMALL = {"hidden": 32, "out": 16, "queue": 64}
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("rho", [1, 2, 3, 4])
 def test_two_steps_are_those_of_the_reference(rho: int, dtype: torch.dtype) -> None:
-    method = Moco(Slow(SlowConfig(depth=50, width=4)), MoCoConfig.model_validate(SMALL)).to(dtype)
+    method = MoCo(Slow(SlowConfig(depth=50, width=4)), MoCoConfig.model_validate(SMALL)).to(dtype)
     table = method_keys(method) | {"queue_x": "queue"}
     before = tensors("moco_state_before", dtype)
     missing = method.load_state_dict({here: before[official] for official, here in table.items()}, strict=False)
@@ -37,11 +37,11 @@ def test_two_steps_are_those_of_the_reference(rho: int, dtype: torch.dtype) -> N
                 assert torch.allclose(mine, value, rtol=1e-6, atol=1e-6)
 
 
-def small(**options: object) -> Moco:
+def small(**options: object) -> MoCo:
     torch.manual_seed(0)
     chosen = {"hidden": 16, "out": 8, "queue": 16, "fill_first": False, **options}
     method = build_method("moco", chosen, build_backbone("slow_r18", {"width": 4})).double()
-    assert isinstance(method, Moco)
+    assert isinstance(method, MoCo)
     return method
 
 
@@ -52,7 +52,7 @@ def clips(rho: int, batch: int = 3) -> Tensor:
 @pytest.mark.parametrize("rho", [2, 3])
 def test_the_mean_over_clips_is_the_sum_divided_by_rho(rho: int) -> None:
     total, mean = small(), small(loss="mean")
-    losses = run_step(total, clips(rho), 0.0), run_step(mean, clips(rho), 0.0)
+    losses = forward_backward(total, clips(rho), 0.0), forward_backward(mean, clips(rho), 0.0)
     assert [value / rho for value in losses[0]] == pytest.approx(losses[1])
 
 
@@ -85,7 +85,7 @@ def test_the_queue_takes_keys_in_clip_order_and_wraps_around() -> None:
 
 def test_only_the_first_clip_s_keys_enter_if_asked() -> None:
     method = small(queue_clips="first")
-    run_step(method, clips(3), 0.0)
+    forward_backward(method, clips(3), 0.0)
     assert int(method.written) == 3
 
 
@@ -103,12 +103,12 @@ def test_nothing_is_updated_until_as_many_videos_have_passed_as_the_queue_has_pl
 ) -> None:
     method = small(fill_first=True)  # 16 places, 3 videos a step; after the first epoch never
     queue, running = method.queue.clone(), method.backbone.state_dict()["stem_bn.running_mean"].clone()
-    assert all(loss > 0 for loss in run_step(method, clips(2), epoch, step=step))
+    assert all(loss > 0 for loss in forward_backward(method, clips(2), epoch, step=step))
     assert (gradients(method) == {}) == held
     assert not torch.equal(method.queue, queue) and not torch.equal(method.backbone.stem_bn.running_mean, running)
 
 
-def naive(method: Moco, pixels: Tensor) -> tuple[float, dict[str, Tensor]]:
+def naive(method: MoCo, pixels: Tensor) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients by their definition, in one graph, with torch's cross-entropy; to be called before a step.
 
     The key network is that of a first step whose moving average changes nothing, as it begins as a copy.
@@ -118,13 +118,13 @@ def naive(method: Moco, pixels: Tensor) -> tuple[float, dict[str, Tensor]]:
     slots = list(pixels.unbind(dim=1))
     with torch.no_grad():
         if method.options.sequential:
-            keys = [unit(method.key_projection(method.key_backbone(slot))) for slot in slots]
+            keys = [unit(method.momentum_projector(method.momentum_backbone(slot))) for slot in slots]
         else:
-            together = unit(method.key_projection(method.key_backbone(torch.cat(slots[1:]))))
+            together = unit(method.momentum_projector(method.momentum_backbone(torch.cat(slots[1:]))))
             keys = [None, *together.chunk(len(slots) - 1)]
     total = torch.zeros(()).double()
     for number, slot in enumerate(slots if method.options.sequential else slots[:1]):
-        query = unit(method.projection(method.backbone(slot)))
+        query = unit(method.projector(method.backbone(slot)))
         others = [key for other, key in enumerate(keys) if other != number]
         rows = [torch.cat([(query * key).sum(dim=1, keepdim=True), query @ method.queue.T], dim=1) for key in others]
         logits = torch.cat(rows) / method.options.temperature
@@ -138,7 +138,7 @@ def naive(method: Moco, pixels: Tensor) -> tuple[float, dict[str, Tensor]]:
 def test_it_is_the_cross_entropy_of_its_definition(rho: int, sequential: bool) -> None:
     method = small(sequential=sequential)
     expected, expected_gradients = naive(method, clips(rho))
-    losses = run_step(method, clips(rho))
+    losses = forward_backward(method, clips(rho))
     assert len(losses) == (rho if sequential else 1) and sum(losses) == pytest.approx(expected, rel=1e-12)
     for name, gradient in gradients(method).items():
         assert torch.allclose(gradient, expected_gradients[name], rtol=1e-8, atol=1e-12), name
@@ -147,16 +147,16 @@ def test_it_is_the_cross_entropy_of_its_definition(rho: int, sequential: bool) -
 
 def test_keys_and_queue_get_no_gradient_and_all_trained_parameters_do() -> None:
     method = small()
-    run_step(method, clips(2), 60)
+    forward_backward(method, clips(2), 60)
     for name, p in method.named_parameters():
-        assert (p.grad is None) == name.startswith("key_"), name
+        assert (p.grad is None) == name.startswith("momentum_"), name
 
 
 def test_a_restored_method_continues_with_the_same_queue_and_momentum() -> None:
     straight, restored = small(), small()
-    run_step(straight, clips(2), 140)
+    forward_backward(straight, clips(2), 140)
     restored.load_state_dict(straight.state_dict())
     for method in (straight, restored):
         method.zero_grad()
-    assert run_step(straight, clips(2), 160) == run_step(restored, clips(2), 160)
+    assert forward_backward(straight, clips(2), 160) == forward_backward(restored, clips(2), 160)
     assert torch.equal(straight.queue, restored.queue)

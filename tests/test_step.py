@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rhofast.config.schema import OptimConfig
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import METHODS, build_method
-from rhofast.models.methods.method import Moment
+from rhofast.models.methods.method import TrainingProgress
 from rhofast.training.optim import LARS, build_optimizer, load_optimizer
-from rhofast.training.step import take_step
+from rhofast.training.step import train_step
 
 # (method, its options, optimizer): released choices, and those with another path through the code.
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -38,10 +38,10 @@ def step(method: str, options: dict[str, Any], optim: dict[str, Any], device: to
     section = OptimConfig(**optim)
     model, optimizer = accelerator.prepare(built, build_optimizer(built, section))
     pixels = torch.randn((4, 3, 2, 16, 16, 3), device=device).permute(0, 1, 5, 2, 3, 4)
-    moments = [Moment(step=number, epoch=0.1 * number, epochs=10) for number in range(2)]
+    moments = [TrainingProgress(step=number, epoch=0.1 * number, epochs=10) for number in range(2)]
 
-    def take(moment: Moment) -> dict[str, Any]:
-        return take_step(accelerator, model, built, optimizer, pixels, moment, rate=0.01, clip=section.clip, log=True)
+    def take(moment: TrainingProgress) -> dict[str, Any]:
+        return train_step(accelerator, model, built, optimizer, pixels, moment, rate=0.01, clip=section.clip, log=True)
 
     first = take(moments[0])  # kernels are loaded, states made
     with no_waiting(device):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import follow, gradients, method_keys, needs_vectors, run_step, tensors
+from reference import follow, forward_backward, gradients, method_keys, needs_vectors, tensors
 from torch import Tensor
 
 from rhofast.config.schema import OptimConfig
@@ -11,7 +11,7 @@ from rhofast.errors import ConfigError
 from rhofast.models.backbones import build_backbone
 from rhofast.models.backbones.slow import Slow, SlowConfig
 from rhofast.models.methods import build_method
-from rhofast.models.methods.swav import Swav, SwAVConfig, sinkhorn
+from rhofast.models.methods.swav import SwAV, SwAVConfig, sinkhorn
 
 SMALL = {"hidden": 32, "out": 16}
 
@@ -20,18 +20,18 @@ SMALL = {"hidden": 32, "out": 16}
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("rho", [1, 2, 3, 4])
 def test_two_steps_are_those_of_the_reference(rho: int, dtype: torch.dtype) -> None:
-    method = Swav(Slow(SlowConfig(depth=50, width=4)), SwAVConfig.model_validate(SMALL)).to(dtype)
+    method = SwAV(Slow(SlowConfig(depth=50, width=4)), SwAVConfig.model_validate(SMALL)).to(dtype)
     table = method_keys(method) | {"swav_prototypes.weight": "prototypes.weight"}
     before = tensors("swav_state_before", dtype)
     method.load_state_dict({here: before[official] for official, here in table.items()})
     assert len(list(follow("swav", method, table, rho, OptimConfig()))) == 2
 
 
-def small(**options: object) -> Swav:
+def small(**options: object) -> SwAV:
     torch.manual_seed(0)
     chosen = {"hidden": 16, "out": 8, "prototypes": 12, **options}
     method = build_method("swav", chosen, build_backbone("slow_r18", {"width": 4})).double()
-    assert isinstance(method, Swav)
+    assert isinstance(method, SwAV)
     return method
 
 
@@ -56,20 +56,20 @@ def test_codes_do_not_depend_on_a_video_s_offset() -> None:
 
 def test_prototypes_have_unit_rows_and_no_gradient_up_to_and_with_the_first_epoch() -> None:
     method = small()
-    run_step(method, clips(2), 1.0)
+    forward_backward(method, clips(2), 1.0)
     assert method.prototypes.weight.grad is None
     assert torch.allclose(method.prototypes.weight.norm(dim=1), torch.ones(12).double())
-    run_step(method, clips(2), 1.001)
+    forward_backward(method, clips(2), 1.001)
     assert method.prototypes.weight.grad.any()
     never = small(frozen_epochs=0)
-    run_step(never, clips(2), 0.0)
+    forward_backward(never, clips(2), 0.0)
     assert never.prototypes.weight.grad.any()
 
 
 def test_all_codes_are_the_first_two_with_two_clips_and_more_with_three() -> None:
     first, every = small(), small(codes="all")
-    assert run_step(first, clips(2), 100) == run_step(every, clips(2), 100)
-    assert run_step(first, clips(3), 100) != run_step(every, clips(3), 100)
+    assert forward_backward(first, clips(2), 100) == forward_backward(every, clips(2), 100)
+    assert forward_backward(first, clips(3), 100) != forward_backward(every, clips(3), 100)
 
 
 def plain_codes(scores: Tensor) -> Tensor:
@@ -82,11 +82,11 @@ def plain_codes(scores: Tensor) -> Tensor:
     return (codes * codes.shape[1]).T.float()
 
 
-def naive(method: Swav, slots: list[Tensor]) -> Tensor:
+def naive(method: SwAV, slots: list[Tensor]) -> Tensor:
     """The loss by its definition: the first two clips' codes, each against all others."""
     prototypes = F.normalize(method.prototypes.weight.detach(), dim=1)
     method.prototypes.weight.data.copy_(prototypes)
-    scores = [F.normalize(method.projection(method.backbone(slot))) @ method.prototypes.weight.T for slot in slots]
+    scores = [F.normalize(method.projector(method.backbone(slot))) @ method.prototypes.weight.T for slot in slots]
     total = torch.zeros(()).double()
     for target in (0, 1):
         code = plain_codes(scores[target].detach())
@@ -106,23 +106,23 @@ def test_it_is_the_cross_entropy_of_its_definition(rho: int, pairs: str) -> None
     total.backward()
     expected = gradients(method)
     method.zero_grad()
-    losses = run_step(method, clips(rho), 2.0)
+    losses = forward_backward(method, clips(rho), 2.0)
     assert len(losses) == len(groups) and sum(losses) == pytest.approx(float(total.detach()), rel=1e-9)
     for name, gradient in gradients(method).items():
         assert torch.allclose(gradient, expected[name], rtol=1e-6, atol=1e-9), name
-    assert sum(run_step(mean, clips(rho), 2.0)) == pytest.approx(float(total.detach()) / len(groups), rel=1e-9)
+    assert sum(forward_backward(mean, clips(rho), 2.0)) == pytest.approx(float(total.detach()) / len(groups), rel=1e-9)
 
 
 def test_a_full_queue_helps_to_balance_the_codes() -> None:
     method, without = small(queue=6, queue_epoch=2.0), small()
     pixels = [clips(2), clips(2).flip(0), clips(2) * 0.5]
-    assert run_step(method, pixels[0], 1.9) == run_step(without, pixels[0], 1.9)
+    assert forward_backward(method, pixels[0], 1.9) == forward_backward(without, pixels[0], 1.9)
     assert not method.queue.any()  # it fills from epoch 2 on
     for number in (0, 1):
-        assert run_step(method, pixels[number], 2.0) == run_step(without, pixels[number], 2.0)
+        assert forward_backward(method, pixels[number], 2.0) == forward_backward(without, pixels[number], 2.0)
     assert torch.allclose(method.queue.norm(dim=2), torch.ones(2, 6).double())
     before = method.queue.clone()
-    assert run_step(method, pixels[2], 2.0) != run_step(without, pixels[2], 2.0)
+    assert forward_backward(method, pixels[2], 2.0) != forward_backward(without, pixels[2], 2.0)
     assert torch.equal(method.queue[:, 3:], before[:, :3])  # newest first
     own = method.queue[:, :3].clone()
     pool = torch.cat([own, before], dim=1) @ method.prototypes.weight.detach().T
@@ -147,7 +147,7 @@ def test_a_sharpness_beyond_float32_is_refused() -> None:
 
 def test_all_parameters_get_a_gradient() -> None:
     method = small()
-    run_step(method, clips(3), 2.0)
+    forward_backward(method, clips(3), 2.0)
     assert gradients(method).keys() == {name for name, _ in method.named_parameters()}
     with pytest.raises(ValueError, match="at least 2"):
-        method.num_parts(1)
+        method.num_passes(1)

@@ -34,7 +34,7 @@ SHARDS = ["--short-side", "64", "--fps", "12", "--samples-per-shard", "64"]
 METHOD_OPTIONS: dict[str, dict[str, Any]] = {
     "moco": {
         "method.hidden": 256,
-        "method.projection_norm": True,
+        "method.projector_norm": True,
         "method.queue": 512,
         "method.fill_first": False,
         "method.ema_base": 0.95,

@@ -31,11 +31,11 @@ from rhofast.config.schema import Config
 from rhofast.data.loader.train_loader import Loader
 from rhofast.distributed.collectives import gather_objects
 from rhofast.distributed.process_group import cores_of_rank
-from rhofast.models.methods.method import Moment
+from rhofast.models.methods.method import TrainingProgress
 from rhofast.training.environment import versions
 from rhofast.training.optim import learning_rate
 from rhofast.training.setup import build_accelerator, build_loader, build_model, open_training_shards, run_length
-from rhofast.training.step import collected_by_hand, take_step
+from rhofast.training.step import collected_by_hand, train_step
 
 What = Literal["loader", "step", "both", "headspace"]
 
@@ -180,13 +180,13 @@ class _Rig:
         _, epochs = run_length(config, self._loader.steps_per_epoch)
         self._steps += 1
         log = self._steps % config.train.log_steps == 0
-        logs = take_step(
+        logs = train_step(
             self._accelerator,
             model,
             method,
             optimizer,
             pixels,
-            Moment(step=self._steps, epoch=epochs / 2, epochs=epochs),
+            TrainingProgress(step=self._steps, epoch=epochs / 2, epochs=epochs),
             rate=learning_rate(config.optim, config.train.batch_size, 0.0, epochs),
             accumulate=config.train.accumulate,
             clip=config.optim.clip,

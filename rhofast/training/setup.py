@@ -108,7 +108,7 @@ def build_loader(
 
 
 def build_model(config: Config, accelerator: Accelerator) -> tuple[nn.Module, Method, AcceleratedOptimizer]:
-    """What `take_step` needs: the model as `accelerator.prepare` gives it, the method within, the optimizer; the same
+    """What `train_step` needs: the model as `accelerator.prepare` gives it, the method within, the optimizer; the same
     weights on every rank. Raises ConfigError."""
     method = build_method(config.method.name, config.method.options, untrained_backbone(config)).to(accelerator.device)
     try:

@@ -1,10 +1,11 @@
 """A training step, and what it takes: shards, accelerator, loader, model, one update.
 
     open_training_shards --> build_loader --> Views --.
-    build_accelerator --> build_model --------------> take_step --> metrics
+    build_accelerator --> build_model --------------> train_step --> metrics
 
-A method splits a step into parts (one query clip each, say), and `train.accumulate` splits the batch; gradients add up,
-and only the last backward meets the other ranks. No method's name is known here. Pretraining (train.py), fine-tuning
+A method splits a step into passes (one query clip each, say), and `train.accumulate` splits the batch; gradients add
+up, and only the last backward meets the other ranks. No method's name is known here. Pretraining (trainer.py),
+fine-tuning
 and benchmarks are made of these pieces, so what is measured is what runs.
 """
 
@@ -21,17 +22,17 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from rhofast.models.methods.method import Method, Moment
+from rhofast.models.methods.method import Method, TrainingProgress
 from rhofast.training.consensus import BAD_GRADIENT, BAD_LOSS, OK
 
 
-def take_step(
+def train_step(
     accelerator: Accelerator,
     model: nn.Module,
     method: Method,
     optimizer: AcceleratedOptimizer,
     pixels: Tensor,
-    moment: Moment,
+    progress: TrainingProgress,
     *,
     rate: float,
     accumulate: int = 1,
@@ -43,7 +44,7 @@ def take_step(
 
     model, optimizer: as `accelerator.prepare` gave them; method: the model without what wraps it. pixels:
     [B, P, C, T, H, W]. rate: the learning rate. accumulate, clip: as in the configuration. log: the norm of the
-    gradients is wanted, and each part's share of the loss. enter: called with a stage of the step where it begins.
+    gradients is wanted, and each pass's share of the loss. enter: called with a stage of the step where it begins.
     """
     losses: list[Tensor] = []
 
@@ -57,17 +58,20 @@ def take_step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
-    loss, logs = run_step(
+    loss, logs = forward_backward(
         model,
         method,
         pixels,
-        moment,
+        progress,
         accumulate=accumulate,
         backward=backward,
         apart=lambda: accelerator.no_sync(model),
     )
-    if log and (parts := len(losses) // accumulate) > 1:
-        logs |= {f"loss_part{part}": torch.stack(losses[part::parts]).sum().float() for part in range(parts)}
+    if log and (num_passes := len(losses) // accumulate) > 1:
+        logs |= {
+            f"loss_pass{pass_index}": torch.stack(losses[pass_index::num_passes]).sum().float()
+            for pass_index in range(num_passes)
+        }
     enter("optimizer")
     norm = torch.zeros((), device=loss.device)
     gradients = [p.grad for p in method.parameters() if p.grad is not None]
@@ -100,17 +104,17 @@ def collected_by_hand() -> Iterator[None]:
             gc.enable()
 
 
-def run_step(
+def forward_backward(
     model: nn.Module,
     method: Method,
     pixels: Tensor,
-    moment: Moment,
+    progress: TrainingProgress,
     *,
     accumulate: int = 1,
     backward: Callable[[Tensor], Any] = torch.Tensor.backward,
     apart: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The gradients of one step, added to what is there: (the loss summed over parts, the last part's metrics).
+    """The gradients of one step, added to what is there: (the loss summed over passes, the last pass's metrics).
 
     model: the method itself, or what wraps it for data parallelism. pixels: [B, P, C, T, H, W]. accumulate: micro-
     batches that B is split into, each with its own backward; they give the gradient of the mean over B exactly where
@@ -120,15 +124,15 @@ def run_step(
     """
     if len(pixels) % accumulate:
         raise ValueError(f"a batch of {len(pixels)} videos cannot be split into {accumulate} equal micro-batches")
-    parts = method.num_parts(pixels.shape[1])
+    num_passes = method.num_passes(pixels.shape[1])
     total = torch.zeros((), device=pixels.device)
     metrics: dict[str, Tensor] = {}
-    method.begin_step(moment)
+    method.begin_step(progress)
     for number, batch in enumerate(pixels.chunk(accumulate)):
-        for part in range(parts):
-            last = number == accumulate - 1 and part == parts - 1
+        for pass_index in range(num_passes):
+            last = number == accumulate - 1 and pass_index == num_passes - 1
             with contextlib.nullcontext() if last else apart():
-                loss, metrics = model(batch, part)
+                loss, metrics = model(batch, pass_index)
                 loss = loss / accumulate
                 backward(loss)
             total = total + loss.detach()

@@ -1,6 +1,6 @@
 """The training loop.
 
-    next(loader) -> learning rate -> take_step -> agree -> log, evaluate, save
+    next(loader) -> learning rate -> train_step -> agree -> log, evaluate, save
 
 The loop knows no method's name, and of a step (step.py) no more than its metrics. Every rank takes its slice of the
 same global batches, so the number of processes changes the speed, not the data. Nothing here draws from a global random
@@ -38,7 +38,7 @@ from rhofast.distributed.collectives import told_of_lost_ranks
 from rhofast.errors import NotFiniteError, ResumeError, RhofastError, SaveError
 from rhofast.evaluation.knn import evaluate_knn
 from rhofast.evaluation.leakage import check_held_out
-from rhofast.models.methods.method import Moment
+from rhofast.models.methods.method import TrainingProgress
 from rhofast.training.consensus import Verdict, Votes
 from rhofast.training.environment import versions
 from rhofast.training.logger import Logbook, check_trackers
@@ -46,7 +46,7 @@ from rhofast.training.non_finite import FiniteStatistics
 from rhofast.training.optim import learning_rate, load_optimizer
 from rhofast.training.preemption import Stopper
 from rhofast.training.setup import build_accelerator, build_loader, build_model, open_training_shards, run_length
-from rhofast.training.step import collected_by_hand, take_step
+from rhofast.training.step import collected_by_hand, train_step
 
 EXIT_RESUMABLE = 75  # sysexits' EX_TEMPFAIL: saved on a signal or at max_hours; run again with --resume
 _COLLECT_STEPS = 200  # garbage is collected here, on all ranks at the same step, and nowhere else in the loop
@@ -198,13 +198,13 @@ class _Run:
         """The next step of the run: its metrics, and its flag (agreement.py)."""
         config = self.config
         torch.manual_seed(torch_seed(config.seed, self.step + 1, self.accelerator.process_index))
-        logs = take_step(
+        logs = train_step(
             self.accelerator,
             self.model,
             self.method,
             self.optimizer,
             pixels,
-            Moment(step=self.step, epoch=self.epoch, epochs=self.epochs),
+            TrainingProgress(step=self.step, epoch=self.epoch, epochs=self.epochs),
             rate=learning_rate(config.optim, config.train.batch_size, self.epoch, self.epochs),
             accumulate=config.train.accumulate,
             clip=config.optim.clip,

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from rhofast.config.schema import Config
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import build_method
-from rhofast.models.methods.method import Moment
-from rhofast.training.step import run_step
+from rhofast.models.methods.method import TrainingProgress
+from rhofast.training.step import forward_backward
 
 _VIDEOS = 2  # of the batch that goes around the stand-in: the fewest that batch norm takes
 _BACKWARD = 2  # a backward costs two forwards: gradients of weights, and of activations
@@ -82,5 +82,10 @@ def _count_passes(config: Config, clips: int, backbone: nn.Module) -> tuple[dict
     with torch.random.fork_rng(devices=[]):
         method = build_method(config.method.name, config.method.options, StandIn())
         with FlopCounterMode(display=False) as counter:
-            run_step(method, method, torch.zeros(_VIDEOS, clips, 3, 1, 1, 1), Moment(step=10**9, epoch=0.5, epochs=1.0))
+            forward_backward(
+                method,
+                method,
+                torch.zeros(_VIDEOS, clips, 3, 1, 1, 1),
+                TrainingProgress(step=10**9, epoch=0.5, epochs=1.0),
+            )
     return {wanted: seen[wanted] / _VIDEOS for wanted in (False, True)}, counter.get_total_flops() / _VIDEOS

@@ -7,17 +7,17 @@ from torch import nn
 
 from rhofast.config.section import Section, parse_section
 from rhofast.errors import ConfigError
-from rhofast.models.methods.byol import Byol, BYOLConfig
+from rhofast.models.methods.byol import BYOL, BYOLConfig
 from rhofast.models.methods.method import Method
-from rhofast.models.methods.moco import Moco, MoCoConfig
-from rhofast.models.methods.simclr import Simclr, SimCLRConfig
-from rhofast.models.methods.swav import Swav, SwAVConfig
+from rhofast.models.methods.moco import MoCo, MoCoConfig
+from rhofast.models.methods.simclr import SimCLR, SimCLRConfig
+from rhofast.models.methods.swav import SwAV, SwAVConfig
 
 METHODS: dict[str, tuple[type[Section], Any]] = {
-    "byol": (BYOLConfig, Byol),
-    "moco": (MoCoConfig, Moco),
-    "simclr": (SimCLRConfig, Simclr),
-    "swav": (SwAVConfig, Swav),
+    "byol": (BYOLConfig, BYOL),
+    "moco": (MoCoConfig, MoCo),
+    "simclr": (SimCLRConfig, SimCLR),
+    "swav": (SwAVConfig, SwAV),
 }
 
 

@@ -19,17 +19,17 @@ from torch import Tensor, nn
 
 from rhofast.config.section import Count, Positive, Section
 from rhofast.models.batch_norm import synchronize_batch_norm
-from rhofast.models.methods.heads import MLP, build_projection, embedding_spread, normalize
+from rhofast.models.methods.heads import MLP, build_projector, embedding_spread, normalize
 from rhofast.models.methods.momentum import MomentumMethod
 
 
 class BYOLConfig(Section):
     """Defaults are the released configuration's.
 
-    hidden, out        width of the hidden layers of projection and predictor; dimension of the embedding
-    projection_layers, predictor_layers   Linear layers of each
+    hidden, out        width of the hidden layers of projector and predictor; dimension of the embedding
+    projector_layers, predictor_layers   Linear layers of each
     predictor_hidden   the predictor's own hidden width; None: `hidden`
-    projection_norm, predictor_norm       batch norm inside each; the paper's ablation takes it out
+    projector_norm, predictor_norm       batch norm inside each; the paper's ablation takes it out
     temperature        a mere scale of the loss: -cos / T
     ema_base           momentum of the moving average at the start; it rises to 1 along a cosine if `ema_anneal`
     loss               "sum" (release) or "mean" (paper) over the rho queries
@@ -41,10 +41,10 @@ class BYOLConfig(Section):
 
     hidden: Count = 4096
     out: Count = 256
-    projection_layers: Count = 2
+    projector_layers: Count = 2
     predictor_layers: Count = 2
     predictor_hidden: Count | None = None
-    projection_norm: bool = True
+    projector_norm: bool = True
     predictor_norm: bool = True
     temperature: Positive = 0.5
     ema_base: Annotated[float, Field(ge=0, le=1)] = 0.996
@@ -54,13 +54,13 @@ class BYOLConfig(Section):
     batch_norm: Literal["node", "sync", "local"] = "node"
 
 
-class Byol(MomentumMethod):
+class BYOL(MomentumMethod):
     """See the module's docstring."""
 
     def __init__(self, backbone: nn.Module, options: BYOLConfig) -> None:
-        projection = build_projection(backbone, options)
+        projector = build_projector(backbone, options)
         base, anneal = options.ema_base, options.ema_anneal
-        super().__init__(backbone, projection, base=base, anneal=anneal, held=options.sequential)
+        super().__init__(backbone, projector, base=base, anneal=anneal, held=options.sequential)
         self.options = options
         self.predictor = MLP(
             options.out,
@@ -70,28 +70,28 @@ class Byol(MomentumMethod):
             batch_norm=options.predictor_norm,
         )
         synchronize_batch_norm(self, options.batch_norm)
-        self._keys: Tensor | None = None  # [P, B, D], from part 0 to the last part
+        self._keys: Tensor | None = None  # [P, B, D], from the first pass to the last
 
-    def num_parts(self, num_clips: int) -> int:
+    def num_passes(self, num_clips: int) -> int:
         if num_clips < 2:
             raise ValueError(f"BYOL needs at least 2 clips a video, got {num_clips}")
         return num_clips if self.options.sequential else 1
 
-    def forward(self, pixels: Tensor, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, pixels: Tensor, pass_index: int) -> tuple[Tensor, dict[str, Tensor]]:
         clips = pixels.unbind(dim=1)
-        if part == 0:
+        if pass_index == 0:
             self._keys = self._make_keys(clips)
-        assert self._keys is not None, "parts come in order, from 0"
+        assert self._keys is not None, "passes come in order, from 0"
         losses = []
-        for number in [part] if self.options.sequential else range(len(clips)):
-            embedding = self.projection(self.backbone(clips[number]))
+        for number in [pass_index] if self.options.sequential else range(len(clips)):
+            embedding = self.projector(self.backbone(clips[number]))
             query = normalize(self.predictor(embedding))
             others = [key for other, key in enumerate(self._keys) if other != number]
             losses.append(torch.stack([-(query * key).sum(dim=-1).mean() for key in others]).mean())
         loss = torch.stack(losses).sum() / self.options.temperature
         if self.options.loss == "mean":
             loss = loss / len(clips)
-        if part == self.num_parts(len(clips)) - 1:
+        if pass_index == self.num_passes(len(clips)) - 1:
             self._keys = None
         return loss, {
             "feature_std": embedding_spread(embedding),
@@ -102,6 +102,6 @@ class Byol(MomentumMethod):
     def _make_keys(self, clips: tuple[Tensor, ...]) -> Tensor:
         """Every clip as the key network sees it: [P, B, D], unit rows."""
         if self.options.sequential:
-            return torch.stack([normalize(self.key_projection(self.key_backbone(clip))) for clip in clips])
-        joint = normalize(self.key_projection(self.key_backbone(torch.cat(clips))))
+            return torch.stack([normalize(self.momentum_projector(self.momentum_backbone(clip))) for clip in clips])
+        joint = normalize(self.momentum_projector(self.momentum_backbone(torch.cat(clips))))
         return torch.stack(joint.chunk(len(clips)))

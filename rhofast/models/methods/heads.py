@@ -1,4 +1,4 @@
-"""What stands on top of a backbone: projection and prediction MLPs, and what is done with their output."""
+"""What stands on top of a backbone: projector and prediction MLPs, and what is done with their output."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ class MLP(nn.Sequential):
 
 
 class ProjectorConfig(Protocol):
-    """Those options of a method that say what its projection is."""
+    """Those options of a method that say what its projector is."""
 
     @property
     def hidden(self) -> int: ...
     @property
     def out(self) -> int: ...
     @property
-    def projection_layers(self) -> int: ...
+    def projector_layers(self) -> int: ...
     @property
-    def projection_norm(self) -> bool: ...
+    def projector_norm(self) -> bool: ...
 
 
-def build_projection(backbone: nn.Module, options: ProjectorConfig) -> MLP:
-    """The projection that goes on top of a backbone."""
+def build_projector(backbone: nn.Module, options: ProjectorConfig) -> MLP:
+    """The projector that goes on top of a backbone."""
     wide = int(backbone.num_features)  # type: ignore[arg-type]
-    layers, batch_norm = options.projection_layers, options.projection_norm
+    layers, batch_norm = options.projector_layers, options.projector_norm
     return MLP(wide, options.hidden, options.out, layers=layers, batch_norm=batch_norm)
 
 

@@ -23,16 +23,16 @@ from rhofast.config.section import Count, Positive, Section
 from rhofast.distributed.collectives import all_gather, shared_permutation
 from rhofast.distributed.process_group import node_group, rank, world_size
 from rhofast.models.batch_norm import synchronize_batch_norm
-from rhofast.models.methods.heads import build_projection, embedding_spread, full_precision, normalize
-from rhofast.models.methods.method import Moment
+from rhofast.models.methods.heads import build_projector, embedding_spread, full_precision, normalize
+from rhofast.models.methods.method import TrainingProgress
 from rhofast.models.methods.momentum import MomentumMethod
 
 
 class MoCoConfig(Section):
     """Defaults are the released configuration's, but for `queue_ranks`.
 
-    hidden, out, projection_layers   projection: hidden width, dimension of the embedding, Linear layers
-    projection_norm  batch norm inside the projection: off in release and paper
+    hidden, out, projector_layers   projector: hidden width, dimension of the embedding, Linear layers
+    projector_norm  batch norm inside the projector: off in release and paper
     temperature    T
     queue          negatives, in keys: at least those of one step
     queue_clips    "all" keys of a step enter the queue, or those of the "first" key clip alone
@@ -54,8 +54,8 @@ class MoCoConfig(Section):
 
     hidden: Count = 2048
     out: Count = 128
-    projection_layers: Count = 3
-    projection_norm: bool = False
+    projector_layers: Count = 3
+    projector_norm: bool = False
     temperature: Positive = 0.1
     queue: Count = 65536
     queue_clips: Literal["all", "first"] = "all"
@@ -70,13 +70,13 @@ class MoCoConfig(Section):
     shuffle: bool = True
 
 
-class Moco(MomentumMethod):
+class MoCo(MomentumMethod):
     """See the module's docstring."""
 
     def __init__(self, backbone: nn.Module, options: MoCoConfig) -> None:
-        projection = build_projection(backbone, options)
+        projector = build_projector(backbone, options)
         base, anneal = options.ema_base, options.ema_anneal
-        super().__init__(backbone, projection, base=base, anneal=anneal, held=options.sequential)
+        super().__init__(backbone, projector, base=base, anneal=anneal, held=options.sequential)
         self.options = options
         synchronize_batch_norm(self, options.batch_norm)
         self._shuffle = options.shuffle and options.batch_norm == "local" and world_size() > 1
@@ -85,43 +85,43 @@ class Moco(MomentumMethod):
         self.register_buffer("queue", torch.empty(options.queue, options.out).uniform_(-bound, bound))
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))  # keys so far; the next goes to its modulo
         self._keys: list[Tensor] = []  # [keys, B, D] of each micro-batch of the step under way
-        self._moment = Moment(step=0, epoch=0.0, epochs=1.0)  # of the step under way
+        self._progress = TrainingProgress(step=0, epoch=0.0, epochs=1.0)  # of the step under way
 
-    def num_parts(self, num_clips: int) -> int:
+    def num_passes(self, num_clips: int) -> int:
         if num_clips < 2:
             raise ValueError(f"MoCo needs at least 2 clips a video, got {num_clips}")
         return num_clips if self.options.sequential else 1
 
     def check(self, num_clips: int, batch_size: int) -> None:
         options = self.options
-        clips = self.num_parts(num_clips) if options.sequential else num_clips - 1
+        clips = self.num_passes(num_clips) if options.sequential else num_clips - 1
         keys = batch_size * (clips if options.queue_clips == "all" else 1)
         keys //= world_size() if options.queue_ranks == "first" else 1
         if keys > options.queue:
             raise ValueError(f"a step makes {keys} keys, more than the queue's {options.queue}")
 
-    def begin_step(self, moment: Moment) -> None:
-        super().begin_step(moment)
+    def begin_step(self, progress: TrainingProgress) -> None:
+        super().begin_step(progress)
         self._keys.clear()
-        self._moment = moment
+        self._progress = progress
 
-    def forward(self, pixels: Tensor, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, pixels: Tensor, pass_index: int) -> tuple[Tensor, dict[str, Tensor]]:
         clips = pixels.unbind(dim=1)
         sequential = self.options.sequential
-        if part == 0:
+        if pass_index == 0:
             self._keys.append(self._make_keys(clips))
-        query = normalize(self.projection(self.backbone(clips[part])))
+        query = normalize(self.projector(self.backbone(clips[pass_index])))
         with full_precision(query):
-            others = [key for other, key in enumerate(self._keys[-1]) if not (sequential and other == part)]
+            others = [key for other, key in enumerate(self._keys[-1]) if not (sequential and other == pass_index)]
             positive = torch.stack([(query * key).sum(dim=-1) for key in others]) / self.options.temperature  # [P-1, B]
             negative = query @ self.get_buffer("queue").T / self.options.temperature  # [B, K]
             loss = _contrast(positive, negative, joint=self.options.positives == "joint")
         if self.options.loss == "mean":
-            loss = loss / self.num_parts(len(clips))
+            loss = loss / self.num_passes(len(clips))
         return loss, {
             "feature_std": embedding_spread(query),
             "contrast_top1": (positive.detach() > negative.detach().amax(dim=1)).float().mean(),
-            "ema_momentum": self.get_buffer("momentum").detach().clone(),
+            "ema_progressum": self.get_buffer("momentum").detach().clone(),
         }
 
     def end_step(self) -> None:
@@ -129,8 +129,8 @@ class Moco(MomentumMethod):
         keys = torch.cat(self._keys, dim=1)
         self._keys.clear()
         self._enqueue(keys)
-        videos = self._moment.step * keys.shape[1] * world_size()
-        if self.options.fill_first and videos < self.options.queue and self._moment.epoch < 1:
+        videos = self._progress.step * keys.shape[1] * world_size()
+        if self.options.fill_first and videos < self.options.queue and self._progress.epoch < 1:
             self.zero_grad(set_to_none=True)
 
     @torch.no_grad()
@@ -142,12 +142,12 @@ class Moco(MomentumMethod):
 
     def _embed_key(self, clips: Tensor) -> Tensor:
         if not self._shuffle:
-            return normalize(self.key_projection(self.key_backbone(clips)))
+            return normalize(self.momentum_projector(self.momentum_backbone(clips)))
         node, ranks = self._node, world_size(self._node)
         everyone = all_gather(clips.movedim(1, -1), node).flatten(0, 1)  # channels last, as the clips lie in memory
         order = shared_permutation(len(everyone), clips.device)
         mine = everyone[order.chunk(ranks)[rank(node)]].movedim(-1, 1)
-        shuffled = all_gather(normalize(self.key_projection(self.key_backbone(mine))), node).flatten(0, 1)
+        shuffled = all_gather(normalize(self.momentum_projector(self.momentum_backbone(mine))), node).flatten(0, 1)
         return shuffled[order.argsort()].chunk(ranks)[rank(node)]
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rhofast.models.methods.method import Method, Moment
+from rhofast.models.methods.method import Method, TrainingProgress
 
 
 def ema_momentum(base: float, progress: float) -> float:
@@ -24,7 +24,7 @@ def update_ema(keys: list[Tensor], queries: list[Tensor], momentum: float) -> No
 
 
 class MomentumMethod(Method):
-    """A method whose keys come from a moving average of the trained backbone and projection.
+    """A method whose keys come from a moving average of the trained backbone and projector.
 
     The average is over parameters; the key network's batch norms keep running statistics of their own. It moves once a
     step, before the keys are made. base: momentum at the start of the run; it rises to 1 along a cosine if `anneal`.
@@ -32,23 +32,23 @@ class MomentumMethod(Method):
     one clip at a time; otherwise with the step's own.
     """
 
-    def __init__(self, backbone: nn.Module, projection: nn.Module, *, base: float, anneal: bool, held: bool) -> None:
+    def __init__(self, backbone: nn.Module, projector: nn.Module, *, base: float, anneal: bool, held: bool) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projection = projection
-        self.key_backbone = copy.deepcopy(backbone).requires_grad_(requires_grad=False)
-        self.key_projection = copy.deepcopy(projection).requires_grad_(requires_grad=False)
+        self.projector = projector
+        self.momentum_backbone = copy.deepcopy(backbone).requires_grad_(requires_grad=False)
+        self.momentum_projector = copy.deepcopy(projector).requires_grad_(requires_grad=False)
         self.register_buffer("momentum", torch.tensor(base, dtype=torch.float64))
         self._base, self._anneal, self._held = base, anneal, held
         self._momentum = base  # the same number where no device has to be asked for it
         self.register_load_state_dict_post_hook(_remember_momentum)  # type: ignore[no-untyped-call]
 
-    def begin_step(self, moment: Moment) -> None:
+    def begin_step(self, progress: TrainingProgress) -> None:
         """Move the key network."""
-        annealed = ema_momentum(self._base, moment.progress) if self._anneal else self._base
+        annealed = ema_momentum(self._base, progress.fraction) if self._anneal else self._base
         update_ema(
-            [*self.key_backbone.parameters(), *self.key_projection.parameters()],
-            [*self.backbone.parameters(), *self.projection.parameters()],
+            [*self.momentum_backbone.parameters(), *self.momentum_projector.parameters()],
+            [*self.backbone.parameters(), *self.projector.parameters()],
             self._momentum if self._held else annealed,
         )
         self._momentum = annealed

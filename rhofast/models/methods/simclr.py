@@ -19,15 +19,15 @@ from rhofast.config.section import Count, Positive, Section
 from rhofast.distributed.collectives import all_gather
 from rhofast.distributed.process_group import rank
 from rhofast.models.batch_norm import synchronize_batch_norm
-from rhofast.models.methods.heads import build_projection, embedding_spread, full_precision, normalize
+from rhofast.models.methods.heads import build_projector, embedding_spread, full_precision, normalize
 from rhofast.models.methods.method import Method
 
 
 class SimCLRConfig(Section):
     """Defaults are the released configuration's.
 
-    hidden, out, projection_layers   projection: hidden width, dimension of the embedding, Linear layers
-    projection_norm   batch norm inside the projection: off in the release, on in the paper
+    hidden, out, projector_layers   projector: hidden width, dimension of the embedding, Linear layers
+    projector_norm   batch norm inside the projector: off in the release, on in the paper
     temperature       T
     pairs             "chain": rho - 1 losses of neighbors, each with its own backward (activations of two clips in
                       memory; release); "all": one loss over all clips (paper)
@@ -37,15 +37,15 @@ class SimCLRConfig(Section):
 
     hidden: Count = 2048
     out: Count = 128
-    projection_layers: Count = 3
-    projection_norm: bool = False
+    projector_layers: Count = 3
+    projector_norm: bool = False
     temperature: Positive = 0.1
     pairs: Literal["chain", "all"] = "chain"
     loss: Literal["sum", "mean"] = "sum"
     batch_norm: Literal["node", "sync", "local"] = "node"
 
 
-class Simclr(Method):
+class SimCLR(Method):
     """See the module's docstring."""
 
     coupling = "SimCLR's loss holds every video of a batch against every other"
@@ -54,24 +54,24 @@ class Simclr(Method):
         super().__init__()
         self.options = options
         self.backbone = backbone
-        self.projection = build_projection(backbone, options)
+        self.projector = build_projector(backbone, options)
         synchronize_batch_norm(self, options.batch_norm)
 
-    def num_parts(self, num_clips: int) -> int:
+    def num_passes(self, num_clips: int) -> int:
         if num_clips < 2:
             raise ValueError(f"SimCLR needs at least 2 clips a video, got {num_clips}")
         return num_clips - 1 if self.options.pairs == "chain" else 1
 
-    def forward(self, pixels: Tensor, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, pixels: Tensor, pass_index: int) -> tuple[Tensor, dict[str, Tensor]]:
         clips = pixels.unbind(dim=1)
         if self.options.pairs == "chain":
-            clips = clips[part : part + 2]
+            clips = clips[pass_index : pass_index + 2]
         # One forward a clip: batch norm never mixes clip slots.
-        own = torch.stack([normalize(self.projection(self.backbone(clip))) for clip in clips])
+        own = torch.stack([normalize(self.projector(self.backbone(clip))) for clip in clips])
         with full_precision(own):
             loss = contrast_all(own, self.options.temperature)
         if self.options.loss == "mean":
-            loss = loss / self.num_parts(pixels.shape[1])
+            loss = loss / self.num_passes(pixels.shape[1])
         return loss, {"feature_std": embedding_spread(own[0])}
 
 

@@ -22,8 +22,8 @@ from rhofast.config.section import Count, Positive, Section
 from rhofast.distributed.collectives import all_gather
 from rhofast.distributed.process_group import rank
 from rhofast.models.batch_norm import synchronize_batch_norm
-from rhofast.models.methods.heads import build_projection, embedding_spread, full_precision
-from rhofast.models.methods.method import Method, Moment
+from rhofast.models.methods.heads import build_projector, embedding_spread, full_precision
+from rhofast.models.methods.method import Method, TrainingProgress
 
 Epochs = Annotated[float, Field(ge=0)]
 Sharpness = Annotated[float, Field(ge=0.0125)]  # cosines over it are exponentiated and added, in float32: exp(88.7)
@@ -32,8 +32,8 @@ Sharpness = Annotated[float, Field(ge=0.0125)]  # cosines over it are exponentia
 class SwAVConfig(Section):
     """Defaults are the released configuration's.
 
-    hidden, out, projection_layers   projection: hidden width, dimension of the embedding, Linear layers
-    projection_norm  batch norm inside the projection
+    hidden, out, projector_layers   projector: hidden width, dimension of the embedding, Linear layers
+    projector_norm  batch norm inside the projector
     prototypes     how many; K
     temperature    T
     sharpness      temperature of the scores that codes are made from (Sinkhorn's epsilon)
@@ -52,8 +52,8 @@ class SwAVConfig(Section):
 
     hidden: Count = 2048
     out: Count = 128
-    projection_layers: Count = 3
-    projection_norm: bool = True
+    projector_layers: Count = 3
+    projector_norm: bool = True
     prototypes: Count = 1000
     temperature: Positive = 0.1
     sharpness: Sharpness = 0.05
@@ -74,7 +74,7 @@ class SwAVConfig(Section):
         return self
 
 
-class Swav(Method):
+class SwAV(Method):
     """See the module's docstring."""
 
     coupling = "SwAV balances its codes over all videos of a batch"
@@ -83,7 +83,7 @@ class Swav(Method):
         super().__init__()
         self.options = options
         self.backbone = backbone
-        self.projection = build_projection(backbone, options)
+        self.projector = build_projector(backbone, options)
         self.prototypes = nn.Linear(options.out, options.prototypes, bias=False)
         synchronize_batch_norm(self, options.batch_norm)
         if options.queue is not None:  # newest first; zeros where it is not yet filled
@@ -92,22 +92,22 @@ class Swav(Method):
         self._queued = 0  # places of the queue that are filled: a number, so that no step asks the device for it
         self._epoch = 0.0  # of the step under way
 
-    def num_parts(self, num_clips: int) -> int:
+    def num_passes(self, num_clips: int) -> int:
         if num_clips < 2:
             raise ValueError(f"SwAV needs at least 2 clips a video, got {num_clips}")
         return num_clips - 1 if self.options.pairs == "chain" else 1
 
     @torch.no_grad()
-    def begin_step(self, moment: Moment) -> None:
-        self._epoch = moment.epoch
+    def begin_step(self, progress: TrainingProgress) -> None:
+        self._epoch = progress.epoch
         self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 
-    def forward(self, pixels: Tensor, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, pixels: Tensor, pass_index: int) -> tuple[Tensor, dict[str, Tensor]]:
         clips = pixels.unbind(dim=1)
         if self.options.pairs == "chain":
-            clips = clips[part : part + 2]
+            clips = clips[pass_index : pass_index + 2]
         # One forward a clip: batch norm never mixes clip slots.
-        embeddings = [self.projection(self.backbone(clip)) for clip in clips]
+        embeddings = [self.projector(self.backbone(clip)) for clip in clips]
         weight = self.prototypes.weight
         with full_precision(weight):
             units = [F.normalize(embedding.to(weight.dtype), dim=1) for embedding in embeddings]  # [B, D]
@@ -118,7 +118,7 @@ class Swav(Method):
                 losses += [-(code * log).sum(dim=1).mean() for number, log in enumerate(logs) if number != target]
         loss = torch.stack(losses).mean()
         if self.options.loss == "mean":
-            loss = loss / self.num_parts(pixels.shape[1])
+            loss = loss / self.num_passes(pixels.shape[1])
         return loss, {"feature_std": embedding_spread(embeddings[0])}
 
     def end_step(self) -> None:
@@ -145,7 +145,7 @@ class Swav(Method):
 
 
 def _count_queued(module: nn.Module, _: Any) -> None:
-    assert isinstance(module, Swav)
+    assert isinstance(module, SwAV)
     module._queued = int(module.get_buffer("queue")[0].any(dim=1).sum())
 
 
