@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from machine import facts_line, facts_of_the_machine
 
-from rhofast.checkpoint.async_writer import Saver
+from rhofast.checkpoint.async_writer import AsyncCheckpointWriter
 from rhofast.checkpoint.checkpoint import Checkpoint
 from rhofast.config.schema import Config, OptimConfig, TrainConfig
 from rhofast.models.backbones import build_backbone
@@ -63,7 +63,7 @@ def main() -> None:
         size = sum(value.nbytes for value in checkpoint.method.values())
         run = Path(folder) / "run"
         run.mkdir()
-        with Saver(run, keep=1) as saver:
+        with AsyncCheckpointWriter(run, keep=1) as saver:
             saver.reserve(checkpoint)
             for step in range(1, given.rounds + 1):
                 saver.save(replace(checkpoint, step=step))

@@ -27,7 +27,7 @@ from rhofast.cli.live_view import TrainingView
 from rhofast.config.load import parse_config
 from rhofast.data.loader.stats import LoaderStats
 from rhofast.data.loader.threaded_pipeline import StageClock
-from rhofast.training.logger import Logbook
+from rhofast.training.logger import MetricsLogger
 
 STEP_S = 0.2
 STEPS = 2000
@@ -67,7 +67,7 @@ def measure(folder: Path, parts: int, log_steps: int) -> dict[str, Any]:
     logs |= {name: torch.rand(()) for name in ("loss", "lr", "grad_norm", "feature_std", "ema_momentum")}
     at = SimpleNamespace(step=0)
     with TrainingView(console) as view:
-        book = Logbook(config, accelerator, model, loader, STEPS, view.on_log)
+        book = MetricsLogger(config, accelerator, model, loader, STEPS, view.on_log)
         book.begin(step=0, time="now")
 
         def step() -> None:

@@ -16,8 +16,8 @@ import torch.multiprocessing
 from rhofast.distributed.collectives import told_of_lost_ranks
 from rhofast.distributed.process_group import join_again
 from rhofast.errors import RankLostError
-from rhofast.training.consensus import BAD_GRADIENT, BAD_LOSS, OK, BadStep, Verdict, Votes
-from rhofast.training.preemption import Stopper
+from rhofast.training.consensus import BAD_GRADIENT, BAD_LOSS, OK, BadStep, StepConsensus, StepStatus
+from rhofast.training.preemption import PreemptionHandler
 
 
 def flag(value: int) -> torch.Tensor:
@@ -25,18 +25,18 @@ def flag(value: int) -> torch.Tensor:
 
 
 def test_one_process_knows_at_once() -> None:
-    votes = Votes(10)
+    votes = StepConsensus(10)
     for step, seen, running in [(1, OK, 0), (2, BAD_LOSS, 1), (3, BAD_GRADIENT, 2)]:
         votes.cast(step, stop=False, flag=flag(seen))
-        assert votes.read() == Verdict(stop=False, running=running, bad=None if seen == OK else step)
+        assert votes.read() == StepStatus(stop=False, running=running, bad=None if seen == OK else step)
     assert votes.bad_steps(votes.read()) == [BadStep(step=2, ranks=(0,)), BadStep(step=3, ranks=())]
     votes.cast(4, stop=True, flag=flag(OK))
-    assert votes.read() == Verdict(stop=True, running=0, bad=3)
+    assert votes.read() == StepStatus(stop=True, running=0, bad=3)
 
 
 def _vote(rank: int, store: str, results: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    votes, seen = Votes(20), []
+    votes, seen = StepConsensus(20), []
     for step in range(1, 6):
         own = BAD_LOSS if (rank, step) in ((1, 2), (0, 3)) else OK
         votes.cast(step, stop=rank == 1 and step >= 4, flag=flag(own))
@@ -64,7 +64,7 @@ def _vanish(rank: int, store: str, results: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=30)
     )
-    votes = Votes(30)
+    votes = StepConsensus(30)
     votes.cast(1, stop=False, flag=flag(OK))
     votes.finish()
     if rank == 1:
@@ -120,7 +120,7 @@ def test_other_errors_are_left_alone() -> None:
 def test_ctrl_c_that_a_launcher_repeats_is_one_and_a_later_one_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("rhofast.training.preemption.time.monotonic", lambda: now[0])
-    with Stopper(None) as stopper:
+    with PreemptionHandler(None) as stopper:
         assert stopper.reason is None
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -132,8 +132,8 @@ def test_ctrl_c_that_a_launcher_repeats_is_one_and_a_later_one_ends_at_once(monk
 
 _CHILD = """
 import sys, time
-from rhofast.training.preemption import Stopper
-with Stopper(None) as stopper:
+from rhofast.training.preemption import PreemptionHandler
+with PreemptionHandler(None) as stopper:
     print("ready", flush=True)
     for _ in range(200):
         if stopper.asked:
@@ -161,12 +161,12 @@ def test_processes_whose_launcher_was_killed_stop(variable: str) -> None:
 def test_a_process_outlives_the_shell_that_began_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
         monkeypatch.delenv(variable, raising=False)
-    stopper = Stopper(None)
+    stopper = PreemptionHandler(None)
     monkeypatch.setattr("rhofast.training.preemption.os.getppid", lambda: 1)
     assert stopper.reason is None
 
 
 def test_the_time_is_up_after_max_hours() -> None:
-    stopper = Stopper(1e-9)
+    stopper = PreemptionHandler(1e-9)
     time.sleep(1e-3)
-    assert stopper.reason == "max_hours" and not Stopper(1.0).asked
+    assert stopper.reason == "max_hours" and not PreemptionHandler(1.0).asked

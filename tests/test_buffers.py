@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from rhofast.training.non_finite import FiniteStatistics
+from rhofast.training.non_finite import BatchNormGuard
 
 
 def network() -> nn.Sequential:
@@ -14,7 +14,7 @@ def test_a_bad_step_leaves_the_statistics_of_the_step_before_and_the_next_one_mo
     torch.manual_seed(0)
     one, other = network(), network()
     other.load_state_dict(one.state_dict())
-    guard = FiniteStatistics(one)
+    guard = BatchNormGuard(one)
     good, bad = torch.randn(5, 3), torch.full((5, 3), float("nan"))
     for batch in (good, bad, good + 1):
         one(batch)
@@ -27,7 +27,7 @@ def test_a_bad_step_leaves_the_statistics_of_the_step_before_and_the_next_one_mo
 
 def test_only_values_that_are_not_finite_go_back() -> None:
     module = network()
-    guard = FiniteStatistics(module)
+    guard = BatchNormGuard(module)
     module[1].get_buffer("running_mean").copy_(torch.tensor([8.0, float("inf"), float("nan"), -1.0]))
     guard.mend()
     assert module[1].get_buffer("running_mean").tolist() == [8, 0, 0, -1]
@@ -35,4 +35,4 @@ def test_only_values_that_are_not_finite_go_back() -> None:
 
 
 def test_a_module_without_batch_norm_is_left_alone() -> None:
-    FiniteStatistics(nn.Linear(2, 2)).mend()
+    BatchNormGuard(nn.Linear(2, 2)).mend()

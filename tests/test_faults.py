@@ -136,7 +136,7 @@ def test_a_run_whose_shards_are_gone_stops(shards: ShardSet, monkeypatch: pytest
     assert threads_left() == []
 
 
-STAGES = {"plan": "_plan", "read": "_read", "pool": "_read_one", "decode": "_decode", "finish": "_finish"}
+STEP_PHASES = {"plan": "_plan", "read": "_read", "pool": "_read_one", "decode": "_decode", "finish": "_finish"}
 
 # os.write: two threads' lines must not run into each other, as print's text and newline may.
 INTERRUPTED = """
@@ -163,9 +163,9 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STEP_PHASES)
 def test_ctrl_c_in_every_stage_ends_at_once_and_leaves_no_thread(shards: ShardSet, stage: str) -> None:
-    command = [sys.executable, "-c", INTERRUPTED, str(Path(__file__).parent), str(shards.root), STAGES[stage]]
+    command = [sys.executable, "-c", INTERRUPTED, str(Path(__file__).parent), str(shards.root), STEP_PHASES[stage]]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "in it\n"
         process.send_signal(signal.SIGINT)

@@ -29,9 +29,9 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.stats import LoaderStats
 from rhofast.data.loader.threaded_pipeline import StageClock
 from rhofast.errors import ConfigError, DependencyError
-from rhofast.training.logger import Logbook
+from rhofast.training.logger import MetricsLogger
 from rhofast.training.metrics_file import MetricsFile, read_metrics
-from rhofast.training.step_timer import STAGES
+from rhofast.training.step_timer import STEP_PHASES
 from rhofast.training.trainer import train
 
 
@@ -74,11 +74,11 @@ class Loader:
         )
 
 
-def open_book(config: Config, loader: Any, on_log: Callable[[dict[str, Any]], None] | None = None) -> Logbook:
+def open_book(config: Config, loader: Any, on_log: Callable[[dict[str, Any]], None] | None = None) -> MetricsLogger:
     config.folder.mkdir()
     place = ProjectConfiguration(project_dir=str(config.folder), logging_dir=str(config.folder / "tensorboard"))
     accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_config=place)
-    book = Logbook(config, accelerator, torch.nn.Linear(1, 1), loader, 100, on_log)
+    book = MetricsLogger(config, accelerator, torch.nn.Linear(1, 1), loader, 100, on_log)
     book.begin(step=0, time="2026-01-02T03:04:05+00:00")
     return book
 
@@ -96,9 +96,9 @@ def test_a_run_s_lines_have_every_number(tiny: Callable[..., Config]) -> None:
     assert [line["step"] for line in steps] == [2, 4]
     for line in steps:
         assert line["loss_pass0"] + line["loss_pass1"] == pytest.approx(line["loss"], abs=1e-5)
-        assert all(line[f"{name}_seconds"] >= 0 for name in STAGES)
+        assert all(line[f"{name}_seconds"] >= 0 for name in STEP_PHASES)
         assert min(line["forward_seconds"], line["backward_seconds"], line["optimizer_seconds"]) > 0
-        assert sum(line[f"{name}_seconds"] for name in STAGES) == pytest.approx(line["step_seconds"], rel=0.05)
+        assert sum(line[f"{name}_seconds"] for name in STEP_PHASES) == pytest.approx(line["step_seconds"], rel=0.05)
         assert line["data_seconds"] / line["step_seconds"] == pytest.approx(line["data_wait_share"], abs=0.02)
         assert 0 <= line["readiness"] <= 1 and 1e8 < line["memory_bytes"] < 1e11 and line["bad_samples"] == 0
         assert {"lr", "ema_momentum", "grad_norm", "clips_per_second", "feature_std", "epoch", "seconds"} <= set(line)
@@ -182,7 +182,7 @@ def test_chosen_steps_are_traced_with_the_loader(tiny: Callable[..., Config]) ->
     events = json.loads((outcome.run / "trace.json").read_text())["traceEvents"]
     names = [event["name"] for event in events if event.get("cat") == "user_annotation"]
     assert [f"step {step}" in names for step in range(1, 13)] == [3 <= step <= 10 for step in range(1, 13)]
-    assert {*STAGES[:4], "loader: plan", "loader: read", "loader: decode"} <= set(names)
+    assert {*STEP_PHASES[:4], "loader: plan", "loader: read", "loader: decode"} <= set(names)
     assert names.count("backward") == 8 * 2
 
 
@@ -256,7 +256,7 @@ def rank_of_two(rank: int, page: str, sets: list[str], port: int) -> None:
     config = load_config(Path(page), sets)
     config.folder.mkdir(exist_ok=True)
     accelerator = Accelerator(cpu=True)
-    book = Logbook(config, accelerator, torch.nn.Linear(1, 1), Loader([0.0, 2.0 * rank]), 9, None)  # type: ignore[arg-type]
+    book = MetricsLogger(config, accelerator, torch.nn.Linear(1, 1), Loader([0.0, 2.0 * rank]), 9, None)  # type: ignore[arg-type]
     book.begin(step=0, time="2026")
     for step in (1, 2):
         with book.waiting(step):

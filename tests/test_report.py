@@ -15,7 +15,7 @@ from rhofast.config.load import dump_config
 from rhofast.config.schema import Config, TrainConfig
 from rhofast.errors import ConfigError
 from rhofast.training.metrics_file import read_metrics
-from rhofast.training.step_timer import STAGES
+from rhofast.training.step_timer import STEP_PHASES
 
 
 def step(number: int, **more: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def whole_step(number: int, **more: Any) -> dict[str, Any]:
         grad_norm=2.0,
         step_seconds=0.25,
         memory_bytes=10**9,
-        **{f"{name}_seconds": 0.1 for name in STAGES},
+        **{f"{name}_seconds": 0.1 for name in STEP_PHASES},
         **more,
     )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rhofast.checkpoint.async_writer
-from rhofast.checkpoint.async_writer import Saver
+from rhofast.checkpoint.async_writer import AsyncCheckpointWriter
 from rhofast.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from rhofast.config.schema import Config, TrainConfig
 
@@ -23,20 +23,20 @@ def checkpoint(step: int, weight: torch.Tensor) -> Checkpoint:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Holds the writer's thread up until it is set."""
-    opened, real = threading.Event(), rhofast.checkpoint.async_writer.write_parts
+    opened, real = threading.Event(), rhofast.checkpoint.async_writer.write_serialized
 
     def write(*arguments: Any) -> Path:
         assert opened.wait(10)
         return real(*arguments)
 
-    monkeypatch.setattr("rhofast.checkpoint.async_writer.write_parts", write)
+    monkeypatch.setattr("rhofast.checkpoint.async_writer.write_serialized", write)
     return opened
 
 
 def test_what_is_saved_is_the_moment_of_the_call(tmp_path: Path, gate: threading.Event) -> None:
     weight = torch.arange(24.0).view(2, 3, 1, 2, 2).to(memory_format=torch.channels_last_3d)
     before = weight.clone()
-    with Saver(tmp_path, keep=2) as saver:
+    with AsyncCheckpointWriter(tmp_path, keep=2) as saver:
         saver.save(checkpoint(1, weight))
         weight.zero_()  # the next step
         assert not saver.news()
@@ -51,7 +51,7 @@ def test_what_is_saved_is_the_moment_of_the_call(tmp_path: Path, gate: threading
 
 def test_one_at_a_time_and_in_the_same_memory(tmp_path: Path, gate: threading.Event) -> None:
     weight = torch.ones(3)
-    with Saver(tmp_path, keep=1) as saver:
+    with AsyncCheckpointWriter(tmp_path, keep=1) as saver:
         saver.reserve(checkpoint(0, weight))
         saver.save(checkpoint(1, weight))
         threading.Timer(0.2, gate.set).start()
@@ -69,7 +69,7 @@ def test_one_at_a_time_and_in_the_same_memory(tmp_path: Path, gate: threading.Ev
 def test_a_failure_is_told_and_older_checkpoints_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, told: str
 ) -> None:
-    with Saver(tmp_path, keep=1) as saver:
+    with AsyncCheckpointWriter(tmp_path, keep=1) as saver:
         saver.save(checkpoint(1, torch.ones(3)))
         saver.wait()
 
@@ -84,7 +84,7 @@ def test_a_failure_is_told_and_older_checkpoints_stay(
 
 
 def test_what_is_not_finite_is_not_saved(tmp_path: Path) -> None:
-    with Saver(tmp_path, keep=1) as saver:
+    with AsyncCheckpointWriter(tmp_path, keep=1) as saver:
         saver.save(checkpoint(1, torch.tensor([1.0, float("nan")])))
     (saved,) = saver.news()
     assert saved.error == "method weight has values that are not finite"

@@ -13,11 +13,11 @@ import torch
 from rhofast.training.environment import resident_bytes
 from rhofast.training.logger import Alarm
 from rhofast.training.metrics_file import MetricsFile, read_metrics
-from rhofast.training.step_timer import STAGES, StepClock
+from rhofast.training.step_timer import STEP_PHASES, StepTimer
 
 
 def test_waiting_is_told_apart_from_working() -> None:
-    clock = StepClock()
+    clock = StepTimer()
     for _ in range(2):
         with clock.waiting():
             time.sleep(0.02)
@@ -33,7 +33,7 @@ def test_waiting_is_told_apart_from_working() -> None:
 
 
 def test_every_moment_belongs_to_one_stage() -> None:
-    clock = StepClock()
+    clock = StepTimer()
     with clock.waiting():
         time.sleep(0.01)
     for _ in range(2):
@@ -45,7 +45,7 @@ def test_every_moment_belongs_to_one_stage() -> None:
     time.sleep(0.005)
     clock.step(8)
     window = clock.window()
-    assert tuple(window.stages) == STAGES
+    assert tuple(window.stages) == STEP_PHASES
     assert window.stages["data"] == pytest.approx(window.wait_s, abs=1e-3)
     at_least = {"data": 0.01, "forward": 0.02, "backward": 0.04, "optimizer": 0.005, "other": 0.0}
     assert all(window.stages[name] >= seconds for name, seconds in at_least.items())
@@ -73,7 +73,7 @@ class Device:
 def test_on_a_device_stages_end_when_it_gets_there_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device()
     monkeypatch.setattr(torch.cuda, "Event", device.event)
-    clock = StepClock(torch.device("cuda"))
+    clock = StepTimer(torch.device("cuda"))
     for _ in range(2):
         with clock.waiting():
             device.queued_at += 1
@@ -85,7 +85,7 @@ def test_on_a_device_stages_end_when_it_gets_there_and_nobody_waits(monkeypatch:
     device.passed = 31  # the first step, and no more
     first = clock.window()
     assert {name: round(1000 * seconds) for name, seconds in first.stages.items()} == {
-        **dict.fromkeys(STAGES, 0),
+        **dict.fromkeys(STEP_PHASES, 0),
         "data": 1,
         "forward": 10,
         "backward": 20,
@@ -102,7 +102,7 @@ def test_a_device_s_stages_are_its_own_time() -> None:
     for _ in range(3):
         square @ square
     torch.cuda.synchronize()
-    clock = StepClock(device)
+    clock = StepTimer(device)
     clock.enter("forward")
     began = time.perf_counter()
     for _ in range(50):

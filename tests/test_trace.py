@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.profiler import record_function
 
-from rhofast.training.profiler import StepTrace
+from rhofast.training.profiler import StepProfiler
 
 
 def marks(path: Path) -> list[dict[str, Any]]:
@@ -17,7 +17,7 @@ def marks(path: Path) -> list[dict[str, Any]]:
     return sorted((event for event in events if event.get("cat") == "user_annotation"), key=lambda event: event["ts"])
 
 
-def run_steps(trace: StepTrace, count: int) -> list[bool]:
+def run_steps(trace: StepProfiler, count: int) -> list[bool]:
     written = []
     for step in range(1, count + 1):
         trace.before(step)
@@ -40,7 +40,7 @@ def test_the_chosen_steps_and_their_stages_are_traced(tmp_path: Path) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        assert run_steps(StepTrace(2, 3, path), 5) == [False, False, True, False, False]
+        assert run_steps(StepProfiler(2, 3, path), 5) == [False, False, True, False, False]
     finally:
         going.set()
         thread.join()
@@ -53,7 +53,7 @@ def test_the_chosen_steps_and_their_stages_are_traced(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ends_within_leaves_what_there_is(tmp_path: Path) -> None:
-    trace = StepTrace(2, 9, tmp_path / "trace.json")
+    trace = StepProfiler(2, 9, tmp_path / "trace.json")
     assert not any(run_steps(trace, 3))
     trace.close()
     assert [event["name"] for event in marks(tmp_path / "trace.json")].count("forward") == 2
@@ -62,7 +62,7 @@ def test_a_run_that_ends_within_leaves_what_there_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps", [0, 1])
 def test_nothing_is_written_where_no_chosen_step_came(steps: int, tmp_path: Path) -> None:
-    trace = StepTrace(2, 3, tmp_path / "trace.json")
+    trace = StepProfiler(2, 3, tmp_path / "trace.json")
     run_steps(trace, steps)
     trace.close()
     assert not list(tmp_path.iterdir())

@@ -16,14 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from rhofast.training.step_timer import STAGES
+from rhofast.training.step_timer import STEP_PHASES
 
 Lines = list[dict[str, Any]]
 
 _BLUE, _ORANGE, _GRAY, _RED = "#2563a8", "#d97706", "#8a8f98", "#b91c1c"
 _DASHES = ("solid", "dashed", "dotted")  # of the first ten runs, the second, ...; CSS and matplotlib call them so
 _COLORS = (_BLUE, _ORANGE, "#15803d", _RED, "#7c3aed", "#0e7490", "#be185d", "#713f12", "#4d7c0f", _GRAY)
-_STAGE_COLORS = dict(zip(STAGES, ("#b91c1c", "#2563a8", "#60a5fa", "#15803d", "#c4c8ce"), strict=True))
+_STAGE_COLORS = dict(zip(STEP_PHASES, ("#b91c1c", "#2563a8", "#60a5fa", "#15803d", "#c4c8ce"), strict=True))
 _DPI = 150
 _NAME = 24  # characters of a run's name in a plot
 _SMOOTHED = 200  # points from which on a curve is drawn as running medians, with the points behind it
@@ -188,11 +188,11 @@ def _schedules(runs: Sequence[RunLog], across: str) -> str:
 def _split_of_one(run: RunLog, across: str) -> str:
     figure, axes = _figure("Where the time of a step goes", across, "milliseconds")
     x = [line[across] for line in run.steps if line.get("data_seconds") is not None]
-    layers = [_points(run, across, f"{name}_seconds", 1000)[1] for name in STAGES]
-    axes.stackplot(x, layers, labels=STAGES, colors=[_STAGE_COLORS[name] for name in STAGES], linewidth=0)
+    layers = [_points(run, across, f"{name}_seconds", 1000)[1] for name in STEP_PHASES]
+    axes.stackplot(x, layers, labels=STEP_PHASES, colors=[_STAGE_COLORS[name] for name in STEP_PHASES], linewidth=0)
     medians = [statistics.median(map(sum, zip(*layers, strict=True)))]
     axes.set_ylim(0, 1.6 * medians[0])  # the first windows hold what happens once, and would press the others flat
-    axes.legend(ncols=len(STAGES), fontsize=8, loc="upper center", columnspacing=1, handlelength=1, edgecolor="w")
+    axes.legend(ncols=len(STEP_PHASES), fontsize=8, loc="upper center", columnspacing=1, handlelength=1, edgecolor="w")
     return _image(figure, "stages of a step")
 
 
@@ -201,7 +201,7 @@ def _split_of_several(runs: Sequence[RunLog]) -> str:
     known = [run for run in runs if _has(run, "data_seconds")]
     figure, axes = _figure("Where the time of a step goes", "milliseconds, medians", "", height=1.3 + 0.25 * len(known))
     left = [0.0] * len(known)
-    for name in STAGES:
+    for name in STEP_PHASES:
         widths = [statistics.median(_points(run, "step", f"{name}_seconds", 1000)[1]) for run in known]
         axes.barh(range(len(known)), widths, left=left, label=name, color=_STAGE_COLORS[name], height=0.6)
         left = [before + width for before, width in zip(left, widths, strict=True)]
@@ -209,7 +209,7 @@ def _split_of_several(runs: Sequence[RunLog]) -> str:
     axes.set_ylim(len(known) - 0.4, -0.6)  # the first on top
     axes.grid(visible=False)
     figure.legend(
-        frameon=False, ncols=len(STAGES), fontsize=8, loc="outside lower center", columnspacing=1, handlelength=1
+        frameon=False, ncols=len(STEP_PHASES), fontsize=8, loc="outside lower center", columnspacing=1, handlelength=1
     )
     return _image(figure, "stages of a step")
 

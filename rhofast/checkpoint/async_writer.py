@@ -20,11 +20,17 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from rhofast.checkpoint.checkpoint import Checkpoint, Parts, prune_checkpoints, split_checkpoint, write_parts
+from rhofast.checkpoint.checkpoint import (
+    Checkpoint,
+    SerializedCheckpoint,
+    prune_checkpoints,
+    serialize_checkpoint,
+    write_serialized,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Saved:
+class WrittenCheckpoint:
     """What became of a checkpoint. held_s: for how long the training thread was held up; seconds: from then until it
     was on the disk, or given up; error: why it is not there, or None."""
 
@@ -34,7 +40,7 @@ class Saved:
     error: str | None = None
 
 
-class Saver:
+class AsyncCheckpointWriter:
     """Writes the checkpoints of a run; a context manager, which waits for the last one.
 
     keep, keep_every: as in `save_checkpoint`.
@@ -44,17 +50,17 @@ class Saver:
         self._run, self._keep, self._keep_every = run, keep, keep_every
         self._thread: Thread | None = None
         self._copies: dict[str, Tensor] = {}
-        self._done: SimpleQueue[Saved] = SimpleQueue()
+        self._done: SimpleQueue[WrittenCheckpoint] = SimpleQueue()
 
     def reserve(self, checkpoint: Checkpoint) -> None:
         """Get the memory for such checkpoints ahead of time."""
-        self._places(_tensors(split_checkpoint(checkpoint)))
+        self._places(_tensors(serialize_checkpoint(checkpoint)))
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Copy what there is to save, after the one before is written; write it in the background."""
         began = time.perf_counter()
         self.wait()
-        parts = split_checkpoint(checkpoint)
+        parts = serialize_checkpoint(checkpoint)
         tensors = _tensors(parts)
         places = self._places(tensors)
         for name, tensor in tensors.items():
@@ -78,11 +84,11 @@ class Saver:
             self._thread.join()
             self._thread = None
 
-    def news(self) -> list[Saved]:
+    def news(self) -> list[WrittenCheckpoint]:
         """What has been finished since the last call, oldest first."""
         return [self._done.get() for _ in range(self._done.qsize())]
 
-    def __enter__(self) -> Saver:
+    def __enter__(self) -> AsyncCheckpointWriter:
         return self
 
     def __exit__(
@@ -99,7 +105,7 @@ class Saver:
                 places[name] = place.zero_()  # now, not at the first copy, the system finds pages for it
         return places
 
-    def _write(self, parts: Parts, copied: torch.cuda.Event | None, held: float) -> None:
+    def _write(self, parts: SerializedCheckpoint, copied: torch.cuda.Event | None, held: float) -> None:
         began = time.perf_counter()
         error = None
         try:
@@ -109,16 +115,18 @@ class Saver:
             if broken is not None:
                 error = f"{broken} has values that are not finite"
             else:
-                folder = write_parts(self._run, parts)
+                folder = write_serialized(self._run, parts)
                 prune_checkpoints(folder, keep=self._keep, keep_every=self._keep_every)
         except OSError as failure:
             error = failure.strerror or str(failure)
         except Exception as failure:  # noqa: BLE001 - of whatever kind: it must be told, and training goes on
             error = f"{type(failure).__name__}: {failure}"
-        self._done.put(Saved(step=parts.step, held_s=held, seconds=time.perf_counter() - began, error=error))
+        self._done.put(
+            WrittenCheckpoint(step=parts.step, held_s=held, seconds=time.perf_counter() - began, error=error)
+        )
 
 
-def _tensors(parts: Parts) -> dict[str, Tensor]:
+def _tensors(parts: SerializedCheckpoint) -> dict[str, Tensor]:
     method = {f"method {name}": tensor for name, tensor in parts.method.items()}
     return method | {f"optimizer {name}": tensor for name, tensor in parts.optimizer.items()}
 

@@ -50,7 +50,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Parts:
+class SerializedCheckpoint:
     """A checkpoint as it is stored. state: the text of state.json; method, optimizer: their tensors by name."""
 
     step: int
@@ -59,7 +59,7 @@ class Parts:
     optimizer: dict[str, Tensor]
 
 
-def split_checkpoint(checkpoint: Checkpoint) -> Parts:
+def serialize_checkpoint(checkpoint: Checkpoint) -> SerializedCheckpoint:
     """What is stored of a checkpoint: its plain values as text of this moment; its tensors are still the run's own."""
     tensors, plain = _split_optimizer(checkpoint.optimizer)
     state = {
@@ -71,19 +71,19 @@ def split_checkpoint(checkpoint: Checkpoint) -> Parts:
         "config": dump_config(checkpoint.config),
     }
     text = json.dumps(state, indent=1)
-    return Parts(step=checkpoint.step, state=text, method=checkpoint.method, optimizer=tensors)
+    return SerializedCheckpoint(step=checkpoint.step, state=text, method=checkpoint.method, optimizer=tensors)
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int, keep_every: int | None = None) -> Path:
     """Write a checkpoint, make it the latest, and delete the ones before it but for the newest `keep` and those whose
     step is a multiple of `keep_every`. Returns its folder. Raises OSError (a full disk, say); the older checkpoints
     are untouched then."""
-    folder = write_parts(run, split_checkpoint(checkpoint))
+    folder = write_serialized(run, serialize_checkpoint(checkpoint))
     prune_checkpoints(folder, keep=keep, keep_every=keep_every)
     return folder
 
 
-def write_parts(run: Path, parts: Parts) -> Path:
+def write_serialized(run: Path, parts: SerializedCheckpoint) -> Path:
     """Write a checkpoint and make it the latest. Returns its folder. Raises OSError."""
     folder = run / _FOLDER / f"step-{parts.step:08d}"
     aside = folder.with_name(f".{folder.name}.tmp")

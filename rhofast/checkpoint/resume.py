@@ -27,7 +27,7 @@ _FREE_IN_TRAIN = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Opened:
+class OpenedRun:
     """A run folder that training may go on in. folder, checkpoint: where to continue from, or None: from the beginning;
     notes: what the user should know of it, a line each."""
 
@@ -36,7 +36,7 @@ class Opened:
     notes: tuple[str, ...] = ()
 
 
-def open_run(config: Config, *, resume: bool, accept_changes: bool = False) -> Opened:
+def open_run(config: Config, *, resume: bool, accept_changes: bool = False) -> OpenedRun:
     """Make the run folder, or find where to continue. One process does it. Raises ConfigError where the folder exists
     and `resume` is off, or cannot be made; ResumeError for a change that is not accepted."""
     run = config.folder
@@ -44,7 +44,7 @@ def open_run(config: Config, *, resume: bool, accept_changes: bool = False) -> O
         raise ConfigError(
             f"{run}: the run folder exists", hint="continue it with --resume, or choose another name: --set name=..."
         )
-    opened = _find_whole(run) if resume else Opened()
+    opened = _find_whole(run) if resume else OpenedRun()
     notes = list(opened.notes)
     if opened.checkpoint is not None:
         notes += _accepted_changes(opened.checkpoint.config, config, accept=accept_changes)
@@ -53,10 +53,10 @@ def open_run(config: Config, *, resume: bool, accept_changes: bool = False) -> O
         write_atomically(run / "config.json", json.dumps(dump_config(config), indent=1))
     except OSError as error:
         raise ConfigError(f"{run}: {error.strerror or error}") from None
-    return Opened(folder=opened.folder, checkpoint=opened.checkpoint, notes=tuple(notes))
+    return OpenedRun(folder=opened.folder, checkpoint=opened.checkpoint, notes=tuple(notes))
 
 
-def _find_whole(run: Path) -> Opened:
+def _find_whole(run: Path) -> OpenedRun:
     """The newest checkpoint that is undamaged; damaged ones that come before it get another name, so that nothing takes
     them for one. Raises ResumeError where all are damaged."""
     damaged: list[tuple[Path, str]] = []
@@ -69,11 +69,11 @@ def _find_whole(run: Path) -> Opened:
             f"checkpoint {bad.name} is not whole ({why}): now {_put_aside(bad).name}; continuing from {folder.name}"
             for bad, why in damaged
         ]
-        return Opened(folder=folder, checkpoint=load_checkpoint(folder, check=False), notes=tuple(notes))
+        return OpenedRun(folder=folder, checkpoint=load_checkpoint(folder, check=False), notes=tuple(notes))
     if damaged:
         folder, damage = damaged[0]
         raise ResumeError(f"{folder}: not whole ({damage}), and no other is", hint="choose another name for a new run")
-    return Opened()
+    return OpenedRun()
 
 
 def _put_aside(folder: Path) -> Path:

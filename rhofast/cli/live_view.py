@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rhofast.training.step_timer import STAGES
+from rhofast.training.step_timer import STEP_PHASES
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDTH = 28  # of the bar and of the curve
@@ -79,7 +79,7 @@ class TrainingView:
             f"{done:,} of {total:,} steps, epoch {line['epoch']:.2f}, about {_left(line)} left",
         )
         head.add_row(sparkline(self._losses, _WIDTH), f"loss {_number(line['loss'])}")
-        shares = ", ".join(f"{name} {line[f'{name}_seconds'] / max(seconds, 1e-9):.0%}" for name in STAGES)
+        shares = ", ".join(f"{name} {line[f'{name}_seconds'] / max(seconds, 1e-9):.0%}" for name in STEP_PHASES)
         facts = {
             "data wait": f"{line['data_wait_share']:.1%}",
             "ready": f"{line['readiness']:.1%}",

@@ -28,7 +28,7 @@ OK, BAD_GRADIENT, BAD_LOSS = 0, 1, 2  # flags of a step: finite; some rank's gra
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class StepStatus:
     """What all ranks know alike. stop: some rank is asked to; running: how many steps in succession were bad, up to the
     newest that is known; bad: the newest bad one of all, or None."""
 
@@ -63,7 +63,7 @@ class BadStep:
     ranks: tuple[int, ...]
 
 
-class Votes:
+class StepConsensus:
     """The votes of this rank. timeout: seconds that another rank's may take to arrive.
 
     Every rank makes the same calls. Raises RankLostError where another rank does not answer.
@@ -106,19 +106,19 @@ class Votes:
                 work = dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         self._votes.append(_Vote(step=known, numbers=numbers, work=work))
 
-    def read(self) -> Verdict:
+    def read(self) -> StepStatus:
         """What is known after the votes on the step before; with one process, after this one's."""
         while len(self._votes) > (self._group is not None):
             self._count(self._votes.popleft())
         return self._verdict()
 
-    def finish(self) -> Verdict:
+    def finish(self) -> StepStatus:
         """Wait for the votes that are on their way."""
         while self._votes:
             self._count(self._votes.popleft())
         return self._verdict()
 
-    def bad_steps(self, verdict: Verdict) -> list[BadStep]:
+    def bad_steps(self, verdict: StepStatus) -> list[BadStep]:
         """The bad steps in succession that a verdict counts, oldest first. Every rank calls it."""
         if verdict.bad is None:
             return []
@@ -133,8 +133,8 @@ class Votes:
             for step in range(verdict.bad - verdict.running + 1, verdict.bad + 1)
         ]
 
-    def _verdict(self) -> Verdict:
-        return Verdict(stop=self._stop, running=self._running, bad=self._bad)
+    def _verdict(self) -> StepStatus:
+        return StepStatus(stop=self._stop, running=self._running, bad=self._bad)
 
     def _count(self, vote: _Vote) -> None:
         if vote.work is not None:

@@ -37,14 +37,14 @@ from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import Case
 from rhofast.models.batch_norm import synchronize_batch_norm
 from rhofast.storage.files import write_atomically
-from rhofast.training.consensus import BAD_LOSS, OK, Votes
+from rhofast.training.consensus import BAD_LOSS, OK, StepConsensus
 from rhofast.training.environment import versions
 from rhofast.training.metrics_file import MetricsFile
 from rhofast.training.optim import build_optimizer, learning_rate, load_optimizer
-from rhofast.training.preemption import Stopper
+from rhofast.training.preemption import PreemptionHandler
 from rhofast.training.setup import build_accelerator, build_loader, prepare, run_length
 from rhofast.training.step import collected_by_hand
-from rhofast.training.step_timer import StepClock
+from rhofast.training.step_timer import StepTimer
 
 Kind = Literal["linear", "finetune"]
 OnLog = Callable[[dict[str, Any]], None]
@@ -77,7 +77,7 @@ def train_classifier(
     accelerator = build_accelerator(config)
     with told_of_lost_ranks():
         fit = _Fit(case, config, kind, accelerator, on_log)
-        with Stopper(config.train.max_hours) as stopper, fit.loader:
+        with PreemptionHandler(config.train.max_hours) as stopper, fit.loader:
             checkpoint = _open_folder(case, config, kind, accelerator, resume=resume)
             if checkpoint is not None:
                 fit.restore(checkpoint)
@@ -113,7 +113,7 @@ class _Fit:
         self.loader = build_loader(config, accelerator, case.train, bad_log, twins=False)
         self.step = 0
         self.steps, self.epochs = run_length(config, self.loader.steps_per_epoch)
-        self.votes = Votes(config.train.timeout)
+        self.votes = StepConsensus(config.train.timeout)
         self._metrics = MetricsFile(config.folder / "metrics.jsonl") if accelerator.is_main_process else None
         self._on_log = on_log
 
@@ -127,9 +127,9 @@ class _Fit:
         self.loader.load_state_dict(checkpoint.loader)
         self.step = checkpoint.step
 
-    def loop(self, stopper: Stopper) -> bool:
+    def loop(self, stopper: PreemptionHandler) -> bool:
         """All steps from here to the end (True), or to the first call for a stop."""
-        train, clock = self.config.train, StepClock()
+        train, clock = self.config.train, StepTimer()
         self._write("start", step=self.step, world_size=self.accelerator.num_processes, versions=versions())
         hits = seen = torch.zeros((), device=self.accelerator.device)
         self.model.train()
@@ -202,7 +202,7 @@ class _Fit:
         self.optimizer.step()
         return loss.detach(), (logits.detach().argmax(dim=1) == label).sum(), rate
 
-    def _log(self, loss: Tensor, hits: Tensor, seen: Tensor, rate: float, clock: StepClock) -> None:
+    def _log(self, loss: Tensor, hits: Tensor, seen: Tensor, rate: float, clock: StepTimer) -> None:
         window = clock.window()
         told = torch.stack([loss.float(), hits.float() / seen.clamp(min=1)])
         mean_loss, top1 = self.accelerator.reduce(told, reduction="mean").tolist()
@@ -218,7 +218,7 @@ class _Fit:
             data_wait_share=float(wait),
         )
 
-    def _asked_to_stop(self, stopper: Stopper, loss: Tensor) -> bool:
+    def _asked_to_stop(self, stopper: PreemptionHandler, loss: Tensor) -> bool:
         """Whether all ranks stop after this step. Raises NotFiniteError after a loss that no step can follow."""
         flag = torch.where(torch.isfinite(loss), OK, BAD_LOSS)
         self.votes.cast(self.step, stop=stopper.asked, flag=flag)

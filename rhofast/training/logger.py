@@ -34,8 +34,8 @@ from rhofast.distributed.process_group import cores_of_rank
 from rhofast.errors import DependencyError
 from rhofast.training.environment import resident_bytes
 from rhofast.training.metrics_file import MetricsFile, read_metrics
-from rhofast.training.profiler import StepTrace
-from rhofast.training.step_timer import STAGES, StepClock
+from rhofast.training.profiler import StepProfiler
+from rhofast.training.step_timer import STEP_PHASES, StepTimer
 
 _WAITING = 0.03  # share of the time without data from which on the loader is worth a word
 _COLLAPSE, _COLLAPSE_WINDOWS = 0.1, 3  # the embeddings' spread (1: over the sphere, 0: one point), and for how long
@@ -47,7 +47,7 @@ def check_trackers(section: TrainConfig) -> None:
         raise DependencyError('train.trackers: "wandb" is not installed', hint="pip install wandb")
 
 
-class Logbook:
+class MetricsLogger:
     """The numbers of a run, on every rank; rank 0 writes them down.
 
     accelerator, model: Accelerate's, the model as prepared. steps: of the whole run. on_log: called on rank 0 with each
@@ -67,8 +67,8 @@ class Logbook:
         main, chosen = accelerator.is_main_process, config.train.profile_steps
         self._file = MetricsFile(config.folder / "metrics.jsonl") if main else None
         self._on_log = on_log
-        self._trace = StepTrace(*chosen, config.folder / "trace.json") if main and chosen is not None else None
-        self._clock = StepClock(accelerator.device)
+        self._trace = StepProfiler(*chosen, config.folder / "trace.json") if main and chosen is not None else None
+        self._clock = StepTimer(accelerator.device)
         self._collapse = Alarm(_COLLAPSE, _COLLAPSE_WINDOWS)
         self._advised = False
         self._windows = 0
@@ -114,7 +114,7 @@ class Logbook:
             yield
 
     def enter(self, stage: str) -> None:
-        """From here on the time of this step belongs to another of telemetry's `STAGES`."""
+        """From here on the time of this step belongs to another of telemetry's `STEP_PHASES`."""
         self._clock.enter(stage)
         if self._trace is not None:
             self._trace.enter(stage)
@@ -135,14 +135,14 @@ class Logbook:
         stats = self.loader.stats
         seen, self._stats = stats.since(self._stats), stats
         clocked = max(1, window.steps)
-        own = [window.clips_per_second, window.step_seconds, *(window.stages[name] / clocked for name in STAGES)]
+        own = [window.clips_per_second, window.step_seconds, *(window.stages[name] / clocked for name in STEP_PHASES)]
         speed, step_seconds, *split = reduce_mean(torch.tensor(own, dtype=torch.float64, device=device)).tolist()
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
         worst = [window.data_wait_share, 1 - seen.readiness, stats.bad, resident_bytes(), peak]
         wait, unready, bad, memory, peak = reduce_max(torch.tensor(worst, dtype=torch.float64, device=device)).tolist()
         line = dict(zip(values, means, strict=True))
         line |= {"clips_per_second": speed * self.accelerator.num_processes, "step_seconds": step_seconds}
-        line |= {f"{name}_seconds": value for name, value in zip(STAGES, split, strict=True)}
+        line |= {f"{name}_seconds": value for name, value in zip(STEP_PHASES, split, strict=True)}
         if (exposed := _communication(self.model)) is not None:
             line["communication_seconds"] = exposed
         line |= {"data_wait_share": wait, "readiness": 1 - unready, "memory_bytes": int(memory)}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 
-class FiniteStatistics:
+class BatchNormGuard:
     """The running statistics of a module's batch norms, as they were when they were finite last.
 
     Make it when they are what the next step begins with, and call `mend` after every step. On the device alone: the

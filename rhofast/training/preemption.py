@@ -14,7 +14,7 @@ _ECHO_S = 1.0  # a launcher passes Ctrl-C on to processes that got it from the t
 _LAUNCHED = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}  # what launchers tell their processes
 
 
-class Stopper:
+class PreemptionHandler:
     """Notices SIGTERM, SIGUSR1 (Slurm's warning), Ctrl-C, the end of `max_hours`, and that the launcher is gone: some
     signals it takes for its own end alone. The step under way is finished and saved; a second Ctrl-C ends at once."""
 
@@ -40,7 +40,7 @@ class Stopper:
             return "the launcher has ended"
         return "max_hours" if self._deadline is not None and time.monotonic() > self._deadline else None
 
-    def __enter__(self) -> Stopper:
+    def __enter__(self) -> PreemptionHandler:
         with contextlib.suppress(ValueError):  # not in the main thread: then the caller sees to signals
             self._before = {name: signal.signal(name, self._notice) for name in self._SIGNALS}
         return self

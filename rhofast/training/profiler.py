@@ -12,7 +12,7 @@ from torch._C._profiler import _ExperimentalConfig  # the only place that has `p
 from torch.profiler import ProfilerActivity, profile, record_function
 
 
-class StepTrace:
+class StepProfiler:
     """Traces the steps first .. last (counted from 1) of this process, all its threads, into one JSON file.
 
     Call `before` and `after` with the number of every step, and `enter` where a stage begins. A file is written when

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-STAGES = ("data", "forward", "backward", "optimizer", "other")
+STEP_PHASES = ("data", "forward", "backward", "optimizer", "other")
 _CPU = torch.device("cpu")
 
 
@@ -48,8 +48,8 @@ class Window:
         return self.seconds / self.steps if self.steps else 0.0
 
 
-class StepClock:
-    """Counts the steps of one rank between two calls of `window`, and the time of each of the `STAGES`.
+class StepTimer:
+    """Counts the steps of one rank between two calls of `window`, and the time of each of the `STEP_PHASES`.
 
     On CUDA a stage ends when the device gets there, not when the host has queued it: events are recorded in the stream,
     and read when they have passed. Nothing waits for the device. What has not passed when a window is closed counts in
@@ -106,7 +106,7 @@ class StepClock:
 
     def _open(self) -> None:
         self._began, self._wait_s, self._steps, self._clips = time.perf_counter(), 0.0, 0, 0
-        self._seconds = dict.fromkeys(STAGES, 0.0)
+        self._seconds = dict.fromkeys(STEP_PHASES, 0.0)
 
     def _pass(self, stage: str, now: float) -> None:
         if self._marks:

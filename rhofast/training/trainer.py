@@ -24,9 +24,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from rhofast.checkpoint.async_writer import Saver
+from rhofast.checkpoint.async_writer import AsyncCheckpointWriter
 from rhofast.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from rhofast.checkpoint.resume import Opened, open_run
+from rhofast.checkpoint.resume import OpenedRun, open_run
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.remote import is_remote
@@ -39,12 +39,12 @@ from rhofast.errors import NotFiniteError, ResumeError, RhofastError, SaveError
 from rhofast.evaluation.knn import evaluate_knn
 from rhofast.evaluation.leakage import check_held_out
 from rhofast.models.methods.method import TrainingProgress
-from rhofast.training.consensus import Verdict, Votes
+from rhofast.training.consensus import StepConsensus, StepStatus
 from rhofast.training.environment import versions
-from rhofast.training.logger import Logbook, check_trackers
-from rhofast.training.non_finite import FiniteStatistics
+from rhofast.training.logger import MetricsLogger, check_trackers
+from rhofast.training.non_finite import BatchNormGuard
 from rhofast.training.optim import learning_rate, load_optimizer
-from rhofast.training.preemption import Stopper
+from rhofast.training.preemption import PreemptionHandler
 from rhofast.training.setup import build_accelerator, build_loader, build_model, open_training_shards, run_length
 from rhofast.training.step import collected_by_hand, train_step
 
@@ -83,7 +83,7 @@ def train(
     with told_of_lost_ranks():
         accelerator = build_accelerator(config)
         run = _Run(config, accelerator, shards, test, on_log)
-        with Stopper(config.train.max_hours) as stopper, run.saver, run.loader:
+        with PreemptionHandler(config.train.max_hours) as stopper, run.saver, run.loader:
             opened = _open_run(config, accelerator, resume=resume, accept_changes=accept_changes)
             if opened.checkpoint is not None:
                 run.restore(opened.checkpoint)
@@ -113,10 +113,10 @@ class _Run:
         self.loader = build_loader(config, accelerator, shards, config.folder / "bad_samples.jsonl")
         self.step = 0
         self.steps, self.epochs = run_length(config, self.loader.steps_per_epoch)
-        self.book = Logbook(config, accelerator, self.model, self.loader, self.steps, on_log)
+        self.book = MetricsLogger(config, accelerator, self.model, self.loader, self.steps, on_log)
         section = config.train
-        self.saver = Saver(config.folder, keep=section.keep_checkpoints, keep_every=section.keep_every)
-        self.votes = Votes(section.timeout)
+        self.saver = AsyncCheckpointWriter(config.folder, keep=section.keep_checkpoints, keep_every=section.keep_every)
+        self.votes = StepConsensus(section.timeout)
         self._saved: int | None = None  # the step that was saved last, and the one of which that failed
         self._failed: int | None = None
         self._bad: int | None = None  # the bad step that was told last
@@ -146,7 +146,7 @@ class _Run:
         self.loader.load_state_dict(checkpoint.loader)
         self.step = self._saved = checkpoint.step
 
-    def loop(self, stopper: Stopper, notes: Iterable[str] = ()) -> Outcome:
+    def loop(self, stopper: PreemptionHandler, notes: Iterable[str] = ()) -> Outcome:
         """All steps from here to the end, or to the first call for a stop. notes: to be told once it has begun."""
         train = self.config.train
         book = self.book
@@ -156,7 +156,7 @@ class _Run:
         self._check_held_out()
         self._evaluate(first=True)
         book.restart()
-        began, statistics = self.step, FiniteStatistics(self.method)
+        began, statistics = self.step, BatchNormGuard(self.method)
         with collected_by_hand():
             while self.step < self.steps:
                 with book.waiting(self.step + 1):
@@ -213,7 +213,7 @@ class _Run:
         )
         return logs, logs.pop("flag")
 
-    def _agree(self, stopper: Stopper, flag: Tensor, logs: dict[str, Tensor]) -> Verdict:
+    def _agree(self, stopper: PreemptionHandler, flag: Tensor, logs: dict[str, Tensor]) -> StepStatus:
         """What all ranks know after this step. Raises NotFiniteError after too many bad ones."""
         self.votes.cast(self.step, stop=stopper.asked, flag=flag)
         verdict = self.votes.read()
@@ -223,7 +223,7 @@ class _Run:
             self._heed(verdict, logs)
         return verdict
 
-    def _heed(self, verdict: Verdict, logs: dict[str, Tensor]) -> None:
+    def _heed(self, verdict: StepStatus, logs: dict[str, Tensor]) -> None:
         """Tell of bad steps. Raises NotFiniteError after too many."""
         if verdict.bad is not None and verdict.bad != self._bad:
             self._bad = verdict.bad
@@ -234,7 +234,7 @@ class _Run:
                 self.book.log(self.step, self.epoch, logs)
             raise self._not_finite(verdict)
 
-    def _not_finite(self, verdict: Verdict) -> NotFiniteError:
+    def _not_finite(self, verdict: StepStatus) -> NotFiniteError:
         """What to say of the bad steps that end the run."""
         bad = self.votes.bad_steps(verdict)
         known = {step: f"epoch {epoch}, position {position}" for step, epoch, position in self._addresses}
@@ -328,10 +328,10 @@ class _Run:
         }
 
 
-def _open_run(config: Config, accelerator: Accelerator, *, resume: bool, accept_changes: bool) -> Opened:
+def _open_run(config: Config, accelerator: Accelerator, *, resume: bool, accept_changes: bool) -> OpenedRun:
     """Open the run folder on rank 0; every rank learns of a failure, and reads the same checkpoint."""
     told: list[Any] = [None]
-    opened = Opened()
+    opened = OpenedRun()
     if accelerator.is_main_process:
         try:
             opened = open_run(config, resume=resume, accept_changes=accept_changes)
@@ -342,7 +342,7 @@ def _open_run(config: Config, accelerator: Accelerator, *, resume: bool, accept_
     if isinstance(told[0], RhofastError):
         raise told[0]
     if told[0] is not None and opened.checkpoint is None:
-        return Opened(folder=told[0], checkpoint=load_checkpoint(told[0], check=False))
+        return OpenedRun(folder=told[0], checkpoint=load_checkpoint(told[0], check=False))
     return opened
 
 
