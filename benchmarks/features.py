@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from machine import facts_line, facts_of_the_machine
 
-from rhofast.data.loader.eval_loader import TestLoader
+from rhofast.data.loader.eval_loader import EvalLoader
 from rhofast.data.sources import open_shards
 from rhofast.evaluation.features import FeatureStream
 from rhofast.evaluation.model import open_subject
@@ -45,8 +45,8 @@ def main() -> None:
     samples = np.tile(np.arange(len(shards)), given.repeat)
     videos = max(1, section.batch_size // section.views)
 
-    def open_loader() -> TestLoader:
-        return TestLoader(
+    def open_loader() -> EvalLoader:
+        return EvalLoader(
             shards,
             clips=config.clips,
             augment=config.augment,
@@ -55,7 +55,7 @@ def main() -> None:
             samples=samples,
             batch_size=videos,
             device=device,
-            half=lower is not None,
+            dtype=torch.float16 if lower is not None else torch.float32,
         )
 
     def settle() -> None:

@@ -38,7 +38,7 @@ from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.format.reader import Reader
-from rhofast.data.loader.train_loader import Loader
+from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.types import Sample, VideoRecord
 from rhofast.ingest.build import BuildSettings, build_shards
 from rhofast.ingest.executors import LocalProcesses
@@ -289,8 +289,10 @@ def widths(part: Part) -> None:
         measure(part, name, name)
 
 
-def loader_for(part: Part, name: str, device: torch.device, *, augment: AugmentConfig, half: bool = False) -> Loader:
-    return Loader(
+def loader_for(
+    part: Part, name: str, device: torch.device, *, augment: AugmentConfig, dtype: torch.dtype = torch.float32
+) -> TrainLoader:
+    return TrainLoader(
         part.shards(name),
         clips=ClipConfig(num_frames=part.scale.frames),
         augment=augment,
@@ -298,7 +300,7 @@ def loader_for(part: Part, name: str, device: torch.device, *, augment: AugmentC
         batch_size=part.scale.batch,
         seed=1,
         device=device,
-        half=half,
+        dtype=dtype,
     )
 
 
@@ -316,9 +318,12 @@ def parity(part: Part) -> None:
             for variant, augment in variants.items():
                 if half and variant != "all":
                     continue
+                dtype = torch.float16 if half else torch.float32
                 with (
                     loader_for(part, name, torch.device("cpu"), augment=augment) as ours,
-                    loader_for(part, name, part.device, augment=augment, half=half) as theirs,
+                    loader_for(
+                        part, name, part.device, augment=augment, dtype=torch.float16 if half else torch.float32
+                    ) as theirs,
                 ):
                     a, b = next(ours), next(theirs)
                     same = torch.equal(a.sample, b.sample.cpu())
@@ -342,7 +347,13 @@ def memory(part: Part) -> None:
     """Resident and device memory over many batches."""
     for name in ("jpeg", "h264_gop16"):
         augment, scale = AugmentConfig(size=part.scale.size), part.scale
-        with loader_for(part, name, part.device, augment=augment, half=part.device.type == "cuda") as loader:
+        with loader_for(
+            part,
+            name,
+            part.device,
+            augment=augment,
+            dtype=torch.float16 if part.device.type == "cuda" else torch.float32,
+        ) as loader:
             points, began = [], time.perf_counter()
             while len(points) < scale.soak_batches and time.perf_counter() - began < scale.soak_seconds:
                 next(loader)

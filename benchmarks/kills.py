@@ -164,7 +164,7 @@ def run_of(out: Path, shards: Path, steps: int) -> dict[str, Any]:
             "log_steps": 1,
             "checkpoint_steps": 3,
             "keep_checkpoints": 2,
-            "timeout": 20.0,
+            "timeout_s": 20.0,
             "channels_last": False,
         },
     }
@@ -298,7 +298,7 @@ def markdown(report: dict[str, Any], load: float) -> str:
     lines += ["", f"Weights, optimizer and losses against the run that was left alone: {same}."]
     lines += [
         f"Processes that did not end by themselves within {PATIENCE_S:.0f} s: {forced}. One that waits for another to "
-        "start takes it for lost after `train.timeout`, 20 s here; a launcher would end it at once.",
+        "start takes it for lost after `train.timeout_s`, 20 s here; a launcher would end it at once.",
         "",
     ]
     return "\n".join([*lines, facts_line(report["facts"], load), ""])

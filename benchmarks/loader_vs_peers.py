@@ -36,7 +36,7 @@ from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.decode.pipeline import DecodePipeline
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.format.reader import Reader
-from rhofast.data.loader.train_loader import Loader
+from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.batch_plan import training_plan
 from rhofast.data.types import VideoRecord
 from rhofast.ingest.build import BuildSettings, build_shards
@@ -140,7 +140,7 @@ def list_sources(shards: ShardSet, videos: list[Path]) -> list[Source]:
 def rhofast_contender(
     shards: ShardSet, clips: ClipConfig, augment: AugmentConfig, batch_size: int, threads: int
 ) -> Contender:
-    loader = Loader(
+    loader = TrainLoader(
         shards,
         clips=clips,
         augment=augment,

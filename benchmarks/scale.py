@@ -141,13 +141,13 @@ def turn(root: Path, case: str) -> dict[str, float]:
     sources = open_training(data)
     result = {"open_s": time.perf_counter() - began, "rss_open": resident(), "rss_opening": resident() - before}
 
-    from rhofast.data.loader.train_loader import Loader
+    from rhofast.data.loader.train_loader import TrainLoader
     from rhofast.data.sampling.mixture import Mixture
 
     samples = len(sources.sets[0])
     began = time.perf_counter()
     options: dict[str, Any] = {"clips": ClipConfig(), "augment": AugmentConfig(), "batch_size": BATCH, "seed": 0}
-    with Loader(Mixture(sources.sets, sources.weights), data=data, **options) as loader:
+    with TrainLoader(Mixture(sources.sets, sources.weights), data=data, **options) as loader:
         position = int(part * samples) // BATCH * BATCH
         loader.load_state_dict({**loader.state_dict(), "epoch": epoch, "position": position})
         next(loader)

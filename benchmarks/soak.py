@@ -34,7 +34,7 @@ from rhofast.data.codecs.h26x import H264Codec
 from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.format.reader import Reader
-from rhofast.data.loader.train_loader import Loader
+from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.ingest.build import BuildSettings, build_shards
 from rhofast.ingest.executors import LocalProcesses
 from rhofast.ingest.listing import Listing
@@ -122,7 +122,7 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     reads: Counter[str] = Counter()
     haunt(reads, refused, rng)
     clips = ClipConfig(num_frames=4, frame_stride=4, fps=12)
-    loader = Loader(
+    loader = TrainLoader(
         shards,
         clips=clips,
         augment=AugmentConfig(size=48),

@@ -2,7 +2,7 @@
 
 Public names are imported when they are first used, so `import rhofast` costs nothing:
 
-    rhofast.open_shards(where)      a shard set             rhofast.Loader, rhofast.TestLoader    batches of clips
+    rhofast.open_shards(where)      a shard set             rhofast.TrainLoader, rhofast.EvalLoader    batches of clips
     rhofast.load_config(page)       a run's configuration   rhofast.load_backbone(file)           an exported backbone
     rhofast.RhofastError            the root of all errors
 
@@ -15,15 +15,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Loader": "rhofast.data.loader.train_loader",
+    "TrainLoader": "rhofast.data.loader.train_loader",
     "RhofastError": "rhofast.errors",
-    "TestLoader": "rhofast.data.loader.eval_loader",
+    "EvalLoader": "rhofast.data.loader.eval_loader",
     "load_backbone": "rhofast.checkpoint.export",
     "load_config": "rhofast.config.load",
     "open_shards": "rhofast.data.sources",
 }
 
-__all__ = ["Loader", "RhofastError", "TestLoader", "load_backbone", "load_config", "open_shards"]
+__all__ = ["EvalLoader", "RhofastError", "TrainLoader", "load_backbone", "load_config", "open_shards"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from rhofast.data.loader.threaded_pipeline import Conveyor
+from rhofast.data.loader.threaded_pipeline import ThreadedPipeline
 
 
 def rhofast_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("rhofast-")]
 
 
-def drain(conveyor: Conveyor[int]) -> list[int]:
+def drain(conveyor: ThreadedPipeline[int]) -> list[int]:
     out = []
     while True:
         try:
@@ -24,7 +24,9 @@ def drain(conveyor: Conveyor[int]) -> list[int]:
 
 
 def test_items_come_out_in_order_and_all_threads_end() -> None:
-    conveyor: Conveyor[int] = Conveyor(iter(range(50)), {"a": lambda x: x + 1, "b": lambda x: 2 * x}, depth=3)
+    conveyor: ThreadedPipeline[int] = ThreadedPipeline(
+        iter(range(50)), {"a": lambda x: x + 1, "b": lambda x: 2 * x}, depth=3
+    )
     assert drain(conveyor) == [2 * (x + 1) for x in range(50)]
     assert rhofast_threads() == []
 
@@ -35,7 +37,7 @@ def test_an_error_comes_out_in_its_place() -> None:
             raise ValueError("three")
         return x
 
-    conveyor: Conveyor[int] = Conveyor(iter(range(9)), {"a": fails_at_3, "b": lambda x: x}, depth=2)
+    conveyor: ThreadedPipeline[int] = ThreadedPipeline(iter(range(9)), {"a": fails_at_3, "b": lambda x: x}, depth=2)
     assert [conveyor.get() for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
         conveyor.get()
@@ -49,7 +51,7 @@ def test_an_error_of_the_source_comes_out_too() -> None:
         yield 1
         raise OSError("gone")
 
-    conveyor: Conveyor[int] = Conveyor(source(), {"a": lambda x: x}, depth=2)
+    conveyor: ThreadedPipeline[int] = ThreadedPipeline(source(), {"a": lambda x: x}, depth=2)
     assert conveyor.get() == 1
     with pytest.raises(OSError, match="gone"):
         conveyor.get()
@@ -63,7 +65,7 @@ def test_queues_are_bounded() -> None:
             made.append(number)
             yield number
 
-    conveyor: Conveyor[int] = Conveyor(source(), {"a": lambda x: x, "b": lambda x: x}, depth=2)
+    conveyor: ThreadedPipeline[int] = ThreadedPipeline(source(), {"a": lambda x: x, "b": lambda x: x}, depth=2)
     conveyor.get()
     time.sleep(0.1)
     assert len(made) <= 1 + 2 * 2 + 2
@@ -79,7 +81,7 @@ def test_close_ends_threads_that_wait_for_input() -> None:
         release.wait(10)
         yield 1
 
-    conveyor: Conveyor[int] = Conveyor(slow(), {"a": lambda x: x, "b": lambda x: x}, depth=1)
+    conveyor: ThreadedPipeline[int] = ThreadedPipeline(slow(), {"a": lambda x: x, "b": lambda x: x}, depth=1)
     conveyor.get()
     threading.Timer(0.05, release.set).start()
     conveyor.close()
@@ -88,7 +90,7 @@ def test_close_ends_threads_that_wait_for_input() -> None:
 
 
 def test_the_slow_stage_is_seen_in_the_clocks() -> None:
-    conveyor: Conveyor[int] = Conveyor(
+    conveyor: ThreadedPipeline[int] = ThreadedPipeline(
         iter(range(10)), {"quick": lambda x: x, "slow": lambda x: (time.sleep(0.01), x)[1]}, depth=1
     )
     drain(conveyor)
@@ -100,7 +102,7 @@ def test_the_slow_stage_is_seen_in_the_clocks() -> None:
 
 def test_threads_take_short_turns_while_any_conveyor_runs() -> None:
     usual = sys.getswitchinterval()
-    first, second = (Conveyor[int](iter(range(9)), {"a": lambda x: x}, depth=1) for _ in range(2))
+    first, second = (ThreadedPipeline[int](iter(range(9)), {"a": lambda x: x}, depth=1) for _ in range(2))
     first.get()
     second.get()
     assert sys.getswitchinterval() < 0.001
@@ -124,7 +126,7 @@ def test_the_first_item_goes_through_alone() -> None:
         free.wait(30)
         return x
 
-    conveyor: Conveyor[int] = Conveyor(iter(range(5)), {"a": first, "b": second}, depth=2)
+    conveyor: ThreadedPipeline[int] = ThreadedPipeline(iter(range(5)), {"a": first, "b": second}, depth=2)
     threading.Timer(0.2, free.set).start()
     assert conveyor.get() == 0
     assert began[:2] == [("first", 0), ("second", 0)] and drain(conveyor) == [1, 2, 3, 4]
@@ -137,7 +139,7 @@ def test_nobody_waits_for_a_first_item_that_never_comes(fate: str) -> None:
             raise ValueError("first")
         return None if x == 0 and fate == "dropped" else x
 
-    conveyor: Conveyor[int] = Conveyor(iter(range(3)), {"a": stage, "b": lambda x: x}, depth=2)
+    conveyor: ThreadedPipeline[int] = ThreadedPipeline(iter(range(3)), {"a": stage, "b": lambda x: x}, depth=2)
     if fate == "dropped":
         assert drain(conveyor) == [1, 2]
     elif fate == "failed":

@@ -18,8 +18,8 @@ from conftest import damage_unit
 
 from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.format.dataset import ShardSet, open_folder
-from rhofast.data.loader.eval_loader import TestLoader
-from rhofast.data.loader.train_loader import Loader
+from rhofast.data.loader.eval_loader import EvalLoader
+from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.types import Views
 from rhofast.errors import TooManyBadSamplesError
 
@@ -83,9 +83,9 @@ FAULTS: list[Callable[[ShardSet, pytest.MonkeyPatch], set[int]]] = [
 ]
 
 
-def training(shards: ShardSet, bad_log: Path | None = None, max_bad: float = 1.0) -> Loader:
+def training(shards: ShardSet, bad_log: Path | None = None, max_bad: float = 1.0) -> TrainLoader:
     data = DataConfig(threads=3, decode_threads=1, max_bad=max_bad)
-    return Loader(shards, clips=CLIPS, augment=AUGMENT, data=data, batch_size=4, seed=5, bad_log=bad_log)
+    return TrainLoader(shards, clips=CLIPS, augment=AUGMENT, data=data, batch_size=4, seed=5, bad_log=bad_log)
 
 
 def threads_left() -> list[str]:
@@ -120,7 +120,7 @@ def test_evaluation_leaves_out_and_tells(
     fresh = open_folder(shards.root)
     lost = fault(shards, monkeypatch)
     data = DataConfig(threads=3, decode_threads=1)
-    with TestLoader(fresh, clips=CLIPS, augment=AUGMENT, data=data, batch_size=4, views=2) as source:
+    with EvalLoader(fresh, clips=CLIPS, augment=AUGMENT, data=data, batch_size=4, views=2) as source:
         seen = [sample for views in source for sample in views.sample.tolist()]
     assert seen == [sample for sample in range(13) if sample not in lost]
     assert len(source.bad) == len(lost)
@@ -182,7 +182,7 @@ def test_batches_after_a_fault_are_the_same_on_every_rank(shards: ShardSet) -> N
     def batches(rank: int, world: int) -> list[Views]:
         data = DataConfig(decode_threads=1, max_bad=1.0)
         options = {"clips": CLIPS, "augment": AUGMENT, "data": data, "batch_size": 4, "seed": 5}
-        with Loader(shards, rank=rank, world_size=world, **options) as source:  # type: ignore[arg-type]
+        with TrainLoader(shards, rank=rank, world_size=world, **options) as source:  # type: ignore[arg-type]
             return [next(source) for _ in range(6)]
 
     for whole, left, right in zip(batches(0, 1), batches(0, 2), batches(1, 2), strict=True):

@@ -16,9 +16,9 @@ from conftest import damage_unit
 from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.reader import Reader
-from rhofast.data.loader.eval_loader import TestLoader
-from rhofast.data.loader.threaded_pipeline import Conveyor
-from rhofast.data.loader.train_loader import Loader
+from rhofast.data.loader.eval_loader import EvalLoader
+from rhofast.data.loader.threaded_pipeline import ThreadedPipeline
+from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.batch_plan import training_plan
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Position, Views
@@ -35,18 +35,18 @@ def loader(
     augment: AugmentConfig = AUGMENT,
     threads: int = 2,
     max_bad: float = 0.01,
-    patience: float = 600.0,
+    timeout_s: float = 600.0,
     block_shards: int | None = None,
     **options: object,
-) -> Loader:
+) -> TrainLoader:
     arguments = {"batch_size": 4, "seed": 11, "clips": CLIPS, **options}
     data = DataConfig(
-        threads=threads, decode_threads=threads, max_bad=max_bad, patience=patience, block_shards=block_shards
+        threads=threads, decode_threads=threads, max_bad=max_bad, timeout_s=timeout_s, block_shards=block_shards
     )
-    return Loader(shards, augment=augment, data=data, **arguments)  # type: ignore[arg-type]
+    return TrainLoader(shards, augment=augment, data=data, **arguments)  # type: ignore[arg-type]
 
 
-def take(source: Loader, count: int) -> list[Views]:
+def take(source: TrainLoader, count: int) -> list[Views]:
     with source:
         return [next(source) for _ in range(count)]
 
@@ -184,7 +184,7 @@ def threads_left_after(seconds: float) -> list[str]:
     return [thread.name for thread in mine if thread.is_alive()]
 
 
-def broken(source: Loader | TestLoader, victims: set[int], monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def broken(source: TrainLoader | EvalLoader, victims: set[int], monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """Let these samples come from the reader as the decoder does not take them, as if they had been stored so."""
     (reader,) = source._readers
     read = reader.read
@@ -224,7 +224,7 @@ def test_what_the_decoder_refuses_is_replaced_and_all_else_stays(
 
 def test_evaluation_leaves_out_what_the_decoder_refuses(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"clips": CLIPS, "augment": PLAIN, "data": DataConfig(), "batch_size": 4, "views": 2}
-    source = TestLoader(shards, **options)  # type: ignore[arg-type]
+    source = EvalLoader(shards, **options)  # type: ignore[arg-type]
     broken(source, {5, 8, 9, 10, 11}, monkeypatch, "cut short")  # the third batch is lost as a whole
     with source:
         assert [sample for views in source for sample in views.sample.tolist()] == [0, 1, 2, 3, 4, 6, 7, 12]
@@ -271,7 +271,7 @@ def test_a_replay_is_the_batch_that_training_got(shards: ShardSet) -> None:
 
 
 def test_a_read_that_hangs_ends_the_run_and_names_the_stage(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = loader(shards, patience=1.0)
+    source = loader(shards, timeout_s=1.0)
     release = threading.Event()
     monkeypatch.setattr("rhofast.data.loader.threaded_pipeline._FAREWELL_S", 0.1)
     monkeypatch.setattr(source, "_read_one", lambda *_: release.wait(20))
@@ -283,13 +283,13 @@ def test_a_read_that_hangs_ends_the_run_and_names_the_stage(shards: ShardSet, mo
 
 
 def test_a_thread_that_dies_is_noticed(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = Conveyor._work
+    work = ThreadedPipeline._work
 
-    def dies(conveyor: Conveyor[object], number: int) -> None:
+    def dies(conveyor: ThreadedPipeline[object], number: int) -> None:
         if number != 1:
             work(conveyor, number)
 
-    monkeypatch.setattr(Conveyor, "_work", dies)
+    monkeypatch.setattr(ThreadedPipeline, "_work", dies)
     with loader(shards) as source, pytest.raises(ShardError, match="thread of stage 'read' has died"):
         next(source)
     assert threads_left_after(5) == []
@@ -340,7 +340,7 @@ def test_evaluation_sees_every_sample_exactly_once(shards: ShardSet, world: int)
     seen: list[int] = []
     for rank in range(world):
         options = {"clips": CLIPS, "augment": PLAIN, "data": DataConfig(), "batch_size": 4, "views": 3}
-        with TestLoader(shards, rank=rank, world_size=world, **options) as source:
+        with EvalLoader(shards, rank=rank, world_size=world, **options) as source:
             for views in source:
                 assert views.pixels.shape[1:] == (3, 3, 3, 16, 16)
                 seen += views.sample.tolist()
@@ -351,7 +351,7 @@ def test_evaluation_leaves_bad_samples_out_and_says_so(shards: ShardSet, tmp_pat
     flip_byte_of(shards, 6)
     log = tmp_path / "bad.jsonl"
     options = {"clips": CLIPS, "augment": PLAIN, "data": DataConfig(), "batch_size": 4, "views": 1}
-    with TestLoader(shards, bad_log=log, **options) as source:
+    with EvalLoader(shards, bad_log=log, **options) as source:
         seen = [sample for views in source for sample in views.sample.tolist()]
     assert seen == [sample for sample in range(13) if sample != 6]
     assert [error.key for error in source.bad] == ["v6"] and "v6" in log.read_text()
@@ -454,10 +454,10 @@ def test_several_bad_samples_of_a_batch_are_replaced_in_their_places(stream_shar
 
 def test_evaluation_sees_every_stream_once_and_leaves_bad_ones_out(stream_shards: ShardSet) -> None:
     options = {"clips": CLIPS, "augment": PLAIN, "data": DataConfig(), "batch_size": 4, "views": 2}
-    with TestLoader(stream_shards, **options) as source:
+    with EvalLoader(stream_shards, **options) as source:
         assert [sample for views in source for sample in views.sample.tolist()] == list(range(13))
     begin = damage_unit(stream_shards, 6, 0)
-    with TestLoader(stream_shards, **options) as source:
+    with EvalLoader(stream_shards, **options) as source:
         seen = [sample for views in source for sample in views.sample.tolist()]
     assert seen == [sample for sample in range(13) if sample != 6]
     assert [(error.key, error.offset) for error in source.bad] == [("v6", begin)]
@@ -466,7 +466,7 @@ def test_evaluation_sees_every_stream_once_and_leaves_bad_ones_out(stream_shards
 def test_a_mixture_of_pictures_and_streams_resumes_on_two_ranks_in_the_middle_of_an_epoch(
     shards: ShardSet, stream_shards: ShardSet
 ) -> None:
-    def mixed(**options: object) -> Loader:
+    def mixed(**options: object) -> TrainLoader:
         return loader(Mixture([shards, stream_shards], [3, 1]), block_shards=2, max_bad=1.0, **options)
 
     flip_byte_of(shards, 4)

@@ -54,7 +54,7 @@ def tiny(shards: ShardSet, tmp_path: Path) -> Callable[..., Config]:
     return build
 
 
-class Loader:
+class TrainLoader:
     """What a logbook looks at: counters that a test sets. An instant of 10 s, of which `wait_s` without data."""
 
     decoders = ("jpeg is decoded on the host",)
@@ -121,7 +121,7 @@ def test_steps_that_are_taken_again_are_shown_once(tiny: Callable[..., Config]) 
 
 def test_a_collapse_is_told_once_and_again_after_it_was_over(tiny: Callable[..., Config]) -> None:
     seen: list[dict[str, Any]] = []
-    book = open_book(tiny(), Loader([0.0]), seen.append)
+    book = open_book(tiny(), TrainLoader([0.0]), seen.append)
     for step, spread in enumerate([0.05, 0.5, 0.05, 0.05, 0.04, 0.03, 0.5, 0.05, 0.05, 0.05], start=1):
         book.log(step, 0.1, values(feature_std=spread))
     warnings = [line for line in seen if line["kind"] == "warning"]
@@ -132,7 +132,9 @@ def test_a_collapse_is_told_once_and_again_after_it_was_over(tiny: Callable[...,
 
 def test_advice_comes_once_when_steps_wait_and_in_the_end(tiny: Callable[..., Config]) -> None:
     seen: list[dict[str, Any]] = []
-    book = open_book(tiny(), Loader([9.0, 0.1, 4.0, 4.0]), seen.append)  # the first window holds the first batch's wait
+    book = open_book(
+        tiny(), TrainLoader([9.0, 0.1, 4.0, 4.0]), seen.append
+    )  # the first window holds the first batch's wait
     for step in range(1, 5):
         book.step(step, 8)
         book.log(step, 0.1, values())
@@ -145,7 +147,7 @@ def test_advice_comes_once_when_steps_wait_and_in_the_end(tiny: Callable[..., Co
 
 def test_a_run_that_never_waits_is_advised_in_the_end_only(tiny: Callable[..., Config]) -> None:
     seen: list[dict[str, Any]] = []
-    book = open_book(tiny(), Loader([0.0]), seen.append)
+    book = open_book(tiny(), TrainLoader([0.0]), seen.append)
     for step in range(1, 5):
         book.log(step, 0.1, values())
     book.end(4)
@@ -156,7 +158,7 @@ def test_a_run_that_never_waits_is_advised_in_the_end_only(tiny: Callable[..., C
 
 def test_a_full_disk_costs_lines_not_the_run(tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
-    book = open_book(tiny(), Loader([0.0]), seen.append)
+    book = open_book(tiny(), TrainLoader([0.0]), seen.append)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -256,7 +258,7 @@ def rank_of_two(rank: int, page: str, sets: list[str], port: int) -> None:
     config = load_config(Path(page), sets)
     config.folder.mkdir(exist_ok=True)
     accelerator = Accelerator(cpu=True)
-    book = MetricsLogger(config, accelerator, torch.nn.Linear(1, 1), Loader([0.0, 2.0 * rank]), 9, None)  # type: ignore[arg-type]
+    book = MetricsLogger(config, accelerator, torch.nn.Linear(1, 1), TrainLoader([0.0, 2.0 * rank]), 9, None)  # type: ignore[arg-type]
     book.begin(step=0, time="2026")
     for step in (1, 2):
         with book.waiting(step):
@@ -290,7 +292,7 @@ def test_ranks_tell_the_mean_loss_the_longest_wait_and_the_slowest_one_s_advice(
 
 def test_telling_costs_little_of_a_step(tiny: Callable[..., Config]) -> None:
     """Less than 2 % of 200 ms, with a window every ten steps; some fifty times less as a rule."""
-    book = open_book(tiny(), Loader([0.0]))
+    book = open_book(tiny(), TrainLoader([0.0]))
     began = time.process_time()
     for step in range(1, 201):
         with book.waiting(step):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rhofast.config.load import parse_config
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
-from rhofast.data.loader.eval_loader import TestLoader
+from rhofast.data.loader.eval_loader import EvalLoader
 from rhofast.data.sampling.augment import three_crops
 from rhofast.data.sampling.clips import uniform_clips
 from rhofast.data.sampling.shuffle import rank_slice
@@ -48,7 +48,7 @@ def views_of(shards: ShardSet, at: Config, *, world: int = 1) -> dict[int, Tenso
     found: dict[int, Tensor] = {}
     for rank in range(world):
         options = {"clips": at.clips, "augment": at.augment, "data": at.data, "batch_size": 2}
-        with TestLoader(shards, **options, views=3, crops=3, rank=rank, world_size=world) as loader:  # type: ignore[arg-type]
+        with EvalLoader(shards, **options, views=3, crops=3, rank=rank, world_size=world) as loader:  # type: ignore[arg-type]
             for batch in loader:
                 for sample, pixels in zip(batch.sample.tolist(), batch.pixels, strict=True):
                     assert sample not in found
@@ -111,7 +111,7 @@ def test_the_three_squares_lie_along_the_long_side() -> None:
 
 def test_some_samples_can_be_asked_for(shards: ShardSet) -> None:
     at, wanted = config(), np.array([11, 2, 7])
-    with TestLoader(
+    with EvalLoader(
         shards, clips=at.clips, augment=at.augment, data=at.data, batch_size=2, views=1, samples=wanted
     ) as loader:
         assert [sample for batch in loader for sample in batch.sample.tolist()] == [11, 2, 7]

@@ -30,7 +30,7 @@ from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.reader import Reader
 from rhofast.data.format.remote import DownloadAhead, RemoteShardSet, StoppedError
-from rhofast.data.loader.train_loader import Loader
+from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sampling.shuffle import Order
 from rhofast.data.sources import open_shards, open_training
@@ -161,8 +161,8 @@ def slow(handler: Handler, content: bytes) -> bool:
     return True
 
 
-def open_remote(site: Site, folder: Path, *, max_bytes: int = 10**9, patience: Patience = QUICK) -> RemoteShardSet:
-    return RemoteShardSet(RemoteFolder(site.url, patience), Cache(folder, max_bytes=max_bytes, stall_s=5.0))
+def open_remote(site: Site, folder: Path, *, max_bytes: int = 10**9, timeout_s: Patience = QUICK) -> RemoteShardSet:
+    return RemoteShardSet(RemoteFolder(site.url, timeout_s), Cache(folder, max_bytes=max_bytes, stall_s=5.0))
 
 
 def sha256(path: Path) -> str:
@@ -525,11 +525,11 @@ def test_a_set_larger_than_its_cache_is_gone_through_block_by_block(
     assert site.requests["shard-000000.tar"] <= 3
 
 
-def open_loader(rank: int = 0, world_size: int = 1, **data: Any) -> Loader:
+def open_loader(rank: int = 0, world_size: int = 1, **data: Any) -> TrainLoader:
     """With batches of 4, in blocks of one shard. data: what else the page says of them."""
     section = DataConfig(block_shards=1, prefetch=1, threads=2, **data)
     sources = open_training(section, world_size=world_size)
-    return Loader(
+    return TrainLoader(
         Mixture(sources.sets, sources.weights),
         clips=ClipConfig(num_frames=2, frame_stride=2, fps=12),
         augment=AugmentConfig(size=16),

@@ -23,7 +23,7 @@ from rhofast.config.load import dump_config, load_config
 from rhofast.config.schema import AugmentConfig, ClipConfig, Config, DataConfig
 from rhofast.config.section import parse_section
 from rhofast.data.format.dataset import ShardSet, choose_samples, find_keys
-from rhofast.data.loader.train_loader import Loader
+from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.augment import color_matrix
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Views
@@ -55,8 +55,8 @@ def frames_of(shown: Shown) -> Frames:
     return np.stack([[strip.frames for strip in group.strips] for group in shown.groups])
 
 
-def open_loader(shards: ShardSet | Mixture, config: Config, **more: Any) -> Loader:
-    return Loader(
+def open_loader(shards: ShardSet | Mixture, config: Config, **more: Any) -> TrainLoader:
+    return TrainLoader(
         shards,
         clips=config.clips,
         augment=config.augment,
@@ -89,13 +89,13 @@ def test_a_replay_of_a_step_equals_what_training_consumed_in_it(
     for unit in range(24):
         damage_unit(shards, 7, unit)
     consumed: list[Views] = []
-    give = Loader.__next__
+    give = TrainLoader.__next__
 
-    def record(loader: Loader) -> Views:
+    def record(loader: TrainLoader) -> Views:
         consumed.append(give(loader))
         return consumed[-1]
 
-    monkeypatch.setattr(Loader, "__next__", record)
+    monkeypatch.setattr(TrainLoader, "__next__", record)
     train(config)
     assert len(consumed) == STEPS
     notes = []
@@ -217,7 +217,7 @@ def test_what_is_no_run_is_said_to_be_none(shards: ShardSet, config: Config, tmp
 
 def test_samples_of_shards_are_shown_as_in_the_training_batch(shards: ShardSet) -> None:
     data = DataConfig(threads=1, decode_threads=1)
-    with Loader(shards, clips=CLIPS, augment=AUGMENT, data=data, batch_size=4, seed=5) as loader:
+    with TrainLoader(shards, clips=CLIPS, augment=AUGMENT, data=data, batch_size=4, seed=5) as loader:
         views = next(loader)
     shown = show_clips(shards, clips=CLIPS, augment=AUGMENT, samples=views.sample.tolist(), seed=5, epoch=0)
     assert np.array_equal(frames_of(shown), displayable(views.pixels, AUGMENT))

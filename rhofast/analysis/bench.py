@@ -28,7 +28,7 @@ from torch import Tensor
 from rhofast.analysis.bench_report import Source, Turn, summarize
 from rhofast.config.load import dump_config
 from rhofast.config.schema import Config
-from rhofast.data.loader.train_loader import Loader
+from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.distributed.collectives import gather_objects
 from rhofast.distributed.process_group import cores_of_rank
 from rhofast.models.methods.method import TrainingProgress
@@ -90,7 +90,7 @@ def bench(
 class _Rig:
     """Loader, step and batches in memory, as far as they are asked for."""
 
-    def __init__(self, config: Config, what: What, loader: Loader, accelerator: Any) -> None:
+    def __init__(self, config: Config, what: What, loader: TrainLoader, accelerator: Any) -> None:
         self.sources: list[Source] = ["loader", "memory"] if what == "headspace" else ["loader"]
         if what == "step":
             self.sources = ["memory"]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rhofast.analysis.rendering import Group, Strip, animation, check_suffix, write_pictures
 from rhofast.analysis.replay import displayable
 from rhofast.data.format.dataset import ShardSet, choose_samples, find_keys
-from rhofast.data.loader.eval_loader import TestLoader
+from rhofast.data.loader.eval_loader import EvalLoader
 from rhofast.data.sources import open_shards
 from rhofast.distributed.process_group import rank
 from rhofast.errors import ConfigError
@@ -134,7 +134,7 @@ def _frames(subject: Subject, shards: ShardSet, samples: Sequence[int]) -> dict[
     config = subject.config
     wanted = np.unique(np.array(samples, dtype=np.int64))
     frames: dict[int, npt.NDArray[np.uint8]] = {}
-    with TestLoader(
+    with EvalLoader(
         shards,
         clips=config.clips,
         augment=config.augment,

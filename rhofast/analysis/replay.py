@@ -25,7 +25,7 @@ from rhofast.data.decode.pipeline import DecodePipeline
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
 from rhofast.data.format.reader import Reader
-from rhofast.data.loader.train_loader import Loader
+from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.augment import LUMA
 from rhofast.data.sampling.batch_plan import training_plan
 from rhofast.data.sampling.mixture import Mixture
@@ -289,7 +289,7 @@ def _start_of(run: Path, config: Config, lines: list[dict[str, Any]], step: int,
     )
 
 
-def _open_loader(run: Path, config: Config, rank: int, world_size: int) -> Loader:
+def _open_loader(run: Path, config: Config, rank: int, world_size: int) -> TrainLoader:
     data = config.data.model_copy(update={"max_bad": 1.0})  # what is bad is to be seen, however much
     try:
         sources = open_training(data, world_size=world_size)
@@ -298,7 +298,7 @@ def _open_loader(run: Path, config: Config, rank: int, world_size: int) -> Loade
             f"{run}: the data that it was trained on: {error.message}",
             hint="if they are elsewhere now: --set data.train=FOLDER",
         ) from None
-    return Loader(
+    return TrainLoader(
         Mixture(sources.sets, sources.weights),
         clips=config.clips,
         augment=config.augment,

@@ -22,7 +22,7 @@ from rhofast.storage.files import write_atomically
 _FREE = {"name", "out", "data", "eval"}
 _FREE_IN_TRAIN = {
     *("channels_last", "checkpoint_activations", "checkpoint_steps", "compile", "keep_checkpoints", "keep_every"),
-    *("knn_epochs", "knn_steps", "log_steps", "max_bad_steps", "max_hours", "profile_steps", "timeout", "trackers"),
+    *("knn_epochs", "knn_steps", "log_steps", "max_bad_steps", "max_hours", "profile_steps", "timeout_s", "trackers"),
 }
 
 

@@ -50,7 +50,7 @@ class DataConfig(Section):
     threads       reading threads; decoder threads are `decode_threads`
     prefetch      batches that may wait in each queue
     max_bad       share of bad samples past which the run stops
-    patience      seconds that reading or decoding one batch may take before the run ends with an error
+    timeout_s      seconds that reading or decoding one batch may take before the run ends with an error
     decoder       who decodes streams of video: "nvdec" (on the GPU), "host", or whichever of the two is to be had
     hw_decoder_load  share of stored pictures that a GPU's JPEG engines decode, where it has some
     cache         folder of this node's copies of remote shards, best on a local disk. None: `rhofast-cache-UID` in the
@@ -68,7 +68,7 @@ class DataConfig(Section):
     decode_threads: Count = 2
     prefetch: Count = 2
     max_bad: Probability = 0.01
-    patience: Positive = 600.0
+    timeout_s: Positive = 600.0
     decoder: Literal["auto", "host", "nvdec"] = "auto"
     hw_decoder_load: Probability = 0.65
     cache: PathField | None = None
@@ -257,7 +257,7 @@ class TrainConfig(Section):
     keep_every        those whose step is a multiple of this stay as well; None: no others
     max_bad_steps     so many steps in succession whose loss or gradients are not finite end the run; each of them
                       leaves the weights as they are
-    timeout           seconds after which a process that waits for another takes it for lost: more than data.patience
+    timeout_s         seconds after which a process that waits for another takes it for lost: more than data.timeout_s
     max_hours         save and end after this time
     knn_steps         evaluate by kNN every so many steps, or every `knn_epochs` epochs; None: never
     trackers          where the numbers go besides metrics.jsonl: "tensorboard" (in the run's folder), "wandb"
@@ -277,7 +277,7 @@ class TrainConfig(Section):
     keep_checkpoints: Count = 3
     keep_every: Count | None = None
     max_bad_steps: Count = 3
-    timeout: Positive = 900.0
+    timeout_s: Positive = 900.0
     log_steps: Count = 10
     knn_steps: Count | None = None
     knn_epochs: Positive | None = None

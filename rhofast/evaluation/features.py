@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
-from rhofast.data.loader.eval_loader import TestLoader
+from rhofast.data.loader.eval_loader import EvalLoader
 from rhofast.errors import NotFiniteError, SampleError, ShardFormatError
 from rhofast.evaluation.feature_cache import FeatureStore, weights_digest
 
@@ -61,7 +61,7 @@ class FeatureStream:
     network: [N, C, T, H, W] -> [N, D], on the device it should run on; it runs in evaluation mode, without gradients,
     and its mode is put back at the end. config: what goes in (`clips`, `augment`), how it is read (`data`), clips a
     forward on each rank, at least those of one video (`eval.batch_size`), precision on a GPU (`train.precision`).
-    views, crops: as of TestLoader, V = views * crops; None: `eval.views`. reduce: applied to each batch's f32[B, V, D]
+    views, crops: as of EvalLoader, V = views * crops; None: `eval.views`. reduce: applied to each batch's f32[B, V, D]
     on the network's device, keeping three dimensions.
 
     The host waits for a batch's numbers after it has given the next one to the device.
@@ -88,7 +88,7 @@ class FeatureStream:
         self._total, self._ranks = len(shards) if samples is None else len(samples), state.num_processes
         lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision)
         self._lower = lower if self._device.type == "cuda" else None
-        self._loader = TestLoader(
+        self._loader = EvalLoader(
             shards,
             clips=config.clips,
             augment=config.augment,
@@ -100,7 +100,7 @@ class FeatureStream:
             rank=state.process_index,
             world_size=state.num_processes,
             device=self._device,
-            half=self._lower is not None,
+            dtype=torch.float16 if self._lower is not None else torch.float32,
         )
 
     @property

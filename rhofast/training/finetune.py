@@ -110,10 +110,10 @@ class _Fit:
         optimizer = build_optimizer(self.classifier, config.optim)
         self.model, self.optimizer = prepare(accelerator, self.classifier, optimizer)
         bad_log = config.folder / "bad_samples.jsonl"
-        self.loader = build_loader(config, accelerator, case.train, bad_log, twins=False)
+        self.loader = build_loader(config, accelerator, case.train, bad_log, duplicate_single_clip=False)
         self.step = 0
         self.steps, self.epochs = run_length(config, self.loader.steps_per_epoch)
-        self.votes = StepConsensus(config.train.timeout)
+        self.votes = StepConsensus(config.train.timeout_s)
         self._metrics = MetricsFile(config.folder / "metrics.jsonl") if accelerator.is_main_process else None
         self._on_log = on_log
 

@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rhofast.config.load import dump_config
 from rhofast.config.schema import Config, TrainConfig
 from rhofast.data.loader.stats import LoaderStats
-from rhofast.data.loader.train_loader import Loader
+from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.distributed.collectives import gather_objects, reduce_max, reduce_mean
 from rhofast.distributed.process_group import cores_of_rank
 from rhofast.errors import DependencyError
@@ -59,7 +59,7 @@ class MetricsLogger:
         config: Config,
         accelerator: Any,
         model: nn.Module,
-        loader: Loader,
+        loader: TrainLoader,
         steps: int,
         on_log: Callable[[dict[str, Any]], None] | None,
     ) -> None:

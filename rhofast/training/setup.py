@@ -15,7 +15,7 @@ from torch import nn
 from rhofast.checkpoint.backbone import untrained_backbone
 from rhofast.config.schema import Config, TrainConfig
 from rhofast.data.format.dataset import ShardSet
-from rhofast.data.loader.train_loader import Loader
+from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sources import open_training
 from rhofast.distributed.process_group import join_again, launched, world_size
@@ -67,7 +67,7 @@ def open_training_shards(config: Config) -> Mixture:
 
 def build_accelerator(config: Config) -> Accelerator:
     """This process's place among the ranks, its device and its arithmetic."""
-    join_again(config.train.timeout)
+    join_again(config.train.timeout_s)
     folder = str(config.folder)
     return Accelerator(
         cpu=not torch.cuda.is_available(),
@@ -76,7 +76,7 @@ def build_accelerator(config: Config) -> Accelerator:
         project_config=ProjectConfiguration(project_dir=folder, logging_dir=str(config.folder / "tensorboard")),
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=config.train.timeout)),
+            InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=config.train.timeout_s)),
         ],
     )
 
@@ -87,11 +87,11 @@ def build_loader(
     shards: ShardSet | Mixture,
     bad_log: Path | None,
     *,
-    twins: bool = True,
-) -> Loader:
+    duplicate_single_clip: bool = True,
+) -> TrainLoader:
     """This rank's training loader. Raises ConfigError."""
     device = accelerator.device
-    return Loader(
+    return TrainLoader(
         shards,
         clips=config.clips,
         augment=config.augment,
@@ -101,9 +101,9 @@ def build_loader(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         device=device,
-        half=device.type == "cuda" and config.train.precision != "fp32",
+        dtype=torch.float16 if device.type == "cuda" and config.train.precision != "fp32" else torch.float32,
         bad_log=bad_log,
-        twins=twins,
+        duplicate_single_clip=duplicate_single_clip,
     )
 
 

@@ -116,7 +116,7 @@ class _Run:
         self.book = MetricsLogger(config, accelerator, self.model, self.loader, self.steps, on_log)
         section = config.train
         self.saver = AsyncCheckpointWriter(config.folder, keep=section.keep_checkpoints, keep_every=section.keep_every)
-        self.votes = StepConsensus(section.timeout)
+        self.votes = StepConsensus(section.timeout_s)
         self._saved: int | None = None  # the step that was saved last, and the one of which that failed
         self._failed: int | None = None
         self._bad: int | None = None  # the bad step that was told last

@@ -58,18 +58,18 @@ class DecodePipeline:
         threads: int,
         difference: bool = False,
         device_id: int | None = None,
-        half: bool = False,
+        dtype: torch.dtype = torch.float32,
         decoded: bool = False,
         video: VideoDecoder | None = None,
         hw_decoder_load: float = 0.65,
     ) -> None:
         """max_pictures: the largest N of a batch. color, blur, difference: what the plans may ask for. device_id: the
-        CUDA device, or None for the CPU. half: float16 instead of float32. decoded: the samples' pictures are RGB
-        u8[H, W, 3], not JPEG files. video: decodes the samples' streams first, on the same device (then `decoded` says
+        CUDA device, or None for the CPU. dtype: of the pixels, float32 or float16. decoded: the samples' pictures are
+        RGB u8[H, W, 3], not JPEG files. video: decodes the samples' streams first, on the same device (then `decoded` says
         nothing). hw_decoder_load: share of the JPEG files that a GPU's engines for them decode, where it has some.
         Raises DependencyError where DALI is not installed."""
         self._section = section
-        self._color, self._blur, self._decoded, self._half = color, blur, decoded, half
+        self._color, self._blur, self._decoded, self._dtype = color, blur, decoded, dtype
         self._device_id = device_id
         self._mean, self._std = (np.array(value, dtype=np.float32) for value in (section.mean, section.std))
         low, high = (0 - self._mean) / self._std, (1 - self._mean) / self._std
@@ -138,7 +138,7 @@ class DecodePipeline:
             _blur(pixels.transpose(2, 3), augment.blur)
         if self._device_id is None:
             return pixels
-        return pixels.half() if self._half else pixels.clone()
+        return pixels.to(self._dtype, copy=True)
 
     def _feed(self, pipeline: Any, samples: Sequence[Sample], clips: ClipPlan) -> None:
         """The pictures of the clips' frames, and those that are subtracted from them."""

@@ -11,7 +11,7 @@ from rhofast.errors import SampleError, TooManyBadSamplesError
 GRACE = 1000  # samples after which the share of bad ones is taken at face value
 
 
-class Quarantine:
+class BadSampleLog:
     """Counts bad samples, names them in a file, and stops the run when they are too many. Thread-safe."""
 
     def __init__(self, log: Path | None, limit: float | None) -> None:

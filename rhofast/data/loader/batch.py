@@ -1,6 +1,7 @@
 """A batch on its way from a position to the consumer: what each stage of the loader hands to the next.
 
-Position --[plan]--> Draft (asked) --[read]--> Draft (batch) --[decode]--> Decoded --[finish]--> Done
+Position --[plan]--> BatchInProgress (reads) --[read]--> BatchInProgress (batch) --[decode]--> DecodedBatch
+         --[finish]--> FinishedBatch
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Replay:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class PendingReads:
     """Samples that the pool is reading, and how they were planned, as in Batch. failed: by slot, those whose index row
     cannot be had."""
 
@@ -98,7 +99,7 @@ class Asked:
 
 
 @dataclass(kw_only=True, slots=True)
-class Draft:
+class BatchInProgress:
     """A batch on its way through the stages. at: its position; whole: the samples of the global batch as the order has
     them; originals, epochs, places: this rank's; asked, batch: how far it has come; attempts, replaced: by slot."""
 
@@ -108,14 +109,14 @@ class Draft:
     epochs: Int64Array
     places: Int64Array
     standing: Int64Array
-    asked: Asked
+    asked: PendingReads
     batch: Batch | None = None
     attempts: dict[int, int] = field(default_factory=dict)
     replaced: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decoded:
+class DecodedBatch:
     """A batch of which pixels [B, P, C, T, H, W] are to be finished."""
 
     batch: Batch
@@ -124,7 +125,7 @@ class Decoded:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Done:
+class FinishedBatch:
     """A batch that is ready. made: when its pixels are there, on a CUDA device; None on the CPU."""
 
     views: Views

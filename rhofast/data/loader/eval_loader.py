@@ -11,9 +11,9 @@ import torch
 from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
-from rhofast.data.loader.bad_samples import Quarantine
-from rhofast.data.loader.batch import Draft, Int64Array
-from rhofast.data.loader.staged_loader import Stages
+from rhofast.data.loader.bad_samples import BadSampleLog
+from rhofast.data.loader.batch import BatchInProgress, Int64Array
+from rhofast.data.loader.staged_loader import StagedLoader
 from rhofast.data.loader.train_loader import _CPU
 from rhofast.data.sampling.batch_plan import evaluation_plan
 from rhofast.data.sampling.mixture import Mixture
@@ -21,7 +21,7 @@ from rhofast.data.types import AugmentPlan, ClipPlan, Position, Views
 from rhofast.errors import SampleError
 
 
-class TestLoader(Stages):
+class EvalLoader(StagedLoader):
     """`views` uniform clips of every sample of this rank's part, each sample exactly once over all ranks; of each clip
     the central square, or three squares along the long side (`crops`).
 
@@ -44,7 +44,7 @@ class TestLoader(Stages):
         rank: int = 0,
         world_size: int = 1,
         device: torch.device = _CPU,
-        half: bool = False,
+        dtype: torch.dtype = torch.float32,
         bad_log: Path | None = None,
     ) -> None:
         """batch_size: videos a batch on this rank. crops: 1 or 3; a video has P = views * crops clips, crops innermost.
@@ -57,8 +57,8 @@ class TestLoader(Stages):
             max_pictures=batch_size * views * crops * clips.num_frames,
             plain=True,
             device=device,
-            half=half,
-            quarantine=Quarantine(bad_log, None),
+            dtype=dtype,
+            quarantine=BadSampleLog(bad_log, None),
         )
         self.bad: list[SampleError] = []
         self._clip_section, self._views_of_each, self._crops, self._rank = clips, views, crops, rank
@@ -78,16 +78,16 @@ class TestLoader(Stages):
         self._start(iter(self._batches_of), [iter(self._shards_of_part)])
         return self._next()
 
-    def _plan(self, at: Int64Array) -> Draft:
+    def _plan(self, at: Int64Array) -> BatchInProgress:
         epochs = np.zeros_like(at)
         asked = self._ask(np.arange(len(at)), at, epochs)
         first = Position(epoch=0, position=int(at[0]))
-        return Draft(at=first, whole=at, originals=at, epochs=epochs, places=at, standing=at, asked=asked)
+        return BatchInProgress(at=first, whole=at, originals=at, epochs=epochs, places=at, standing=at, asked=asked)
 
     def _numbers(self, rows: list[IndexRow], samples: Int64Array, epochs: Int64Array) -> tuple[ClipPlan, AugmentPlan]:
         return evaluation_plan(rows, self._clip_section, self._views_of_each, self._crops)
 
-    def _mend(self, draft: Draft, failed: Mapping[int, SampleError]) -> None:
+    def _mend(self, draft: BatchInProgress, failed: Mapping[int, SampleError]) -> None:
         """They are named, and missing."""
         for slot, error in failed.items():
             self.bad.append(error)

@@ -32,10 +32,10 @@ from rhofast.data.decode.video_decoder import VideoDecoder
 from rhofast.data.format.index import IndexRow
 from rhofast.data.format.reader import Reader
 from rhofast.data.format.remote import DownloadAhead
-from rhofast.data.loader.bad_samples import Quarantine
-from rhofast.data.loader.batch import Asked, Batch, Decoded, Done, Draft, Int64Array
+from rhofast.data.loader.bad_samples import BadSampleLog
+from rhofast.data.loader.batch import Batch, BatchInProgress, DecodedBatch, FinishedBatch, Int64Array, PendingReads
 from rhofast.data.loader.stats import LoaderStats
-from rhofast.data.loader.threaded_pipeline import Conveyor, StageClock, StalledError
+from rhofast.data.loader.threaded_pipeline import StageClock, StalledError, ThreadedPipeline
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import AugmentPlan, ClipPlan, Sample, VideoLimits, Views
 from rhofast.errors import ConfigError, DecodeError, SampleError, ShardError, UndecodableError
@@ -43,7 +43,7 @@ from rhofast.errors import ConfigError, DecodeError, SampleError, ShardError, Un
 _NO_LABEL = -100
 
 
-class Stages:
+class StagedLoader:
     """Runs the stages, counts what they do, closes what they hold. A loader says by its own `_plan`, `_numbers` and
     `_mend` what they work on."""
 
@@ -57,8 +57,8 @@ class Stages:
         max_pictures: int,
         plain: bool,
         device: torch.device,
-        half: bool,
-        quarantine: Quarantine,
+        dtype: torch.dtype,
+        quarantine: BadSampleLog,
     ) -> None:
         self.shards = shards
         self._data = data
@@ -85,7 +85,7 @@ class Stages:
                 blur=not plain and augment.blur > 0,
                 threads=data.decode_threads,
                 device_id=device_id,
-                half=half,
+                dtype=dtype,
                 difference=not plain and augment.difference > 0,
                 decoded=not pictures,
                 video=None if pictures else video,
@@ -93,7 +93,7 @@ class Stages:
             )
             for pictures in {reader.codec.pictures for reader in self._readers}
         }
-        self._conveyor: Conveyor[Done] | None = None
+        self._conveyor: ThreadedPipeline[FinishedBatch] | None = None
         self._ahead: DownloadAhead | None = None
         self._batches = self._clips = self._frames = self._frames_decoded = self._bytes_read = 0
         self._bytes_used = 0.0
@@ -150,7 +150,7 @@ class Stages:
                 "finish": self._finish,
             }
             stages = {name: record_function(f"loader: {name}")(stage) for name, stage in stages.items()}
-            self._conveyor = Conveyor(source, stages, depth=self._data.prefetch, patience=self._data.patience)
+            self._conveyor = ThreadedPipeline(source, stages, depth=self._data.prefetch, timeout_s=self._data.timeout_s)
 
     def _next(self) -> Views:
         assert self._conveyor is not None
@@ -158,7 +158,7 @@ class Stages:
             done = self._conveyor.get()
         except StalledError as error:
             self._stalled = True
-            hint = "the storage may hang; data.patience is how many seconds are allowed"
+            hint = "the storage may hang; data.timeout_s is how many seconds are allowed"
             raise ShardError(f"the loader stalled: {error}", hint=hint) from None
         self._hand_over(done)
         b, p, _, t = done.views.pixels.shape[:4]
@@ -171,7 +171,7 @@ class Stages:
         self._frames_decoded += sum(sample.frames_decoded for sample in read)
         return done.views
 
-    def _hand_over(self, done: Done) -> None:
+    def _hand_over(self, done: FinishedBatch) -> None:
         """Order the consumer's work on the device after the loader's, and the reuse of the memory after both."""
         if done.made is not None:
             consumer = torch.cuda.current_stream(self._device)
@@ -180,7 +180,7 @@ class Stages:
                 tensor.record_stream(consumer)
 
     @abstractmethod
-    def _plan(self, at: Any) -> Draft:
+    def _plan(self, at: Any) -> BatchInProgress:
         """Stage 1."""
 
     @abstractmethod
@@ -188,10 +188,10 @@ class Stages:
         """The plans of some samples."""
 
     @abstractmethod
-    def _mend(self, draft: Draft, failed: Mapping[int, SampleError]) -> None:
+    def _mend(self, draft: BatchInProgress, failed: Mapping[int, SampleError]) -> None:
         """See to it that the samples in the slots of `failed`, which are not part of `draft.batch`, are not missed."""
 
-    def _ask(self, slots: Int64Array, samples: Int64Array, epochs: Int64Array) -> Asked:
+    def _ask(self, slots: Int64Array, samples: Int64Array, epochs: Int64Array) -> PendingReads:
         """Plan some samples, and have them read."""
         rows: list[IndexRow] = []
         kept: list[int] = []
@@ -209,7 +209,7 @@ class Stages:
             self._pool.submit(self._read_one, sample, frames, row)
             for sample, frames, row in zip(samples.tolist(), clips.needed, rows, strict=True)
         ]
-        return Asked(
+        return PendingReads(
             slots=slots,
             samples=samples,
             epochs=epochs,
@@ -225,7 +225,7 @@ class Stages:
         read = self._readers[number].read(local, frames, row)
         return read if local == sample else replace(read, sample=sample)
 
-    def _collect(self, asked: Asked) -> tuple[Batch, dict[int, SampleError]]:
+    def _collect(self, asked: PendingReads) -> tuple[Batch, dict[int, SampleError]]:
         """Those that could be read, and by slot why the others could not."""
         read: dict[int, Sample] = {}
         failed = dict(asked.failed)
@@ -246,19 +246,19 @@ class Stages:
         )
         return batch, dict(sorted(failed.items()))
 
-    def _read(self, draft: Draft) -> Draft | None:
+    def _read(self, draft: BatchInProgress) -> BatchInProgress | None:
         """Stage 2."""
         draft.batch, failed = self._collect(draft.asked)
         if failed:
             self._mend(draft, failed)
         return draft if len(draft.batch) else None
 
-    def _decode(self, draft: Draft) -> Decoded | None:
+    def _decode(self, draft: BatchInProgress) -> DecodedBatch | None:
         """Stage 3. Samples that the decoder refuses are seen to as those that cannot be read."""
         with torch.cuda.stream(self._stream):
             while draft.batch is not None and len(draft.batch):
                 try:
-                    return Decoded(batch=draft.batch, replaced=draft.replaced, pixels=self._pixels(draft.batch))
+                    return DecodedBatch(batch=draft.batch, replaced=draft.replaced, pixels=self._pixels(draft.batch))
                 except UndecodableError as error:
                     batch = draft.batch
                     failed = {
@@ -269,7 +269,7 @@ class Stages:
                     self._mend(draft, failed)
         return None
 
-    def _finish(self, decoded: Decoded) -> Done:
+    def _finish(self, decoded: DecodedBatch) -> FinishedBatch:
         """Stage 4, beside the decoding of the next batch."""
         batch = decoded.batch
         labels = [_NO_LABEL if sample.label is None else sample.label for sample in batch.read]
@@ -281,7 +281,7 @@ class Stages:
                 label=torch.tensor(labels, device=self._device),
             )
             made = None if self._stream is None else self._stream.record_event()
-        return Done(views=views, batch=batch, replaced=decoded.replaced, made=made)
+        return FinishedBatch(views=views, batch=batch, replaced=decoded.replaced, made=made)
 
     def _pixels(self, batch: Batch) -> torch.Tensor:
         """[B, P, C, T, H, W], to be finished. Sets whose samples are stored as pictures and sets of streams take

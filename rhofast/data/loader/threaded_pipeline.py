@@ -4,7 +4,7 @@
 
 Order is preserved; a stage that makes None of an item drops it. An exception in a stage travels down the channels in
 the place of its item and is raised by `get`. No wait is endless: a thread that died, or a stage that takes longer over
-one item than its patience lasts, becomes an error in the consumer. Every stage counts the seconds in which it worked,
+one item than its time limit, becomes an error in the consumer. Every stage counts the seconds in which it worked,
 starved (waited for input) or was blocked (waited for room), so that the slowest stage can be named. The first item goes
 through alone: whoever starts waits for it, and for nothing else. What it is not: it knows nothing of videos.
 """
@@ -113,10 +113,10 @@ class _ShortTurns:
 _short_turns = _ShortTurns()
 
 
-class Conveyor(Generic[Out]):
+class ThreadedPipeline(Generic[Out]):
     """Runs `stages` over the items of `source`; `get` returns what the last stage makes of each, in order.
 
-    depth: items that may wait behind each stage. patience: seconds that a stage may take over one item. Threads start
+    depth: items that may wait behind each stage. timeout_s: seconds that a stage may take over one item. Threads start
     with the first `get` and end with `close`.
     """
 
@@ -126,7 +126,7 @@ class Conveyor(Generic[Out]):
         stages: dict[str, Callable[[Any], Any]],
         *,
         depth: int,
-        patience: float = math.inf,
+        timeout_s: float = math.inf,
     ) -> None:
         self.clocks = {name: StageClock() for name in stages}
         self.wait_s = 0.0
@@ -138,7 +138,7 @@ class Conveyor(Generic[Out]):
             threading.Thread(target=self._work, args=(number,), name=f"rhofast-{name}", daemon=True)
             for number, name in enumerate(stages)
         ]
-        self._patience = patience
+        self._timeout_s = timeout_s
         self._since: list[float | None] = [None for _ in stages]  # when each began the item it works on
         self._started = self._finished = self._stalled = self._hurried = False
         self._taken = 0  # items of the source
@@ -178,7 +178,7 @@ class Conveyor(Generic[Out]):
         self._first_through.set()
         for channel in self._channels:
             channel.close()
-        wait = _FAREWELL_S if self._stalled else min(self._patience, threading.TIMEOUT_MAX)
+        wait = _FAREWELL_S if self._stalled else min(self._timeout_s, threading.TIMEOUT_MAX)
         for thread in self._threads:
             if thread.ident is not None and thread is not threading.current_thread():  # Ctrl-C may hit while they start
                 thread.join(wait)
@@ -190,7 +190,7 @@ class Conveyor(Generic[Out]):
         """Raises StalledError if a stage has died, or takes too long over an item."""
         now = time.perf_counter()
         for (name, _), thread, since in zip(self._stages, self._threads, self._since, strict=True):
-            if since is not None and now - since > self._patience:
+            if since is not None and now - since > self._timeout_s:
                 raise StalledError(f"stage {name!r} has been busy with one item for {now - since:.0f} s")
             if not thread.is_alive() and thread.ident is not None and not self._ended[name]:
                 raise StalledError(f"the thread of stage {name!r} has died without a word")

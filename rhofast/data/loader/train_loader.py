@@ -1,7 +1,7 @@
 """The training loader and the test loader: which batches there are, and what becomes of a bad sample.
 
-    Loader        endless; position, resume, replay; a bad sample is replaced
-    TestLoader    every sample once; a bad sample is left out and named
+    TrainLoader        endless; position, resume, replay; a bad sample is replaced
+    EvalLoader    every sample once; a bad sample is left out and named
 
 The way from a position to views is in stages.py. A batch is a pure function of (dataset digest, config, seed, epoch,
 position): no thread, rank or history has a say in it. Ranks are sliced here; do not give a loader to
@@ -21,9 +21,9 @@ import torch
 from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
-from rhofast.data.loader.bad_samples import Quarantine
-from rhofast.data.loader.batch import Batch, Draft, Int64Array, Replay
-from rhofast.data.loader.staged_loader import Stages
+from rhofast.data.loader.bad_samples import BadSampleLog
+from rhofast.data.loader.batch import Batch, BatchInProgress, Int64Array, Replay
+from rhofast.data.loader.staged_loader import StagedLoader
 from rhofast.data.sampling.batch_plan import training_plan
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sampling.rng import Stream, uniform
@@ -35,7 +35,7 @@ STATE_VERSION = 4
 _CPU = torch.device("cpu")
 
 
-class Loader(Stages):
+class TrainLoader(StagedLoader):
     """Endless training batches of one rank, in the order of (seed, epoch, position).
 
     shards: one set, or several with weights. batch_size is the global one, in videos. `next(loader)` gives Views with
@@ -55,11 +55,12 @@ class Loader(Stages):
         rank: int = 0,
         world_size: int = 1,
         device: torch.device = _CPU,
-        half: bool = False,
+        dtype: torch.dtype = torch.float32,
         bad_log: Path | None = None,
-        twins: bool = True,
+        duplicate_single_clip: bool = True,
     ) -> None:
-        """twins: two views of the same frames where `clips.num_clips` is 1; off: one, as training by labels wants."""
+        """duplicate_single_clip: two views of the same frames where `clips.num_clips` is 1; off: one, as training by
+        labels wants."""
         mixture = Mixture([shards]) if isinstance(shards, ShardSet) else shards
         try:
             self._order = mixture.order(
@@ -74,7 +75,7 @@ class Loader(Stages):
             raise ConfigError(f"train.batch_size: {error}", hint="choose another --set train.batch_size=...") from None
         self._lanes = lanes_of(range(rank, rank + 1), world_size, data.lanes)
         share = batch_size // world_size
-        views = max(2, clips.num_clips) if twins else clips.num_clips
+        views = max(2, clips.num_clips) if duplicate_single_clip else clips.num_clips
         super().__init__(
             mixture,
             augment,
@@ -83,10 +84,10 @@ class Loader(Stages):
             max_pictures=share * views * clips.num_frames,
             plain=False,
             device=device,
-            half=half,
-            quarantine=Quarantine(bad_log, data.max_bad),
+            dtype=dtype,
+            quarantine=BadSampleLog(bad_log, data.max_bad),
         )
-        self._clip_section, self._augment_section, self._twins = clips, augment, twins
+        self._clip_section, self._augment_section, self._duplicate = clips, augment, duplicate_single_clip
         self._batch_size, self._seed, self._rank = batch_size, seed, rank
         self._next_position = Position(epoch=0, position=0)
         self._planned_samples = 0
@@ -161,11 +162,11 @@ class Loader(Stages):
             yield at
             at = self._order.after(at, self._batch_size)
 
-    def _plan(self, at: Position) -> Draft:
+    def _plan(self, at: Position) -> BatchInProgress:
         whole, epochs, places = self._order.batch(at, self._batch_size)
         originals, epochs, places = whole[self._slice], epochs[self._slice], places[self._slice]
         asked = self._ask(np.arange(len(originals)), originals, epochs)
-        return Draft(
+        return BatchInProgress(
             at=at,
             whole=whole,
             originals=originals,
@@ -177,13 +178,21 @@ class Loader(Stages):
 
     def _numbers(self, rows: list[IndexRow], samples: Int64Array, epochs: Int64Array) -> tuple[ClipPlan, AugmentPlan]:
         clips, augment = self._clip_section, self._augment_section
-        return training_plan(rows, samples, clips, augment, seed=self._seed, epoch=epochs, twins=self._twins)
+        return training_plan(
+            rows,
+            samples,
+            clips,
+            augment,
+            seed=self._seed,
+            epoch=epochs,
+            duplicate_single_clip=self._duplicate,
+        )
 
-    def _read(self, draft: Draft) -> Draft | None:
+    def _read(self, draft: BatchInProgress) -> BatchInProgress | None:
         self._planned_samples += len(draft.originals)
         return super()._read(draft)
 
-    def _mend(self, draft: Draft, failed: Mapping[int, SampleError]) -> None:
+    def _mend(self, draft: BatchInProgress, failed: Mapping[int, SampleError]) -> None:
         """Others stand in for them, until all can be read."""
         while failed:
             slots = np.array(list(failed), dtype=np.int64)
@@ -195,7 +204,7 @@ class Loader(Stages):
             batch, failed = self._collect(self._ask(slots, draft.standing[slots], draft.epochs[slots]))
             draft.batch = batch if draft.batch is None else Batch.join([draft.batch, batch])
 
-    def _stand_in(self, draft: Draft, slot: int) -> int:
+    def _stand_in(self, draft: BatchInProgress, slot: int) -> int:
         """The next candidate that stands in for a slot's sample in its epoch: of the same set, and of the same block of
         shards where there are blocks; not one of the same batch, unless there is no other."""
         sample, epoch, place = (int(of[slot]) for of in (draft.originals, draft.epochs, draft.places))

@@ -23,13 +23,15 @@ def training_plan(
     *,
     seed: int,
     epoch: Epoch,
-    twins: bool = True,
+    duplicate_single_clip: bool = True,
 ) -> tuple[ClipPlan, AugmentPlan]:
-    """Random clips and augmentation of the given samples, whose rows are `rows`; epoch: one for all, or i64[B]; twins:
-    see `random_clips`. Each sample's part depends on its own number, epoch and row alone, not on the batch it stands
-    in."""
+    """Random clips and augmentation of the given samples, whose rows are `rows`; epoch: one for all, or i64[B];
+    duplicate_single_clip: see `random_clips`. Each sample's part depends on its own number, epoch and row alone, not on
+    the batch it stands in."""
     geometry = _geometry(rows)
-    clip_plan = random_clips(clips, geometry, samples, seed=seed, epoch=epoch, twins=twins)
+    clip_plan = random_clips(
+        clips, geometry, samples, seed=seed, epoch=epoch, duplicate_single_clip=duplicate_single_clip
+    )
     difference = random_difference(augment, samples, clips.num_clips, seed=seed, epoch=epoch)
     if difference is not None:
         views = clip_plan.frames.shape[1] // clips.num_clips  # two views of one clip share its draw

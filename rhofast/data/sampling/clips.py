@@ -53,10 +53,16 @@ Int = npt.NDArray[np.int64]
 
 
 def random_clips(
-    section: ClipConfig, geometry: Geometry, samples: Int, *, seed: int, epoch: Epoch, twins: bool = True
+    section: ClipConfig,
+    geometry: Geometry,
+    samples: Int,
+    *,
+    seed: int,
+    epoch: Epoch,
+    duplicate_single_clip: bool = True,
 ) -> ClipPlan:
     """Random clips for B samples: frames i32[B, P, T] with P = num_clips, or 2 (equal) clips where num_clips is 1 and
-    `twins` is on."""
+    `duplicate_single_clip` is on."""
     rho = section.num_clips
     low, high = section.fps_jitter
     shuffle, jitter = section.shuffle and rho > 1, low != 1 or high != 1
@@ -80,7 +86,7 @@ def random_clips(
     else:
         frames = _limited_frames(section, geometry, draws[Stream.CLIP], length)
     if rho == 1:
-        return ClipPlan(frames=np.repeat(frames, 2 if twins else 1, axis=1))
+        return ClipPlan(frames=np.repeat(frames, 2 if duplicate_single_clip else 1, axis=1))
     if shuffle:
         order = np.argsort(draws[Stream.CLIP_PERMUTATION], axis=1)
         frames = np.take_along_axis(frames, order[:, :, None], axis=1)
