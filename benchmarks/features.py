@@ -24,7 +24,7 @@ from machine import facts_line, facts_of_the_machine
 from rhofast.data.loader.eval_loader import EvalLoader
 from rhofast.data.sources import open_shards
 from rhofast.evaluation.features import FeatureStream
-from rhofast.evaluation.model import open_subject
+from rhofast.evaluation.model import open_model
 from rhofast.evaluation.task import placed
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=1, help="go through a small set so many times a round")
     given = parser.parse_args()
-    subject = open_subject(given.checkpoint, overrides=given.settings)
+    subject = open_model(given.checkpoint, overrides=given.settings)
     config, shards = subject.config, open_shards(given.shards)
     network, section = placed(subject.backbone, config), config.eval
     device = next(network.parameters()).device

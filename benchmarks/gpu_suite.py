@@ -321,9 +321,7 @@ def parity(part: Part) -> None:
                 dtype = torch.float16 if half else torch.float32
                 with (
                     loader_for(part, name, torch.device("cpu"), augment=augment) as ours,
-                    loader_for(
-                        part, name, part.device, augment=augment, dtype=torch.float16 if half else torch.float32
-                    ) as theirs,
+                    loader_for(part, name, part.device, augment=augment, dtype=dtype) as theirs,
                 ):
                     a, b = next(ours), next(theirs)
                     same = torch.equal(a.sample, b.sample.cpu())

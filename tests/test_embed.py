@@ -23,7 +23,7 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
 from rhofast.evaluation.embed import embed
 from rhofast.evaluation.features import extract_features
-from rhofast.evaluation.model import open_subject
+from rhofast.evaluation.model import open_model
 from rhofast.models.backbones import build_backbone
 from rhofast.models.weight_conversion import export_pyslowfast
 from rhofast.training.trainer import train
@@ -57,7 +57,7 @@ def given(*settings: str) -> list[str]:
 
 def test_the_three_forms_hold_the_same_features_with_their_keys(shards: ShardSet, tmp_path: Path) -> None:
     damage_unit(shards, 5, 0)  # the first frame of v5
-    subject = open_subject("random", overrides=SETTINGS)
+    subject = open_model("random", overrides=SETTINGS)
     for suffix in ("parquet", "arrow", "npy"):
         result = embed(subject, shards, tmp_path / f"x.{suffix}")
         assert (result.samples, result.width, len(result.left_out)) == (12, 32, 1)
@@ -79,7 +79,7 @@ def test_the_three_forms_hold_the_same_features_with_their_keys(shards: ShardSet
 
 def test_unlabeled_samples_have_features_too(members: list[bytes], tmp_path: Path) -> None:
     unlabeled = write_shards(tmp_path / "u", members[:3])
-    embed(open_subject("random", overrides=SETTINGS), unlabeled, tmp_path / "x.parquet")
+    embed(open_model("random", overrides=SETTINGS), unlabeled, tmp_path / "x.parquet")
     assert pq.read_table(tmp_path / "x.parquet").column("class").to_pylist() == [None] * 3
 
 
@@ -88,12 +88,12 @@ def test_nothing_is_left_where_nothing_can_be_read(members: list[bytes], tmp_pat
     for unit in range(24):
         damage_unit(shards, 0, unit)
     with pytest.raises(ShardFormatError, match="not one sample"):
-        embed(open_subject("random", overrides=SETTINGS), shards, tmp_path / "x.npy")
+        embed(open_model("random", overrides=SETTINGS), shards, tmp_path / "x.npy")
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
 
 def test_two_ranks_write_what_one_writes(shards: ShardSet, tmp_path: Path) -> None:
-    embed(open_subject("random", overrides=SETTINGS), shards, tmp_path / "one.parquet")
+    embed(open_model("random", overrides=SETTINGS), shards, tmp_path / "one.parquet")
     command = ["-m", "rhofast", "embed", "random", str(shards.root), str(tmp_path / "two.parquet")]
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *command, *given(*SETTINGS)],
@@ -112,7 +112,7 @@ def test_two_ranks_write_what_one_writes(shards: ShardSet, tmp_path: Path) -> No
 
 def test_rows_come_in_groups_of_one_size(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rhofast.evaluation.embed._GROUP", 5 * 32)
-    subject = open_subject("random", overrides=SETTINGS)
+    subject = open_model("random", overrides=SETTINGS)
     embed(subject, shards, tmp_path / "x.parquet")
     file = pq.ParquetFile(tmp_path / "x.parquet")
     assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [5, 5, 3]
@@ -136,7 +136,7 @@ def test_where_nothing_can_be_written_nothing_is_computed(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("it began")
 
-    for name in ("evaluation.task.open_case", "analysis.neighbors.open_bank", "evaluation.model.open_subject"):
+    for name in ("evaluation.task.open_task", "analysis.neighbors.open_bank", "evaluation.model.open_model"):
         monkeypatch.setattr(f"rhofast.{name}", never)
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "folder.npy").mkdir()
@@ -164,7 +164,7 @@ def test_files_that_are_not_weights_are_named(tmp_path: Path) -> None:
         "r3d_18-other.pth": "r3d_18-other.pth: no entry of the file belongs",
     }.items():
         with pytest.raises(ConfigError, match=said) as caught:
-            open_subject(tmp_path / name)
+            open_model(tmp_path / name)
         assert "weights_only" not in str(caught.value)
 
 
@@ -172,18 +172,18 @@ def test_every_kind_of_backbone_opens_by_one_word(shards: ShardSet, tmp_path: Pa
     page = tmp_path / "tiny.toml"
     page.write_text(TINY_PAGE)
     train(load_config(page, [f"out={tmp_path}", f"data.train={shards.root}"]))
-    of_run = open_subject(tmp_path / "tiny")
+    of_run = open_model(tmp_path / "tiny")
     assert (of_run.step, of_run.config.clips.num_frames, of_run.folder) == (2, 2, tmp_path / "tiny")
-    assert open_subject(tmp_path / "tiny/checkpoints/step-00000002").origin == "rhofast run tiny, step 2"
+    assert open_model(tmp_path / "tiny/checkpoints/step-00000002").origin == "rhofast run tiny, step 2"
     assert run("export", "tiny", "b.safetensors") == 0
-    of_file = open_subject("b.safetensors")
+    of_file = open_model("b.safetensors")
     assert (of_file.config.clips.fps, of_file.config.augment.size) == (12, 16)
     for key, value in of_run.backbone.state_dict().items():
         assert torch.equal(value, of_file.backbone.state_dict()[key])
 
     slow = build_backbone("slow_r50", {"width": 4})
     torch.save({"model_state": export_pyslowfast(slow), "cfg": "DATA:\n  NUM_FRAMES: 16\n"}, "official.pyth")  # type: ignore[arg-type]
-    official = open_subject("official.pyth", overrides=["backbone.width=4"])
+    official = open_model("official.pyth", overrides=["backbone.width=4"])
     assert official.config.clips.num_frames == 16
     assert torch.equal(official.backbone.stem.weight, slow.stem.weight)  # type: ignore[union-attr]
 
@@ -191,15 +191,15 @@ def test_every_kind_of_backbone_opens_by_one_word(shards: ShardSet, tmp_path: Pa
 
     theirs = r3d_18(weights=None)
     torch.save(theirs.state_dict(), "r3d_18-abc.pth")
-    named = open_subject("r3d_18-abc.pth")
+    named = open_model("r3d_18-abc.pth")
     assert (named.config.backbone.name, named.config.augment.size) == ("r3d_18", 112)
     assert torch.equal(named.backbone.stem[0].weight, theirs.stem[0].weight)  # type: ignore[union-attr, index]
     torch.save(theirs.state_dict(), "mine.pth")
     for source, said in (("mine.pth", "named as torchvision's"), ("official.pyth", "another network")):
         with pytest.raises(ConfigError, match=said):
-            open_subject(source)
+            open_model(source)
     with pytest.raises(ConfigError, match="the backbone cannot be another"):
-        open_subject(tmp_path / "tiny", overrides=["backbone.width=8"])
+        open_model(tmp_path / "tiny", overrides=["backbone.width=8"])
 
 
 def test_the_nearest_are_the_nearest_and_not_the_same_source(shards: ShardSet, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError
 from rhofast.evaluation.scores import Evaluation
-from rhofast.evaluation.task import Case, open_case
+from rhofast.evaluation.task import EvalTask, open_task
 from rhofast.training.finetune import Stopped, train_classifier
 from rhofast.training.optim import learning_rate
 from rhofast.training.trainer import train
@@ -73,10 +73,10 @@ def held_out(tmp_path: Path) -> ShardSet:
     return write_shards(tmp_path / "held_out", members, labels=[video % 3 for video in range(6)])
 
 
-def case(shards: ShardSet, test: ShardSet, tmp_path: Path, *settings: str) -> Case:
+def case(shards: ShardSet, test: ShardSet, tmp_path: Path, *settings: str) -> EvalTask:
     page = tmp_path / "recipe.toml"
     page.write_text(RECIPE)
-    return open_case("random", test.root, train=shards.root, page=page, overrides=[*TINY, *settings])
+    return open_task("random", test.root, train=shards.root, page=page, overrides=[*TINY, *settings])
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -170,7 +170,7 @@ def test_a_recipe_takes_the_geometry_of_the_run_and_the_rest_of_the_page(
     train(load_config(page, settings))
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('name = "r"\n[optim]\nname = "sgd"\n[train]\nsteps = 1\n')
-    opened = open_case(tmp_path / "tiny", held_out.root, page=recipe)
+    opened = open_task(tmp_path / "tiny", held_out.root, page=recipe)
     config = opened.config
     assert (config.clips.rule, config.clips.num_frames, config.augment.mean) == ("stride", 2, (0.4, 0.4, 0.4))
     assert (config.optim.name, config.train.steps, config.eval.views, config.backbone.options) == (
@@ -178,8 +178,8 @@ def test_a_recipe_takes_the_geometry_of_the_run_and_the_rest_of_the_page(
     )  # fmt: skip
     assert config.folder == tmp_path / "tiny" / "evals" / "r" and opened.subject.step == 2
     with pytest.raises(ConfigError, match="13 of 13 test samples"):
-        open_case(tmp_path / "tiny", shards.root, train=held_out.root)  # what the run was trained on
-    assert len(open_case(tmp_path / "tiny", shards.root, train=held_out.root, allow_overlap=True).notes) == 1
+        open_task(tmp_path / "tiny", shards.root, train=held_out.root)  # what the run was trained on
+    assert len(open_task(tmp_path / "tiny", shards.root, train=held_out.root, allow_overlap=True).notes) == 1
 
 
 ROOT = Path(__file__).parents[1]

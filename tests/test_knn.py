@@ -14,10 +14,10 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import NotFiniteError, ShardFormatError
 from rhofast.evaluation.features import Features, extract_features
 from rhofast.evaluation.knn import evaluate_neighbors, knn_scores
-from rhofast.evaluation.model import open_subject
+from rhofast.evaluation.model import open_model
 from rhofast.evaluation.results import write_evaluation
 from rhofast.evaluation.scores import Evaluation, summarize
-from rhofast.evaluation.task import open_case
+from rhofast.evaluation.task import open_task
 
 
 def by_hand(bank, bank_label, queries, num_classes, neighbors, temperature):  # type: ignore[no-untyped-def]
@@ -71,7 +71,7 @@ def test_nothing_labeled_is_an_error_and_not_a_division_by_zero() -> None:
 def test_spoiled_weights_have_no_accuracy(shards: ShardSet) -> None:
     torch.set_num_threads(1)
     settings = ["backbone.name=slow_r18", "backbone.width=4", "augment.size=16", "clips.num_frames=2"]
-    case = open_case("random", shards.root, train=shards.root, overrides=settings, allow_overlap=True)
+    case = open_task("random", shards.root, train=shards.root, overrides=settings, allow_overlap=True)
     with torch.no_grad():
         next(case.subject.backbone.parameters()).fill_(float("nan"))
     with pytest.raises(NotFiniteError, match="13 of 13 samples is not finite"):
@@ -105,7 +105,7 @@ def test_a_summary_counts_what_it_says() -> None:
 
 def test_a_killed_extraction_goes_on_from_what_it_left(shards: ShardSet, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    subject = open_subject(
+    subject = open_model(
         "random",
         overrides=["backbone.name=slow_r18", "backbone.width=4", "augment.size=16", "clips.num_frames=2"],
     )

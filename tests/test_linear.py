@@ -19,7 +19,7 @@ from rhofast.evaluation.knn import evaluate_neighbors
 from rhofast.evaluation.leakage import overlap, source_digests
 from rhofast.evaluation.linear_probe import evaluate_linear, held_part
 from rhofast.evaluation.logistic_regression import fit_logistic, folded, standardize, sweep
-from rhofast.evaluation.task import open_case
+from rhofast.evaluation.task import open_task
 from rhofast.training.finetune import train_classifier
 from rhofast.training.trainer import train
 
@@ -119,7 +119,7 @@ def test_a_probe_of_random_features_says_all_that_it_found(
     torch.set_num_threads(1)
     seen: list[tuple[int, int]] = []
     fits: list[tuple[int, int]] = []
-    case = open_case("random", held_out.root, train=shards.root, overrides=SETTINGS)
+    case = open_task("random", held_out.root, train=shards.root, overrides=SETTINGS)
     result = evaluate_linear(
         case,
         untrained=True,
@@ -147,8 +147,8 @@ def test_test_videos_that_are_in_the_training_shards_are_refused_or_named(
     assert overlap(shards, clean) == []
     assert source_digests(mixed)[1] == source_digests(shards)[7]
     with pytest.raises(ConfigError, match=r"2 of 4 test samples .*: v1, v3"):
-        open_case("random", mixed.root, train=shards.root, overrides=SETTINGS)
-    case = open_case("random", mixed.root, train=shards.root, overrides=SETTINGS, allow_overlap=True)
+        open_task("random", mixed.root, train=shards.root, overrides=SETTINGS)
+    case = open_task("random", mixed.root, train=shards.root, overrides=SETTINGS, allow_overlap=True)
     assert len(case.notes) == 1 and "v1, v3" in case.notes[0]
 
 
@@ -161,12 +161,12 @@ def test_what_a_run_was_trained_on_counts_too_and_what_is_gone_is_said(
     seen = write_shards(tmp_path / "seen", members[:8], labels=[video % 3 for video in range(8)])
     train(load_config(page, [f"out={tmp_path}", f"data.train={seen.root}"]))
     test = write_shards(tmp_path / "test", members[7:], labels=[video % 3 for video in range(6)])
-    assert open_case(tmp_path / "tiny", held_out.root).notes == ()
-    assert open_case(tmp_path / "tiny", held_out.root, train=shards.root).notes == ()
+    assert open_task(tmp_path / "tiny", held_out.root).notes == ()
+    assert open_task(tmp_path / "tiny", held_out.root, train=shards.root).notes == ()
     with pytest.raises(ConfigError, match=r"1 of 6 test samples .*test is cut from a video that is in .*seen, too: v0"):
-        open_case(tmp_path / "tiny", test.root, train=held_out.root)
+        open_task(tmp_path / "tiny", test.root, train=held_out.root)
     seen.root.rename(tmp_path / "moved")
-    notes = open_case(tmp_path / "tiny", test.root, train=held_out.root).notes
+    notes = open_task(tmp_path / "tiny", test.root, train=held_out.root).notes
     assert len(notes) == 1 and "not compared with those that the run was trained on" in notes[0]
     assert "seen: no such folder" in notes[0]
 
@@ -175,7 +175,7 @@ def test_a_test_that_the_network_cannot_take_is_refused_before_the_training(
     shards: ShardSet, held_out: ShardSet
 ) -> None:
     settings = ["backbone.name=s3d", "augment.size=32", "clips.num_frames=8", "eval.test_size=16"]
-    case = open_case("random", held_out.root, train=shards.root, overrides=settings)
+    case = open_task("random", held_out.root, train=shards.root, overrides=settings)
     with pytest.raises(ConfigError, match=r"the test: backbone s3d takes clips .* not 8 frames of 16 x 16"):
         evaluate_linear(case)
     with pytest.raises(ConfigError, match="the test: backbone s3d"):
@@ -185,20 +185,20 @@ def test_a_test_that_the_network_cannot_take_is_refused_before_the_training(
 def test_a_test_class_that_training_lacks_is_refused(shards: ShardSet, tmp_path: Path) -> None:
     other = write_shards(tmp_path / "four", [encode_mjpeg([frame_pixels(9, 3)] * 4)] * 4, labels=[0, 1, 2, 3])
     with pytest.raises(ConfigError, match="'class 3' is not a class of"):
-        open_case("random", other.root, train=shards.root, overrides=SETTINGS)
+        open_task("random", other.root, train=shards.root, overrides=SETTINGS)
 
 
 TWO_RANKS = """
 import json, sys
 from pathlib import Path
 from accelerate import PartialState
-from rhofast.evaluation.task import open_case
+from rhofast.evaluation.task import open_task
 from rhofast.evaluation.linear_probe import evaluate_linear
 from rhofast.evaluation.knn import evaluate_neighbors
 
 state = PartialState(cpu=True)
 train, test, out, *settings = sys.argv[1:]
-case = open_case("random", test, train=train, overrides=settings)
+case = open_task("random", test, train=train, overrides=settings)
 found = {one.kind: one.to_json()["trained"] for one in (evaluate_linear(case), evaluate_neighbors(case))}
 assert state.num_processes == 2
 (Path(out) / f"{state.process_index}.json").write_text(json.dumps(found))
@@ -216,6 +216,6 @@ def test_two_ranks_find_what_one_finds(shards: ShardSet, held_out: ShardSet, tmp
         capture_output=True,
         timeout=120,
     )
-    case = open_case("random", held_out.root, train=shards.root, overrides=SETTINGS)
+    case = open_task("random", held_out.root, train=shards.root, overrides=SETTINGS)
     alone = {one.kind: one.to_json()["trained"] for one in (evaluate_linear(case), evaluate_neighbors(case))}
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [alone, alone]

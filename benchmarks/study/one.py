@@ -16,7 +16,7 @@ from rhofast.config.load import load_config
 from rhofast.evaluation.knn import evaluate_neighbors
 from rhofast.evaluation.linear_probe import evaluate_linear
 from rhofast.evaluation.scores import Evaluation
-from rhofast.evaluation.task import open_case
+from rhofast.evaluation.task import open_task
 from rhofast.storage.files import write_atomically
 from rhofast.training.trainer import train
 
@@ -55,7 +55,7 @@ def main() -> None:
     began = time.process_time()
     train(load_config(given.page, [*given.settings, *where]), resume=True)
     trained = time.process_time()
-    case = open_case(
+    case = open_task(
         given.folder, given.test, train=given.bank, overrides=[f"eval.keep={given.folder / 'kept'}"]
     )  # kNN and probe share the training videos' features
     result = {

@@ -18,7 +18,7 @@ from rhofast.distributed.process_group import rank
 from rhofast.errors import ConfigError
 from rhofast.evaluation.features import Features, Progress, extract_features, part_of
 from rhofast.evaluation.leakage import source_digests
-from rhofast.evaluation.model import Subject, open_subject
+from rhofast.evaluation.model import EvalModel, open_model
 from rhofast.evaluation.task import placed
 from rhofast.storage.files import check_writable, replacing
 
@@ -50,11 +50,11 @@ def open_bank(
     keys: Sequence[str],
     samples: int,
     overrides: Sequence[str] = (),
-) -> tuple[Subject, ShardSet, ShardSet, npt.NDArray[np.int64]]:
+) -> tuple[EvalModel, ShardSet, ShardSet, npt.NDArray[np.int64]]:
     """(backbone, bank, query set, sample numbers of the queries). bank: None for a run's own training shards; queries:
     None for the bank; keys: of the queries, none for `samples` of them, spread over the set. Raises ConfigError,
     ResumeError, ShardError."""
-    subject = open_subject(source, overrides=overrides)
+    subject = open_model(source, overrides=overrides)
     own = subject.config.data.train
     if bank is None and not own:
         raise ConfigError("no shards to look for neighbors in", hint="give them with --train")
@@ -84,7 +84,7 @@ def nearest(bank: Features, queries: Features, same: npt.NDArray[np.bool_], coun
 
 
 def draw_neighbors(
-    subject: Subject,
+    subject: EvalModel,
     bank: ShardSet,
     queries: ShardSet,
     samples: npt.NDArray[np.int64],
@@ -129,7 +129,7 @@ def draw_neighbors(
     return drawn
 
 
-def _frames(subject: Subject, shards: ShardSet, samples: Sequence[int]) -> dict[int, npt.NDArray[np.uint8]]:
+def _frames(subject: EvalModel, shards: ShardSet, samples: Sequence[int]) -> dict[int, npt.NDArray[np.uint8]]:
     """One clip of each sample, u8[T, H, W, 3]: the one in the middle, on the CPU."""
     config = subject.config
     wanted = np.unique(np.array(samples, dtype=np.int64))

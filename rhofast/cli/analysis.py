@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from rhofast.cli.console import is_main_process, out, print_left_out, progress_bar, progress_bars, say
-from rhofast.cli.evaluate import Subject
+from rhofast.cli.evaluate import EvalModel
 from rhofast.cli.options import Settings, given
 from rhofast.cli.tables import (
     bench_table,
@@ -153,7 +153,7 @@ def _refuse(why: str, options: dict[str, Any]) -> None:
 
 
 def neighbors(
-    checkpoint: Subject,
+    checkpoint: EvalModel,
     shards: Annotated[str | None, typer.Option("--test", metavar="SHARDS", help="queries (default: the bank)")] = None,
     train: Annotated[str | None, typer.Option("--train", metavar="SHARDS", help="bank (default: the run's)")] = None,
     key: Annotated[list[str] | None, typer.Option(help="a query's key (default: some, spread over the set)")] = None,

@@ -15,11 +15,11 @@ from rhofast.storage.files import check_writable
 
 if TYPE_CHECKING:
     from rhofast.evaluation.scores import Evaluation
-    from rhofast.evaluation.task import Case
+    from rhofast.evaluation.task import EvalTask
 
 evaluate = typer.Typer(help="Evaluate a backbone on held-out shards.", no_args_is_help=True)
 
-Subject = Annotated[
+EvalModel = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
@@ -40,7 +40,7 @@ Out = Annotated[Path | None, typer.Option("--out", help="JSON file (default: in 
 
 @evaluate.command()
 def knn(
-    checkpoint: Subject,
+    checkpoint: EvalModel,
     shards: Held = None,
     train: Train = None,
     test: Test = None,
@@ -61,7 +61,7 @@ def knn(
 
 @evaluate.command()
 def linear(
-    checkpoint: Subject,
+    checkpoint: EvalModel,
     shards: Held = None,
     train: Train = None,
     test: Test = None,
@@ -91,7 +91,7 @@ def linear(
 
 @evaluate.command()
 def finetune(
-    checkpoint: Subject,
+    checkpoint: EvalModel,
     page: Annotated[Path, typer.Option("--config", help="recipe, see configs/eval/")],
     shards: Held = None,
     train: Train = None,
@@ -107,7 +107,7 @@ def finetune(
 
 
 def embed(
-    checkpoint: Subject,
+    checkpoint: EvalModel,
     shards: Annotated[str, typer.Argument(metavar="SHARDS", help="folder or address", show_default=False)],
     target: Annotated[Path, typer.Argument(metavar="OUT", help=".parquet, .arrow, or .npy with OUT-keys.csv beside")],
     settings: Settings = None,
@@ -116,10 +116,10 @@ def embed(
     from rhofast.data.sources import open_shards
     from rhofast.evaluation.embed import check_target
     from rhofast.evaluation.embed import embed as write_features
-    from rhofast.evaluation.model import open_subject
+    from rhofast.evaluation.model import open_model
 
     check_target(target)
-    subject = open_subject(checkpoint, overrides=settings or [])
+    subject = open_model(checkpoint, overrides=settings or [])
     opened = open_shards(shards, data=subject.config.data)
     with progress_bars("features") as (progress,):
         result = write_features(subject, opened, target, progress=progress)
@@ -129,7 +129,7 @@ def embed(
     say(f"{target}: {result.samples:,} samples, {result.width} numbers each; {subject.origin}")
 
 
-def _classify(case: Case, *, frozen: bool, resume: bool, target: Path | None) -> None:
+def _classify(case: EvalTask, *, frozen: bool, resume: bool, target: Path | None) -> None:
     from rhofast.training.finetune import Stopped, train_classifier
     from rhofast.training.trainer import EXIT_RESUMABLE
 
@@ -170,13 +170,13 @@ def _open(
     settings: list[str] | None,
     allow_overlap: bool,
     target: Path | None,
-) -> Case:
+) -> EvalTask:
     """target: where the result will be written; None: in the folder of the checkpoint, or of what is trained on it."""
-    from rhofast.evaluation.task import open_case
+    from rhofast.evaluation.task import open_task
 
     if target is not None:
         check_writable(target)
-    case = open_case(checkpoint, test, train=train, page=page, overrides=settings or [], allow_overlap=allow_overlap)
+    case = open_task(checkpoint, test, train=train, page=page, overrides=settings or [], allow_overlap=allow_overlap)
     if is_main_process():
         for note in case.notes:
             err.print(f"warning: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -30,7 +30,7 @@ from rhofast.evaluation.features import (
     count_spoiled,
     mean_over_views,
 )
-from rhofast.evaluation.model import Subject
+from rhofast.evaluation.model import EvalModel
 from rhofast.evaluation.task import placed
 from rhofast.storage.files import check_writable, replacing, writing_atomically
 
@@ -56,7 +56,7 @@ def check_target(path: Path) -> None:
     check_writable(path)
 
 
-def embed(subject: Subject, shards: ShardSet, target: Path, *, progress: Progress | None = None) -> Embedded:
+def embed(subject: EvalModel, shards: ShardSet, target: Path, *, progress: Progress | None = None) -> Embedded:
     """Write the features of all samples to `target`; in every process, on a file system that all of them see. progress:
     called with (samples done, in all). Raises ConfigError, ShardFormatError if not one sample can be read,
     NotFiniteError, OSError."""

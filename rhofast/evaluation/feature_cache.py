@@ -31,7 +31,7 @@ def weights_digest(network: nn.Module) -> str:
     return found.hexdigest()
 
 
-class FeatureStore:
+class FeatureCache:
     """The features of one network on one shard set, in one way. All ranks see the same folder."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.eval_loader import EvalLoader
 from rhofast.errors import NotFiniteError, SampleError, ShardFormatError
-from rhofast.evaluation.feature_cache import FeatureStore, weights_digest
+from rhofast.evaluation.feature_cache import FeatureCache, weights_digest
 
 Progress = Callable[[int, int], None]
 
@@ -182,7 +182,7 @@ def extract_features(
         seen = [config.clips.model_dump(), pixels, views or config.eval.views, crops]
         how = [*seen, config.train.precision, None if reduce is None else reduce.__qualname__]
         what = {"weights": weights_digest(backbone), "shards": shards.info.digest, "how": how}
-        store = FeatureStore(config.eval.keep, what)
+        store = FeatureCache(config.eval.keep, what)
         asked = np.arange(len(shards)) if samples is None else samples
         kept = store.read(asked)
         state.wait_for_everyone()  # before anybody writes

@@ -15,7 +15,7 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ShardFormatError
 from rhofast.evaluation.features import Features, Progress, extract_features, part_of
 from rhofast.evaluation.scores import Evaluation, Scores, class_map, summarize
-from rhofast.evaluation.task import Case, placed
+from rhofast.evaluation.task import EvalTask, placed
 
 _AT_ONCE = 1 << 25  # similarities in memory at once
 _LARGEST = 700.0  # e to this is still a number
@@ -98,7 +98,7 @@ def _normalized(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return unit
 
 
-def evaluate_neighbors(case: Case, *, untrained: bool = False, progress: Progress | None = None) -> Evaluation:
+def evaluate_neighbors(case: EvalTask, *, untrained: bool = False, progress: Progress | None = None) -> Evaluation:
     """Weighted kNN of a case; the same on every rank. untrained: of the same backbone before training, too. progress:
     called with (samples done, in all). Raises ShardError."""
     config = case.config

@@ -25,13 +25,13 @@ from rhofast.evaluation.leakage import source_digests
 from rhofast.evaluation.logistic_regression import Linear, Tried, folded, standardize, sweep
 from rhofast.evaluation.multiview import check_test, crops_of, score_videos
 from rhofast.evaluation.scores import Evaluation, Scores
-from rhofast.evaluation.task import Case, placed
+from rhofast.evaluation.task import EvalTask, placed
 
 _HELD_SHARE = 0.2
 
 
 def evaluate_linear(
-    case: Case, *, untrained: bool = False, progress: Progress | None = None, on_fit: Progress | None = None
+    case: EvalTask, *, untrained: bool = False, progress: Progress | None = None, on_fit: Progress | None = None
 ) -> Evaluation:
     """The linear probe of a case; the same on every rank. untrained: of the same backbone before training, too.
     progress: called with (samples done, in all); on_fit: on rank 0, with (fits of a sweep done, in all). Raises
@@ -74,7 +74,7 @@ def held_part(digest: npt.NDArray[np.bytes_], label: npt.NDArray[np.int64]) -> n
 
 
 def _probe(
-    case: Case, backbone: nn.Module, progress: Progress | None, on_fit: Progress | None
+    case: EvalTask, backbone: nn.Module, progress: Progress | None, on_fit: Progress | None
 ) -> tuple[Scores, float, list[Tried]]:
     config, classes = case.config, case.train.info.classes
     network = placed(backbone, config)
@@ -134,7 +134,7 @@ def _each(value: Tensor, views: int) -> Tensor:
     return value.repeat_interleave(views)
 
 
-def _protocol(case: Case) -> dict[str, int]:
+def _protocol(case: EvalTask) -> dict[str, int]:
     section = case.config.eval
     crops = crops_of(case.test, section)
     return {"views": section.views, "test_views": section.test_views, "test_crops": crops}

@@ -52,7 +52,7 @@ _OF_THE_RUN = ("train", "test", "block_shards", "lanes", "fixed_lanes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
+class EvalModel:
     """backbone: in evaluation mode, on the CPU; config: what the weights say, then the page, then `--set`; origin: what
     the weights are, in words; step: optimizer steps behind them, where that is known; folder: where files about them
     go; run: of a checkpoint, its run's configuration."""
@@ -69,7 +69,7 @@ class Subject:
         return untrained_backbone(self.run or self.config).eval()
 
 
-def open_subject(source: str | Path, *, page: Path | None = None, overrides: Sequence[str] = ()) -> Subject:
+def open_model(source: str | Path, *, page: Path | None = None, overrides: Sequence[str] = ()) -> EvalModel:
     """The backbone that `source` means, and its configuration. page: a recipe of an evaluation. Raises ConfigError,
     ResumeError."""
     path = Path(source)
@@ -77,7 +77,7 @@ def open_subject(source: str | Path, *, page: Path | None = None, overrides: Seq
         folder = Path("runs") / RANDOM
         config = load_config(page, overrides, base={**_DEFAULT, "out": str(folder / EVALS)})
         backbone, origin = untrained_backbone(config).eval(), f"{config.backbone.name}, untrained, seed {config.seed}"
-        return Subject(backbone=backbone, config=config, origin=origin, step=0, folder=folder)
+        return EvalModel(backbone=backbone, config=config, origin=origin, step=0, folder=folder)
     if path.suffix in _FILES and not path.is_file():
         raise ConfigError(f"{path}: no such file")
     if path.suffix == ".safetensors":
@@ -87,7 +87,7 @@ def open_subject(source: str | Path, *, page: Path | None = None, overrides: Seq
     return _checkpoint(path, page, overrides)
 
 
-def _checkpoint(path: Path, page: Path | None, overrides: Sequence[str]) -> Subject:
+def _checkpoint(path: Path, page: Path | None, overrides: Sequence[str]) -> EvalModel:
     """Without a page, everything is as in the run; with one, what the network sees and how data are read."""
     folder = find_checkpoint(path)
     backbone, run = trained_backbone(folder)
@@ -103,7 +103,7 @@ def _checkpoint(path: Path, page: Path | None, overrides: Sequence[str]) -> Subj
             "augment": {key: saved["augment"][key] for key in _PIXELS},
             "data": {key: value for key, value in saved["data"].items() if key not in _OF_THE_RUN},
         }
-    return Subject(
+    return EvalModel(
         backbone=backbone.eval(),
         config=_merged(base, page, overrides),
         origin=f"rhofast run {run.name}, step {step}",
@@ -113,7 +113,7 @@ def _checkpoint(path: Path, page: Path | None, overrides: Sequence[str]) -> Subj
     )
 
 
-def _exported(path: Path, page: Path | None, overrides: Sequence[str]) -> Subject:
+def _exported(path: Path, page: Path | None, overrides: Sequence[str]) -> EvalModel:
     backbone = load_backbone(path).eval()
     with safe_open(path, framework="pt") as file:
         notes = json.loads(file.metadata()["rhofast"])
@@ -121,7 +121,7 @@ def _exported(path: Path, page: Path | None, overrides: Sequence[str]) -> Subjec
     return _of_file(path, backbone, notes["backbone"], card["input"], page, overrides, origin=card["origin"])
 
 
-def _foreign(path: Path, page: Path | None, overrides: Sequence[str]) -> Subject:
+def _foreign(path: Path, page: Path | None, overrides: Sequence[str]) -> EvalModel:
     loaded = read_weights(path)
     if "model_state" in loaded:
         said = load_config(page, overrides, base=_DEFAULT).backbone
@@ -164,7 +164,7 @@ def _of_file(
     overrides: Sequence[str],
     *,
     origin: str,
-) -> Subject:
+) -> EvalModel:
     """section: the backbone's, as in a page; expects: what goes in, None where it is not known."""
     known = {key: value for key, value in expects.items() if value is not None}
     name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)
@@ -177,7 +177,7 @@ def _of_file(
         "augment": {key: known[key] for key in _PIXELS if key in known},
     }
     config = _merged(base, page, overrides)
-    return Subject(backbone=backbone.eval(), config=config, origin=origin, step=None, folder=folder)
+    return EvalModel(backbone=backbone.eval(), config=config, origin=origin, step=None, folder=folder)
 
 
 def _merged(base: Mapping[str, Any], page: Path | None, overrides: Sequence[str]) -> Config:

@@ -16,15 +16,15 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.data.sources import open_shards
 from rhofast.errors import ConfigError, RhofastError
 from rhofast.evaluation.leakage import check_held_out, overlap, refuse_overlap
-from rhofast.evaluation.model import Subject, open_subject
+from rhofast.evaluation.model import EvalModel, open_model
 from rhofast.evaluation.scores import class_map
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
+class EvalTask:
     """notes: sentences that a reader of the result must not miss."""
 
-    subject: Subject
+    subject: EvalModel
     train: ShardSet
     test: ShardSet
     notes: tuple[str, ...]
@@ -41,7 +41,7 @@ class Case:
         }
 
 
-def open_case(
+def open_task(
     source: str | Path,
     test: str | Path,
     *,
@@ -49,15 +49,15 @@ def open_case(
     page: Path | None = None,
     overrides: Sequence[str] = (),
     allow_overlap: bool = False,
-) -> Case:
-    """source: any backbone, see `open_subject`. test: held-out shards, a folder or an address. train: labeled training
+) -> EvalTask:
+    """source: any backbone, see `open_model`. test: held-out shards, a folder or an address. train: labeled training
     shards; None: those of the run, of several sets the first. page: a recipe. allow_overlap: test samples may come from
     videos that are in the training shards, or in what the run was trained on; where that cannot be opened any more, a
     note says that it was not compared.
 
     Raises ConfigError (also for sets whose classes do not fit), ResumeError, ShardError.
     """
-    subject = open_subject(source, page=page, overrides=overrides)
+    subject = open_model(source, page=page, overrides=overrides)
     config = subject.config
     sources = config.data.train or (subject.run.data.train if subject.run else ())
     if train is None and not sources:
@@ -67,7 +67,7 @@ def open_case(
     class_map(opened, held_out)
     notes = check_held_out([opened], held_out, allow=allow_overlap)
     notes += _against_pretraining(subject, opened, held_out, allow=allow_overlap)
-    return Case(subject=subject, train=opened, test=held_out, notes=notes)
+    return EvalTask(subject=subject, train=opened, test=held_out, notes=notes)
 
 
 def placed(network: nn.Module, config: Config) -> nn.Module:
@@ -76,7 +76,7 @@ def placed(network: nn.Module, config: Config) -> nn.Module:
     return network.to(memory_format=torch.channels_last_3d) if config.train.channels_last else network
 
 
-def _against_pretraining(subject: Subject, train: ShardSet, test: ShardSet, *, allow: bool) -> tuple[str, ...]:
+def _against_pretraining(subject: EvalModel, train: ShardSet, test: ShardSet, *, allow: bool) -> tuple[str, ...]:
     """As check_held_out, of the sets that a run was trained on, but for `train`."""
     notes: list[str | None] = []
     for source in subject.run.data.train if subject.run else ():

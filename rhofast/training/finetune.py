@@ -34,7 +34,7 @@ from rhofast.evaluation.classifier import Classifier
 from rhofast.evaluation.features import Progress
 from rhofast.evaluation.multiview import check_test, crops_of, score_videos
 from rhofast.evaluation.scores import Evaluation
-from rhofast.evaluation.task import Case
+from rhofast.evaluation.task import EvalTask
 from rhofast.models.batch_norm import synchronize_batch_norm
 from rhofast.storage.files import write_atomically
 from rhofast.training.consensus import BAD_LOSS, OK, StepConsensus
@@ -61,7 +61,7 @@ class Stopped:
 
 
 def train_classifier(
-    case: Case, *, kind: Kind, resume: bool = False, on_log: OnLog | None = None, progress: Progress | None = None
+    case: EvalTask, *, kind: Kind, resume: bool = False, on_log: OnLog | None = None, progress: Progress | None = None
 ) -> Evaluation | Stopped:
     """Train a classifier on a case's training shards as its configuration says, and test it; in every process.
 
@@ -90,7 +90,9 @@ def train_classifier(
 class _Fit:
     """Classifier, optimizer, loader, and the number of steps done."""
 
-    def __init__(self, case: Case, config: Config, kind: Kind, accelerator: Accelerator, on_log: OnLog | None) -> None:
+    def __init__(
+        self, case: EvalTask, config: Config, kind: Kind, accelerator: Accelerator, on_log: OnLog | None
+    ) -> None:
         self.case, self.config, self.kind, self.accelerator = case, config, kind, accelerator
         section, device = config.eval, accelerator.device
         torch.manual_seed(torch_seed(config.seed, 0, 0))
@@ -251,7 +253,7 @@ class _Fit:
 
 
 def _open_folder(
-    case: Case, config: Config, kind: Kind, accelerator: Accelerator, *, resume: bool
+    case: EvalTask, config: Config, kind: Kind, accelerator: Accelerator, *, resume: bool
 ) -> Checkpoint | None:
     """Make the folder on rank 0, or find the checkpoint to continue from; every rank learns of a failure."""
     outcome: list[Any] = [None]
@@ -271,7 +273,7 @@ def _open_folder(
     return checkpoint
 
 
-def _check_same(case: Case, config: Config, kind: Kind, *, fresh: bool) -> None:
+def _check_same(case: EvalTask, config: Config, kind: Kind, *, fresh: bool) -> None:
     """Note what is trained on top of what, or see that it is the same. Raises ResumeError."""
     section = config.eval
     now = {

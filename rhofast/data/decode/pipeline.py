@@ -65,9 +65,9 @@ class DecodePipeline:
     ) -> None:
         """max_pictures: the largest N of a batch. color, blur, difference: what the plans may ask for. device_id: the
         CUDA device, or None for the CPU. dtype: of the pixels, float32 or float16. decoded: the samples' pictures are
-        RGB u8[H, W, 3], not JPEG files. video: decodes the samples' streams first, on the same device (then `decoded` says
-        nothing). hw_decoder_load: share of the JPEG files that a GPU's engines for them decode, where it has some.
-        Raises DependencyError where DALI is not installed."""
+        RGB u8[H, W, 3], not JPEG files. video: decodes the samples' streams first, on the same device (then
+        `decoded` says nothing). hw_decoder_load: share of the JPEG files that a GPU's engines for them decode, where it
+        has some. Raises DependencyError where DALI is not installed."""
         self._section = section
         self._color, self._blur, self._decoded, self._dtype = color, blur, decoded, dtype
         self._device_id = device_id
