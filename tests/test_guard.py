@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from rhofast.ingest.isolation import Guard
+from rhofast.ingest.isolation import IsolatedProcess
 from rhofast.ingest.probe import Refusal, RefusedError, probe
 
 
 def test_a_guarded_call_is_a_call_that_outlives_crashes_and_hangs(tmp_path: Path) -> None:
-    guard = Guard()
+    guard = IsolatedProcess()
     try:
         first = guard.call(os.getpid, seconds=30)
         assert first != os.getpid() and guard.call(os.getpid, seconds=30) == first

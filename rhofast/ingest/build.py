@@ -31,7 +31,7 @@ from rhofast.data.format.index import DATASET_FILE, VERSION
 from rhofast.errors import ConfigError, IngestError, ShardError
 from rhofast.ingest.executors import Executor
 from rhofast.ingest.listing import Listing
-from rhofast.ingest.shard_job import Unit, finished_unit, run_unit, source_identity, unit_result
+from rhofast.ingest.shard_job import ShardJob, finished_shard, run_shard_job, shard_result, source_identity
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
 from rhofast.storage.files import is_local, write_atomically, writing_atomically
 
@@ -128,11 +128,11 @@ class _Plan:
         self.out, self.settings, self.encoder = out, settings, encoder_version()
         self._listing, self._first = listing, first
 
-    def units(self) -> Iterator[Unit]:
+    def units(self) -> Iterator[ShardJob]:
         records, codec = iter(self._listing), codec_settings(self.settings.codec)
         runs = iter(lambda: tuple(islice(records, self.settings.samples_per_shard)), ())
         for number, run in enumerate(runs, start=self._first):
-            yield Unit(
+            yield ShardJob(
                 number=number,
                 records=run,
                 out=self.out,
@@ -240,12 +240,12 @@ def _run(plan: _Plan, executor: Executor, part: Part | None, on_progress: OnProg
     """Run all units that are not done yet; of a part, its own."""
     skipped = refused = done = source_bytes = 0
 
-    def to_do() -> Iterator[Unit]:
+    def to_do() -> Iterator[ShardJob]:
         nonlocal skipped, refused
         for unit in plan.units():
             if part is not None and not part.holds(unit.number):
                 continue
-            result = finished_unit(unit)
+            result = finished_shard(unit)
             if result is None:
                 yield unit
             else:
@@ -258,7 +258,7 @@ def _run(plan: _Plan, executor: Executor, part: Part | None, on_progress: OnProg
         if on_progress is not None:
             on_progress(skipped + done, source_bytes, refused)
 
-    for _, newly_refused in executor.run(run_unit, to_do(), on_ticks=report):
+    for _, newly_refused in executor.run(run_shard_job, to_do(), on_ticks=report):
         refused += newly_refused
     if on_progress is not None:
         on_progress(skipped + done, source_bytes, refused)
@@ -311,7 +311,7 @@ def _refused_before(out: Path, listing: Listing) -> Iterator[dict[str, str]]:
 def _refused_now(plan: _Plan, shards: list[ShardInfo]) -> Iterator[dict[str, str]]:
     """The refused sources of all units, in order; their shards go to `shards` on the way."""
     for unit in plan.units():
-        result = unit_result(unit)
+        result = shard_result(unit)
         if result is None:
             raise IngestError(f"{unit.out / unit.name}: disappeared", hint="run the same command again: it continues")
         if result.shard is not None:

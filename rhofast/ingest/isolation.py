@@ -25,7 +25,7 @@ _START_S = 120.0  # on a machine that is busy
 _SERVE = "import sys; from rhofast.ingest.isolation import serve; serve(int(sys.argv[1]))"
 
 
-class Guard:
+class IsolatedProcess:
     """Runs functions in one other process, which is begun when it is first needed and again after it died. Not
     thread-safe. The other process ends with this one, however that ends."""
 

@@ -27,18 +27,18 @@ from rhofast.data.format.index import VERSION
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError, ShardError
 from rhofast.ingest.executors import tick
-from rhofast.ingest.isolation import Guard
+from rhofast.ingest.isolation import IsolatedProcess
 from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo, probe
 from rhofast.ingest.transcode import TranscodeSettings, output_fps, transcode
 from rhofast.ingest.writer import NewSample, write_shard
 from rhofast.storage.files import fetch, is_local, write_atomically
 
 _COMPLETE = 0.8  # of the frames that the packets promise; some files are wrong about the last ones
-_guard = Guard()  # of this process
+_guard = IsolatedProcess()  # of this process
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Unit:
+class ShardJob:
     """One shard's worth of work. encoder: the ffmpeg program that makes it, as it names itself."""
 
     number: int
@@ -64,7 +64,7 @@ class Unit:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UnitResult:
+class ShardResult:
     """What a unit became. shard: None where every source was refused. refused: key, path, reason and detail of each."""
 
     number: int
@@ -72,7 +72,7 @@ class UnitResult:
     refused: list[dict[str, str]]
 
 
-def run_unit(unit: Unit) -> tuple[int, int]:
+def run_shard_job(unit: ShardJob) -> tuple[int, int]:
     """Make one shard; (its number, how many sources were refused). Raises OSError where it cannot be written, and
     IngestError where ffmpeg was stopped from outside."""
     codec, refused = build_codec(unit.codec), list[dict[str, str]]()
@@ -99,7 +99,7 @@ def run_unit(unit: Unit) -> tuple[int, int]:
     return unit.number, len(refused)
 
 
-def finished_unit(unit: Unit) -> UnitResult | None:
+def finished_shard(unit: ShardJob) -> ShardResult | None:
     """The result of a unit that is done, or None. Raises IngestError where its note belongs to another set."""
     note = _read_note(unit)
     if note is None:
@@ -118,18 +118,18 @@ def finished_unit(unit: Unit) -> UnitResult | None:
     return result
 
 
-def unit_result(unit: Unit) -> UnitResult | None:
+def shard_result(unit: ShardJob) -> ShardResult | None:
     """What the note of a unit says, taken on trust; None if there is none."""
     note = _read_note(unit)
     return None if note is None else _result_of(unit, note)
 
 
-def _result_of(unit: Unit, note: dict[str, Any]) -> UnitResult:
+def _result_of(unit: ShardJob, note: dict[str, Any]) -> ShardResult:
     shard = None if note["shard"] is None else ShardInfo.model_validate(note["shard"])
-    return UnitResult(number=unit.number, shard=shard, refused=note["refused"])
+    return ShardResult(number=unit.number, shard=shard, refused=note["refused"])
 
 
-def _read_note(unit: Unit) -> dict[str, Any] | None:
+def _read_note(unit: ShardJob) -> dict[str, Any] | None:
     try:
         return dict(json.loads(unit.note.read_text(encoding="utf-8")))
     except (OSError, ValueError):

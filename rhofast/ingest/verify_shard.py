@@ -264,7 +264,7 @@ def _decoding_problems(
 
 
 def _picture_faults(row: IndexRow, tar: io.BufferedReader, codec: Codec, decoder: PictureDecoder) -> dict[int, str]:
-    """Unit -> what is wrong with its picture, as the decoder of training sees it."""
+    """ShardJob -> what is wrong with its picture, as the decoder of training sees it."""
     faults: dict[int, str] = {}
     shape = (row.height, row.width, 3)
     for first in range(0, row.num_frames, decoder.batch):
@@ -319,7 +319,7 @@ def _is_far(pixels: npt.NDArray[np.uint8], color: npt.NDArray[Any]) -> bool:
 
 
 def _group_faults(row: IndexRow, tar: io.BufferedReader, codec: Codec) -> dict[int, str]:
-    """Unit -> why it does not decode. Empty where all do, or where a frame needs the whole member anyway."""
+    """ShardJob -> why it does not decode. Empty where all do, or where a frame needs the whole member anyway."""
     faults: dict[int, str] = {}
     for unit in np.flatnonzero(frames_in(row.units, row.num_frames)).tolist():
         last = row.num_frames if unit + 1 == len(row.units.frame) else int(row.units.frame[unit + 1])
