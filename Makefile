@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
 RESULTS ?= benchmarks/results/$(shell date +%Y%m%d)
-BENCHMARK := OMP_WAIT_POLICY=passive $(BIN)/python benchmarks
+BENCHMARK := OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks
 
 .PHONY: demo test lint benchmarks clean
 
@@ -37,14 +37,14 @@ benchmarks: $(STAMP)
 	$(BIN)/pip install --quiet --editable '.[$(DALI),bench]'
 	mkdir -p '$(RESULTS)'
 	failed=0; \
-	$(BENCHMARK)/loader_vs_peers.py '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
-	$(BENCHMARK)/soak.py --out '$(RESULTS)/soak_jpeg' || failed=1; \
-	$(BENCHMARK)/soak.py --codec h264 --out '$(RESULTS)/soak_h264' || failed=1; \
-	$(BENCHMARK)/scale.py --out '$(RESULTS)/scale' || failed=1; \
-	$(BENCHMARK)/hue.py '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
-	$(BIN)/python benchmarks/step.py --out '$(RESULTS)/step' || failed=1; \
-	$(BENCHMARK)/train_vs_peers.py --out '$(RESULTS)/train_vs_peers' || failed=1; \
-	$(BENCHMARK)/ingest_vs_ffmpeg.py '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
+	$(BENCHMARK).data_loading.loader_vs_peers '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
+	$(BENCHMARK).data_loading.soak --out '$(RESULTS)/soak_jpeg' || failed=1; \
+	$(BENCHMARK).data_loading.soak --codec h264 --out '$(RESULTS)/soak_h264' || failed=1; \
+	$(BENCHMARK).data_loading.million_samples --out '$(RESULTS)/million_samples' || failed=1; \
+	$(BENCHMARK).data_loading.hue '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
+	$(BIN)/python -m benchmarks.training.step_vs_plain --out '$(RESULTS)/step_vs_plain' || failed=1; \
+	$(BENCHMARK).training.step_vs_peers --out '$(RESULTS)/step_vs_peers' || failed=1; \
+	$(BENCHMARK).data_loading.ingest_vs_ffmpeg '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
 	exit $$failed
 
 $(STAMP): pyproject.toml

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "rhofast"
+from tests.helpers.shards import ROOT
+
+PACKAGE = ROOT / "rhofast"
 
 # A room imports only from rooms after it. `analysis.capacity` is a room of its own within `analysis`.
 ROOMS = (

@@ -1,8 +1,8 @@
 """The paper's questions on generated videos: make the shards, do all runs, write tables and plots.
 
-    python benchmarks/study/study.py OUT                      what is missing in OUT: stopped, it goes on where it was
-    python benchmarks/study/study.py OUT --only rho --seeds 5
-    python benchmarks/study/study.py OUT --tables-only        of the runs that are there
+    python -m benchmarks.study.study OUT                      what is missing in OUT: stopped, it goes on where it was
+    python -m benchmarks.study.study OUT --only rho --seeds 5
+    python -m benchmarks.study.study OUT --tables-only        of the runs that are there
 
 Runs are programs of their own, `--jobs` at a time (default: one a core; with a GPU, one for two cores).
 """
@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from one import RESULT, asked
-from questions import CURATED, SETS, TEST, TUNING, Question, Run, all_runs, questions
 from rich.progress import Progress
+
+from benchmarks.study.one import RESULT, asked
+from benchmarks.study.questions import CURATED, SETS, TEST, TUNING, Question, Run, all_runs, questions
+from benchmarks.study.tables import write_report
 
 HERE = Path(__file__).parent
 PAGE = HERE / "study.toml"
-sys.path.append(str(HERE.parent))  # machine.py, beside the other benchmarks
-
-from tables import write_report  # noqa: E402
 
 SHARDS = ["--short-side", "64", "--fps", "12", "--samples-per-shard", "64"]
 # What a narrow network and few steps ask for, chosen on the tuning videos (README.md); the rest is the paper's.
@@ -89,7 +88,7 @@ def command_of(run: Run, work: Path, shards: Path, test: str) -> list[str]:
     sets = [text for setting in settings_of(run, shards) for text in ("--set", setting)]
     sets += ["--untrained"] if run == Run(seed=run.seed) else []
     held = ["--bank", str(shards / CURATED), "--test", str(shards / test)]
-    return [sys.executable, str(HERE / "one.py"), str(PAGE), str(work / run.name), *held, *sets]
+    return [sys.executable, "-m", "benchmarks.study.one", str(PAGE), str(work / run.name), *held, *sets]
 
 
 def do(run: Run, work: Path, shards: Path, test: str, threads: int) -> str | None:

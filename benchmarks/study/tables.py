@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import facts_line, facts_of_the_machine
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from questions import Question, Run
+
+from benchmarks.machine import facts_line, facts_of_the_machine
+from benchmarks.study.questions import Question, Run
 
 Results = dict[str, dict[str, Any]]
 MEASURES = {"knn": "kNN", "linear": "linear probe"}

@@ -152,6 +152,8 @@ def _refuse(why: str, options: dict[str, Any]) -> None:
         raise ConfigError(f"--{name.replace('_', '-')}: {why}", hint="see: rhofast show --help")
 
 
+@show.command("neighbours", hidden=True)
+@show.command()
 def neighbors(
     checkpoint: EvalModel,
     shards: Annotated[str | None, typer.Option("--test", metavar="SHARDS", help="queries (default: the bank)")] = None,

@@ -24,7 +24,8 @@ Out = TypeVar("Out")
 _CHECK_S = 1.0  # between two looks at whether what is waited for can still come
 _FAREWELL_S = 5.0  # for a thread to end after a stage has hung
 # How long a thread may keep Python's lock from others that want it. With Python's own 5 ms, stages at work delay each
-# operation that the consumer starts on a device or on other cores (benchmarks/features.py: 0.92 of its rate, so 0.95).
+# operation that the consumer starts on a device or on other cores (0.92 of its rate, so 0.95:
+# benchmarks/evaluation/feature_extraction.py).
 _TURN_S = 0.0002
 
 

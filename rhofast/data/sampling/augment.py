@@ -16,9 +16,9 @@ differences in time are those of luma (the release gives red and blue each other
 reach past it (the release reaches back in some videos).
 
 The turn is the linear map nearest to HSV's over all colors, and the same at a third of the circle. On real pictures, at
-the released strength, it is 4.4 levels off in the mean where HSV's turn moves them by 6.8 (benchmarks/hue.py; in YIQ,
-as DALI turns hue, 7.7). HSV itself is not offered: it costs 1.2 ms a frame on one thread, almost half of what the whole
-graph does, and color would no longer be one matrix.
+the released strength, it is 4.4 levels off in the mean where HSV's turn moves them by 6.8 (in YIQ, as DALI turns hue,
+7.7: benchmarks/data_loading/hue.py). HSV itself is not offered: it costs 1.2 ms per frame on one thread, almost half of
+what the whole graph does, and color would no longer be one matrix.
 """
 
 from typing import Any

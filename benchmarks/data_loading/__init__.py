@@ -1,0 +1,1 @@
+"""Loading, ingest and decoding."""

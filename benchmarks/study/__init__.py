@@ -1,0 +1,1 @@
+"""The paper's questions on generated videos."""

@@ -1,0 +1,352 @@
+"""Training that is killed again and again, against training that is left alone.
+
+    python -m benchmarks.training.kill_and_resume [--points 50] [--steps 60] [--seed 0] [--shards SET] [--out PATH]
+
+A short run of two processes on the CPU is hit at random moments, one in five while it starts: SIGKILL or SIGTERM to
+one of them; then both are started again with --resume, until the run is done. A finished run is followed by another,
+until all points are spent. Checked: the last checkpoints are the same files, to the bit, as those of a run that nothing
+happened to; each step of the run is in the metrics once, but for steps after a checkpoint that were lost and made
+again, and then with the same loss; and how long a process took to end after the other was hit. Processes are forked
+from one that has imported everything, so that a start takes no time of its own. It writes PATH.json and PATH.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import facts_line, facts_of_the_machine
+
+PACKAGES = ("torch", "accelerate", "safetensors")
+RANKS = 2
+PATIENCE_S = 60.0  # how long a process may outlive the other, before it is ended as a launcher would
+EXIT_RESUMABLE = 75
+
+
+@dataclass(kw_only=True)
+class Point:
+    """A hit. after_s: since the start of both; since, at: the last step in the metrics then and now; codes: how both
+    ended; ended_s: how long that took; forced: whether one did not end by itself."""
+
+    signal: str
+    rank: int
+    after_s: float
+    since: int
+    at: int
+    codes: list[int]
+    ended_s: float
+    forced: bool
+
+
+def serve() -> None:
+    """A process that forks ranks on request: `{"place": environment, "config": ...}` in, `{"pid": ...}` out, and
+    `{"pid": ..., "code": ...}` when one has ended."""
+    import torch
+    import torch._dynamo
+    import torch.utils.tensorboard
+
+    import rhofast.data.decode.pipeline
+    import rhofast.training.trainer  # noqa: F401
+
+    torch.set_num_threads(1)
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            done, status = os.waitpid(request["wait"], 0 if request["block"] else os.WNOHANG)
+            code = os.waitstatus_to_exitcode(status) if done else None
+            print(json.dumps({"code": code}), flush=True)
+            continue
+        if (pid := os.fork()) == 0:
+            become_rank(request)
+        print(json.dumps({"pid": pid}), flush=True)
+
+
+def become_rank(request: dict[str, Any]) -> None:
+    """Train, in a process forked for it, and end as `rhofast train` does."""
+    from rhofast.config.load import parse_config
+    from rhofast.errors import RhofastError
+    from rhofast.training.trainer import train
+
+    os.environ.update(request["place"])
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        code = 0 if train(parse_config(request["config"], where="kills"), resume=True).finished else EXIT_RESUMABLE
+    except RhofastError as error:
+        print(error, file=sys.stderr, flush=True)
+        code = 2
+    except BaseException as error:  # noqa: BLE001 - a forked process must not return
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class Pair:
+    """Two ranks of a run, forked by the server."""
+
+    def __init__(self, server: subprocess.Popen[str], config: dict[str, Any], log: Path) -> None:
+        self.server = server
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        self.pids = []
+        for rank in range(RANKS):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), "MASTER_PORT": port}
+            place |= {"LOCAL_WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+            place |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+            self.pids.append(self._ask({"place": place, "config": config, "log": str(log)})["pid"])
+        self.codes: list[int | None] = [None] * RANKS
+
+    def hit(self, rank: int, number: int) -> None:
+        if self.codes[rank] is None:
+            os.kill(self.pids[rank], number)
+
+    def wait(self, seconds: float) -> bool:
+        """Until both have ended, but not longer. Whether they have."""
+        end = time.monotonic() + seconds
+        while True:
+            for rank, pid in enumerate(self.pids):
+                if self.codes[rank] is None:
+                    self.codes[rank] = self._ask({"wait": pid, "block": False})["code"]
+            if None not in self.codes:
+                return True
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.01)
+
+    def wait_for_a_moment(self, rng: random.Random, run: Path) -> bool:
+        """Until a random moment of the start, or of one of the next steps. Whether both had ended before."""
+        if rng.random() < 0.2:
+            return self.wait(rng.uniform(0, 3))
+        aim = last_step(run) + rng.randrange(1, 12)
+        while not self.wait(0.02):
+            if last_step(run) >= aim:
+                return self.wait(rng.uniform(0, 0.1))
+        return True
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self.server.stdin is not None and self.server.stdout is not None
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        return dict(json.loads(self.server.stdout.readline()))
+
+
+def run_of(out: Path, shards: Path, steps: int) -> dict[str, Any]:
+    """The configuration of a run of seconds; every third step is saved."""
+    return {
+        "name": "run",
+        "out": str(out),
+        "data": {"train": str(shards), "threads": 1, "decode_threads": 1},
+        "clips": {"num_frames": 2, "frame_stride": 2, "fps": 12},
+        "augment": {"size": 16},
+        "backbone": {"name": "slow_r18", "width": 4},
+        "method": {"name": "moco", "hidden": 16, "out": 8, "queue": 32},
+        "optim": {"base_lr": 0.1, "warmup_epochs": 0.5},
+        "train": {
+            "batch_size": 4,
+            "steps": steps,
+            "log_steps": 1,
+            "checkpoint_steps": 3,
+            "keep_checkpoints": 2,
+            "timeout_s": 20.0,
+            "channels_last": False,
+        },
+    }
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    lines = []
+    if (run / "metrics.jsonl").is_file():
+        for line in (run / "metrics.jsonl").read_text().splitlines():
+            with contextlib.suppress(ValueError):  # a line that was cut short
+                lines.append(json.loads(line))
+    return lines
+
+
+def last_step(run: Path) -> int:
+    return max((line["step"] for line in lines_of(run) if line["kind"] == "step"), default=0)
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    """The files of the last checkpoint that hold numbers."""
+    named = run / "checkpoints" / (run / "checkpoints" / "latest").read_text()
+    return {path.name: path.read_bytes() for path in named.glob("*.safetensors")}
+
+
+def lineage(run: Path) -> list[tuple[int, float]]:
+    """(step, loss) of the steps that led to the end: a start forgets the steps after its checkpoint."""
+    kept: list[tuple[int, float]] = []
+    for line in lines_of(run):
+        if line["kind"] == "start":
+            kept = [entry for entry in kept if entry[0] <= line["step"]]
+        elif line["kind"] == "step":
+            kept.append((line["step"], line["loss"]))
+    return kept
+
+
+def problems(run: Path, alone: Path, steps: int) -> list[str]:
+    """How a killed run differs from the one that was left alone."""
+    found = []
+    if [step for step, _ in lineage(run)] != list(range(1, steps + 1)):
+        found.append("steps are missing or there twice")
+    losses = dict(lineage(alone))
+    if others := [s for s in lines_of(run) if s["kind"] == "step" and s["loss"] != losses[s["step"]]]:
+        found.append(f"{len(others)} steps have another loss, the first: {others[0]['step']}")
+    theirs, ours = weights(alone), weights(run)
+    found += [f"{name} has other bytes" for name in theirs if theirs[name] != ours.get(name)]
+    return found
+
+
+def torment(server: subprocess.Popen[str], folder: Path, shards: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All of it. The report."""
+    rng = random.Random(arguments.seed)
+    log = folder / "log.txt"
+    alone = folder / "alone"
+    began = time.monotonic()
+    pair = Pair(server, run_of(alone, shards, arguments.steps), log)
+    if not pair.wait(300) or pair.codes != [0, 0]:
+        raise SystemExit(f"the run that was left alone ended with {pair.codes}: {log.read_text()[-2000:]}")
+    whole_s = time.monotonic() - began
+    points: list[Point] = []
+    runs: list[dict[str, Any]] = []
+    while len(points) < arguments.points:
+        out = folder / f"killed-{len(runs)}"
+        hits = 0
+        while True:  # until this run is done
+            pair = Pair(server, run_of(out, shards, arguments.steps), log)
+            began, since = time.monotonic(), last_step(out / "run")
+            hit = len(points) < arguments.points
+            if not (pair.wait_for_a_moment(rng, out / "run") if hit else pair.wait(300)) and hit:
+                kind, rank = rng.choice([signal.SIGKILL, signal.SIGTERM]), rng.randrange(RANKS)
+                after, at = time.monotonic() - began, last_step(out / "run")
+                pair.hit(rank, kind)
+                began = time.monotonic()
+                forced = not pair.wait(PATIENCE_S)
+                for other in range(RANKS):
+                    pair.hit(other, signal.SIGKILL)
+                pair.wait(10)
+                ended = time.monotonic() - began
+                codes = [code if code is not None else 999 for code in pair.codes]
+                points.append(
+                    Point(
+                        signal=kind.name,
+                        rank=rank,
+                        after_s=after,
+                        since=since,
+                        at=at,
+                        codes=codes,
+                        ended_s=ended,
+                        forced=forced,
+                    )
+                )
+                print(f"{len(points)}: {points[-1]}", flush=True)
+                hits += 1
+            if pair.codes == [0, 0]:
+                break
+            if not hit:
+                raise SystemExit(f"a run that was left alone ended with {pair.codes}: {log.read_text()[-2000:]}")
+        runs.append({"hits": hits, "problems": problems(out / "run", alone / "run", arguments.steps)})
+        print(f"run {len(runs)}: {runs[-1]}", flush=True)
+    return {
+        "facts": facts_of_the_machine(PACKAGES),
+        "steps": arguments.steps,
+        "seed": arguments.seed,
+        "seconds_alone": whole_s,
+        "points": [asdict(point) for point in points],
+        "runs": runs,
+        "messages": sorted({line.split(": ")[0] for line in log.read_text().splitlines() if "another process" in line}),
+    }
+
+
+def markdown(report: dict[str, Any], load: float) -> str:
+    lines = [
+        "# Training that is killed",
+        "",
+        f"{len(report['points'])} random hits on {len(report['runs'])} runs of {report['steps']} steps, two processes, "
+        f"MoCo, float32, a checkpoint every 3 steps; such a run takes {report['seconds_alone']:.1f} s.",
+        "",
+        "| signal to one process | hits | before a new step | both ended in: median | longest | saved (75) |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name in ("SIGKILL", "SIGTERM"):
+        chosen = [point for point in report["points"] if point["signal"] == name]
+        if chosen:
+            ended = [point["ended_s"] for point in chosen]
+            early = sum(point["at"] <= point["since"] for point in chosen)
+            saved = sum(point["codes"] == [EXIT_RESUMABLE] * RANKS for point in chosen)
+            times = f"{statistics.median(ended):.2f} s | {max(ended):.2f} s"
+            lines.append(f"| {name} | {len(chosen)} | {early} | {times} | {saved} |")
+    wrong = [problem for run in report["runs"] for problem in run["problems"]]
+    forced = sum(point["forced"] for point in report["points"])
+    same = "the same bits in all of them, and no step twice or left out" if not wrong else "; ".join(wrong)
+    lines += ["", f"Weights, optimizer and losses against the run that was left alone: {same}."]
+    lines += [
+        f"Processes that did not end by themselves within {PATIENCE_S:.0f} s: {forced}. One that waits for another to "
+        "start takes it for lost after `train.timeout_s`, 20 s here; a launcher would end it at once.",
+        "",
+    ]
+    return "\n".join([*lines, facts_line(report["facts"], load), ""])
+
+
+def make_shards(folder: Path) -> Path:
+    """A small set of generated videos."""
+    command = ["shard", str(folder / "videos"), str(folder / "shards"), "--recipe", "motions", "--short-side", "48"]
+    options = ["--option", "videos=24", "--option", "frames=24"]
+    subprocess.run([sys.executable, "-m", "rhofast", *command, *options], check=True, stdout=subprocess.DEVNULL)
+    return folder / "shards"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--points", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shards", type=Path, help="a shard set (default: generated videos)")
+    parser.add_argument("--out", type=Path, help="write PATH.json and PATH.md")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve()
+        return
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        shards = arguments.shards or make_shards(folder)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "benchmarks.training.kill_and_resume", "--serve"]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        ) as server:
+            assert server.stdout is not None and server.stdin is not None
+            server.stdout.readline()
+            try:
+                report = torment(server, folder, shards, arguments)
+            finally:
+                server.stdin.close()
+    text = markdown(report, load)
+    print(text)
+    if arguments.out:
+        arguments.out.with_suffix(".md").write_text(text)
+        arguments.out.with_suffix(".json").write_text(json.dumps(report, indent=1))
+    if any(run["problems"] for run in report["runs"]) or any(point["forced"] for point in report["points"]):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What telling about a run costs a step: the calls that the trainer makes, with nothing between them.
+
+    python -m benchmarks.training.logging_overhead [--log-steps 10] [--parts 4]
+
+The share is of a step of 200 ms. A window's line goes to metrics.jsonl and to TensorBoard, as in a run; the live view
+is drawn for a terminal that is not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from rich.console import Console
+
+from rhofast.cli.live_view import TrainingView
+from rhofast.config.load import parse_config
+from rhofast.data.loader.stats import LoaderStats
+from rhofast.data.loader.threaded_pipeline import StageClock
+from rhofast.training.logger import MetricsLogger
+
+STEP_S = 0.2
+STEPS = 2000
+
+
+class Idle:
+    """A loader that only counts, as far as a logbook looks at it."""
+
+    decoders = ("nothing is decoded",)
+
+    @property
+    def stats(self) -> LoaderStats:
+        clocks = {name: StageClock(busy=1.0, starved=0.1, blocked=0.1) for name in ("plan", "read", "decode")}
+        zeros = dict.fromkeys(("batches", "clips", "frames", "frames_decoded", "bytes_read", "bytes_used", "bad"), 0)
+        return LoaderStats(**zeros, seconds=time.perf_counter(), wait_s=0.0, stages=clocks)
+
+
+def timed(work: Callable[[], object], count: int) -> float:
+    """Seconds of one call, on average."""
+    began = time.perf_counter()
+    for _ in range(count):
+        work()
+    return (time.perf_counter() - began) / count
+
+
+def measure(folder: Path, parts: int, log_steps: int) -> dict[str, Any]:
+    """Seconds of a step, of a window, and both as a share of a step of STEP_S."""
+    values = {"name": "x", "out": str(folder), "train": {"steps": STEPS, "log_steps": log_steps}}
+    config = parse_config(values, where="benchmark")
+    config.folder.mkdir()
+    place = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "tensorboard"))
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), log_with=["tensorboard"], project_config=place)
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    loader: Any = Idle()
+    model = torch.nn.Linear(1, 1)
+    logs = {f"loss_pass{part}": torch.rand((), device=accelerator.device) for part in range(parts)}
+    logs |= {name: torch.rand(()) for name in ("loss", "lr", "grad_norm", "feature_std", "ema_momentum")}
+    at = SimpleNamespace(step=0)
+    with TrainingView(console) as view:
+        book = MetricsLogger(config, accelerator, model, loader, STEPS, view.on_log)
+        book.begin(step=0, time="now")
+
+        def step() -> None:
+            at.step += 1
+            with book.waiting(at.step):
+                pass
+            book.enter("forward")
+            for _ in range(parts):
+                book.enter("backward")
+                book.enter("forward")
+            book.enter("optimizer")
+            book.step(at.step, 64)
+
+        def window() -> None:
+            at.step += 1
+            book.log(at.step, 0.5, logs)
+
+        timed(step, 100)
+        step_s = timed(step, STEPS)
+        timed(window, 10)
+        window_s = timed(window, STEPS // log_steps)
+    accelerator.end_training()
+    share = (step_s + window_s / log_steps) / STEP_S
+    device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu"
+    return {"device": device, "step_us": 1e6 * step_s, "window_us": 1e6 * window_s, "share_of_200_ms": share}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--log-steps", type=int, default=10, help="steps a window")
+    parser.add_argument("--parts", type=int, default=4, help="query clips, each with a backward of its own")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(measure(Path(folder), given.parts, given.log_steps), indent=1))
+
+
+if __name__ == "__main__":
+    main()

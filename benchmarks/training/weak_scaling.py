@@ -1,0 +1,235 @@
+"""Weak scaling on the CPU: a training step in one process with one thread, against the same step in several processes.
+
+    python -m benchmarks.training.weak_scaling [--page configs/demo.toml] [--set KEY=VALUE] [--processes 2] [--out PATH]
+
+Every process has the page's batch, so several together take a batch as many times as large: nothing lost is 1.0.
+All contenders live side by side, one core a process, and take turns in rotating order; whoever is not asked sleeps in
+a pipe. Efficiency is formed within a round. benchmarks/README.md says what is measured and what is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import statistics
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import facts_line, facts_of_the_machine
+
+PACKAGES = ("torch", "accelerate")
+PATIENCE_S = 300.0
+
+console = Console(width=120)
+
+
+@dataclass(kw_only=True)
+class Contender:
+    """name; processes that train one model together; copies: groups of those that know nothing of each other;
+    settings: on top of the page; seconds: of a step, one a round; cpu: seconds of a core that the first process took
+    for one; pipes: to every process."""
+
+    name: str
+    processes: int = 1
+    copies: int = 1
+    settings: tuple[str, ...] = ()
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    pipes: list[Connection] = field(default_factory=list)
+
+
+def contenders_of(processes: int) -> list[Contender]:
+    several = f"{processes} processes"
+    return [
+        Contender(name="1 process, the other cores idle"),
+        Contender(name=f"{several} that do not talk (the machine's own limit)", copies=processes),
+        Contender(
+            name=f"{several}, batch norm of each (only gradients are exchanged)",
+            processes=processes,
+            settings=("method.batch_norm=local",),
+        ),
+        Contender(
+            name=f"{several}, synchronized batch norm", processes=processes, settings=("method.batch_norm=sync",)
+        ),
+    ]
+
+
+def work(pipe: Connection, page: Path, settings: list[str], place: dict[str, str], core: int) -> None:
+    """A process: make the model, then take as many steps as the pipe asks for, until it asks for none."""
+    os.environ.update(place)
+    os.sched_setaffinity(0, {core})
+    import torch
+
+    from rhofast.config.load import load_config
+    from rhofast.models.methods.method import TrainingProgress
+    from rhofast.training.setup import build_accelerator, build_model
+    from rhofast.training.step import collected_by_hand, train_step
+
+    torch.set_num_threads(1)
+    ranks, rank = int(place["WORLD_SIZE"]), int(place["RANK"])
+    config = load_config(page, settings)
+    share = config.train.batch_size // ranks
+    accelerator = build_accelerator(config)
+    model, method, optimizer = build_model(config, accelerator)
+    clips, augment = config.clips, config.augment
+    shape = (share, max(2, clips.num_clips), clips.num_frames, augment.size, augment.size, 3)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(rank))
+    pixels = noise.permute(0, 1, 5, 2, 3, 4)  # as the loader gives it
+    moment = TrainingProgress(step=1000, epoch=50.0, epochs=100.0)
+
+    def steps(count: int) -> tuple[float, float]:
+        began, cpu = time.perf_counter(), time.process_time()
+        for _ in range(count):
+            train_step(accelerator, model, method, optimizer, pixels, moment, rate=1e-3)
+        return (time.perf_counter() - began) / count, (time.process_time() - cpu) / count
+
+    with collected_by_hand():
+        steps(2)
+        pipe.send("ready")
+        while count := pipe.recv():
+            pipe.send(steps(count))
+    accelerator.end_training()
+
+
+def start(contender: Contender, page: Path, settings: list[str]) -> list[multiprocessing.Process]:
+    """Its processes, ready to be asked."""
+    from rhofast.config.load import load_config
+
+    context = multiprocessing.get_context("spawn")
+    batch = load_config(page, settings).train.batch_size * contender.processes
+    given = [*settings, *contender.settings, f"train.batch_size={batch}"]
+    cores = sorted(os.sched_getaffinity(0))
+    started = []
+    for copy in range(contender.copies):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        for rank in range(contender.processes):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(contender.processes)}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+            place |= {"LOCAL_WORLD_SIZE": str(contender.processes), "GLOO_SOCKET_IFNAME": "lo"}
+            place |= {"ACCELERATE_USE_CPU": "true"}
+            mine, theirs = context.Pipe()
+            core = cores[(copy + rank) % len(cores)]
+            process = context.Process(target=work, args=(theirs, page, given, place, core), daemon=True)
+            process.start()
+            theirs.close()
+            contender.pipes.append(mine)
+            started.append(process)
+    for pipe in contender.pipes:
+        listen(pipe)
+    return started
+
+
+def listen(pipe: Connection) -> Any:
+    if not pipe.poll(PATIENCE_S):
+        raise SystemExit(f"a process has not answered for {PATIENCE_S:.0f} s")
+    return pipe.recv()
+
+
+def take_turn(contender: Contender, steps: int) -> None:
+    """The slowest process's seconds a step count."""
+    for pipe in contender.pipes:
+        pipe.send(steps)
+    answers = [listen(pipe) for pipe in contender.pipes]
+    contender.seconds.append(max(seconds for seconds, _ in answers))
+    contender.cpu.append(statistics.mean(cpu for _, cpu in answers))
+
+
+def summarize(contenders: list[Contender], clips: int) -> list[dict[str, Any]]:
+    """Medians over rounds; `efficiency` is the first one's time over the contender's, round by round."""
+    first = contenders[0]
+    rows = []
+    for one in contenders:
+        ratios = [a / b for a, b in zip(first.seconds, one.seconds, strict=True)]
+        seconds, hands = statistics.median(one.seconds), one.processes * one.copies
+        rows.append(
+            {
+                "name": one.name,
+                "seconds": seconds,
+                "lowest": min(one.seconds),
+                "highest": max(one.seconds),
+                "clips_per_second": hands * clips / seconds,
+                "efficiency": statistics.median(ratios),
+                "quartiles": statistics.quantiles(ratios, n=4)[::2],
+                "cpu_efficiency": statistics.median(a / b for a, b in zip(first.cpu, one.cpu, strict=True)),
+                "turns": one.seconds,
+                "cpu_turns": one.cpu,
+            }
+        )
+    return rows
+
+
+COLUMNS = ("contender", "ms/step, median", "lowest to highest", "clips/s", "efficiency", "quartiles", "by CPU s")
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    low, high = row["quartiles"]
+    return (
+        row["name"],
+        f"{1000 * row['seconds']:.0f}",
+        f"{1000 * row['lowest']:.0f} to {1000 * row['highest']:.0f}",
+        f"{row['clips_per_second']:.0f}",
+        f"{row['efficiency']:.2f}",
+        f"{low:.2f} to {high:.2f}",
+        f"{row['cpu_efficiency']:.2f}",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", type=Path, default=Path(__file__).parents[2] / "configs" / "demo.toml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=2, help="steps a turn")
+    parser.add_argument("--rest", type=float, default=0.5, help="seconds between turns")
+    parser.add_argument("--out", type=Path, help="write PATH.json and PATH.md")
+    options = parser.parse_args()
+    if len(os.sched_getaffinity(0)) < options.processes:
+        parser.error(f"{options.processes} processes need as many cores")
+    from rhofast.config.load import load_config
+
+    config = load_config(options.page, options.settings)
+    load = os.getloadavg()[0]
+    contenders = contenders_of(options.processes)
+    started = [process for one in contenders for process in start(one, options.page, options.settings)]
+    for number in range(options.rounds):
+        turn = number % len(contenders)
+        for one in contenders[turn:] + contenders[:turn]:
+            time.sleep(options.rest)
+            take_turn(one, options.steps)
+    for one in contenders:
+        for pipe in one.pipes:
+            pipe.send(0)
+    for process in started:
+        process.join(30)
+
+    rows = summarize(contenders, config.train.batch_size * max(2, config.clips.num_clips))
+    facts = facts_of_the_machine(PACKAGES)
+    title = f"{' '.join([options.page.name, *options.settings])}, {config.train.batch_size} videos a process"
+    table = Table(*COLUMNS, title=title)
+    for row in rows:
+        table.add_row(*cells(row))
+    console.print(table)
+    foot = f"{options.rounds} rounds of {options.steps} steps, one thread and one core a process. "
+    foot += facts_line(facts, load)
+    console.print(foot)
+    if options.out is not None:
+        report = {"title": title, "rounds": options.rounds, "steps": options.steps, "load": load, **facts, "rows": rows}
+        options.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        lines = [f"# Weak scaling: {title}", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+        lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+        options.out.with_suffix(".md").write_text("\n".join([*lines, "", foot, ""]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,545 @@
+"""Capacity on paper: closed forms, what a real step and real files say, and how answers move with what is asked."""
+
+import json
+import math
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from rhofast.analysis.capacity.codec_costs import PIXELS, clip_frames, stored_frame, units_of
+from rhofast.analysis.capacity.failures import daly_interval, expected_seconds, young_interval
+from rhofast.analysis.capacity.flops import Workload, count_workload
+from rhofast.analysis.capacity.inputs import Question, gather
+from rhofast.analysis.capacity.planner import Plan, plan_capacity
+from rhofast.analysis.capacity.quantities import Input, Number, amount
+from rhofast.cli.app import app
+from rhofast.config.load import load_config
+from rhofast.config.schema import Config
+from rhofast.data.codecs import build_codec
+from rhofast.errors import ConfigError
+from rhofast.models.methods import METHODS, build_method
+from rhofast.models.methods.method import TrainingProgress
+from rhofast.training.optim import build_optimizer
+from rhofast.training.step import forward_backward
+from tests.helpers.shards import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results" / "capacity_xeon-2-cores_202611.json"
+SMALL = ["backbone.name=slow_r18", "backbone.width=8", "augment.size=32", "train.epochs=200"]
+HOUR = 3600.0
+
+PLAIN = {
+    "gpus": 64.0,
+    "gpus_per_node": 8.0,
+    "videos": 1e6,
+    "mean_seconds": 20.0,
+    "fps": 30.0,
+    "stored_share": 0.5,
+    "batch": 512.0,
+    "epochs": 10.0,
+    "clips": 2.0,
+    "peak": 1e15,
+    "utilization": 0.25,
+    "flops": 1e12,
+    "gradient_bytes": 2e8,
+    "checkpoint_bytes": 5e8,
+    "checkpoint_steps": 500.0,
+    "keep": 3.0,
+    "checkpoint_rate": 1e9,
+    "cores": 100.0,
+    "network": 10e9,
+    "fabric": 100e9,
+    "disk": 5e9,
+    "cache": 50e9,
+    "block_shards": 8.0,
+    "node_mtbf": 6000 * HOUR,
+    "restart": 600.0,
+    "stall": 0.1,
+    "jpeg.frame_bytes": 15000.0,
+    "jpeg.ingest_seconds": 1.0,
+    "jpeg.samples_per_shard": 100.0,
+    "jpeg.units_per_frame": 1.0,
+    "jpeg.frames_read": 16.0,
+    "jpeg.frames_decoded": 16.0,
+    "jpeg.host_seconds": 4e-4,
+    "jpeg.host_decode": 2e-3,
+    "jpeg.decode_rate": 10000.0,
+}
+
+
+def planned(
+    remote: bool = False, measured: tuple[str, ...] = (), fixed_lanes: bool = False, **changes: float | None
+) -> Plan:
+    """The plan of PLAIN with some inputs changed (`jpeg__x` for `jpeg.x`), or taken out by None."""
+    values = {**PLAIN, **{name.replace("__", "."): value for name, value in changes.items()}}
+    inputs = {
+        name: Input(value=value, unit="", origin="measured" if name in measured else "given", source="")
+        for name, value in values.items()
+        if value is not None
+    }
+    return plan_capacity(inputs, ("jpeg",), remote=remote, fixed_lanes=fixed_lanes)
+
+
+def fact(plan: Plan, name: str) -> float:
+    return {**plan.facts, **plan.codecs[0].facts}[name].value
+
+
+def shares(plan: Plan) -> dict[str, float]:
+    return {limit.name: limit.share for limit in plan.codecs[0].limits}
+
+
+def test_the_plan_is_its_closed_forms() -> None:
+    plan = planned()
+    rate = 64 * 1e15 * 0.25 / 1e12  # 16,000 videos a second
+    stored, frames = 5e5, 600
+    assert fact(plan, "videos_per_second") == pytest.approx(rate)
+    assert fact(plan, "steps_per_epoch") == 976 and fact(plan, "steps") == 9760
+    assert fact(plan, "gpu_seconds") == pytest.approx(9760 * 512 / rate)
+    assert fact(plan, "shard_bytes") == pytest.approx(stored * frames * 15000)
+    assert fact(plan, "index_bytes") == pytest.approx(stored * (frames * 32 + 120))
+    assert fact(plan, "shards") == pytest.approx(5000)
+    assert fact(plan, "ingest") == pytest.approx(1e6 / 3600)
+    assert fact(plan, "read_in_all") == pytest.approx(rate * 16 * 15000)
+    assert fact(plan, "read_per_node") == pytest.approx(rate * 16 * 15000 / 8)
+    assert fact(plan, "decoded_per_gpu") == pytest.approx(250 * 16)
+    assert fact(plan, "host_cores") == pytest.approx(2000 * 4e-4)
+    assert fact(plan, "exchange") == pytest.approx(2 * 2e8 * 7 / 8 / (512 / rate))
+    assert fact(plan, "mtbf") == pytest.approx(750 * HOUR)
+    assert shares(plan)["decoding on the GPU"] == pytest.approx(0.4)
+    assert fact(plan, "pace") == 1
+    assert fact(plan, "interval") == pytest.approx(500 * 512 / rate)
+
+
+def test_behind_an_address_every_node_fetches_the_set_in_every_epoch() -> None:
+    plan = planned(remote=True)
+    whole = fact(plan, "shard_bytes") + fact(plan, "index_bytes")
+    epoch = fact(plan, "steps_per_epoch") * fact(plan, "step_seconds")
+    assert fact(plan, "fetched_per_node") * epoch == pytest.approx(whole)
+    assert fact(plan, "fetched_in_all") == pytest.approx(8 * fact(plan, "fetched_per_node"))
+    assert fact(plan, "cache_needed") == pytest.approx(2 * 8 * whole / 5000)
+    assert shares(plan)["downloading, each node's network"] == pytest.approx(fact(plan, "fetched_per_node") / 10e9)
+    kept = shares(planned(remote=True, cache=1e16))
+    assert kept["downloading, each node's network"] == 0  # after the first epoch all of it is there
+
+
+def test_with_a_lane_for_each_node_the_nodes_together_fetch_the_set_once() -> None:
+    plan, laned = planned(remote=True), planned(remote=True, lanes=8)
+    assert fact(laned, "fetched_in_all") == pytest.approx(fact(plan, "fetched_per_node"))
+    assert fact(laned, "cache_needed") == pytest.approx(fact(plan, "cache_needed"))
+    more = planned(remote=True, lanes=32)  # four a node, each with blocks of its own
+    assert fact(more, "fetched_in_all") == pytest.approx(fact(laned, "fetched_in_all"))
+    assert fact(more, "cache_needed") == pytest.approx(4 * fact(laned, "cache_needed"))
+    few = planned(remote=True, lanes=2)
+    assert fact(few, "fetched_per_node") == pytest.approx(fact(plan, "fetched_per_node") / 2)
+    whole = planned(remote=True, lanes=8, block_shards=None)  # this epoch's part and the next one's
+    stored = fact(whole, "shard_bytes") + fact(whole, "index_bytes")
+    assert fact(whole, "cache_needed") == pytest.approx(stored / 4)
+    advised = ["data.lanes" in " ".join(one.codecs[0].verdict) for one in (plan, few, laned, more)]
+    assert advised == [True, True, False, False]
+    assert "every shard of every epoch" in plan.cautions[-1] and "12.5 % of the shards" in laned.cautions[-1]
+
+
+def test_a_node_that_keeps_its_lanes_fetches_them_once() -> None:
+    stored = sum(fact(planned(), name) for name in ("shard_bytes", "index_bytes"))
+    for cache, fixed, again in ((stored / 8, True, False), (stored / 8 - 1, True, True), (stored / 8, False, True)):
+        plan = planned(remote=True, lanes=8, fixed_lanes=fixed, cache=cache)
+        assert (shares(plan)["downloading, each node's network"] > 0) == again
+        slower = fact(plan, "fetched_per_node") / 5e9 + fact(plan, "read_per_node") / 5e9  # of the cache's disk
+        assert ("The first epoch fills the caches" in plan.codecs[0].verdict[-1]) == (not again)
+        assert again or f"so it takes {slower:.3g} times as long" in plan.codecs[0].verdict[-1]
+    whole = planned(remote=True, lanes=8, fixed_lanes=True, block_shards=None)
+    assert fact(whole, "cache_needed") == pytest.approx(stored / 8)
+    assert "12.5 % of the shards of every epoch, always the same ones" in whole.cautions[-1]
+    assert "data.fixed_lanes" in whole.codecs[0].verdict[1]
+
+
+def test_a_cache_without_room_for_two_blocks_is_told_first() -> None:
+    plan = planned(remote=True, cache=1e9)
+    assert "refuse to begin" in plan.codecs[0].verdict[0]
+    assert fact(plan, "pace") == max(share for name, share in shares(plan).items() if name != "room in the cache")
+
+
+def test_what_is_asked_for_most_sets_the_pace_and_is_named() -> None:
+    plan = planned(jpeg__decode_rate=1000.0, network=1e9)
+    assert fact(plan, "pace") == pytest.approx(4)
+    assert plan.codecs[0].limits[0].name == "decoding on the GPU"
+    assert "First to starve: decoding on the GPU, asked for 4 times" in plan.codecs[0].verdict[0]
+    assert "Nothing starves" in planned().codecs[0].verdict[0]
+
+
+def test_streams_that_no_engine_decodes_are_decoded_by_cores() -> None:
+    plan = planned(jpeg__decode_rate=None)
+    assert shares(plan)["cores of a node"] == pytest.approx(2000 * (4e-4 + 16 * 2e-3) / 100)
+    assert "decoding on the GPU" not in shares(plan)
+
+
+def test_a_measured_pace_takes_the_place_of_the_guess() -> None:
+    plan = planned(gpu_clips=100.0, peak=None, utilization=None)
+    assert fact(plan, "videos_per_second") == pytest.approx(64 * 50)
+    assert not plan.cautions
+
+
+def test_a_result_is_as_good_as_the_weakest_that_it_rests_on() -> None:
+    plan = planned(measured=("flops",))
+    assert plan.facts["steps"].origin == "given"
+    starved = planned(measured=("network",), network=1e8).codecs[0]
+    assert starved.facts["wall"].origin == starved.limits[0].origin == "measured"
+    assert plan.facts["step_seconds"].origin == "measured" and "flops" in plan.facts["step_seconds"].basis
+    number = Number(2.0, frozenset("a")) * Number(3.0, frozenset("b")) / 2 + 1
+    assert number == Number(4.0, frozenset("ab"))
+
+
+UPWARD = st.floats(1.0, 50.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(factor=st.integers(1, 8), network=st.floats(0.01, 50), decode=st.floats(100, 1e5))
+def test_more_gpus_never_need_less_and_never_take_longer(factor: int, network: float, decode: float) -> None:
+    changes = {"network": network * 1e9, "jpeg__decode_rate": decode, "node_mtbf": 1e12, "fabric": 1e15}
+    few, many = planned(**changes), planned(gpus=64.0 * factor, **changes)
+    for name in ("read_in_all", "fetched_in_all", "exchange"):
+        assert fact(many, name) >= fact(few, name) * (1 - 1e-9)
+    assert fact(many, "read_per_node") == pytest.approx(fact(few, "read_per_node"))
+    assert fact(many, "mtbf") <= fact(few, "mtbf")
+    assert fact(many, "gpu_seconds") * factor == pytest.approx(fact(few, "gpu_seconds"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    resource=st.sampled_from(["network", "cores", "fabric", "jpeg__decode_rate", "node_mtbf"]),
+    factor=UPWARD,
+    low=st.floats(0.001, 1),
+)
+def test_more_of_anything_never_makes_a_run_longer(resource: str, factor: float, low: float) -> None:
+    value = PLAIN[resource.replace("__", ".")] * low
+    less, more = planned(**{resource: value}), planned(**{resource: value * factor})
+    assert fact(more, "wall") <= fact(less, "wall") * (1 + 1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(factor=UPWARD, name=st.sampled_from(["videos", "mean_seconds", "fps", "jpeg.frame_bytes"]))
+def test_more_video_never_takes_less_room(factor: float, name: str) -> None:
+    few, more = planned(), planned(**{name.replace(".", "__"): PLAIN[name] * factor})
+    for which in ("shard_bytes", "fetched_in_all", "index_bytes", "read_per_epoch"):
+        assert fact(more, which) >= fact(few, which) * 0.999  # an epoch is a whole number of steps
+
+
+# ---- interruptions ----
+
+
+def test_a_run_that_fails_faster_than_it_begins_again_is_said_never_to_end() -> None:
+    changes = {"node_mtbf": 1.0, "restart": 10 * HOUR}
+    told = " ".join(planned(**changes).codecs[0].verdict)
+    assert "it never ends: machines fail before" in told and "without end" not in told
+
+
+@pytest.mark.parametrize("absurd", ["--videos inf", "--videos 1e30", "--mean-seconds 1e300", "--fps inf", "--gpus 0"])
+def test_absurd_numbers_are_refused_in_a_line(absurd: str, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = f"plan --videos 1e6 --mean-seconds 26 --gpus 8 {absurd}"
+    with pytest.raises(Exception, match="Input should be"):
+        app(whole.split(), standalone_mode=False)
+    with pytest.raises(ConfigError, match=r"100,000,000 frames: more than"):
+        app([*whole.split()[:3], "--mean-seconds", "1e6", "--fps", "100", "--gpus", "8"], standalone_mode=False)
+
+
+@given(stall=st.floats(0.01, 100), mtbf=st.floats(2000, 1e7))
+def test_daly_s_interval_is_all_but_the_best(stall: float, mtbf: float) -> None:
+    def taken(interval: float) -> float:
+        return expected_seconds(1.0, interval=interval, stall=stall, restart=60, mtbf=mtbf)
+
+    best = daly_interval(stall, mtbf)
+    assert taken(best) <= min(taken(best * float(factor)) for factor in np.geomspace(0.1, 10, 101)) * (1 + 1e-4)
+    assert best <= young_interval(stall, mtbf) * 1.2
+
+
+def test_a_run_without_failures_costs_its_checkpoints() -> None:
+    taken = expected_seconds(1000.0, interval=10, stall=1, restart=60, mtbf=1e12)
+    assert taken == pytest.approx(1100, rel=1e-6)
+    assert expected_seconds(1.0, interval=1e6, stall=1, restart=1, mtbf=1.0) == math.inf
+
+
+def test_interruptions_cost_what_a_simulation_says() -> None:
+    interval, stall, restart, mtbf, segments = 50.0, 5.0, 20.0, 200.0, 20000
+    draw, clock = np.random.default_rng(0), 0.0
+    fails = draw.exponential(mtbf)  # time left until the next failure
+    for _ in range(segments):
+        needed = interval + stall
+        while fails < needed:
+            clock += fails
+            fails, needed = draw.exponential(mtbf), restart + interval + stall
+        clock, fails = clock + needed, fails - needed
+    expected = expected_seconds(segments * interval, interval=interval, stall=stall, restart=restart, mtbf=mtbf)
+    # Daly lets each segment begin with the restart's survival: an upper bound, close where restarts are short.
+    assert clock <= expected * 1.02
+    assert clock == pytest.approx(expected, rel=0.12)
+
+
+# ---- what a step asks for ----
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_operations_and_bytes_are_those_of_a_real_step(method: str) -> None:
+    config = load_config(None, [*SMALL, f"method.name={method}", "method.hidden=32", "method.out=16"])
+    counted = count_workload(config, 2)
+    backbone = build_small(config)
+    real = build_method(config.method.name, config.method.options, backbone)
+    optimizer = build_optimizer(real, config.optim)
+    with FlopCounterMode(display=False) as counter:
+        forward_backward(
+            real, real, torch.randn(2, 2, 3, 8, 32, 32), TrainingProgress(step=10**9, epoch=2.0, epochs=4.0)
+        )
+    optimizer.step()
+    assert counted.flops == pytest.approx(counter.get_total_flops() / 2, rel=0.12)  # the stem's input has no gradient
+    assert counted.flops >= counter.get_total_flops() / 2
+    state = sum(value.numel() * value.element_size() for value in real.state_dict().values())
+    slots = sum(
+        value.numel() * value.element_size()
+        for slot in optimizer.state_dict()["state"].values()
+        for value in slot.values()
+        if isinstance(value, torch.Tensor)
+    )
+    assert counted.checkpoint_bytes == state + slots
+
+
+def build_small(config: Config) -> torch.nn.Module:
+    from rhofast.checkpoint.backbone import untrained_backbone
+
+    return untrained_backbone(config)
+
+
+def test_the_published_step_has_the_published_operations() -> None:
+    """Slow-R50, 8 frames of 224 pixels: 54.5 G multiply-adds at 256 (Feichtenhofer et al., arXiv 1812.03982), less by
+    the area; BYOL does that 4 times a clip: once with keys, once forward, twice backward."""
+    work = count_workload(load_config(None), 2)
+    assert work.flops == pytest.approx(2 * 4 * 2 * 54.5e9 * (224 / 256) ** 2, rel=0.02)
+
+
+# ---- what codecs make of video ----
+
+
+def test_sizes_taken_for_granted_are_within_reach_of_those_measured() -> None:
+    rows = 0
+    for report in json.loads(RESULTS.read_text())["dry_runs"]:
+        for one in report["codecs"]:
+            if one["figures"] is None:
+                continue
+            codec, figures = build_codec(one["codec"]), one["figures"]
+            seconds = 3600 * figures["total_hours"] / report["videos"]
+            fps = figures["bytes_per_video"] / figures["bytes_per_frame"] / seconds
+            pixels = PIXELS * (report["settings"]["short_side"] / 256) ** 2
+            size, spent = stored_frame(codec, pixels=pixels, fps=fps)
+            assert size == pytest.approx(figures["bytes_per_frame"], rel=0.12), one["codec"]
+            assert spent * seconds == pytest.approx(one["cpu_seconds"], rel=1.3), one["codec"]
+            rows += 1
+    assert rows > 15
+
+
+@pytest.mark.parametrize("name, gop", [("jpeg", 1), ("h264", 1), ("h264", 16), ("hevc", 32), ("copy", 1)])
+def test_clips_read_and_decode_what_the_codec_makes_them(name: str, gop: int) -> None:
+    codec = build_codec({"name": name} | ({"gop": gop} if name in ("h264", "hevc") else {}))
+    clips = load_config(None).clips
+    count, read, decoded = clip_frames(clips, codec, units_of(codec, 300), 30.0)
+    assert count == 2
+    if name == "copy":
+        assert read == pytest.approx(300)
+    elif gop == 1:
+        assert read == pytest.approx(decoded) and 15 < read <= 16  # clips may share a frame
+    else:
+        assert 16 < decoded < read <= 300 + 1e-6
+
+
+@pytest.mark.parametrize("name", ["jpeg", "h264"])
+def test_the_loader_read_and_decoded_what_is_planned(name: str) -> None:
+    """Of two videos of ten seconds, each several times, in three rounds of ten batches."""
+    report = json.loads(RESULTS.read_text())
+    loader = [rank["stats"] for turn in report["bench_loader"][name]["turns"] for rank in turn["ranks"]]
+    made = next(one for one in report["dry_runs"][0]["codecs"] if one["codec"]["name"] == name)
+    codec, videos = build_codec(made["codec"]), sum(one["clips"] for one in loader) / 2
+    _, read, decoded = clip_frames(load_config(None).clips, codec, units_of(codec, 290), 29.0)
+    assert sum(one["frames_decoded"] for one in loader) / videos == pytest.approx(decoded, rel=0.05)
+    assert sum(one["bytes_read"] for one in loader) / videos == pytest.approx(
+        read * made["figures"]["bytes_per_frame"], rel=0.1
+    )
+
+
+# ---- evidence ----
+
+
+def ask(**changes: Any) -> Question:
+    given: dict[str, Any] = {"gpus": 64, "videos": 1e6, "mean_seconds": 10.0, "codec_options": {}}
+    return Question(**{**given, **changes})
+
+
+def dry_report(tmp_path: Path) -> Path:
+    path = tmp_path / "dry.json"
+    path.write_text(json.dumps(json.loads(RESULTS.read_text())["dry_runs"][0]))
+    return path
+
+
+def bench_report(tmp_path: Path, **changes: Any) -> Path:
+    config = load_config(None, SMALL).model_dump(mode="json")
+    report = {
+        "what": "step",
+        "config": config,
+        "machine": {"device": "NVIDIA H100"},
+        "world_size": 2,
+        "summary": {"memory": {"clips_per_second": {"median": 600.0}}},
+    }
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps({**report, **changes}))
+    return path
+
+
+def test_without_reports_every_guess_is_a_default() -> None:
+    found = gather(load_config(None, SMALL), ask())
+    assert found.codecs == ("jpeg", "h264", "hevc") and not found.remote
+    assert found.inputs["videos"].origin == "given" and found.inputs["flops"].origin == "given"
+    assert found.inputs["h264.frame_bytes"].origin == "default" and found.inputs["utilization"].origin == "default"
+    assert all(one.source for one in found.inputs.values())
+    assert found.inputs["h264.frame_bytes"].value < found.inputs["jpeg.frame_bytes"].value / 4
+
+
+def test_a_dry_run_says_what_the_videos_are(tmp_path: Path) -> None:
+    path = dry_report(tmp_path)
+    found = gather(load_config(None, SMALL), ask(dry_run=path, videos=2e6, mean_seconds=None)).inputs
+    assert found["videos"].origin == "given" and found["videos"].value == 2e6
+    assert found["mean_seconds"].value == pytest.approx(10, rel=0.01) and found["mean_seconds"].origin == "measured"
+    assert found["fps"].value == pytest.approx(29, rel=0.02)
+    assert found["jpeg.frame_bytes"].origin == "measured" and found["jpeg.frame_bytes"].value == pytest.approx(
+        14616, 1e-3
+    )
+
+
+def test_a_bench_says_how_fast_a_gpu_is(tmp_path: Path) -> None:
+    found = gather(load_config(None, SMALL), ask(bench=bench_report(tmp_path))).inputs
+    assert found["gpu_clips"].value == 300 and found["gpu_clips"].origin == "measured"
+    loader = bench_report(tmp_path, what="loader", summary={"loader": {"clips_per_second": {"median": 50.0}}})
+    found = gather(load_config(None, SMALL), ask(bench=loader, codecs=["h264"])).inputs
+    assert found["h264.loader_clips"].value == 25 and "gpu_clips" not in found
+
+
+def test_what_cannot_be_planned_is_refused(tmp_path: Path) -> None:
+    config = load_config(None, SMALL)
+    with pytest.raises(ConfigError, match="512 cannot be split over 96 GPUs"):
+        gather(config, ask(gpus=96))
+    with pytest.raises(ConfigError, match="not a multiple"):
+        gather(config, ask(gpus=12))
+    with pytest.raises(ConfigError, match="--videos and --mean-seconds"):
+        gather(config, ask(videos=None))
+    with pytest.raises(ConfigError, match="fewer than a batch"):
+        gather(config, ask(videos=100.0))
+    with pytest.raises(ConfigError, match="copy keeps the sources"):
+        gather(config, ask(codecs=["copy"]))
+    with pytest.raises(ConfigError, match=r"--gop: .* was made with one"):
+        gather(config, ask(codec_options={"gop": 8}, dry_run=dry_report(tmp_path)))
+    with pytest.raises(ConfigError, match="on a CPU"):
+        gather(config, ask(bench=bench_report(tmp_path, machine={"device": "cpu"})))
+    with pytest.raises(ConfigError, match=r"another step: augment\.size is 32"):
+        gather(load_config(None, [*SMALL, "augment.size=64"]), ask(bench=bench_report(tmp_path)))
+    with pytest.raises(ConfigError, match="no report of `rhofast shard"):
+        gather(config, ask(dry_run=bench_report(tmp_path)))
+
+
+def test_the_command_prints_a_plan_and_writes_all_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    target = tmp_path / "plan.json"
+    command = "plan --videos 1e6 --mean-seconds 26 --gpus 64 --codec jpeg,h264 --epochs 100 --sources"
+    settings_ = [part for one in SMALL for part in ("--set", one)]
+    app([*command.split(), *settings_, "--out", str(target)], standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "asked of decoding on the GPU" in printed and "What it rests on" in printed and "jpeg: " in printed
+    plan = json.loads(target.read_text())
+    assert [one["codec"] for one in plan["codecs"]] == ["jpeg", "h264"]
+    assert plan["facts"]["steps"]["value"] == 100 * (10**6 // 512)
+    every = [*plan["facts"].values(), *(fact for one in plan["codecs"] for fact in one["facts"].values())]
+    assert all(one["origin"] in ("given", "measured", "default") and one["unit"] for one in every)
+    assert all(name in plan["inputs"] for one in every for name in one["basis"])
+
+
+# ---- docs/scale.md ----
+
+
+def lever(**options: Any) -> list[str]:
+    """Cells of a row of the table of levers: a million videos of 26 seconds, on 128 GPUs."""
+    config = load_config(None, ["train.batch_size=1024", "train.epochs=200"])
+    question: dict[str, Any] = {"gpus": 128, "videos": 1e6, "mean_seconds": 26.0, "codec_options": {}, **options}
+    found = gather(config, Question(**question))
+    one = plan_capacity(found.inputs, found.codecs, remote=False).codecs[0]
+    shares = {limit.name: amount(limit.share, "share") for limit in one.limits}
+    names = ("shard_bytes", "ingest", "read_per_video", "decoded_per_video", "read_in_all", "fetched_per_node")
+    cells = [amount(one.facts[name].value, one.facts[name].unit) for name in names]
+    return [*cells, shares["decoding on the GPU"]]
+
+
+LEVERS = {
+    "`jpeg`": {"codecs": ["jpeg"]},
+    "`jpeg`, short side 192": {"codecs": ["jpeg"], "short_side": 192},
+    "`jpeg`, 10 frames/s": {"codecs": ["jpeg"], "fps": 10.0},
+    "`h264`, gop 1": {"codecs": ["h264"], "codec_options": {"gop": 1}},
+    "`h264`, gop 4": {"codecs": ["h264"], "codec_options": {"gop": 4}},
+    "`h264`, gop 16": {"codecs": ["h264"]},
+    "`h264`, gop 32": {"codecs": ["h264"], "codec_options": {"gop": 32}},
+    "`h264`, gop 16, short side 192": {"codecs": ["h264"], "short_side": 192},
+    "`h264`, gop 4, 10 frames/s": {"codecs": ["h264"], "codec_options": {"gop": 4}, "fps": 10.0},
+    "`hevc`, gop 16": {"codecs": ["hevc"]},
+}
+
+
+def test_the_page_about_scale_shows_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of that page that begin with `$ rhofast plan`, and its table of levers, are the program's own. Written
+    anew with RHOFAST_WRITE_DOCS=1."""
+    counts: dict[str, Workload] = {}
+
+    def count_once(config: Config, clips: int) -> Workload:
+        step = f"{config.clips} {config.augment.size} {config.backbone} {config.method} {config.optim.name} {clips}"
+        return counts[step] if step in counts else counts.setdefault(step, count_workload(config, clips))
+
+    root = ROOT
+    monkeypatch.setattr("rhofast.analysis.capacity.inputs.count_workload", count_once)
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("COLUMNS", "110")
+
+    def run(block: re.Match[str]) -> str:
+        app(shlex.split(block[1].replace("\\\n", " "))[2:], standalone_mode=False)
+        printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())
+        return f"```console\n{block[1]}\n{printed}\n```"
+
+    page = root / "docs" / "scale.md"
+    text = page.read_text(encoding="utf-8")
+    made = re.sub(r"```console\n(\$ rhofast plan (?:[^\n]*\\\n)*[^\n]*)\n.*?```", run, text, flags=re.DOTALL)
+    rows = "".join(f"| {name} | {' | '.join(lever(**options))} |\n" for name, options in LEVERS.items())
+    made = re.sub(r"(?<=<!-- levers -->\n\n)(\|[^\n]*\n\|[^\n]*\n)(?:\|[^\n]*\n)*", lambda head: head[1] + rows, made)
+    if os.environ.get("RHOFAST_WRITE_DOCS") == "1":
+        page.write_text(made, encoding="utf-8")
+    assert made == page.read_text(encoding="utf-8")
+    assert made.count("$ rhofast plan") == 5
+
+
+@pytest.mark.parametrize(
+    "value, unit, text",
+    [
+        (0.34, "share", "34 %"),
+        (12.5, "share", "1,250 %"),
+        (90.0, "s", "90 s"),
+        (7200.0, "s", "2.0 h"),
+        (1.5e12, "B/s", "1.5 TB/s"),
+        (1234567.0, "shards", "1,234,567 shards"),
+        (1.0, "nodes", "1 node"),
+        (1.0, "clips/s", "1 clips/s"),
+        (math.inf, "s", "without end"),
+    ],
+)
+def test_amounts_read_well(value: float, unit: str, text: str) -> None:
+    assert amount(value, unit) == text

@@ -1,0 +1,371 @@
+"""What is shown is what training saw, and says so."""
+
+import itertools
+import json
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+
+from rhofast.analysis.rendering import Group, Strip, animation, contact_sheet, write_pictures
+from rhofast.analysis.replay import Shown, color_words, displayable, is_run, replay_batch, show_clips
+from rhofast.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from rhofast.cli.app import main
+from rhofast.config.load import dump_config, load_config
+from rhofast.config.schema import AugmentConfig, ClipConfig, Config, DataConfig
+from rhofast.config.section import parse_section
+from rhofast.data.format.dataset import ShardSet, choose_samples, find_keys
+from rhofast.data.loader.train_loader import TrainLoader
+from rhofast.data.sampling.augment import color_matrix
+from rhofast.data.sampling.mixture import Mixture
+from rhofast.data.types import Views
+from rhofast.errors import ConfigError, ResumeError, ShardMissingError
+from rhofast.training.trainer import train
+from tests.helpers.shards import TINY_PAGE, damage_unit, write_shards
+
+CLIPS = ClipConfig(num_frames=3, frame_stride=2, fps=12)
+AUGMENT = AugmentConfig(size=16)
+BATCH, STEPS = 4, 5  # of 13 samples: three batches an epoch, so that the edge is crossed
+
+Frames = npt.NDArray[np.uint8]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def config(shards: ShardSet, tmp_path: Path) -> Config:
+    page = tmp_path / "page.toml"
+    page.write_text(TINY_PAGE)
+    values = {"out": tmp_path / "runs", "data.train": shards.root, "train.steps": STEPS, "data.max_bad": 1.0}
+    return load_config(page, [f"{key}={value}" for key, value in values.items()])
+
+
+def frames_of(shown: Shown) -> Frames:
+    """u8[B, P, T, H, W, 3] of what is drawn."""
+    return np.stack([[strip.frames for strip in group.strips] for group in shown.groups])
+
+
+def open_loader(shards: ShardSet | Mixture, config: Config, **more: Any) -> TrainLoader:
+    return TrainLoader(
+        shards,
+        clips=config.clips,
+        augment=config.augment,
+        data=config.data,
+        batch_size=BATCH,
+        seed=config.seed,
+        **more,
+    )
+
+
+def write_run(config: Config, *lines: dict[str, Any]) -> Path:
+    """A run folder without checkpoints."""
+    config.folder.mkdir(parents=True)
+    (config.folder / "config.json").write_text(json.dumps(dump_config(config)))
+    (config.folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return config.folder
+
+
+def start(shards: ShardSet, step: int, world_size: int) -> dict[str, Any]:
+    return {"kind": "start", "step": step, "world_size": world_size, "digest": shards.info.digest}
+
+
+def step_line(step: int) -> dict[str, Any]:
+    return {"kind": "step", "step": step}
+
+
+def test_a_replay_of_a_step_equals_what_training_consumed_in_it(
+    shards: ShardSet, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for unit in range(24):
+        damage_unit(shards, 7, unit)
+    consumed: list[Views] = []
+    give = TrainLoader.__next__
+
+    def record(loader: TrainLoader) -> Views:
+        consumed.append(give(loader))
+        return consumed[-1]
+
+    monkeypatch.setattr(TrainLoader, "__next__", record)
+    train(config)
+    assert len(consumed) == STEPS
+    notes = []
+    for step, views in enumerate(consumed, start=1):
+        shown = replay_batch(config.folder, step=step)
+        assert np.array_equal(frames_of(shown), displayable(views.pixels, config.augment))
+        assert list(shown.samples) == views.sample.tolist()
+        assert shown.heading == (
+            f"tiny, step {step}, rank 0 of 1",
+            f"seed 0, epoch {(step - 1) // 3}, position {(step - 1) % 3 * BATCH}",
+        )
+        notes += shown.notes
+        for sample, group in zip(shown.samples, shown.groups, strict=True):
+            assert group.title[:2] == (f"v{sample}", f"class {sample % 3}")
+            assert (group.note is not None) == any(note.startswith(f"sample {sample} ") for note in shown.notes)
+    assert notes and all("in place of sample 7: frame" in note and "'v7'" in note for note in notes)
+
+
+def test_each_rank_of_a_resumed_run_gets_its_own_batch(shards: ShardSet, config: Config) -> None:
+    run = write_run(
+        config, start(shards, 0, 1), step_line(3), start(shards, 2, 2), step_line(STEPS), start(shards, STEPS, 4)
+    )
+    for unit in range(24):
+        damage_unit(shards, 7, unit)
+    for world_size, steps in ((1, range(1, 3)), (2, range(3, STEPS + 1))):  # step 3 was done twice
+        for rank in range(world_size):
+            with open_loader(shards, config, rank=rank, world_size=world_size) as loader:
+                batches = list(itertools.islice(loader, STEPS))
+            for step in steps:
+                shown = replay_batch(run, step=step, rank=rank)
+                assert shown.heading[0].endswith(f"rank {rank} of {world_size}")
+                assert np.array_equal(frames_of(shown), displayable(batches[step - 1].pixels, config.augment))
+
+
+def test_samples_of_a_mixture_have_the_names_of_their_set(
+    shards: ShardSet, config: Config, members: list[bytes], tmp_path: Path
+) -> None:
+    other = write_shards(tmp_path / "other", members[:6])  # without labels
+    sources = [{"shards": str(one.root), "weight": weight} for one, weight in ((shards, 1.0), (other, 2.0))]
+    both = config.model_copy(update={"data": parse_section(DataConfig, {"train": sources}, where="test")})
+    mixture = Mixture([shards, other], [1.0, 2.0])
+    run = write_run(both, {**start(shards, 0, 1), "digest": mixture.digest}, step_line(STEPS))
+    with open_loader(mixture, both) as loader:
+        batches = list(itertools.islice(loader, STEPS))
+    for step, views in enumerate(batches, start=1):
+        shown = replay_batch(run, step=step)
+        assert np.array_equal(frames_of(shown), displayable(views.pixels, config.augment))
+        for sample, group in zip(shown.samples, shown.groups, strict=True):
+            first, local = (13, sample - 13) if sample >= 13 else (0, sample)
+            assert group.title[:-1] == ((f"v{local}",) if first else (f"v{local}", f"class {local % 3}"))
+
+
+def test_only_steps_that_the_run_did_have_a_batch_unless_the_ranks_are_given(shards: ShardSet, config: Config) -> None:
+    run = write_run(config, start(shards, 0, 1), step_line(2))
+    with pytest.raises(ConfigError, match=r"--step 3: not a step of .*: it is known to have done 1 to 2"):
+        replay_batch(run, step=3)
+    assert "epoch 1, position 0" in replay_batch(run, step=4, world_size=2).heading[1]
+    for step, more in ((0, {}), (0, {"world_size": 1})):
+        with pytest.raises(ConfigError, match="--step 0"):
+            replay_batch(run, step=step, **more)
+    with pytest.raises(ConfigError, match=r"--rank 1: step 2 of .* has 1 rank"):
+        replay_batch(run, step=2, rank=1)
+    with pytest.raises(ConfigError, match="--world-size 3: does not divide the batch of 4"):
+        replay_batch(run, step=2, world_size=3)
+
+
+def test_a_step_that_only_a_checkpoint_tells_of_was_done(shards: ShardSet, config: Config) -> None:
+    run = write_run(config, start(shards, 0, 1))
+    with pytest.raises(ConfigError, match="not known to have done any"):
+        replay_batch(run, step=1)
+    empty = {"state": {}, "param_groups": []}
+    save_checkpoint(run, Checkpoint(step=2, config=config, loader={}, method={}, optimizer=empty), keep=1)
+    assert replay_batch(run, step=2).samples
+
+
+def test_a_run_is_shown_on_its_own_data_alone(
+    shards: ShardSet, config: Config, members: list[bytes], tmp_path: Path
+) -> None:
+    run = write_run(config, start(shards, 0, 1), step_line(2))
+    other = write_shards(tmp_path / "other", members[:8])
+    with pytest.raises(ResumeError, match="not those that it was trained on: the digest was"):
+        replay_batch(run, step=1, overrides=[f"data.train={other.root}"])
+    before = frames_of(replay_batch(run, step=1))
+    moved = shards.root.rename(tmp_path / "moved")
+    with pytest.raises(ShardMissingError, match="no such folder") as caught:
+        replay_batch(run, step=1)
+    assert caught.value.hint is not None and "--set data.train" in caught.value.hint
+    assert np.array_equal(frames_of(replay_batch(run, step=1, overrides=[f"data.train={moved}"])), before)
+    with pytest.raises(ConfigError, match="a run is shown as it was"):
+        replay_batch(run, step=1, overrides=["augment.blur=0"])
+
+
+def test_samples_that_were_bad_then_or_are_bad_only_now_are_told(shards: ShardSet, config: Config) -> None:
+    run = write_run(config, start(shards, 0, 1), step_line(2))
+    first, second, *_ = replay_batch(run, step=2).samples
+    line = {"rank": 0, "epoch": 0, "position": BATCH, "sample": first, "reason": "checksum mismatch"}
+    (run / "bad_samples.jsonl").write_text(json.dumps(line) + "\n")
+    for unit in range(24):
+        damage_unit(shards, second, unit)
+    notes = replay_batch(run, step=2, count=1).notes
+    assert len(notes) == 3 and f"in place of sample {second}" in notes[0]
+    assert notes[1:] == (
+        f"sample {first} was bad then and is not now: the run saw another one",
+        f"sample {second} is bad now and was not then: the run saw it",
+    )
+    assert replay_batch(run, step=1).notes == ()
+
+
+def test_what_is_no_run_is_said_to_be_none(shards: ShardSet, config: Config, tmp_path: Path) -> None:
+    assert not is_run(shards.root) and not is_run(tmp_path / "nowhere")
+    run = write_run(config)
+    assert is_run(run)
+    with pytest.raises(ConfigError, match="the run has not begun"):
+        replay_batch(run, step=1)
+    (run / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="not the configuration of a run"):
+        replay_batch(run, step=1)
+
+
+def test_samples_of_shards_are_shown_as_in_the_training_batch(shards: ShardSet) -> None:
+    data = DataConfig(threads=1, decode_threads=1)
+    with TrainLoader(shards, clips=CLIPS, augment=AUGMENT, data=data, batch_size=4, seed=5) as loader:
+        views = next(loader)
+    shown = show_clips(shards, clips=CLIPS, augment=AUGMENT, samples=views.sample.tolist(), seed=5, epoch=0)
+    assert np.array_equal(frames_of(shown), displayable(views.pixels, AUGMENT))
+    assert shown.fps == 6 and shown.heading == ("tiny", "seed 5, epoch 0")
+
+
+def test_displayable_undoes_the_normalization() -> None:
+    section = AugmentConfig(size=16, mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.3))
+    pixels = torch.randint(0, 256, (1, 1, 3, 2, 16, 16)).float()
+    mean, std = (torch.tensor(value).view(3, 1, 1, 1) for value in (section.mean, section.std))
+    restored = displayable((pixels / 255 - mean) / std, section)
+    assert np.array_equal(restored, pixels.permute(0, 1, 3, 4, 5, 2).byte().numpy())
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[::5])
+@pytest.mark.parametrize("hue", [-0.45, -0.1, 0.15])
+def test_color_words_are_the_factors_that_were_composed(order: tuple[int, ...], hue: float) -> None:
+    def words(*, apply: bool, gray: bool) -> list[str]:
+        matrix = color_matrix(
+            factors=np.array([[1.3, 0.5, 0.7, hue]]),
+            order=np.array([order]),
+            apply=np.array([apply]),
+            gray=np.array([gray]),
+            mean_rgb=np.array([[100.0, 100.0, 100.0]]),
+        )
+        return color_words(matrix[0])
+
+    luma = "luma x0.65 +65"  # brightness first: half of the mean, by then 130; contrast first: half of 100, times 1.3
+    assert words(apply=True, gray=False) == [luma, "saturation x0.70", f"hue {360 * hue:+.0f}°"]
+    assert words(apply=True, gray=True) == ["gray", luma]
+    assert words(apply=False, gray=True) == ["gray"] and words(apply=False, gray=False) == []
+
+
+def strip(shade: int = 0, *, t: int = 4, size: int = 64, caption: tuple[str, ...] = ("short",)) -> Strip:
+    """Frame i is of the gray `shade + i`."""
+    frames = np.empty((t, size, size, 3), dtype=np.uint8)
+    frames[:] = np.arange(shade, shade + t, dtype=np.uint8)[:, None, None, None]
+    return Strip(frames=frames, caption=caption)
+
+
+def test_a_sheet_is_as_large_as_its_strips() -> None:
+    one, two = (contact_sheet([Group(title=("a",), strips=(strip(),) * count)]) for count in (1, 2))
+    assert one.width == two.width == 4 * 128 + 3 * 2 + 24
+    assert two.height - one.height == 128 + 2 + 16 + 6
+    titled = contact_sheet([Group(title=("a",), strips=(strip(),), note="look")], heading=("all",))
+    assert titled.height > one.height + 2 * 16
+
+
+def test_every_frame_has_its_place_on_the_sheet() -> None:
+    sheet = np.asarray(contact_sheet([Group(title=("a",), strips=(strip(60),))]))
+    for number in range(4):
+        left = 12 + number * 130
+        assert (sheet[33 : 33 + 128, left : left + 128] == 60 + number).all()
+
+
+def test_words_that_are_too_long_do_not_widen_a_picture() -> None:
+    caption = ("frames " + " ".join(map(str, range(100, 400))), "crop 10x10 at 0,0", "W" * 300)
+    group = Group(title=("k" * 400, "label"), strips=(strip(caption=caption),), note="reason " * 60)
+    page, plain = (contact_sheet([one]) for one in (group, Group(title=("a",), strips=(strip(),))))
+    assert page.width == plain.width and page.height > plain.height + 5 * 16
+    margin = np.asarray(page)[:, -12:]
+    assert (margin == 255).all()
+
+
+def test_an_animation_shows_one_frame_of_each_clip_at_a_time() -> None:
+    groups = [Group(title=(str(number),), strips=(strip(40 * number), strip(40 * number + 20))) for number in range(5)]
+    pictures = [np.asarray(picture) for picture in animation(groups, heading=("five",))]
+    assert len(pictures) == 4
+    for now, picture in enumerate(pictures):
+        height, width, _ = picture.shape
+        assert height % 2 == width % 2 == 0 and 0.8 < width / height < 3
+        for shade in range(0, 200, 20):
+            count = (picture == shade + now).all(axis=-1).sum()
+            assert count >= 192 * 192 - 200  # letters may have that gray, too, but not as often
+    assert [(pictures[0] != picture).any() for picture in pictures] == [False, True, True, True]
+
+
+def test_an_mp4_is_what_browsers_play(tmp_path: Path) -> None:
+    path = tmp_path / "clips.mp4"
+    groups = [Group(title=("a",), strips=(strip(100),))]
+    size = write_pictures(path, groups, heading=("h",), fps=3.75)
+    content = path.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", Fraction(15, 4))
+        assert (stream.width, stream.height) == size
+        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    assert len(shown) == 24 and len(shown) / 3.75 >= 6  # six times the four frames
+    drawn = [np.asarray(picture) for picture in animation(groups, heading=("h",))]
+    for number, picture in enumerate(shown):
+        assert np.abs(picture[90:200, 20:180].astype(int) - drawn[number % 4][90:200, 20:180]).max() <= 3
+
+
+def test_a_gif_plays_in_time_and_forever(tmp_path: Path) -> None:
+    path = tmp_path / "clips.gif"
+    size = write_pictures(path, [Group(title=("a",), strips=(strip(100),))], heading=("h",), fps=4.0)
+    with Image.open(path) as picture:
+        assert (picture.size, picture.n_frames, picture.info["loop"], picture.info["duration"]) == (size, 4, 0, 250)
+        for number in range(4):
+            picture.seek(number)
+            shade = np.asarray(picture.convert("RGB"))[90:200, 20:180].mean()
+            assert abs(shade - 100 - number) < 1
+
+
+def test_samples_are_spread_or_found_by_key(shards: ShardSet) -> None:
+    assert choose_samples(shards, 3) == [0, 6, 12]
+    assert choose_samples(shards, 100) == list(range(13))
+    assert find_keys(shards, ["v7", "v0"]) == [7, 0]
+    with pytest.raises(ConfigError, match="no sample has the key 'nope'"):
+        find_keys(shards, ["v7", "nope"])
+
+
+def test_the_command_shows_runs_and_shards(
+    shards: ShardSet,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    run = write_run(config, start(shards, 0, 2), step_line(2))
+
+    def show(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["rhofast", "show", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as error:
+            return int(error.code or 0), capsys.readouterr().err
+        raise AssertionError("the program always exits")
+
+    for suffix in ("png", "gif", "mp4"):
+        out = tmp_path / f"clips.{suffix}"
+        monkeypatch.setattr(sys, "argv", [])
+        code, _ = show(run, "--step", 2, "--rank", 1, "--samples", 1, "--out", out)
+        assert code == 0 and out.stat().st_size > 1000
+    code, _ = show(shards.root, "--key", "v3", "--set", "augment.size=16", "--out", tmp_path / "x.gif")
+    assert code == 0
+    for arguments, said in (
+        ((run,), "a run has a batch for every step"),
+        ((run, "--step", 3), "--step 3: not a step of"),
+        ((run, "--step", 1, "--rank", 2), "has 2 ranks, from 0 to 1"),
+        ((run, "--step", 1, "--seed", 2), "--seed: "),
+        ((run, "--step", 1, "--out", "x.avi"), "x.avi: not a .png file, nor a .gif or .mp4"),
+        ((shards.root, "--step", 1), "--step: "),
+        ((tmp_path, "--step", 1), "is not a run"),
+        ((tmp_path,), "no dataset.json"),
+        ((shards.root, "--out", tmp_path / "no" / "x.mp4"), "no/x.mp4: No such file or directory"),
+    ):
+        code, printed = show(*arguments)
+        assert code == 2 and said in printed

@@ -1,0 +1,248 @@
+"""A page is read strictly, and what is wrong is said in one line."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from rhofast.config.load import dump_config, load_config, parse_config
+from rhofast.config.schema import AugmentConfig, SourceConfig
+from rhofast.config.section import parse_section
+from rhofast.errors import ConfigError
+from rhofast.models.backbones import build_backbone
+from rhofast.models.methods import METHODS, build_method
+from rhofast.training.optim import learning_rate
+from tests.helpers.reference import needs_vectors, numbers
+from tests.helpers.shards import ROOT
+
+PAGE = """
+name = "run"
+[clips]
+num_clips = 3
+[augment]
+area = [0.3, 0.9]
+[method]
+name = "byol"
+hidden = 512
+[train]
+epochs = 10
+"""
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(PAGE)
+    return path
+
+
+def test_a_page_is_read_with_its_defaults(page: Path) -> None:
+    config = load_config(page)
+    assert (config.clips.num_clips, config.clips.num_frames) == (3, 8)
+    assert config.augment.area == (0.3, 0.9)
+    assert (config.method.name, config.method.options) == ("byol", {"hidden": 512})
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("clips.num_frames=16", 16),
+        ("data.test=some/folder", "some/folder"),
+        ("data.train=some/folder", (SourceConfig(shards="some/folder"),)),
+        ("data.train=s3://bucket/set", (SourceConfig(shards="s3://bucket/set"),)),
+        (
+            "data.train=[{shards='a', weight=3}, {shards='b'}, 'c']",
+            (SourceConfig(shards="a", weight=3.0), SourceConfig(shards="b"), SourceConfig(shards="c")),
+        ),
+        ("data.train=[]", ()),
+        ("train.steps=7", 7),
+        ("augment.blur_sigma=[0.2, 1.0]", (0.2, 1.0)),
+        ("optim.base_lr=1", 1.0),
+        ("train.precision=bf16", "bf16"),
+        ("name=2024", "2024"),
+        ("name=nan", "nan"),
+    ],
+)
+def test_overrides_are_toml_or_bare_strings(page: Path, override: str, value: object) -> None:
+    config: object = load_config(page, [override])
+    for key in override.partition("=")[0].split("."):
+        config = getattr(config, key)
+    assert config == value
+
+
+def test_steps_and_epochs_replace_each_other_on_the_command_line(page: Path) -> None:
+    train = load_config(page, ["train.steps=7"]).train
+    assert (train.steps, train.epochs) == (7, None)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("clips.num_clip=2", "unknown key 'clips.num_clip' (did you mean 'clips.num_clips'?)"),
+        ("trian.steps=2", "unknown key 'trian' (did you mean 'train'?)"),
+        ("clips.num_clips=0", "clips.num_clips = 0: input should be greater than or equal to 1"),
+        ("clips.num_clips='2'", "clips.num_clips = '2': input should be a valid integer"),
+        ("clips.num_clips=2.0", "clips.num_clips = 2.0: input should be a valid integer"),
+        ("augment.area=[0.9, 0.3]", "augment: area must be [low, high] with 0 < low <= high, got [0.9, 0.3]"),
+        ("augment.crop=whole", "augment.crop = 'whole': input should be 'area', 'short_side' or 'center'"),
+        ("train.batch_size", "not of the form key.path=value"),
+        ("data.train=", "data.train.0.shards = '': string should have at least 1 character"),
+        ("data.train=3", "data.train = 3: input should be a valid tuple"),
+        ("data.train=[{shard='a'}]", "unknown key 'data.train.0.shard' (did you mean 'data.train.0.shards'?)"),
+        ("data.train=[{weight=1}]", "key 'data.train.0.shards' is missing"),
+        ("data.train=[{shards='a', weight=0}]", "data.train.0.weight = 0: input should be greater than 0"),
+        ("data.train=['a', 'b', 'a']", "data.train: a is given twice"),
+        ("data.block_shards=0", "data.block_shards = 0: input should be greater than or equal to 1"),
+        ("data.fixed_lanes=true", "data: fixed_lanes without lanes"),
+        ("data.cache_gb=0", "data.cache_gb = 0: input should be greater than 0"),
+        ("name.x=1", "'name' is a value, not a section"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(page: Path, override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(page, [override])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_run_needs_one_length(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('name = "x"\n[train]\nsteps = 3\nepochs = 2\n')
+    with pytest.raises(ConfigError, match="exactly one of epochs and steps"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"name = ", "x.toml: "),
+        (b'name = "a"\nname = "b"\n', "overwrite"),
+        (b"\xff\xfe\x00", "not a text file"),
+        (b"seed = 3", "key 'name' is missing"),
+    ],
+)
+def test_a_broken_page_is_a_config_error(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=said):
+        load_config(path)
+
+
+def test_a_missing_page_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("override", "dumped"),
+    [
+        ("data.train=s3://bucket/x", "s3://bucket/x"),
+        ("data.train=[{shards='x', weight=2}]", [{"shards": "x", "weight": 2.0}]),
+        ("data.train=['x', 'y']", [{"shards": "x", "weight": 1.0}, {"shards": "y", "weight": 1.0}]),
+    ],
+)
+def test_a_configuration_survives_json(page: Path, override: str, dumped: object) -> None:
+    config = load_config(page, [override, "train.max_hours=1.5"])
+    assert parse_config(dump_config(config), where="json") == config
+    assert dump_config(config)["data"]["train"] == dumped
+
+
+PAGES = sorted(page for page in (ROOT / "configs").rglob("*.toml") if page.parent.name != "eval")
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+def overrides_of(page: Path) -> list[list[str]]:
+    """The `--set` lines in a page's head, each as a list of overrides."""
+    comments = [line for line in page.read_text().splitlines() if line.startswith("#")]
+    given = [re.findall(r"--set ('[^']*'|\S+)", line) for line in comments]
+    return [[word.strip("'") for word in words] for words in given if words]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_a_page_says_where_it_comes_from_and_how_to_run_it(page: Path) -> None:
+    head = page.read_text().partition("\nname =")[0]
+    assert load_config(page).name == page.stem
+    assert f"rhofast train {page.relative_to(ROOT)}" in head
+    entries = ["Source", "Command", "Hardware"]
+    entries += [] if page.stem == "demo" else ["Expected", "Not yet run here"]
+    assert [entry for entry in entries if entry in head] == entries
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_command_in_a_page_s_head_is_a_run_that_can_begin(page: Path) -> None:
+    lines = overrides_of(page)
+    assert lines
+    for overrides in lines:
+        config = load_config(page, overrides)
+        with torch.device("meta"):  # the sizes of everything, at no cost
+            section = config.backbone
+            backbone = build_backbone(
+                section.name, section.options, num_frames=config.clips.num_frames, size=config.augment.size
+            )
+            method = build_method(config.method.name, config.method.options, backbone)
+        method.check(max(2, config.clips.num_clips), config.train.batch_size)
+    names = [override for overrides in lines for override in overrides if override.startswith("name=")]
+    assert len(names) == len(set(names))
+
+
+RELEASED = {
+    "byol_slow_r50_8x8_rho2": "BYOL_SlowR50_8x8.yaml NUM_SHARDS=8",
+    "moco_slow_r50_8x8_rho4": "MoCo_SlowR50_8x8.yaml NUM_SHARDS=8",
+    "simclr_slow_r50_8x8_rho4": "SimCLR_SlowR50_8x8.yaml NUM_SHARDS=8",
+    "swav_slow_r50_8x8_rho2": "SwAV_Slow_R50_8x8.yaml NUM_SHARDS=8",
+}
+
+
+@needs_vectors
+@pytest.mark.parametrize(("name", "released"), RELEASED.items())
+def test_a_page_has_the_rates_of_the_released_configuration_of_its_name(name: str, released: str) -> None:
+    config = load_config(ROOT / "configs" / f"{name}.toml")
+    expected = numbers("schedules")[released]
+    assert config.train.epochs == expected["max_epoch"]
+    for epoch, rate in zip(expected["epochs"], expected["lr"], strict=True):
+        assert learning_rate(config.optim, config.train.batch_size, epoch, 200) == pytest.approx(rate, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak", "decay", "clips"),
+    [
+        ("moco_slow_r50_8x8_rho2", 0.4, 1e-4, (2, 8, 8)),
+        ("moco_slow_r50_8x8_rho4", 0.8, 1e-4, (4, 8, 8)),
+        ("byol_slow_r50_8x8_rho2", 4.8, 1e-6, (2, 8, 8)),
+        ("byol_slow_r50_8x8_rho4", 9.6, 1e-6, (4, 8, 8)),
+        ("byol_slow_r50_16x4_rho4", 9.6, 1e-6, (4, 16, 4)),
+        ("simclr_slow_r50_8x8_rho2", 4.8, 1e-6, (2, 8, 8)),
+        ("simclr_slow_r50_8x8_rho4", 9.6, 1e-6, (4, 8, 8)),
+        ("swav_slow_r50_8x8_rho2", 4.8, 1e-6, (2, 8, 8)),
+    ],
+)
+def test_a_released_run_s_page_has_its_published_numbers(
+    name: str, peak: float, decay: float, clips: tuple[int, int, int]
+) -> None:
+    config = load_config(ROOT / "configs" / f"{name}.toml")
+    optim, batch = config.optim, config.train.batch_size
+    no_warmup = optim.model_copy(update={"warmup_epochs": 0.0})
+    assert learning_rate(no_warmup, batch, 0, 200) == pytest.approx(peak)
+    assert learning_rate(optim, batch, 0, 200) == pytest.approx(0.008)
+    assert (config.clips.num_clips, config.clips.num_frames, config.clips.frame_stride) == clips
+    assert (batch, config.train.epochs, optim.weight_decay, optim.momentum) == (512, 200, decay, 0.9)
+    assert optim.nesterov and optim.warmup_epochs == 35 and config.backbone.name == "slow_r50"
+    assert (optim.name, config.train.precision) == (
+        ("sgd", "fp16") if config.method.name == "moco" else ("lars", "fp32")
+    )
+    published = {  # what a page leaves to the defaults
+        "moco": {"ema_base": 0.994, "queue": 65536, "out": 128, "temperature": 0.1, "projector_norm": False},
+        "byol": {"ema_base": 0.996, "hidden": 4096, "out": 256, "temperature": 0.5, "projector_norm": True},
+        "simclr": {"projector_layers": 3, "temperature": 0.1, "projector_norm": False, "pairs": "chain"},
+        "swav": {"prototypes": 1000, "sinkhorn_steps": 3, "sharpness": 0.05, "frozen_epochs": 1.0},
+    }[config.method.name]
+    options = parse_section(METHODS[config.method.name][0], config.method.options, where="method").model_dump()
+    assert {key: options[key] for key in published} == published
+    if config.method.name == "moco":
+        assert options["queue"] // batch == 128  # steps that only fill the queue
+    assert config.augment == AugmentConfig()  # the defaults are the release's
+
+
+def test_every_page_has_its_row_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "reproducing.md").read_text()
+    assert [name for name in NAMES if f"({name})" not in text.replace("(../", "(")] == []

@@ -1,0 +1,221 @@
+"""The closed linear probe: its optimum is the optimum, its penalty is chosen without the test shards."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from rhofast.config.load import load_config
+from rhofast.data.format.dataset import ShardSet
+from rhofast.errors import ConfigError
+from rhofast.evaluation.knn import evaluate_neighbors
+from rhofast.evaluation.leakage import overlap, source_digests
+from rhofast.evaluation.linear_probe import evaluate_linear, held_part
+from rhofast.evaluation.logistic_regression import fit_logistic, folded, standardize, sweep
+from rhofast.evaluation.task import open_task
+from rhofast.training.finetune import train_classifier
+from rhofast.training.trainer import train
+from tests.helpers.shards import ROOT, TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
+
+SETTINGS = [
+    *("backbone.name=slow_r18", "backbone.width=4", "augment.size=16", "clips.num_frames=2", "clips.frame_stride=2"),
+    *("clips.fps=12", "eval.test_views=2", "data.threads=2", "data.decode_threads=1"),
+]
+
+
+def problem(
+    rows: int = 400, classes: int = 5, width: int = 20, apart: float = 0.7
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Overlapping Gaussian blobs of unequal spread."""
+    torch.manual_seed(0)
+    y = torch.randint(classes, (rows,))
+    x = torch.randn(classes, width)[y] * apart + torch.randn(rows, width) * torch.linspace(0.5, 2, width)
+    return x, y
+
+
+def gradient_of(
+    x: npt.NDArray[np.float64],
+    y: npt.NDArray[np.int64],
+    w: npt.NDArray[np.float64],
+    b: npt.NDArray[np.float64],
+    l2: float,
+) -> float:
+    """The largest entry of the objective's gradient, by hand."""
+    logits = x @ w.T + b
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    error = (p - np.eye(len(b))[y]) / len(y)
+    return float(max(np.abs(error.T @ x + l2 * w).max(), np.abs(error.sum(axis=0)).max()))
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1e-2, 1e-4])
+def test_a_fit_is_at_the_minimum(penalty: float) -> None:
+    x, y = problem()
+    found = fit_logistic(x.double(), y, 5, penalty=penalty)
+    assert gradient_of(x.double().numpy(), y.numpy(), found.weight.numpy(), found.bias.numpy(), penalty) < 1e-5
+    again = fit_logistic(x.double(), y, 5, penalty=penalty, start=fit_logistic(x.double(), y, 5, penalty=10.0))
+    assert torch.allclose(found.weight, again.weight, atol=1e-2)
+
+
+@pytest.mark.parametrize("penalty", [1e-1, 1e-3])
+def test_it_predicts_what_scikit_learn_predicts(penalty: float) -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    x, y = problem(1000)
+    rows, test = x[:600], x[600:]
+    theirs = linear_model.LogisticRegression(C=1 / (penalty * 600), max_iter=2000, tol=1e-8).fit(rows.numpy(), y[:600])
+    ours = fit_logistic(rows, y[:600], 5, penalty=penalty)
+    assert np.allclose(ours.weight.numpy(), theirs.coef_, atol=2e-3)
+    accuracy = float((ours(test).argmax(dim=1) == y[600:]).float().mean())
+    assert accuracy == pytest.approx(theirs.score(test.numpy(), y[600:].numpy()), abs=0.005)
+
+
+def test_folding_undoes_the_standardization() -> None:
+    x, y = problem()
+    x = x * torch.linspace(0.01, 100, 20) + 7
+    x[:, 3] = 2.5  # a feature that does not vary
+    mean, scale = standardize(x)
+    assert torch.allclose(((x - mean) / scale).square().mean(dim=0)[4:], torch.ones(16), atol=1e-3)
+    inside = fit_logistic((x - mean) / scale, y, 5, penalty=1e-2)
+    assert torch.allclose(folded(inside, mean, scale)(x), inside((x - mean) / scale), atol=1e-3)
+
+
+def test_a_sweep_takes_the_penalty_that_is_best_on_the_held_rows() -> None:
+    x, y = problem(120, width=80, apart=0.25)  # few rows, many features: little penalty overfits
+    held = torch.arange(120) % 4 == 0
+    whole, penalty, tried = sweep(x, y, 5, held)
+    assert penalty == max(tried, key=lambda one: (one.top1, -one.loss)).penalty and penalty > 1e-3
+    expected = fit_logistic(x, y, 5, penalty=penalty)
+    assert torch.allclose(whole.weight, expected.weight, atol=1e-3)
+
+
+def test_the_held_part_is_a_fifth_of_each_class_and_keeps_sources_together() -> None:
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1, 2], [100, 50, 1])
+    digest = np.array([rng.bytes(15) + b"x" for _ in label], dtype="S16")
+    held = held_part(digest, label)
+    assert [int(held[label == c].sum()) for c in range(3)] == [20, 10, 0]
+    order = rng.permutation(len(label))
+    assert np.array_equal(held_part(digest[order], label[order]), held[order])
+    digest[1::2] = digest[::2][: len(digest[1::2])]  # each source twice
+    held = held_part(digest, label)
+    assert np.array_equal(held[1::2], held[::2][: len(held[1::2])])
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> ShardSet:
+    members = [encode_mjpeg([frame_pixels(video, 23 - frame) for frame in range(20)]) for video in range(6)]
+    return write_shards(tmp_path / "held_out", members, labels=[video % 3 for video in range(6)])
+
+
+def test_a_probe_of_random_features_says_all_that_it_found(
+    shards: ShardSet, held_out: ShardSet, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    seen: list[tuple[int, int]] = []
+    fits: list[tuple[int, int]] = []
+    case = open_task("random", held_out.root, train=shards.root, overrides=SETTINGS)
+    result = evaluate_linear(
+        case,
+        untrained=True,
+        progress=lambda done, total: seen.append((done, total)),
+        on_fit=lambda done, total: fits.append((done, total)),
+    )
+    assert fits == [(fit, 12) for fit in range(1, 13)] * 2
+    assert result.shards["test"]["samples"] == 6 and result.shards["train"]["digest"] == shards.info.digest
+    assert result.trained == result.untrained  # both are the same random network
+    assert result.trained.samples == 6 and np.sum(result.trained.confusion) == 6
+    assert result.settings["test_views"] == 2 and len(result.settings["sweep"]) > 5
+    assert seen[-1] == (38, 38) and [done for done, _ in seen] == sorted(done for done, _ in seen)
+    kept = result.to_json()
+    assert kept["step"] == 0 and kept["chance"] == pytest.approx(1 / 3) and "untrained" in kept["origin"]
+
+
+def test_test_videos_that_are_in_the_training_shards_are_refused_or_named(
+    shards: ShardSet, members: list[bytes], tmp_path: Path
+) -> None:
+    other = [encode_mjpeg([frame_pixels(20 + video, frame) for frame in range(8)]) for video in range(2)]
+    mixed = write_shards(tmp_path / "mixed", [other[0], members[7], other[1], members[2]], labels=[0, 1, 2, 2])
+    assert overlap(shards, mixed) == ["v1", "v3"]
+    assert overlap(mixed, shards) == ["v2", "v7"]
+    clean = write_shards(tmp_path / "clean", other, labels=[0, 1])
+    assert overlap(shards, clean) == []
+    assert source_digests(mixed)[1] == source_digests(shards)[7]
+    with pytest.raises(ConfigError, match=r"2 of 4 test samples .*: v1, v3"):
+        open_task("random", mixed.root, train=shards.root, overrides=SETTINGS)
+    case = open_task("random", mixed.root, train=shards.root, overrides=SETTINGS, allow_overlap=True)
+    assert len(case.notes) == 1 and "v1, v3" in case.notes[0]
+
+
+def test_what_a_run_was_trained_on_counts_too_and_what_is_gone_is_said(
+    shards: ShardSet, held_out: ShardSet, members: list[bytes], tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    page = tmp_path / "tiny.toml"
+    page.write_text(TINY_PAGE)
+    seen = write_shards(tmp_path / "seen", members[:8], labels=[video % 3 for video in range(8)])
+    train(load_config(page, [f"out={tmp_path}", f"data.train={seen.root}"]))
+    test = write_shards(tmp_path / "test", members[7:], labels=[video % 3 for video in range(6)])
+    assert open_task(tmp_path / "tiny", held_out.root).notes == ()
+    assert open_task(tmp_path / "tiny", held_out.root, train=shards.root).notes == ()
+    with pytest.raises(ConfigError, match=r"1 of 6 test samples .*test is cut from a video that is in .*seen, too: v0"):
+        open_task(tmp_path / "tiny", test.root, train=held_out.root)
+    seen.root.rename(tmp_path / "moved")
+    notes = open_task(tmp_path / "tiny", test.root, train=held_out.root).notes
+    assert len(notes) == 1 and "not compared with those that the run was trained on" in notes[0]
+    assert "seen: no such folder" in notes[0]
+
+
+def test_a_test_that_the_network_cannot_take_is_refused_before_the_training(
+    shards: ShardSet, held_out: ShardSet
+) -> None:
+    settings = ["backbone.name=s3d", "augment.size=32", "clips.num_frames=8", "eval.test_size=16"]
+    case = open_task("random", held_out.root, train=shards.root, overrides=settings)
+    with pytest.raises(ConfigError, match=r"the test: backbone s3d takes clips .* not 8 frames of 16 x 16"):
+        evaluate_linear(case)
+    with pytest.raises(ConfigError, match="the test: backbone s3d"):
+        train_classifier(case, kind="finetune")
+
+
+def test_a_test_class_that_training_lacks_is_refused(shards: ShardSet, tmp_path: Path) -> None:
+    other = write_shards(tmp_path / "four", [encode_mjpeg([frame_pixels(9, 3)] * 4)] * 4, labels=[0, 1, 2, 3])
+    with pytest.raises(ConfigError, match="'class 3' is not a class of"):
+        open_task("random", other.root, train=shards.root, overrides=SETTINGS)
+
+
+TWO_RANKS = """
+import json, sys
+from pathlib import Path
+from accelerate import PartialState
+from rhofast.evaluation.task import open_task
+from rhofast.evaluation.linear_probe import evaluate_linear
+from rhofast.evaluation.knn import evaluate_neighbors
+
+state = PartialState(cpu=True)
+train, test, out, *settings = sys.argv[1:]
+case = open_task("random", test, train=train, overrides=settings)
+found = {one.kind: one.to_json()["trained"] for one in (evaluate_linear(case), evaluate_neighbors(case))}
+assert state.num_processes == 2
+(Path(out) / f"{state.process_index}.json").write_text(json.dumps(found))
+"""
+
+
+def test_two_ranks_find_what_one_finds(shards: ShardSet, held_out: ShardSet, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    (tmp_path / "two.py").write_text(TWO_RANKS)
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    subprocess.run(
+        [sys.executable, *launch, *map(str, (tmp_path / "two.py", shards.root, held_out.root, tmp_path)), *SETTINGS],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    case = open_task("random", held_out.root, train=shards.root, overrides=SETTINGS)
+    alone = {one.kind: one.to_json()["trained"] for one in (evaluate_linear(case), evaluate_neighbors(case))}
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [alone, alone]

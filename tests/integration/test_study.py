@@ -1,0 +1,75 @@
+"""The study's runs are runs that can be had."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.study import study
+from benchmarks.study.one import RESULT, asked
+from benchmarks.study.questions import SETS, Run, all_runs, questions
+from benchmarks.study.study import command_of
+from benchmarks.study.tables import gains, table
+from rhofast.config.load import load_config
+from rhofast.config.schema import Config
+from rhofast.models.backbones import build_backbone
+from rhofast.models.methods import build_method
+from tests.helpers.shards import ROOT
+
+STUDY = ROOT / "benchmarks" / "study"
+
+
+def configurations() -> dict[str, Config]:
+    """Of each run, by name, as its command line says."""
+
+    found = {}
+    for run in all_runs(questions()):
+        words = command_of(run, Path("work"), Path("shards"), "test")
+        sets = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+        found[run.name] = load_config(STUDY / "study.toml", sets)
+    return found
+
+
+def test_every_run_has_a_page_of_its_own_that_is_valid() -> None:
+    pages = configurations()
+    assert len({page.model_dump_json() for page in pages.values()}) == len(pages)
+    for method in ("moco", "byol", "simclr", "swav"):
+        assert {(page.clips.num_clips, page.seed) for page in pages.values() if page.method.name == method} >= {
+            (rho, seed) for rho in (1, 2, 3, 4) for seed in (0, 1, 2)
+        }
+    one = {(page.method.model_dump_json(), page.backbone.model_dump_json()): page for page in pages.values()}
+    for page in one.values():
+        build_method(page.method.name, page.method.options, build_backbone(page.backbone.name, page.backbone.options))
+
+
+def test_a_run_that_was_made_with_other_settings_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    run, moved = Run(method="swav"), tmp_path / "elsewhere"
+    result = tmp_path / run.name / RESULT
+    result.parent.mkdir()
+    result.write_text(json.dumps({"asked": asked(study.PAGE, study.settings_of(run, tmp_path))}))
+    assert study.do(run, tmp_path, moved, "test", 1) is None
+    monkeypatch.setitem(study.METHOD_OPTIONS["swav"], "method.prototypes", 3)
+    assert "move it away" in str(study.do(run, tmp_path, moved, "test", 1))
+
+
+def test_no_set_shares_its_videos_with_another() -> None:
+
+    assert len({(made["split"], made["seed"]) for made in SETS.values()}) == len(SETS)
+
+
+def test_a_table_has_means_and_spreads_of_what_is_done() -> None:
+
+    rho = questions()[0]
+    results = {}
+    for clips, accuracies in {1: (0.4, 0.5, 0.6), 2: (0.7, 0.8, 0.9), 4: (0.5,)}.items():
+        base = rho.cells["SimCLR", str(clips)]
+        for seed, top1 in enumerate(accuracies):
+            name = Run(method=base.method, changes=base.changes, data=base.data, seed=seed).name
+            results[name] = {"knn": {"top1": top1}, "linear": {"top1": top1}}
+    lines = table(rho, results, "knn", 3)
+    assert "| SimCLR | 50.0 ± 10.0 | 80.0 ± 10.0 |  | 50.0 |" in lines and "| BYOL |  |  |  |  |" in lines
+    above = gains(rho, results, "knn", 3)
+    assert "| SimCLR | +30.0 (spread 14.1) |  |  |" in above and "| BYOL |  |  |  |" in above

@@ -1,0 +1,239 @@
+"""Classifiers through the loader: they learn, resume to the same bits, agree over ranks, and refuse what leaks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rhofast.checkpoint.backbone import trained_backbone
+from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
+from rhofast.config.load import load_config
+from rhofast.data.format.dataset import ShardSet
+from rhofast.errors import ConfigError, NotFiniteError, ResumeError
+from rhofast.evaluation.scores import Evaluation
+from rhofast.evaluation.task import EvalTask, open_task
+from rhofast.training.finetune import Stopped, train_classifier
+from rhofast.training.optim import learning_rate
+from rhofast.training.trainer import train
+from tests.helpers.reference import needs_vectors, numbers
+from tests.helpers.shards import ROOT, TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
+
+RECIPE = """
+name = "recipe"
+[augment]
+crop = "short_side"
+size = 16
+short_side = [18, 20]
+color = 0.0
+gray = 0.0
+blur = 0.0
+[optim]
+name = "sgd"
+base_lr = 0.1
+base_batch = 4
+warmup_epochs = 0
+weight_decay = 0.0
+[train]
+batch_size = 4
+steps = 6
+log_steps = 1
+checkpoint_steps = 3
+[eval]
+test_views = 2
+test_crops = 3
+batch_size = 12
+dropout = 0.2
+batch_norm = "frozen"
+[data]
+threads = 2
+decode_threads = 1
+[clips]
+num_frames = 2
+frame_stride = 2
+fps = 12
+"""
+TINY = ("backbone.name=slow_r18", "backbone.width=4")
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> ShardSet:
+    """Six other videos of the same three classes."""
+    members = [encode_mjpeg([frame_pixels(video, 23 - frame) for frame in range(20)]) for video in range(6)]
+    return write_shards(tmp_path / "held_out", members, labels=[video % 3 for video in range(6)])
+
+
+def case(shards: ShardSet, test: ShardSet, tmp_path: Path, *settings: str) -> EvalTask:
+    page = tmp_path / "recipe.toml"
+    page.write_text(RECIPE)
+    return open_task("random", test.root, train=shards.root, page=page, overrides=[*TINY, *settings])
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "step"]
+
+
+def test_a_probe_trains_the_head_alone_and_finetuning_everything(
+    shards: ShardSet, held_out: ShardSet, tmp_path: Path
+) -> None:
+    for kind in ("linear", "finetune"):
+        opened = case(shards, held_out, tmp_path, f"name={kind}")
+        before = {key: value.clone() for key, value in opened.subject.backbone.state_dict().items()}
+        result = train_classifier(opened, kind=kind)  # type: ignore[arg-type]
+        assert isinstance(result, Evaluation)
+        assert (result.kind, result.trained.samples, result.chance) == (kind, 6, 1 / 3)
+        assert result.folder == Path("runs/random/evals") / kind
+        backbone, _ = trained_backbone(latest_checkpoint(result.folder))  # type: ignore[arg-type]
+        moved = {key for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])}
+        assert not any("running" in key for key in moved)
+        assert bool(moved) == (kind == "finetune")
+        assert [line["step"] for line in metrics(result.folder)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_batch_statistics_are_taken_by_name_as_the_release_does(
+    shards: ShardSet, held_out: ShardSet, tmp_path: Path
+) -> None:
+    opened = case(shards, held_out, tmp_path, "eval.batch_norm=local")
+    before = {key: value.clone() for key, value in opened.subject.backbone.state_dict().items()}
+    result = train_classifier(opened, kind="linear")
+    backbone, _ = trained_backbone(latest_checkpoint(result.folder))  # type: ignore[arg-type, union-attr]
+    moved = {key for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved and all("running" in key or "num_batches" in key for key in moved)
+
+
+def test_a_resumed_recipe_ends_with_the_same_weights(
+    shards: ShardSet, held_out: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train_classifier(case(shards, held_out, tmp_path, "name=whole"), kind="finetune")
+    stopped = train_classifier(case(shards, held_out, tmp_path, "name=parts", "train.max_hours=1e-9"), kind="finetune")
+    assert isinstance(stopped, Stopped) and stopped.step == 1
+    with pytest.raises(ConfigError, match="--resume"):
+        train_classifier(case(shards, held_out, tmp_path, "name=parts"), kind="finetune")
+    with pytest.raises(ResumeError, match="kind was 'finetune'"):
+        train_classifier(case(shards, held_out, tmp_path, "name=parts"), kind="linear", resume=True)
+    resumed = train_classifier(case(shards, held_out, tmp_path, "name=parts"), kind="finetune", resume=True)
+    assert isinstance(whole, Evaluation) and isinstance(resumed, Evaluation)
+    one, two = (load_checkpoint(latest_checkpoint(at.folder)).method for at in (whole, resumed))  # type: ignore[arg-type]
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert whole.trained == resumed.trained
+    again = train_classifier(case(shards, held_out, tmp_path, "name=parts"), kind="finetune", resume=True)
+    assert isinstance(again, Evaluation) and again.trained == whole.trained  # nothing is trained twice
+
+
+def test_a_loss_that_is_not_finite_ends_it_and_is_not_saved(
+    shards: ShardSet, held_out: ShardSet, tmp_path: Path
+) -> None:
+    with pytest.raises(NotFiniteError, match="not finite"):
+        train_classifier(case(shards, held_out, tmp_path, "optim.base_lr=1e30"), kind="finetune")
+    folder = latest_checkpoint(tmp_path / "runs/random/evals/recipe")
+    assert folder is None or all(value.isfinite().all() for value in load_checkpoint(folder).method.values())
+
+
+def test_two_ranks_give_what_one_gives(shards: ShardSet, held_out: ShardSet, tmp_path: Path) -> None:
+    one = train_classifier(case(shards, held_out, tmp_path, "name=one"), kind="finetune")
+    assert isinstance(one, Evaluation)
+    command = ["eval", "finetune", "random", "--train", str(shards.root), "--test", str(held_out.root)]
+    given = [text for setting in ("name=two", *TINY) for text in ("--set", setting)]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "rhofast"]
+    subprocess.run(
+        [sys.executable, *launch, *command, "--config", str(tmp_path / "recipe.toml"), *given],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    two = tmp_path / "runs/random/evals/two"
+    assert json.loads((two / "finetune.json").read_text())["trained"] == one.to_json()["trained"]
+    assert (two / "finetune-confusion.png").stat().st_size > 1000
+    losses = [[line["loss"] for line in metrics(run)] for run in (one.folder, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_recipe_takes_the_geometry_of_the_run_and_the_rest_of_the_page(
+    shards: ShardSet, held_out: ShardSet, tmp_path: Path
+) -> None:
+    page = tmp_path / "tiny.toml"
+    page.write_text(TINY_PAGE)
+    settings = [f"out={tmp_path}", f"data.train={shards.root}", "clips.rule=stride", "augment.mean=[0.4, 0.4, 0.4]"]
+    train(load_config(page, settings))
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('name = "r"\n[optim]\nname = "sgd"\n[train]\nsteps = 1\n')
+    opened = open_task(tmp_path / "tiny", held_out.root, page=recipe)
+    config = opened.config
+    assert (config.clips.rule, config.clips.num_frames, config.augment.mean) == ("stride", 2, (0.4, 0.4, 0.4))
+    assert (config.optim.name, config.train.steps, config.eval.views, config.backbone.options) == (
+        "sgd", 1, 2, {"width": 4}
+    )  # fmt: skip
+    assert config.folder == tmp_path / "tiny" / "evals" / "r" and opened.subject.step == 2
+    with pytest.raises(ConfigError, match="13 of 13 test samples"):
+        open_task(tmp_path / "tiny", shards.root, train=held_out.root)  # what the run was trained on
+    assert len(open_task(tmp_path / "tiny", shards.root, train=held_out.root, allow_overlap=True).notes) == 1
+
+
+RECIPES = {page.stem: page for page in sorted((ROOT / "configs" / "eval").glob("*.toml"))}
+
+
+@pytest.mark.parametrize(
+    ("name", "rates", "settings"),
+    [
+        # learning rate at (epoch, ...), with the batch of the page; then weight decay, dropout, epochs, batch norm
+        ("linear_k400", {0: 0.0, 8: 4.0 * 0.956773, 60: 0.0}, (0.0, 0.0, 60, "frozen")),
+        ("ucf101_byol", {0: 0.01, 100: 0.005, 200: 0.0}, (0.0, 0.8, 200, "node")),
+        ("ucf101_moco", {0: 0.005, 200: 0.0}, (1e-4, 0.5, 200, "local")),
+        ("ucf101_paper", {0: 0.025, 60: 0.0025, 120: 0.00025, 180: 0.000025}, (0.0, 0.8, 200, "node")),
+        ("hmdb51_paper", {59: 0.025, 60: 0.0025, 199: 0.000025}, (0.0, 0.8, 200, "node")),
+        ("ssv2", {0: 1e-4, 1: 0.12, 14: 0.012, 18: 0.0012}, (1e-6, 0.5, 22, "node")),
+    ],
+)
+def test_a_recipe_has_its_published_numbers(
+    name: str, rates: dict[float, float], settings: tuple[float, float, int, str]
+) -> None:
+    page = RECIPES[name]
+    config = load_config(page)
+    optim, section = config.optim, config.eval
+    for epoch, rate in rates.items():
+        found = learning_rate(optim, config.train.batch_size, epoch, settings[2])
+        assert found == pytest.approx(rate, rel=1e-4, abs=1e-12)
+    assert (optim.weight_decay, section.dropout, config.train.epochs, section.batch_norm) == settings
+    assert optim.name == "sgd" and optim.nesterov and optim.momentum == 0.9 and section.test_size == 256
+    assert (section.test_views, section.test_crops) == ((1, 1) if name == "ssv2" else (10, 3))
+    assert (config.augment.crop, config.augment.size, config.augment.short_side) == ("short_side", 224, (256, 320))
+    head = page.read_text().partition("\nname =")[0]
+    assert config.name == page.stem and f"--config configs/eval/{page.name}" in head
+    assert [
+        word for word in ("Source", "Command", "Hardware", "Expected", "Not yet run here") if word not in head
+    ] == []
+
+
+@needs_vectors
+@pytest.mark.parametrize(
+    ("name", "released"),
+    [
+        ("linear_k400", "linear_k400_Slow_8x8_R50_syn8.yaml NUM_SHARDS=8"),
+        ("ucf101_byol", "finetune_ucf_Slow_R50_syn8.yaml NUM_SHARDS=1"),
+        ("ucf101_moco", "finetune_ucf_Slow_R50_syn0.yaml NUM_SHARDS=1"),
+        ("ssv2", "finetune_SSv2_Slow_R50_syn8.yaml NUM_SHARDS=1"),
+    ],
+)
+def test_a_recipe_has_the_rates_of_the_released_configuration(name: str, released: str) -> None:
+    config, expected = load_config(RECIPES[name]), numbers("schedules")[released]
+    assert config.train.epochs == expected["max_epoch"]
+    for epoch, rate in zip(expected["epochs"], expected["lr"], strict=True):
+        found = learning_rate(config.optim, config.train.batch_size, epoch, expected["max_epoch"])
+        assert found == pytest.approx(rate, rel=1e-9, abs=1e-12)
+
+
+def test_every_recipe_is_checked() -> None:
+    assert set(RECIPES) == {"linear_k400", "ucf101_byol", "ucf101_moco", "ucf101_paper", "hmdb51_paper", "ssv2"}
