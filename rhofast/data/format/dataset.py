@@ -12,7 +12,7 @@ knows each unit's bytes, checksum and mean color, so a clip's bytes are found wi
 unit is known before any decoder sees it, and the center of the contrast jitter is known before decoding.
 
 What it is not: it reads no tar and decodes nothing (reader.py, pipeline.py), and builds no shards (ingest/).
-Full description: docs/shard-format.md.
+Full description: docs/reference/shard_format.md.
 """
 
 from __future__ import annotations

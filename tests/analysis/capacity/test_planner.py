@@ -466,7 +466,7 @@ def test_the_command_prints_a_plan_and_writes_all_of_it(
     assert all(name in plan["inputs"] for one in every for name in one["basis"])
 
 
-# ---- docs/scale.md ----
+# ---- docs/guides/capacity_planning.md ----
 
 
 def lever(**options: Any) -> list[str]:
@@ -516,7 +516,7 @@ def test_the_page_about_scale_shows_what_the_command_prints(
         printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())
         return f"```console\n{block[1]}\n{printed}\n```"
 
-    page = root / "docs" / "scale.md"
+    page = root / "docs" / "guides" / "capacity_planning.md"
     text = page.read_text(encoding="utf-8")
     made = re.sub(r"```console\n(\$ rhofast plan (?:[^\n]*\\\n)*[^\n]*)\n.*?```", run, text, flags=re.DOTALL)
     rows = "".join(f"| {name} | {' | '.join(lever(**options))} |\n" for name, options in LEVERS.items())
