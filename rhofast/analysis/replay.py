@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 
 from rhofast.analysis.rendering import Group, Strip
-from rhofast.checkpoint.checkpoint import latest_checkpoint
+from rhofast.checkpoint.checkpoint import latest_checkpoint, step_of
+from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.load import override_config, parse_config
 from rhofast.config.schema import AugmentConfig, ClipConfig, Config
 from rhofast.data.decode.pipeline import DecodePipeline
@@ -34,8 +35,6 @@ from rhofast.data.sources import open_training
 from rhofast.data.types import AugmentPlan, ClipPlan, Position
 from rhofast.errors import ConfigError, ResumeError, ShardMissingError
 from rhofast.training.metrics_file import read_metrics
-
-_CONFIG = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +57,7 @@ class Shown:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's, and not a shard set's."""
-    return (folder / _CONFIG).is_file()
+    return RunFolder(folder).config.is_file()
 
 
 def show_clips(
@@ -251,12 +250,12 @@ def _open_run(run: Path, overrides: Sequence[str]) -> tuple[Config, list[dict[st
     other = [text for text in overrides if not text.strip().startswith("data.")]
     if other:
         raise ConfigError(f"--set {other[0]}: a run is shown as it was", hint="only data.* can be set")
-    path = run / _CONFIG
+    path = RunFolder(run).config
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not the configuration of a run: {error}") from None
-    lines = read_metrics(run / "metrics.jsonl")
+    lines = read_metrics(RunFolder(run).metrics)
     if not any(line["kind"] == "start" for line in lines):
         raise ConfigError(f"{run}: the run has not begun: nothing in its metrics.jsonl")
     return override_config(parse_config(values, where=str(path)), overrides), lines
@@ -275,7 +274,7 @@ def _start_of(run: Path, config: Config, lines: list[dict[str, Any]], step: int,
             spans[-1] = (spans[-1][0], max(spans[-1][1], line["step"]))
     saved = latest_checkpoint(run)
     if saved is not None:
-        spans[-1] = (spans[-1][0], max(spans[-1][1], int(saved.name.removeprefix("step-"))))
+        spans[-1] = (spans[-1][0], max(spans[-1][1], step_of(saved)))
     found = [start for start, last in spans if start["step"] < step <= last]
     if found:
         return found[-1]
@@ -315,7 +314,7 @@ def _changed_since(run: Path, at: Position, planned: set[int], bad: dict[int, st
     by the run's list of bad samples."""
     recorded = {
         line["sample"]
-        for line in read_metrics(run / "bad_samples.jsonl")
+        for line in read_metrics(RunFolder(run).bad_samples)
         if (line["epoch"], line["position"]) == (at.epoch, at.position) and line["sample"] in planned
     }
     healed = [f"sample {sample} was bad then and is not now: the run saw another one" for sample in recorded - set(bad)]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rhofast.analysis.report_plots import Lines, RunLog, draw_confusion, draw_legend, draw_plots
+from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.errors import ConfigError
 from rhofast.training.metrics_file import read_metrics
 
@@ -51,7 +52,7 @@ def write_report(runs: Sequence[Path], target: Path | None = None) -> Path:
     runs = list({run.resolve(): run for run in runs}.values())
     read = [_read_run(run, name) for run, name in zip(runs, _names(runs), strict=True)]
     if target is None:
-        target = runs[0] / "report.html" if len(runs) == 1 else runs[0].parent / "comparison.html"
+        target = RunFolder(runs[0]).report if len(runs) == 1 else runs[0].parent / "comparison.html"
     target.write_text(_page(read), encoding="utf-8")
     return target
 
@@ -63,7 +64,7 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 
 def _read_run(run: Path, name: str) -> RunLog:
-    config, lines = _read_json(run / "config.json"), read_metrics(run / "metrics.jsonl")
+    config, lines = _read_json(RunFolder(run).config), read_metrics(RunFolder(run).metrics)
     if config is None or not lines:
         raise ConfigError(f"{run}: not a run folder: no config.json or metrics.jsonl", hint="give runs/NAME")
     lines = _without_void(lines)
@@ -76,7 +77,7 @@ def _read_run(run: Path, name: str) -> RunLog:
         checks=_last_word([line for line in lines if line["kind"] == "knn"]),
         remarks=[line for line in lines if "text" in line],
         state=_state(lines, config),
-        knn=_read_json(run / "knn.json"),
+        knn=_read_json(RunFolder(run).result("knn")),
     )
 
 
@@ -239,7 +240,7 @@ def _pictures(run: RunLog) -> list[str]:
     parts = []
     if run.knn is not None:
         parts += ["<h2>Where the classes go</h2>", f"<div class=square>{draw_confusion(run.knn)}</div>"]
-    clips = run.folder / "clips.png"
+    clips = RunFolder(run.folder).clips
     if clips.is_file():
         encoded = base64.b64encode(clips.read_bytes()).decode()
         parts += [

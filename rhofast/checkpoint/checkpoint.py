@@ -25,13 +25,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.load import dump_config, parse_config
 from rhofast.config.schema import Config
 from rhofast.errors import ResumeError
 from rhofast.storage.files import flush, write_atomically
 
 VERSION = 2
-_FOLDER, _LATEST, _MANIFEST = "checkpoints", "latest", "manifest.json"
+_MANIFEST = "manifest.json"
 _METHOD, _OPTIMIZER, _STATE = "method.safetensors", "optimizer.safetensors", "state.json"
 _FILES = (_METHOD, _OPTIMIZER, _STATE)
 
@@ -85,7 +86,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int, keep_every:
 
 def write_serialized(run: Path, parts: SerializedCheckpoint) -> Path:
     """Write a checkpoint and make it the latest. Returns its folder. Raises OSError."""
-    folder = run / _FOLDER / f"step-{parts.step:08d}"
+    folder = RunFolder(run).checkpoint(parts.step)
     aside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -102,7 +103,7 @@ def write_serialized(run: Path, parts: SerializedCheckpoint) -> Path:
         if folder.exists():  # a run that went back to an older checkpoint comes here again
             shutil.rmtree(folder)
         aside.rename(folder)
-        write_atomically(folder.parent / _LATEST, folder.name)  # flushes the names in the folder, too
+        write_atomically(RunFolder(run).latest, folder.name)  # flushes the names in the folder, too
     except SafetensorError as error:  # how it says that the disk is full
         shutil.rmtree(aside, ignore_errors=True)
         raise OSError(f"{folder}: {error}") from None
@@ -118,7 +119,7 @@ def prune_checkpoints(folder: Path, *, keep: int, keep_every: int | None = None)
     time."""
     so_far = sorted(other for other in folder.parent.glob("step-*") if other.name <= folder.name)
     for old in so_far[:-keep]:
-        if keep_every is None or _step_of(old) % keep_every:
+        if keep_every is None or step_of(old) % keep_every:
             shutil.rmtree(old, ignore_errors=True)
     for aside in folder.parent.glob(".step-*.tmp"):
         shutil.rmtree(aside, ignore_errors=True)
@@ -131,8 +132,8 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 def checkpoints_of(run: Path) -> list[Path]:
     """A run's checkpoint folders, the one to continue from first, then those before it, whole or not."""
-    folders = sorted((run / _FOLDER).glob("step-*"), reverse=True)
-    named = run / _FOLDER / _LATEST
+    folders = sorted(RunFolder(run).checkpoints.glob("step-*"), reverse=True)
+    named = RunFolder(run).latest
     if not named.is_file():
         return folders
     name = named.read_text(encoding="utf-8", errors="replace").strip()
@@ -200,7 +201,8 @@ def _measure(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _step_of(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """Return the number of optimizer steps in the name of a checkpoint folder."""
     return int(folder.name.removeprefix("step-"))
 
 

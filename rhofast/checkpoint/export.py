@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.schema import Config, DataConfig
 from rhofast.data.format.dataset import open_folder
 from rhofast.data.format.remote import is_remote
@@ -105,7 +106,7 @@ def export_checkpoint(saved: SavedRun, target: Path, *, format: Format, run: Pat
             "seed": config.seed,
             "data": _data_card(config.data, saved.loader.get("digest")),
         },
-        "metrics": {} if run is None else _metrics_at(run / "metrics.jsonl", saved.step),
+        "metrics": {} if run is None else _metrics_at(RunFolder(run).metrics, saved.step),
     }
     if format == "safetensors":
         save_backbone(backbone, target, name=name, options=options, card=card)

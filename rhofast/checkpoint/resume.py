@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rhofast.checkpoint.checkpoint import Checkpoint, checkpoints_of, find_damage, load_checkpoint
+from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.load import dump_config
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError, ResumeError
@@ -50,7 +51,7 @@ def open_run(config: Config, *, resume: bool, accept_changes: bool = False) -> O
         notes += _accepted_changes(opened.checkpoint.config, config, accept=accept_changes)
     try:
         run.mkdir(parents=True, exist_ok=True)
-        write_atomically(run / "config.json", json.dumps(dump_config(config), indent=1))
+        write_atomically(RunFolder(run).config, json.dumps(dump_config(config), indent=1))
     except OSError as error:
         raise ConfigError(f"{run}: {error.strerror or error}") from None
     return OpenedRun(folder=opened.folder, checkpoint=opened.checkpoint, notes=tuple(notes))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.errors import ConfigError
@@ -42,13 +43,13 @@ def demo_commands(out: Path, videos: Path | None, page: Path) -> Iterator[list[s
     sets = [text for key, value in changed.items() for text in ("--set", f"{key}={value}")]
     yield ["train", str(page), "--resume", *sets]
     yield ["eval", "knn", str(run), str(test.root), "--untrained"]
-    yield ["show", str(train.root), "--config", str(page), "--samples", "4", "--out", str(run / "clips.png")]
+    yield ["show", str(train.root), "--config", str(page), "--samples", "4", "--out", str(RunFolder(run).clips)]
     yield ["report", str(run)]
 
 
 def verdict(out: Path) -> str:
     """Whether training helped, in words. "Clearly" means by more than two standard errors of the difference."""
-    result = json.loads((out / "run" / "knn.json").read_text(encoding="utf-8"))
+    result = json.loads(RunFolder(out / "run").result("knn").read_text(encoding="utf-8"))
     trained, untrained = result["trained"], result["untrained"]
     gain = trained["top1"] - untrained["top1"]
     variance = sum(one["top1"] * (1 - one["top1"]) / one["samples"] for one in (trained, untrained))
@@ -63,7 +64,7 @@ def verdict(out: Path) -> str:
             f"Training did not help clearly ({100 * gain:+.1f} points; two standard errors are "
             f"{200 * math.sqrt(variance):.1f}). Few videos or few steps are the usual reason."
         )
-    return f"{facts}\n{words}\nLook at {out / 'run' / 'report.html'}"
+    return f"{facts}\n{words}\nLook at {RunFolder(out / 'run').report}"
 
 
 def _fitted(train: ShardSet, batch_size: int) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.cli.console import err, is_main_process, main_progress_bar, out, print_left_out, progress_bars, say
 from rhofast.cli.options import Settings
 from rhofast.cli.tables import class_table, score_table
@@ -188,7 +189,7 @@ def _tell(result: Evaluation, target: Path | None) -> None:
 
     if not is_main_process():
         return
-    path = target or result.folder / f"{result.kind}.json"
+    path = target or RunFolder(result.folder).result(result.kind)
     if target is None:
         path.parent.mkdir(parents=True, exist_ok=True)
     picture = write_evaluation(result, path)

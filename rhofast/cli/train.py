@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from rhofast.checkpoint.run_folder import run_of
 from rhofast.cli.console import err, out, say
 from rhofast.cli.live_view import TrainingView
 from rhofast.cli.options import Settings
@@ -54,7 +55,7 @@ def export(
     from rhofast.checkpoint.export import export_checkpoint
 
     folder = find_checkpoint(checkpoint)
-    run = checkpoint if folder != checkpoint else folder.parent.parent
+    run = checkpoint if folder != checkpoint else run_of(folder).path
     out.print(transfer_table(export_checkpoint(load_checkpoint(folder), target, format=form, run=run)))
 
 

@@ -26,6 +26,7 @@ from torch import nn
 from rhofast.checkpoint.backbone import trained_backbone, untrained_backbone
 from rhofast.checkpoint.checkpoint import find_checkpoint, load_checkpoint
 from rhofast.checkpoint.export import load_backbone
+from rhofast.checkpoint.run_folder import RunFolder, run_of
 from rhofast.config.load import dump_config, load_config
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError
@@ -42,7 +43,6 @@ from rhofast.models.weight_conversion import (
 )
 
 RANDOM = "random"
-EVALS = "evals"  # folder, in that of a run, of what was trained on top of it
 _DEFAULT = {"name": RANDOM, "backbone": {"name": "slow_r50"}}
 _CLIPS = ("num_frames", "frame_stride", "fps")
 _FILES = (".safetensors", ".pyth", ".pth", ".pt")
@@ -75,7 +75,7 @@ def open_model(source: str | Path, *, page: Path | None = None, overrides: Seque
     path = Path(source)
     if str(source) == RANDOM:
         folder = Path("runs") / RANDOM
-        config = load_config(page, overrides, base={**_DEFAULT, "out": str(folder / EVALS)})
+        config = load_config(page, overrides, base={**_DEFAULT, "out": str(RunFolder(folder).evals)})
         backbone, origin = untrained_backbone(config).eval(), f"{config.backbone.name}, untrained, seed {config.seed}"
         return EvalModel(backbone=backbone, config=config, origin=origin, step=0, folder=folder)
     if path.suffix in _FILES and not path.is_file():
@@ -96,7 +96,7 @@ def _checkpoint(path: Path, page: Path | None, overrides: Sequence[str]) -> Eval
     if page is not None:
         base = {
             "name": run.name,
-            "out": str(folder.parent.parent / EVALS),
+            "out": str(run_of(folder).evals),
             "seed": run.seed,
             "backbone": saved["backbone"],
             "clips": {key: saved["clips"][key] for key in (*_CLIPS, "rule", "short")},
@@ -108,7 +108,7 @@ def _checkpoint(path: Path, page: Path | None, overrides: Sequence[str]) -> Eval
         config=_merged(base, page, overrides),
         origin=f"rhofast run {run.name}, step {step}",
         step=step,
-        folder=folder.parent.parent,
+        folder=run_of(folder).path,
         run=run,
     )
 
@@ -171,7 +171,7 @@ def _of_file(
     folder = Path("runs") / name
     base = {
         "name": name,
-        "out": str(folder / EVALS),
+        "out": str(RunFolder(folder).evals),
         "backbone": dict(section),
         "clips": {key: known[key] for key in _CLIPS if key in known},
         "augment": {key: known[key] for key in _PIXELS if key in known},

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from rhofast.checkpoint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from rhofast.checkpoint.resume import open_run
+from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.schema import Config
 from rhofast.data.sampling.rng import Stream, torch_seed
 from rhofast.data.sampling.shuffle import rank_slice
@@ -48,7 +49,6 @@ from rhofast.training.step_timer import StepTimer
 
 Kind = Literal["linear", "finetune"]
 OnLog = Callable[[dict[str, Any]], None]
-_SUBJECT = "subject.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,12 +111,12 @@ class _Fit:
             self.classifier = self.classifier.to(memory_format=torch.channels_last_3d)
         optimizer = build_optimizer(self.classifier, config.optim)
         self.model, self.optimizer = prepare(accelerator, self.classifier, optimizer)
-        bad_log = config.folder / "bad_samples.jsonl"
+        bad_log = RunFolder(config.folder).bad_samples
         self.loader = build_loader(config, accelerator, case.train, bad_log, duplicate_single_clip=False)
         self.step = 0
         self.steps, self.epochs = run_length(config, self.loader.steps_per_epoch)
         self.votes = StepConsensus(config.train.timeout_s)
-        self._metrics = MetricsFile(config.folder / "metrics.jsonl") if accelerator.is_main_process else None
+        self._metrics = MetricsFile(RunFolder(config.folder).metrics) if accelerator.is_main_process else None
         self._on_log = on_log
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -283,7 +283,7 @@ def _check_same(case: EvalTask, config: Config, kind: Kind, *, fresh: bool) -> N
         "batch_norm": section.batch_norm,
         "classes": case.train.info.classes,
     }
-    path = config.folder / _SUBJECT
+    path = RunFolder(config.folder).task
     before: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         before = json.loads(path.read_text(encoding="utf-8"))

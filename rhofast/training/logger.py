@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.load import dump_config
 from rhofast.config.schema import Config, TrainConfig
 from rhofast.data.loader.stats import LoaderStats
@@ -65,9 +66,9 @@ class MetricsLogger:
     ) -> None:
         self.config, self.accelerator, self.model, self.loader, self.steps = config, accelerator, model, loader, steps
         main, chosen = accelerator.is_main_process, config.train.profile_steps
-        self._file = MetricsFile(config.folder / "metrics.jsonl") if main else None
+        self._file = MetricsFile(RunFolder(config.folder).metrics) if main else None
         self._on_log = on_log
-        self._trace = StepProfiler(*chosen, config.folder / "trace.json") if main and chosen is not None else None
+        self._trace = StepProfiler(*chosen, RunFolder(config.folder).trace) if main and chosen is not None else None
         self._clock = StepTimer(accelerator.device)
         self._collapse = Alarm(_COLLAPSE, _COLLAPSE_WINDOWS)
         self._advised = False
@@ -89,7 +90,7 @@ class MetricsLogger:
     def _wandb(self, time: str) -> dict[str, Any]:
         """How W&B is to begin this run, or continue it: its name there is that of the run and when it first began."""
         config = self.config
-        first = next(iter(read_metrics(config.folder / "metrics.jsonl")), {}).get("time", time)
+        first = next(iter(read_metrics(RunFolder(config.folder).metrics)), {}).get("time", time)
         run = f"{config.name}-{''.join(filter(str.isdigit, first))}"
         return {
             "name": config.name,

@@ -13,6 +13,7 @@ from accelerate.utils import ProjectConfiguration
 from torch import nn
 
 from rhofast.checkpoint.backbone import untrained_backbone
+from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.schema import Config, TrainConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.train_loader import TrainLoader
@@ -73,7 +74,7 @@ def build_accelerator(config: Config) -> Accelerator:
         cpu=not torch.cuda.is_available(),
         mixed_precision={"fp32": "no"}.get(config.train.precision, config.train.precision),
         log_with=list(config.train.trackers) or None,
-        project_config=ProjectConfiguration(project_dir=folder, logging_dir=str(config.folder / "tensorboard")),
+        project_config=ProjectConfiguration(project_dir=folder, logging_dir=str(RunFolder(config.folder).tensorboard)),
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=config.train.timeout_s)),

@@ -27,6 +27,7 @@ from torch import Tensor
 from rhofast.checkpoint.async_writer import AsyncCheckpointWriter
 from rhofast.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from rhofast.checkpoint.resume import OpenedRun, open_run
+from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.remote import is_remote
@@ -110,7 +111,7 @@ class _Run:
         self.config, self.accelerator = config, accelerator
         self.shards, self.test = shards, test
         self.model, self.method, self.optimizer = build_model(config, accelerator)
-        self.loader = build_loader(config, accelerator, shards, config.folder / "bad_samples.jsonl")
+        self.loader = build_loader(config, accelerator, shards, RunFolder(config.folder).bad_samples)
         self.step = 0
         self.steps, self.epochs = run_length(config, self.loader.steps_per_epoch)
         self.book = MetricsLogger(config, accelerator, self.model, self.loader, self.steps, on_log)

@@ -1,0 +1,97 @@
+"""The names of the files in a run folder, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run folder and the paths of its files.
+
+        config.json           configuration of the run                              training
+        metrics.jsonl         one JSON object per line: numbers, warnings, advice    training
+        bad_samples.jsonl     samples that could not be used, and why               the loader
+        trace.json            Chrome trace of the steps train.profile_steps         training, on request
+        tensorboard/          event files of TensorBoard                            training
+        checkpoints/          step-00000500/, ..., and `latest`: the newest's name  training
+        knn.json, ...         results of evaluations                                evaluation
+        clips.png             training clips, for the report                        rhofast show
+        report.html           metrics, curves, results                              rhofast report
+        evals/NAME/           what was trained or measured on top of the run        evaluation
+        evals/NAME/task.json  what a classifier is trained on                       fine-tuning
+
+    Attributes:
+        path: The folder itself. It need not exist.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The configuration of the run."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The metrics of the run, one JSON object per line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def bad_samples(self) -> Path:
+        """The samples that could not be used, one JSON object per line."""
+        return self.path / "bad_samples.jsonl"
+
+    @property
+    def trace(self) -> Path:
+        """The Chrome trace of the profiled steps."""
+        return self.path / "trace.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def latest(self) -> Path:
+        """The file that holds the name of the newest checkpoint."""
+        return self.checkpoints / "latest"
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of the checkpoint after `step` optimizer steps."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    @property
+    def evals(self) -> Path:
+        """The folder of the evaluations of this run's weights."""
+        return self.path / "evals"
+
+    @property
+    def task(self) -> Path:
+        """In the folder of a trained classifier: what it is trained on, and on top of which weights."""
+        return self.path / "task.json"
+
+    def result(self, kind: str) -> Path:
+        """Return the file of an evaluation's result, by its kind: knn, linear, finetune."""
+        return self.path / f"{kind}.json"
+
+    @property
+    def clips(self) -> Path:
+        """The picture of training clips that the report shows."""
+        return self.path / "clips.png"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.path / "report.html"
+
+
+def run_of(checkpoint: Path) -> RunFolder:
+    """Return the run folder that a checkpoint folder (RUN/checkpoints/step-...) lies in."""
+    return RunFolder(checkpoint.parent.parent)
