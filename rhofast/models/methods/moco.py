@@ -121,7 +121,7 @@ class MoCo(MomentumMethod):
         return loss, {
             "feature_std": embedding_spread(query),
             "contrast_top1": (positive.detach() > negative.detach().amax(dim=1)).float().mean(),
-            "ema_progressum": self.get_buffer("momentum").detach().clone(),
+            "ema_momentum": self.get_buffer("momentum").detach().clone(),
         }
 
     def end_step(self) -> None:
