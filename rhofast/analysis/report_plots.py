@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from rhofast.training.metrics import METRICS
 from rhofast.training.step_timer import STEP_PHASES
 
 Lines = list[dict[str, Any]]
@@ -24,6 +25,12 @@ _BLUE, _ORANGE, _GRAY, _RED = "#2563a8", "#d97706", "#8a8f98", "#b91c1c"
 _DASHES = ("solid", "dashed", "dotted")  # of the first ten runs, the second, ...; CSS and matplotlib call them so
 _COLORS = (_BLUE, _ORANGE, "#15803d", _RED, "#7c3aed", "#0e7490", "#be185d", "#713f12", "#4d7c0f", _GRAY)
 _STAGE_COLORS = dict(zip(STEP_PHASES, ("#b91c1c", "#2563a8", "#60a5fa", "#15803d", "#c4c8ce"), strict=True))
+_OVER_RANKS = {
+    "mean": "mean over ranks",
+    "sum": "all ranks together",
+    "max": "the largest of any rank",
+    "min": "the smallest of any rank",
+}
 _DPI = 150
 _NAME = 24  # characters of a run's name in a plot
 _SMOOTHED = 200  # points from which on a curve is drawn as running medians, with the points behind it
@@ -48,27 +55,21 @@ class RunLog:
 def draw_plots(runs: Sequence[RunLog]) -> list[str]:
     """<img> elements of what the runs have; each has a step."""
     across = _across(runs)
-    drawn = [_curves(runs, across, "Loss", "loss, summed over query clips", "loss")]
+    drawn = [_curves(runs, across, "loss")]
     if any(run.checks or run.knn for run in runs):
         drawn.append(_knn_plot(runs, across))
-    drawn.append(
-        _curves(runs, across, "Time spent waiting for data", "share of the step", "data_wait_share", dress=_small_share)
-    )
-    drawn.append(_curves(runs, across, "Speed", "clips a second, all ranks", "clips_per_second", dress=_from_zero))
+    drawn.append(_curves(runs, across, "data_wait_share", dress=_small_share))
+    drawn.append(_curves(runs, across, "clips_per_second", dress=_from_zero))
     if any(_has(run, "data_seconds") for run in runs):
         drawn.append(_split_of_one(runs[0], across) if len(runs) == 1 else _split_of_several(runs))
     drawn.append(_schedules(runs, across))
     if any(_has(run, "feature_std") for run in runs):
-        drawn.append(
-            _curves(
-                runs, across, "Spread of the embeddings", "1: spread out   0: collapsed", "feature_std", dress=_spread
-            )
-        )
+        drawn.append(_curves(runs, across, "feature_std", dress=_spread))
     if any(_has(run, "grad_norm") for run in runs):
-        drawn.append(_curves(runs, across, "Norm of the gradients", "all parameters together", "grad_norm"))
-    for name, title in (("memory_bytes", "Memory of a process"), ("device_memory_bytes", "Memory of the device")):
+        drawn.append(_curves(runs, across, "grad_norm"))
+    for name in ("memory_bytes", "device_memory_bytes"):
         if any(_has(run, name) for run in runs):
-            drawn.append(_curves(runs, across, title, "GB, the most of any rank", name, dress=_from_zero, scale=1e-9))
+            drawn.append(_curves(runs, across, name, dress=_from_zero))
     return drawn
 
 
@@ -134,15 +135,15 @@ def _plot(axes: Axes, x: list[float], y: list[float], color: str, dashes: str) -
 def _curves(
     runs: Sequence[RunLog],
     across: str,
-    title: str,
-    up: str,
     name: str,
     *,
     dress: Callable[[Axes], object] | None = None,
-    scale: float = 1.0,
 ) -> str:
-    """One number of the lines over the steps, a color a run."""
-    figure, axes = _figure(title, across, up)
+    """One number of the lines over the steps, a color a run, with the title and the unit that METRICS gives it."""
+    metric = METRICS[name]
+    title = f"{metric.label[0].upper()}{metric.label[1:]}"
+    unit, scale = ("GB", 1e-9) if metric.unit == "bytes" else (metric.unit, 1.0)
+    figure, axes = _figure(title, across, f"{unit}, {_OVER_RANKS[metric.over_ranks]}".removeprefix(", "))
     for run, (color, dashes) in zip(runs, _styles(runs), strict=True):
         if _has(run, name):
             _plot(axes, *_points(run, across, name, scale), color, dashes)

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rhofast.training.metrics import METRICS
 from rhofast.training.step_timer import STEP_PHASES
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -81,18 +82,21 @@ class TrainingView:
         head.add_row(sparkline(self._losses, _WIDTH), f"loss {_number(line['loss'])}")
         shares = ", ".join(f"{name} {line[f'{name}_seconds'] / max(seconds, 1e-9):.0%}" for name in STEP_PHASES)
         facts = {
-            "data wait": f"{line['data_wait_share']:.1%}",
-            "ready": f"{line['readiness']:.1%}",
-            "rate": _number(line["lr"]),
-            "gradient": _number(line["grad_norm"]),
-            "spread": _number(line.get("feature_std")),
-            "kNN": None if self._accuracy is None else f"{self._accuracy:.1%}",
-            "memory": f"{line['memory_bytes'] / 1e9:.1f} GB",
-            "device": f"{line['device_memory_bytes'] / 1e9:.1f} GB" if "device_memory_bytes" in line else None,
-            "bad samples": f"{line['bad_samples']:,}" if line["bad_samples"] else None,
+            "data_wait_share": f"{line['data_wait_share']:.1%}",
+            "readiness": f"{line['readiness']:.1%}",
+            "lr": _number(line["lr"]),
+            "grad_norm": _number(line["grad_norm"]),
+            "feature_std": _number(line.get("feature_std")),
+            "knn_top1": None if self._accuracy is None else f"{self._accuracy:.1%}",
+            "memory_bytes": f"{line['memory_bytes'] / 1e9:.1f} GB",
+            "device_memory_bytes": f"{line['device_memory_bytes'] / 1e9:.1f} GB"
+            if "device_memory_bytes" in line
+            else None,
+            "bad_samples": f"{line['bad_samples']:,}" if line["bad_samples"] else None,
         }
-        told = "   ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
-        speed = f"{line['clips_per_second']:,.0f} clips/s   step {1000 * seconds:,.0f} ms: {shares}"
+        told = "   ".join(f"{METRICS[name].label} {value}" for name, value in facts.items() if value is not None)
+        speed = f"{line['clips_per_second']:,.0f} {METRICS['clips_per_second'].unit}"
+        speed = f"{speed}   step {1000 * seconds:,.0f} ms: {shares}"
         return Group(head, Text(speed), Text(told))
 
 
@@ -100,8 +104,8 @@ def _one_line(line: dict[str, Any]) -> str:
     """A window in a log."""
     facts = [
         f"loss {_number(line['loss'])}",
-        f"{line['clips_per_second']:,.0f} clips/s",
-        f"data wait {line['data_wait_share']:.1%}",
+        f"{line['clips_per_second']:,.0f} {METRICS['clips_per_second'].unit}",
+        f"{METRICS['data_wait_share'].label} {line['data_wait_share']:.1%}",
     ]
     if line["bad_samples"]:
         facts.append(f"{line['bad_samples']:,} bad samples")

@@ -1,4 +1,4 @@
-"""What a run knows of its process: package versions and resident memory."""
+"""What a run records about its process: package versions and resident memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def resident_bytes() -> int:
-    """Bytes of memory that this process holds; where the system does not tell, the most that it has held."""
+    """Return the resident memory of this process in bytes; its peak where the system reports only that."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:
@@ -19,7 +19,7 @@ def resident_bytes() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Of what a run depends on."""
+    """Return the versions of the packages that a run's result depends on."""
     return {name: _version(name) for name in ("rhofast", "torch", "accelerate", "nvidia-dali")}
 
 

@@ -1,15 +1,16 @@
-"""What a run tells about itself while it trains: a line of numbers a window, warnings, advice, a trace on request.
+"""What a run reports while it trains: numbers once per window, warnings, advice, and a trace on request.
 
-    start     the machine, the model, who decodes what         once a process start
-    step      loss, schedules, speed, waits, memory            every train.log_steps
-    knn       accuracy on held-out videos                      when the trainer evaluates
-    warning   what looks wrong (the embeddings collapse)       once each time
-    advice    what holds the loader up, and what to change     once if steps wait for data, and in the end
-    stop      why it ends before the last step                 on a signal, or at max_hours
-    error     why it failed                                    once
+    start     the machine, the model, who decodes what          once per process start
+    step      loss, schedules, speed, waits, memory             every train.log_steps
+    knn       accuracy on held-out videos                       when the trainer evaluates
+    warning   what looks wrong (the embeddings collapse)        once each time
+    advice    what limits the loader, and what to change        once if steps wait for data, and at the end
+    stop      why the run ends before its last step             on a signal, or at train.max_hours
+    error     why the run failed                                once
 
-Lines go to metrics.jsonl and to the caller; numbers go to the trackers, too. Between two windows nothing here waits for
-the device or for another rank. What it is not: it does not decide when to log, evaluate or stop (train.py does).
+metrics.py lists every number and every kind of line. Lines go to metrics.jsonl and to the caller; numbers go to the
+trackers, too. Between two windows nothing here waits for the device or for another rank. The trainer decides when to
+log, evaluate and stop.
 """
 
 from __future__ import annotations
@@ -34,25 +35,25 @@ from rhofast.distributed.collectives import gather_objects, reduce_max, reduce_m
 from rhofast.distributed.process_group import cores_of_rank
 from rhofast.errors import DependencyError
 from rhofast.training.environment import resident_bytes
+from rhofast.training.metrics import METRICS
 from rhofast.training.metrics_file import MetricsFile, read_metrics
 from rhofast.training.profiler import StepProfiler
 from rhofast.training.step_timer import STEP_PHASES, StepTimer
 
-_WAITING = 0.03  # share of the time without data from which on the loader is worth a word
-_COLLAPSE, _COLLAPSE_WINDOWS = 0.1, 3  # the embeddings' spread (1: over the sphere, 0: one point), and for how long
+_WAITING = 0.03  # share of the time without data from which on the loader is worth a line of advice
+_COLLAPSED_STD, _COLLAPSED_WINDOWS = 0.1, 3  # a lower feature_std, for so many windows in a row, is a collapse
 
 
 def check_trackers(section: TrainConfig) -> None:
     """Raise DependencyError for a tracker that is not installed."""
     if "wandb" in section.trackers and importlib.util.find_spec("wandb") is None:
-        raise DependencyError('train.trackers: "wandb" is not installed', hint="pip install wandb")
+        raise DependencyError('train.trackers="wandb" needs a package that is not installed.', hint="pip install wandb")
 
 
 class MetricsLogger:
-    """The numbers of a run, on every rank; rank 0 writes them down.
+    """The numbers of a run, on every rank; rank 0 writes them.
 
-    accelerator, model: Accelerate's, the model as prepared. steps: of the whole run. on_log: called on rank 0 with each
-    line, with `steps`. All ranks make the same calls.
+    All ranks make the same calls.
     """
 
     def __init__(
@@ -64,37 +65,51 @@ class MetricsLogger:
         steps: int,
         on_log: Callable[[dict[str, Any]], None] | None,
     ) -> None:
+        """Prepare to log; nothing is written before `begin`.
+
+        Args:
+            config: The run's configuration.
+            accelerator: Accelerate's.
+            model: The model as the accelerator prepared it.
+            loader: The training loader, for its counters.
+            steps: Steps of the whole run.
+            on_log: Called on rank 0 with each line, with `steps` in it; or None.
+        """
         self.config, self.accelerator, self.model, self.loader, self.steps = config, accelerator, model, loader, steps
-        main, chosen = accelerator.is_main_process, config.train.profile_steps
-        self._file = MetricsFile(RunFolder(config.folder).metrics) if main else None
+        is_main, run = accelerator.is_main_process, RunFolder(config.folder)
+        self._file = MetricsFile(run.metrics) if is_main else None
         self._on_log = on_log
-        self._trace = StepProfiler(*chosen, RunFolder(config.folder).trace) if main and chosen is not None else None
-        self._clock = StepTimer(accelerator.device)
-        self._collapse = Alarm(_COLLAPSE, _COLLAPSE_WINDOWS)
+        traced = config.train.profile_steps
+        self._profiler = StepProfiler(*traced, run.trace) if is_main and traced is not None else None
+        self._timer = StepTimer(accelerator.device)
+        self._collapse = LowValueAlarm(_COLLAPSED_STD, _COLLAPSED_WINDOWS)
         self._advised = False
         self._windows = 0
-        self._unwritten: set[str] = set()
+        self._unwritable: set[str] = set()
         self._stats = loader.stats
         self._began = time.perf_counter()
 
     def begin(self, **facts: Any) -> None:
-        """Open the trackers and say what is about to run. facts: with the `step` and the `time`."""
+        """Open the trackers and write the start line.
+
+        Args:
+            **facts: What the line holds, among it `step` (where the run begins or continues) and `time` (ISO 8601).
+        """
         if self.accelerator.is_main_process:
-            # A queue that holds some windows, so that slow storage does not hold up a step; and what an earlier process
-            # told of steps that are now taken again is void.
-            kinds = {"tensorboard": {"max_queue": 1000, "purge_step": facts["step"] + 1}}
-            kinds["wandb"] = self._wandb(facts["time"])
-            self.accelerator.init_trackers("rhofast", init_kwargs=kinds)
+            # The queue holds some windows, so that slow storage does not hold up a step. What an earlier process logged
+            # about steps that are now taken again is void.
+            options = {"tensorboard": {"max_queue": 1000, "purge_step": facts["step"] + 1}}
+            options["wandb"] = self._wandb_options(facts["time"])
+            self.accelerator.init_trackers("rhofast", init_kwargs=options)
         self.write("start", **facts, decoders=list(self.loader.decoders))
 
-    def _wandb(self, time: str) -> dict[str, Any]:
-        """How W&B is to begin this run, or continue it: its name there is that of the run and when it first began."""
+    def _wandb_options(self, time: str) -> dict[str, Any]:
+        """Return how W&B begins or continues this run; its id is the run's name with the time of its first start."""
         config = self.config
         first = next(iter(read_metrics(RunFolder(config.folder).metrics)), {}).get("time", time)
-        run = f"{config.name}-{''.join(filter(str.isdigit, first))}"
         return {
             "name": config.name,
-            "id": run,
+            "id": f"{config.name}-{''.join(filter(str.isdigit, first))}",
             "resume": "allow",
             "dir": str(config.folder),
             "config": dump_config(config),
@@ -102,139 +117,186 @@ class MetricsLogger:
 
     def restart(self) -> None:
         """Begin a new window and forget the old one: after an evaluation or a checkpoint."""
-        self._clock.restart()
+        self._timer.restart()
         self._stats = self.loader.stats
 
     @contextmanager
     def waiting(self, step: int) -> Iterator[None]:
-        """Around `next(loader)` for the step with this number (from 1)."""
-        if self._trace is not None:
-            self._trace.before(step)
-            self._trace.enter("data")
-        with self._clock.waiting():
+        """Count the time within this context, which is around `next(loader)`, as the wait for the batch of `step`."""
+        if self._profiler is not None:
+            self._profiler.before(step)
+            self._profiler.enter("data")
+        with self._timer.waiting():
             yield
 
-    def enter(self, stage: str) -> None:
-        """From here on the time of this step belongs to another of telemetry's `STEP_PHASES`."""
-        self._clock.enter(stage)
-        if self._trace is not None:
-            self._trace.enter(stage)
+    def enter(self, phase: str) -> None:
+        """Count the time of this step from here on for another of the `STEP_PHASES`."""
+        self._timer.enter(phase)
+        if self._profiler is not None:
+            self._profiler.enter(phase)
 
     def step(self, step: int, clips: int) -> None:
-        """The step with this number, with so many clips on this rank, is over."""
-        self._clock.step(clips)
-        if self._trace is not None and self._trace.after(step):
+        """Note that a step is over.
+
+        Args:
+            step: Its number, from 1.
+            clips: The clips in it, on this rank.
+        """
+        self._timer.step(clips)
+        if self._profiler is not None and self._profiler.after(step):
             self.restart()
 
     def log(self, step: int, epoch: float, values: Mapping[str, Tensor]) -> None:
-        """Close the window: a line of numbers, and what they give reason to say. values: scalars of the last step,
-        the same names on every rank; their mean over the ranks is logged."""
+        """Close the window: write a line of numbers, and warnings and advice where they give reason to.
+
+        Args:
+            step: Number of the last step.
+            epoch: Epochs done, with their fraction.
+            values: Scalars of the last step, with the same names on every rank; their mean over ranks is logged.
+        """
         device = self.accelerator.device
-        told = torch.stack([value.detach().to(device, torch.float64) for value in values.values()])
-        means = reduce_mean(told).tolist()  # here the host waits for the device, once a window
-        window = self._clock.window()
+        stacked = torch.stack([value.detach().to(device, torch.float64) for value in values.values()])
+        means = reduce_mean(stacked).tolist()  # here the host waits for the device, once per window
+        window = self._timer.window()
         stats = self.loader.stats
-        seen, self._stats = stats.since(self._stats), stats
-        clocked = max(1, window.steps)
-        own = [window.clips_per_second, window.step_seconds, *(window.stages[name] / clocked for name in STEP_PHASES)]
-        speed, step_seconds, *split = reduce_mean(torch.tensor(own, dtype=torch.float64, device=device)).tolist()
-        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-        worst = [window.data_wait_share, 1 - seen.readiness, stats.bad, resident_bytes(), peak]
-        wait, unready, bad, memory, peak = reduce_max(torch.tensor(worst, dtype=torch.float64, device=device)).tolist()
-        line = dict(zip(values, means, strict=True))
-        line |= {"clips_per_second": speed * self.accelerator.num_processes, "step_seconds": step_seconds}
-        line |= {f"{name}_seconds": value for name, value in zip(STEP_PHASES, split, strict=True)}
-        if (exposed := _communication(self.model)) is not None:
-            line["communication_seconds"] = exposed
-        line |= {"data_wait_share": wait, "readiness": 1 - unready, "memory_bytes": int(memory)}
+        recent, self._stats = stats.since(self._stats), stats
+        mine = {
+            "clips_per_second": window.clips_per_second,
+            "step_seconds": window.step_seconds,
+            **{f"{phase}_seconds": window.phases[phase] / max(1, window.steps) for phase in STEP_PHASES},
+            "data_wait_share": window.data_wait_share,
+            "readiness": recent.readiness,
+            "memory_bytes": resident_bytes(),
+            "bad_samples": stats.bad,
+        }
         if device.type == "cuda":
-            line["device_memory_bytes"] = int(peak)
-        self.write(
-            "step", step=step, epoch=epoch, **line, bad_samples=int(bad), seconds=time.perf_counter() - self._began
-        )
-        self._track(line | {"bad_samples": int(bad), "epoch": epoch}, step)
-        if self._collapse.see(line.get("feature_std", float("nan"))):
+            mine["device_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+        line = dict(zip(values, means, strict=True)) | self._over_ranks(mine)
+        if (exposed := _exposed_communication(self.model)) is not None:
+            line["communication_seconds"] = exposed
+        line |= {
+            name: int(line[name]) for name in ("memory_bytes", "device_memory_bytes", "bad_samples") if name in mine
+        }
+        self.write("step", step=step, epoch=epoch, **line, seconds=time.perf_counter() - self._began)
+        self._track(line | {"epoch": epoch}, step)
+        if self._collapse.update(line.get("feature_std", float("nan"))):
             self.write(
                 "warning",
                 step=step,
-                text=f"the embeddings collapse: their spread is {line['feature_std']:.3f} (1: over the sphere, 0: one "
-                f"point) and has been below {_COLLAPSE} for {_COLLAPSE_WINDOWS} windows",
+                text=f"the embeddings collapse: feature_std is {line['feature_std']:.3f} (1: over the sphere, 0: one "
+                f"point) and has been below {_COLLAPSED_STD} for {_COLLAPSED_WINDOWS} windows",
             )
         self._windows += 1
-        if unready > _WAITING and self._windows > 1 and not self._advised:  # the first holds the first batch's wait
+        waited = 1 - line["readiness"]
+        if waited > _WAITING and self._windows > 1 and not self._advised:  # the first window waits for the first batch
             self._advised = True
-            self._advise(step, seen, f"{unready:.1%} of the last {window.steps} steps went by waiting for data: ")
+            self._advise(step, recent, f"{waited:.1%} of the last {window.steps} steps went by waiting for data: ")
 
     def knn(self, step: int, *, top1: float, top5: float, samples: int) -> None:
-        """What the held-out videos say."""
+        """Write the accuracy on held-out videos.
+
+        Args:
+            step: Optimizer steps done.
+            top1: Top-1 accuracy, in [0, 1].
+            top5: Top-5 accuracy, in [0, 1].
+            samples: The videos that were tested.
+        """
         self.write("knn", step=step, top1=top1, top5=top5, samples=samples)
         self._track({"knn_top1": top1, "knn_top5": top5}, step)
 
     def write(self, kind: str, **values: Any) -> None:
-        """A line, on rank 0; nothing on others. It has a `step`. A disk that is full costs the line, not the run."""
+        """Write a line on rank 0. A full disk costs the line, not the run.
+
+        Args:
+            kind: One of metrics.LINE_KINDS.
+            **values: What the line holds; `step` among it.
+        """
         if self._file is None:
             return
         try:
             self._file.write(kind, **values)
         except OSError as error:
-            self._lost("metrics.jsonl", error, values["step"])
+            self._warn_unwritable("metrics.jsonl", error, values["step"])
         if self._on_log is not None:
             self._on_log({"kind": kind, "steps": self.steps, **values})
 
     def end(self, step: int) -> None:
-        """The last step of this process is over."""
+        """Write advice about the loader, and what has been traced, after the last step of this process."""
         stats = self.loader.stats
         if stats.batches:
             self._advise(step, stats)
-        if self._trace is not None:
-            self._trace.close()
+        if self._profiler is not None:
+            self._profiler.close()
+
+    def _over_ranks(self, mine: dict[str, float]) -> dict[str, float]:
+        """Combine this rank's numbers with those of the other ranks as METRICS says."""
+        names = {
+            how: [name for name in mine if METRICS[name].over_ranks == how] for how in ("mean", "sum", "max", "min")
+        }
+        averaged, largest = names["mean"] + names["sum"], names["max"] + names["min"]
+        sign = [1.0] * len(names["max"]) + [-1.0] * len(names["min"])
+        device = self.accelerator.device
+        means = reduce_mean(torch.tensor([mine[name] for name in averaged], dtype=torch.float64, device=device))
+        signs = torch.tensor(sign, dtype=torch.float64, device=device)
+        extremes = reduce_max(
+            signs * torch.tensor([mine[name] for name in largest], dtype=torch.float64, device=device)
+        )
+        combined = dict(zip(averaged, means.tolist(), strict=True))
+        combined |= {name: combined[name] * self.accelerator.num_processes for name in names["sum"]}
+        combined |= dict(zip(largest, (signs * extremes).tolist(), strict=True))
+        return {name: combined[name] for name in mine}
 
     def _track(self, values: dict[str, Any], step: int) -> None:
         try:
             self.accelerator.log(values, step=step)
         except OSError as error:
             self.accelerator.trackers.clear()  # TensorBoard's thread has died of it
-            self._lost("the trackers", error, step)
+            self._warn_unwritable("the trackers", error, step)
 
-    def _lost(self, what: str, error: OSError, step: int) -> None:
-        """Say once what cannot be written."""
-        if what not in self._unwritten and self._on_log is not None:
+    def _warn_unwritable(self, what: str, error: OSError, step: int) -> None:
+        """Tell the caller once what cannot be written."""
+        if what not in self._unwritable and self._on_log is not None:
             text = f"{what} cannot be written, and numbers are lost: {error.strerror or error}"
             self._on_log({"kind": "warning", "steps": self.steps, "step": step, "text": text})
-        self._unwritten.add(what)
+        self._unwritable.add(what)
 
     def _advise(self, step: int, stats: LoaderStats, words: str = "") -> None:
-        """What the rank that waited most has to say about its loader."""
+        """Write what the rank that waited most says about its loader, after `words`."""
         data, cores = self.config.data, cores_of_rank()
-        own = stats.advise(threads=data.threads, decode_threads=data.decode_threads, cores=cores)
-        told = gather_objects((stats.readiness, own))
-        rank = min(range(len(told)), key=lambda one: told[one])
-        where = f"rank {rank}: " if len(told) > 1 else ""
-        self.write("advice", step=step, text=f"{words}{where}{told[rank][1]}")
+        advice = stats.advise(threads=data.threads, decode_threads=data.decode_threads, cores=cores)
+        gathered = gather_objects((stats.readiness, advice))
+        slowest = min(range(len(gathered)), key=lambda rank: gathered[rank])
+        where = f"rank {slowest}: " if len(gathered) > 1 else ""
+        self.write("advice", step=step, text=f"{words}{where}{gathered[slowest][1]}")
 
 
-def _communication(model: nn.Module) -> float | None:
-    """Seconds of a step in which the gradients of this rank are ready and those of all ranks are not yet: part of the
-    backward stage. As PyTorch clocked it last (it does in the first ten steps and then in every hundredth); None where
-    it did not. The statistics that batch norms exchange are not in it."""
+def _exposed_communication(model: nn.Module) -> float | None:
+    """Return the seconds of a step in which this rank's gradients are ready and those of all ranks are not yet.
+
+    They are part of the backward phase. PyTorch measures them in the first ten steps and in every hundredth after them;
+    the result is the latest measurement, or None if there is none. What batch norms exchange is not in it.
+    """
     if not isinstance(model, DistributedDataParallel):
         return None
-    clocked = model._get_ddp_logging_data()  # type: ignore[no-untyped-call]
-    told, hidden = (clocked.get(name, 0) for name in ("backward_comm_time", "backward_compute_comm_overlap_time"))
-    return max(0, told - hidden) / 1e9 if told else None
+    measured = model._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+    total, hidden = (measured.get(name, 0) for name in ("backward_comm_time", "backward_compute_comm_overlap_time"))
+    return max(0, total - hidden) / 1e9 if total else None
 
 
-class Alarm:
-    """Tells that a value has stayed below a level. Once, until the value has been above it again.
-
-    level: below it a value is low; windows: as many in a row. Values that are not finite are not looked at.
-    """
+class LowValueAlarm:
+    """An alarm for a value that stays low; it rings once, and again only after the value was above its level."""
 
     def __init__(self, level: float, windows: int) -> None:
+        """Set the alarm.
+
+        Args:
+            level: A value below it is low.
+            windows: So many low values in a row ring the alarm.
+        """
         self._level, self._windows, self._low = level, windows, 0
 
-    def see(self, value: float) -> bool:
-        """Whether this value is the one to tell of."""
+    def update(self, value: float) -> bool:
+        """Take the next value and return whether the alarm rings; a value that is not finite is ignored."""
         if not math.isfinite(value):
             return False
         self._low = self._low + 1 if value < self._level else 0

@@ -1,6 +1,6 @@
-"""A Chrome trace of chosen steps: what host and device did when, the trainer's stages and the loader's marked.
+"""A Chrome trace of chosen steps: what host and device did when, with the phases of steps and the loader's stages.
 
-Open it at https://ui.perfetto.dev. What it is not: a measurement of a run's speed, since tracing slows the steps down.
+Open it at https://ui.perfetto.dev. Tracing slows the steps down, so a trace does not show a run's speed.
 """
 
 from __future__ import annotations
@@ -13,37 +13,44 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 
 class StepProfiler:
-    """Traces the steps first .. last (counted from 1) of this process, all its threads, into one JSON file.
+    """Trace steps of this process, with all its threads, into one JSON file.
 
-    Call `before` and `after` with the number of every step, and `enter` where a stage begins. A file is written when
-    the last step is over, or in `close` if the run ends within.
+    Call `before` and `after` with the number of every step, and `enter` where a phase begins. The file is written after
+    the last step to be traced, or by `close` if the run ends before it.
     """
 
     def __init__(self, first: int, last: int, path: Path) -> None:
+        """Prepare a trace.
+
+        Args:
+            first: Number of the first step to trace, from 1.
+            last: Number of the last one.
+            path: The JSON file to write.
+        """
         self._first, self._last, self._path = first, last, path
         self._profile: profile | None = None
         self._open: list[record_function] = []
 
     def before(self, step: int) -> None:
-        """The step with this number is about to begin, with the wait for its batch."""
+        """Mark that the step with this number begins, with the wait for its batch."""
         if step == self._first:
             activities = [ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 activities.append(ProfilerActivity.CUDA)
-            everywhere = _ExperimentalConfig(profile_all_threads=True)  # the loader has threads of its own
-            self._profile = profile(activities=activities, experimental_config=everywhere)
+            all_threads = _ExperimentalConfig(profile_all_threads=True)  # the loader has threads of its own
+            self._profile = profile(activities=activities, experimental_config=all_threads)
             self._profile.start()
         if self._profile is not None:
             self._mark(f"step {step}")
 
-    def enter(self, stage: str) -> None:
-        """From here on the training thread is in another stage of the step."""
+    def enter(self, phase: str) -> None:
+        """Mark that the training thread enters another phase of the step."""
         if self._profile is not None and self._open:
             self._unmark(1)
-            self._mark(stage)
+            self._mark(phase)
 
     def after(self, step: int) -> bool:
-        """The step with this number is over. True if the trace was written, which takes a moment."""
+        """Mark that the step with this number is over; return True if the trace was written, which takes a moment."""
         if self._profile is None:
             return False
         self._unmark(0)
@@ -53,7 +60,7 @@ class StepProfiler:
         return True
 
     def close(self) -> None:
-        """Write what there is."""
+        """Write what has been traced so far, if tracing is on."""
         if self._profile is not None:
             self._unmark(0)
             self._profile.stop()

@@ -1,9 +1,9 @@
-"""Numbers about a run as it runs: how long the trainer waited for data, what the time of a step goes to, when something
-looks wrong, and a file that keeps it all.
+"""Measure where the time of training steps goes: the wait for data, and each phase of a step.
 
-`data_wait` is the time the training thread is blocked in `next(loader)`. Its share of the step is the one number that
-says whether the accelerator starves: near 0 the loader keeps up; above a few percent, look at the loader's stages.
-What it is not: it knows neither the trainer nor the loader (logbook.py brings them together).
+`Window.wait_s` is the time in which the training thread is blocked in `next(loader)`. On a CPU its share of the window
+says directly whether training starves: near 0 the loader keeps up; above a few percent, look at the loader's stages. On
+CUDA the host runs ahead of the device and may wait while the device works; there the "data" phase, which is the time in
+which the device had nothing to do, says whether training starves.
 """
 
 from __future__ import annotations
@@ -23,37 +23,45 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """What happened since the last window, on this rank. seconds: its length; wait_s: of that, blocked on the loader;
-    steps and clips: done in it; stages: seconds by stage, of the host on the CPU, of the device on CUDA (where "data"
-    is how long the device had nothing to do because the batch was not there)."""
+    """What happened on this rank between two calls of `StepTimer.window`.
+
+    Attributes:
+        seconds: Length of the window, in seconds of wall time.
+        wait_s: Seconds of it in which the host was blocked on the loader.
+        steps: Steps that ended in it.
+        clips: Clips in these steps, on this rank.
+        phases: Seconds by phase (STEP_PHASES): of the host on a CPU, of the device on CUDA, where "data" is the time
+            in which the device had nothing to do because the batch was not there.
+    """
 
     seconds: float
     wait_s: float
     steps: int
     clips: int
-    stages: dict[str, float] = field(default_factory=dict)
+    phases: dict[str, float] = field(default_factory=dict)
 
     @property
     def data_wait_share(self) -> float:
-        """Share of the time spent waiting for data, in [0, 1]."""
+        """Share of the window in which the host was blocked on the loader, in [0, 1]."""
         return self.wait_s / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def clips_per_second(self) -> float:
+        """Clips per second of wall time, on this rank."""
         return self.clips / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def step_seconds(self) -> float:
-        """Of one step, on average."""
+        """Mean wall time per step, in seconds."""
         return self.seconds / self.steps if self.steps else 0.0
 
 
 class StepTimer:
-    """Counts the steps of one rank between two calls of `window`, and the time of each of the `STEP_PHASES`.
+    """Count the steps of one rank between two calls of `window`, and time each of the `STEP_PHASES`.
 
-    On CUDA a stage ends when the device gets there, not when the host has queued it: events are recorded in the stream,
+    On CUDA a phase ends when the device gets there, not when the host has queued it: events are recorded in the stream
     and read when they have passed. Nothing waits for the device. What has not passed when a window is closed counts in
-    the next.
+    the next one.
     """
 
     def __init__(self, device: torch.device = _CPU) -> None:
@@ -66,18 +74,18 @@ class StepTimer:
         self._open()
         self.enter("other")
 
-    def enter(self, stage: str) -> None:
-        """From here on the time belongs to another stage."""
+    def enter(self, phase: str) -> None:
+        """Count the time from here on for another phase."""
         if self._cuda:
             mark: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             mark.record()
-            self._marks.append((stage, mark))
+            self._marks.append((phase, mark))
         else:
-            self._pass(stage, time.perf_counter())
+            self._pass(phase, time.perf_counter())
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around `next(loader)`."""
+        """Count the time within this context, which is around `next(loader)`, as a wait for data."""
         self.enter("data")
         began = time.perf_counter()
         try:
@@ -87,19 +95,19 @@ class StepTimer:
             self.enter("other")
 
     def step(self, clips: int) -> None:
-        """One step with so many clips on this rank is over."""
+        """Count one finished step with `clips` clips on this rank."""
         self._steps += 1
         self._clips += clips
         self.enter("other")
         self._read_marks()
 
     def window(self) -> Window:
-        """Close the window and begin the next."""
+        """Close the window, return it and begin the next one."""
         now = time.perf_counter()
         self.enter("other")
         self._read_marks()
         window = Window(
-            seconds=now - self._began, wait_s=self._wait_s, steps=self._steps, clips=self._clips, stages=self._seconds
+            seconds=now - self._began, wait_s=self._wait_s, steps=self._steps, clips=self._clips, phases=self._seconds
         )
         self._open()
         return window
@@ -108,14 +116,14 @@ class StepTimer:
         self._began, self._wait_s, self._steps, self._clips = time.perf_counter(), 0.0, 0, 0
         self._seconds = dict.fromkeys(STEP_PHASES, 0.0)
 
-    def _pass(self, stage: str, now: float) -> None:
+    def _pass(self, phase: str, now: float) -> None:
         if self._marks:
             before, began = self._marks.pop()
             self._seconds[before] += now - began
-        self._marks.append((stage, now))
+        self._marks.append((phase, now))
 
     def _read_marks(self) -> None:
-        """Count what lies between marks that the device has passed."""
+        """Count the time between marks that the device has passed."""
         while self._cuda and len(self._marks) > 1 and self._marks[1][1].query():
-            stage, mark = self._marks.popleft()
-            self._seconds[stage] += mark.elapsed_time(self._marks[0][1]) / 1000
+            phase, mark = self._marks.popleft()
+            self._seconds[phase] += mark.elapsed_time(self._marks[0][1]) / 1000

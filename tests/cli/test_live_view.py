@@ -49,7 +49,13 @@ def test_a_terminal_shows_how_far_how_fast_and_how_well() -> None:
     )
     for text in ("50 of 100 steps, epoch 2.50, about 0:01:40 left", "60 of 100 steps", "loss 1.5", "1,234 clips/s"):
         assert text in shown, text
-    for text in ("step 2,000 ms: data 1%, forward 40%", "data wait 1.1%", "ready 98.9%", "kNN 42.1%", "memory 3.2 GB"):
+    for text in (
+        "step 2,000 ms: data 1%, forward 40%",
+        "data wait 1.1%",
+        "readiness 98.9%",
+        "kNN top-1 42.1%",
+        "memory 3.2 GB",
+    ):
         assert text in shown, text
     assert "bad samples" not in shown and "device" not in shown
 

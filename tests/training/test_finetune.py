@@ -18,6 +18,7 @@ from rhofast.errors import ConfigError, NotFiniteError, ResumeError
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask, open_task
 from rhofast.training.finetune import Stopped, train_classifier
+from rhofast.training.metrics import find_metric
 from rhofast.training.optim import learning_rate
 from rhofast.training.trainer import train
 from tests.helpers.reference import needs_vectors, numbers
@@ -98,6 +99,7 @@ def test_a_probe_trains_the_head_alone_and_finetuning_everything(
         moved = {key for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])}
         assert not any("running" in key for key in moved)
         assert bool(moved) == (kind == "finetune")
+        assert all(find_metric(name) for line in metrics(result.folder) for name in line if name != "kind")
         assert [line["step"] for line in metrics(result.folder)] == [1, 2, 3, 4, 5, 6]
 
 

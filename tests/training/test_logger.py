@@ -126,7 +126,7 @@ def test_a_collapse_is_told_once_and_again_after_it_was_over(tiny: Callable[...,
         book.log(step, 0.1, values(feature_std=spread))
     warnings = [line for line in seen if line["kind"] == "warning"]
     assert [line["step"] for line in warnings] == [5, 10]
-    assert "their spread is 0.040" in warnings[0]["text"]
+    assert "feature_std is 0.040" in warnings[0]["text"]
     assert [line["step"] for line in read_metrics(book.config.folder / "metrics.jsonl") if "text" in line] == [5, 10]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rhofast.training.environment import resident_bytes
-from rhofast.training.logger import Alarm
+from rhofast.training.logger import LowValueAlarm
 from rhofast.training.metrics_file import MetricsFile, read_metrics
 from rhofast.training.step_timer import STEP_PHASES, StepTimer
 
@@ -32,7 +32,7 @@ def test_waiting_is_told_apart_from_working() -> None:
     assert clock.window().clips == 0
 
 
-def test_every_moment_belongs_to_one_stage() -> None:
+def test_every_moment_belongs_to_one_phase() -> None:
     clock = StepTimer()
     with clock.waiting():
         time.sleep(0.01)
@@ -45,12 +45,12 @@ def test_every_moment_belongs_to_one_stage() -> None:
     time.sleep(0.005)
     clock.step(8)
     window = clock.window()
-    assert tuple(window.stages) == STEP_PHASES
-    assert window.stages["data"] == pytest.approx(window.wait_s, abs=1e-3)
+    assert tuple(window.phases) == STEP_PHASES
+    assert window.phases["data"] == pytest.approx(window.wait_s, abs=1e-3)
     at_least = {"data": 0.01, "forward": 0.02, "backward": 0.04, "optimizer": 0.005, "other": 0.0}
-    assert all(window.stages[name] >= seconds for name, seconds in at_least.items())
-    assert sum(window.stages.values()) == pytest.approx(window.seconds, abs=1e-3)
-    assert sum(clock.window().stages.values()) < 1e-3
+    assert all(window.phases[name] >= seconds for name, seconds in at_least.items())
+    assert sum(window.phases.values()) == pytest.approx(window.seconds, abs=1e-3)
+    assert sum(clock.window().phases.values()) < 1e-3
 
 
 class Device:
@@ -70,7 +70,7 @@ class Device:
         return mark
 
 
-def test_on_a_device_stages_end_when_it_gets_there_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_device_phases_end_when_it_gets_there_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device()
     monkeypatch.setattr(torch.cuda, "Event", device.event)
     clock = StepTimer(torch.device("cuda"))
@@ -84,7 +84,7 @@ def test_on_a_device_stages_end_when_it_gets_there_and_nobody_waits(monkeypatch:
         clock.step(4)
     device.passed = 31  # the first step, and no more
     first = clock.window()
-    assert {name: round(1000 * seconds) for name, seconds in first.stages.items()} == {
+    assert {name: round(1000 * seconds) for name, seconds in first.phases.items()} == {
         **dict.fromkeys(STEP_PHASES, 0),
         "data": 1,
         "forward": 10,
@@ -92,11 +92,11 @@ def test_on_a_device_stages_end_when_it_gets_there_and_nobody_waits(monkeypatch:
     }
     assert first.steps == 2
     device.passed = 62
-    assert clock.window().stages["forward"] == pytest.approx(0.010)
+    assert clock.window().phases["forward"] == pytest.approx(0.010)
 
 
 @pytest.mark.needs_gpu
-def test_a_device_s_stages_are_its_own_time() -> None:
+def test_a_device_s_phases_are_its_own_time() -> None:
     device = torch.device("cuda")
     square = torch.rand(4096, 4096, device=device)
     for _ in range(3):
@@ -111,14 +111,14 @@ def test_a_device_s_stages_are_its_own_time() -> None:
     queued = time.perf_counter() - began
     torch.cuda.synchronize()
     seconds = time.perf_counter() - began
-    told = clock.window().stages["forward"]
+    told = clock.window().phases["forward"]
     assert queued < told <= seconds * 1.05
 
 
 def test_an_alarm_rings_once_and_again_after_it_was_over() -> None:
-    alarm = Alarm(0.1, 3)
+    alarm = LowValueAlarm(0.1, 3)
     values = [0.05, 0.05, 0.5, 0.05, 0.05, float("nan"), 0.05, 0.01, 0.1, 0.0, 0.0, 0.0]
-    assert [alarm.see(value) for value in values] == [False] * 6 + [True] + [False] * 4 + [True]
+    assert [alarm.update(value) for value in values] == [False] * 6 + [True] + [False] * 4 + [True]
 
 
 def test_memory_that_is_taken_is_seen() -> None:
