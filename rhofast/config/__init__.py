@@ -1,1 +1,1 @@
-"""The configuration of a run: sections, the schema of every option, loading from TOML."""
+"""The configuration of a run: the schema of every option, and loading from TOML."""

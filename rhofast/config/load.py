@@ -1,4 +1,4 @@
-"""Read a configuration from TOML and `--set key.path=value`, and write it as plain values."""
+"""Load a config from TOML and `--set key.path=value`, and dump it as plain values."""
 
 from __future__ import annotations
 
@@ -14,27 +14,46 @@ from rhofast.config.schema import Config
 from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
 
-# Keys of `train` of which a page has one: how long, and how often.
-_ONE_OF = {"epochs": "steps", "steps": "epochs", "knn_epochs": "knn_steps", "knn_steps": "knn_epochs"}
+# Keys of `train` that exclude each other: setting one on the command line removes the other.
+_ALTERNATIVES = {"epochs": "steps", "steps": "epochs", "knn_epochs": "knn_steps", "knn_steps": "knn_epochs"}
 
 
 def load_config(path: Path | None, overrides: Iterable[str] = (), *, base: Mapping[str, Any] | None = None) -> Config:
-    """The TOML page at `path` (None: all defaults) with `--set` overrides: `key.path=value` in TOML, or a bare string.
+    """Load a config from a TOML file and `--set` overrides.
 
-    base: values that hold where the page says nothing. Raises ConfigError for a missing file, broken TOML, an unknown
-    key, a wrong type or a bad value.
+    Args:
+        path: the TOML file, or None for all defaults.
+        overrides: `key.path=value` each, where value is TOML or a bare string. Later ones win.
+        base: nested values used where the file has none.
+
+    Returns:
+        The checked config.
+
+    Raises:
+        ConfigError: for a missing file, broken TOML, an unknown key, a wrong type or a bad value.
     """
-    page = {} if path is None else _read_page(path)
+    content = {} if path is None else _read_toml(path)
     values = {} if path is not None and base is None else {"name": "default"}
-    for layer in (base or {}, page):
-        _lay_over(values, layer)
+    for layer in (base or {}, content):
+        _merge(values, layer)
     for override in overrides:
         _apply_override(values, override)
     return parse_section(Config, values, where=str(path or "--set"))
 
 
 def override_config(config: Config, overrides: Iterable[str]) -> Config:
-    """A configuration with `--set` overrides. Raises ConfigError."""
+    """Return a config with `--set` overrides applied.
+
+    Args:
+        config: the config to start from.
+        overrides: `key.path=value` each, where value is TOML or a bare string. Later ones win.
+
+    Returns:
+        The new config.
+
+    Raises:
+        ConfigError: for an unknown key, a wrong type or a bad value.
+    """
     values = dump_config(config)
     for override in overrides:
         _apply_override(values, override)
@@ -42,17 +61,28 @@ def override_config(config: Config, overrides: Iterable[str]) -> Config:
 
 
 def parse_config(values: Mapping[str, Any], where: str) -> Config:
-    """A configuration from plain values, as `dump_config` wrote them. Raises as `parse_section` does."""
+    """Build a config from plain values, as `dump_config` returns them.
+
+    Args:
+        values: nested values.
+        where: what the error message starts with, such as the file that they come from.
+
+    Returns:
+        The checked config.
+
+    Raises:
+        ConfigError: for an unknown key, a wrong type or a bad value.
+    """
     return parse_section(Config, values, where)
 
 
 def dump_config(config: Config) -> dict[str, Any]:
-    """Plain JSON values that `parse_config` reads back to an equal Config."""
+    """Return plain JSON values from which `parse_config` builds an equal config."""
     return dict(json.loads(config.model_dump_json(exclude_none=True)))
 
 
-def _read_page(path: Path) -> dict[str, Any]:
-    hint = "the pages that come with rhofast are in configs/"
+def _read_toml(path: Path) -> dict[str, Any]:
+    hint = "the configs that come with rhofast are in configs/"
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -63,11 +93,11 @@ def _read_page(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _lay_over(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    """Take over a layer's values, key by key, in sections too."""
+def _merge(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Write the values of a layer over `values`, key by key, also within sections."""
     for key, value in layer.items():
         if isinstance(value, Mapping) and isinstance(values.get(key, {}), dict):
-            _lay_over(values.setdefault(key, {}), value)
+            _merge(values.setdefault(key, {}), value)
         else:
             values[key] = value
 
@@ -83,20 +113,20 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    if isinstance(value, int | float) and _is_text(keys):  # name=2024, name=nan
+    if isinstance(value, int | float) and _takes_text(keys):  # name=2024, name=nan
         value = text.strip()
     table = values
     for key in keys[:-1]:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
             raise ConfigError(f"--set {override!r}: {key!r} is a value, not a section")
-    if keys[0] == "train" and keys[-1] in _ONE_OF:  # the two exclude each other: the last word counts
-        table.pop(_ONE_OF[keys[-1]], None)
+    if keys[0] == "train" and keys[-1] in _ALTERNATIVES:
+        table.pop(_ALTERNATIVES[keys[-1]], None)
     table[keys[-1]] = value
 
 
-def _is_text(keys: list[str]) -> bool:
-    """Whether a key of Config takes a text and nothing else."""
+def _takes_text(keys: list[str]) -> bool:
+    """Whether a key of Config takes text and nothing else."""
     annotation: Any = Config
     for key in keys:
         known = isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation.model_fields.get(key)

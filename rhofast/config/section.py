@@ -1,4 +1,4 @@
-"""What every section of a configuration is made of: strict, frozen models, common field types, and error texts."""
+"""The base class of all option groups: strict, frozen models, common field types, and the texts of their errors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from rhofast.errors import ConfigError
 
 
 class Section(BaseModel):
-    """A frozen group of options in which an unknown key or a value of another type is an error."""
+    """A frozen group of options in which an unknown key or a value of the wrong type is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    The string literal below an option is its description: `Section.model_fields[name].description`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -30,8 +33,22 @@ PathField = Annotated[Path, Field(strict=False)]
 
 
 def parse_section(kind: type[AnySection], values: Mapping[str, Any], where: str) -> AnySection:
-    """`values` as a `kind`. Raises ConfigError naming the first offending key as `where.key`, with the nearest known
-    key as the hint. A method or a backbone checks its own options with this."""
+    """Check plain values and return them as an instance of `kind`.
+
+    Methods, backbones and codecs check their own options with this function.
+
+    Args:
+        kind: the class of the options.
+        values: the options by name, as read from TOML or JSON.
+        where: what the error message starts with: a file, or the place of the options in a config ("method").
+
+    Returns:
+        The options, with defaults where `values` has no key.
+
+    Raises:
+        ConfigError: for the first key that is unknown, missing or has a bad value. An unknown key comes with the
+            nearest known key as the hint.
+    """
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
@@ -39,8 +56,10 @@ def parse_section(kind: type[AnySection], values: Mapping[str, Any], where: str)
 
 
 def _explain(kind: type[Section], error: ValidationError, where: str) -> ConfigError:
-    errors = error.errors()  # a misspelled key that is needed is missing, too: that it is misspelled says more
-    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+    """Turn pydantic's error into one line."""
+    errors = error.errors()
+    # A misspelled required key is also reported as missing. The misspelling says more, so it comes first.
+    first = next((entry for entry in errors if entry["type"] == "extra_forbidden"), errors[0])
     location = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
@@ -52,18 +71,17 @@ def _explain(kind: type[Section], error: ValidationError, where: str) -> ConfigE
     if first["type"] == "missing":
         return ConfigError(f"{where}: key {key!r} is missing")
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":  # raised by one of our validators, whose message names the options at fault
+        return ConfigError(message if message.startswith(f"{where}.") else f"{where}: {message}")
     message = message[0].lower() + message[1:]
-    if not key:
-        return ConfigError(f"{where}: {message}")
-    if first["type"] == "value_error":  # says by itself what was wrong with which value
-        return ConfigError(f"{where}: {key}: {message}")
-    return ConfigError(f"{where}: {key} = {first['input']!r}: {message}")
+    return ConfigError(f"{where}: {key}={first['input']!r}: {message}" if key else f"{where}: {message}")
 
 
 def _keys_at(kind: type[Section], location: list[str]) -> list[str]:
+    """Return the known keys of the section at `location`."""
     model: type[BaseModel] = kind
     for part in location:
-        if part.isdigit():  # of a list: its items have the section's keys
+        if part.isdigit():  # the number of an item in a list, whose items are sections
             continue
         annotation = model.model_fields[part].annotation
         annotation = next(iter(get_args(annotation)), annotation)

@@ -116,5 +116,5 @@ def test_settings_with_a_say_in_the_result_must_be_accepted(tmp_path: Path, chan
 
 
 def test_kept_checkpoints_are_saved_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="keep_every 50 is no multiple of checkpoint_steps 20"):
+    with pytest.raises(ConfigError, match=r"train.keep_every=50 must be a multiple of train.checkpoint_steps=20"):
         config(tmp_path, checkpoint_steps=20, keep_every=50)

@@ -31,29 +31,35 @@ Four = Annotated[tuple[Count, Count, Count, Count], Field(strict=False)]
 
 
 class SlowConfig(Section):
-    """
-    depth             18, 34, 50 or 101
-    block             "bottleneck" or "basic"
-    width             channels of the stem; stage i has width * 2^i inner channels, 4 times as many out of bottlenecks
-    wide_basic        basic blocks put out 4 * width * 2^i channels too, as the reference implementation reads them
-    temporal_kernels  kt of each stage; odd
-    temporal_blocks   how many blocks of each stage, from its first, get kt (the others get 1). The reference gives
-                      it to (3, 4, 6, 3), so to the first 6 of Slow-R101's 23
-    zero_init         start each residual branch at 0
-    """
+    """Options of a Slow network. The defaults are those of Slow-R50."""
 
     depth: Literal[18, 34, 50, 101] = 50
+    """Depth of the ResNet: 18, 34, 50 or 101."""
+
     block: Literal["bottleneck", "basic"] = "bottleneck"
+    """Kind of the residual blocks: "bottleneck" or "basic"."""
+
     width: Count = 64
+    """Number of channels of the stem. Stage i has width * 2^i inner channels, and a bottleneck four times as many
+    outputs."""
+
     wide_basic: bool = False
+    """Whether basic blocks have 4 * width * 2^i outputs too, as the reference implementation defines them."""
+
     temporal_kernels: Four = (1, 1, 3, 3)
+    """Temporal kernel size of each of the four stages; odd numbers."""
+
     temporal_blocks: Four = (3, 4, 6, 3)
+    """Number of blocks of each stage, counted from its first, that have the temporal kernel; the others have 1. The
+    reference implementation uses [3, 4, 6, 3], that is, the first 6 of the 23 blocks of Slow-R101's third stage."""
+
     zero_init: bool = False
+    """Whether each residual branch starts at 0 (its last batch norm's weight)."""
 
     @model_validator(mode="after")
     def _odd_kernels(self) -> SlowConfig:
         if any(kernel % 2 == 0 for kernel in self.temporal_kernels):
-            raise ValueError(f"temporal_kernels must be odd, got {list(self.temporal_kernels)}")
+            raise ValueError(f"backbone.temporal_kernels={list(self.temporal_kernels)} must be odd numbers.")
         return self
 
 

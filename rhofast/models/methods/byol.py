@@ -24,34 +24,49 @@ from rhofast.models.methods.momentum import MomentumMethod
 
 
 class BYOLConfig(Section):
-    """Defaults are the released configuration's.
-
-    hidden, out        width of the hidden layers of projector and predictor; dimension of the embedding
-    projector_layers, predictor_layers   Linear layers of each
-    predictor_hidden   the predictor's own hidden width; None: `hidden`
-    projector_norm, predictor_norm       batch norm inside each; the paper's ablation takes it out
-    temperature        a mere scale of the loss: -cos / T
-    ema_base           momentum of the moving average at the start; it rises to 1 along a cosine if `ema_anneal`
-    loss               "sum" (release) or "mean" (paper) over the rho queries
-    sequential         one query clip at a time, each with its own backward: activations of one clip in memory. Off
-                       (in the release for two clips only, here for any number): all queries in one backward, the keys
-                       made in one batch, and the momentum annealed before its use
-    batch_norm         over the ranks of each machine ("node", release: 8 GPUs), over all ranks ("sync"), or "local"
-    """
+    """Options of BYOL. The defaults are those of the released configuration."""
 
     hidden: Count = 4096
+    """Width of the hidden layers of projector and predictor."""
+
     out: Count = 256
+    """Dimension of the embeddings."""
+
     projector_layers: Count = 2
+    """Number of linear layers of the projector."""
+
     predictor_layers: Count = 2
+    """Number of linear layers of the predictor."""
+
     predictor_hidden: Count | None = None
+    """Width of the predictor's hidden layers. None: `hidden`."""
+
     projector_norm: bool = True
+    """Whether the projector has batch norm. The paper's ablation removes it."""
+
     predictor_norm: bool = True
+    """Whether the predictor has batch norm. The paper's ablation removes it."""
+
     temperature: Positive = 0.5
+    """Temperature T: the loss is -cosine / T, so T only scales it."""
+
     ema_base: Annotated[float, Field(ge=0, le=1)] = 0.996
+    """Momentum of the moving average at the start of the run."""
+
     ema_anneal: bool = True
+    """Whether the momentum rises to 1 along a cosine over the run. False: it stays at `ema_base`."""
+
     loss: Literal["sum", "mean"] = "sum"
+    """How the losses of the rho queries are combined: "sum" (released code) or "mean" (paper)."""
+
     sequential: bool = True
+    """Whether clips are queries one at a time, each with its own backward pass, so that memory holds the activations
+    of one clip. False: all queries share one backward pass, the keys are made in one batch, and the momentum is
+    annealed before its use (the released code allows this for two clips only)."""
+
     batch_norm: Literal["node", "sync", "local"] = "node"
+    """Ranks over which batch norm takes its statistics: those of each machine ("node", released code: 8 GPUs), all
+    ("sync"), or each rank alone ("local")."""
 
 
 class BYOL(MomentumMethod):

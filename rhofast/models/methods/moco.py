@@ -29,45 +29,62 @@ from rhofast.models.methods.momentum import MomentumMethod
 
 
 class MoCoConfig(Section):
-    """Defaults are the released configuration's, but for `queue_ranks`.
-
-    hidden, out, projector_layers   projector: hidden width, dimension of the embedding, Linear layers
-    projector_norm  batch norm inside the projector: off in release and paper
-    temperature    T
-    queue          negatives, in keys: at least those of one step
-    queue_clips    "all" keys of a step enter the queue, or those of the "first" key clip alone
-    queue_ranks    keys of "all" ranks enter the queue (paper), or those of the "first" rank alone: what comes of the
-                   release, whose queues are not gathered and are overwritten with the first rank's before every step
-    fill_first     no update at all in the first steps, while fewer videos have passed than the queue has places, and
-                   in the first epoch only; the key network, the queue and running statistics do move
-    positives      "separate": one softmax for each positive (release); "joint": all in one numerator (paper, eq. 1)
-    ema_base       momentum of the moving average at the start; it rises to 1 along a cosine if `ema_anneal`
-    loss           "sum" (release) or "mean" (paper) over the rho queries
-    sequential     every clip is a query in turn, each with its own backward: activations of one clip in memory. Off
-                   (in the code, but not in a released configuration): the first clip is the only query, the keys of the
-                   others are made in one batch (there only up to 308 million input values), and the momentum is
-                   annealed before its use
-    batch_norm     "local" to each rank (release), over the ranks of each machine ("node"), or over all ("sync")
-    shuffle        keys are made from clips shuffled over the ranks of a machine, so that local batch norm gives nothing
-                   away; other batch norms have no use for it
-    """
+    """Options of MoCo. The defaults are those of the released configuration, except for `queue_ranks`."""
 
     hidden: Count = 2048
+    """Width of the projector's hidden layers."""
+
     out: Count = 128
+    """Dimension of the embeddings."""
+
     projector_layers: Count = 3
+    """Number of linear layers of the projector."""
+
     projector_norm: bool = False
+    """Whether the projector has batch norm. It has none in the released code and in the paper."""
+
     temperature: Positive = 0.1
+    """Temperature T of the similarities."""
+
     queue: Count = 65536
+    """Number of keys in the queue of negatives. It must hold at least the keys of one step."""
+
     queue_clips: Literal["all", "first"] = "all"
+    """Clips whose keys enter the queue: "all" of a step, or only the "first" key clip."""
+
     queue_ranks: Literal["all", "first"] = "all"
+    """Ranks whose keys enter the queue: "all" (paper) or only the "first". The latter is the effect of the released
+    code, whose queues are not gathered and are overwritten with the first rank's before every step."""
+
     fill_first: bool = True
+    """Whether the first steps only fill the queue: while fewer videos have passed than the queue has places, within
+    the first epoch, the weights are not updated. The momentum network, the queue and running statistics are."""
+
     positives: Literal["separate", "joint"] = "separate"
+    """How positives enter the loss: "separate" is one softmax per positive (released code), "joint" has all of them in
+    one numerator (paper, equation 1)."""
+
     ema_base: Annotated[float, Field(ge=0, le=1)] = 0.994
+    """Momentum of the moving average at the start of the run."""
+
     ema_anneal: bool = True
+    """Whether the momentum rises to 1 along a cosine over the run. False: it stays at `ema_base`."""
+
     loss: Literal["sum", "mean"] = "sum"
+    """How the losses of the rho queries are combined: "sum" (released code) or "mean" (paper)."""
+
     sequential: bool = True
+    """Whether every clip is the query in turn, each with its own backward pass, so that memory holds the activations
+    of one clip. False: only the first clip is a query, the keys of the others are made in one batch, and the momentum
+    is annealed before its use (in the released code, but in none of its configurations)."""
+
     batch_norm: Literal["node", "sync", "local"] = "local"
+    """Ranks over which batch norm takes its statistics: each rank alone ("local", released code), those of each
+    machine ("node"), or all ("sync")."""
+
     shuffle: bool = True
+    """Whether keys are computed from clips shuffled over the ranks of a machine, so that local batch norm statistics
+    do not reveal which clips belong together. It has no effect with other kinds of batch norm."""
 
 
 class MoCo(MomentumMethod):

@@ -24,25 +24,33 @@ from rhofast.models.methods.method import Method
 
 
 class SimCLRConfig(Section):
-    """Defaults are the released configuration's.
-
-    hidden, out, projector_layers   projector: hidden width, dimension of the embedding, Linear layers
-    projector_norm   batch norm inside the projector: off in the release, on in the paper
-    temperature       T
-    pairs             "chain": rho - 1 losses of neighbors, each with its own backward (activations of two clips in
-                      memory; release); "all": one loss over all clips (paper)
-    loss              of a chain: "sum" (release) or "mean" over its pairs
-    batch_norm        over the ranks of each machine ("node", release: 8 GPUs), over all ranks ("sync"), or "local"
-    """
+    """Options of SimCLR. The defaults are those of the released configuration."""
 
     hidden: Count = 2048
+    """Width of the projector's hidden layers."""
+
     out: Count = 128
+    """Dimension of the embeddings."""
+
     projector_layers: Count = 3
+    """Number of linear layers of the projector."""
+
     projector_norm: bool = False
+    """Whether the projector has batch norm. It has none in the released code, and has it in the paper."""
+
     temperature: Positive = 0.1
+    """Temperature T of the similarities."""
+
     pairs: Literal["chain", "all"] = "chain"
+    """Which clips are compared: "chain" has rho - 1 losses of neighboring clips, each with its own backward pass, so
+    that memory holds the activations of two clips (released code). "all" has one loss over all clips (paper)."""
+
     loss: Literal["sum", "mean"] = "sum"
+    """How the losses of a chain are combined: "sum" (released code) or "mean"."""
+
     batch_norm: Literal["node", "sync", "local"] = "node"
+    """Ranks over which batch norm takes its statistics: those of each machine ("node", released code: 8 GPUs), all
+    ("sync"), or each rank alone ("local")."""
 
 
 class SimCLR(Method):

@@ -30,47 +30,67 @@ Sharpness = Annotated[float, Field(ge=0.0125)]  # cosines over it are exponentia
 
 
 class SwAVConfig(Section):
-    """Defaults are the released configuration's.
-
-    hidden, out, projector_layers   projector: hidden width, dimension of the embedding, Linear layers
-    projector_norm  batch norm inside the projector
-    prototypes     how many; K
-    temperature    T
-    sharpness      temperature of the scores that codes are made from (Sinkhorn's epsilon)
-    sinkhorn_steps alternations between balanced prototypes and balanced videos
-    balance        codes are balanced over the batch of all ranks ("global"; release on several machines), or over each
-                   rank's own ("local"; release on a single machine)
-    pairs          "all" clips in one loss and one backward (release); "chain": rho - 1 losses of neighbors, each with
-                   its own backward (in the code, but not in a released configuration): activations of two clips
-    codes          of the "first two" clips (release), or of "all"
-    loss           of a chain: "sum" (release) or "mean" over its pairs
-    frozen_epochs  the prototypes are not updated up to and with this epoch; 0: they always are
-    queue          embeddings of past batches, for each of the two coded clips, that help to balance; None: without
-                   (release). It fills from `queue_epoch` on and is used once it is full
-    batch_norm     over the ranks of each machine ("node", release: 8 GPUs), over all ranks ("sync"), or "local"
-    """
+    """Options of SwAV. The defaults are those of the released configuration."""
 
     hidden: Count = 2048
+    """Width of the projector's hidden layers."""
+
     out: Count = 128
+    """Dimension of the embeddings."""
+
     projector_layers: Count = 3
+    """Number of linear layers of the projector."""
+
     projector_norm: bool = True
+    """Whether the projector has batch norm."""
+
     prototypes: Count = 1000
+    """Number of prototypes (K)."""
+
     temperature: Positive = 0.1
+    """Temperature T of the predicted scores."""
+
     sharpness: Sharpness = 0.05
+    """Temperature of the scores from which codes are made (epsilon of the Sinkhorn-Knopp algorithm)."""
+
     sinkhorn_steps: Count = 3
+    """Number of Sinkhorn-Knopp iterations, each of which balances prototypes and then videos."""
+
     balance: Literal["global", "local"] = "global"
+    """Batch over which codes are balanced: that of all ranks ("global", the released code on several machines) or of
+    each rank ("local", the released code on a single machine)."""
+
     pairs: Literal["all", "chain"] = "all"
+    """Which clips are compared: "all" has one loss over all clips and one backward pass (released code). "chain" has
+    rho - 1 losses of neighboring clips, each with its own backward pass, so that memory holds the activations of two
+    clips (in the released code, but in none of its configurations)."""
+
     codes: Literal["first two", "all"] = "first two"
+    """Clips of which codes are made: the "first two" (released code) or "all"."""
+
     loss: Literal["sum", "mean"] = "sum"
+    """How the losses of a chain are combined: "sum" (released code) or "mean"."""
+
     frozen_epochs: Epochs = 1.0
+    """Number of epochs at the start in which the prototypes are not updated. 0: they are always updated."""
+
     queue: Count | None = None
+    """Number of past embeddings, per coded clip, that help to balance the codes. None: no queue (released code)."""
+
     queue_epoch: Epochs = 15.0
+    """Epoch from which the queue is filled. It is used once it is full."""
+
     batch_norm: Literal["node", "sync", "local"] = "node"
+    """Ranks over which batch norm takes its statistics: those of each machine ("node", released code: 8 GPUs), all
+    ("sync"), or each rank alone ("local")."""
 
     @model_validator(mode="after")
     def _queue_fits(self) -> Self:
         if self.queue is not None and (self.codes == "all" or self.balance == "local"):
-            raise ValueError('a queue goes with codes = "first two" and balance = "global"')
+            raise ValueError(
+                f'method.queue={self.queue} requires method.codes="first two" and method.balance="global" '
+                f'(got "{self.codes}" and "{self.balance}").'
+            )
         return self
 
 

@@ -108,7 +108,7 @@ def test_zero_init_starts_at_the_shortcut() -> None:
     [
         ("slow_r5", {}, "backbone.name: 'slow_r5' is not known"),
         ("slow_r50", {"widht": 3}, "unknown key 'widht' \\(did you mean 'width'"),
-        ("slow_r50", {"temporal_kernels": [1, 2, 3, 3]}, "must be odd"),
+        ("slow_r50", {"temporal_kernels": [1, 2, 3, 3]}, "must be odd numbers"),
     ],
 )
 def test_a_wrong_choice_is_a_config_error(name: str, options: dict[str, object], said: str) -> None:

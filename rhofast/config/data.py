@@ -1,0 +1,248 @@
+"""The options of the data path: shard sets, loading, temporal sampling and augmentation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_serializer, field_validator, model_validator
+
+from rhofast.config.section import Count, Finite, PathField, Positive, Probability, Range, Section, Triple
+
+
+class SourceConfig(Section):
+    """One shard set to train on."""
+
+    shards: str = Field(min_length=1)
+    """Folder of the shard set, or its address (`https://...`, `s3://...`, `file:///...`)."""
+
+    weight: Annotated[Finite, Field(gt=0)] = 1.0
+    """Weight in the training mixture: the set's share of the training samples is weight / sum of all weights."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_text(cls, value: Any) -> Any:
+        return {"shards": str(value)} if isinstance(value, str | Path) else value
+
+
+class DataConfig(Section):
+    """Where the shards are and how they are loaded."""
+
+    train: Annotated[tuple[SourceConfig, ...], Field(strict=False)] = ()
+    """Training shards: one folder or address, or a list of `{shards = ..., weight = ...}`. An empty list: none."""
+
+    test: Annotated[str, Field(min_length=1)] | None = None
+    """Folder or address of the held-out shards of the kNN evaluation during training. Its neighbors come from the
+    first training set. None: no held-out shards."""
+
+    block_shards: Count | None = None
+    """Number of shards per shuffle block: the shards are shuffled and cut into blocks, and samples are shuffled within
+    a block, so that only about two blocks are needed at a time. Use it for remote sets that do not fit into the cache.
+    None: shuffle over the whole set."""
+
+    lanes: Count = 1
+    """Number of lanes. In each epoch every lane has shards of its own and fills an equal part of every batch, so that
+    a node downloads only the shards of its lanes. Use the number of nodes, or a multiple, for remote sets. It must
+    divide `train.batch_size`. 1: every sample may stand anywhere in a batch."""
+
+    fixed_lanes: bool = False
+    """Whether lanes keep their shards in every epoch. A node whose cache holds its lanes then downloads each shard
+    once per run instead of once per epoch. Requires `lanes` > 1."""
+
+    threads: Count = 4
+    """Number of reading threads per process."""
+
+    decode_threads: Count = 2
+    """Number of decoding threads per process."""
+
+    prefetch: Count = 2
+    """Number of batches that may wait in each queue of the loader."""
+
+    max_bad: Probability = 0.01
+    """Share of unreadable samples, in [0, 1], above which the run stops."""
+
+    timeout_s: Positive = 600.0
+    """Seconds that reading or decoding one batch may take before the run ends with an error."""
+
+    decoder: Literal["auto", "host", "nvdec"] = "auto"
+    """Decoder of video streams: "nvdec" (the GPU's video engine), "host" (CPU), or "auto" (NVDEC where there is one,
+    else CPU)."""
+
+    hw_decoder_load: Probability = 0.65
+    """Share of the JPEG files, in [0, 1], that the GPU's JPEG engines decode, on GPUs that have such engines."""
+
+    cache: PathField | None = None
+    """Folder of this node's copies of remote shards, preferably on a local disk. None: `rhofast-cache-UID` in the
+    folder for temporary files ($TMPDIR, else /tmp)."""
+
+    cache_gb: Positive = 50.0
+    """Maximum size of the cache in GB."""
+
+    downloads: Count = 4
+    """Number of shards of a set that one process downloads at the same time, ahead of their use."""
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _accept_one_set(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | Path | Mapping) else value
+
+    @field_validator("test", mode="before")
+    @classmethod
+    def _path_to_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @field_validator("train")
+    @classmethod
+    def _check_duplicates(cls, value: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        names = [source.shards for source in value]
+        twice = [name for number, name in enumerate(names) if name in names[:number]]
+        if twice:
+            raise ValueError(f"data.train lists {twice[0]!r} twice. List it once, with a larger weight.")
+        return value
+
+    @model_validator(mode="after")
+    def _check_lanes(self) -> Self:
+        if self.fixed_lanes and self.lanes == 1:
+            raise ValueError("data.fixed_lanes=true requires data.lanes > 1 (got 1).")
+        return self
+
+    @field_serializer("train")
+    def _as_typed(self, value: tuple[SourceConfig, ...]) -> str | list[dict[str, Any]]:
+        """Return a single set without a weight as its text."""
+        if len(value) == 1 and value[0].weight == 1:
+            return value[0].shards
+        return [source.model_dump() for source in value]
+
+
+class ClipConfig(Section):
+    """Temporal sampling: `num_clips` (rho) clips of `num_frames` (T) frames, `frame_stride` (tau) apart at `fps`."""
+
+    num_clips: Count = 2
+    """Number of clips per video (rho). 1: two augmentations of the same frames."""
+
+    num_frames: Count = 8
+    """Number of frames per clip (T)."""
+
+    frame_stride: Count = 8
+    """Distance between two frames of a clip, in frames at `fps` (tau)."""
+
+    fps: Positive = 30.0
+    """Frame rate, in frames per second, at which clips are sampled. Videos of other rates are resampled to it."""
+
+    fps_jitter: Range = (1.0, 1.0)
+    """Interval [low, high] of the factor by which `fps` is multiplied, drawn per video, in training only. The paper
+    uses [0.5, 1.5]; [1, 1 + J / fps] is the released code's jitter J. [1, 1]: no jitter."""
+
+    rule: Literal["window", "stride", "segments"] = "window"
+    """How long a clip is: "window" is tau * T frames (released code), "stride" is the ceiling of tau * (T - 1)
+    (released code of April 2022). "segments" takes one frame from each of T equal parts of the whole video and ignores
+    `frame_stride` and `fps`."""
+
+    max_span: Annotated[Finite, Field(ge=0)] | None = None
+    """Maximum time in seconds from the start of a video's first clip to the start of its last clip. 0: all clips show
+    the same frames. None: no limit (released code)."""
+
+    min_gap: Finite | None = None
+    """Minimum time from the last frame of a clip to the first frame of the next one, in `gap_unit`. None: clips may
+    overlap (released code)."""
+
+    max_gap: Finite | None = None
+    """Maximum time from the last frame of a clip to the first frame of the next one, in `gap_unit`. None: no limit."""
+
+    gap_unit: Literal["seconds", "frames"] = "seconds"
+    """Unit of `min_gap` and `max_gap`: "seconds", or "frames" of the stored video (released code)."""
+
+    short: Literal["repeat", "loop", "spread"] = "repeat"
+    """What happens to a video that is shorter than a clip: "repeat" its last frame (released code), "loop" back to its
+    first frame, or "spread" the T frames over the video."""
+
+    shuffle: bool = True
+    """Whether the clips of a video come in random order. False: in the order of time."""
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> Self:
+        low, high = self.fps_jitter
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"clips.fps_jitter=[{low}, {high}] must satisfy 0 < low <= high < infinity.")
+        if self.min_gap is not None and self.max_gap is not None and self.min_gap > self.max_gap:
+            raise ValueError(f"clips.min_gap={self.min_gap:g} must not exceed clips.max_gap={self.max_gap:g}.")
+        if self.rule == "segments" and not (self.max_span is self.min_gap is self.max_gap is None):
+            raise ValueError(
+                'clips.rule="segments" covers the whole video. Remove clips.max_span, clips.min_gap and clips.max_gap.'
+            )
+        return self
+
+
+class AugmentConfig(Section):
+    """Augmentation of the pixels, drawn per clip. The defaults are those of the released configurations."""
+
+    size: Annotated[int, Field(ge=8)] = 224
+    """Side of the square output in pixels."""
+
+    crop: Literal["area", "short_side", "center"] = "area"
+    """How clips are cropped: "area" draws a rectangle by `area` and `aspect`, "short_side" scales the short side to a
+    length drawn from `short_side` and crops a square of `size`, "center" takes the central square (nothing random)."""
+
+    area: Range = (0.2, 0.766)
+    """Interval [low, high] of the crop's share of the frame's area, for `crop = "area"`."""
+
+    aspect: Range = (0.75, 1.3333)
+    """Interval [low, high] of the crop's aspect ratio (width / height), for `crop = "area"`."""
+
+    short_side: Range = (256, 320)
+    """Interval [low, high] of the short side in pixels, for `crop = "short_side"`."""
+
+    flip: Probability = 0.5
+    """Probability of a horizontal flip. 0: off; other augmentations draw the same numbers as before."""
+
+    color: Probability = 0.8
+    """Probability of the color jitter (`brightness`, `contrast`, `saturation` and `hue`, in random order). 0: off."""
+
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.6
+    """Strength b of the brightness jitter: the factor is drawn from [1 - b, 1 + b]."""
+
+    contrast: Annotated[float, Field(ge=0, le=1)] = 0.6
+    """Strength c of the contrast jitter: the factor is drawn from [1 - c, 1 + c]."""
+
+    saturation: Annotated[float, Field(ge=0, le=1)] = 0.6
+    """Strength s of the saturation jitter: the factor is drawn from [1 - s, 1 + s]."""
+
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.15
+    """Strength h of the hue jitter: the hue is rotated by a share of a full turn drawn from [-h, h]."""
+
+    gray: Probability = 0.2
+    """Probability that a clip is turned to grayscale. 0: off."""
+
+    blur: Probability = 0.5
+    """Probability of a Gaussian blur. 0: off."""
+
+    blur_sigma: Range = (0.1, 2.0)
+    """Interval [low, high] of the blur's standard deviation, in output pixels."""
+
+    difference: Probability = 0.0
+    """Probability that a clip shows changes over time in gray: each frame's luma minus that of the next frame of the
+    video, halved, centered at 127.5, before all color augmentations. The paper tries 0.2. 0: off."""
+
+    mean: Triple = (0.45, 0.45, 0.45)
+    """Mean of each channel (R, G, B) that is subtracted from the pixels, which are in [0, 1]."""
+
+    std: Triple = (0.225, 0.225, 0.225)
+    """Standard deviation of each channel (R, G, B) by which the pixels are divided."""
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> Self:
+        for name in ("area", "aspect", "short_side", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"augment.{name}=[{low}, {high}] must satisfy 0 < low <= high.")
+        if self.area[1] > 1:
+            raise ValueError(f"augment.area={list(self.area)} is a share of the frame and must not exceed 1.")
+        if self.short_side[0] < self.size and self.crop == "short_side":
+            raise ValueError(
+                f"augment.short_side={list(self.short_side)} must not start below augment.size={self.size}."
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"augment.std={list(self.std)} must be positive.")
+        return self

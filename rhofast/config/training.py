@@ -1,0 +1,207 @@
+"""The options of the optimizer, the training loop and the evaluations."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rhofast.config.section import Count, PathField, Positive, Range, Section
+
+
+class OptimConfig(Section):
+    """The optimizer and its learning rate schedule."""
+
+    name: Literal["lars", "sgd", "adamw"] = "lars"
+    """Optimizer: "lars", "sgd" or "adamw"."""
+
+    base_lr: Positive = 0.6
+    """Learning rate for a batch of `base_batch` videos. The peak rate is base_lr * train.batch_size / base_batch
+    (linear scaling)."""
+
+    base_batch: Count = 64
+    """Batch size, in videos, to which `base_lr` and `warmup_lr` refer."""
+
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of LARS and SGD."""
+
+    nesterov: bool = True
+    """Whether LARS and SGD use Nesterov momentum."""
+
+    betas: Range = (0.9, 0.999)
+    """Decay rates [beta1, beta2] of AdamW's moving averages."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-6
+    """Weight decay of all parameters except those of normalization layers."""
+
+    trust: Positive = 0.001
+    """Trust coefficient of LARS."""
+
+    schedule: Literal["cosine", "steps"] = "cosine"
+    """Learning rate schedule: "cosine" decays to 0 over the run, "steps" multiplies by `decay` at each of
+    `decay_epochs`."""
+
+    decay_epochs: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
+    """Epochs from which the rate is multiplied by `decay`, for `schedule = "steps"`."""
+
+    decay: Positive = 0.1
+    """Factor by which the rate is multiplied at each of `decay_epochs`."""
+
+    warmup_epochs: Annotated[float, Field(ge=0)] = 35.0
+    """Length of the linear warm-up from `warmup_lr` to the schedule's curve, in epochs. 0: no warm-up."""
+
+    warmup_lr: Annotated[float, Field(ge=0)] = 0.001
+    """Learning rate at the start of the warm-up, for a batch of `base_batch` videos."""
+
+    clip: Positive | None = None
+    """Maximum norm of the gradients of all parameters together; larger ones are scaled down. None: no clipping
+    (released code)."""
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if (self.schedule == "steps") != bool(self.decay_epochs):
+            raise ValueError(
+                f'optim.schedule="{self.schedule}" does not go with optim.decay_epochs={list(self.decay_epochs)}: '
+                'decay_epochs requires schedule="steps", and schedule="steps" requires decay_epochs.'
+            )
+        return self
+
+
+class TrainConfig(Section):
+    """The training loop. Exactly one of `epochs` and `steps` sets its length."""
+
+    batch_size: Count = 512
+    """Number of videos in a batch of all ranks together."""
+
+    accumulate: Count = 1
+    """Number of micro-batches into which each rank splits its part of the batch, to save memory. It is refused where
+    it would change the result (losses across videos; for batch norm see `micro_batch_norm`). 1: no accumulation."""
+
+    micro_batch_norm: bool = False
+    """Whether batch norm may take its statistics from micro-batches when `accumulate` > 1, as if there were
+    `accumulate` times as many ranks."""
+
+    epochs: Positive | None = None
+    """Length of the run in epochs. None: `steps` sets it."""
+
+    steps: Count | None = None
+    """Length of the run in optimizer steps. None: `epochs` sets it."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Numeric precision: "fp32", or mixed precision in "bf16" or "fp16"."""
+
+    channels_last: bool = True
+    """Whether weights and activations are stored channels-last, as the loader's clips are. False is faster on a CPU
+    with a single thread."""
+
+    compile: bool = False
+    """Whether backbones and heads go through `torch.compile`. It takes about a minute at the start and gains a few
+    percent on a CPU."""
+
+    checkpoint_activations: bool = False
+    """Whether the backbone's blocks keep only their inputs and recompute their activations in the backward pass: much
+    less memory for about a quarter more time, and the same result. Excludes `compile`."""
+
+    checkpoint_steps: Count = 500
+    """Number of steps between two checkpoints. A run also saves at its end and when it is asked to stop."""
+
+    keep_checkpoints: Count = 3
+    """Number of newest checkpoints that are kept."""
+
+    keep_every: Count | None = None
+    """Checkpoints whose step is a multiple of this number are kept for good. It must be a multiple of
+    `checkpoint_steps`. None: only the newest are kept."""
+
+    max_bad_steps: Count = 3
+    """Number of consecutive steps with a non-finite loss or gradient after which the run stops. Such steps leave the
+    weights as they are."""
+
+    timeout_s: Positive = 900.0
+    """Seconds after which a process that waits for another one takes it for lost. It must exceed `data.timeout_s`."""
+
+    log_steps: Count = 10
+    """Number of steps between two lines of metrics."""
+
+    knn_steps: Count | None = None
+    """Number of steps between two kNN evaluations. None: `knn_epochs` decides."""
+
+    knn_epochs: Positive | None = None
+    """Number of epochs between two kNN evaluations. None: `knn_steps` decides; if both are None, there are none."""
+
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Field(strict=False)] = ("tensorboard",)
+    """Where metrics go besides metrics.jsonl: "tensorboard" (in the run folder), "wandb", both, or an empty list."""
+
+    profile_steps: Annotated[tuple[Count, Count], Field(strict=False)] | None = None
+    """First and last step, [first, last], of which rank 0 writes a Chrome trace to trace.json. None: no trace."""
+
+    max_hours: Positive | None = None
+    """Hours after which the run saves a checkpoint and ends, so that it can be resumed. None: no limit."""
+
+    @model_validator(mode="after")
+    def _check_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("Set exactly one of train.epochs and train.steps.")
+        return self
+
+    @model_validator(mode="after")
+    def _check_keep_every(self) -> Self:
+        if self.keep_every is not None and self.keep_every % self.checkpoint_steps:
+            raise ValueError(
+                f"train.keep_every={self.keep_every} must be a multiple of "
+                f"train.checkpoint_steps={self.checkpoint_steps}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_activations(self) -> Self:
+        if self.checkpoint_activations and self.compile:
+            raise ValueError("train.checkpoint_activations=true excludes train.compile=true. Set one of them to false.")
+        return self
+
+    @model_validator(mode="after")
+    def _check_monitoring(self) -> Self:
+        if self.knn_epochs is not None and self.knn_steps is not None:
+            raise ValueError("Set train.knn_steps or train.knn_epochs, not both.")
+        if self.profile_steps is not None and self.profile_steps[0] > self.profile_steps[1]:
+            raise ValueError(f"train.profile_steps={list(self.profile_steps)} must be [first, last], first <= last.")
+        return self
+
+
+class EvalConfig(Section):
+    """The evaluations on held-out videos."""
+
+    views: Count = 2
+    """Number of uniformly spaced clips per video, each a center square, for kNN, for extracted features and for the
+    features that classifiers train on."""
+
+    test_views: Count = 10
+    """Number of uniformly spaced clips per test video of a classifier. Its softmax scores are averaged over all views
+    (released code: 10)."""
+
+    test_crops: Literal[1, 3] = 3
+    """Number of square crops along the long side of each clip of `test_views`: 1 (center) or 3 (released code)."""
+
+    test_size: Annotated[int, Field(ge=8)] | None = None
+    """Side of the test crops in pixels. None: `augment.size` (the released code tests with 256 after training with
+    224)."""
+
+    batch_size: Count = 64
+    """Number of clips per forward pass on each rank."""
+
+    keep: PathField | None = None
+    """Folder in which extracted features and scores are kept while they are computed. An interrupted evaluation
+    resumes from it, and other evaluations of the same features read them from it. None: nothing is kept."""
+
+    neighbors: Count = 200
+    """Number of neighbors (k) of the kNN classifier."""
+
+    temperature: Positive = 0.1
+    """Temperature of the kNN classifier's votes."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout probability of a classifier's input during its training. 0: no dropout."""
+
+    batch_norm: Literal["frozen", "local", "node", "sync"] = "frozen"
+    """Statistics of the backbone's batch norm while a classifier is trained: "frozen" running statistics, or batch
+    statistics per rank ("local"), per node ("node") or over all ranks ("sync"). The released code uses batch
+    statistics even where the weights are frozen."""
