@@ -59,8 +59,8 @@ def shard(
     from rhofast.config.section import parse_section
     from rhofast.data.codecs import build_codecs
     from rhofast.data.format.dataset import open_folder
-    from rhofast.ingest.build import BuildSettings, build_shards, parse_part, stored_keys
-    from rhofast.ingest.dry_run import estimate
+    from rhofast.ingest.build import BuildSettings, build_shards, parse_task, stored_keys
+    from rhofast.ingest.dry_run import estimate_build
     from rhofast.ingest.executors import LocalProcesses, RayCluster
     from rhofast.ingest.listing import Listing
     from rhofast.ingest.recipes import find_records, published_count
@@ -74,7 +74,7 @@ def shard(
         raise ConfigError(f"--{next(iter(changes)).replace('_', '-')}: codec copy keeps every video as it is")
     limits = given(min_duration=min_duration, max_duration=max_duration, timeout=timeout)
     transcode = parse_section(TranscodeSettings, {**changes, **limits}, where="shard")
-    part = None if task is None else parse_part(task)
+    array_task = None if task is None else parse_task(task)
     hands = workers or os.cpu_count() or 1
     existing = open_folder(target) if append else None
     stored, classes = (stored_keys(existing), existing.info.classes) if existing is not None else ((), ())
@@ -85,7 +85,7 @@ def shard(
             progress.begin(listing.listed, len(listing))
             if dry_run is not None:
                 clips = load_config(None, settings or []).clips
-                expected = estimate(
+                expected = estimate_build(
                     listing, codecs, transcode, clips, samples=dry_run, workers=hands, on_progress=progress.on_tried
                 )
             else:
@@ -100,7 +100,7 @@ def shard(
                         samples_per_shard=samples_per_shard,
                     ),
                     RayCluster(address=ray_address, workers=workers) if executor == "ray" else LocalProcesses(hands),
-                    part=part,
+                    task=array_task,
                     append_to=existing,
                     on_progress=progress.on_videos,
                 )

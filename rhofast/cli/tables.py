@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # a command loads what it needs, when it needs it
     from rhofast.config.schema import ClipConfig
     from rhofast.data.format.dataset import DatasetInfo
     from rhofast.evaluation.scores import Evaluation
-    from rhofast.ingest.dry_run import CodecEstimate, Estimate, Figures
+    from rhofast.ingest.dry_run import CodecEstimate, CodecMetrics, DryRunEstimate
     from rhofast.ingest.summary import Summary
 
 _ENDS = 6  # classes that are shown of the best, and of the worst, where there are many
@@ -193,7 +193,7 @@ def bench_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def estimate_table(estimate: Estimate) -> Table:
+def estimate_table(estimate: DryRunEstimate) -> Table:
     """What `rhofast shard --dry-run` tells: a column a codec."""
     clips, tried, count = estimate.clips, estimate.tried, estimate.videos
     refused = [
@@ -230,9 +230,9 @@ def estimate_table(estimate: Estimate) -> Table:
     return table
 
 
-def _estimate_cells(one: CodecEstimate, estimate: Estimate) -> dict[str, str]:
-    def told(form: Callable[[Figures], str]) -> str:
-        return "-" if one.figures is None else form(one.figures)
+def _estimate_cells(one: CodecEstimate, estimate: DryRunEstimate) -> dict[str, str]:
+    def told(form: Callable[[CodecMetrics], str]) -> str:
+        return "-" if one.metrics is None else form(one.metrics)
 
     def between(text: Callable[[float], str], interval: tuple[float, float] | None) -> str:
         sure = interval is None or estimate.tried == estimate.videos

@@ -3,7 +3,7 @@
     listing --runs of `samples_per_shard`--> units --executor--> shards and notes --merge--> refused.jsonl, sizes.json,
                                                                                              dataset.json
 
-The same command continues where a killed one stopped and ends with the same bytes, since a unit (unit.py) depends on
+The same command continues where a killed one stopped and ends with the same bytes, since a unit (job.py) depends on
 its sources and the settings alone, and one that has its note is done. `dataset.json` is written last; then the notes
 are deleted. Several machines may each make a part of the units (`task`); the same command without a part then merges.
 """
@@ -57,23 +57,23 @@ class BuildSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """Part `number` of `count`, counted from 0: the units whose number leaves this rest."""
+class ArrayTask:
+    """ArrayTask `number` of `count`, counted from 0: the units whose number leaves this rest."""
 
     number: int
     count: int
 
-    def holds(self, unit: int) -> bool:
-        return unit % self.count == self.number
+    def includes(self, job: int) -> bool:
+        return job % self.count == self.number
 
 
-def parse_part(text: str) -> Part:
+def parse_task(text: str) -> ArrayTask:
     """The part that `I/N` names, I counting from 1. Raises ConfigError."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         hint = "tasks count from 1, as in 1/8 ... 8/8; of a Slurm array: --array=1-8 and --task $SLURM_ARRAY_TASK_ID/8"
         raise ConfigError(f"--task {text}: not of the form I/N with 1 <= I <= N", hint=hint)
-    return Part(number=int(found[1]) - 1, count=int(found[2]))
+    return ArrayTask(number=int(found[1]) - 1, count=int(found[2]))
 
 
 OnProgress = Callable[[int, int, int], None]
@@ -85,7 +85,7 @@ def build_shards(
     settings: BuildSettings,
     executor: Executor,
     *,
-    part: Part | None = None,
+    task: ArrayTask | None = None,
     append_to: ShardSet | None = None,
     on_progress: OnProgress | None = None,
 ) -> DatasetInfo | None:
@@ -104,14 +104,14 @@ def build_shards(
         if append_to is not None:
             _check_same_kind(out, append_to.info, settings)
         out.mkdir(parents=True, exist_ok=True)
-        with _alone(out, shared=part is not None):
+        with _alone(out, shared=task is not None):
             plan = _Plan(listing, out, settings, first=_next_number(append_to))
-            _clear_leftovers(out, part)
-            _run(plan, executor, part, on_progress)
-            if part is not None:
+            _clear_leftovers(out, task)
+            _run(plan, executor, task, on_progress)
+            if task is not None:
                 return None
             info = _merge(plan, listing, None if append_to is None else append_to.info)
-            _clear_leftovers(out, part)  # of nodes that were lost
+            _clear_leftovers(out, task)  # of nodes that were lost
             return info
     except OSError as error:
         inside = str(error.filename).startswith(str(out))  # of a file of ours nobody wants to know the name
@@ -128,7 +128,7 @@ class _Plan:
         self.out, self.settings, self.encoder = out, settings, encoder_version()
         self._listing, self._first = listing, first
 
-    def units(self) -> Iterator[ShardJob]:
+    def jobs(self) -> Iterator[ShardJob]:
         records, codec = iter(self._listing), codec_settings(self.settings.codec)
         runs = iter(lambda: tuple(islice(records, self.settings.samples_per_shard)), ())
         for number, run in enumerate(runs, start=self._first):
@@ -175,7 +175,7 @@ def _check_same(out: Path, complete: DatasetInfo, listing: Listing, settings: Bu
         raise IngestError(f"{out}: holds the set {complete.name!r}, split {complete.split!r}", hint=hint)
     if complete.build != _build_digest(listing, settings):
         raise IngestError(f"{out}: holds another shard set (other videos or settings)", hint=hint)
-    _delete_notes(out, complete)
+    _delete_result_files(out, complete)
 
 
 def _check_same_kind(out: Path, existing: DatasetInfo, settings: BuildSettings) -> None:
@@ -224,11 +224,11 @@ def _alone(out: Path, *, shared: bool) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _clear_leftovers(out: Path, part: Part | None) -> None:
-    """Delete what a killed run was writing when it ended; of a part, its own."""
+def _clear_leftovers(out: Path, task: ArrayTask | None) -> None:
+    """Delete what a killed run was writing when it ended; of a task, its own."""
     for path in out.glob(".*.tmp"):
         number = path.name.removeprefix(".unit-")[:6]
-        if part is not None and not (number.isdigit() and part.holds(int(number))):
+        if task is not None and not (number.isdigit() and task.includes(int(number))):
             continue
         if path.is_dir():
             shutil.rmtree(path)
@@ -236,20 +236,20 @@ def _clear_leftovers(out: Path, part: Part | None) -> None:
             path.unlink()
 
 
-def _run(plan: _Plan, executor: Executor, part: Part | None, on_progress: OnProgress | None) -> None:
-    """Run all units that are not done yet; of a part, its own."""
+def _run(plan: _Plan, executor: Executor, task: ArrayTask | None, on_progress: OnProgress | None) -> None:
+    """Run all units that are not done yet; of a task, its own."""
     skipped = refused = done = source_bytes = 0
 
     def to_do() -> Iterator[ShardJob]:
         nonlocal skipped, refused
-        for unit in plan.units():
-            if part is not None and not part.holds(unit.number):
+        for job in plan.jobs():
+            if task is not None and not task.includes(job.number):
                 continue
-            result = finished_shard(unit)
+            result = finished_shard(job)
             if result is None:
-                yield unit
+                yield job
             else:
-                skipped += len(unit.records)
+                skipped += len(job.records)
                 refused += len(result.refused)
 
     def report(videos: int, num_bytes: int) -> None:
@@ -298,8 +298,8 @@ def _merge(plan: _Plan, listing: Listing, existing: DatasetInfo | None) -> Datas
     )
     write_atomically(out / SIZES_FILE, json.dumps({shard.tar: shard.samples for shard in shards}))
     write_atomically(out / DATASET_FILE, json.dumps(info.model_dump(), indent=1))
-    for unit in plan.units():
-        unit.note.unlink(missing_ok=True)
+    for job in plan.jobs():
+        job.result_file.unlink(missing_ok=True)
     return info
 
 
@@ -310,16 +310,16 @@ def _refused_before(out: Path, listing: Listing) -> Iterator[dict[str, str]]:
 
 def _refused_now(plan: _Plan, shards: list[ShardInfo]) -> Iterator[dict[str, str]]:
     """The refused sources of all units, in order; their shards go to `shards` on the way."""
-    for unit in plan.units():
-        result = shard_result(unit)
+    for job in plan.jobs():
+        result = shard_result(job)
         if result is None:
-            raise IngestError(f"{unit.out / unit.name}: disappeared", hint="run the same command again: it continues")
+            raise IngestError(f"{job.out / job.name}: disappeared", hint="run the same command again: it continues")
         if result.shard is not None:
             shards.append(result.shard)
         yield from result.refused
 
 
-def _delete_notes(out: Path, info: DatasetInfo) -> None:
+def _delete_result_files(out: Path, info: DatasetInfo) -> None:
     last = max(shard_number(shard) for shard in info.shards)
     for note in out.glob(".unit-*.json"):
         if int(note.name[6:12]) <= last:  # later ones are those of shards that are being appended

@@ -1,6 +1,6 @@
 """The dry run: a few videos of a listing, stored as ingest would store them, tell what the whole will cost.
 
-    listing --one of each stretch--> records --probe, transcode, index, compare--> trials --mean x count--> Estimate
+    listing --one of each stretch--> records --probe, transcode, index, compare--> results --mean x count--> Estimate
 
 Each video that is tried goes through each codec in a temporary folder, by the functions that make the shards. What
 comes out is compared with what went into the encoder (the same frames at the same rate and size), by ffmpeg's filters
@@ -47,7 +47,7 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Figures:
+class CodecMetrics:
     """What a codec makes of the videos that it took.
 
     bytes_per_video   mean bytes of a stored member
@@ -86,7 +86,7 @@ class CodecEstimate:
     """One codec. codec: as `codec_settings` gives it; untouched: it keeps the sources as they are, so there is no
     quality to measure; refused: reason -> videos of those tried; cpu_seconds: of a CPU,
     a video (a refused one, too), without the comparison; total_seconds: by the clock for all, with the given number of
-    workers; total_seconds_95: its 95 % interval, None where one video was tried; figures: None where all were refused.
+    workers; total_seconds_95: its 95 % interval, None where one video was tried; metrics: None where all were refused.
     """
 
     codec: dict[str, Any]
@@ -95,11 +95,11 @@ class CodecEstimate:
     cpu_seconds: float
     total_seconds: float
     total_seconds_95: Interval | None
-    figures: Figures | None
+    metrics: CodecMetrics | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
+class DryRunEstimate:
     """What to expect of a listing of `videos`, from `tried` of them. source_bytes: mean bytes of a source; encoder: the
     ffmpeg program, as it names itself."""
 
@@ -120,7 +120,7 @@ class Estimate:
         return {**plain, "codecs": [asdict(one) for one in self.codecs]}
 
 
-def estimate(
+def estimate_build(
     listing: Listing,
     codecs: Sequence[Codec],
     settings: TranscodeSettings,
@@ -130,7 +130,7 @@ def estimate(
     workers: int,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Estimate:
+) -> DryRunEstimate:
     """Try `samples` videos (or all, where there are fewer) with each codec, in `workers` processes. All but the times
     depends on the listing, the settings and the seed alone. on_progress: called with (videos tried, videos to try).
 
@@ -146,13 +146,13 @@ def estimate(
     with tempfile.TemporaryDirectory(prefix="rhofast-", ignore_cleanup_errors=True) as folder:
         written = tuple(codec_settings(codec) for codec in codecs)
         chosen = enumerate(_choose(listing, count, seed))
-        tasks = [_Task(number, record, written, settings, Path(folder)) for number, record in chosen]
+        tasks = [_TrialJob(number, record, written, settings, Path(folder)) for number, record in chosen]
         runs = LocalProcesses(min(workers, count)).run(_try_video, tasks, on_ticks=report)
         videos = sorted(runs, key=lambda video: video.number)
     report(count, 0)
-    _see_that_some_were_taken(videos)
+    _check_any_accepted(videos)
     source_bytes = fmean(video.source_bytes for video in videos)
-    return Estimate(
+    return DryRunEstimate(
         videos=len(listing),
         tried=count,
         workers=workers,
@@ -163,7 +163,7 @@ def estimate(
         settings=settings,
         encoder=encoder_version(),
         codecs=tuple(
-            _estimate_codec(codec, [video.trials[which] for video in videos], videos, clips, len(listing), workers)
+            _estimate_codec(codec, [video.results[which] for video in videos], videos, clips, len(listing), workers)
             for which, codec in enumerate(codecs)
         ),
     )
@@ -185,7 +185,7 @@ def _choose(listing: Listing, count: int, seed: int) -> Iterator[VideoRecord]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
+class _TrialJob:
     number: int
     record: VideoRecord
     codecs: tuple[dict[str, Any], ...]
@@ -194,7 +194,7 @@ class _Task:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Trial:
+class _CodecResult:
     """One video with one codec. row: None where it is refused, for `refusal`; quality: (PSNR, SSIM)."""
 
     cpu_seconds: float
@@ -205,42 +205,42 @@ class _Trial:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Video:
+class _TriedVideo:
     number: int
     path: str
     source_bytes: int
-    trials: list[_Trial]
+    results: list[_CodecResult]
 
 
-def _try_video(task: _Task) -> _Video:
+def _try_video(task: _TrialJob) -> _TriedVideo:
     with tempfile.TemporaryDirectory(dir=task.folder) as folder:
         record, scratch = task.record, Path(folder)
         try:
             record = replace(record, path=fetch(record.path, scratch / "original"))
             num_bytes = record.path.stat().st_size
         except FileNotFoundError as error:
-            missing = _Trial(cpu_seconds=0.0, refusal=Refusal.MISSING, detail=error.strerror or str(error))
-            trials, num_bytes = [missing] * len(task.codecs), 0
+            missing = _CodecResult(cpu_seconds=0.0, refusal=Refusal.MISSING, detail=error.strerror or str(error))
+            results, num_bytes = [missing] * len(task.codecs), 0
         else:
-            trials = [_try_codec(record, build_codec(codec), task.settings, scratch) for codec in task.codecs]
+            results = [_try_codec(record, build_codec(codec), task.settings, scratch) for codec in task.codecs]
     tick(num_bytes)
-    return _Video(number=task.number, path=str(task.record.path), source_bytes=num_bytes, trials=trials)
+    return _TriedVideo(number=task.number, path=str(task.record.path), source_bytes=num_bytes, results=results)
 
 
-def _try_codec(record: VideoRecord, codec: Codec, settings: TranscodeSettings, folder: Path) -> _Trial:
+def _try_codec(record: VideoRecord, codec: Codec, settings: TranscodeSettings, folder: Path) -> _CodecResult:
     begun = _cpu_seconds()
     with tempfile.TemporaryDirectory(dir=folder) as own:
         try:
             sample = make_sample(record, codec, settings, Path(own))
         except RefusedError as error:
             spent = _cpu_seconds() - begun
-            return _Trial(cpu_seconds=spent, refusal=str(error.reason), detail=error.detail)
+            return _CodecResult(cpu_seconds=spent, refusal=str(error.reason), detail=error.detail)
         spent = _cpu_seconds() - begun
         row = index_row(sample, 0, sample.file.stat().st_size)
         quality = None
         if not codec.untouched:
             quality = measure_quality(record.path, settings, sample.file, row.num_frames, Path(own))
-    return _Trial(cpu_seconds=spent, row=row, quality=quality)
+    return _CodecResult(cpu_seconds=spent, row=row, quality=quality)
 
 
 def _cpu_seconds() -> float:
@@ -249,36 +249,38 @@ def _cpu_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in spent)
 
 
-# ---- from trials to figures ----
+# ---- from results to metrics ----
 
 
-def _see_that_some_were_taken(videos: list[_Video]) -> None:
-    refused = [(video, trial) for video in videos for trial in video.trials if trial.row is None]
-    if len(refused) < sum(len(video.trials) for video in videos):
+def _check_any_accepted(videos: list[_TriedVideo]) -> None:
+    refused = [(video, result) for video in videos for result in video.results if result.row is None]
+    if len(refused) < sum(len(video.results) for video in videos):
         return
-    counts = Counter(video.trials[0].refusal for video in videos)
+    counts = Counter(video.results[0].refusal for video in videos)
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-    video, trial = refused[0]
-    example = f"{video.path}: {trial.refusal} {trial.detail}".rstrip()
+    video, result = refused[0]
+    example = f"{video.path}: {result.refusal} {result.detail}".rstrip()
     raise IngestError(f"every video that was tried was refused ({reasons}); the first: {example}")
 
 
 def _estimate_codec(
-    codec: Codec, trials: list[_Trial], videos: list[_Video], clips: ClipConfig, count: int, workers: int
+    codec: Codec, results: list[_CodecResult], videos: list[_TriedVideo], clips: ClipConfig, count: int, workers: int
 ) -> CodecEstimate:
-    spent = [trial.cpu_seconds for trial in trials]
+    spent = [result.cpu_seconds for result in results]
     seconds = count / workers
     cpu_95 = _interval_95(spent, count)
-    taken = [(trial, trial.row, video) for trial, video in zip(trials, videos, strict=True) if trial.row is not None]
-    figures = None
+    taken = [
+        (result, result.row, video) for result, video in zip(results, videos, strict=True) if result.row is not None
+    ]
+    metrics = None
     if taken:
         rows = [row for _, row, _ in taken]
-        qualities = [trial.quality for trial, _, _ in taken if trial.quality is not None]
-        sizes = [0 if trial.row is None else trial.row.size for trial in trials]
+        qualities = [result.quality for result, _, _ in taken if result.quality is not None]
+        sizes = [0 if result.row is None else result.row.size for result in results]
         num_bytes, duration = sum(sizes), sum(row.num_frames / row.fps for row in rows)
         size_95 = _interval_95(sizes, count)
         read_bytes, read_amplification, decode_amplification = clip_cost(codec, rows, clips)
-        figures = Figures(
+        metrics = CodecMetrics(
             bytes_per_video=num_bytes / len(rows),
             bytes_per_frame=num_bytes / sum(row.num_frames for row in rows),
             bits_per_second=8 * num_bytes / duration,
@@ -286,22 +288,22 @@ def _estimate_codec(
             psnr=fmean(psnr for psnr, _ in qualities) if qualities else None,
             ssim=fmean(ssim for _, ssim in qualities) if qualities else None,
             compared=len(qualities),
-            total_bytes=num_bytes / len(trials) * count,
+            total_bytes=num_bytes / len(results) * count,
             total_bytes_95=None if size_95 is None else (size_95[0] * count, size_95[1] * count),
-            total_hours=duration / len(trials) * count / 3600,
+            total_hours=duration / len(results) * count / 3600,
             read_bytes=read_bytes,
             read_amplification=read_amplification,
             decode_amplification=decode_amplification,
-            samples_per_shard=samples_per_shard(num_bytes / len(trials)),
+            samples_per_shard=samples_per_shard(num_bytes / len(results)),
         )
     return CodecEstimate(
         codec=codec_settings(codec),
         untouched=codec.untouched,
-        refused=dict(sorted(Counter(trial.refusal for trial in trials if trial.row is None).items())),
+        refused=dict(sorted(Counter(result.refusal for result in results if result.row is None).items())),
         cpu_seconds=fmean(spent),
         total_seconds=fmean(spent) * seconds,
         total_seconds_95=None if cpu_95 is None else (cpu_95[0] * seconds, cpu_95[1] * seconds),
-        figures=figures,
+        metrics=metrics,
     )
 
 

@@ -53,7 +53,7 @@ class ShardJob:
         return f"shard-{self.number:06d}"
 
     @property
-    def note(self) -> Path:
+    def result_file(self) -> Path:
         return self.out / f".unit-{self.number:06d}.json"
 
     def digest(self) -> str:
@@ -95,7 +95,7 @@ def run_shard_job(unit: ShardJob) -> tuple[int, int]:
 
         shard = write_shard(unit.out, unit.name, samples(), scratch=scratch)
     note = {"digest": digest, "shard": None if shard is None else shard.model_dump(), "refused": refused}
-    write_atomically(unit.note, json.dumps(note))
+    write_atomically(unit.result_file, json.dumps(note))
     return unit.number, len(refused)
 
 
@@ -131,7 +131,7 @@ def _result_of(unit: ShardJob, note: dict[str, Any]) -> ShardResult:
 
 def _read_note(unit: ShardJob) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(unit.note.read_text(encoding="utf-8")))
+        return dict(json.loads(unit.result_file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
 

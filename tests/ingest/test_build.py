@@ -28,7 +28,7 @@ from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
 from rhofast.ingest import transcode as transcoding
 from rhofast.ingest import writer
-from rhofast.ingest.build import BuildSettings, Part, build_shards, stored_keys
+from rhofast.ingest.build import ArrayTask, BuildSettings, build_shards, stored_keys
 from rhofast.ingest.executors import Executor, LocalProcesses
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import Refusal, RefusedError, probe
@@ -100,7 +100,7 @@ def build(
     executor: Executor | None = None,
     side: int = 32,
     codec: Codec | None = None,
-    part: Part | None = None,
+    task: ArrayTask | None = None,
     append: bool = False,
 ) -> DatasetInfo | None:
     existing = open_folder(out) if append else None
@@ -113,7 +113,7 @@ def build(
         samples_per_shard=2,
     )
     with Listing(iter(records), stored=stored, classes=classes) as listing:
-        return build_shards(listing, out, settings, executor or InProcess(), part=part, append_to=existing)
+        return build_shards(listing, out, settings, executor or InProcess(), task=task, append_to=existing)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -191,13 +191,13 @@ def test_the_same_videos_in_another_folder_make_the_same_set(
 
 def test_parts_made_apart_make_the_same_set(built: Path, sources: list[VideoRecord], tmp_path: Path) -> None:
     out = tmp_path / "set"
-    assert build(sources, out, part=Part(number=1, count=3)) is None
+    assert build(sources, out, task=ArrayTask(number=1, count=3)) is None
     assert sorted(path.name for path in out.glob("*.tar")) == []  # unit 1: both refused
-    assert build(sources, out, part=Part(number=0, count=3)) is None
+    assert build(sources, out, task=ArrayTask(number=0, count=3)) is None
     assert sorted(path.name for path in out.glob("*.tar")) == ["shard-000000.tar", "shard-000003.tar"]
     assert not (out / "dataset.json").exists()
     (out / ".unit-000002.y.tmp").mkdir()  # another part is at work
-    build(sources, out, part=Part(number=0, count=3))
+    build(sources, out, task=ArrayTask(number=0, count=3))
     assert (out / ".unit-000002.y.tmp").exists()
     build(sources, out)  # makes what is missing, and merges
     assert contents(out) == contents(built)

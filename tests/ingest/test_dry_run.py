@@ -20,7 +20,7 @@ from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
-from rhofast.ingest.dry_run import _choose, _interval_95, _t_95, estimate, samples_per_shard
+from rhofast.ingest.dry_run import _choose, _interval_95, _t_95, estimate_build, samples_per_shard
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import probe
 from rhofast.ingest.quality import measure_quality
@@ -65,7 +65,7 @@ def run(
     records: list[VideoRecord], *codecs: Codec, samples: int = 6, workers: int = 1, seed: int = 0
 ) -> dict[str, Any]:
     with Listing(records) as listing:
-        found = estimate(listing, codecs, SETTINGS, CLIPS, samples=samples, workers=workers, seed=seed)
+        found = estimate_build(listing, codecs, SETTINGS, CLIPS, samples=samples, workers=workers, seed=seed)
     return json.loads(json.dumps(found.to_json(), allow_nan=False))
 
 
@@ -78,25 +78,25 @@ def whole(records: list[VideoRecord]) -> dict[str, Any]:
 def test_totals_are_mean_times_accepted_share_times_count(whole: dict[str, Any]) -> None:
     assert (whole["videos"], whole["tried"]) == (6, 6)
     for codec in whole["codecs"]:
-        figures = codec["figures"]
+        metrics = codec["metrics"]
         assert codec["refused"] == {"not_a_video": 1}
-        assert figures["compared"] == (0 if codec["untouched"] else 5)
-        assert figures["total_bytes"] == pytest.approx(figures["bytes_per_video"] * 5)
-        assert figures["total_hours"] == pytest.approx(sum(FRAMES + 4 * n for n in range(5)) / RATE / 3600)
+        assert metrics["compared"] == (0 if codec["untouched"] else 5)
+        assert metrics["total_bytes"] == pytest.approx(metrics["bytes_per_video"] * 5)
+        assert metrics["total_hours"] == pytest.approx(sum(FRAMES + 4 * n for n in range(5)) / RATE / 3600)
         assert codec["total_seconds"] == pytest.approx(codec["cpu_seconds"] * 6 / 2)
-        assert figures["total_bytes_95"] == pytest.approx([figures["total_bytes"]] * 2)  # all were tried
+        assert metrics["total_bytes_95"] == pytest.approx([metrics["total_bytes"]] * 2)  # all were tried
 
 
 def test_copy_has_its_sources_bytes_and_no_quality(whole: dict[str, Any], records: list[VideoRecord]) -> None:
-    figures = whole["codecs"][2]["figures"]
-    assert figures["total_bytes"] == sum(record.path.stat().st_size for record in records if record.key != "bad")
-    assert figures["source_ratio"] == 1
-    assert figures["psnr"] is figures["ssim"] is None
-    assert figures["read_bytes"] == pytest.approx(figures["bytes_per_video"])
+    metrics = whole["codecs"][2]["metrics"]
+    assert metrics["total_bytes"] == sum(record.path.stat().st_size for record in records if record.key != "bad")
+    assert metrics["source_ratio"] == 1
+    assert metrics["psnr"] is metrics["ssim"] is None
+    assert metrics["read_bytes"] == pytest.approx(metrics["bytes_per_video"])
 
 
 def test_jpeg_reads_and_decodes_what_it_needs_and_groups_more(whole: dict[str, Any]) -> None:
-    jpeg, h264, _ = (codec["figures"] for codec in whole["codecs"])
+    jpeg, h264, _ = (codec["metrics"] for codec in whole["codecs"])
     assert jpeg["read_amplification"] == jpeg["decode_amplification"] == pytest.approx(1)
     assert h264["read_amplification"] > 1 and h264["decode_amplification"] > 1
 
@@ -183,7 +183,7 @@ def test_if_all_are_refused_it_says_why_and_leaves_nothing(
     with Listing(records) as listing:
         codecs = [JpegCodec()]
         on_progress = lambda done, total: steps.append((done, total))  # noqa: E731
-        estimate(listing, codecs, SETTINGS, CLIPS, samples=2, workers=1, on_progress=on_progress)
+        estimate_build(listing, codecs, SETTINGS, CLIPS, samples=2, workers=1, on_progress=on_progress)
     assert not list(tmp_path.iterdir())
     assert steps[-1] == (2, 2) and steps == sorted(steps)
 

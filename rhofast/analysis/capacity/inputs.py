@@ -233,15 +233,15 @@ def _videos(question: Question, dry: dict[str, Any] | None) -> tuple[list[Codec]
     ]
     if fixed:
         raise ConfigError(f"--{fixed[0]}: {path} was made with one", hint="give the option to the dry run")
-    tried = {one["codec"]["name"]: one for one in dry["codecs"] if one["figures"] is not None}
+    tried = {one["codec"]["name"]: one for one in dry["codecs"] if one["metrics"] is not None}
     absent = [name for name in names if name not in tried]
     if absent or not tried:
         raise ConfigError(f"{path}: codec {', '.join(absent) or 'none'} was not tried, or took no video")
     chosen = names or list(tried)
     first = tried[chosen[0]]
-    figures, taken = first["figures"], 1 - sum(first["refused"].values()) / dry["tried"]
-    seconds = 3600 * figures["total_hours"] / dry["videos"] / taken
-    fps = figures["bytes_per_video"] / figures["bytes_per_frame"] / seconds
+    metrics, taken = first["metrics"], 1 - sum(first["refused"].values()) / dry["tried"]
+    seconds = 3600 * metrics["total_hours"] / dry["videos"] / taken
+    fps = metrics["bytes_per_video"] / metrics["bytes_per_frame"] / seconds
 
     def measured(value: float | None, option: str, unit: str, found: float) -> Input:
         return _given(value, unit, option) if value is not None else _measured(found, unit, path)
@@ -279,8 +279,8 @@ def _codec(
     clips, frames_read, frames_decoded = clip_frames(config.clips, codec, units, fps)
     if dry is not None:
         found = next(one for one in dry["codecs"] if one["codec"]["name"] == codec.name)
-        before = found["figures"]["bytes_per_video"] / found["figures"]["bytes_per_frame"] / fps
-        frame_bytes = _measured(found["figures"]["bytes_per_frame"], "B", f"{question.dry_run}")
+        before = found["metrics"]["bytes_per_video"] / found["metrics"]["bytes_per_frame"] / fps
+        frame_bytes = _measured(found["metrics"]["bytes_per_frame"], "B", f"{question.dry_run}")
         ingest = _measured(found["cpu_seconds"] * seconds / before, "s", f"{question.dry_run}")
     else:
         size, spent = stored_frame(codec, pixels=pixels, fps=fps)
