@@ -329,14 +329,14 @@ def test_sizes_taken_for_granted_are_within_reach_of_those_measured() -> None:
     rows = 0
     for report in json.loads(RESULTS.read_text())["dry_runs"]:
         for one in report["codecs"]:
-            if one["figures"] is None:
+            if one["metrics"] is None:
                 continue
-            codec, figures = build_codec(one["codec"]), one["figures"]
-            seconds = 3600 * figures["total_hours"] / report["videos"]
-            fps = figures["bytes_per_video"] / figures["bytes_per_frame"] / seconds
+            codec, metrics = build_codec(one["codec"]), one["metrics"]
+            seconds = 3600 * metrics["total_hours"] / report["videos"]
+            fps = metrics["bytes_per_video"] / metrics["bytes_per_frame"] / seconds
             pixels = PIXELS * (report["settings"]["short_side"] / 256) ** 2
             size, spent = stored_frame(codec, pixels=pixels, fps=fps)
-            assert size == pytest.approx(figures["bytes_per_frame"], rel=0.12), one["codec"]
+            assert size == pytest.approx(metrics["bytes_per_frame"], rel=0.12), one["codec"]
             assert spent * seconds == pytest.approx(one["cpu_seconds"], rel=1.3), one["codec"]
             rows += 1
     assert rows > 15
@@ -366,7 +366,7 @@ def test_the_loader_read_and_decoded_what_is_planned(name: str) -> None:
     _, read, decoded = clip_frames(load_config(None).clips, codec, units_of(codec, 290), 29.0)
     assert sum(one["frames_decoded"] for one in loader) / videos == pytest.approx(decoded, rel=0.05)
     assert sum(one["bytes_read"] for one in loader) / videos == pytest.approx(
-        read * made["figures"]["bytes_per_frame"], rel=0.1
+        read * made["metrics"]["bytes_per_frame"], rel=0.1
     )
 
 
