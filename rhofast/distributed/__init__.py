@@ -1,1 +1,1 @@
-"""The processes of a run and what they exchange."""
+"""The processes of a run and their collectives."""

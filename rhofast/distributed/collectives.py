@@ -1,7 +1,8 @@
-"""What ranks tell each other: reductions, gathers, and batch normalization over all of them.
+"""Exchange values between ranks: reductions, gathers, and an autograd gather for losses over all ranks.
 
-Everything works without a process group too, as rank 0 of 1. Gradients: a rank's backward gives the gradient of its own
-loss with all ranks' contributions summed in; data-parallel averaging then makes it the gradient of the mean loss.
+Every function also works without a process group, as rank 0 of 1. In the backward pass a rank computes the gradient of
+its own loss, with the contributions of all ranks summed in. Data-parallel averaging then makes it the gradient of the
+mean loss.
 """
 
 from __future__ import annotations
@@ -19,7 +20,17 @@ from rhofast.errors import RankLostError
 
 
 def shared_permutation(count: int, device: torch.device) -> Tensor:
-    """A random permutation i64[count], the same on all ranks: drawn from rank 0's global generator."""
+    """Return a random permutation that is the same on all ranks.
+
+    It is drawn from the global generator of rank 0.
+
+    Args:
+        count: Number of elements to permute.
+        device: Device on which the permutation is drawn and returned.
+
+    Returns:
+        i64[count], a permutation of [0, count).
+    """
     order = torch.randperm(count, device=device)
     if world_size() > 1:
         dist.broadcast(order, src=0)
@@ -27,8 +38,17 @@ def shared_permutation(count: int, device: torch.device) -> Tensor:
 
 
 def all_gather(value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """The ranks' [B, ...] as [W, B, ...], in rank order; every rank brings the same shape. Its gradient is the sum of
-    all ranks' gradients."""
+    """Gather a tensor from all ranks, with gradients.
+
+    The gradient of the input is the sum of the gradients on all ranks.
+
+    Args:
+        value: [B, ...], of the same shape on every rank.
+        group: Ranks that take part; None for all ranks.
+
+    Returns:
+        [W, B, ...], in rank order.
+    """
     if world_size(group) == 1:
         return value[None]
     out: Tensor = _AllGather.apply(value, group)
@@ -36,7 +56,7 @@ def all_gather(value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
 
 
 def reduce_max(value: Tensor) -> Tensor:
-    """The elementwise maximum over all ranks. `value` is not changed."""
+    """Return the elementwise maximum over all ranks, without changing `value`."""
     if world_size() == 1:
         return value
     out = value.clone()
@@ -45,7 +65,7 @@ def reduce_max(value: Tensor) -> Tensor:
 
 
 def reduce_mean(value: Tensor) -> Tensor:
-    """The elementwise mean over all ranks. `value` is not changed."""
+    """Return the elementwise mean over all ranks, without changing `value`."""
     if world_size() == 1:
         return value
     out = value.clone()
@@ -54,7 +74,7 @@ def reduce_mean(value: Tensor) -> Tensor:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """What each rank brings, in rank order: plain values that pickle."""
+    """Return the values of all ranks in rank order; they must be plain values that can be pickled."""
     gathered = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(gathered, value)
@@ -62,7 +82,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 class _AllGather(torch.autograd.Function):
-    """See `all_gather`."""
+    """The autograd function behind `all_gather`."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -79,12 +99,17 @@ class _AllGather(torch.autograd.Function):
         return out[rank(ctx.group)], None
 
 
+# Parts of the messages with which gloo and NCCL report a peer that is gone or does not answer.
 _LOST = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out", "timeout", "gloo", "NCCL")
 
 
 @contextlib.contextmanager
-def told_of_lost_ranks() -> Iterator[None]:
-    """An error of communication becomes a RankLostError, where there are other ranks."""
+def raise_on_lost_ranks() -> Iterator[None]:
+    """Raise communication errors of the block as RankLostError, if the run has other ranks.
+
+    Raises:
+        RankLostError: Another rank ended or did not answer in time.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -92,5 +117,5 @@ def told_of_lost_ranks() -> Iterator[None]:
             raise
         raise RankLostError(
             f"another process of this run ended or did not answer: {str(error).strip().splitlines()[0]}",
-            hint="see what it said last; the same command with --resume continues from the newest checkpoint",
+            hint="read its last message; the same command with --resume continues from the newest checkpoint",
         ) from error

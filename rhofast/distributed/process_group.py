@@ -11,29 +11,40 @@ from torch.distributed.rendezvous import rendezvous
 
 
 def world_size(group: dist.ProcessGroup | None = None) -> int:
-    """Number of ranks, or of those of a group; 1 without a process group."""
+    """Return the number of ranks of the run or of a group; 1 without a process group."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank(group: dist.ProcessGroup | None = None) -> int:
-    """This process's number, from 0, among all or in a group; 0 without a process group."""
+    """Return the number of this process, from 0, in the run or in a group; 0 without a process group."""
     return dist.get_rank(group) if world_size() > 1 else 0
 
 
 def launched() -> tuple[int, int]:
-    """Processes in all and on this machine, as the launcher says, also before they know each other; (1, 1) without."""
+    """Return the numbers of processes that the launcher started.
+
+    They are known before the processes have joined a process group.
+
+    Returns:
+        The number of processes of the run and of this machine; (1, 1) without a launcher.
+    """
     return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def join_again(timeout: float) -> None:
-    """Where a launcher has started the ranks again after a failure (`--max_restarts`), make the process group apart
-    from what the processes before them left in the launcher's store: with `accelerate launch` and torchrun's static
-    rendezvous it lives on, and new processes would call at the old ones' addresses. Otherwise do nothing. timeout:
-    seconds that a rank waits for another."""
+def join_again(timeout_s: float) -> None:
+    """Create the process group under a prefix of its own after a restart by the launcher.
+
+    A launcher restarts the ranks after a failure (`--max_restarts`). With `accelerate launch` and the static rendezvous
+    of torchrun, its store outlives the processes, so new processes would connect to the addresses of the old ones.
+    Without a restart this function does nothing.
+
+    Args:
+        timeout_s: Seconds that a rank waits for another one.
+    """
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if attempt == 0 or launched()[0] == 1 or dist.is_initialized():
         return
-    wait = datetime.timedelta(seconds=timeout)
+    wait = datetime.timedelta(seconds=timeout_s)
     store, number, size = next(rendezvous("env://", timeout=wait))
     dist.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",
@@ -45,10 +56,16 @@ def join_again(timeout: float) -> None:
 
 
 def node_group() -> dist.ProcessGroup | None:
-    """The ranks of this machine as a group, or None where they are all there are. Every rank calls it at the same time.
+    """Return the ranks of this machine as a group.
 
-    The launcher says in LOCAL_WORLD_SIZE how many they are, the same on all machines. Raises ValueError if that does
-    not divide the number of all ranks.
+    All ranks must call it at the same time. The launcher states the number of ranks per machine in LOCAL_WORLD_SIZE; it
+    is the same on all machines.
+
+    Returns:
+        The group, or None if this machine has all ranks of the run.
+
+    Raises:
+        ValueError: LOCAL_WORLD_SIZE does not divide the number of all ranks.
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     if local >= world_size():
@@ -58,6 +75,6 @@ def node_group() -> dist.ProcessGroup | None:
 
 
 def cores_of_rank() -> int:
-    """The cores that this rank may use: its share of those that the machine's ranks have."""
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, mine // launched()[1])
+    """Return the number of cores that this rank may use: an equal share of the cores available on this machine."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, available // launched()[1])

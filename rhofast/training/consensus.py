@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rhofast.distributed.collectives import told_of_lost_ranks
+from rhofast.distributed.collectives import raise_on_lost_ranks
 from rhofast.distributed.process_group import world_size
 
 _REMEMBERED = 64  # steps of which a rank knows its own flags
@@ -102,7 +102,7 @@ class StepConsensus:
         numbers = torch.tensor([float(stop), float(seen)], dtype=torch.float64)
         work = None
         if self._group is not None:
-            with told_of_lost_ranks():
+            with raise_on_lost_ranks():
                 work = dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         self._votes.append(_Vote(step=known, numbers=numbers, work=work))
 
@@ -126,7 +126,7 @@ class StepConsensus:
         everyone: list[list[tuple[int, int]]] = [own]
         if self._group is not None:
             everyone = [[] for _ in range(world_size())]
-            with told_of_lost_ranks():
+            with raise_on_lost_ranks():
                 dist.all_gather_object(everyone, own, group=self._group)
         return [
             BadStep(step=step, ranks=tuple(rank for rank, seen in enumerate(everyone) if (step, BAD_LOSS) in seen))
@@ -138,7 +138,7 @@ class StepConsensus:
 
     def _count(self, vote: _Vote) -> None:
         if vote.work is not None:
-            with told_of_lost_ranks():
+            with raise_on_lost_ranks():
                 vote.work.wait()
         stop, seen = vote.numbers.tolist()
         self._stop |= stop > 0

@@ -29,7 +29,7 @@ from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.schema import Config
 from rhofast.data.sampling.rng import Stream, torch_seed
 from rhofast.data.sampling.shuffle import rank_slice
-from rhofast.distributed.collectives import reduce_max, told_of_lost_ranks
+from rhofast.distributed.collectives import raise_on_lost_ranks, reduce_max
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError, RhofastError
 from rhofast.evaluation.classifier import Classifier
 from rhofast.evaluation.features import Progress
@@ -75,7 +75,7 @@ def train_classifier(
         raise ConfigError("train.accumulate: a classifier is trained without", hint="take a smaller train.batch_size")
     check_test(case.subject.backbone, config)
     accelerator = build_accelerator(config)
-    with told_of_lost_ranks():
+    with raise_on_lost_ranks():
         fit = _Fit(case, config, kind, accelerator, on_log)
         with PreemptionHandler(config.train.max_hours) as stopper, fit.loader:
             checkpoint = _open_folder(case, config, kind, accelerator, resume=resume)

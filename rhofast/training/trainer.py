@@ -35,7 +35,7 @@ from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sampling.rng import torch_seed
 from rhofast.data.sources import open_test
 from rhofast.data.types import Views
-from rhofast.distributed.collectives import told_of_lost_ranks
+from rhofast.distributed.collectives import raise_on_lost_ranks
 from rhofast.errors import NotFiniteError, ResumeError, RhofastError, SaveError
 from rhofast.evaluation.knn import evaluate_knn
 from rhofast.evaluation.leakage import check_held_out
@@ -81,7 +81,7 @@ def train(
     check_trackers(config.train)
     shards = open_training_shards(config)
     test = open_test(config.data)
-    with told_of_lost_ranks():
+    with raise_on_lost_ranks():
         accelerator = build_accelerator(config)
         run = _Run(config, accelerator, shards, test, on_log)
         with PreemptionHandler(config.train.max_hours) as stopper, run.saver, run.loader:

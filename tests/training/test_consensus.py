@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from rhofast.distributed.collectives import told_of_lost_ranks
+from rhofast.distributed.collectives import raise_on_lost_ranks
 from rhofast.distributed.process_group import join_again
 from rhofast.errors import RankLostError
 from rhofast.training.consensus import BAD_GRADIENT, BAD_LOSS, OK, BadStep, StepConsensus, StepStatus
@@ -113,7 +113,7 @@ def test_processes_that_are_started_again_do_not_call_at_the_old_ones_addresses(
 
 
 def test_other_errors_are_left_alone() -> None:
-    with pytest.raises(RuntimeError, match="Timed out"), told_of_lost_ranks():
+    with pytest.raises(RuntimeError, match="Timed out"), raise_on_lost_ranks():
         raise RuntimeError("Timed out, but there is only one process")
 
 
