@@ -42,6 +42,7 @@ from rhofast.training.consensus import BAD_LOSS, OK, StepConsensus
 from rhofast.training.environment import versions
 from rhofast.training.metrics_file import MetricsFile
 from rhofast.training.optim import build_optimizer, learning_rate, load_optimizer
+from rhofast.training.precision_check import check_reduced_precision
 from rhofast.training.preemption import PreemptionHandler
 from rhofast.training.setup import build_accelerator, build_loader, prepare, run_length
 from rhofast.training.step import collected_by_hand
@@ -109,6 +110,13 @@ class _Fit:
         self.classifier = classifier.to(device)
         if config.train.channels_last:
             self.classifier = self.classifier.to(memory_format=torch.channels_last_3d)
+        if kind == "finetune" and device.type == "cpu":
+            check_reduced_precision(
+                self.classifier.backbone,
+                config.train.precision,
+                num_frames=config.clips.num_frames,
+                size=config.augment.size,
+            )
         optimizer = build_optimizer(self.classifier, config.optim)
         self.model, self.optimizer = prepare(accelerator, self.classifier, optimizer)
         bad_log = RunFolder(config.folder).bad_samples

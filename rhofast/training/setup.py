@@ -26,6 +26,7 @@ from rhofast.models.batch_norm import SyncBatchNorm
 from rhofast.models.methods import build_method
 from rhofast.models.methods.method import Method
 from rhofast.training.optim import build_optimizer
+from rhofast.training.precision_check import check_reduced_precision
 
 
 def check_accumulation(method: Method, section: TrainConfig, ranks: int) -> None:
@@ -120,6 +121,10 @@ def build_model(config: Config, accelerator: Accelerator) -> tuple[nn.Module, Me
     _check_share(method, config, accelerator.num_processes)
     if config.train.channels_last:
         method = method.to(memory_format=torch.channels_last_3d)
+    if accelerator.device.type == "cpu":
+        check_reduced_precision(
+            method.backbone, config.train.precision, num_frames=config.clips.num_frames, size=config.augment.size
+        )
     optimizer = build_optimizer(method, config.optim)
     if config.train.compile:
         for module in method.children():
