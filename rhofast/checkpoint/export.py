@@ -4,7 +4,7 @@
     NAME.pyth of PySlowFast, NAME.pth of torchvision  ->  NAME.safetensors                    import_weights
     NAME.safetensors  ->  an nn.Module, in one line                                           load_backbone
 
-What it is not: it knows no other's names of weights (foreign.py).
+The names of other programs' weights are in models/weight_formats.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,23 +29,11 @@ from rhofast.data.format.remote import is_remote
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.errors import ConfigError, ResumeError, ShardError
 from rhofast.models.backbones import build_backbone
-from rhofast.models.backbones.slow import Slow
-from rhofast.models.backbones.torchvision_video import published_input
-from rhofast.models.weight_conversion import (
-    Imported,
-    export_pyslowfast,
-    import_pyslowfast,
-    import_torchvision,
-    is_state,
-    official_cfg,
-    official_input,
-    official_state,
-    read_weights,
-)
+from rhofast.models.weight_conversion import Imported, read_weights
+from rhofast.models.weight_formats import WEIGHT_FORMATS, format_for, load_into
 from rhofast.storage.files import as_path, check_writable, replacing
 
 VERSION = 1
-Format = Literal["safetensors", "pyslowfast"]
 
 
 class SavedRun(Protocol):
@@ -73,11 +61,12 @@ class Transfer:
     card: dict[str, Any]
 
 
-def export_checkpoint(saved: SavedRun, target: Path, *, format: Format, run: Path | None = None) -> Transfer:
-    """Write the trained backbone of a checkpoint to `target`, in one of the formats; a file that is there is replaced.
+def export_checkpoint(saved: SavedRun, target: Path, *, format: str, run: Path | None = None) -> Transfer:
+    """Write the trained backbone of a checkpoint to `target`, as "safetensors" or in one of WEIGHT_FORMATS.
 
-    run: the run folder, for the metrics that were logged at this very step. `pyslowfast` writes {"model_state", "cfg",
-    "epoch"}, for official fine-tuning and tests (which start a new count of epochs). Raises ConfigError, ResumeError.
+    A file that is there is replaced. run: the run folder, for the metrics that were logged at this very step.
+    "pyslowfast" writes {"model_state", "cfg", "epoch"}, for PySlowFast's fine-tuning and tests (which count epochs
+    anew). Raises ConfigError, ResumeError.
     """
     check_writable(target)
     config, prefix = saved.config, "backbone."
@@ -110,16 +99,16 @@ def export_checkpoint(saved: SavedRun, target: Path, *, format: Format, run: Pat
     }
     if format == "safetensors":
         save_backbone(backbone, target, name=name, options=options, card=card)
-    elif isinstance(backbone, Slow):
-        whole = {
-            "epoch": saved.loader.get("epoch", 0),
-            "model_state": export_pyslowfast(backbone),
-            "cfg": official_cfg(backbone, config),
-        }
-        with replacing(target) as aside:
-            torch.save(whole, aside)
     else:
-        raise ConfigError(f"PySlowFast has no network {name!r}", hint="export it as safetensors")
+        known = WEIGHT_FORMATS[format]
+        if known.write is None or name not in known.backbones:
+            raise ConfigError(
+                f"backbone {name!r} cannot be written as a {known.title}",
+                hint="export it with --format safetensors",
+            )
+        content = known.write(backbone, config, saved.loader.get("epoch", 0))
+        with replacing(target) as aside:
+            torch.save(content, aside)
     dropped = [key for key in saved.method if not key.startswith(prefix)]
     entries = Imported(matched=[f"{prefix}{key}" for key in weights], dropped=dropped, missing=[])
     return Transfer(origin=card["origin"], target=target, backbone=name, entries=entries, card=card)
@@ -136,19 +125,11 @@ def import_weights(source: Path, target: Path, *, backbone: str, options: Mappin
     options = dict(options or {})
     network = build_backbone(backbone, options)
     loaded = read_weights(source)
-    if isinstance(network, Slow):
-        entries = import_pyslowfast(network, official_state(source, loaded))
-        origin, expects = "PySlowFast checkpoint", official_input(loaded.get("cfg"))
-    else:
-        if "model_state" in loaded:
-            raise ConfigError(f"{source}: a PySlowFast checkpoint, and {backbone} is torchvision's", hint="slow_...?")
-        if not is_state(loaded):
-            raise ConfigError(f"{source}: not a state dict", hint="give a file as torchvision publishes it")
-        entries = import_torchvision(network, backbone, loaded)
-        origin, expects = "torchvision state dict", published_input(backbone)
+    known = format_for(source, loaded, backbone)
+    entries = load_into(network, name=backbone, known=known, loaded=loaded)
     card: dict[str, Any] = {
-        "origin": f"{origin} {source.name}, SHA-256 {_sha256(source)}",
-        "input": _input_card(**expects),
+        "origin": f"{known.title} {source.name}, SHA-256 {_sha256(source)}",
+        "input": _input_card(**known.expected_input(backbone, loaded)),
         "num_features": network.num_features,
     }
     save_backbone(network, target, name=backbone, options=options, card=card)

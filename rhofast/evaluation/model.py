@@ -31,16 +31,8 @@ from rhofast.config.load import dump_config, load_config
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError
 from rhofast.models.backbones import build_backbone
-from rhofast.models.backbones.slow import Slow
-from rhofast.models.backbones.torchvision_video import NAMES, published_input
-from rhofast.models.weight_conversion import (
-    import_pyslowfast,
-    import_torchvision,
-    is_state,
-    official_input,
-    official_state,
-    read_weights,
-)
+from rhofast.models.weight_conversion import read_weights
+from rhofast.models.weight_formats import backbone_in, format_for, load_into
 
 RANDOM = "random"
 _DEFAULT = {"name": RANDOM, "backbone": {"name": "slow_r50"}}
@@ -123,27 +115,17 @@ def _exported(path: Path, page: Path | None, overrides: Sequence[str]) -> EvalMo
 
 def _foreign(path: Path, page: Path | None, overrides: Sequence[str]) -> EvalModel:
     loaded = read_weights(path)
-    if "model_state" in loaded:
-        said = load_config(page, overrides, base=_DEFAULT).backbone
-        backbone = build_backbone(said.name, said.options)
-        if not isinstance(backbone, Slow):
-            raise ConfigError(f"{path}: a PySlowFast checkpoint, and {said.name} is torchvision's", hint="slow_...?")
-        with _naming(path):
-            import_pyslowfast(backbone, official_state(path, loaded))
-        section, expects = {"name": said.name, **said.options}, official_input(loaded.get("cfg"))
-        return _of_file(path, backbone, section, expects, page, overrides, origin=f"PySlowFast checkpoint {path.name}")
-    fitting = [name for name in NAMES if path.name.startswith(name)]
-    if not fitting or not is_state(loaded):
-        raise ConfigError(
-            f"{path}: neither a PySlowFast checkpoint nor weights in a file that is named as torchvision's are",
-            hint=f"names begin with {', '.join(NAMES)}; or use rhofast import",
-        )
-    name = max(fitting, key=len)
-    backbone = build_backbone(name, {})
+    options: dict[str, Any] = {}
+    name = backbone_in(path, loaded)
+    if name is None:
+        configured = load_config(page, overrides, base=_DEFAULT).backbone
+        name, options = configured.name, configured.options
+    known = format_for(path, loaded, name)
+    backbone = build_backbone(name, options)
     with _naming(path):
-        import_torchvision(backbone, name, loaded)
-    origin = f"torchvision's weights {path.name}"
-    return _of_file(path, backbone, {"name": name}, published_input(name), page, overrides, origin=origin)
+        load_into(backbone, name=name, known=known, loaded=loaded)
+    expects, origin = known.expected_input(name, loaded), f"{known.title} {path.name}"
+    return _of_file(path, backbone, {"name": name, **options}, expects, page, overrides, origin=origin)
 
 
 @contextmanager

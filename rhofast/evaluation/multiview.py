@@ -19,7 +19,7 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError
 from rhofast.evaluation.features import Progress, extract_features, mean_over_views
 from rhofast.evaluation.scores import Scores, class_map, summarize
-from rhofast.models.backbones.torchvision_video import ClipLimits
+from rhofast.models.backbones.clip_limits import ClipLimits
 
 
 def score_videos(

@@ -15,7 +15,7 @@ from rhofast.checkpoint.export import load_backbone
 from rhofast.cli.app import main
 from rhofast.data.format.dataset import ShardSet
 from rhofast.models.backbones import build_backbone
-from rhofast.models.weight_conversion import export_pyslowfast
+from rhofast.models.weight_formats import pyslowfast_state
 from tests.helpers.shards import REAL_VIDEOS, TINY_PAGE, encode_mjpeg, frame_pixels
 
 
@@ -182,7 +182,7 @@ def test_a_dry_run_compares_codecs_and_makes_nothing(
 
 def test_foreign_weights_come_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     backbone = build_backbone("slow_r50", {"width": 4})
-    official = {f"backbone.{key}": value for key, value in export_pyslowfast(backbone).items()}
+    official = {f"backbone.{key}": value for key, value in pyslowfast_state(backbone).items()}
     torch.save({"model_state": {**official, "ptr": torch.zeros(1)}, "epoch": 3}, tmp_path / "official.pyth")
     told = ["import", tmp_path / "official.pyth", tmp_path / "b.safetensors", "--backbone", "slow_r50"]
     assert run(*told, "--set", "backbone.width=4") == 0

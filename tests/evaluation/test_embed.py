@@ -24,7 +24,7 @@ from rhofast.evaluation.embed import embed
 from rhofast.evaluation.features import extract_features
 from rhofast.evaluation.model import open_model
 from rhofast.models.backbones import build_backbone
-from rhofast.models.weight_conversion import export_pyslowfast
+from rhofast.models.weight_formats import pyslowfast_state
 from rhofast.training.trainer import train
 from tests.helpers.shards import ROOT, TINY_PAGE, damage_unit, write_shards
 
@@ -182,7 +182,7 @@ def test_every_kind_of_backbone_opens_by_one_word(shards: ShardSet, tmp_path: Pa
         assert torch.equal(value, of_file.backbone.state_dict()[key])
 
     slow = build_backbone("slow_r50", {"width": 4})
-    torch.save({"model_state": export_pyslowfast(slow), "cfg": "DATA:\n  NUM_FRAMES: 16\n"}, "official.pyth")  # type: ignore[arg-type]
+    torch.save({"model_state": pyslowfast_state(slow), "cfg": "DATA:\n  NUM_FRAMES: 16\n"}, "official.pyth")  # type: ignore[arg-type]
     official = open_model("official.pyth", overrides=["backbone.width=4"])
     assert official.config.clips.num_frames == 16
     assert torch.equal(official.backbone.stem.weight, slow.stem.weight)  # type: ignore[union-attr]
@@ -195,7 +195,10 @@ def test_every_kind_of_backbone_opens_by_one_word(shards: ShardSet, tmp_path: Pa
     assert (named.config.backbone.name, named.config.augment.size) == ("r3d_18", 112)
     assert torch.equal(named.backbone.stem[0].weight, theirs.stem[0].weight)  # type: ignore[union-attr, index]
     torch.save(theirs.state_dict(), "mine.pth")
-    for source, said in (("mine.pth", "named as torchvision's"), ("official.pyth", "another network")):
+    for source, said in (
+        ("mine.pth", "file name does not say which backbone"),
+        ("official.pyth", "another network"),
+    ):
         with pytest.raises(ConfigError, match=said):
             open_model(source)
     with pytest.raises(ConfigError, match="the backbone cannot be another"):

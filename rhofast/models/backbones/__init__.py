@@ -1,7 +1,11 @@
-"""Backbones by name. Adding one: a function that builds it from its options, and a line in BACKBONES.
+"""Backbones by name.
 
-A backbone maps [N, 3, T, H, W] normalized pixels to [N, num_features] and has `num_features`. One that does not take
-every clip has `limits` (ClipLimits), too.
+A backbone is an `nn.Module` that maps clips to features:
+
+    [N, C, T, H, W] normalized pixels -> [N, num_features]
+
+It has the attribute `num_features`. A backbone that accepts only some clip sizes also has `limits` (ClipLimits). To add
+one, write a function that builds it from its options and add a line to BACKBONES.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,13 +15,14 @@ from torch import nn
 
 from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
-from rhofast.models.backbones.slow import Slow, SlowConfig
-from rhofast.models.backbones.torchvision_video import NAMES, ClipLimits, TorchvisionConfig, torchvision_video
+from rhofast.models.backbones.clip_limits import ClipLimits
+from rhofast.models.backbones.slow import VARIANTS, Slow, SlowConfig
+from rhofast.models.backbones.torchvision_video import NAMES, TorchvisionConfig, torchvision_video
 
 
-def _slow(**given: Any) -> Callable[[Mapping[str, Any]], nn.Module]:
-    """A Slow network with some options given and the rest left to the user."""
-    return lambda options: Slow(parse_section(SlowConfig, {**given, **options}, where="backbone"))
+def _slow(preset: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], nn.Module]:
+    """Return a function that builds a Slow network from a preset and the user's options, which come first."""
+    return lambda options: Slow(parse_section(SlowConfig, {**preset, **options}, where="backbone"))
 
 
 def _torchvision(name: str) -> Callable[[Mapping[str, Any]], nn.Module]:
@@ -29,10 +34,7 @@ def _torchvision(name: str) -> Callable[[Mapping[str, Any]], nn.Module]:
 
 
 BACKBONES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
-    "slow_r18": _slow(depth=18, block="basic"),
-    "slow_r18_reference": _slow(depth=18, block="basic", wide_basic=True, width=16),
-    "slow_r50": _slow(depth=50),
-    "slow_r101": _slow(depth=101),
+    **{name: _slow(preset) for name, preset in VARIANTS.items()},
     **{name: _torchvision(name) for name in NAMES},
 }
 
@@ -40,10 +42,22 @@ BACKBONES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
 def build_backbone(
     name: str, options: Mapping[str, Any], *, num_frames: int | None = None, size: int | None = None
 ) -> nn.Module:
-    """A fresh backbone. num_frames, size: the clips that will go in, frames and pixels a side, where they are known.
-    Raises ConfigError for an unknown name or option, and for clips that the backbone does not take."""
+    """Build a backbone with random weights.
+
+    Args:
+        name: one of BACKBONES.
+        options: the options of that backbone.
+        num_frames: number of frames of the clips that it will see, or None where that is not known yet.
+        size: height and width of these clips in pixels, or None where that is not known yet.
+
+    Returns:
+        The backbone: [N, C, T, H, W] -> [N, num_features].
+
+    Raises:
+        ConfigError: for an unknown name or option, or for clips that the backbone does not accept.
+    """
     if name not in BACKBONES:
-        raise ConfigError(f"backbone.name: {name!r} is not known", hint=f"known: {', '.join(BACKBONES)}")
+        raise ConfigError(f"backbone.name={name!r} is not known", hint=f"known: {', '.join(BACKBONES)}")
     backbone = BACKBONES[name](options)
     limits = getattr(backbone, "limits", None)
     if isinstance(limits, ClipLimits) and num_frames is not None and size is not None:

@@ -6,14 +6,14 @@
     2      256, stride 2, temporal kernel 3               1024 x T x H/16 x W/16
     3      512, stride 2, temporal kernel 3               2048 x T x H/32 x W/32       then the mean over T, H, W
 
-Time is never strided, so one set of weights takes any T and tau. A bottleneck is kt x 1 x 1, 1 x 3 x 3 (with the
-stride), 1 x 1 x 1; a basic block is kt x 3 x 3 (with the stride), 1 x 3 x 3. A shortcut is projected where channels or
-stride change. What it is not: it has no head.
+The table shows Slow-R50. Time is never strided, so one set of weights accepts any T and tau. A bottleneck has
+convolutions of kt x 1 x 1, 1 x 3 x 3 (with the stride) and 1 x 1 x 1; a basic block has kt x 3 x 3 (with the stride)
+and 1 x 3 x 3. The shortcut has a projection where channels or stride change. The network has no classifier.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,16 @@ from torch import Tensor, nn
 
 from rhofast.config.section import Count, Section
 
+# Number of blocks of each stage.
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+
+# The backbones by name, as options that differ from the defaults of SlowConfig.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "slow_r18": {"depth": 18, "block": "basic"},
+    "slow_r18_reference": {"depth": 18, "block": "basic", "wide_basic": True, "width": 16},
+    "slow_r50": {"depth": 50},
+    "slow_r101": {"depth": 101},
+}
 
 # The entries of a batch norm in a state dict.
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -64,7 +73,15 @@ class SlowConfig(Section):
 
 
 class Block(nn.Module):
-    """A residual block, [N, C_in, T, H, W] -> [N, C_out, T, H/stride, W/stride]."""
+    """A residual block: [N, C_in, T, H, W] -> [N, C_out, T, H/stride, W/stride].
+
+    Args:
+        block: "bottleneck" or "basic".
+        channels: number of input, inner and output channels.
+        kernel: temporal size of the first convolution.
+        stride: spatial stride.
+        zero_init: whether the residual branch starts at 0.
+    """
 
     def __init__(
         self, block: str, channels: tuple[int, int, int], kernel: int, stride: int, *, zero_init: bool
@@ -90,16 +107,17 @@ class Block(nn.Module):
             nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output, [N, C_out, T, H/stride, W/stride]."""
         out = self.bn_b(self.conv_b(F.relu(self.bn_a(self.conv_a(x)), inplace=True)))
         if self.conv_c is not None and self.bn_c is not None:
             out = self.bn_c(self.conv_c(F.relu(out, inplace=True)))
         if self.shortcut is not None and self.shortcut_bn is not None:
             x = self.shortcut_bn(self.shortcut(x))
-        return F.relu(out.add_(x), inplace=True)  # batch norm saves what went in, not what came out
+        return F.relu(out.add_(x), inplace=True)  # in place: batch norm saves its input, not its output
 
 
 class Slow(nn.Module):
-    """[N, 3, T, H, W] normalized pixels -> [N, num_features]."""
+    """The Slow network: [N, 3, T, H, W] normalized pixels -> [N, num_features]."""
 
     def __init__(self, options: SlowConfig) -> None:
         super().__init__()
@@ -122,7 +140,7 @@ class Slow(nn.Module):
         self.num_features = wide
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
-        """The outputs of the stem (pooled) and of the four stages, each [N, C, T, H', W']."""
+        """Return the outputs of the stem (after pooling) and of the four stages, each [N, C, T, H', W']."""
         x = F.relu(self.stem_bn(self.stem(x)), inplace=True)
         maps = [F.max_pool3d(x, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))]
         for stage in self.stages:
@@ -130,12 +148,13 @@ class Slow(nn.Module):
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features of clips: [N, 3, T, H, W] -> [N, num_features]."""
         features: Tensor = self.feature_maps(x)[-1].mean(dim=(2, 3, 4))
         return features
 
 
 def slow_keys(backbone: Slow) -> dict[str, str]:
-    """Official name (without `backbone.`) -> name here, for every entry of a Slow network's state dict."""
+    """Map PySlowFast's names (without `backbone.`) to ours, for every entry of a Slow network's state dict."""
     pairs = {"s1.pathway0_stem.conv.weight": "stem.weight"}
     pairs |= {f"s1.pathway0_stem.bn.{part}": f"stem_bn.{part}" for part in _NORM}
     for stage, blocks in enumerate(backbone.stages):

@@ -1,63 +1,31 @@
-"""Video networks of torchvision without classifiers.
+"""Video networks of torchvision without their classifiers.
 
-    r3d_18, mc3_18, r2plus1d_18     arXiv 1711.11248      any clip
-    s3d                             1712.04851            6 frames of 17 x 17 pixels, or more
-    mvit_v1_b, mvit_v2_s            2104.11227, 2112.01526     16 frames of 224 x 224 pixels, nothing else
-    swin3d_t, swin3d_s, swin3d_b    2106.13230            any clip
+    r3d_18, mc3_18, r2plus1d_18     arXiv 1711.11248          any clip
+    s3d                             1712.04851                at least 6 frames of 17 x 17 pixels
+    mvit_v1_b, mvit_v2_s            2104.11227, 2112.01526    16 frames of 224 x 224 pixels, nothing else
+    swin3d_t, swin3d_s, swin3d_b    2106.13230                any clip
 
-Features are what torchvision feeds to its classifier. State-dict names are torchvision's own, so its weights go in and
-out as they are, but for the classifier's. What it is not: it downloads nothing.
+Features are the input of torchvision's classifier. The names in the state dict are torchvision's, so its weights can be
+loaded and exported without conversion, except for the classifier's. This module downloads no weights.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rhofast.config.section import Section
-from rhofast.errors import ConfigError
+from rhofast.models.backbones.clip_limits import ClipLimits
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClipLimits:
-    """Which clips a network takes: `num_frames` and `size` pixels a side or more; exactly as many where `exact`."""
-
-    name: str
-    num_frames: int = 1
-    size: int = 1
-    exact: bool = False
-
-    def check(self, num_frames: int, height: int, width: int) -> None:
-        """Raises ConfigError, with what is possible, for a clip that does not go in."""
-        if self.exact:
-            fits = (num_frames, height, width) == (self.num_frames, self.size, self.size)
-        else:
-            fits = num_frames >= self.num_frames and min(height, width) >= self.size
-        if fits:
-            return
-        possible = f"{self.num_frames} frames of {self.size} x {self.size} pixels{'' if self.exact else ' or more'}"
-        raise ConfigError(
-            f"backbone {self.name} takes clips of {possible}, not {num_frames} frames of {height} x {width}",
-            hint=f"set clips.num_frames = {self.num_frames} and augment.size = {self.size}"
-            if self.exact
-            else f"set clips.num_frames >= {self.num_frames} and augment.size >= {self.size}",
-        )
-
-    def check_input(self, _: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        """The same of what is about to go in, [N, 3, T, H, W]: a hook."""
-        num_frames, height, width = arguments[0].shape[2:]
-        self.check(num_frames, height, width)
-
-
-# The limits of each network, and the attribute that is its classifier.
+# For each network, the clips that it accepts and the attribute that holds its classifier.
 _NETWORKS = {
     "r2plus1d_18": (ClipLimits(name="r2plus1d_18"), "fc"),
     "r3d_18": (ClipLimits(name="r3d_18"), "fc"),
     "mc3_18": (ClipLimits(name="mc3_18"), "fc"),
-    # 5 frames go in, too, but the gradient of its convolution over 7 then writes out of bounds (torch 2.15, CPU).
+    # With 5 frames the forward pass works, but the gradient of its convolution over 7 frames writes out of bounds
+    # (torch 2.15, CPU).
     "s3d": (ClipLimits(name="s3d", num_frames=6, size=17), "classifier"),
     "mvit_v1_b": (ClipLimits(name="mvit_v1_b", num_frames=16, size=224, exact=True), "head"),
     "mvit_v2_s": (ClipLimits(name="mvit_v2_s", num_frames=16, size=224, exact=True), "head"),
@@ -70,13 +38,15 @@ CLASSIFIERS = {name: classifier for name, (_, classifier) in _NETWORKS.items()}
 
 
 class TorchvisionConfig(Section):
-    """There is nothing to choose."""
+    """Options of a torchvision network. There are none."""
 
 
 def torchvision_video(name: str) -> nn.Module:
-    """One of NAMES with random weights: [N, 3, T, H, W] -> [N, num_features]. Its `limits` say which clips it takes;
-    others raise ConfigError when they come in."""
-    from torchvision.models import video  # here, because it takes a second and most runs do without
+    """Build one of NAMES with random weights: [N, 3, T, H, W] -> [N, num_features].
+
+    Its `limits` say which clips it accepts. Other clips raise ConfigError in the forward pass.
+    """
+    from torchvision.models import video  # imported here, because it takes a second and most runs do not need it
 
     limits, classifier = _NETWORKS[name]
     network: Any = without_classifier(getattr(video, name)(weights=None), classifier)
@@ -89,8 +59,15 @@ def torchvision_video(name: str) -> nn.Module:
 
 
 def without_classifier(network: nn.Module, classifier: str) -> nn.Module:
-    """A network of torchvision, in place: its classifier, an attribute, lets everything through, and `num_features` is
-    what went in there."""
+    """Replace the classifier of a torchvision network by the identity, in place.
+
+    Args:
+        network: the network.
+        classifier: the attribute that holds its classifier.
+
+    Returns:
+        The same network, with `num_features`, the number of the classifier's inputs.
+    """
     [last] = [layer for layer in getattr(network, classifier).modules() if isinstance(layer, nn.Linear | nn.Conv3d)]
     width = last.in_features if isinstance(last, nn.Linear) else last.in_channels
     network.num_features = width  # type: ignore[assignment]
@@ -99,8 +76,11 @@ def without_classifier(network: nn.Module, classifier: str) -> nn.Module:
 
 
 def published_input(name: str) -> dict[str, Any]:
-    """What the published weights of one of NAMES were trained on: `size` in pixels, `mean` and `std` of each channel,
-    `num_frames` where nothing else goes in or None."""
+    """Return the input that the published weights of one of NAMES were trained with.
+
+    The keys are `size` in pixels, `mean` and `std` of each channel, and `num_frames`, which is None unless the network
+    accepts nothing else.
+    """
     from torchvision.models import get_model_weights
 
     expects: Any = next(iter(get_model_weights(name))).transforms()
@@ -114,8 +94,10 @@ def published_input(name: str) -> dict[str, Any]:
 
 
 class _ClippedWindow(nn.Module):
-    """torchvision's average over sliding windows; on a map smaller than the window, which torchvision refuses, over all
-    of it."""
+    """torchvision's average over sliding windows, which also accepts maps smaller than the window.
+
+    torchvision refuses these; here the window is clipped to the map.
+    """
 
     def __init__(self, window: tuple[int, int, int]) -> None:
         super().__init__()

@@ -6,7 +6,8 @@ import torch
 from rhofast.errors import ConfigError
 from rhofast.models.backbones import BACKBONES, build_backbone
 from rhofast.models.backbones.slow import Slow, SlowConfig, slow_keys
-from rhofast.models.weight_conversion import import_pyslowfast
+from rhofast.models.weight_conversion import fill_backbone
+from rhofast.models.weight_formats import pyslowfast_keys
 from tests.helpers.reference import needs_vectors, numbers, part, tensors
 
 CLIP = torch.Size((1, 3, 4, 32, 32))
@@ -18,7 +19,8 @@ CLIP = torch.Size((1, 3, 4, 32, 32))
 def test_features_are_those_of_the_reference(dtype: torch.dtype, tolerance: float, mode: str) -> None:
     backbone = Slow(SlowConfig(depth=50, width=8)).to(dtype)
     vectors = tensors("backbone_r50_w8", dtype)
-    imported = import_pyslowfast(backbone, part(vectors, "state/"))
+    state = part(vectors, "state/")
+    imported = fill_backbone(backbone, state, pyslowfast_keys("slow_r50", backbone, state))
     assert not imported.missing and all(key.startswith("head.") for key in imported.dropped)
     backbone.train(mode == "train")
     clip = tensors("backbone_input", dtype)["input"]
@@ -106,7 +108,7 @@ def test_zero_init_starts_at_the_shortcut() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("slow_r5", {}, "backbone.name: 'slow_r5' is not known"),
+        ("slow_r5", {}, "backbone.name='slow_r5' is not known"),
         ("slow_r50", {"widht": 3}, "unknown key 'widht' \\(did you mean 'width'"),
         ("slow_r50", {"temporal_kernels": [1, 2, 3, 3]}, "must be odd numbers"),
     ],

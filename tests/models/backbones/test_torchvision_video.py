@@ -8,7 +8,8 @@ from torchvision.models import video
 
 from rhofast.errors import ConfigError
 from rhofast.models.backbones import build_backbone
-from rhofast.models.backbones.torchvision_video import CLASSIFIERS, NAMES, ClipLimits, published_input
+from rhofast.models.backbones.clip_limits import ClipLimits
+from rhofast.models.backbones.torchvision_video import CLASSIFIERS, NAMES, published_input
 
 TRANSFORMERS = {"mvit_v1_b", "mvit_v2_s"}
 
