@@ -1,1 +1,1 @@
-"""Files, downloads and the node's cache: bytes on disks and behind addresses."""
+"""Files that are written as a whole, downloads from object stores, and the cache of a node."""

@@ -1,15 +1,15 @@
-"""A bounded folder of whole files, shared by the processes of a node and by run after run.
+"""A bounded folder of whole files, shared by the processes of a node and kept from run to run.
 
-    FOLDER/KEY/shard-000003.tar         whole, checked, flushed to the disk: a file has its name only then
-    FOLDER/KEY/.shard-000003.tar.part   being filled by the process that has it locked; already as long as it will be,
-                                        so that its room is taken
-    FOLDER/.lock                        held while room is made
-    FOLDER/CACHEDIR.TAG                 says that all of this may be deleted, to rhofast and to backup programs
+    FOLDER/KEY/shard-000003.tar         a whole file, checked and flushed to the disk: it gets its name only then
+    FOLDER/KEY/.shard-000003.tar.part   a file that is being written by the process that holds its lock; it has its
+                                        final size from the beginning, so that its space is reserved
+    FOLDER/.lock                        locked while space is reserved
+    FOLDER/CACHEDIR.TAG                 tells rhofast and backup programs that the folder may be deleted
 
-Locks are the kernel's (`flock`): they end with the process that holds them, however it ends. A part that nobody has
-locked is what a killed process left behind, and goes. The files that were asked for longest ago make room for new
-ones. A file may go while someone reads it: what is open or mapped stays readable until it is closed. What it is not:
-it knows no network (remote.py), and locks between nodes only as well as the folder's file system does.
+Locks are those of the kernel (`flock`): they end with the process that holds them, however it ends. A part file without
+a lock was left by a killed process and is deleted. The least recently used files are evicted first. A file may be
+evicted while it is read: an open or mapped file stays readable until it is closed. Locks hold between nodes only if the
+file system of the folder supports that.
 """
 
 from __future__ import annotations
@@ -30,97 +30,124 @@ from rhofast.storage.files import flush
 _POLL_S = 0.05
 _LOCK = ".lock"
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Copies of remote shards, made by rhofast. See https://bford.info/cachedir/\n"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_ELSEWHERE = "name a folder on a local disk: --set data.cache=..."
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ANOTHER_FOLDER = "choose a folder on a local disk: --set data.cache=FOLDER"
 
-Fill = Callable[[BinaryIO], None]
-Wait = Callable[[float], None]
+WriteFile = Callable[[BinaryIO], None]
+Sleep = Callable[[float], None]
 
 
 def default_folder() -> Path:
-    """`rhofast-cache-UID` in the folder for temporary files, which $TMPDIR names."""
+    """Return the default cache folder: `rhofast-cache-UID` in the folder for temporary files (see $TMPDIR)."""
     return Path(tempfile.gettempdir()) / f"rhofast-cache-{os.getuid()}"
 
 
 class Cache:
-    """Whole files under `folder`, at most `max_bytes` of them. Thread-safe, and safe among processes.
+    """Whole files in one folder, of a limited total size. Safe to use from several threads and processes.
 
-    stall_s: a file that another process downloads is waited for, as long as it grows at least once in so many seconds.
-    Raises ConfigError for a folder that is another user's, holds other things, cannot be written to, or whose file
-    system has no locks.
+    Attributes:
+        folder: Folder of the cache.
+        max_bytes: Limit on the total size of all files, including those that are being written.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int, stall_s: float = 180.0) -> None:
+        """Open the cache, and create its folder if there is none.
+
+        Args:
+            folder: Folder of the cache. It must be new, empty, or a cache already.
+            max_bytes: Limit on the total size of all files.
+            stall_s: Seconds without progress after which a file that another process writes is given up.
+
+        Raises:
+            ConfigError: The folder belongs to another user, holds other files, is not writable, or its file system has
+                no locks.
+        """
         self.folder = folder
         self.max_bytes = max_bytes
         self._stall_s = stall_s
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if folder.stat().st_uid != os.getuid():
-                raise ConfigError(f"data.cache: {folder} belongs to another user", hint=_ELSEWHERE)
-            self._claim()
-            with tempfile.TemporaryFile(dir=folder), self._alone():
+                raise ConfigError(f"data.cache={folder} belongs to another user", hint=_ANOTHER_FOLDER)
+            self._mark_as_cache()
+            with tempfile.TemporaryFile(dir=folder), self._locked():
                 pass
         except OSError as error:
-            message = f"data.cache: {folder} cannot be used: {error.strerror or error}"
-            raise ConfigError(message, hint=_ELSEWHERE) from None
+            message = f"data.cache={folder} cannot be used: {error.strerror or error}"
+            raise ConfigError(message, hint=_ANOTHER_FOLDER) from None
 
-    def get(self, key: str, name: str, size: int, fill: Fill, *, wait: Wait = time.sleep) -> Path:
-        """The file `name` of `key`, of `size` bytes. `fill` writes it where it is not there; it is called in one
-        process at a time, and by one after another where the first ones fail. wait: called to wait so many seconds; may
-        raise to give up.
+    def get(self, key: str, name: str, size: int, write: WriteFile, *, sleep: Sleep = time.sleep) -> Path:
+        """Return the path of a file, and write the file first if it is not in the cache.
 
-        Raises what `fill` raises; TimeoutError where another process has the file and it stopped growing;
-        ConfigError where there is no room on the disk, or never can be within the bound; OSError.
+        Only one process at a time writes a file. If it fails, the next one that asks for the file tries.
+
+        Args:
+            key: Folder of the file in the cache.
+            name: Name of the file.
+            size: Size of the file in bytes.
+            write: Function that writes the content to an open file.
+            sleep: Function that waits for a number of seconds. It may raise an exception to give up.
+
+        Returns:
+            The path of the file, which may be evicted at any time.
+
+        Raises:
+            TimeoutError: Another process writes the file and makes no progress.
+            ConfigError: The disk is full, or the file is larger than `max_bytes`.
+            OSError: The file cannot be written.
+            Exception: Whatever `write` or `sleep` raise.
         """
         path = self.folder / key / name
         while not self._touch(path, size):
             part = self._lock_part(path)
             if part is None:
-                self._await_other(path, wait)
+                self._await_other(path, sleep)
                 continue
             with part:
-                if self._touch(path, size):  # finished by another one before the lock was had
+                if self._touch(path, size):  # another process finished it before the lock was acquired
                     _part_of(path).unlink(missing_ok=True)
                 else:
-                    self._fill(path, part, size, fill, wait)
+                    self._write(path, part, size, write, sleep)
         return path
 
-    def claimed(self, key: str, name: str) -> bool:
-        """Whether some process is filling that file just now."""
+    def is_being_written(self, key: str, name: str) -> bool:
+        """Return whether some process is writing the file."""
         part = _part_of(self.folder / key / name)
         return part.exists() and not _remove_unused(part)
 
     def drop(self, key: str, name: str) -> None:
-        """Forget a file."""
+        """Delete a file from the cache, if it is there."""
         (self.folder / key / name).unlink(missing_ok=True)
 
     def num_bytes(self) -> int:
-        """What lies there, with the room that is taken for what is on its way."""
+        """Return the total size of all files in bytes, including those that are being written."""
         return sum(size for _, size, _ in self._files())
 
-    def _claim(self) -> None:
-        """Mark the folder as a cache. One that holds anything else is refused: what lies in a cache gets deleted."""
+    def _mark_as_cache(self) -> None:
+        """Write the tag file. A folder with other files is refused, because a cache deletes what it holds."""
         tag = self.folder / "CACHEDIR.TAG"
         if tag.is_file():
             return
         if any(path.name != _LOCK for path in self.folder.iterdir()) and not tag.is_file():
-            raise ConfigError(f"data.cache: {self.folder} is no cache, and not empty", hint="name a folder of its own")
+            raise ConfigError(
+                f"data.cache={self.folder} is neither a cache nor empty",
+                hint="choose a new or empty folder: --set data.cache=FOLDER",
+            )
         tag.write_text(_TAG, encoding="utf-8")
 
     def _touch(self, path: Path, size: int) -> bool:
-        """Whether the file is there; if so, it was asked for just now."""
+        """Return whether the file is there with this size, and mark it as used just now."""
         try:
             status = path.stat()
             if status.st_size != size:
                 return False
-            os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))  # st_mtime stays what says that a file changed
+            os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))  # st_mtime still shows when the content changed
         except FileNotFoundError:
             return False
         return True
 
     def _lock_part(self, path: Path) -> BinaryIO | None:
-        """The part of a file, locked; None where another one has it."""
+        """Open and lock the part file of a file. Return None if another process holds the lock."""
         part = _part_of(path)
         part.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         while True:
@@ -132,70 +159,71 @@ class Cache:
                 return None
             if _is_at(file.fileno(), part):
                 return file
-            file.close()  # it was finished or given up, and has another name or none
+            file.close()  # the part was finished or deleted before the lock was acquired
 
-    def _await_other(self, path: Path, wait: Wait) -> None:
-        """Return when the part that another one has locked is a moment older; see that it still grows."""
-        wait(_POLL_S)
+    def _await_other(self, path: Path, sleep: Sleep) -> None:
+        """Wait a moment for the process that writes the file. Raise TimeoutError if it makes no progress."""
+        sleep(_POLL_S)
         try:
             idle = time.time() - _part_of(path).stat().st_mtime
         except FileNotFoundError:
             return
         if idle > self._stall_s:
-            raise TimeoutError(f"another process has been downloading it, and got nothing for {idle:.0f} s")
+            raise TimeoutError(f"another process is downloading the file, and received nothing for {idle:.0f} s")
 
-    def _fill(self, path: Path, part: BinaryIO, size: int, fill: Fill, wait: Wait) -> None:
-        aside = _part_of(path)
+    def _write(self, path: Path, part: BinaryIO, size: int, write: WriteFile, sleep: Sleep) -> None:
+        """Write the locked part file, then give it its name. After a failure the part file is deleted."""
+        part_path = _part_of(path)
         try:
-            self._reserve(path, part, size, wait)
-            fill(part)
+            self._reserve(path, part, size, sleep)
+            write(part)
             part.truncate(size)
             os.fsync(part.fileno())
-            aside.replace(path)
+            part_path.replace(path)
             flush(path.parent)
         except OSError as error:
-            aside.unlink(missing_ok=True)
-            if error.errno in _NO_ROOM:
-                message = f"data.cache: no room left on the disk of {self.folder} for {path.name} ({size / 1e9:.2f} GB)"
-                raise ConfigError(message, hint="free some, or use less: --set data.cache_gb=...") from None
+            part_path.unlink(missing_ok=True)
+            if error.errno in _DISK_FULL:
+                message = f"data.cache={self.folder}: the disk is full; {path.name} needs {size / 1e9:.2f} GB"
+                raise ConfigError(message, hint="free some space, or lower the limit: --set data.cache_gb=N") from None
             raise
         except BaseException:
-            aside.unlink(missing_ok=True)
+            part_path.unlink(missing_ok=True)
             raise
 
-    def _reserve(self, path: Path, part: BinaryIO, size: int, wait: Wait) -> None:
-        """Make the part as long as the file will be, after other files made room for it."""
+    def _reserve(self, path: Path, part: BinaryIO, size: int, sleep: Sleep) -> None:
+        """Evict other files until the file fits, then give the part file its final size."""
         if size > self.max_bytes:
             raise ConfigError(
-                f"data.cache_gb: {path.name} alone has {size / 1e9:.3g} GB of {self.max_bytes / 1e9:.3g} in all",
-                hint="allow more: --set data.cache_gb=...",
+                f"data.cache_gb={self.max_bytes / 1e9:.3g} is too small: {path.name} alone needs {size / 1e9:.3g} GB",
+                hint="raise the limit: --set data.cache_gb=N",
             )
-        part.truncate(0)  # what a killed process left in it
+        part.truncate(0)  # delete what a killed process left in it
         end = time.monotonic() + self._stall_s
         while time.monotonic() < end:
-            with self._alone():
-                if self._make_room(size):
+            with self._locked():
+                if self._evict_for(size):
                     part.truncate(size)
                     return
-            wait(_POLL_S)  # all that is there is on its way: when it has come, it can go
-        raise TimeoutError(f"{self.folder} is full of what others are downloading, for {self._stall_s:.0f} s")
+            sleep(_POLL_S)  # all files are still being written; each can be evicted once it is whole
+        raise TimeoutError(f"{self.folder} has been full of unfinished downloads for {self._stall_s:.0f} s")
 
-    def _make_room(self, size: int) -> bool:
-        """Delete what was asked for longest ago until `size` more bytes are within the bound."""
+    def _evict_for(self, num_bytes: int) -> bool:
+        """Delete the least recently used files until so many more bytes fit. Return whether they do."""
         files = sorted(self._files())
-        total = sum(one for _, one, _ in files) + size
-        for _, one, path in files:
+        total = sum(size for _, size, _ in files) + num_bytes
+        for _, size, path in files:
             if total <= self.max_bytes:
                 break
             if path.suffix == ".part":
-                total -= one if _remove_unused(path) else 0
+                total -= size if _remove_unused(path) else 0
             else:
                 path.unlink(missing_ok=True)
-                total -= one
+                total -= size
         return total <= self.max_bytes
 
     def _files(self) -> Iterator[tuple[int, int, Path]]:
-        """(when it was last asked for, bytes, path) of every file and part."""
+        """Yield (time of last use in ns, size in bytes, path) of every file and part file."""
         for folder in self.folder.iterdir():
             if not folder.is_dir():
                 continue
@@ -207,8 +235,8 @@ class Cache:
                 yield status.st_atime_ns, status.st_size, path
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Held by one thread of one process at a time, for milliseconds."""
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the folder. One thread of one process holds it at a time, for milliseconds."""
         with (self.folder / _LOCK).open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -219,6 +247,7 @@ def _part_of(path: Path) -> Path:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
+    """Return whether an open file is the one that has this path now."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -226,7 +255,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _remove_unused(part: Path) -> bool:
-    """Delete a part that is nobody's, because its process is gone; whether it is deleted."""
+    """Delete a part file if the process that wrote it is gone. Return whether it was deleted."""
     try:
         with part.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,9 +1,7 @@
-"""Whole files from a folder behind an address: fetched, compared with what they should be, tried again from where the
-network failed.
+"""Download whole files from a remote folder, check them, and retry from where the network failed.
 
-Whatever fsspec opens can be an address; what its ordinary environment holds (for `s3://` that of boto) is the only
-place for credentials. No part of an address reaches a shell. What it is not: it keeps no files (cache.py), and writes
-nothing to where they come from.
+Every URL that fsspec can open is accepted. Credentials come only from the environment that fsspec reads (for `s3://`,
+that of botocore). No part of a URL reaches a shell, and nothing is written to the remote folder.
 """
 
 from __future__ import annotations
@@ -21,30 +19,39 @@ from urllib.parse import urlsplit
 from rhofast.errors import ConfigError, DependencyError, ShardFormatError, ShardMissingError
 
 _CHUNK = 1 << 22
-_BLOCK = 1 << 24  # bytes fetched ahead where a store answers requests for a part
+_BLOCK = 1 << 24  # bytes to read ahead from stores that answer range requests
 _INSTALL = "pip install 'rhofast[s3]'"
-_FINAL_STATUS = range(400, 500)  # of HTTP: asking again will not help
-_TRY_LATER = (408, 425, 429)  # but for these
+_FINAL_STATUS = range(400, 500)  # HTTP status codes for which a retry will not help,
+_TRY_LATER = (408, 425, 429)  # except for these
 _PARTIAL = 206
 
-Wait = Callable[[float], None]
+Sleep = Callable[[float], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Patience:
-    """When to give up. attempts: tries of one file in succession that bring no new piece; the pause after the n-th
-    of them is min(first_s * 2**n, most_s) times a random number in [0.5, 1). timeout_s: for a connection, and for each
-    piece of an answer. again_s: for so long a file that could not be had is not asked for again."""
+class RetryPolicy:
+    """How often and how long a download is tried.
+
+    The pause after the n-th failed attempt is min(first_pause_s * 2**n, max_pause_s), times a random number in
+    [0.5, 1).
+
+    Attributes:
+        attempts: Limit on successive attempts for one file that make no progress.
+        first_pause_s: Pause after the first failed attempt, in seconds.
+        max_pause_s: Limit on a pause, in seconds.
+        timeout_s: Limit on a connection, and on each chunk of an answer, in seconds.
+        failed_for_s: Seconds for which a file that failed is not requested again.
+    """
 
     attempts: int = 6
-    first_s: float = 0.5
-    most_s: float = 20.0
+    first_pause_s: float = 0.5
+    max_pause_s: float = 20.0
     timeout_s: float = 30.0
-    again_s: float = 60.0
+    failed_for_s: float = 60.0
 
 
 class _NetworkError(Exception):
-    """Why a file did not come, or not to its end."""
+    """The reason why a file was not received, or not to its end."""
 
     def __init__(self, cause: BaseException) -> None:
         super().__init__(str(cause))
@@ -52,119 +59,159 @@ class _NetworkError(Exception):
 
 
 class _DigestError(Exception):
-    """What came has the right length and another content."""
+    """The received file has the right size and another content."""
 
 
-class _Taken:
-    """What has come of a file so far, over all attempts."""
+class _Received:
+    """What was received of a file so far, over all attempts."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.clear()
 
-    def add(self, piece: bytes) -> None:
-        _write(self._file, piece)
-        self.digest.update(piece)
-        self.size += len(piece)
+    def add(self, chunk: bytes) -> None:
+        _write_all(self._file, chunk)
+        self.digest.update(chunk)
+        self.size += len(chunk)
 
     def clear(self) -> None:
-        """Begin again."""
+        """Start again from the first byte."""
         self._file.seek(0)
         self.digest, self.size = hashlib.sha256(), 0
 
 
 class RemoteFolder:
-    """A folder behind an address, whose files can be read from their beginning to their end. Thread-safe."""
+    """A folder in an object store or on a web server, whose files are read as a whole. Thread-safe.
 
-    def __init__(self, url: str, patience: Patience | None = None) -> None:
-        """Connects to nothing yet. Raises ConfigError, DependencyError."""
+    Attributes:
+        url: URL of the folder, without a slash at its end.
+        retry_policy: How often and how long a download is tried.
+    """
+
+    def __init__(self, url: str, retry_policy: RetryPolicy | None = None) -> None:
+        """Check the URL; nothing is connected yet.
+
+        Args:
+            url: URL of the folder, without a password, query or fragment.
+            retry_policy: How often and how long a download is tried; None for the defaults.
+
+        Raises:
+            ConfigError: The URL is malformed, holds a password, or names an unknown kind of store.
+            DependencyError: The package for this kind of store is not installed.
+        """
         self.url = url.rstrip("/")
-        self.patience = patience or Patience()
+        self.retry_policy = retry_policy or RetryPolicy()
         try:
             parts = urlsplit(url)
         except ValueError as error:
             raise ConfigError(f"{url}: {error}") from None
         if parts.password is not None:
             raise ConfigError(
-                f"{parts.scheme}://{parts.hostname}: no passwords in addresses",
+                f"{parts.scheme}://{parts.hostname}: the URL holds a password",
                 hint="give credentials in the environment, as fsspec documents for that store",
             )
         if parts.query or parts.fragment or "::" in url:
-            raise ConfigError(f"{url}: not the plain address of a folder")
+            raise ConfigError(f"{url}: not the plain URL of a folder", hint="remove '?...', '#...' and '::'")
         try:
             import fsspec
         except ImportError:
             raise DependencyError(f"{url}: fsspec is not installed", hint=_INSTALL) from None
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, **_options(parts.scheme, self.patience.timeout_s))
+            self._fs, self._root = fsspec.core.url_to_fs(
+                self.url, **_options(parts.scheme, self.retry_policy.timeout_s)
+            )
         except ValueError as error:
-            raise ConfigError(f"{url}: {error}", hint="known: file://, s3://, https:// and what fsspec opens") from None
+            raise ConfigError(
+                f"{url}: {error}", hint="use file://, s3://, https:// or another scheme of fsspec"
+            ) from None
         except ImportError as error:
             raise DependencyError(f"{url}: {error}", hint=_INSTALL) from None
-        self._failures = _failures()
+        self._network_errors = _network_errors()
 
     def read(self, name: str) -> bytes:
-        """The content of a small file. Raises ShardMissingError."""
-        for attempt in range(self.patience.attempts):
+        """Return the content of a small file.
+
+        Raises:
+            ShardMissingError: The file is not there, or cannot be read after all attempts.
+        """
+        for attempt in range(self.retry_policy.attempts):
             try:
                 return bytes(self._fs.cat_file(f"{self._root}/{name}"))
-            except self._failures as error:
-                self._fail(name, error, attempt, time.sleep)
+            except self._network_errors as error:
+                self._pause_or_raise(name, error, attempt, time.sleep)
         raise AssertionError("the last attempt raises")
 
-    def download(self, name: str, file: BinaryIO, *, size: int, sha256: str, wait: Wait) -> None:
-        """Write a file of `size` bytes to `file`. wait: called with 0 between pieces, and to pause; may raise to stop.
-        Raises ShardMissingError, ShardFormatError for another content, OSError where `file` cannot be written."""
-        taken, differed, failed, most = _Taken(file), False, 0, 0
+    def download(self, name: str, file: BinaryIO, *, size: int, sha256: str, sleep: Sleep) -> None:
+        """Write the content of a file to an open local file.
+
+        Args:
+            name: Name of the file in the folder.
+            file: Local file, open for writing.
+            size: Expected size in bytes.
+            sha256: Expected SHA-256, hexadecimal.
+            sleep: Function that waits for a number of seconds. It is called with 0 between chunks, and for each pause
+                between attempts. It may raise an exception to stop the download.
+
+        Raises:
+            ShardMissingError: The file is not there, or cannot be read after all attempts.
+            ShardFormatError: The file had another content in two attempts.
+            OSError: `file` cannot be written.
+        """
+        received, differed, failed, most = _Received(file), False, 0, 0
         while True:
             try:
-                self._attempt(name, taken, size, sha256, wait)
+                self._attempt(name, received, size, sha256, sleep)
             except _DigestError:
                 if differed:
                     raise ShardFormatError(
-                        f"{self.url}/{name}: its digest is not the one that the set's description names, twice over",
-                        hint="it was damaged or replaced: put it there again",
+                        f"{self.url}/{name}: its SHA-256 differs from the recorded one, in 2 downloads",
+                        hint="the file was damaged or replaced: upload it again",
                     ) from None
                 differed = True
             except _NetworkError as error:
-                # Beyond what any attempt came to: a store that always begins again must not go on for ever.
-                failed = 0 if taken.size >= most + _CHUNK else failed + 1
-                most = max(most, taken.size)
-                self._fail(name, error.cause, max(0, failed - 1), wait)
+                # Progress counts only beyond the best attempt: a store that always starts again must not loop forever.
+                failed = 0 if received.size >= most + _CHUNK else failed + 1
+                most = max(most, received.size)
+                self._pause_or_raise(name, error.cause, max(0, failed - 1), sleep)
             else:
                 return
 
-    def _attempt(self, name: str, taken: _Taken, size: int, sha256: str, wait: Wait) -> None:
-        """The rest of a file, after what was taken."""
-        with contextlib.closing(self._pieces(name, size, taken)) as pieces:
-            for piece in pieces:
-                wait(0)
-                taken.add(piece)
-        got, digest = taken.size, taken.digest.hexdigest()
-        if got != size or digest != sha256:
-            taken.clear()
-            raise _DigestError if got == size else _NetworkError(OSError(f"{got} bytes came instead of {size}"))
+    def _attempt(self, name: str, received: _Received, size: int, sha256: str, sleep: Sleep) -> None:
+        """Receive the rest of a file, then compare size and digest."""
+        with contextlib.closing(self._chunks(name, size, received)) as chunks:
+            for chunk in chunks:
+                sleep(0)
+                received.add(chunk)
+        actual, digest = received.size, received.digest.hexdigest()
+        if actual != size or digest != sha256:
+            received.clear()
+            raise _DigestError if actual == size else _NetworkError(OSError(f"received {actual} of {size} bytes"))
 
-    def _pieces(self, name: str, size: int, taken: _Taken) -> Generator[bytes, None, None]:
-        """The bytes of a file after what was taken, as they come, and at most one piece more than it should have; all
-        of them, with nothing taken any more, where the store does not answer for a part. Raises _NetworkError."""
+    def _chunks(self, name: str, size: int, received: _Received) -> Generator[bytes, None, None]:
+        """Yield the rest of a file in chunks, at most one chunk more than its size.
+
+        If the store does not answer range requests, `received` is cleared and the whole file is yielded.
+
+        Raises:
+            _NetworkError: The connection failed.
+        """
         try:
-            with self._opened(f"{self._root}/{name}", size, taken.size) as (remote, begins):
-                if begins != taken.size:
-                    taken.clear()
-                while taken.size <= size and (piece := remote.read(_CHUNK)):
-                    yield piece
-        except self._failures as error:
+            with self._opened(f"{self._root}/{name}", size, received.size) as (remote, begins):
+                if begins != received.size:
+                    received.clear()
+                while received.size <= size and (chunk := remote.read(_CHUNK)):
+                    yield chunk
+        except self._network_errors as error:
             raise _NetworkError(error) from error
 
     @contextlib.contextmanager
     def _opened(self, path: str, size: int, begin: int) -> Iterator[tuple[Any, int]]:
-        """(a file to be read on, the byte that it stands at): `begin`, or 0 where that cannot be had."""
+        """Open a remote file at byte `begin`. Yield the file and its position, which is 0 if it cannot seek."""
         if not self._http:
             with self._fs.open(path, "rb", block_size=_BLOCK, cache_type="readahead") as remote:
                 yield remote, remote.seek(begin) if begin and remote.seekable() else 0
             return
-        # In one answer, however long: fsspec would ask for parts one after the other, and wait for each.
+        # One request for the whole rest: fsspec would request one part after the other, and wait for each.
         headers = {**self._fs.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
         headers |= {"Range": f"bytes={begin}-"} if begin else {}
         with self._fs.open(path, "rb", size=size, block_size=0, headers=headers) as remote:
@@ -174,29 +221,29 @@ class RemoteFolder:
     def _http(self) -> bool:
         return urlsplit(self.url).scheme in ("http", "https")
 
-    def _fail(self, name: str, error: BaseException, attempt: int, wait: Wait) -> None:
-        """Pause before another attempt; raises ShardMissingError where there is none."""
+    def _pause_or_raise(self, name: str, error: BaseException, attempt: int, sleep: Sleep) -> None:
+        """Pause before the next attempt. Raise ShardMissingError if a retry will not help or none is left."""
         status = getattr(error, "status", None)
         final = isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError)
         final |= status in _FINAL_STATUS and status not in _TRY_LATER
         final |= type(error).__name__ == "NoCredentialsError"
-        if final or attempt + 1 == self.patience.attempts:
-            what = "not there" if isinstance(error, FileNotFoundError) else _in_words(error)
-            tries = "" if final else f", {attempt + 1} times"
-            raise ShardMissingError(f"{self.url}/{name}: {what}{tries}") from None
-        pause = min(self.patience.first_s * 2**attempt, self.patience.most_s)
-        wait(pause * (0.5 + 0.5 * random.SystemRandom().random()))
+        if final or attempt + 1 == self.retry_policy.attempts:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else _one_line(error)
+            tries = "" if final else f", in {attempt + 1} attempts"
+            raise ShardMissingError(f"{self.url}/{name}: {reason}{tries}") from None
+        pause = min(self.retry_policy.first_pause_s * 2**attempt, self.retry_policy.max_pause_s)
+        sleep(pause * (0.5 + 0.5 * random.SystemRandom().random()))
 
 
-def _write(file: BinaryIO, content: bytes) -> None:
-    """All of it: an unbuffered file may take a part."""
+def _write_all(file: BinaryIO, content: bytes) -> None:
+    """Write all bytes: one call of an unbuffered file may write only some of them."""
     rest = memoryview(content)
     while rest:
         rest = rest[file.write(rest) :]
 
 
 def _options(scheme: str, timeout_s: float) -> dict[str, Any]:
-    """What fsspec is to be told, beside what its own configuration says: an end to every wait."""
+    """Return options for fsspec that add time limits to its own configuration."""
     from fsspec.config import conf
 
     if scheme in ("http", "https"):
@@ -210,18 +257,18 @@ def _options(scheme: str, timeout_s: float) -> dict[str, Any]:
     return {}
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    """What the packages that are loaded by now raise when a network fails; some of it is no OSError."""
+def _network_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions that the loaded packages raise for a failed network; not all are OSErrors."""
     names = (
         ("aiohttp", "ClientError"),
         ("botocore.exceptions", "BotoCoreError"),
         ("botocore.exceptions", "ClientError"),
     )
     found = (getattr(sys.modules.get(module), name, None) for module, name in names)
-    return (OSError, EOFError, *(one for one in found if one is not None))
+    return (OSError, EOFError, *(kind for kind in found if kind is not None))
 
 
-def _in_words(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     status = getattr(error, "status", None)
     text = " ".join(str(error).split()) or type(error).__name__
     return text if status is None else f"{status} {getattr(error, 'message', '')}".strip()

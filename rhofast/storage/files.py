@@ -1,4 +1,4 @@
-"""Files that are whole or not there, on this machine or in an object store."""
+"""Read and write whole files, on this machine or in an object store: a reader never sees a half-written file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,18 @@ from rhofast.errors import ConfigError, DependencyError
 
 
 def as_path(text: str) -> Path:
-    """A path from what a user typed: of this machine (`file://` too), or a UPath, which behaves like one, for the
-    address of an object store (`s3://bucket/folder`). Raises ConfigError for an address that nothing can open,
-    DependencyError where a package for it is missing."""
+    """Return the path that a user named.
+
+    Args:
+        text: A path, a `file://` URL, or the URL of an object store (`s3://bucket/folder`).
+
+    Returns:
+        A Path for a file of this machine, or a UPath, which behaves like one, for an object store.
+
+    Raises:
+        ConfigError: No package opens URLs of this kind.
+        DependencyError: The package for this kind of store is not installed.
+    """
     scheme, mark, _ = text.partition("://")
     if not mark:
         return Path(text)
@@ -31,79 +40,119 @@ def as_path(text: str) -> Path:
         path = UPath(text)
         _ = path.fs
     except ValueError as error:
-        raise ConfigError(f"{text}: {error}", hint="known: file://, s3:// and what else fsspec opens") from None
+        raise ConfigError(f"{text}: {error}", hint="use file://, s3:// or another scheme of fsspec") from None
     except ImportError as error:
         raise DependencyError(f"{text}: {error}") from None
     return cast(Path, path)
 
 
 def is_local(path: Path) -> bool:
-    """Whether a path is of this machine."""
+    """Return whether a path is on this machine."""
     return isinstance(path, Path)
 
 
 def check_writable(path: Path) -> None:
-    """See that a file can be written there, before anything is computed. Raises ConfigError."""
+    """Check that a file can be written at `path`, before anything is computed.
+
+    Raises:
+        ConfigError: The path is a folder, or its folder does not exist or is not writable.
+    """
     if path.is_dir():
-        raise ConfigError(f"{path}: a folder, not a file to write")
+        raise ConfigError(f"{path}: a folder, not a file")
     if not path.parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {path.parent}")
+        raise ConfigError(f"{path}: there is no folder {path.parent}", hint=f"create it: mkdir -p {path.parent}")
     if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"{path}: nothing can be written in {path.parent}")
+        raise ConfigError(f"{path}: the folder {path.parent} is not writable")
 
 
-def publish(aside: Path, target: Path) -> None:
-    """Move a finished local file to its name, there or in an object store, whole or not at all. Raises OSError."""
+def publish(temporary: Path, target: Path) -> None:
+    """Move a finished local file to its final name, as a whole or not at all.
+
+    Args:
+        temporary: The finished file, on the same file system as a local target.
+        target: Its final path, on this machine or in an object store.
+
+    Raises:
+        OSError: The file cannot be moved or uploaded.
+    """
     if is_local(target):
-        flush(aside)
-        aside.replace(target)
+        flush(temporary)
+        temporary.replace(target)
     else:
         remote = cast(Any, target)
-        remote.fs.put_file(str(aside), remote.path)
-        aside.unlink()
+        remote.fs.put_file(str(temporary), remote.path)
+        temporary.unlink()
 
 
-def fetch(source: Path, aside: Path) -> Path:
-    """A local file with the content of `source`: itself, or a copy at `aside`. Raises OSError."""
+def fetch(source: Path, copy: Path) -> Path:
+    """Make a file available on this machine.
+
+    Args:
+        source: A file on this machine or in an object store.
+        copy: Where a remote file is copied to.
+
+    Returns:
+        `source` itself if it is local, otherwise `copy`.
+
+    Raises:
+        OSError: The file cannot be copied.
+    """
     if is_local(source):
         return source
-    with source.open("rb") as remote, aside.open("wb") as local:
+    with source.open("rb") as remote, copy.open("wb") as local:
         shutil.copyfileobj(remote, local, 1 << 22)
-    return aside
+    return copy
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file: afterwards it is the old one, or the whole new one, also after a power cut. Raises OSError;
-    nothing half-written is left then."""
+    """Replace a text file. The file is the old one or the whole new one, even after a power failure.
+
+    Args:
+        path: The file, on this machine or in an object store.
+        text: Its new content, written as UTF-8.
+
+    Raises:
+        OSError: The file cannot be written; no partial file remains.
+    """
     with writing_atomically(path) as file:
         file.write(text)
 
 
 @contextmanager
 def writing_atomically(path: Path) -> Iterator[TextIO]:
-    """As `write_atomically`, for a text that comes in pieces; after an exception the file is the old one."""
+    """Open a text file that replaces `path` at the end of the block; after an exception the old file remains."""
     if not is_local(path):
         with tempfile.TemporaryDirectory() as folder:
-            aside = Path(folder) / "text"
-            with aside.open("w", encoding="utf-8") as file:
+            temporary = Path(folder) / "text"
+            with temporary.open("w", encoding="utf-8") as file:
                 yield file
-            publish(aside, path)
+            publish(temporary, path)
         return
-    with replacing(path) as aside, aside.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         yield file
     flush(path.parent)
 
 
 @contextmanager
 def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
-    """A hidden file beside a local `path`, to be written as a whole: afterwards it takes the place of `path`, after an
-    exception it is gone. suffix: at the end of its name, for writers that go by it. Raises OSError."""
-    aside = path.with_name(f".{path.name}.tmp{suffix}")
+    """Provide a temporary file that replaces a local file at the end of the block.
+
+    Args:
+        path: The file to replace.
+        suffix: End of the temporary file's name, for writers that choose a format by it.
+
+    Yields:
+        The path of a hidden file in the same folder. After an exception it is deleted.
+
+    Raises:
+        OSError: The file cannot be replaced.
+    """
+    temporary = path.with_name(f".{path.name}.tmp{suffix}")
     try:
-        yield aside
-        publish(aside, path)
+        yield temporary
+        publish(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_set_made_in_an_object_store_is_the_one_made_on_the_disk(store: dict[s
     assert len(read.splitlines()) == 3 and len(list((tmp_path / "cache").rglob("*.tar"))) == 2
     assert not (tmp_path / "unused").exists()
     missing = call(store, "-c", READ, "s3://bucket/nothing", str(tmp_path / "cache"))
-    assert missing == "s3://bucket/nothing/dataset.json: not there\n"
+    assert missing == "s3://bucket/nothing/dataset.json: no such file\n"
 
 
 def test_an_address_of_no_known_store_is_one_error() -> None:

@@ -1,10 +1,10 @@
-"""Shards behind an address, through a bounded cache of this node; and any shards, wherever they are.
+"""Shard sets in an object store or on a web server, read through a bounded cache of this node.
 
     open_shards("/data/kinetics")  open_shards("s3://bucket/kinetics")  open_shards("https://host/kinetics")
 
-A remote set is a ShardSet whose files are copied to the cache (cache.py) when they are first opened (download.py), and
-`dataset.json` at once. `DownloadAhead` fetches shards before they are needed, in the order in which they will be. What
-it is not: it streams nothing; a shard is there as a whole or not at all.
+A remote set is a ShardSet. Its `dataset.json` is downloaded when it is opened; each other file is downloaded
+(storage/download.py) to the cache (storage/cache.py) when it is first opened. `DownloadAhead` downloads shards before
+they are needed, in the order in which they will be. A shard is always downloaded as a whole.
 """
 
 from __future__ import annotations
@@ -25,31 +25,44 @@ from rhofast.errors import RhofastError, ShardError, ShardFormatError, ShardMiss
 from rhofast.storage.cache import Cache
 from rhofast.storage.download import RemoteFolder
 
-_EVICTED_AGAIN = 3
+_OPEN_ATTEMPTS = 3  # a file may be evicted between its download and its opening
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def is_remote(source: str) -> bool:
-    """Whether it is an address of something that is not on this machine's disks."""
+    """Return whether a source is a URL of something that is not on this machine's disks."""
     scheme, mark, _ = source.partition("://")
     return bool(mark) and scheme != "file"
 
 
 class StoppedError(RhofastError):
-    """A download was given up, because its loader is closing: says nothing of the file."""
+    """A download was stopped because its loader is closing; this says nothing about the file."""
 
 
 class RemoteShardSet(ShardSet):
-    """A shard set behind an address. `local` and `open` fetch a file that is not in the cache. Where that fails they
-    raise ShardMissingError or ShardFormatError naming the address, or ConfigError where the cache has no room.
+    """A shard set behind a URL.
 
-    ahead_bytes: how much may lie in the cache ahead of its use.
+    `local` and `open` download a file that is not in the cache. If that fails, they raise ShardMissingError or
+    ShardFormatError with the URL of the file, or ConfigError if the cache has no space for it.
+
+    Attributes:
+        cache: The cache that holds the files of the set.
+        ahead_bytes: Limit on the bytes that are downloaded ahead of their use.
     """
 
     keeps_files = False
 
     def __init__(self, folder: RemoteFolder, cache: Cache) -> None:
-        """Fetches `dataset.json`. Raises ShardMissingError, ShardFormatError."""
+        """Download `dataset.json`.
+
+        Args:
+            folder: The remote folder of the set.
+            cache: The cache for its files.
+
+        Raises:
+            ShardMissingError: `dataset.json` is not there or cannot be read.
+            ShardFormatError: `dataset.json` has another format or version, or unsafe file names.
+        """
         info = parse_dataset(folder.read(DATASET_FILE), f"{folder.url}/{DATASET_FILE}")
         _check_names(info, folder.url)
         self._key = info.digest[:32]
@@ -60,60 +73,77 @@ class RemoteShardSet(ShardSet):
         self._folder = folder
         self._number = {shard.name: number for number, shard in enumerate(info.shards)}
         self._failed: dict[str, tuple[float, ShardError]] = {}
-        self._lines: tuple[_Line, ...] = ()
+        self._queues: tuple[_DownloadQueue, ...] = ()
         self._stop = Event()
 
     def local(self, name: str) -> Path:
-        """Where a file lies in the cache, from which it may be evicted any time."""
+        """Return the path of a file in the cache, from which it may be evicted at any time."""
         return self._get(name, self._stop)
 
     def open(self, name: str) -> int:
-        for _ in range(_EVICTED_AGAIN):
+        """Open a file of the set for reading and return its descriptor.
+
+        Raises:
+            ShardMissingError: The file cannot be downloaded, or was evicted before it was opened, repeatedly.
+            ShardFormatError: The remote file is not the recorded one.
+            ConfigError: The cache has no space for the file.
+            StoppedError: The loader of the set is closing.
+        """
+        for _ in range(_OPEN_ATTEMPTS):
             with contextlib.suppress(FileNotFoundError):
                 descriptor = os.open(self.local(name), os.O_RDONLY | os.O_CLOEXEC)
-                for line in self._lines:
-                    line.used(self._number[_stem(name)])
+                for queue in self._queues:
+                    queue.used(self._number[_stem(name)])
                 return descriptor
         raise self._evicted(name)
 
     def fetch(self, shard: int, stop: Event) -> None:
-        """Have a shard's files in the cache, or on their way there by another process. stop: set to give up. Raises as
-        `local` does."""
+        """Download the files of a shard, unless another process is already downloading them.
+
+        Args:
+            shard: Number of the shard.
+            stop: Event that stops the download.
+
+        Raises:
+            RhofastError: Whatever `local` raises.
+        """
         info = self.info.shards[shard]
         for name in (info.index, info.tar):
-            if not self.cache.claimed(self._key, name):
+            if not self.cache.is_being_written(self._key, name):
                 self._get(name, stop)
 
-    def listen(self, line: _Line) -> None:
-        """Tell `line` which shard is opened, from now on."""
-        self._lines = (*self._lines, line)
-        self.allow()
+    def add_queue(self, queue: _DownloadQueue) -> None:
+        """Report each opened shard to `queue` from now on."""
+        self._queues = (*self._queues, queue)
+        self.allow_downloads()
 
-    def unlisten(self, line: _Line) -> None:
-        """No more. When nobody fetches ahead any more, what is asked for on demand is given up, too."""
-        self._lines = tuple(one for one in self._lines if one is not line)
-        if not self._lines:
+    def remove_queue(self, queue: _DownloadQueue) -> None:
+        """Stop reporting to `queue`. Without any queue left, downloads on demand are stopped too."""
+        self._queues = tuple(other for other in self._queues if other is not queue)
+        if not self._queues:
             self._stop.set()
 
-    def allow(self) -> None:
-        """What is asked for on demand is fetched again."""
+    def allow_downloads(self) -> None:
+        """Allow downloads on demand again, after the last queue was removed."""
         if self._stop.is_set():
             self._stop = Event()
 
     def keep_mapped(self, block_shards: int) -> None:
-        """Two blocks of so many shards are needed at a time: more indices are not kept mapped, which would take the
-        space of evicted ones."""
+        """Limit the number of mapped indices to what two blocks of `block_shards` shards need.
+
+        An evicted index that stays mapped would still take its space on the disk.
+        """
         self._open_indices = min(self._open_indices, 3 * block_shards)
 
     def _load_index(self, shard: int) -> ShardIndex:
         name = self.info.shards[shard].index
-        for attempt in range(_EVICTED_AGAIN):
+        for attempt in range(_OPEN_ATTEMPTS):
             self.local(name)
             try:
                 return super()._load_index(shard)
             except ShardMissingError:  # evicted before it was mapped
                 continue
-            except ShardFormatError:  # damaged in the cache: once more from where it came
+            except ShardFormatError:  # damaged in the cache: download it once more
                 if attempt:
                     raise
                 self.cache.drop(self._key, name)
@@ -121,27 +151,27 @@ class RemoteShardSet(ShardSet):
 
     def _evicted(self, name: str) -> ShardMissingError:
         return ShardMissingError(
-            f"{self.where}/{name}: left the cache before it was read, {_EVICTED_AGAIN} times",
-            hint="the cache is too small: --set data.cache_gb=...",
+            f"{self.where}/{name}: evicted from the cache before it was read, {_OPEN_ATTEMPTS} times",
+            hint="the cache is too small: raise --set data.cache_gb=N",
         )
 
     def _get(self, name: str, stop: Event) -> Path:
         since, error = self._failed.get(name, (0.0, None))
-        if error is not None and time.monotonic() - since < self._folder.patience.again_s:
+        if error is not None and time.monotonic() - since < self._folder.retry_policy.failed_for_s:
             raise type(error)(error.message, hint=error.hint)
         shard = self.info.shards[self._number[_stem(name)]]
-        index = name == shard.index
-        size, sha256 = (shard.index_bytes, shard.index_sha256) if index else (shard.bytes, shard.tar_sha256)
+        is_index = name == shard.index
+        size, sha256 = (shard.index_bytes, shard.index_sha256) if is_index else (shard.bytes, shard.tar_sha256)
 
-        def wait(seconds: float) -> None:
+        def sleep(seconds: float) -> None:
             if stop.wait(seconds):
                 raise StoppedError(f"{self.where}/{name}: its download was stopped")
 
-        def fill(file: BinaryIO) -> None:
-            self._folder.download(name, file, size=size, sha256=sha256, wait=wait)
+        def write(file: BinaryIO) -> None:
+            self._folder.download(name, file, size=size, sha256=sha256, sleep=sleep)
 
         try:
-            return self.cache.get(self._key, name, size, fill, wait=wait)
+            return self.cache.get(self._key, name, size, write, sleep=sleep)
         except ShardError as error:
             self._failed[name] = (time.monotonic(), error)
             raise
@@ -150,49 +180,60 @@ class RemoteShardSet(ShardSet):
 
 
 class DownloadAhead:
-    """Threads that fetch the shards of remote sets before they are needed.
+    """Threads that download the shards of remote sets before they are needed.
 
-    needed: each set, and its shards in the order of their first need (`Order.shards_from`); local sets are passed over.
-    threads: of each set. A set's threads keep at most `ahead_bytes` ahead of the newest shard that was opened. What
-    cannot be fetched is tried again, and said, when it is needed.
+    A set's threads keep at most `ahead_bytes` ahead of the newest shard that was opened. A shard that cannot be
+    downloaded is tried again, and reported, when it is needed.
 
-    To close what reads the sets without waiting for whole shards: `stop`, end the reading threads, `close`.
+    To close readers of the sets without waiting for whole shards: call `stop`, end the reading threads, call `close`.
     """
 
     def __init__(self, needed: Iterable[tuple[ShardSet, Iterator[int]]], *, threads: int) -> None:
-        self._lines = [_Line(one, shards, threads) for one, shards in needed if isinstance(one, RemoteShardSet)]
+        """Start the threads.
+
+        Args:
+            needed: Each set with its shards in the order of their first need (`Order.shards_from`). Local sets are
+                ignored.
+            threads: Number of threads per set.
+        """
+        self._queues = [
+            _DownloadQueue(shards, numbers, threads) for shards, numbers in needed if isinstance(shards, RemoteShardSet)
+        ]
 
     def stop(self) -> None:
-        """Give up the downloads under way, and until `close` also what reading threads ask for of a set that nobody
-        else fetches ahead: they get a StoppedError."""
-        for line in self._lines:
-            line.stop()
+        """Stop the downloads in progress.
+
+        Until `close`, reading threads that need a download get a StoppedError, unless another DownloadAhead serves the
+        same set.
+        """
+        for queue in self._queues:
+            queue.stop()
 
     def close(self) -> None:
-        """End all threads. Takes at most as long as one piece of an answer may take. Safe to call twice."""
+        """End all threads. It takes at most as long as one chunk of a download, and may be called twice."""
         self.stop()
-        for line in self._lines:
-            line.close()
+        for queue in self._queues:
+            queue.close()
 
 
-class _Line:
-    """The shards of one set, in the order of their first need: some have been opened, some are fetched ahead."""
+class _DownloadQueue:
+    """The shards of one set in the order of their first need, and the threads that download them."""
 
     def __init__(self, shards: RemoteShardSet, needed: Iterator[int], threads: int) -> None:
         self._shards, self._needed = shards, needed
         self._next = next(needed, None)
         self._ahead: deque[int] = deque()
-        self._times: Counter[int] = Counter()  # of each shard in `_ahead`
+        self._times: Counter[int] = Counter()  # how often each shard is in `_ahead`
         self._bytes = 0
         self._changed = Condition()
         self._stop = Event()
         self._threads = [Thread(target=self._work, name="rhofast-download", daemon=True) for _ in range(threads)]
-        shards.listen(self)
+        shards.add_queue(self)
         for thread in self._threads:
             thread.start()
 
     def used(self, shard: int) -> None:
-        """A shard was opened: it and those before it are ahead no more."""
+        """Remove an opened shard, and those before it, from the shards that are ahead."""
         if shard not in self._times:
             return
         with self._changed:
@@ -210,12 +251,12 @@ class _Line:
         with self._changed:
             self._stop.set()
             self._changed.notify_all()
-        self._shards.unlisten(self)
+        self._shards.remove_queue(self)
 
     def close(self) -> None:
         for thread in self._threads:
             thread.join()
-        self._shards.allow()
+        self._shards.allow_downloads()
 
     def _work(self) -> None:
         while (shard := self._take()) is not None:
@@ -227,7 +268,7 @@ class _Line:
                 continue
 
     def _take(self) -> int | None:
-        """The next shard to fetch, when there is room for it; None at the end."""
+        """Wait until the next shard may be downloaded and return it; None at the end."""
         with self._changed:
             while not self._stop.is_set() and self._next is not None:
                 shard, size = self._next, self._size(self._next)
@@ -245,14 +286,15 @@ class _Line:
 
 
 def shard_bytes(shard: ShardInfo) -> int:
+    """Return the size of a shard's tar and index together, in bytes."""
     return shard.bytes + shard.index_bytes
 
 
 def _check_names(info: DatasetInfo, url: str) -> None:
-    """See that no name leads out of the cache's folder. Raises ShardFormatError."""
+    """Raise ShardFormatError for a name that would lead out of the cache's folder."""
     for shard in info.shards:
         if not _SAFE_NAME.fullmatch(shard.name):
-            raise ShardFormatError(f"{url}/{DATASET_FILE}: {shard.name!r} is no name of a shard")
+            raise ShardFormatError(f"{url}/{DATASET_FILE}: {shard.name!r} is not a valid name of a shard")
 
 
 def _stem(name: str) -> str:

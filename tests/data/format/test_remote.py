@@ -35,12 +35,12 @@ from rhofast.data.sampling.shuffle import Order
 from rhofast.data.sources import open_shards, open_training
 from rhofast.errors import ConfigError, SampleError, ShardFormatError, ShardMissingError
 from rhofast.storage.cache import Cache
-from rhofast.storage.download import Patience, RemoteFolder
+from rhofast.storage.download import RemoteFolder, RetryPolicy
 from tests.helpers.shards import damage_unit, write_shards
 
 pytest.importorskip("aiohttp")
 
-QUICK = Patience(attempts=4, first_s=0.01, most_s=0.02, timeout_s=1.0, again_s=0.2)
+QUICK = RetryPolicy(attempts=4, first_pause_s=0.01, max_pause_s=0.02, timeout_s=1.0, failed_for_s=0.2)
 Fault = Callable[["Handler", bytes], bool]
 
 
@@ -161,8 +161,10 @@ def slow(handler: Handler, content: bytes) -> bool:
     return True
 
 
-def open_remote(site: Site, folder: Path, *, max_bytes: int = 10**9, timeout_s: Patience = QUICK) -> RemoteShardSet:
-    return RemoteShardSet(RemoteFolder(site.url, timeout_s), Cache(folder, max_bytes=max_bytes, stall_s=5.0))
+def open_remote(
+    site: Site, folder: Path, *, max_bytes: int = 10**9, retry_policy: RetryPolicy = QUICK
+) -> RemoteShardSet:
+    return RemoteShardSet(RemoteFolder(site.url, retry_policy), Cache(folder, max_bytes=max_bytes, stall_s=5.0))
 
 
 def sha256(path: Path) -> str:
@@ -229,7 +231,7 @@ def test_a_store_that_always_begins_again_is_given_up(
     monkeypatch.setattr("rhofast.storage.download._CHUNK", 64)
     remote = open_remote(site, tmp_path / "cache")
     site.faults[TAR] = [drop, partial(drop, share=4)] * 4
-    with pytest.raises(ShardMissingError, match="4 times"):
+    with pytest.raises(ShardMissingError, match="4 attempts"):
         remote.local(TAR)
     assert site.requests[TAR] == 5
 
@@ -254,7 +256,7 @@ def test_a_store_that_can_seek_is_read_on_from_there(
 
     monkeypatch.setattr(folder._fs, "open", lambda *_, **__: Failing(content))
     with (tmp_path / "copy").open("w+b") as file:
-        folder.download(name, file, size=len(content), sha256=shards.info.shards[0].tar_sha256, wait=lambda _: None)
+        folder.download(name, file, size=len(content), sha256=shards.info.shards[0].tar_sha256, sleep=lambda _: None)
     assert (tmp_path / "copy").read_bytes() == content and begins == [1000, 2000, 3000]
 
 
@@ -271,7 +273,7 @@ def test_a_part_of_something_else_is_noticed(site: Site, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("fault", "requests", "said"),
-    [(error_500, 4, "500 Internal Server Error, 4 times"), (short, 4, "4 times"), (forbidden, 1, "403")],
+    [(error_500, 4, "500 Internal Server Error, in 4 attempts"), (short, 4, "4 attempts"), (forbidden, 1, "403")],
 )
 def test_a_fault_that_stays_is_one_error_naming_the_address(
     site: Site, tmp_path: Path, fault: Fault, requests: int, said: str
@@ -284,7 +286,7 @@ def test_a_fault_that_stays_is_one_error_naming_the_address(
     with pytest.raises(ShardMissingError, match=said):  # known for a while, without asking again
         remote.local(TAR)
     assert site.requests[TAR] == requests
-    time.sleep(QUICK.again_s)
+    time.sleep(QUICK.failed_for_s)
     site.faults.clear()
     assert remote.local(TAR).is_file()
 
@@ -292,7 +294,7 @@ def test_a_fault_that_stays_is_one_error_naming_the_address(
 def test_another_content_is_fetched_once_more_and_then_refused(site: Site, tmp_path: Path) -> None:
     remote = open_remote(site, tmp_path / "cache")
     site.faults[TAR] = [other] * 100
-    with pytest.raises(ShardFormatError, match=f"{TAR}: its digest is not the one .* twice"):
+    with pytest.raises(ShardFormatError, match=f"{TAR}: its SHA-256 differs .* in 2 downloads"):
         remote.local(TAR)
     assert site.requests[TAR] == 2 and not left_over(tmp_path / "cache")
 
@@ -301,11 +303,11 @@ def test_what_is_not_there_is_said_at_once(site: Site, tmp_path: Path) -> None:
     remote = open_remote(site, tmp_path / "cache")
     (site.root / TAR).unlink()
     reader = Reader(remote)
-    with pytest.raises(SampleError, match=f"{site.url}/{TAR}: not there"):
+    with pytest.raises(SampleError, match=f"{site.url}/{TAR}: no such file"):
         reader.read(6, np.array([0], dtype=np.int32))
     assert site.requests[TAR] == 1
     (site.root / "dataset.json").unlink()
-    with pytest.raises(ShardMissingError, match=r"dataset\.json: not there"):
+    with pytest.raises(ShardMissingError, match=r"dataset\.json: no such file"):
         open_remote(site, tmp_path / "cache")
 
 
@@ -334,10 +336,10 @@ CLIENT = """
 import sys
 from pathlib import Path
 from rhofast.storage.cache import Cache
-from rhofast.storage.download import Patience, RemoteFolder
+from rhofast.storage.download import RetryPolicy, RemoteFolder
 from rhofast.data.format.remote import RemoteShardSet
 url, folder, name = sys.argv[1:]
-remote = RemoteShardSet(RemoteFolder(url, Patience(attempts=2)), Cache(Path(folder), max_bytes=10**9))
+remote = RemoteShardSet(RemoteFolder(url, RetryPolicy(attempts=2)), Cache(Path(folder), max_bytes=10**9))
 print("began", flush=True)
 print(remote.local(name), flush=True)
 """
@@ -408,7 +410,7 @@ def test_what_a_killed_process_left_makes_room(site: Site, tmp_path: Path) -> No
 
 def test_a_shard_above_the_bound_is_one_error(site: Site, tmp_path: Path) -> None:
     remote = open_remote(site, tmp_path / "cache", max_bytes=1000)
-    with pytest.raises(ConfigError, match=r"data.cache_gb: shard-000001.tar alone has"):
+    with pytest.raises(ConfigError, match=r"data\.cache_gb=1e-06 is too small: shard-000001\.tar alone needs"):
         remote.local(TAR)
 
 
@@ -419,18 +421,18 @@ def test_a_full_disk_is_one_error(site: Site, tmp_path: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(ConfigError, match="no room left on the disk"):
+    with pytest.raises(ConfigError, match="the disk is full"):
         Reader(remote).read(6, np.array([0], dtype=np.int32))
     assert not left_over(tmp_path / "cache")
 
 
 def test_a_cache_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"data.cache: .* cannot be used: Not a directory"):
+    with pytest.raises(ConfigError, match=r"data\.cache=.* cannot be used: Not a directory"):
         Cache(tmp_path / "file" / "cache", max_bytes=1)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(ConfigError, match="is no cache, and not empty"):
+    with pytest.raises(ConfigError, match="is neither a cache nor empty"):
         Cache(tmp_path / "mine", max_bytes=1)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
@@ -526,7 +528,7 @@ def test_a_set_larger_than_its_cache_is_gone_through_block_by_block(
 
 
 def open_loader(rank: int = 0, world_size: int = 1, **data: Any) -> TrainLoader:
-    """With batches of 4, in blocks of one shard. data: what else the page says of them."""
+    """Open a loader with batches of 4 and blocks of one shard. data: more options of the `data` config."""
     section = DataConfig(block_shards=1, prefetch=1, threads=2, **data)
     sources = open_training(section, world_size=world_size)
     return TrainLoader(
@@ -627,9 +629,9 @@ def test_sets_of_all_kinds_are_opened_together(site: Site, tmp_path: Path, membe
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("http://user:secret@host/set", "no passwords"),
-        ("http://host/set?token=1", "not the plain address"),
-        ("simplecache::http://host/set", "not the plain address"),
+        ("http://user:secret@host/set", "the URL holds a password"),
+        ("http://host/set?token=1", "not the plain URL"),
+        ("simplecache::http://host/set", "not the plain URL"),
         ("pipe://cat%20file", "pipe"),
         ("http://[host/set", "IPv6"),
     ],
