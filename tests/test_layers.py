@@ -27,7 +27,7 @@ DOORS = {
     "nvidia": ("data.decode",),
     "accelerate": ("training", "evaluation"),
     "torchvision": ("models.backbones.torchvision_video",),
-    "ray": ("ingest.executors",),
+    "ray": ("ingest.ray_cluster",),
 }
 
 

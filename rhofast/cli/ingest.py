@@ -61,8 +61,9 @@ def shard(
     from rhofast.data.format.dataset import open_folder
     from rhofast.ingest.build import BuildSettings, build_shards, parse_task, stored_keys
     from rhofast.ingest.dry_run import estimate_build
-    from rhofast.ingest.executors import LocalProcesses, RayCluster
+    from rhofast.ingest.executors import LocalProcesses
     from rhofast.ingest.listing import Listing
+    from rhofast.ingest.ray_cluster import RayCluster
     from rhofast.ingest.recipes import find_records, published_count
     from rhofast.ingest.transcode import TranscodeSettings
 

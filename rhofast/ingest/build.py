@@ -157,7 +157,7 @@ def _next_number(existing: ShardSet | None) -> int:
 
 def _complete_set(out: Path) -> DatasetInfo | None:
     if not (out / DATASET_FILE).exists():
-        if out.is_dir() and any(out.iterdir()) and not any(out.glob(".unit-*")):
+        if out.is_dir() and any(out.iterdir()) and not any(out.glob(".job-*")):
             raise IngestError(f"{out}: is not empty and holds no shards", hint="choose a new or empty folder")
         if out.exists() and not out.is_dir():
             raise IngestError(f"{out}: is a file", hint="choose a new or empty folder")
@@ -227,7 +227,7 @@ def _alone(out: Path, *, shared: bool) -> Iterator[None]:
 def _clear_leftovers(out: Path, task: ArrayTask | None) -> None:
     """Delete what a killed run was writing when it ended; of a task, its own."""
     for path in out.glob(".*.tmp"):
-        number = path.name.removeprefix(".unit-")[:6]
+        number = path.name.removeprefix(".job-")[:6]
         if task is not None and not (number.isdigit() and task.includes(int(number))):
             continue
         if path.is_dir():
@@ -321,7 +321,7 @@ def _refused_now(plan: _Plan, shards: list[ShardInfo]) -> Iterator[dict[str, str
 
 def _delete_result_files(out: Path, info: DatasetInfo) -> None:
     last = max(shard_number(shard) for shard in info.shards)
-    for note in out.glob(".unit-*.json"):
+    for note in out.glob(".job-*.json"):
         if int(note.name[6:12]) <= last:  # later ones are those of shards that are being appended
             note.unlink()
 

@@ -1,6 +1,6 @@
-"""A process apart, for looking into files that nobody vouches for: on a hostile one a library may crash or never end.
+"""A separate process for opening untrusted video files, on which a library may crash or never return.
 
-What it is not: a sandbox against malice. It only keeps one file from ending the work on all others.
+It is not a sandbox against malicious code. It only keeps one file from ending the work on all others.
 """
 
 from __future__ import annotations
@@ -19,25 +19,40 @@ import rhofast
 from rhofast.errors import IngestError
 from rhofast.ingest.probe import Refusal, RefusedError
 
-Result = TypeVar("Result")
+ResultT = TypeVar("ResultT")
 
-_START_S = 120.0  # on a machine that is busy
+_START_S = 120.0  # enough on a busy machine
 _SERVE = "import sys; from rhofast.ingest.isolation import serve; serve(int(sys.argv[1]))"
 
 
 class IsolatedProcess:
-    """Runs functions in one other process, which is begun when it is first needed and again after it died. Not
-    thread-safe. The other process ends with this one, however that ends."""
+    """Runs functions in one child process, which is started at the first call and again after it has died.
+
+    It is not thread-safe. The child process ends when this process ends, whatever the reason.
+    """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Any = None
 
-    def call(self, function: Callable[..., Result], *arguments: Any, seconds: float) -> Result:
-        """What the function, one of a module, returns. Raises what it raises; RefusedError where it ends the process,
-        or takes longer than `seconds`; IngestError where there cannot be such a process."""
+    def call(self, function: Callable[..., ResultT], *arguments: Any, seconds: float) -> ResultT:
+        """Call a function in the child process and return its result.
+
+        Args:
+            function: A function at the top level of a module.
+            *arguments: Its arguments; they must be picklable.
+            seconds: Time limit of the call.
+
+        Returns:
+            What the function returned.
+
+        Raises:
+            Exception: Whatever the function raised.
+            RefusedError: The call ended the child process, or took longer than `seconds`.
+            IngestError: The child process cannot be started.
+        """
         if self._process is None:
-            self._begin()
+            self._start()
         try:
             self._pipe.send((function, arguments))
             if not self._pipe.poll(seconds):
@@ -46,51 +61,57 @@ class IsolatedProcess:
             failed, value = self._pipe.recv()
         except (EOFError, OSError):
             self.close()
-            raise RefusedError(Refusal.DAMAGED, "it crashes the library that looks into it") from None
+            raise RefusedError(Refusal.DAMAGED, "the library that reads it crashes") from None
         if failed:
             raise value
         return value  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """End the other process."""
+        """Kill the child process, if there is one."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._pipe.close()
         self._process = self._pipe = None
 
-    def _begin(self) -> None:
-        self._pipe, theirs = Pipe()
+    def _start(self) -> None:
+        self._pipe, child_end = Pipe()
         paths = [str(Path(rhofast.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, str(theirs.fileno())],
+            [sys.executable, "-c", _SERVE, str(child_end.fileno())],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            pass_fds=(theirs.fileno(),),
+            pass_fds=(child_end.fileno(),),
             stdin=subprocess.DEVNULL,
         )
-        theirs.close()
+        child_end.close()
         try:
             if self._pipe.poll(_START_S) and self._pipe.recv() == "ready":
                 return
         except EOFError:
             pass
         self.close()
-        raise IngestError("the process that looks into videos does not start", hint="is there memory left?")
+        raise IngestError(
+            "the isolated process that reads videos did not start", hint="check that the machine has free memory"
+        )
 
 
 def serve(descriptor: int) -> None:
-    """In the other process: call what is asked for until nobody is left to ask. Ctrl-C is the asker's business."""
+    """Run calls in the child process until the parent closes its end of the pipe; Ctrl-C is left to the parent.
+
+    Args:
+        descriptor: File descriptor of the child's end of the pipe.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = Connection(descriptor)
     pipe.send("ready")
     while True:
         try:
-            asked = pipe.recv_bytes()
+            request = pipe.recv_bytes()
         except EOFError:
             return
         try:
-            function, arguments = pickle.loads(asked)
+            function, arguments = pickle.loads(request)
             answer = (False, function(*arguments))
-        except Exception as error:  # noqa: BLE001  the asker raises it
+        except Exception as error:  # noqa: BLE001  the parent raises it
             answer = (True, error)
         pipe.send(answer)

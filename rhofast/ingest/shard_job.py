@@ -1,10 +1,10 @@
-"""A unit of work: a run of videos becomes one shard, in whatever process of whatever machine.
+"""One job of ingest: a run of videos becomes one shard, in any process of any machine.
 
-    unit --probe, transcode, index, one video after another--> shard-NNNNNN.{tar,idx,arrow}, .unit-NNNNNN.json
+    job --probe, transcode, index each video--> shard-NNNNNN.{tar,idx,arrow}, .job-NNNNNN.json
 
-What a unit becomes depends on its sources, the settings and the ffmpeg program alone: not on who works, how many do, or
-what happened before. Its note (.unit-NNNNNN.json) is written last, so a unit with a note of the same digest is done.
-What is not finished lies in `.unit-NNNNNN.*.tmp`.
+The result depends only on the sources, the settings and the ffmpeg program; it does not depend on the machine, the
+number of workers, or what happened before. The result file (.job-NNNNNN.json) is written last, so a job whose result
+file has the same digest is done. Unfinished work lies in `.job-NNNNNN.*.tmp`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,22 @@ from rhofast.ingest.transcode import TranscodeSettings, output_fps, transcode
 from rhofast.ingest.writer import NewSample, write_shard
 from rhofast.storage.files import fetch, is_local, write_atomically
 
-_COMPLETE = 0.8  # of the frames that the packets promise; some files are wrong about the last ones
-_guard = IsolatedProcess()  # of this process
+_MIN_FRAMES = 0.8  # share of the frames that the packets promise; some files are wrong about the last ones
+_isolated = IsolatedProcess()  # shared by all jobs of this process
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardJob:
-    """One shard's worth of work. encoder: the ffmpeg program that makes it, as it names itself."""
+    """The work of making one shard.
+
+    Attributes:
+        number: Number of the shard.
+        records: The videos, in their order.
+        out: Folder of the shard set.
+        codec: Settings of the codec, as `codec_settings` returns them.
+        settings: How videos are transcoded.
+        encoder: Version line of the ffmpeg program.
+    """
 
     number: int
     records: tuple[VideoRecord, ...]
@@ -50,14 +59,16 @@ class ShardJob:
 
     @property
     def name(self) -> str:
+        """Name of the shard, without suffix."""
         return f"shard-{self.number:06d}"
 
     @property
     def result_file(self) -> Path:
-        return self.out / f".unit-{self.number:06d}.json"
+        """The file that is written when the job is done."""
+        return self.out / f".job-{self.number:06d}.json"
 
     def digest(self) -> str:
-        """Of all that decides what it becomes, as far as can be told without reading the videos."""
+        """Return a digest of everything that decides the result, as far as is known without reading the videos."""
         sources = [[*_identity(record), _state(record.path)] for record in self.records]
         what = [VERSION, self.encoder, self.codec, self.settings.model_dump(exclude={"timeout"}), sources]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
@@ -65,79 +76,93 @@ class ShardJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardResult:
-    """What a unit became. shard: None where every source was refused. refused: key, path, reason and detail of each."""
+    """What a job made.
+
+    Attributes:
+        number: Number of the shard.
+        shard: The shard; None if every source was refused.
+        refused: Key, path, reason and detail of each refused source.
+    """
 
     number: int
     shard: ShardInfo | None
     refused: list[dict[str, str]]
 
 
-def run_shard_job(unit: ShardJob) -> tuple[int, int]:
-    """Make one shard; (its number, how many sources were refused). Raises OSError where it cannot be written, and
-    IngestError where ffmpeg was stopped from outside."""
-    codec, refused = build_codec(unit.codec), list[dict[str, str]]()
-    digest = unit.digest()  # before anything is read: a source that changes meanwhile is made again
-    home = unit.out if is_local(unit.out) else None
-    with tempfile.TemporaryDirectory(dir=home, prefix=f".unit-{unit.number:06d}.", suffix=".tmp") as folder:
+def run_shard_job(job: ShardJob) -> tuple[int, int]:
+    """Make one shard and return its number and how many sources were refused.
+
+    Raises:
+        OSError: The shard cannot be written.
+        IngestError: ffmpeg was stopped from outside.
+    """
+    codec, refused = build_codec(job.codec), list[dict[str, str]]()
+    digest = job.digest()  # before anything is read: a source that changes meanwhile is made again
+    home = job.out if is_local(job.out) else None
+    with tempfile.TemporaryDirectory(dir=home, prefix=f".job-{job.number:06d}.", suffix=".tmp") as folder:
         scratch = Path(folder)
 
         def samples() -> Iterator[NewSample]:
-            for record in unit.records:
+            for record in job.records:
                 num_bytes = 0
                 try:
                     num_bytes = _size(record.path)
-                    with tempfile.TemporaryDirectory(dir=scratch) as own:
-                        yield make_sample(record, codec, unit.settings, Path(own))
+                    with tempfile.TemporaryDirectory(dir=scratch) as sample_folder:
+                        yield make_sample(record, codec, job.settings, Path(sample_folder))
                 except RefusedError as error:
                     line = {"key": record.key, "path": str(record.path), "reason": str(error.reason)}
                     refused.append({**line, "detail": error.detail})
                 tick(num_bytes)
 
-        shard = write_shard(unit.out, unit.name, samples(), scratch=scratch)
-    note = {"digest": digest, "shard": None if shard is None else shard.model_dump(), "refused": refused}
-    write_atomically(unit.result_file, json.dumps(note))
-    return unit.number, len(refused)
+        shard = write_shard(job.out, job.name, samples(), scratch=scratch)
+    content = {"digest": digest, "shard": None if shard is None else shard.model_dump(), "refused": refused}
+    write_atomically(job.result_file, json.dumps(content))
+    return job.number, len(refused)
 
 
-def finished_shard(unit: ShardJob) -> ShardResult | None:
-    """The result of a unit that is done, or None. Raises IngestError where its note belongs to another set."""
-    note = _read_note(unit)
-    if note is None:
+def finished_shard(job: ShardJob) -> ShardResult | None:
+    """Return the result of a job that is done and whose files are there, or None.
+
+    Raises:
+        IngestError: The result file belongs to another shard set.
+    """
+    content = _read_result_file(job)
+    if content is None:
         return None
-    if note["digest"] != unit.digest():
+    if content["digest"] != job.digest():
         raise IngestError(
-            f"{unit.out}: holds the beginning of another shard set (other videos, settings or ffmpeg)",
-            hint="choose another folder, or delete it",
+            f"{job.out}: holds the beginning of another shard set (other videos, settings or ffmpeg)",
+            hint="choose another folder, or delete this one",
         )
-    result = _result_of(unit, note)
+    result = _parse_result(job, content)
     if result.shard is not None:
         try:
-            check_shard_files(unit.out, result.shard)
+            check_shard_files(job.out, result.shard)
         except ShardError:
             return None
     return result
 
 
-def shard_result(unit: ShardJob) -> ShardResult | None:
-    """What the note of a unit says, taken on trust; None if there is none."""
-    note = _read_note(unit)
-    return None if note is None else _result_of(unit, note)
+def shard_result(job: ShardJob) -> ShardResult | None:
+    """Return what the result file of a job says, unchecked; None if there is no such file."""
+    content = _read_result_file(job)
+    return None if content is None else _parse_result(job, content)
 
 
-def _result_of(unit: ShardJob, note: dict[str, Any]) -> ShardResult:
-    shard = None if note["shard"] is None else ShardInfo.model_validate(note["shard"])
-    return ShardResult(number=unit.number, shard=shard, refused=note["refused"])
+def _parse_result(job: ShardJob, content: dict[str, Any]) -> ShardResult:
+    shard = None if content["shard"] is None else ShardInfo.model_validate(content["shard"])
+    return ShardResult(number=job.number, shard=shard, refused=content["refused"])
 
 
-def _read_note(unit: ShardJob) -> dict[str, Any] | None:
+def _read_result_file(job: ShardJob) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(unit.result_file.read_text(encoding="utf-8")))
+        return dict(json.loads(job.result_file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
 
 
 def source_identity(record: VideoRecord) -> list[Any]:
-    """What names a source wherever it lies and whenever it was copied there: key, label, and size in bytes."""
+    """Return [key, label, label name, size in bytes], which identify a source wherever it lies."""
     state = _state(record.path)
     return [*_identity(record), None if state is None else state[0]]
 
@@ -147,7 +172,7 @@ def _identity(record: VideoRecord) -> list[Any]:
 
 
 def _state(path: Path) -> list[Any] | None:
-    """The size and the time of the last change, where the storage knows one; None for a file that is not there."""
+    """Return the size and, where the storage knows it, the modification time; None if the file is missing."""
     try:
         stat = path.stat()
     except OSError:
@@ -163,20 +188,32 @@ def _size(path: Path) -> int:
 
 
 def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, scratch: Path) -> NewSample:
-    """One video as it is stored. scratch: a folder for its files, which are needed until it is written.
+    """Probe, transcode and index one video.
 
-    Raises RefusedError, OSError where `scratch` cannot be written, IngestError where ffmpeg was stopped from outside.
+    Args:
+        record: The video.
+        codec: The codec that it is stored with.
+        settings: How it is transcoded.
+        scratch: A folder for its files, which must stay until the sample is written.
+
+    Returns:
+        The sample, ready to be written.
+
+    Raises:
+        RefusedError: The video cannot become a sample.
+        OSError: `scratch` cannot be written.
+        IngestError: ffmpeg was stopped from outside.
     """
     try:
         path = fetch(record.path, scratch / "source")
     except FileNotFoundError as error:
         raise RefusedError(Refusal.MISSING, error.strerror or str(error)) from None
-    source = _guard.call(probe, path, seconds=settings.timeout)
+    source = _isolated.call(probe, path, seconds=settings.timeout)
     _check_duration(source.seconds, settings)
     file, member = _store(path, source, codec, settings, scratch)
     with path.open("rb") as original:
         digest = hashlib.file_digest(original, lambda: hashlib.blake2b(digest_size=16)).digest()
-    note = {
+    metadata = {
         "label": record.label,
         "label_name": record.label_name,
         "source": record.path.name,
@@ -195,20 +232,20 @@ def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, 
         file=file,
         suffix=codec.suffix or _suffix(record.path),
         member=member,
-        note=note,
+        metadata=metadata,
     )
 
 
 def _store(
     path: Path, source: SourceInfo, codec: Codec, settings: TranscodeSettings, scratch: Path
 ) -> tuple[Path, Member]:
-    """The member's file, and what is in it. Raises as `make_sample` does."""
+    """Return the member's file and what is in it; raises as `make_sample` does."""
     if codec.untouched and (source.mirrored or source.rotation):
-        raise RefusedError(Refusal.NOT_COPYABLE, "it is to be shown turned or mirrored")
+        raise RefusedError(Refusal.NOT_COPYABLE, "its display matrix rotates or mirrors it")
     file = transcode(path, source, codec, settings, scratch / "member")
     try:
-        if codec.untouched:  # a stranger's bytes, not an encoder's
-            member = _guard.call(_index_member, codec, file, seconds=settings.timeout)
+        if codec.untouched:  # bytes of unknown origin, not of our encoder
+            member = _isolated.call(_index_member, codec, file, seconds=settings.timeout)
         else:
             member = _index_member(codec, file)
     except UnfitError as error:
@@ -225,10 +262,10 @@ def _store(
 
 
 def _check_complete(member: Member, source: SourceInfo, settings: TranscodeSettings) -> None:
-    """See that about as many frames came out as the packets promised. Raises RefusedError."""
+    """Raise RefusedError unless about as many frames were stored as the packets promised."""
     expected = min(source.seconds, settings.max_seconds or math.inf) * float(member.fps)
-    if member.num_frames < _COMPLETE * expected - 2:
-        raise RefusedError(Refusal.DAMAGED, f"{member.num_frames} of {expected:.0f} frames came out")
+    if member.num_frames < _MIN_FRAMES * expected - 2:
+        raise RefusedError(Refusal.DAMAGED, f"only {member.num_frames} of {expected:.0f} frames could be decoded")
 
 
 def _index_member(codec: Codec, file: Path) -> Member:
@@ -237,7 +274,7 @@ def _index_member(codec: Codec, file: Path) -> Member:
 
 
 def _check_duration(seconds: float, settings: TranscodeSettings) -> None:
-    """Raises RefusedError for what is shorter or longer than asked for."""
+    """Raise RefusedError if a video is shorter than `min_duration` or longer than `max_duration`."""
     if settings.min_duration is not None and seconds < settings.min_duration:
         raise RefusedError(Refusal.TOO_SHORT, f"{seconds:.2f} s")
     if settings.max_duration is not None and seconds > settings.max_duration:
@@ -245,6 +282,6 @@ def _check_duration(seconds: float, settings: TranscodeSettings) -> None:
 
 
 def _suffix(path: Path) -> str:
-    """The suffix of a copied file in the tar: one word, since readers take everything behind the key's dot for it."""
+    """Return a one-word suffix for a copied file; readers take everything behind the key's dot for the suffix."""
     suffix = re.sub(r"[^a-z0-9]", "", path.suffix.lower())
     return suffix if suffix and suffix != "json" else "video"

@@ -1,11 +1,11 @@
-"""Every promise of the shard format, checked for a whole set; and what is wrong, said with its address.
+"""Check a whole shard set against every promise of the shard format, and say where each problem is.
 
-    shards --checks.py, in fresh processes--> problems and key digests of each, in the set's order
-    key digests --> keys that come twice;  the folder --> files that are missing or in excess
+    shards --verify_shard.py, in fresh processes--> problems and key digests of each shard, in the set's order
+    key digests --> keys that occur twice;  the folder --> files that are missing or unexpected
 
-What is wrong is a function of the files: not of the number of workers, nor of who is done first. A decoder that dies
-takes its process with it, not the check: every shard that was being checked then is checked again by itself, and the
-one whose process dies again is named. What it is not: it repairs nothing.
+The result depends only on the files; it does not depend on the number of workers or on which is done first. A decoder
+that crashes takes its process with it, but not the check: each shard that was being checked at that time is checked
+again alone, and the one whose process dies again is reported. Nothing is repaired.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import open_index
 from rhofast.errors import ConfigError, IngestError
 from rhofast.ingest.executors import LocalProcesses
-from rhofast.ingest.verify_shard import Problem, Report, Task, check_shard
+from rhofast.ingest.verify_member import FormatProblem
+from rhofast.ingest.verify_shard import ShardReport, VerifyJob, check_shard
 
 
 def verify_shards(
@@ -34,17 +35,27 @@ def verify_shards(
     deep: bool = False,
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Iterator[Problem]:
-    """Check a whole set; yields what is wrong, shard by shard. deep: decode everything too. workers: processes.
-    on_progress: called now and then with (samples checked, samples in all).
+) -> Iterator[FormatProblem]:
+    """Check a whole shard set.
 
-    Raises DependencyError where `deep` needs DALI and it is not installed; IngestError where no process can be started.
+    Args:
+        shards: The set.
+        deep: Decode all samples too.
+        workers: Number of processes.
+        on_progress: Called from time to time with (samples checked, samples in all).
+
+    Yields:
+        What is wrong, shard by shard.
+
+    Raises:
+        DependencyError: `deep` needs DALI, which is not installed.
+        IngestError: No process can be started.
     """
     root, info = shards.root, shards.info
     try:
         build_codec(info.codec)
     except ConfigError as error:
-        yield Problem(file="dataset.json", what=error.message)
+        yield FormatProblem(file="dataset.json", what=error.message)
         return
 
     def progress(samples: int) -> None:
@@ -52,20 +63,20 @@ def verify_shards(
             on_progress(samples, len(shards))
 
     keys = []
-    with tempfile.TemporaryDirectory(prefix="rhofast-verify.") as marks:
-        tasks = [
-            Task(
+    with tempfile.TemporaryDirectory(prefix="rhofast-verify.") as markers:
+        jobs = [
+            VerifyJob(
                 number=number,
                 root=root,
                 shard=shard,
                 codec=info.codec,
                 classes=tuple(info.classes),
                 deep=deep,
-                mark=Path(marks) / str(number),
+                marker=Path(markers) / str(number),
             )
             for number, shard in enumerate(info.shards)
         ]
-        for report in _in_order(_reports(tasks, workers, progress)):
+        for report in _in_order(_reports(jobs, workers, progress)):
             yield from report.problems
             keys.append(report.keys)
     progress(len(shards))
@@ -73,50 +84,50 @@ def verify_shards(
     yield from _folder_problems(shards)
 
 
-def _reports(tasks: Sequence[Task], workers: int, progress: Callable[[int], None]) -> Iterator[Report]:
-    """As they are ready. Every shard that was being checked when a process died is checked again by itself."""
-    left = {task.number: task for task in tasks}
-    total = sum(task.shard.samples for task in tasks)
+def _reports(jobs: Sequence[VerifyJob], workers: int, progress: Callable[[int], None]) -> Iterator[ShardReport]:
+    """Yield the reports as they are ready; shards that were being checked when a process died are checked alone."""
+    left = {job.number: job for job in jobs}
+    total = sum(job.shard.samples for job in jobs)
     while left:
-        before = total - sum(task.shard.samples for task in left.values())
+        before = total - sum(job.shard.samples for job in left.values())
 
         def on_ticks(samples: int, _: int, before: int = before) -> None:
             progress(before + samples)
 
-        suspects: list[Task] = []
+        suspects: list[VerifyJob] = []
         try:
             for report in LocalProcesses(workers).run(check_shard, list(left.values()), on_ticks=on_ticks):
                 del left[report.number]
                 yield report
         except IngestError:
-            suspects = [task for task in left.values() if task.mark.exists()]
+            suspects = [job for job in left.values() if job.marker.exists()]
             if not suspects:
                 raise
-        for task in suspects:
-            del left[task.number]
-            yield _check_alone(task)
+        for job in suspects:
+            del left[job.number]
+            yield _check_alone(job)
 
 
-def _check_alone(task: Task) -> Report:
-    """Check a shard that may kill the process that does; if it does, without decoding."""
-    deaths: list[Problem] = []
-    for attempt in (task, replace(task, deep=False)) if task.deep else (task,):
+def _check_alone(job: VerifyJob) -> ShardReport:
+    """Check a shard that may kill its process; if it does, check it again without decoding."""
+    deaths: list[FormatProblem] = []
+    for attempt in (job, replace(job, deep=False)) if job.deep else (job,):
         try:
             (report,) = LocalProcesses(1).run(check_shard, [attempt])
             return replace(report, problems=(*report.problems, *deaths))
         except IngestError:
-            if mark := task.mark.read_text():
-                key, offset = mark.split()
-                what = "the decoder died of it, and its process with it; the samples after it were not decoded"
-                deaths.append(Problem(file=task.shard.tar, key=key, offset=int(offset), what=what))
+            if position := job.marker.read_text():
+                key, offset = position.split()
+                what = "the decoder crashed on this sample; the samples after it were not decoded"
+                deaths.append(FormatProblem(file=job.shard.tar, key=key, offset=int(offset), what=what))
             else:
-                deaths.append(Problem(file=task.shard.tar, what="the process that checked it died"))
-    return Report(number=task.number, problems=tuple(deaths), keys=np.zeros(0, dtype=np.uint64))
+                deaths.append(FormatProblem(file=job.shard.tar, what="the process that checked this shard died"))
+    return ShardReport(number=job.number, problems=tuple(deaths), keys=np.zeros(0, dtype=np.uint64))
 
 
-def _in_order(reports: Iterable[Report]) -> Iterator[Report]:
-    """Reports by number, from 0 on; those that are ready too early wait."""
-    waiting: dict[int, Report] = {}
+def _in_order(reports: Iterable[ShardReport]) -> Iterator[ShardReport]:
+    """Yield the reports by number, from 0 on."""
+    waiting: dict[int, ShardReport] = {}
     following = 0
     for report in reports:
         waiting[report.number] = report
@@ -125,15 +136,15 @@ def _in_order(reports: Iterable[Report]) -> Iterator[Report]:
             following += 1
 
 
-def _repeated_keys(shards: ShardSet, keys: Sequence[npt.NDArray[np.uint64]]) -> Iterator[Problem]:
-    """Equal digests are few; only those keys are read again and compared. Needs 16 bytes a sample."""
-    every = np.sort(np.concatenate(keys)) if keys else np.zeros(0, dtype=np.uint64)
-    doubtful = np.unique(every[1:][every[1:] == every[:-1]])
+def _repeated_keys(shards: ShardSet, keys: Sequence[npt.NDArray[np.uint64]]) -> Iterator[FormatProblem]:
+    """Find keys that occur twice, in 16 bytes per sample: only keys with equal digests are read and compared."""
+    digests = np.sort(np.concatenate(keys)) if keys else np.zeros(0, dtype=np.uint64)
+    doubtful = np.unique(digests[1:][digests[1:] == digests[:-1]])
     if not len(doubtful):
         return
     first: dict[str, str] = {}
-    for number, own in enumerate(keys):
-        rows = np.flatnonzero(np.isin(own, doubtful))
+    for number, shard_keys in enumerate(keys):
+        rows = np.flatnonzero(np.isin(shard_keys, doubtful))
         if not len(rows):
             continue
         shard = shards.info.shards[number]
@@ -141,29 +152,35 @@ def _repeated_keys(shards: ShardSet, keys: Sequence[npt.NDArray[np.uint64]]) -> 
         for row in rows.tolist():
             key = index.key(row)
             if key in first:
-                yield Problem(file=shard.index, key=key, what=f"the key is in {first[key]} too")
+                yield FormatProblem(file=shard.index, key=key, what=f"the same key occurs in {first[key]}")
             first.setdefault(key, shard.name)
 
 
-def _folder_problems(shards: ShardSet) -> Iterator[Problem]:
-    """What lies beside the shards."""
+def _folder_problems(shards: ShardSet) -> Iterator[FormatProblem]:
+    """Check the files beside the shards."""
     root, info = shards.root, shards.info
     try:
         sizes = json.loads((root / "sizes.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         sizes = None
     if sizes != {shard.tar: shard.samples for shard in info.shards}:
-        yield Problem(file="sizes.json", what="does not list the samples of the shards")
+        yield FormatProblem(file="sizes.json", what="does not match the samples per shard in dataset.json")
     try:
         with (root / "refused.jsonl").open(encoding="utf-8") as file:
             refused = dict(Counter(json.loads(line)["reason"] for line in file))
     except (OSError, ValueError, KeyError, TypeError):
         refused = None
     if refused != info.refused:
-        yield Problem(file="refused.jsonl", what=f"does not list the {sum(info.refused.values())} refused sources")
-    for leftover in sorted({*root.glob(".*.tmp"), *root.glob(".unit-*")}):
-        yield Problem(file=leftover.name, what="left over from an interrupted run; run the same command again")
+        yield FormatProblem(
+            file="refused.jsonl",
+            what=f"does not match the {sum(info.refused.values())} refused sources in dataset.json",
+        )
+    for leftover in sorted({*root.glob(".*.tmp"), *root.glob(".job-*")}):
+        yield FormatProblem(
+            file=leftover.name,
+            what="left over from an interrupted run: run `rhofast shard` again with the same arguments",
+        )
     known = {f"{shard.name}.{suffix}" for shard in info.shards for suffix in ("tar", "arrow", "idx")}
     for stray in sorted(path.name for path in root.glob("shard-*")):
         if stray not in known:
-            yield Problem(file=stray, what="is not listed in dataset.json")
+            yield FormatProblem(file=stray, what="not listed in dataset.json")

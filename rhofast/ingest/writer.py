@@ -1,7 +1,7 @@
-"""One shard: a reproducible WebDataset tar, its Arrow index and its wds2idx index. Whole or not there.
+"""Write one shard: a reproducible WebDataset tar, its Arrow index and its wds2idx index.
 
-All files are written in a scratch folder, flushed to the disk and renamed (or uploaded); the index comes last, so a
-shard with an index is complete. A video is copied from file to file and never held in memory.
+All files are written in a scratch folder, flushed to the disk and renamed (or uploaded). The Arrow index comes last, so
+a shard with an index is complete. A video is copied from file to file and never held in memory.
 """
 
 from __future__ import annotations
@@ -23,8 +23,17 @@ from rhofast.storage.files import publish
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewSample:
-    """A sample that is ready to be written. file: the encoded member, which is read at once and may be gone when the
-    next sample is asked for; suffix: its suffix in the tar; note: what KEY.json says."""
+    """A sample that is ready to be written.
+
+    Attributes:
+        key: Key of the sample, unique in the set.
+        label: Number of the class; None without labels.
+        source_digest: BLAKE2b digest of the source, 16 bytes.
+        file: The encoded member. It is read at once and may be deleted when the next sample is drawn.
+        suffix: Suffix of the member in the tar, without the dot.
+        member: Frames, size and units of the member.
+        metadata: Content of KEY.json.
+    """
 
     key: str
     label: int | None
@@ -32,27 +41,39 @@ class NewSample:
     file: Path
     suffix: str
     member: Member
-    note: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 def write_shard(folder: Path, name: str, samples: Iterable[NewSample], *, scratch: Path) -> ShardInfo | None:
-    """Write `name`.tar, .idx and .arrow from samples, one at a time; None (and no file) if there are none. scratch: a
-    local folder for what is not finished; on the disk of `folder`, if that is local. Raises OSError."""
+    """Write NAME.tar, NAME.idx and NAME.arrow, one sample at a time.
+
+    Args:
+        folder: Folder of the shard set.
+        name: Name of the shard, without suffix.
+        samples: The samples, in their order.
+        scratch: A local folder for unfinished files; on the disk of `folder`, if that is local.
+
+    Returns:
+        What dataset.json says of the shard; None, and no file, if there are no samples.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
     tar_file, idx_file, index_file = (scratch / f"{name}.{suffix}" for suffix in ("tar", "idx", "arrow"))
     written: list[NewSample] = []
     with tarfile.open(tar_file, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
-            note = json.dumps(sample.note, ensure_ascii=True, sort_keys=True).encode()
-            _add(tar, f"{sample.key}.json", len(note), io.BytesIO(note))
+            metadata = json.dumps(sample.metadata, ensure_ascii=True, sort_keys=True).encode()
+            _add(tar, f"{sample.key}.json", len(metadata), io.BytesIO(metadata))
             with sample.file.open("rb") as file:
                 _add(tar, f"{sample.key}.{sample.suffix}", sample.file.stat().st_size, file)
             written.append(sample)
     if not written:
         return None
-    places = tar_members(tar_file)
-    rows = [index_row(sample, *places[f"{sample.key}.{sample.suffix}"]) for sample in written]
+    spans = tar_members(tar_file)
+    rows = [index_row(sample, *spans[f"{sample.key}.{sample.suffix}"]) for sample in written]
     index_digest = write_index(index_file, rows, {"rhofast": str(VERSION)})
-    idx_file.write_text(wds2idx_text(places))
+    idx_file.write_text(wds2idx_text(spans))
     info = ShardInfo(
         name=name,
         samples=len(rows),
@@ -63,34 +84,34 @@ def write_shard(folder: Path, name: str, samples: Iterable[NewSample], *, scratc
         tar_sha256=file_digest(tar_file),
         index_sha256=index_digest,
     )
-    for aside in (tar_file, idx_file, index_file):
-        publish(aside, folder / aside.name)
+    for finished in (tar_file, idx_file, index_file):
+        publish(finished, folder / finished.name)
     return info
 
 
 def tar_members(path: Path) -> dict[str, tuple[int, int]]:
-    """Name -> (offset of its first byte, size) of every regular member, in order. Raises tarfile.TarError."""
+    """Return (offset of the first byte, size) by name of all regular members, in order; raises tarfile.TarError."""
     with tarfile.open(path, "r:") as tar:
         return {member.name: (member.offset_data, member.size) for member in tar if member.isreg()}
 
 
-def wds2idx_text(places: dict[str, tuple[int, int]]) -> str:
-    """The index that DALI's wds2idx makes of a tar with these members (its version 1.2)."""
+def wds2idx_text(spans: dict[str, tuple[int, int]]) -> str:
+    """Return the index that DALI's wds2idx makes of a tar with these members (format version 1.2)."""
     lines: dict[str, list[str]] = {}
-    for name, (offset, size) in places.items():
+    for name, (offset, size) in spans.items():
         key, _, extension = name.partition(".")
         lines.setdefault(key, []).append(f"{extension} {offset} {size} {name}")
     return "".join(f"{line}\n" for line in [f"v1.2 {len(lines)}", *(" ".join(parts) for parts in lines.values())])
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
+    """Return the SHA-256 digest of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _add(tar: tarfile.TarFile, name: str, size: int, content: BinaryIO) -> None:
-    """Add a member whose header tells nothing of this machine or of now."""
+    """Add a member whose header is independent of the machine and the time."""
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode, entry.mtime = size, 0o644, 0
     entry.uname = entry.gname = "root"
@@ -98,7 +119,13 @@ def _add(tar: tarfile.TarFile, name: str, size: int, content: BinaryIO) -> None:
 
 
 def index_row(sample: NewSample, offset: int, size: int) -> IndexRow:
-    """What the index says of a sample whose member lies at `offset` of the tar, `size` bytes long."""
+    """Return a sample's row of the index.
+
+    Args:
+        sample: The sample.
+        offset: Position of the member in the tar, in bytes.
+        size: Length of the member in bytes.
+    """
     member = sample.member
     return IndexRow(
         key=sample.key,

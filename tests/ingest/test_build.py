@@ -150,8 +150,8 @@ def test_a_killed_build_continues_and_ends_with_the_same_bytes(
     class Dies(InProcess):
         def run(self, function, units, *, on_ticks=None):  # type: ignore[no-untyped-def]
             yield from map(function, islice(units, 1))
-            (out / ".unit-000001.x.tmp").mkdir()  # what a kill -9 in the next unit leaves
-            (out / ".unit-000001.x.tmp" / "shard-000001.tar").write_bytes(b"half")
+            (out / ".job-000001.x.tmp").mkdir()  # what a kill -9 in the next unit leaves
+            (out / ".job-000001.x.tmp" / "shard-000001.tar").write_bytes(b"half")
             raise KeyboardInterrupt
 
     out = tmp_path / "set"
@@ -196,9 +196,9 @@ def test_parts_made_apart_make_the_same_set(built: Path, sources: list[VideoReco
     assert build(sources, out, task=ArrayTask(number=0, count=3)) is None
     assert sorted(path.name for path in out.glob("*.tar")) == ["shard-000000.tar", "shard-000003.tar"]
     assert not (out / "dataset.json").exists()
-    (out / ".unit-000002.y.tmp").mkdir()  # another part is at work
+    (out / ".job-000002.y.tmp").mkdir()  # another part is at work
     build(sources, out, task=ArrayTask(number=0, count=3))
-    assert (out / ".unit-000002.y.tmp").exists()
+    assert (out / ".job-000002.y.tmp").exists()
     build(sources, out)  # makes what is missing, and merges
     assert contents(out) == contents(built)
 
@@ -288,7 +288,7 @@ def test_a_full_disk_is_one_error_and_what_was_finished_stays(
         patch.setattr(writer, "publish", full)
         with pytest.raises(IngestError, match="No space left on device"):
             build(sources, out)
-    assert (out / "shard-000000.tar").exists() and not list(out.glob(".unit-*.tmp"))
+    assert (out / "shard-000000.tar").exists() and not list(out.glob(".job-*.tmp"))
     build(sources, out)
     assert contents(out) == contents(built)
 

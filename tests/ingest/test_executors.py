@@ -1,4 +1,4 @@
-"""Units run once each, wherever they run and whatever dies; what they raise arrives as itself.
+"""Every job runs once, wherever it runs and whatever dies; its exceptions arrive unchanged.
 
 Ray has a process of its own here, this file run as a script, so that its state and its warnings stay out of the others.
 """
@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from rhofast.errors import DependencyError, IngestError
-from rhofast.ingest.executors import LocalProcesses, RayCluster, tick
+from rhofast.ingest.executors import LocalProcesses, tick
+from rhofast.ingest.ray_cluster import RayCluster
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 
@@ -39,7 +40,7 @@ def fail_at_three(number: int) -> int:
 # ---- processes of this machine ----
 
 
-def test_units_are_drawn_as_they_are_needed_and_all_are_run() -> None:
+def test_jobs_are_drawn_as_they_are_needed_and_all_are_run() -> None:
     drawn: list[int] = []
     results = LocalProcesses(1).run(abs, (drawn.append(n) or -n for n in range(40)))
     first = next(results)
@@ -55,7 +56,7 @@ def test_ticks_are_complete_when_the_last_result_is() -> None:
     assert seen[-1] == (20, 10 * 10 + sum(range(10)))
 
 
-def test_what_a_unit_raises_arrives_as_itself() -> None:
+def test_what_a_job_raises_arrives_as_itself() -> None:
     with pytest.raises(IngestError, match=r"three \(leave it out\)"):
         list(LocalProcesses(1).run(fail_at_three, range(100)))
 
@@ -74,23 +75,23 @@ def test_without_ray_the_error_says_how_to_install_it(monkeypatch: pytest.Monkey
         list(RayCluster().run(abs, [1]))
 
 
-UNITS = 12
+JOBS = 12
 HANGING = 5
 
 
 class Work:
-    """What the units of the script do, in a folder that all nodes share."""
+    """What the jobs of the script do, in a folder that all nodes share."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.node_of_the_hanging_one = folder / "node"
+        self.hanging_node = folder / "node"
 
     def make(self, number: int) -> int:
-        """A file and two ticks; unit HANGING goes no further than many ticks on the first node that it meets."""
+        """A file and two ticks; job HANGING goes no further than many ticks on the first node that it meets."""
         import ray
 
-        if number == HANGING and not self.node_of_the_hanging_one.exists():
-            self.node_of_the_hanging_one.write_text(ray.get_runtime_context().get_node_id())
+        if number == HANGING and not self.hanging_node.exists():
+            self.hanging_node.write_text(ray.get_runtime_context().get_node_id())
             for _ in range(100):
                 tick(1000)
                 time.sleep(0.3)
@@ -136,18 +137,18 @@ def on_two_nodes(folder: Path) -> dict[str, Any]:
     nodes = {node.node_id: node for node in [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]}
     work, results, drawn = Work(folder), list[int](), list[int]()
 
-    def units() -> Iterator[int]:
-        for number in range(UNITS):
+    def jobs() -> Iterator[int]:
+        for number in range(JOBS):
             drawn.append(number)
             yield number
 
     def on_ticks(*totals: int) -> None:
         told["ticks"] = totals
-        if totals[1] >= 1000 and "live" not in told:  # of the hanging unit, while it is under way
+        if totals[1] >= 1000 and "live" not in told:  # of the hanging job, while it is under way
             told["live"] = totals
-            cluster.remove_node(nodes[work.node_of_the_hanging_one.read_text()], allow_graceful=False)
+            cluster.remove_node(nodes[work.hanging_node.read_text()], allow_graceful=False)
 
-    for result in RayCluster(cluster.address).run(work.make, units(), on_ticks=on_ticks):
+    for result in RayCluster(cluster.address).run(work.make, jobs(), on_ticks=on_ticks):
         told.setdefault("drawn_at_first", len(drawn))
         results.append(result)
     told |= {"results": results, "left_connected": ray.is_initialized()}
@@ -192,32 +193,32 @@ def told(folder: Path) -> dict[str, Any]:
 
 
 @needs_ray
-def test_a_node_lost_at_work_loses_no_unit(told: dict[str, Any], folder: Path) -> None:
-    assert sorted(told["results"]) == list(range(UNITS))
-    assert [(folder / f"{number}.bin").read_bytes() for number in range(UNITS)] == [*map(content, range(UNITS))]
+def test_a_node_lost_at_work_loses_no_job(told: dict[str, Any], folder: Path) -> None:
+    assert sorted(told["results"]) == list(range(JOBS))
+    assert [(folder / f"{number}.bin").read_bytes() for number in range(JOBS)] == [*map(content, range(JOBS))]
     assert told["drawn_at_first"] <= 5
 
 
 @needs_ray
 def test_ticks_are_live_and_those_of_a_lost_attempt_are_taken_back(told: dict[str, Any]) -> None:
     assert told["live"][1] >= 1000
-    assert told["ticks"] == [2 * UNITS, 10 * UNITS + sum(range(UNITS))]
+    assert told["ticks"] == [2 * JOBS, 10 * JOBS + sum(range(JOBS))]
 
 
 @needs_ray
-def test_a_killed_process_of_a_node_loses_no_unit(told: dict[str, Any]) -> None:
+def test_a_killed_process_of_a_node_loses_no_job(told: dict[str, Any]) -> None:
     assert told["killed_once"] == [0, 1]
 
 
 @needs_ray
-def test_a_unit_that_kills_every_process_is_one_error_that_names_it(told: dict[str, Any], folder: Path) -> None:
+def test_a_job_that_kills_every_process_is_one_error_that_names_it(told: dict[str, Any], folder: Path) -> None:
     name, message = told["deadly"]
-    assert name == "IngestError" and message.startswith("1: 4 processes died of it")
+    assert name == "IngestError" and message.startswith("1: 4 processes in a row died")
     assert (folder / "deaths").read_text() == "xxxx"
 
 
 @needs_ray
-def test_what_a_unit_raises_on_a_node_arrives_as_itself(told: dict[str, Any]) -> None:
+def test_what_a_job_raises_on_a_node_arrives_as_itself(told: dict[str, Any]) -> None:
     assert told["own"] == ["IngestError", "three (leave it out)"]
     assert told["system"][0] == "FileNotFoundError" and "missing-" in told["system"][1]
 

@@ -33,7 +33,7 @@ from rhofast.data.format.index import IndexRow, open_index, write_index
 from rhofast.data.types import Units
 from rhofast.ingest import verify
 from rhofast.ingest.verify import verify_shards
-from rhofast.ingest.verify_shard import Report, Task, check_shard
+from rhofast.ingest.verify_shard import ShardReport, VerifyJob, check_shard
 from rhofast.ingest.writer import NewSample, write_shard
 from tests.helpers.shards import FPS, encode_mjpeg, frame_pixels
 
@@ -82,7 +82,7 @@ def write_set(root: Path, codec: Codec, members: Sequence[bytes], suffix: str = 
             file.write_bytes(content)
             member = codec.index_member(BytesIO(content))
             digest = hashlib.blake2b(content, digest_size=16).digest()
-            note = {
+            metadata = {
                 "label": number % 2,
                 "label_name": f"class {number % 2}",
                 "source_digest": digest.hex(),
@@ -100,7 +100,7 @@ def write_set(root: Path, codec: Codec, members: Sequence[bytes], suffix: str = 
                     file=file,
                     suffix=suffix,
                     member=member,
-                    note=note,
+                    metadata=metadata,
                 )
             )
         shards.append(write_shard(root, f"shard-{first // per_shard:06d}", samples, scratch=root / "scratch"))
@@ -209,7 +209,7 @@ def changed(values: npt.NDArray[Any], unit: int, by: float) -> npt.NDArray[Any]:
 
 UNIT = {"jpeg": 5, "h264": 2, "copy": 0}
 UNIT_NAME = {"jpeg": "frame 5", "h264": "frames 8-15", "copy": f"frames 0-{FRAMES - 1}"}
-DIGEST = r"shard-N.tar: its digest is not the one in dataset.json"
+DIGEST = r"shard-N.tar: its SHA-256 digest differs from the one in dataset.json"
 INDEX = r"shard-N.arrow: "
 SAMPLE = r"shard-N.tar, key vK: "
 MEMBER = r"shard-N.tar, key vK, byte M: "
@@ -228,15 +228,15 @@ def shallow(codec: str) -> list[tuple[Injury, list[str]]]:
         ),
         (
             lambda root, n: os.truncate(root / f"shard-{n:06d}.tar", 1600),
-            [r"shard-N.tar: is 1600 bytes long, .*", r"shard-N.tar: is not a whole tar file: .*"],
+            [r"shard-N.tar: is 1600 bytes long; .*", r"shard-N.tar: is not a complete tar file: .*"],
         ),
-        (lambda root, n: longer(root / f"shard-{n:06d}.tar"), [r"shard-N.tar: is \d+ bytes long, .*"]),
+        (lambda root, n: longer(root / f"shard-{n:06d}.tar"), [r"shard-N.tar: is \d+ bytes long; .*"]),
         (lambda root, n: (root / f"shard-{n:06d}.tar").unlink(), [r"shard-N.tar: no such file.*"]),
         (lambda root, n: flip_bit(root / f"shard-{n:06d}.arrow"), [rf"{INDEX}its digest is not the one.*"]),
         (lambda root, n: (root / f"shard-{n:06d}.arrow").unlink(), [rf"{INDEX}no such file.*"]),
         (
             lambda root, n: patch(root, n, b'"frames": 20', b'"frames": 21'),
-            [DIGEST, rf"{NOTE}KEY.json says frames 21, the index 20"],
+            [DIGEST, rf"{NOTE}KEY.json says frames=21, the index 20"],
         ),
         (
             lambda root, n: patch(root, n, b'{"codec"', b'["codec"'),
@@ -248,38 +248,41 @@ def shallow(codec: str) -> list[tuple[Injury, list[str]]]:
         ),
         (
             lambda root, n: patch(root, n, b'"label_name": "class', b'"label_name": "glass'),
-            [DIGEST, rf"{NOTE}KEY.json says label_name 'glass [01]', the index 'class [01]'"],
+            [DIGEST, rf"{NOTE}KEY.json says label_name='glass [01]', the index 'class [01]'"],
         ),
         (
             add_sample,
             [
-                r"shard-N.idx: is not the wds2idx index of the tar",
-                rf"{SAMPLE[:-4]}x: the index does not know this sample",
+                r"shard-N.idx: does not match the tar .*",
+                rf"{SAMPLE[:-4]}x: the sample is in the tar but not in the index",
             ],
         ),
         (
             lambda root, n: (root / f"shard-{n:06d}.idx").write_text("v1.2 0\n"),
-            [r"shard-N.idx: is not the wds2idx index of the tar"],
+            [r"shard-N.idx: does not match the tar .*"],
         ),
         (
             lambda root, n: describe(root, n, {"frames": 7}),
-            [rf"{INDEX}1 samples, 20 frames, 1.67 s; dataset.json says otherwise"],
+            [rf"{INDEX}1 samples, 20 frames, 1.67 s; dataset.json disagrees"],
         ),
         (
             lambda root, n: reseal(root, n, lambda row: replace(row, label=2)),
-            [rf"{NOTE}KEY.json says label [01], the index 2", rf"{INDEX[:-2]}, key vK: label 2 of 2 classes"],
+            [
+                rf"{NOTE}KEY.json says label=[01], the index 2",
+                rf"{INDEX[:-2]}, key vK: label 2 is not below the number of classes, 2",
+            ],
         ),
         (
             lambda root, n: reseal(root, n, lambda row: replace(row, offset=row.offset + 512, size=row.size - 512)),
-            [rf"{SAMPLE}the tar has no such member where the index says"],
+            [rf"{SAMPLE}the tar has no such member at the position in the index"],
         ),
         (
             lambda root, n: reseal(root, n, with_units(size=lambda units: changed(units.size, -1, 10_000))),
-            [rf"{MEMBER}a unit reaches beyond it"],
+            [rf"{MEMBER}a unit extends beyond the member"],
         ),
         (
             lambda root, n: reseal(root, n, with_units(frame=lambda units: units.frame + np.int32(1))),
-            [rf"{MEMBER}its units do not hold its frames"],
+            [rf"{MEMBER}its units do not cover its frames"],
         ),
     ]
 
@@ -317,29 +320,29 @@ def resealed(unit: int, offset: int, content: bytes) -> Injury:
 
 DEEP: dict[str, list[tuple[Injury, list[str]]]] = {
     "jpeg": [
-        (resealed(5, 0, b"\0\0"), [r"shard-N.tar, key vK, byte U: frame 5: not a whole JPEG"]),
+        (resealed(5, 0, b"\0\0"), [r"shard-N.tar, key vK, byte U: frame 5: not a complete JPEG"]),
         (resealed(5, 2, b"\0" * 30), [r"shard-N.tar, key vK, byte U: frame 5: not a JPEG"]),
-        (bad_tables, [r"shard-N.tar, key vK, byte U: frame 5: the decoder refuses it"]),
+        (bad_tables, [r"shard-N.tar, key vK, byte U: frame 5: the decoder rejects it"]),
         (
             lambda root, n: reseal(root, n, with_units(rgb=lambda units: changed(units.rgb, 8, 3))),
-            [r"shard-N.tar, key vK, byte \d+: frame 8: its mean color is not the stored one"],
+            [r"shard-N.tar, key vK, byte \d+: frame 8: its mean color differs from the stored one"],
         ),
     ],
     "h264": [
         (resealed(2, 130, b"\xff" * 60), [r"shard-N.tar, key vK, byte U: frames 8-15: the stored member .*"]),
         (
             lambda root, n: reseal(root, n, with_units(rgb=lambda units: changed(units.rgb, 2, 3))),
-            [r"shard-N.tar, key vK, byte U: frames 8-15: its mean color is not the stored one"],
+            [r"shard-N.tar, key vK, byte U: frames 8-15: its mean color differs from the stored one"],
         ),
         (
             lambda root, n: reseal(root, n, with_units(size=lambda units: changed(units.size, 2, -4))),
-            [r"shard-N.tar, key vK, byte U: frames 8-15: the container has it elsewhere"],
+            [r"shard-N.tar, key vK, byte U: frames 8-15: the container has it at another position"],
         ),
         (
             lambda root, n: reseal(root, n, lambda row: replace(row, height=96)),
             [
-                rf"{NOTE}KEY.json says height 48, the index 96",
-                rf"{MEMBER}holds 20 frames of 64x48 at 12 fps; the index says otherwise",
+                rf"{NOTE}KEY.json says height=48, the index 96",
+                rf"{MEMBER}holds 20 frames of 64x48 at 12 fps; the index disagrees",
             ],
         ),
     ],
@@ -347,14 +350,14 @@ DEEP: dict[str, list[tuple[Injury, list[str]]]] = {
         (resealed(0, 0, b"\0" * 1000), [rf"{MEMBER}the stored member cannot be opened: .*"]),
         (
             lambda root, n: reseal(root, n, with_units(rgb=lambda units: changed(units.rgb, 0, 3))),
-            [rf"{MEMBER}frames 0-19: its mean color is not the stored one"],
+            [rf"{MEMBER}frames 0-19: its mean color differs from the stored one"],
         ),
         (
             lambda root, n: reseal(root, n, lambda row: replace(row, fps=6.0)),
             [
-                rf"{INDEX}1 samples, 20 frames, 3.33 s; dataset.json says otherwise",
-                rf"{NOTE}KEY.json says fps 12.0, the index 6.0",
-                rf"{MEMBER}holds 20 frames of 64x48 at 12 fps; the index says otherwise",
+                rf"{INDEX}1 samples, 20 frames, 3.33 s; dataset.json disagrees",
+                rf"{NOTE}KEY.json says fps=12.0, the index 6.0",
+                rf"{MEMBER}holds 20 frames of 64x48 at 12 fps; the index disagrees",
             ],
         ),
     ],
@@ -424,18 +427,18 @@ def test_what_lies_beside_the_shards(whole: dict[str, Path], tmp_path: Path) -> 
     (root / "dataset.json").write_text(json.dumps(info))
     (root / "sizes.json").write_text("{}")
     (root / "refused.jsonl").write_text("[]\n")
-    (root / ".scratch-x.tmp").mkdir()
-    (root / ".unit-000003.json").touch()
+    (root / ".a-scratch.tmp").mkdir()
+    (root / ".job-000003.json").touch()
     (root / "shard-000009.tar").touch()
     (root / "shard-000000.tar.bak").touch()
     assert said(root) == [
-        "shard-000001.arrow, key v0: the key is in shard-000000 too",
-        "sizes.json: does not list the samples of the shards",
-        "refused.jsonl: does not list the 1 refused sources",
-        ".scratch-x.tmp: left over from an interrupted run; run the same command again",
-        ".unit-000003.json: left over from an interrupted run; run the same command again",
-        "shard-000000.tar.bak: is not listed in dataset.json",
-        "shard-000009.tar: is not listed in dataset.json",
+        "shard-000001.arrow, key v0: the same key occurs in shard-000000",
+        "sizes.json: does not match the samples per shard in dataset.json",
+        "refused.jsonl: does not match the 1 refused sources in dataset.json",
+        ".a-scratch.tmp: left over from an interrupted run: run `rhofast shard` again with the same arguments",
+        ".job-000003.json: left over from an interrupted run: run `rhofast shard` again with the same arguments",
+        "shard-000000.tar.bak: not listed in dataset.json",
+        "shard-000009.tar: not listed in dataset.json",
     ]
 
 
@@ -449,24 +452,24 @@ def test_an_unknown_codec_is_one_problem(whole: dict[str, Path], tmp_path: Path)
 # ---- a process that dies ----
 
 
-def dies_of_v1(task: Task) -> Report:
-    if task.deep and task.number == 1:
-        task.mark.write_text("v1 1536")
+def dies_of_v1(job: VerifyJob) -> ShardReport:
+    if job.deep and job.number == 1:
+        job.marker.write_text("v1 1536")
         os._exit(11)
-    return check_shard(task)
+    return check_shard(job)
 
 
-def dies_once(task: Task) -> Report:
-    flag = task.root / "died"
-    if task.number == 1 and not flag.exists():
+def dies_once(job: VerifyJob) -> ShardReport:
+    flag = job.root / "died"
+    if job.number == 1 and not flag.exists():
         flag.touch()
-        task.mark.write_text("")
+        job.marker.write_text("")
         os._exit(11)
-    return check_shard(task)
+    return check_shard(job)
 
 
-def dies_always(task: Task) -> Report:
-    task.mark.write_text("")
+def dies_always(job: VerifyJob) -> ShardReport:
+    job.marker.write_text("")
     os._exit(11)
 
 
@@ -478,7 +481,7 @@ def test_a_decoder_that_dies_is_a_problem_with_an_address_and_the_others_are_che
     overwrite(root, 2, 0, 40, b"\0\1\2\3")
     monkeypatch.setattr(verify, "check_shard", dies_of_v1)
     found = said(root, deep=True, workers=1)
-    assert found[0].startswith("shard-000001.tar, key v1, byte 1536: the decoder died of it")
+    assert found[0].startswith("shard-000001.tar, key v1, byte 1536: the decoder crashed on this sample")
     assert [line.partition(":")[0] for line in found[1:]] == ["shard-000002.tar", "shard-000002.tar, key v2, byte 1536"]
     monkeypatch.setattr(verify, "check_shard", dies_once)
     assert said(root, workers=1) == found[1:]
@@ -488,7 +491,7 @@ def test_a_shard_whose_check_dies_without_decoding_is_named(tmp_path: Path, monk
     root = tmp_path / "set"
     write_set(root, CopyCodec(), [encode_mpeg4(pictures(0))], "mkv")
     monkeypatch.setattr(verify, "check_shard", dies_always)
-    assert said(root) == ["shard-000000.tar: the process that checked it died"]
+    assert said(root) == ["shard-000000.tar: the process that checked this shard died"]
 
 
 # ---- the decoder ----
