@@ -1,8 +1,9 @@
-# `make demo`, `make test`, `make benchmarks`. Each makes the virtual environment first, if it is not there.
+# `make demo`, `make test`, `make docs`, `make benchmarks`. Each makes the virtual environment first, if it is not there.
 #
 #   make demo                   the main job on generated videos, about ten minutes on two CPU cores
 #   make demo VIDEOS=folder     the same on your own videos, in class folders
 #   make test                   lint, types, tests
+#   make docs                   the documentation as a site, in site/
 #   make benchmarks VIDEOS=folder [RESULTS=folder]   all benchmarks that need no GPU
 #   DALI=cu12 make demo         for a torch built for CUDA 12 (the default is cu13; both run without a GPU)
 
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 RESULTS ?= benchmarks/results/$(shell date +%Y%m%d)
 BENCHMARK := OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks
 
-.PHONY: demo test lint benchmarks clean
+.PHONY: demo test lint docs benchmarks clean
 
 demo: $(STAMP)
 	$(BIN)/rhofast demo --out '$(OUT)' $(if $(VIDEOS),--videos '$(VIDEOS)')
@@ -30,6 +31,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/pip install --quiet --editable '.[$(DALI),docs]'
+	$(BIN)/mkdocs build --strict
 
 # One that fails does not keep the others from running; the exit code tells.
 benchmarks: $(STAMP)
@@ -56,4 +61,4 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
