@@ -6,8 +6,8 @@
     rhofast.training.metrics.METRICS                                -->  reference/metrics.md
     rhofast.ingest.recipes                                          -->  reference/recipes.md
 
-Links in the sources are those of the repository, so that they work on GitHub, too. Links to files that are no page of the
-site become links to the repository.
+Links in the sources are those of the repository, so that they work on GitHub, too. Links to files that are no page of
+the site become links to the repository.
 """
 
 from __future__ import annotations
@@ -105,10 +105,10 @@ def config_page() -> str:
     lines = [
         "# Configuration",
         "",
-        "A run is one TOML file. Each section below is a table of it (`[data]`, `[clips]`, ...). Every key can also be set on",
-        "the command line, as `--set data.threads=8`. An unknown key, a value of another type and a value out of range are",
-        "refused before anything is opened. This page is made from `rhofast/config/schema.py` and the options that methods,",
-        "backbones and codecs declare.",
+        "A run is one TOML file. Each section below is a table of it (`[data]`, `[clips]`, ...). Every key can also be",
+        "set on the command line, as `--set data.threads=8`. An unknown key, a value of another type and a value out",
+        "of range are refused before anything is opened. This page is made from `rhofast/config` and the options",
+        "that methods, backbones and codecs declare.",
         "",
         "## The run",
         "",
@@ -122,7 +122,7 @@ def config_page() -> str:
                 lines += [f"### An entry of `{name}.{nested[0]}`", "", *_prose(nested[1]), *_options(nested[1])]
     lines += ["## `[method]`", "", f"`name` is one of {_names(METHODS)}. The other keys depend on it.", ""]
     for name, (kind, _) in METHODS.items():
-        lines += [f"### `method.name = \"{name}\"`", "", *_prose(kind), *_options(kind, prefix="method.")]
+        lines += [f'### `method.name = "{name}"`', "", *_prose(kind), *_options(kind, prefix="method.")]
     lines += ["## `[backbone]`", "", f"`name` is one of {_names(BACKBONES)}. The other keys depend on it.", ""]
     lines += ["### `slow_...`", "", *_prose(SlowConfig), *_options(SlowConfig, prefix="backbone.")]
     if TorchvisionConfig.model_fields:
@@ -163,7 +163,12 @@ def _options(kind: type[BaseModel], *, prefix: str = "", leave_out_sections: boo
         default = "required" if field.default is PydanticUndefined else f"`{_toml(field.default)}`"
         limits = _limits(field.metadata)
         described = " ".join((field.description or "").split())
-        cells = [f"`{prefix}{name}`", _type_name(field.annotation) + (f", {limits}" if limits else ""), default, described]
+        cells = [
+            f"`{prefix}{name}`",
+            _type_name(field.annotation) + (f", {limits}" if limits else ""),
+            default,
+            described,
+        ]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     if not rows:
         return ["It has no options.", ""]
@@ -223,8 +228,8 @@ def cli_page() -> str:
     lines = [
         "# Command line",
         "",
-        "Every command also prints this with `--help`. Errors are one line and a hint on standard error, with exit code 2;",
-        "`--debug`, anywhere in the line, shows the traceback ([exit codes](exit_codes.md)).",
+        "Every command also prints this with `--help`. Errors are one line and a hint on standard error, with exit code",
+        "2; `--debug`, anywhere in the line, shows the traceback ([exit codes](exit_codes.md)).",
         "",
     ]
     for path, command in _commands(typer.main.get_command(app), ["rhofast"]):
@@ -297,21 +302,31 @@ def _paragraphs(text: str) -> str:
 
 def metrics_page() -> str:
     """Return the page of every number that a run writes."""
-    from rhofast.training.metrics import METRICS
+    from rhofast.training.metrics import LINE_KINDS, METRICS
 
+    kinds = [f"| `{name}` | {_cell(meaning)} |" for name, meaning in LINE_KINDS.items()]
     rows = []
-    for metric in METRICS:
-        cells = [f"`{metric.name}`", metric.unit, metric.meaning, metric.high, metric.low]
-        rows.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    for metric in METRICS.values():
+        only = f" ({metric.only} only)" if metric.only else ""
+        cells = [metric.unit, metric.meaning + only, metric.over_ranks, metric.high, metric.low]
+        rows.append(f"| `{metric.name}` | " + " | ".join(_cell(cell) for cell in cells) + " |")
     return "\n".join(
         [
             "# Metrics",
             "",
-            "A run writes them to `metrics.jsonl` in its folder, one JSON object per line, and to the trackers that",
-            "`train.trackers` names. This page is made from `rhofast/training/metrics.py`.",
+            "A run writes `metrics.jsonl` in its folder, one JSON object per line. The numbers also go to the trackers",
+            "that `train.trackers` names. This page is made from `rhofast/training/metrics.py`.",
             "",
-            "| name | unit | meaning | a high value means | a low value means |",
-            "|---|---|---|---|---|",
+            "## Kinds of lines",
+            "",
+            "| `kind` | meaning |",
+            "|---|---|",
+            *kinds,
+            "",
+            "## Numbers",
+            "",
+            "| name | unit | meaning | over the ranks | a high value | a low value |",
+            "|---|---|---|---|---|---|",
             *rows,
             "",
         ]
@@ -328,8 +343,8 @@ def recipes_page() -> str:
     lines = [
         "# Recipes",
         "",
-        "A recipe lists the videos of a data set ([how to write one](../tutorials/add_a_dataset.md)). `rhofast recipes NAME`",
-        "prints what stands here.",
+        "A recipe lists the videos of a data set ([how to write one](../tutorials/add_a_dataset.md)).",
+        "`rhofast recipes NAME` prints what stands here.",
         "",
     ]
     for name in recipe_names():
