@@ -228,8 +228,8 @@ def cli_page() -> str:
     lines = [
         "# Command line",
         "",
-        "Every command also prints this with `--help`. Errors are one line and a hint on standard error, with exit code",
-        "2; `--debug`, anywhere in the line, shows the traceback ([exit codes](exit_codes.md)).",
+        "Every command also prints this with `--help`. Errors are one line and a hint on standard error, with exit",
+        "code 2; `--debug`, anywhere in the line, shows the traceback ([exit codes](exit_codes.md)).",
         "",
     ]
     for path, command in _commands(typer.main.get_command(app), ["rhofast"]):
