@@ -1,1 +1,1 @@
-"""The shard format: what a shard set is, and reading it."""
+"""The shard format: the files of a shard set, and reading samples from them."""

@@ -1,18 +1,14 @@
-"""The shard format, version 1: what lies beside the tars, how it is written, opened and checked.
+"""A shard set: the files that it consists of, and opening and checking them.
 
-    OUT/dataset.json             DatasetInfo; written last, so its presence means that the set is complete
+    OUT/dataset.json             DatasetInfo; it is written last, so its presence means that the set is complete
     OUT/shard-000000.tar         a plain WebDataset tar: KEY.mp4, KEY.json, KEY2.mp4, ...
-    OUT/shard-000000.arrow       one row a sample, memory-mapped (SCHEMA below)
-    OUT/shard-000000.idx         the same members as DALI's wds2idx lists them
-    OUT/sizes.json               samples a tar, as open_clip reads it
-    OUT/refused.jsonl            every source that did not become a sample, and why
+    OUT/shard-000000.arrow       the index of the tar, one row per sample (index.py)
+    OUT/shard-000000.idx         the members of the tar as DALI's wds2idx lists them
+    OUT/sizes.json               number of samples per tar, as open_clip reads it
+    OUT/refused.jsonl            every source that did not become a sample, and the reason
 
-A *unit* is the smallest piece of a member that can be decoded by itself: one picture of a `jpeg` member. The index
-knows each unit's bytes, checksum and mean color, so a clip's bytes are found without opening the container, a damaged
-unit is known before any decoder sees it, and the center of the contrast jitter is known before decoding.
-
-What it is not: it reads no tar and decodes nothing (reader.py, pipeline.py), and builds no shards (ingest/).
-Full description: docs/reference/shard_format.md.
+This module reads `dataset.json` and maps indices. reader.py reads the tars, ingest/ writes the shards. The format is
+described in full in docs/reference/shard_format.md.
 """
 
 from __future__ import annotations
@@ -38,8 +34,18 @@ _OPEN_INDICES = 1024  # memory-mapped shard indices kept at once; each costs a m
 
 
 class ShardInfo(Section):
-    """One shard as `dataset.json` lists it. bytes, index_bytes: sizes of the tar and of the index. Digests are SHA-256,
-    hexadecimal."""
+    """One shard as `dataset.json` lists it.
+
+    Attributes:
+        name: Name of its files without the suffix (`shard-000000`).
+        samples: Number of samples.
+        frames: Number of frames of all samples.
+        seconds: Duration of all samples.
+        bytes: Size of the tar.
+        index_bytes: Size of the index.
+        tar_sha256: SHA-256 of the tar, hexadecimal.
+        index_sha256: SHA-256 of the index, hexadecimal.
+    """
 
     name: str
     samples: int
@@ -52,17 +58,31 @@ class ShardInfo(Section):
 
     @property
     def tar(self) -> str:
+        """The file name of the tar."""
         return f"{self.name}.tar"
 
     @property
     def index(self) -> str:
+        """The file name of the index."""
         return f"{self.name}.arrow"
 
 
 class DatasetInfo(Section):
-    """`dataset.json`. codec: its name and settings. transcode: how videos were brought to it; encoders: the ffmpeg
-    programs that did. classes[label]: a class's name; empty without labels. refused: how many sources were refused, by
-    reason. build: digest of the list of sources and the settings."""
+    """The content of `dataset.json`.
+
+    Attributes:
+        format: Constant that marks the file as the description of a shard set.
+        version: Version of the format.
+        name: Name of the data set.
+        split: Name of the split.
+        codec: Name and settings of the storage codec.
+        transcode: Settings with which videos were converted to the codec.
+        encoders: Versions of the ffmpeg programs that converted them.
+        classes: Name of each class, by label; empty for a data set without labels.
+        shards: The shards, in the order in which samples are numbered.
+        refused: Number of refused sources for each reason.
+        build: Digest of the list of sources and of the settings.
+    """
 
     format: Literal["rhofast-shards"] = "rhofast-shards"
     version: int = VERSION
@@ -78,45 +98,63 @@ class DatasetInfo(Section):
 
     @property
     def num_samples(self) -> int:
+        """Number of samples of all shards."""
         return sum(shard.samples for shard in self.shards)
 
     @property
     def num_frames(self) -> int:
+        """Number of frames of all shards."""
         return sum(shard.frames for shard in self.shards)
 
     @property
     def seconds(self) -> float:
+        """Duration of all samples in seconds."""
         return sum(shard.seconds for shard in self.shards)
 
     @property
     def num_bytes(self) -> int:
+        """Size of all tars in bytes."""
         return sum(shard.bytes for shard in self.shards)
 
     @property
     def digest(self) -> str:
-        """Names the content: equal digests mean equal samples in equal order. Hexadecimal, 64 characters."""
+        """Digest of the content, 64 hexadecimal characters. Equal digests mean equal samples in equal order."""
         text = json.dumps([self.version, [(shard.samples, shard.index_sha256) for shard in self.shards]])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 class ShardSet:
-    """A complete set of shards. Opening reads `dataset.json` alone; each index is mapped, and its digest checked, when
-    a sample of it is first asked for. Thread-safe.
+    """A complete set of shards in a local folder. Thread-safe.
 
-    where: what a message calls the set. keeps_files: a file stays where it is as long as the set is open; where that
-    is not so (remote.py), a file is opened when it is read and closed again.
+    Opening reads only `dataset.json`. An index is mapped, and its digest checked, when one of its samples is first
+    needed.
+
+    Attributes:
+        root: Folder of the set.
+        where: Name of the set in messages: its folder or URL.
+        info: The content of `dataset.json`.
+        starts: Number of each shard's first sample, and the number of samples at the end, i64[shards + 1].
+        keeps_files: Whether files stay in place while the set is open. If not (remote.py), a file is opened for each
+            read and closed afterwards.
     """
 
     keeps_files = True
 
     def __init__(self, root: Path, info: DatasetInfo, *, open_indices: int = _OPEN_INDICES) -> None:
+        """Use the shards of a folder whose `dataset.json` was read (see `open_folder`).
+
+        Args:
+            root: Folder of the set.
+            info: The content of `dataset.json`.
+            open_indices: Limit on the number of indices that are mapped at the same time.
+        """
         self.root = root
         self.where = str(root)
         self.info = info
         self.starts: npt.NDArray[np.int64] = np.cumsum([0, *(shard.samples for shard in info.shards)], dtype=np.int64)
         self._open: OrderedDict[int, ShardIndex] = OrderedDict()
         self._open_indices = open_indices
-        self._checked: dict[int, tuple[int, ...]] = {}  # shards whose index had the right digest, and the file it was
+        self._checked: dict[int, tuple[int, ...]] = {}  # shard -> identity of its index when the digest was checked
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -126,22 +164,36 @@ class ShardSet:
         return f"{type(self).__name__}({self.where!r}, {len(self)} samples in {len(self.info.shards)} shards)"
 
     def local(self, name: str) -> Path:
-        """Where a file of the set (`shard-000000.tar`) can be opened on this machine."""
+        """Return the path at which a file of the set (`shard-000000.tar`) can be opened on this machine."""
         return self.root / name
 
     def open(self, name: str) -> int:
-        """A descriptor of a file of the set, for reading. Raises OSError, ShardError."""
+        """Open a file of the set for reading and return its descriptor.
+
+        Raises:
+            OSError: The file cannot be opened.
+            ShardError: The file cannot be downloaded (remote sets).
+        """
         return os.open(self.local(name), os.O_RDONLY | os.O_CLOEXEC)
 
     def locate(self, sample: int) -> tuple[int, int]:
-        """(shard number, row in its index) of a sample. Raises IndexError outside [0, len)."""
+        """Return the shard of a sample and the row in its index.
+
+        Raises:
+            IndexError: The sample is not in [0, len).
+        """
         if not 0 <= sample < len(self):
             raise IndexError(f"sample {sample} is not in [0, {len(self)})")
         shard = int(np.searchsorted(self.starts, sample, side="right")) - 1
         return shard, int(sample - self.starts[shard])
 
     def index(self, shard: int) -> ShardIndex:
-        """The index of one shard. Raises ShardMissingError, or ShardFormatError if it is not as recorded."""
+        """Return the index of one shard.
+
+        Raises:
+            ShardMissingError: The index is not there.
+            ShardFormatError: The index is not as recorded in `dataset.json`.
+        """
         with self._lock:
             if shard in self._open:
                 self._open.move_to_end(shard)
@@ -154,35 +206,46 @@ class ShardSet:
         return index
 
     def _load_index(self, shard: int) -> ShardIndex:
-        """Map an index. Its bytes are hashed once: one that was let go and is mapped again is the same file."""
+        """Map an index. It is hashed only once, as long as the file does not change."""
         info = self.info.shards[shard]
         path = self.local(info.index)
         file = _identity(path)
         known = file is not None and self._checked.get(shard) == file
         index = open_index(path, digest=None if known else info.index_sha256)
         if len(index) != info.samples:
-            raise ShardFormatError(f"{path}: {len(index)} rows, {DATASET_FILE} says {info.samples}")
+            raise ShardFormatError(f"{path}: {len(index)} rows, but {DATASET_FILE} lists {info.samples} samples")
         if file is not None:
             self._checked[shard] = file
         return index
 
     def row(self, sample: int) -> IndexRow:
+        """Return what the index knows of a sample. Raises what `locate` and `index` raise."""
         shard, row = self.locate(sample)
         return self.index(shard).row(row)
 
 
 def open_folder(root: Path, *, check_files: bool = True) -> ShardSet:
-    """Open the shard set in a folder. check_files: see that every shard is there and as long as it should be.
+    """Open the shard set in a folder.
 
-    Raises ShardMissingError where there is no set, it is incomplete, or a shard is missing; ShardFormatError for
-    another version, a `dataset.json` that cannot be read, or a shard that was cut short.
+    Args:
+        root: Folder of the set.
+        check_files: Whether to check that all files of all shards are there and have the recorded sizes.
+
+    Returns:
+        The opened set.
+
+    Raises:
+        ShardMissingError: There is no set, the set is incomplete, or a shard is missing.
+        ShardFormatError: `dataset.json` cannot be read or has another version, or a shard has another size.
     """
     path = root / DATASET_FILE
     if not root.is_dir():
-        raise ShardMissingError(f"{root}: no such folder", hint="make shards with: rhofast shard SOURCE OUT")
+        raise ShardMissingError(f"{root}: no such folder", hint="make shards: rhofast shard SOURCE OUT")
     if not path.is_file():
-        begun = any(root.glob("shard-*.arrow"))
-        hint = "the set is incomplete: run the same `rhofast shard` command again" if begun else "not a shard set"
+        is_incomplete = any(root.glob("shard-*.arrow"))
+        hint = "the set is incomplete: run the same `rhofast shard` command again"
+        if not is_incomplete:
+            hint = "not a shard set; make one: rhofast shard SOURCE OUT"
         raise ShardMissingError(f"{root}: no {DATASET_FILE}", hint=hint)
     try:
         content = path.read_bytes()
@@ -196,7 +259,18 @@ def open_folder(root: Path, *, check_files: bool = True) -> ShardSet:
 
 
 def parse_dataset(content: bytes, where: str) -> DatasetInfo:
-    """What a `dataset.json` says; `where` names it in messages. Raises ShardFormatError."""
+    """Parse a `dataset.json`.
+
+    Args:
+        content: The bytes of the file.
+        where: Name of the file in messages.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ShardFormatError: The content is not valid, or of another format or version.
+    """
     try:
         values = json.loads(content)
     except ValueError as error:
@@ -205,8 +279,8 @@ def parse_dataset(content: bytes, where: str) -> DatasetInfo:
         raise ShardFormatError(f"{where}: not the description of a rhofast shard set")
     if values.get("version") != VERSION:
         raise ShardFormatError(
-            f"{where}: format version {values.get('version')}, this rhofast reads version {VERSION}",
-            hint="install the rhofast that wrote it, or make the shards again",
+            f"{where}: format version {values.get('version')}, but this rhofast reads version {VERSION}",
+            hint="install the rhofast that wrote the set, or make the shards again: rhofast shard SOURCE OUT",
         )
     try:
         return DatasetInfo.model_validate(values)
@@ -217,20 +291,28 @@ def parse_dataset(content: bytes, where: str) -> DatasetInfo:
 
 
 def check_shard_files(root: Path, shard: ShardInfo) -> None:
-    """See that a shard's tar and index are there and as long as recorded. Raises ShardMissingError or
-    ShardFormatError."""
-    hint = "copy it again, or see what else is wrong with: rhofast verify"
+    """Check that the tar and the index of a shard are there and have the recorded sizes.
+
+    Args:
+        root: Folder of the set.
+        shard: The shard.
+
+    Raises:
+        ShardMissingError: A file is not there.
+        ShardFormatError: A file has another size.
+    """
+    hint = f"copy the file again; check the whole set: rhofast verify {root}"
     for name, expected in ((shard.tar, shard.bytes), (shard.index, shard.index_bytes)):
         try:
             size = (root / name).stat().st_size
         except OSError as error:
             raise ShardMissingError(f"{root / name}: {error.strerror or error}", hint=hint) from None
         if size != expected:
-            raise ShardFormatError(f"{root / name}: {size} bytes, {DATASET_FILE} says {expected}", hint=hint)
+            raise ShardFormatError(f"{root / name}: {size} bytes, but {DATASET_FILE} lists {expected}", hint=hint)
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:
-    """What changes when a file is replaced or written to; None where there is none."""
+    """Return values that change when a file is replaced or written; None if there is no file."""
     try:
         status = path.stat()
     except OSError:
@@ -239,12 +321,23 @@ def _identity(path: Path) -> tuple[int, ...] | None:
 
 
 def choose_samples(shards: ShardSet, count: int) -> list[int]:
-    """`count` samples, evenly spread over a set."""
+    """Return `count` samples, evenly spread over a set."""
     return [int(sample) for sample in np.unique(np.linspace(0, len(shards) - 1, count).astype(int))]
 
 
 def find_keys(shards: ShardSet, keys: Sequence[str]) -> list[int]:
-    """The samples with these keys, in their order. Raises ConfigError for a key that is not in the set."""
+    """Find samples by their keys.
+
+    Args:
+        shards: The set.
+        keys: Keys of samples.
+
+    Returns:
+        The numbers of the samples, in the order of `keys`.
+
+    Raises:
+        ConfigError: A key is not in the set.
+    """
     wanted = dict.fromkeys(keys, -1)
     for number in range(len(shards.info.shards)):
         index = shards.index(number)

@@ -1,4 +1,14 @@
-"""The index of a shard: one Arrow file with a row per sample, memory-mapped."""
+"""The index of a shard: one Arrow file with a row per sample, memory-mapped.
+
+    shard-000000.arrow   sample 0   key, label, digest of the source | place in the tar | frames, rate, size | units
+                         sample 1   ...
+
+A *unit* is the smallest piece of a member that can be decoded by itself: one picture of a `jpeg` member, one group of
+pictures of an `h264` member. The index holds each unit's place, checksum and mean color. So the bytes of a clip are
+found without opening the container, a damaged unit is detected before any decoder sees it, and the center of the
+contrast jitter is known before decoding. SCHEMA lists the columns; the `unit_*` columns are lists with one entry per
+unit, or three in `unit_rgb`.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +31,39 @@ DATASET_FILE = "dataset.json"
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
-        pa.field("label", pa.int32()),  # null: no label
+        pa.field("label", pa.int32()),  # class number; null without a label
         pa.field("source_digest", pa.binary(16), nullable=False),  # BLAKE2b-128 of the source file's bytes
-        pa.field("offset", pa.int64(), nullable=False),  # of the member's first byte in the tar
-        pa.field("size", pa.int64(), nullable=False),  # of the member, bytes
+        pa.field("offset", pa.int64(), nullable=False),  # position of the member's first byte in the tar
+        pa.field("size", pa.int64(), nullable=False),  # size of the member in bytes
         pa.field("num_frames", pa.int32(), nullable=False),
-        pa.field("fps", pa.float64(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
+        pa.field("fps", pa.float64(), nullable=False),  # frames per second
+        pa.field("width", pa.int32(), nullable=False),  # pixels
+        pa.field("height", pa.int32(), nullable=False),  # pixels
         pa.field("unit_frame", pa.list_(pa.int32()), nullable=False),  # number of the unit's first frame
-        pa.field("unit_offset", pa.list_(pa.int64()), nullable=False),  # of its first byte in the member
+        pa.field("unit_offset", pa.list_(pa.int64()), nullable=False),  # position of its first byte in the member
         pa.field("unit_size", pa.list_(pa.int32()), nullable=False),  # bytes
-        pa.field("unit_crc", pa.list_(pa.uint32()), nullable=False),  # CRC-32 (zlib's)
-        pa.field("unit_rgb", pa.list_(pa.float32()), nullable=False),  # mean R, G, B in 0..255: three values a unit
+        pa.field("unit_crc", pa.list_(pa.uint32()), nullable=False),  # CRC-32 as zlib computes it
+        pa.field("unit_rgb", pa.list_(pa.float32()), nullable=False),  # mean R, G, B in 0..255: three values per unit
     ]
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexRow:
-    """One sample as the index holds it; `offset` counts from the tar's first byte."""
+    """One sample as the index holds it.
+
+    Attributes:
+        key: Key of the sample, unique in the data set.
+        label: Class number, or None without a label.
+        source_digest: BLAKE2b-128 of the source file's bytes, 16 bytes.
+        offset: Position of the member's first byte in the tar.
+        size: Size of the member in bytes.
+        num_frames: Number of frames.
+        fps: Frames per second.
+        width: Width in pixels.
+        height: Height in pixels.
+        units: The independently decodable pieces of the member.
+    """
 
     key: str
     label: int | None
@@ -55,14 +78,31 @@ class IndexRow:
 
 
 class ShardIndex:
-    """One shard's index, memory-mapped. The columns that are needed as a whole are numpy views: num_frames, fps, width,
-    height, label (-100 where null), offset, size, source_digest (as strings of 16 bytes: they sort, and compare as the
-    digests do, though numpy hides zeros at their end)."""
+    """The index of one shard, memory-mapped. Columns that are needed as a whole are numpy views of N rows.
+
+    Attributes:
+        source_digest: S16[N]. They sort and compare as the digests do, although numpy hides zeros at their end.
+        label: i64[N], -100 without a label.
+        offset: i64[N].
+        size: i64[N].
+        num_frames: i32[N].
+        fps: f64[N].
+        width: i32[N].
+        height: i32[N].
+    """
 
     def __init__(self, table: pa.Table) -> None:
+        """Use the columns of a table.
+
+        Args:
+            table: Rows with the columns of SCHEMA.
+
+        Raises:
+            ValueError: There are no rows, or the unit columns differ in length.
+        """
         batch = table.combine_chunks().to_batches()[0] if table.num_rows else None
         if batch is None:
-            raise ValueError("an index without rows")
+            raise ValueError("the index has no rows")
         column = {name: batch.column(name) for name in SCHEMA.names}
         self._key, self._source = column["key"], column["source_digest"]
         rows, before = len(self._source), self._source.offset
@@ -77,7 +117,7 @@ class ShardIndex:
         units = [column[f"unit_{part}"] for part in ("frame", "offset", "size", "crc", "rgb")]
         self._starts = units[0].offsets.to_numpy()
         if any(not np.array_equal(unit.offsets.to_numpy(), self._starts) for unit in units[1:4]):
-            raise ValueError("unit columns of different lengths")
+            raise ValueError("the unit columns have different lengths")
         frame, offset, size, crc, rgb = (unit.values.to_numpy() for unit in units)
         self._units = Units(frame=frame, offset=offset, size=size, crc=crc, rgb=rgb.reshape(-1, 3))
 
@@ -85,10 +125,11 @@ class ShardIndex:
         return len(self.num_frames)
 
     def key(self, row: int) -> str:
+        """Return the key of one sample."""
         return str(self._key[row].as_py())
 
     def units(self, row: int) -> Units:
-        """The units of one sample: views, no copies."""
+        """Return the units of one sample as views, without a copy."""
         part = slice(int(self._starts[row]), int(self._starts[row + 1]))
         every = self._units
         return Units(
@@ -100,7 +141,7 @@ class ShardIndex:
         )
 
     def row(self, row: int) -> IndexRow:
-        """Everything the index knows of one sample."""
+        """Return everything that the index knows of one sample."""
         label = int(self.label[row])
         return IndexRow(
             key=self.key(row),
@@ -117,13 +158,33 @@ class ShardIndex:
 
 
 def open_index(path: Path, *, digest: str | None = None) -> ShardIndex:
-    """Map one `.arrow` index, after comparing its SHA-256 with `digest` if given. Raises ShardMissingError or
-    ShardFormatError."""
+    """Map the index of one shard.
+
+    Args:
+        path: The `.arrow` file.
+        digest: Expected SHA-256, hexadecimal; None to skip the check.
+
+    Returns:
+        The mapped index.
+
+    Raises:
+        ShardMissingError: There is no such file.
+        ShardFormatError: The file has another digest, or is not an index of this format version.
+    """
     return ShardIndex(_read_table(path, digest))
 
 
 def write_index(path: Path, rows: Sequence[IndexRow], metadata: Mapping[str, str]) -> str:
-    """Write the index of one shard (one record batch) and return its SHA-256. `metadata` is kept as notes."""
+    """Write the index of one shard as one record batch.
+
+    Args:
+        path: The file to write.
+        rows: The samples in the order of the tar, at least one.
+        metadata: Notes that are stored in the schema of the file.
+
+    Returns:
+        The SHA-256 of the file, hexadecimal.
+    """
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for row in rows:
         for name in SCHEMA.names:
@@ -141,24 +202,24 @@ def write_index(path: Path, rows: Sequence[IndexRow], metadata: Mapping[str, str
 
 def _read_table(path: Path, digest: str | None) -> pa.Table:
     if not path.is_file():
-        raise ShardMissingError(f"{path}: no such file, although {DATASET_FILE} names it")
+        raise ShardMissingError(f"{path}: no such file, although {DATASET_FILE} lists it")
     try:
         if digest is not None and _sha256(path) != digest:
             raise ShardFormatError(
-                f"{path}: its digest is not the one in {DATASET_FILE}: the file was damaged or replaced",
-                hint="copy it again from where it came, or delete it and run the same `rhofast shard` command again",
+                f"{path}: its digest differs from the one in {DATASET_FILE}: the file was damaged or replaced",
+                hint="copy it again, or delete it and run the same `rhofast shard` command again",
             )
         table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(pa.memory_map(str(path)).read_buffer()))).read_all()
     except (pa.ArrowInvalid, OSError) as error:
         raise ShardFormatError(f"{path}: not a shard index: {str(error).splitlines()[0]}") from None
     if not table.schema.equals(SCHEMA, check_metadata=False):
-        raise ShardFormatError(f"{path}: not a shard index of format version {VERSION}: its columns are others")
+        raise ShardFormatError(f"{path}: not a shard index of format version {VERSION}: its columns differ")
     if table.num_rows == 0:
-        raise ShardFormatError(f"{path}: an index without rows")
+        raise ShardFormatError(f"{path}: the index has no rows")
     return table
 
 
 def _sha256(path: Path) -> str:
-    """Read, not mapped: the pages of an index that no plan asks for are not to count as this process's memory."""
+    """Hash a file by reading it; mapped, all of its pages would count as memory of this process."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

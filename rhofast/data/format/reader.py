@@ -1,13 +1,13 @@
-"""Positional reads of just the bytes that a plan needs, checked before any decoder sees them.
+"""Read exactly the bytes that a plan needs, and check them before any decoder sees them.
 
-One `pread` for each run of adjacent units, nothing read twice, no seek position shared between threads. What comes back
-has the checksum that was recorded when the shard was made and its pictures were looked into; that is what protects the
-decoder, which may crash on bytes that do not parse.
+There is one `pread` for each run of adjacent units. Nothing is read twice, and threads share no file position. Each
+unit must have the checksum that was recorded when the shard was made and its content was checked. This protects the
+decoder, which may crash on bytes that cannot be parsed.
 
-Stored pictures are handed on as they are. A stream of video that the device shall decode is trimmed to the groups of
-pictures that are needed; any other is decoded here, in the calling thread (the decoder runs without Python's lock), and
-each frame of the plan is kept once. What it is not: it decides nothing about what to do with a bad sample (loader.py),
-and decodes no stored picture (pipeline.py).
+Stored pictures are passed on as they are; decode/ decodes them. A video stream that the device will decode is trimmed
+to the groups of pictures that are needed. Any other stream is decoded here, in the calling thread (the decoder releases
+the GIL), and each frame of the plan is kept once. A sample that cannot be read raises an error; loader/ decides what
+happens then.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _OPEN_FILES = 256
 
 
 class _OpenFile:
-    """A descriptor that closes when its last user lets go, so that one thread cannot close it under another's read."""
+    """A descriptor that is closed with its last reference, so that no thread closes it while another one reads."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -42,11 +42,21 @@ class _OpenFile:
 
 
 class Reader:
-    """Reads samples of one shard set, which are stored in its `codec`. Thread-safe; at most 256 shards are open."""
+    """Reads samples of one shard set. Thread-safe; at most 256 shards are open at the same time.
+
+    Attributes:
+        shards: The shard set.
+        codec: The storage codec of its samples.
+    """
 
     def __init__(self, shards: ShardSet, limits: Mapping[str, VideoLimits] | None = None) -> None:
-        """limits: what the device's video decoder takes, by codec; streams within them are left to it, trimmed to what
-        a sample needs. All others are decoded on the host."""
+        """Build the codec of the set.
+
+        Args:
+            shards: The shard set.
+            limits: What the device's video decoder accepts, by codec. A stream within the limits is left to it, trimmed
+                to what a sample needs; any other stream is decoded on the host.
+        """
         self.shards = shards
         self._limits = limits or {}
         self.codec = build_codec(shards.info.codec)
@@ -54,12 +64,16 @@ class Reader:
         self._lock = Lock()
 
     def close(self) -> None:
-        """Let go of every open shard. The reader stays usable."""
+        """Close every open shard. The reader can still be used."""
         with self._lock:
             self._files.clear()
 
     def locate(self, sample: int) -> IndexRow:
-        """What the index knows of a sample. Raises SampleError where its shard's index cannot be used."""
+        """Return what the index knows of a sample.
+
+        Raises:
+            SampleError: The index of its shard cannot be used.
+        """
         shard, row = self.shards.locate(sample)
         try:
             return self.shards.index(shard).row(row)
@@ -68,10 +82,20 @@ class Reader:
             raise SampleError(error.message, shard=name, key=f"row {row}", offset=0, hint=error.hint) from None
 
     def read(self, sample: int, frames: npt.NDArray[np.int32], row: IndexRow | None = None) -> Sample:
-        """The pictures of the given frames (any shape, repeats allowed). row: what `locate` said, where that is known.
+        """Read the given frames of a sample.
 
-        Raises SampleError, with the address of the first bad byte range, if the shard is missing or short, a unit's
-        checksum is wrong, or a read fails; DecodeError, with that of the member, if a stream does not give its frames.
+        Args:
+            sample: Number of the sample in the set.
+            frames: Frame numbers, i32 of any shape; repeats are allowed.
+            row: The sample's row of the index, if it is known already (see `locate`).
+
+        Returns:
+            The distinct frames, as stored pictures, as decoded pictures, or as a stream for the device.
+
+        Raises:
+            SampleError: The shard is missing or short, a read failed, or a checksum is wrong. The error carries the
+                address of the first bad byte range.
+            DecodeError: A stream does not decode to its frames. The error carries the address of the member.
         """
         if row is None:
             row = self.locate(sample)
@@ -112,7 +136,7 @@ class Reader:
         )
 
     def _read_units(self, shard: int, row: IndexRow, first: int, last: int) -> list[memoryview]:
-        """The bytes of the units from `first` to `last`, which lie side by side: one read, each of them checked."""
+        """Read the adjacent units from `first` to `last` at once, and check each of them."""
         run = slice(first, last + 1)
         begins, sizes, crcs = (part[run].tolist() for part in (row.units.offset, row.units.size, row.units.crc))
         start = begins[0]
@@ -132,7 +156,7 @@ class Reader:
     def _pread(self, shard: int, offset: int, size: int, key: str) -> memoryview:
         name = self.shards.info.shards[shard].tar
         try:
-            file = self._file(shard)  # held until the read is over
+            file = self._file(shard)  # keeps the descriptor open until the read is over
             content = os.pread(file.descriptor, size, offset)
             while 0 < len(content) < size:  # a signal or a network file system may cut a read short
                 rest = os.pread(file.descriptor, size - len(content), offset + len(content))
@@ -144,12 +168,12 @@ class Reader:
         except ShardError as error:
             raise SampleError(error.message, shard=name, key=key, offset=offset, hint=error.hint) from None
         if len(content) < size:
-            raise SampleError("the shard ends too early", shard=name, key=key, offset=offset + len(content))
+            raise SampleError("the shard is cut short", shard=name, key=key, offset=offset + len(content))
         return memoryview(content)
 
     def _file(self, shard: int) -> _OpenFile:
         name = self.shards.info.shards[shard].tar
-        if not self.shards.keeps_files:  # an open file takes its space also after it was deleted
+        if not self.shards.keeps_files:  # an evicted file takes its space as long as it is open
             return _OpenFile(self.shards.open(name))
         with self._lock:
             if shard not in self._files:
@@ -161,7 +185,7 @@ class Reader:
 
 
 def _adjacent(units: Units, wanted: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Runs (first, last) of wanted units whose bytes lie side by side; `wanted` ascends."""
+    """Return the runs (first, last) of wanted units whose bytes are adjacent; `wanted` ascends."""
     if not len(wanted):
         return []
     ends = units.offset[wanted] + units.size[wanted]

@@ -45,7 +45,7 @@ def test_the_digest_names_the_content(shards: ShardSet) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"version": 2}, ShardFormatError, "format version 2, this rhofast reads version 1"),
+        ({"version": 2}, ShardFormatError, "format version 2, but this rhofast reads version 1"),
         ({"format": "other"}, ShardFormatError, "not the description of a rhofast shard set"),
         ({"shards": 3}, ShardFormatError, "shards: Input should be a valid list"),
     ],
@@ -67,7 +67,7 @@ def test_a_cut_dataset_json_is_refused(shards: ShardSet) -> None:
 def test_missing_and_cut_files_are_noticed_at_opening(shards: ShardSet) -> None:
     tar, index = shards.root / "shard-000001.tar", shards.root / "shard-000002.arrow"
     os.truncate(tar, 1000)
-    with pytest.raises(ShardFormatError, match=r"shard-000001.tar: 1000 bytes, dataset.json says"):
+    with pytest.raises(ShardFormatError, match=r"shard-000001.tar: 1000 bytes, but dataset.json lists"):
         open_folder(shards.root)
     tar.unlink()
     with pytest.raises(ShardMissingError, match=r"shard-000001.tar: No such file"):

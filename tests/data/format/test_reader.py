@@ -77,7 +77,7 @@ def test_a_flipped_bit_is_named_by_its_address(shards: ShardSet) -> None:
 def test_a_short_shard_and_a_missing_one_are_sample_errors(shards: ShardSet) -> None:
     path = shards.root / "shard-000002.tar"
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(SampleError, match="ends too early"):
+    with pytest.raises(SampleError, match="is cut short"):
         Reader(shards).read(12, np.array([23], dtype=np.int32))
     path.unlink()
     with pytest.raises(SampleError, match="No such file"):
@@ -170,7 +170,7 @@ def test_a_frame_that_does_not_come_out_is_a_sample_error(stream_shards: ShardSe
 def test_a_short_stream_is_a_sample_error(stream_shards: ShardSet) -> None:
     row = stream_shards.row(12)
     os.truncate(stream_shards.root / "shard-000002.tar", row.offset + row.size - 7)
-    with pytest.raises(SampleError, match="ends too early") as caught:
+    with pytest.raises(SampleError, match="is cut short") as caught:
         Reader(stream_shards).read(12, np.array([23], dtype=np.int32))
     assert caught.value.offset == row.offset + row.size - 7
 
