@@ -1,1 +1,1 @@
-"""Networks and methods: backbones, objectives, and what they are made of."""
+"""Networks and pretraining methods: backbones, objectives and their parts."""

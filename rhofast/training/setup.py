@@ -116,7 +116,7 @@ def build_model(config: Config, accelerator: Accelerator) -> tuple[nn.Module, Me
     try:
         method.check(max(2, config.clips.num_clips), config.train.batch_size)
     except ValueError as error:
-        raise ConfigError(f"method: {error}") from None
+        raise ConfigError(str(error)) from None
     check_accumulation(method, config.train, accelerator.num_processes)
     _check_share(method, config, accelerator.num_processes)
     if config.train.channels_last:

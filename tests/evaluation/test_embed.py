@@ -160,7 +160,7 @@ def test_files_that_are_not_weights_are_named(tmp_path: Path) -> None:
     for name, said in {
         "gone.pth": "gone.pth: no such file",
         "gone.safetensors": "gone.safetensors: no such file",
-        "text.pth": r"text.pth: cannot be read as a checkpoint of torch \(it is something else",
+        "text.pth": r"text.pth: cannot be read as a checkpoint of torch \(it is another kind",
         "r3d_18-other.pth": "r3d_18-other.pth: no entry of the file belongs",
     }.items():
         with pytest.raises(ConfigError, match=said) as caught:

@@ -107,7 +107,7 @@ def test_a_run_that_cannot_begin_leaves_no_folder(shards: ShardSet, tmp_path: Pa
 
 def test_what_the_method_cannot_use_is_a_config_error(shards: ShardSet, tmp_path: Path) -> None:
     moco = override_config(config(shards, tmp_path), ["method.name=moco", "method.queue=7"])
-    with pytest.raises(ConfigError, match=r"method: a step makes 8 keys, more than the queue's 7"):
+    with pytest.raises(ConfigError, match=r"method.queue=7 must hold the keys of one step \(got 8\)"):
         train(moco)
     with pytest.raises(ConfigError, match=r"train.accumulate: \d+ batch norms"):
         train(config(shards, tmp_path, accumulate=2))

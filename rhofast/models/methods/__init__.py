@@ -1,4 +1,7 @@
-"""Methods by name. Adding one: a file with its options and its class, and a line in METHODS."""
+"""Pretraining methods by name.
+
+To add a method, write a file with its options (a `Section`) and its class (a `Method`), and add a line to METHODS.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,9 +25,21 @@ METHODS: dict[str, tuple[type[Section], Any]] = {
 
 
 def build_method(name: str, options: Mapping[str, Any], backbone: nn.Module) -> Method:
-    """A fresh method around a backbone. Raises ConfigError for an unknown name or option."""
+    """Build a method around a backbone.
+
+    Args:
+        name: one of METHODS.
+        options: the options of the method.
+        backbone: the backbone to train: [N, C, T, H, W] -> [N, num_features].
+
+    Returns:
+        The method, with freshly initialized heads.
+
+    Raises:
+        ConfigError: for an unknown name or option.
+    """
     if name not in METHODS:
-        raise ConfigError(f"method.name: {name!r} is not known", hint=f"known: {', '.join(METHODS)}")
+        raise ConfigError(f"method.name={name!r} is not known", hint=f"known: {', '.join(METHODS)}")
     kind, build = METHODS[name]
     method: Method = build(backbone, parse_section(kind, options, where="method"))
     return method

@@ -1,12 +1,12 @@
-"""rho-BYOL (arXiv 2006.07733 through time: 2104.14558, section 3.1): predict another clip's embedding.
+"""rho-BYOL (arXiv 2006.07733; for video 2104.14558, section 3.1): predict the embedding of another clip.
 
     query_i = normalize(predict(project(backbone(clip_i))))        trained
-    key_j   = normalize(project'(backbone'(clip_j)))               a moving average of the trained one; no gradient
+    key_j   = normalize(project'(backbone'(clip_j)))               momentum network (moving average); no gradient
     loss_i  = mean over j != i, and over videos, of -query_i . key_j / T
 
-There are no negatives. The moving average is updated at the start of a step, before the keys are made. The release sums
-the losses of the rho queries; the paper averages them (`loss`). The loss is a mean over videos: without batch norm,
-gradients of micro-batches add up to those of the batch.
+There are no negatives. The momentum network is updated at the start of a step, before the keys are made. The released
+code sums the losses of the rho queries; the paper averages them (option `loss`). The loss is a mean over videos, so
+without batch norm the gradients of micro-batches add up to those of the batch.
 """
 
 from __future__ import annotations
@@ -70,12 +70,17 @@ class BYOLConfig(Section):
 
 
 class BYOL(MomentumMethod):
-    """See the module's docstring."""
+    """rho-BYOL around a backbone; the module's docstring has its loss.
+
+    Args:
+        backbone: the backbone to train.
+        options: the options of the method.
+    """
 
     def __init__(self, backbone: nn.Module, options: BYOLConfig) -> None:
         projector = build_projector(backbone, options)
         base, anneal = options.ema_base, options.ema_anneal
-        super().__init__(backbone, projector, base=base, anneal=anneal, held=options.sequential)
+        super().__init__(backbone, projector, base=base, anneal=anneal, use_previous=options.sequential)
         self.options = options
         self.predictor = MLP(
             options.out,
@@ -85,18 +90,20 @@ class BYOL(MomentumMethod):
             batch_norm=options.predictor_norm,
         )
         synchronize_batch_norm(self, options.batch_norm)
-        self._keys: Tensor | None = None  # [P, B, D], from the first pass to the last
+        self._keys: Tensor | None = None  # [P, B, D], kept from the first pass to the last
 
     def num_passes(self, num_clips: int) -> int:
+        """Return one pass per query clip, or a single one."""
         if num_clips < 2:
-            raise ValueError(f"BYOL needs at least 2 clips a video, got {num_clips}")
+            raise ValueError(f"BYOL needs at least 2 clips per video (got {num_clips}).")
         return num_clips if self.options.sequential else 1
 
     def forward(self, pixels: Tensor, pass_index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of one query clip, or of all of them; see Method."""
         clips = pixels.unbind(dim=1)
         if pass_index == 0:
             self._keys = self._make_keys(clips)
-        assert self._keys is not None, "passes come in order, from 0"
+        assert self._keys is not None, "passes must come in order, from 0"
         losses = []
         for number in [pass_index] if self.options.sequential else range(len(clips)):
             embedding = self.projector(self.backbone(clips[number]))
@@ -115,7 +122,7 @@ class BYOL(MomentumMethod):
 
     @torch.no_grad()
     def _make_keys(self, clips: tuple[Tensor, ...]) -> Tensor:
-        """Every clip as the key network sees it: [P, B, D], unit rows."""
+        """Return the momentum network's embedding of every clip, [P, B, D] with unit rows."""
         if self.options.sequential:
             return torch.stack([normalize(self.momentum_projector(self.momentum_backbone(clip))) for clip in clips])
         joint = normalize(self.momentum_projector(self.momentum_backbone(torch.cat(clips))))

@@ -1,4 +1,4 @@
-"""What stands on top of a backbone: projector and prediction MLPs, and what is done with their output."""
+"""The networks on top of a backbone (projector and predictor MLPs), and operations on their outputs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Sequential):
-    """Linear, (BN), ReLU, ..., Linear: [N, wide] -> [N, out], with `layers` Linear layers.
+    """A multilayer perceptron: Linear, (batch norm), ReLU, ..., Linear; [N, wide] -> [N, out].
 
-    With batch norm every Linear but the last has no bias; nothing comes after the last. Weights start uniform with
-    bound sqrt(3 / fan_in), biases at 0, as released.
+    With batch norm, only the last Linear has a bias. Nothing follows the last Linear. Weights start uniform with bound
+    sqrt(3 / fan_in) and biases at 0, as in the released code.
+
+    Args:
+        wide: number of inputs.
+        hidden: width of the hidden layers.
+        out: number of outputs.
+        layers: number of Linear layers.
+        batch_norm: whether batch norm follows every Linear but the last.
     """
 
     def __init__(self, wide: int, hidden: int, out: int, *, layers: int, batch_norm: bool) -> None:
@@ -32,45 +39,68 @@ class MLP(nn.Sequential):
         super().__init__(*modules)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map [N, wide] to [N, out]."""
         for module in self:
             x = module(x)
         return x
 
 
 class ProjectorConfig(Protocol):
-    """Those options of a method that say what its projector is."""
+    """The options of a method that define its projector."""
 
     @property
-    def hidden(self) -> int: ...
+    def hidden(self) -> int:
+        """Width of the hidden layers."""
+
     @property
-    def out(self) -> int: ...
+    def out(self) -> int:
+        """Dimension of the embeddings."""
+
     @property
-    def projector_layers(self) -> int: ...
+    def projector_layers(self) -> int:
+        """Number of Linear layers."""
+
     @property
-    def projector_norm(self) -> bool: ...
+    def projector_norm(self) -> bool:
+        """Whether the projector has batch norm."""
 
 
 def build_projector(backbone: nn.Module, options: ProjectorConfig) -> MLP:
-    """The projector that goes on top of a backbone."""
+    """Build the projector of a method.
+
+    Args:
+        backbone: the backbone on which it stands.
+        options: the options of the method.
+
+    Returns:
+        The projector: [N, num_features] -> [N, out].
+    """
     wide = int(backbone.num_features)  # type: ignore[arg-type]
     layers, batch_norm = options.projector_layers, options.projector_norm
     return MLP(wide, options.hidden, options.out, layers=layers, batch_norm=batch_norm)
 
 
 def normalize(x: Tensor) -> Tensor:
-    """Rows of unit length, [..., D], at least float32; without an epsilon, as the reference implementation does it."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))  # squares of float16 end at 65504
+    """Scale the rows of [..., D] to unit length, in float32 or wider.
+
+    There is no epsilon, as in the reference implementation.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # squares overflow in float16 above 65504
     unit: Tensor = x / x.square().sum(dim=-1, keepdim=True).sqrt()
     return unit
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """A context without autocast on the device of `x`: similarities are divided by small temperatures."""
+    """Return a context without autocast on the device of `x`, for similarities that a small temperature divides."""
     return torch.autocast(x.device.type, enabled=False)
 
 
 def embedding_spread(x: Tensor) -> Tensor:
-    """sqrt(D) times the mean over D of the standard deviation over the batch, for unit rows [B, D]: near 1 for
-    embeddings spread over the sphere, near 0 for collapsed ones. A detached scalar."""
+    """Measure the collapse of embeddings [B, D], whose rows are normalized first.
+
+    Returns:
+        sqrt(D) times the mean over D of the standard deviation over the batch, a detached scalar: near 1 for embeddings
+        spread over the sphere, near 0 for collapsed ones.
+    """
     deviation: Tensor = F.normalize(x.detach().float(), dim=-1).std(dim=0, correction=0)
     return deviation.mean() * math.sqrt(x.shape[-1])

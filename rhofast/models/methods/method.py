@@ -1,5 +1,15 @@
-"""What the trainer asks of a method, how a step runs, and the key network that some methods share. The dict of methods
-is in `methods/__init__.py`."""
+"""The interface of a pretraining method.
+
+A method is a module around a backbone that turns several clips of each video into a loss. The trainer calls it so:
+
+    begin_step(progress)                                once per step
+    forward(pixels, 0), backward                        once per pass: a step has num_passes(num_clips) of them, so that
+    ...                                                 memory holds the activations of one pass at a time
+    forward(pixels, num_passes - 1), backward
+    end_step()                                          once per step, before the optimizer
+
+With micro-batches, all passes run for each of them. METHODS in `methods/__init__.py` lists the methods.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +21,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingProgress:
-    """Where in the run a step is. step: optimizer steps done; epoch: passes over the data done, fractional; epochs:
-    those of the whole run."""
+    """Where a step is in the run.
+
+    Attributes:
+        step: number of optimizer steps done.
+        epoch: number of passes over the data done, fractional.
+        epochs: length of the run in epochs.
+    """
 
     step: int
     epoch: float
@@ -25,15 +40,15 @@ class TrainingProgress:
 
 
 class Method(nn.Module, ABC):
-    """A way to learn a backbone from several clips of each video.
+    """A way to train a backbone from several clips per video.
 
-    A step is what `forward_backward` does. Everything that must survive a checkpoint is a parameter or a buffer.
-    Parameters that are not trained have requires_grad off; all others get a gradient from every backward of a step's
-    last pass.
+    Everything that must survive a checkpoint is a parameter or a buffer. Parameters that are not trained have
+    requires_grad off. All others get a gradient from every backward pass of a step's last pass.
 
-    backbone: the network that is trained, as evaluation and export see it. coupling: how the loss ties the videos of a
-    batch together, so that it is no sum over micro-batches; None where it does not. (Batch norm ties them too; the
-    trainer looks for it.)
+    Attributes:
+        backbone: the network that is trained, which evaluation and export use.
+        coupling: a clause that says how the loss couples the videos of a batch, so that it is not a sum over
+            micro-batches; None if it does not. (Batch norm couples them too; the trainer checks that itself.)
     """
 
     backbone: nn.Module
@@ -41,21 +56,41 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def num_passes(self, num_clips: int) -> int:
-        """Forward and backward passes a step takes for P clips a video. Raises ValueError for a P it cannot use."""
+        """Return the number of forward and backward passes per step.
+
+        Args:
+            num_clips: number of clips per video.
+
+        Raises:
+            ValueError: if the method cannot use this number of clips.
+        """
 
     def check(self, num_clips: int, batch_size: int) -> None:
-        """Raise ValueError for P clips a video, or a batch of all ranks, that it cannot use."""
+        """Refuse batches that the method cannot use.
+
+        Args:
+            num_clips: number of clips per video.
+            batch_size: number of videos in a batch of all ranks.
+
+        Raises:
+            ValueError: if the method cannot use them.
+        """
         self.num_passes(num_clips)
 
     def begin_step(self, progress: TrainingProgress) -> None:
-        """What happens once a step, before its first forward."""
+        """Prepare a step, before its first forward pass."""
 
     @abstractmethod
     def forward(self, pixels: Tensor, pass_index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss of this pass, metrics as detached scalars).
+        """Compute the loss of one pass.
 
-        pixels: [B, P, C, T, H, W]. pass_index: 0 .. num_passes - 1, in order.
+        Args:
+            pixels: [B, P, C, T, H, W], the P clips of this rank's B videos.
+            pass_index: number of the pass, 0 to num_passes - 1, in order.
+
+        Returns:
+            The loss of this pass, and metrics as detached scalars.
         """
 
     def end_step(self) -> None:
-        """What happens once a step, after its last backward: gradients that must not be followed become None."""
+        """Finish a step, after its last backward pass: gradients that must not be applied become None."""

@@ -1,13 +1,15 @@
-"""rho-MoCo (arXiv 1911.05722 through time: 2104.14558, section 3.1): tell another clip from a queue of others.
+"""rho-MoCo (arXiv 1911.05722; for video 2104.14558, section 3.1): tell a video's clips from a queue of other videos'.
 
     query_i = normalize(project(backbone(clip_i)))       trained
-    key_j   = normalize(project'(backbone'(clip_j)))     a moving average of the trained one; no gradient
-    loss_i  = mean over j != i, and over videos, of -log(e^(query_i . key_j / T) / (that + sum_k e^(query_i . k / T)))
+    key_j   = normalize(project'(backbone'(clip_j)))     momentum network (moving average); no gradient
+    loss_i  = mean over j != i, and over videos, of -log(p / (p + sum_k e^(query_i . k / T)))
+              with p = e^(query_i . key_j / T)
 
-where k runs through the queue. After all rho queries the step's keys of *all* ranks replace the oldest of the queue:
-clip by clip, within a clip in rank order, so every rank holds the same queue. The keys of the step under way are no
-negatives; older keys of the same video are not masked. Videos of a batch do not meet in the loss: without batch norm,
-gradients of micro-batches add up to those of the batch, and the queue takes the same keys in the same order.
+where k runs over the queue. After all rho queries, the step's keys of *all* ranks replace the oldest ones in the queue:
+clip by clip, and in rank order within a clip, so that every rank holds the same queue. The keys of the current step are
+not negatives; older keys of the same video are not masked. The loss does not couple the videos of a batch. So without
+batch norm, the gradients of micro-batches add up to those of the batch, and the queue takes the same keys in the same
+order.
 """
 
 from __future__ import annotations
@@ -88,41 +90,55 @@ class MoCoConfig(Section):
 
 
 class MoCo(MomentumMethod):
-    """See the module's docstring."""
+    """rho-MoCo around a backbone; the module's docstring has its loss.
+
+    Args:
+        backbone: the backbone to train.
+        options: the options of the method.
+    """
 
     def __init__(self, backbone: nn.Module, options: MoCoConfig) -> None:
         projector = build_projector(backbone, options)
         base, anneal = options.ema_base, options.ema_anneal
-        super().__init__(backbone, projector, base=base, anneal=anneal, held=options.sequential)
+        super().__init__(backbone, projector, base=base, anneal=anneal, use_previous=options.sequential)
         self.options = options
         synchronize_batch_norm(self, options.batch_norm)
         self._shuffle = options.shuffle and options.batch_norm == "local" and world_size() > 1
         self._node = node_group() if self._shuffle else None
         bound = math.sqrt(3 / options.out)
         self.register_buffer("queue", torch.empty(options.queue, options.out).uniform_(-bound, bound))
-        self.register_buffer("written", torch.zeros((), dtype=torch.int64))  # keys so far; the next goes to its modulo
-        self._keys: list[Tensor] = []  # [keys, B, D] of each micro-batch of the step under way
-        self._progress = TrainingProgress(step=0, epoch=0.0, epochs=1.0)  # of the step under way
+        self.register_buffer(
+            "written", torch.zeros((), dtype=torch.int64)
+        )  # number of keys so far; the next is stored at its remainder
+        self._keys: list[Tensor] = []  # [keys, B, D] of each micro-batch of the current step
+        self._progress = TrainingProgress(step=0, epoch=0.0, epochs=1.0)  # of the current step
 
     def num_passes(self, num_clips: int) -> int:
+        """Return one pass per query clip, or a single one."""
         if num_clips < 2:
-            raise ValueError(f"MoCo needs at least 2 clips a video, got {num_clips}")
+            raise ValueError(f"MoCo needs at least 2 clips per video (got {num_clips}).")
         return num_clips if self.options.sequential else 1
 
     def check(self, num_clips: int, batch_size: int) -> None:
+        """Refuse a queue that is smaller than the keys of one step; see Method."""
         options = self.options
         clips = self.num_passes(num_clips) if options.sequential else num_clips - 1
         keys = batch_size * (clips if options.queue_clips == "all" else 1)
         keys //= world_size() if options.queue_ranks == "first" else 1
         if keys > options.queue:
-            raise ValueError(f"a step makes {keys} keys, more than the queue's {options.queue}")
+            raise ValueError(
+                f"method.queue={options.queue} must hold the keys of one step (got {keys}). "
+                "Increase method.queue or reduce train.batch_size."
+            )
 
     def begin_step(self, progress: TrainingProgress) -> None:
+        """Update the momentum network; see Method."""
         super().begin_step(progress)
         self._keys.clear()
         self._progress = progress
 
     def forward(self, pixels: Tensor, pass_index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of one query clip; see Method."""
         clips = pixels.unbind(dim=1)
         sequential = self.options.sequential
         if pass_index == 0:
@@ -142,7 +158,7 @@ class MoCo(MomentumMethod):
         }
 
     def end_step(self) -> None:
-        """Put the step's keys into the queue, and drop the gradients of a step that is there to fill it."""
+        """Put the step's keys into the queue, and drop the gradients of a step that only fills it."""
         keys = torch.cat(self._keys, dim=1)
         self._keys.clear()
         self._enqueue(keys)
@@ -152,7 +168,7 @@ class MoCo(MomentumMethod):
 
     @torch.no_grad()
     def _make_keys(self, clips: tuple[Tensor, ...]) -> Tensor:
-        """Every clip, or all but the query, as the key network sees them: [keys, B, D], unit rows."""
+        """Return the momentum network's embeddings of all key clips, [keys, B, D] with unit rows."""
         if self.options.sequential:
             return torch.stack([self._embed_key(clip) for clip in clips])
         return torch.stack(self._embed_key(torch.cat(clips[1:])).chunk(len(clips) - 1))
@@ -161,15 +177,15 @@ class MoCo(MomentumMethod):
         if not self._shuffle:
             return normalize(self.momentum_projector(self.momentum_backbone(clips)))
         node, ranks = self._node, world_size(self._node)
-        everyone = all_gather(clips.movedim(1, -1), node).flatten(0, 1)  # channels last, as the clips lie in memory
-        order = shared_permutation(len(everyone), clips.device)
-        mine = everyone[order.chunk(ranks)[rank(node)]].movedim(-1, 1)
-        shuffled = all_gather(normalize(self.momentum_projector(self.momentum_backbone(mine))), node).flatten(0, 1)
+        gathered = all_gather(clips.movedim(1, -1), node).flatten(0, 1)  # channels last: the clips' layout in memory
+        order = shared_permutation(len(gathered), clips.device)
+        part = gathered[order.chunk(ranks)[rank(node)]].movedim(-1, 1)
+        shuffled = all_gather(normalize(self.momentum_projector(self.momentum_backbone(part))), node).flatten(0, 1)
         return shuffled[order.argsort()].chunk(ranks)[rank(node)]
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
-        """Write the ranks' keys, [keys, B, D] each, over the oldest."""
+        """Replace the oldest keys of the queue by those of all ranks, [keys, B, D] per rank."""
         if self.options.queue_clips == "first":
             keys = keys[:1]
         gathered = all_gather(keys)  # [W, keys, B, D]
@@ -177,16 +193,16 @@ class MoCo(MomentumMethod):
             gathered = gathered[:1]
         new = gathered.transpose(0, 1).flatten(0, 2)
         queue, written = self.get_buffer("queue"), self.get_buffer("written")
-        assert len(new) <= len(queue), "check() refuses such a batch"
+        assert len(new) <= len(queue), "check() refuses such batches"
         places = (written + torch.arange(len(new), device=queue.device)) % len(queue)
         new = new.to(queue.dtype)
-        finite = new.isfinite().all(dim=1, keepdim=True)  # others would stay in every loss until they are replaced
+        finite = new.isfinite().all(dim=1, keepdim=True)  # others would enter every loss until replaced
         queue.index_copy_(0, places, torch.where(finite, new, queue[places]))
         written += len(new)
 
 
 def _contrast(positive: Tensor, negative: Tensor, *, joint: bool) -> Tensor:
-    """Cross-entropy of positives [P-1, B] against negatives [B, K], both over the temperature; a scalar."""
+    """Return the cross-entropy (a scalar) of similarities to positives [P-1, B] and negatives [B, K], both over T."""
     if joint:
         positive = positive.logsumexp(dim=0)
     return (torch.logaddexp(positive, negative.logsumexp(dim=1)) - positive).mean()

@@ -1,11 +1,12 @@
-"""rho-SimCLR (arXiv 2002.05709 through time: 2104.14558, section 3.1): find the other clip in the batch.
+"""rho-SimCLR (arXiv 2002.05709; for video 2104.14558, section 3.1): find the other clip in the batch.
 
     z_i     = normalize(project(backbone(clip_i)))
     loss    = mean over all z of -log(sum_positives e^(z . z' / T) / sum_others e^(z . z' / T))
 
-Positives are clips of the same video, others are all clips of the batch of all ranks but z itself. The release takes
-neighboring clips two by two ("chain"), so a middle clip is embedded twice; the paper has all clips at once ("all").
-With two clips they are the same. The loss needs the whole batch: a step is not split into micro-batches.
+Positives are clips of the same video. Others are all clips in the batch of all ranks except z itself. The released code
+takes pairs of neighboring clips ("chain"), so that clips in the middle are embedded twice; the paper takes all clips at
+once ("all"). With two clips, both are the same. The loss needs the whole batch, so a step cannot be split into
+micro-batches.
 """
 
 from __future__ import annotations
@@ -54,9 +55,14 @@ class SimCLRConfig(Section):
 
 
 class SimCLR(Method):
-    """See the module's docstring."""
+    """rho-SimCLR around a backbone; the module's docstring has its loss.
 
-    coupling = "SimCLR's loss holds every video of a batch against every other"
+    Args:
+        backbone: the backbone to train.
+        options: the options of the method.
+    """
+
+    coupling = "SimCLR's loss compares every video of a batch with every other"
 
     def __init__(self, backbone: nn.Module, options: SimCLRConfig) -> None:
         super().__init__()
@@ -66,31 +72,40 @@ class SimCLR(Method):
         synchronize_batch_norm(self, options.batch_norm)
 
     def num_passes(self, num_clips: int) -> int:
+        """Return one pass per pair of neighboring clips, or a single one."""
         if num_clips < 2:
-            raise ValueError(f"SimCLR needs at least 2 clips a video, got {num_clips}")
+            raise ValueError(f"SimCLR needs at least 2 clips per video (got {num_clips}).")
         return num_clips - 1 if self.options.pairs == "chain" else 1
 
     def forward(self, pixels: Tensor, pass_index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of a pair of neighboring clips, or of all clips; see Method."""
         clips = pixels.unbind(dim=1)
         if self.options.pairs == "chain":
             clips = clips[pass_index : pass_index + 2]
-        # One forward a clip: batch norm never mixes clip slots.
-        own = torch.stack([normalize(self.projector(self.backbone(clip))) for clip in clips])
-        with full_precision(own):
-            loss = contrast_all(own, self.options.temperature)
+        # One forward pass per clip, so that batch norm never mixes clip positions.
+        embeddings = torch.stack([normalize(self.projector(self.backbone(clip))) for clip in clips])
+        with full_precision(embeddings):
+            loss = contrast_all(embeddings, self.options.temperature)
         if self.options.loss == "mean":
             loss = loss / self.num_passes(pixels.shape[1])
-        return loss, {"feature_std": embedding_spread(own[0])}
+        return loss, {"feature_std": embedding_spread(embeddings[0])}
 
 
-def contrast_all(own: Tensor, temperature: float) -> Tensor:
-    """The loss of this rank's embeddings [P, B, D] (unit rows) among those of all ranks, a scalar; its mean over ranks
-    is the loss of the whole batch."""
-    num_clips, batch = own.shape[:2]
-    everyone = all_gather(own)  # [W, P, B, D]
-    ranks = everyone.shape[0]
-    video = torch.arange(ranks * batch, device=own.device).view(ranks, 1, batch).expand(ranks, num_clips, batch)
-    similarity = own.flatten(0, 1) @ everyone.flatten(0, 2).T / temperature  # [P * B, W * P * B]
+def contrast_all(embeddings: Tensor, temperature: float) -> Tensor:
+    """Compute the loss of this rank's embeddings among those of all ranks; a collective operation.
+
+    Args:
+        embeddings: [P, B, D] with unit rows.
+        temperature: T.
+
+    Returns:
+        A scalar. Its mean over ranks is the loss of the whole batch.
+    """
+    num_clips, batch = embeddings.shape[:2]
+    gathered = all_gather(embeddings)  # [W, P, B, D]
+    ranks = gathered.shape[0]
+    video = torch.arange(ranks * batch, device=embeddings.device).view(ranks, 1, batch).expand(ranks, num_clips, batch)
+    similarity = embeddings.flatten(0, 1) @ gathered.flatten(0, 2).T / temperature  # [P * B, W * P * B]
     same = video[rank()].flatten()[:, None] == video.flatten()[None]
     itself = torch.zeros_like(same)
     itself[:, rank() * num_clips * batch :][:, : num_clips * batch].fill_diagonal_(True)

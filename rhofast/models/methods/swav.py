@@ -1,12 +1,12 @@
-"""rho-SwAV (arXiv 2006.09882 through time: 2104.14558, section 3.1): predict the cluster of a clip from another one.
+"""rho-SwAV (arXiv 2006.09882; for video 2104.14558, section 3.1): predict a clip's cluster from another clip.
 
     z_i    = normalize(project(backbone(clip_i)))        scores_i = z_i . prototypes
     code_a = Sinkhorn-Knopp(scores_a)                    soft assignment, balanced over the prototypes; no gradient
     loss   = mean over a and over i != a, and over videos, of -sum_k code_a[k] log softmax(scores_i / T)[k]
 
-(a cross-entropy, as released; the paper prints a divergence of the prediction from the code). The release makes codes
-of the first two clips whatever rho is. Codes are balanced over the batch of all ranks, so a step is not split into
-micro-batches.
+The loss is a cross-entropy, as in the released code; the paper prints a divergence of the prediction from the code. The
+released code makes codes of the first two clips, whatever rho is. Codes are balanced over the batch of all ranks, so a
+step cannot be split into micro-batches.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rhofast.models.methods.heads import build_projector, embedding_spread, full
 from rhofast.models.methods.method import Method, TrainingProgress
 
 Epochs = Annotated[float, Field(ge=0)]
-Sharpness = Annotated[float, Field(ge=0.0125)]  # cosines over it are exponentiated and added, in float32: exp(88.7)
+Sharpness = Annotated[float, Field(ge=0.0125)]  # 1 / it is exponentiated in float32, whose limit is exp(88.7)
 
 
 class SwAVConfig(Section):
@@ -95,7 +95,12 @@ class SwAVConfig(Section):
 
 
 class SwAV(Method):
-    """See the module's docstring."""
+    """rho-SwAV around a backbone; the module's docstring has its loss.
+
+    Args:
+        backbone: the backbone to train.
+        options: the options of the method.
+    """
 
     coupling = "SwAV balances its codes over all videos of a batch"
 
@@ -106,27 +111,30 @@ class SwAV(Method):
         self.projector = build_projector(backbone, options)
         self.prototypes = nn.Linear(options.out, options.prototypes, bias=False)
         synchronize_batch_norm(self, options.batch_norm)
-        if options.queue is not None:  # newest first; zeros where it is not yet filled
+        if options.queue is not None:  # newest first; zeros where it is not filled yet
             self.register_buffer("queue", torch.zeros(2, options.queue, options.out))
             self.register_load_state_dict_post_hook(_count_queued)  # type: ignore[no-untyped-call]
-        self._queued = 0  # places of the queue that are filled: a number, so that no step asks the device for it
-        self._epoch = 0.0  # of the step under way
+        self._queued = 0  # filled places of the queue, a host number so that no step waits for the device
+        self._epoch = 0.0  # of the current step
 
     def num_passes(self, num_clips: int) -> int:
+        """Return one pass per pair of neighboring clips, or a single one."""
         if num_clips < 2:
-            raise ValueError(f"SwAV needs at least 2 clips a video, got {num_clips}")
+            raise ValueError(f"SwAV needs at least 2 clips per video (got {num_clips}).")
         return num_clips - 1 if self.options.pairs == "chain" else 1
 
     @torch.no_grad()
     def begin_step(self, progress: TrainingProgress) -> None:
+        """Normalize the prototypes; see Method."""
         self._epoch = progress.epoch
         self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 
     def forward(self, pixels: Tensor, pass_index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of a pair of neighboring clips, or of all clips; see Method."""
         clips = pixels.unbind(dim=1)
         if self.options.pairs == "chain":
             clips = clips[pass_index : pass_index + 2]
-        # One forward a clip: batch norm never mixes clip slots.
+        # One forward pass per clip, so that batch norm never mixes clip positions.
         embeddings = [self.projector(self.backbone(clip)) for clip in clips]
         weight = self.prototypes.weight
         with full_precision(weight):
@@ -142,25 +150,25 @@ class SwAV(Method):
         return loss, {"feature_std": embedding_spread(embeddings[0])}
 
     def end_step(self) -> None:
-        """Drop the gradient of frozen prototypes."""
+        """Drop the gradient of frozen prototypes; see Method."""
         if 0 < self.options.frozen_epochs >= self._epoch:
             self.prototypes.weight.grad = None
 
     @torch.no_grad()
     def _make_codes(self, units: Tensor) -> Tensor:
-        """Codes [A, B, K] of this rank's embeddings [A, B, D], one row of A for each coded clip."""
-        alone = self.options.balance == "local"
-        everyone = units if alone else all_gather(units).transpose(0, 1).flatten(1, 2)  # [A, W * B, D]
-        pool = everyone
+        """Return the codes [A, B, K] of this rank's embeddings [A, B, D] of A coded clips."""
+        local = self.options.balance == "local"
+        gathered = units if local else all_gather(units).transpose(0, 1).flatten(1, 2)  # [A, W * B, D]
+        pool = gathered
         if self.options.queue is not None and self._epoch >= self.options.queue_epoch:
             queue = self.get_buffer("queue")
             if self._queued == self.options.queue:
-                pool = torch.cat([everyone, queue], dim=1)
-            finite = everyone.isfinite().all(dim=-1, keepdim=True)  # others would spoil all codes that come from it
-            queue.copy_(torch.cat([torch.where(finite, everyone, queue[:, :1]), queue], dim=1)[:, : self.options.queue])
-            self._queued = min(self.options.queue, self._queued + everyone.shape[1])
+                pool = torch.cat([gathered, queue], dim=1)
+            finite = gathered.isfinite().all(dim=-1, keepdim=True)  # others would spoil all later codes
+            queue.copy_(torch.cat([torch.where(finite, gathered, queue[:, :1]), queue], dim=1)[:, : self.options.queue])
+            self._queued = min(self.options.queue, self._queued + gathered.shape[1])
         scores = pool @ self.prototypes.weight.T / self.options.sharpness
-        first, batch = 0 if alone else rank() * units.shape[1], units.shape[1]
+        first, batch = 0 if local else rank() * units.shape[1], units.shape[1]
         return torch.stack([sinkhorn(each, self.options.sinkhorn_steps)[first : first + batch] for each in scores])
 
 
@@ -171,8 +179,16 @@ def _count_queued(module: nn.Module, _: Any) -> None:
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, steps: int) -> Tensor:
-    """Codes [N, K] with rows of sum 1 and nearly equal column sums, from scores [N, K] at their temperature (below 88:
-    they are exponentiated). In float32, as released, whatever the precision of the run."""
+    """Turn scores into codes by the Sinkhorn-Knopp algorithm.
+
+    Args:
+        scores: [N, K], divided by their temperature. They are exponentiated, so they must be below 88.
+        steps: number of iterations.
+
+    Returns:
+        f32[N, K] with rows of sum 1 and nearly equal column sums. They are float32 whatever the precision of the run,
+        as in the released code.
+    """
     codes = scores.exp()
     codes /= codes.sum()
     for _ in range(steps):

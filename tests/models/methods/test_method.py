@@ -82,7 +82,7 @@ def test_accumulation_is_allowed_where_videos_do_not_meet() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "section", "message"),
     [
-        ("simclr", {}, {"micro_batch_norm": True}, "SimCLR's loss holds every video of a batch against every other"),
+        ("simclr", {}, {"micro_batch_norm": True}, "SimCLR's loss compares every video of a batch with every other"),
         ("swav", {}, {"micro_batch_norm": True}, "SwAV balances its codes over all videos"),
         ("byol", {}, {}, r"\d+ batch norms \(backbone.stem_bn, ...\) take their statistics from the whole batch"),
         ("moco", {"queue": 64}, {}, "batch norms"),
