@@ -59,7 +59,8 @@ def shard(
     from rhofast.config.section import parse_section
     from rhofast.data.codecs import build_codecs
     from rhofast.data.format.dataset import open_folder
-    from rhofast.ingest.build import BuildSettings, build_shards, parse_task, stored_keys
+    from rhofast.ingest.array_task import parse_task
+    from rhofast.ingest.build import BuildSettings, build_shards, stored_keys
     from rhofast.ingest.dry_run import estimate_build
     from rhofast.ingest.executors import LocalProcesses
     from rhofast.ingest.listing import Listing

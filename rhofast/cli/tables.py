@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # a command loads what it needs, when it needs it
     from rhofast.config.schema import ClipConfig
     from rhofast.data.format.dataset import DatasetInfo
     from rhofast.evaluation.scores import Evaluation
-    from rhofast.ingest.dry_run import CodecEstimate, CodecMetrics, DryRunEstimate
+    from rhofast.ingest.cost_estimate import CodecEstimate, CodecMetrics, DryRunEstimate
     from rhofast.ingest.summary import Summary
 
 _ENDS = 6  # classes that are shown of the best, and of the worst, where there are many

@@ -1,1 +1,1 @@
-"""How videos become shards: probe, transcode, writer, executors, build; then verify and summary."""
+"""Turn videos into shards: probe, transcode, writer, executors, build; then verify and summary."""

@@ -1,11 +1,12 @@
-"""From the list of a data set to a complete shard set: units, resume, merge.
+"""Turn the listing of a data set into a complete shard set: jobs, resuming, merging.
 
-    listing --runs of `samples_per_shard`--> units --executor--> shards and notes --merge--> refused.jsonl, sizes.json,
-                                                                                             dataset.json
+    listing --runs of `samples_per_shard`--> jobs --executor--> shards and result files
+    result files --merge--> refused.jsonl, sizes.json, dataset.json
 
-The same command continues where a killed one stopped and ends with the same bytes, since a unit (job.py) depends on
-its sources and the settings alone, and one that has its note is done. `dataset.json` is written last; then the notes
-are deleted. Several machines may each make a part of the units (`task`); the same command without a part then merges.
+The same command continues where a killed one stopped and ends with the same bytes: a job (shard_job.py) depends only on
+its sources and the settings, and a job that has its result file is done. `dataset.json` is written last; then the
+result files are deleted. Several machines may each run a share of the jobs (array_task.py); the same command without
+`--task` then runs the missing jobs and merges.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,7 +28,8 @@ from rhofast.data.codecs import codec_settings
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.dataset import DatasetInfo, ShardInfo, ShardSet, open_folder
 from rhofast.data.format.index import DATASET_FILE, VERSION
-from rhofast.errors import ConfigError, IngestError, ShardError
+from rhofast.errors import IngestError, ShardError
+from rhofast.ingest.array_task import ArrayTask
 from rhofast.ingest.executors import Executor
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.shard_job import ShardJob, finished_shard, run_shard_job, shard_result, source_identity
@@ -41,7 +42,15 @@ _LIMITS = {"min_duration", "max_duration"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildSettings:
-    """What a set is made of, but for its videos. samples_per_shard: videos a unit, of which some may be refused."""
+    """Settings of a shard set: everything that defines it except its videos.
+
+    Attributes:
+        name: Name of the set.
+        split: Name of the split, for dataset.json.
+        codec: The storage codec.
+        transcode: How videos are transcoded.
+        samples_per_shard: Videos per job; a shard has fewer samples if some of them are refused.
+    """
 
     name: str
     split: str
@@ -50,30 +59,10 @@ class BuildSettings:
     samples_per_shard: int
 
     def written(self) -> dict[str, Any]:
-        """What `dataset.json` says of the transcoding: all that decides what a sample becomes."""
+        """Return what `dataset.json` says of the transcoding: every setting that decides what a sample becomes."""
         if self.codec.untouched:
             return self.transcode.model_dump(include=_LIMITS)
         return self.transcode.model_dump(exclude={"timeout"})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ArrayTask:
-    """ArrayTask `number` of `count`, counted from 0: the units whose number leaves this rest."""
-
-    number: int
-    count: int
-
-    def includes(self, job: int) -> bool:
-        return job % self.count == self.number
-
-
-def parse_task(text: str) -> ArrayTask:
-    """The part that `I/N` names, I counting from 1. Raises ConfigError."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        hint = "tasks count from 1, as in 1/8 ... 8/8; of a Slurm array: --array=1-8 and --task $SLURM_ARRAY_TASK_ID/8"
-        raise ConfigError(f"--task {text}: not of the form I/N with 1 <= I <= N", hint=hint)
-    return ArrayTask(number=int(found[1]) - 1, count=int(found[2]))
 
 
 OnProgress = Callable[[int, int, int], None]
@@ -89,11 +78,23 @@ def build_shards(
     append_to: ShardSet | None = None,
     on_progress: OnProgress | None = None,
 ) -> DatasetInfo | None:
-    """Make, or continue to make, a shard set in `out`; None if only a part was made. append_to: the set that lies in
-    `out` already and gets more shards. on_progress: called with (videos done, bytes of their sources in this run,
-    videos refused).
+    """Build a shard set in `out`, or continue a build that was stopped.
 
-    Raises IngestError: another set in `out`, another process at work there, a full disk. What was finished stays.
+    Args:
+        listing: The videos.
+        out: Folder of the set: new, empty, or with a build to continue.
+        settings: Settings of the set.
+        executor: Runs the jobs.
+        task: Run only the jobs of this task of a job array, and do not merge.
+        append_to: The set that lies in `out` already and gets more shards.
+        on_progress: Called with (videos done, bytes of their sources in this run, videos refused).
+
+    Returns:
+        What dataset.json says; None if `task` was given.
+
+    Raises:
+        IngestError: `out` holds another set, another process works there, or the disk is full. Finished shards are
+            kept.
     """
     try:
         if append_to is None and (complete := _complete_set(out)) is not None:
@@ -114,15 +115,15 @@ def build_shards(
             _clear_leftovers(out, task)  # of nodes that were lost
             return info
     except OSError as error:
-        inside = str(error.filename).startswith(str(out))  # of a file of ours nobody wants to know the name
+        inside = str(error.filename).startswith(str(out))  # the name of a file inside `out` would not help
         raise IngestError(
             f"{out if inside else error.filename or out}: {error.strerror or error}",
-            hint="finished shards are kept: mend it and run the same command again",
+            hint="finished shards are kept: fix the cause and run the same command again",
         ) from None
 
 
 class _Plan:
-    """Cuts the listing into units."""
+    """Cuts the listing into jobs."""
 
     def __init__(self, listing: Listing, out: Path, settings: BuildSettings, *, first: int) -> None:
         self.out, self.settings, self.encoder = out, settings, encoder_version()
@@ -143,7 +144,7 @@ class _Plan:
 
 
 def stored_keys(shards: ShardSet) -> Iterator[str]:
-    """The keys of all samples of a set."""
+    """Yield the keys of all samples of a set."""
     for number in range(len(shards.info.shards)):
         index = shards.index(number)
         yield from (index.key(row) for row in range(len(index)))
@@ -158,19 +159,21 @@ def _next_number(existing: ShardSet | None) -> int:
 def _complete_set(out: Path) -> DatasetInfo | None:
     if not (out / DATASET_FILE).exists():
         if out.is_dir() and any(out.iterdir()) and not any(out.glob(".job-*")):
-            raise IngestError(f"{out}: is not empty and holds no shards", hint="choose a new or empty folder")
+            raise IngestError(
+                f"{out}: the folder is not empty and holds no shards", hint="choose a new or empty folder"
+            )
         if out.exists() and not out.is_dir():
             raise IngestError(f"{out}: is a file", hint="choose a new or empty folder")
         return None
     try:
         return open_folder(out).info
     except ShardError as error:
-        raise IngestError(error.message, hint=error.hint or "choose another folder, or delete it") from None
+        raise IngestError(error.message, hint=error.hint or "choose another folder, or delete this one") from None
 
 
 def _check_same(out: Path, complete: DatasetInfo, listing: Listing, settings: BuildSettings) -> None:
-    """See that the set that is there is the one that is asked for. Raises IngestError."""
-    hint = "choose another folder, or delete it; more videos are added with --append"
+    """Raise IngestError unless the set in `out` is the requested one."""
+    hint = "choose another folder, or delete this one; add videos to the set with --append"
     if (complete.name, complete.split) != (settings.name, settings.split):
         raise IngestError(f"{out}: holds the set {complete.name!r}, split {complete.split!r}", hint=hint)
     if complete.build != _build_digest(listing, settings):
@@ -179,23 +182,23 @@ def _check_same(out: Path, complete: DatasetInfo, listing: Listing, settings: Bu
 
 
 def _check_same_kind(out: Path, existing: DatasetInfo, settings: BuildSettings) -> None:
-    """See that what is appended is made as the rest was. Raises IngestError."""
+    """Raise IngestError unless the new shards get the settings of the existing ones."""
     pairs = {
         "name": (existing.name, settings.name),
         "split": (existing.split, settings.split),
         "codec": (existing.codec, codec_settings(settings.codec)),
         "transcode": (existing.transcode, settings.written()),
     }
-    for field, (there, asked) in pairs.items():
-        if there != asked:
+    for field, (stored, requested) in pairs.items():
+        if stored != requested:
             raise IngestError(
-                f"{out}: its {field} is {json.dumps(there)}; asked for is {json.dumps(asked)}",
-                hint="give the options that the set was made with",
+                f"{out}: the set has {field}={json.dumps(stored)}, requested is {json.dumps(requested)}",
+                hint="--append needs the options that the set was made with",
             )
 
 
 def _build_digest(listing: Listing, settings: BuildSettings) -> str:
-    """Names the list of sources (keys, labels, sizes) and the settings; not where the sources lie. Hexadecimal."""
+    """Return a digest of the sources (keys, labels, sizes) and the settings, independent of the sources' folder."""
     what = [VERSION, codec_settings(settings.codec), settings.written(), settings.samples_per_shard]
     digest = hashlib.sha256(json.dumps(what).encode())
     for record in listing:
@@ -205,7 +208,10 @@ def _build_digest(listing: Listing, settings: BuildSettings) -> str:
 
 @contextmanager
 def _alone(out: Path, *, shared: bool) -> Iterator[None]:
-    """Keep two commands from working in one folder; parts (shared) may. Without locks in the file system: no check."""
+    """Keep two commands from working in one folder.
+
+    Tasks of a job array may share it (shared=True). If the file system has no locks, nothing is checked.
+    """
     if not is_local(out):
         yield
         return
@@ -215,7 +221,7 @@ def _alone(out: Path, *, shared: bool) -> Iterator[None]:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise IngestError(
-                f"{out}: another `rhofast shard` is at work in this folder", hint="wait for it, or stop it"
+                f"{out}: another `rhofast shard` is running in this folder", hint="wait for it, or stop it"
             ) from None
         except OSError:
             pass
@@ -225,7 +231,7 @@ def _alone(out: Path, *, shared: bool) -> Iterator[None]:
 
 
 def _clear_leftovers(out: Path, task: ArrayTask | None) -> None:
-    """Delete what a killed run was writing when it ended; of a task, its own."""
+    """Delete the unfinished files of a killed run; with `task`, only those of its jobs."""
     for path in out.glob(".*.tmp"):
         number = path.name.removeprefix(".job-")[:6]
         if task is not None and not (number.isdigit() and task.includes(int(number))):
@@ -237,7 +243,7 @@ def _clear_leftovers(out: Path, task: ArrayTask | None) -> None:
 
 
 def _run(plan: _Plan, executor: Executor, task: ArrayTask | None, on_progress: OnProgress | None) -> None:
-    """Run all units that are not done yet; of a task, its own."""
+    """Run all jobs that are not done yet; with `task`, only its jobs."""
     skipped = refused = done = source_bytes = 0
 
     def to_do() -> Iterator[ShardJob]:
@@ -265,8 +271,19 @@ def _run(plan: _Plan, executor: Executor, task: ArrayTask | None, on_progress: O
 
 
 def _merge(plan: _Plan, listing: Listing, existing: DatasetInfo | None) -> DatasetInfo:
-    """Write what describes the whole set, from the notes of its units, one after another. existing: the set that grows;
-    of its refused sources those stay listed that were not tried again."""
+    """Write the files that describe the whole set, from the result files of its jobs.
+
+    Args:
+        plan: The jobs.
+        listing: The videos.
+        existing: The set that is appended to. Its refused sources stay listed unless they were tried again.
+
+    Returns:
+        What dataset.json says.
+
+    Raises:
+        IngestError: Every video was refused, or a result file is missing.
+    """
     out, settings = plan.out, plan.settings
     shards: list[ShardInfo] = []
     counts: Counter[str] = Counter()
@@ -279,7 +296,7 @@ def _merge(plan: _Plan, listing: Listing, existing: DatasetInfo | None) -> Datas
             file.write(json.dumps(line) + "\n")
         if not shards and existing is None:
             reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-            raise IngestError(f"every video was refused ({reasons}); the first: {example}")
+            raise IngestError(f"every video was refused ({reasons}); for example {example}")
     build, encoders = _build_digest(listing, settings), [plan.encoder]
     if existing is not None:
         build = hashlib.sha256((existing.build + build).encode()).hexdigest() if shards else existing.build
@@ -309,11 +326,11 @@ def _refused_before(out: Path, listing: Listing) -> Iterator[dict[str, str]]:
 
 
 def _refused_now(plan: _Plan, shards: list[ShardInfo]) -> Iterator[dict[str, str]]:
-    """The refused sources of all units, in order; their shards go to `shards` on the way."""
+    """Yield the refused sources of all jobs, in order, and append the jobs' shards to `shards`."""
     for job in plan.jobs():
         result = shard_result(job)
         if result is None:
-            raise IngestError(f"{job.out / job.name}: disappeared", hint="run the same command again: it continues")
+            raise IngestError(f"{job.result_file}: no such file", hint="run the same command again: it continues")
         if result.shard is not None:
             shards.append(result.shard)
         yield from result.refused
@@ -327,5 +344,5 @@ def _delete_result_files(out: Path, info: DatasetInfo) -> None:
 
 
 def shard_number(shard: ShardInfo) -> int:
-    """The number in its name."""
+    """Return the number in a shard's name."""
     return int(shard.name.rpartition("-")[2])

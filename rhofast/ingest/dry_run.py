@@ -1,24 +1,23 @@
-"""The dry run: a few videos of a listing, stored as ingest would store them, tell what the whole will cost.
+"""The dry run: store a few videos of a listing as ingest would, and estimate what the whole set will cost.
 
-    listing --one of each stretch--> records --probe, transcode, index, compare--> results --mean x count--> Estimate
+    listing --one video per stretch--> records --probe, transcode, index, compare--> results --mean x count--> estimate
 
-Each video that is tried goes through each codec in a temporary folder, by the functions that make the shards. What
-comes out is compared with what went into the encoder (the same frames at the same rate and size), by ffmpeg's filters
-`psnr` and `ssim`. What it is not: it writes nothing to the output folder, and prints nothing.
+Each chosen video goes through each codec in a temporary folder, by the functions that make the shards. The stored video
+is compared with the encoder's input (same frames, rate and size) by ffmpeg's filters `psnr` and `ssim`. Nothing is
+written to the output folder.
 """
 
 from __future__ import annotations
 
-import math
 import random
 import resource
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from rhofast.config.schema import ClipConfig
@@ -28,6 +27,13 @@ from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.clip_cost import clip_cost
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
+from rhofast.ingest.cost_estimate import (
+    CodecEstimate,
+    CodecMetrics,
+    DryRunEstimate,
+    interval_95,
+    samples_per_shard,
+)
 from rhofast.ingest.executors import LocalProcesses, tick
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import Refusal, RefusedError
@@ -36,88 +42,6 @@ from rhofast.ingest.shard_job import make_sample
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
 from rhofast.ingest.writer import index_row
 from rhofast.storage.files import fetch
-
-_SHARD_BYTES = 1e9
-_MOST_PER_SHARD = 4096
-# Student's t: two-sided 95 % for 1 to 10 degrees of freedom; beyond, an expansion is right to 0.1 %.
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-_Z95 = 1.95996
-
-Interval = tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CodecMetrics:
-    """What a codec makes of the videos that it took.
-
-    bytes_per_video   mean bytes of a stored member
-    bytes_per_frame   all bytes / all frames
-    bits_per_second   of video
-    source_ratio      bytes stored / bytes of the same sources
-    psnr, ssim        luma in full range, mean over frames (at most 60 dB each), then over videos; None without any
-    compared          videos whose quality was measured: all that were taken, but for those that ffmpeg cannot compare
-    total_bytes       of the members of the whole listing: mean of all videos tried, refused ones as 0, x their number
-    total_bytes_95    its 95 % interval; None where one video was tried
-    total_hours       of video in the whole set
-    read_bytes        mean bytes read for one sample's clips
-    read_amplification    bytes read / bytes of the frames used
-    decode_amplification  frames decoded / distinct frames used
-    samples_per_shard     for shards of about 1 GB: a power of two from 1 to 4096
-    """
-
-    bytes_per_video: float
-    bytes_per_frame: float
-    bits_per_second: float
-    source_ratio: float
-    psnr: float | None
-    ssim: float | None
-    compared: int
-    total_bytes: float
-    total_bytes_95: Interval | None
-    total_hours: float
-    read_bytes: float
-    read_amplification: float
-    decode_amplification: float
-    samples_per_shard: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CodecEstimate:
-    """One codec. codec: as `codec_settings` gives it; untouched: it keeps the sources as they are, so there is no
-    quality to measure; refused: reason -> videos of those tried; cpu_seconds: of a CPU,
-    a video (a refused one, too), without the comparison; total_seconds: by the clock for all, with the given number of
-    workers; total_seconds_95: its 95 % interval, None where one video was tried; metrics: None where all were refused.
-    """
-
-    codec: dict[str, Any]
-    untouched: bool
-    refused: dict[str, int]
-    cpu_seconds: float
-    total_seconds: float
-    total_seconds_95: Interval | None
-    metrics: CodecMetrics | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DryRunEstimate:
-    """What to expect of a listing of `videos`, from `tried` of them. source_bytes: mean bytes of a source; encoder: the
-    ffmpeg program, as it names itself."""
-
-    videos: int
-    tried: int
-    workers: int
-    seed: int
-    source_bytes: float
-    total_source_bytes: float
-    clips: ClipConfig
-    settings: TranscodeSettings
-    encoder: str
-    codecs: tuple[CodecEstimate, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it, as JSON knows it."""
-        plain = {**asdict(self), "clips": self.clips.model_dump(), "settings": self.settings.model_dump()}
-        return {**plain, "codecs": [asdict(one) for one in self.codecs]}
 
 
 def estimate_build(
@@ -131,11 +55,26 @@ def estimate_build(
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DryRunEstimate:
-    """Try `samples` videos (or all, where there are fewer) with each codec, in `workers` processes. All but the times
-    depends on the listing, the settings and the seed alone. on_progress: called with (videos tried, videos to try).
+    """Try a few videos of a listing with each codec, and estimate the cost of the whole set.
 
-    Raises IngestError where every video is refused by every codec, and where ffmpeg is stopped from outside; OSError
-    where the temporary folder cannot be written.
+    All numbers except the times depend only on the listing, the settings and the seed.
+
+    Args:
+        listing: The videos.
+        codecs: The codecs to compare.
+        settings: How videos are transcoded.
+        clips: Clip geometry for the amplifications.
+        samples: Number of videos to try; all, if the listing has fewer.
+        workers: Number of processes.
+        seed: Seed of the choice of videos.
+        on_progress: Called with (videos tried, videos to try).
+
+    Returns:
+        The estimate.
+
+    Raises:
+        IngestError: Every codec refused every video, or ffmpeg was stopped from outside.
+        OSError: The temporary folder cannot be written.
     """
     count = min(samples, len(listing))
 
@@ -146,8 +85,8 @@ def estimate_build(
     with tempfile.TemporaryDirectory(prefix="rhofast-", ignore_cleanup_errors=True) as folder:
         written = tuple(codec_settings(codec) for codec in codecs)
         chosen = enumerate(_choose(listing, count, seed))
-        tasks = [_TrialJob(number, record, written, settings, Path(folder)) for number, record in chosen]
-        runs = LocalProcesses(min(workers, count)).run(_try_video, tasks, on_ticks=report)
+        jobs = [_TrialJob(number, record, written, settings, Path(folder)) for number, record in chosen]
+        runs = LocalProcesses(min(workers, count)).run(_try_video, jobs, on_ticks=report)
         videos = sorted(runs, key=lambda video: video.number)
     report(count, 0)
     _check_any_accepted(videos)
@@ -170,8 +109,8 @@ def estimate_build(
 
 
 def _choose(listing: Listing, count: int, seed: int) -> Iterator[VideoRecord]:
-    """One record at random from each of `count` stretches of equal length, in one pass."""
-    draw, edges = random.Random(seed), [part * len(listing) // count for part in range(count + 1)]
+    """Yield one random record from each of `count` stretches of equal length, in one pass."""
+    draw, edges = random.Random(seed), [stretch * len(listing) // count for stretch in range(count + 1)]
     wanted = iter([draw.randrange(begin, end) for begin, end in pairwise(edges)])
     following = next(wanted)
     for number, record in enumerate(listing):
@@ -195,7 +134,15 @@ class _TrialJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _CodecResult:
-    """One video with one codec. row: None where it is refused, for `refusal`; quality: (PSNR, SSIM)."""
+    """The result of one video with one codec.
+
+    Attributes:
+        cpu_seconds: CPU seconds spent, without the comparison.
+        row: What the index would say; None if the video is refused.
+        quality: (PSNR in dB, SSIM); None if they cannot be measured.
+        refusal: Reason of the refusal.
+        detail: One line on the refusal.
+    """
 
     cpu_seconds: float
     row: IndexRow | None = None
@@ -212,26 +159,26 @@ class _TriedVideo:
     results: list[_CodecResult]
 
 
-def _try_video(task: _TrialJob) -> _TriedVideo:
-    with tempfile.TemporaryDirectory(dir=task.folder) as folder:
-        record, scratch = task.record, Path(folder)
+def _try_video(job: _TrialJob) -> _TriedVideo:
+    with tempfile.TemporaryDirectory(dir=job.folder) as folder:
+        record, scratch = job.record, Path(folder)
         try:
             record = replace(record, path=fetch(record.path, scratch / "original"))
             num_bytes = record.path.stat().st_size
         except FileNotFoundError as error:
             missing = _CodecResult(cpu_seconds=0.0, refusal=Refusal.MISSING, detail=error.strerror or str(error))
-            results, num_bytes = [missing] * len(task.codecs), 0
+            results, num_bytes = [missing] * len(job.codecs), 0
         else:
-            results = [_try_codec(record, build_codec(codec), task.settings, scratch) for codec in task.codecs]
+            results = [_try_codec(record, build_codec(codec), job.settings, scratch) for codec in job.codecs]
     tick(num_bytes)
-    return _TriedVideo(number=task.number, path=str(task.record.path), source_bytes=num_bytes, results=results)
+    return _TriedVideo(number=job.number, path=str(job.record.path), source_bytes=num_bytes, results=results)
 
 
 def _try_codec(record: VideoRecord, codec: Codec, settings: TranscodeSettings, folder: Path) -> _CodecResult:
     begun = _cpu_seconds()
-    with tempfile.TemporaryDirectory(dir=folder) as own:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
         try:
-            sample = make_sample(record, codec, settings, Path(own))
+            sample = make_sample(record, codec, settings, Path(scratch))
         except RefusedError as error:
             spent = _cpu_seconds() - begun
             return _CodecResult(cpu_seconds=spent, refusal=str(error.reason), detail=error.detail)
@@ -239,17 +186,17 @@ def _try_codec(record: VideoRecord, codec: Codec, settings: TranscodeSettings, f
         row = index_row(sample, 0, sample.file.stat().st_size)
         quality = None
         if not codec.untouched:
-            quality = measure_quality(record.path, settings, sample.file, row.num_frames, Path(own))
+            quality = measure_quality(record.path, settings, sample.file, row.num_frames, Path(scratch))
     return _CodecResult(cpu_seconds=spent, row=row, quality=quality)
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of those that it started and waited for."""
+    """Return the CPU seconds of this process and of the finished child processes."""
     spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in spent)
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
 
 
-# ---- from results to metrics ----
+# ---- from results to estimates ----
 
 
 def _check_any_accepted(videos: list[_TriedVideo]) -> None:
@@ -260,7 +207,7 @@ def _check_any_accepted(videos: list[_TriedVideo]) -> None:
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
     video, result = refused[0]
     example = f"{video.path}: {result.refusal} {result.detail}".rstrip()
-    raise IngestError(f"every video that was tried was refused ({reasons}); the first: {example}")
+    raise IngestError(f"every video tried was refused ({reasons}); for example {example}")
 
 
 def _estimate_codec(
@@ -268,7 +215,7 @@ def _estimate_codec(
 ) -> CodecEstimate:
     spent = [result.cpu_seconds for result in results]
     seconds = count / workers
-    cpu_95 = _interval_95(spent, count)
+    cpu_95 = interval_95(spent, count)
     taken = [
         (result, result.row, video) for result, video in zip(results, videos, strict=True) if result.row is not None
     ]
@@ -278,7 +225,7 @@ def _estimate_codec(
         qualities = [result.quality for result, _, _ in taken if result.quality is not None]
         sizes = [0 if result.row is None else result.row.size for result in results]
         num_bytes, duration = sum(sizes), sum(row.num_frames / row.fps for row in rows)
-        size_95 = _interval_95(sizes, count)
+        size_95 = interval_95(sizes, count)
         read_bytes, read_amplification, decode_amplification = clip_cost(codec, rows, clips)
         metrics = CodecMetrics(
             bytes_per_video=num_bytes / len(rows),
@@ -305,27 +252,3 @@ def _estimate_codec(
         total_seconds_95=None if cpu_95 is None else (cpu_95[0] * seconds, cpu_95[1] * seconds),
         metrics=metrics,
     )
-
-
-def _interval_95(values: Sequence[float], population: int) -> Interval | None:
-    """Where the mean of a population lies, of which `values` >= 0 are a random part; None for a single value of more.
-    The part that was seen is no longer uncertain."""
-    if len(values) == population:
-        return fmean(values), fmean(values)
-    if len(values) < 2:
-        return None
-    half = _t_95(len(values) - 1) * stdev(values) * math.sqrt((1 - len(values) / population) / len(values))
-    return max(0.0, fmean(values) - half), fmean(values) + half
-
-
-def _t_95(freedom: int) -> float:
-    if freedom <= len(_T95):
-        return _T95[freedom - 1]
-    z = _Z95
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-
-
-def samples_per_shard(mean_bytes: float) -> int:
-    """For shards of about 1 GB: a power of two from 1 to 4096."""
-    power = round(math.log2(_SHARD_BYTES / mean_bytes))
-    return int(2 ** min(max(power, 0), int(math.log2(_MOST_PER_SHARD))))

@@ -1,4 +1,7 @@
-"""What is inside a video file, and why one is refused. Reads the packets of its video and decodes the first picture."""
+"""Find out what is inside a video file, and refuse those that cannot become samples.
+
+All packets of the video stream are read, and the first picture is decoded.
+"""
 
 from __future__ import annotations
 
@@ -19,42 +22,47 @@ from av.sidedata.sidedata import Type as SideData
 
 from rhofast.data.codecs.containers import video_stream
 
-_MIN_RATE = Fraction(1, 100)  # frames a second; what is slower moves no more, and takes a lot of room
-_MAX_RATE = 1000  # slow-motion cameras included
+_MIN_RATE = Fraction(1, 100)  # frames per second; slower ones hardly move and would take a lot of space
+_MAX_RATE = 1000  # frames per second; slow-motion cameras included
 _MAX_ASPECT = 16  # of the longer to the shorter side, as shown
-_RATE_TOLERANCE = 0.02  # of the stated frame rate; beyond, the one of the packets is believed
-_INTERLACED = {2, 3, 4, 5}  # of FFmpeg's AVFieldOrder: TT, BB, TB, BT
-_HDR = {16, 18}  # of ISO/IEC 23091-2's transfer characteristics: PQ (SMPTE ST 2084) and HLG
-# Of the same's color matrices, those that swscale cannot convert: YCgCo, BT.2020 of constant luminance, ICtCp, ...
+_RATE_TOLERANCE = 0.02  # share of the stated frame rate; if it is farther off, the packets' rate is used
+_INTERLACED = {2, 3, 4, 5}  # FFmpeg's AVFieldOrder: TT, BB, TB, BT
+_HDR = {16, 18}  # transfer characteristics of ISO/IEC 23091-2: PQ (SMPTE ST 2084) and HLG
+# Color matrices of ISO/IEC 23091-2 that swscale cannot convert: YCgCo, constant-luminance BT.2020, ICtCp, ...
 _ODD_MATRICES = {8, *range(10, 18)}
-_MIN_INTERLACED = 16  # pixels a side; smaller ones are no camera's, and ffmpeg does not make them whole
+_MIN_INTERLACED = 16  # pixels per side; ffmpeg cannot deinterlace smaller pictures, and no camera makes them
 
-# Formats of FFmpeg that are no moving pictures: one picture, text, a list of other files.
+# FFmpeg formats that are not videos: a single picture, text, a list of other files.
 _STILL, _LIST = ("image2", "tty", "_pipe"), ("concat", "dash", "hls")
-_FIRST_PACKETS = 100  # the first picture comes out of them
+_FIRST_PACKETS = 100  # the first picture is decoded from these
 _JUMPY = ("mpeg", "mpegts", "ogg")  # formats whose clock may jump in the middle
-_JUMP = 10  # seconds; longer jumps of such a clock ffmpeg takes out
+_JUMP = 10  # seconds; ffmpeg removes longer jumps of such a clock
 
 
 class Refusal(StrEnum):
-    """Why a source did not become a sample: the whole list."""
+    """Why a source did not become a sample; this is the complete list."""
 
     MISSING = "missing"  # no such file, or not readable
     EMPTY = "empty"  # zero bytes
-    NOT_A_VIDEO = "not_a_video"  # no container that ffmpeg knows, or one cut before its table of contents
-    NO_VIDEO_STREAM = "no_video_stream"  # audio only, say
-    DAMAGED = "damaged"  # ffmpeg met an error while reading or decoding
-    NO_FRAMES = "no_frames"  # a stream without a single picture
-    ODD_SHAPE = "odd_shape"  # more than 16 times as long as wide, as shown
-    ODD_COLORS = "odd_colors"  # in a form that ffmpeg cannot bring to RGB: YCgCo, ICtCp, constant luminance
-    TIMEOUT = "timeout"  # it took longer than allowed
+    NOT_A_VIDEO = "not_a_video"  # not a container that ffmpeg knows, or cut before its table of contents
+    NO_VIDEO_STREAM = "no_video_stream"  # for example audio only
+    DAMAGED = "damaged"  # ffmpeg reported an error while reading or decoding
+    NO_FRAMES = "no_frames"  # the stream has no picture
+    ODD_SHAPE = "odd_shape"  # displayed at an aspect ratio above 16, or rotated by an odd angle
+    ODD_COLORS = "odd_colors"  # a color matrix that ffmpeg cannot convert: YCgCo, ICtCp, constant luminance
+    TIMEOUT = "timeout"  # it took longer than `timeout`
     TOO_SHORT = "too_short"  # shorter than `min_duration`
     TOO_LONG = "too_long"  # longer than `max_duration`
-    NOT_COPYABLE = "not_copyable"  # codec `copy` only: rotated, not of square pixels, or not of a constant rate
+    NOT_COPYABLE = "not_copyable"  # codec `copy` only: rotated, non-square pixels, or a variable frame rate
 
 
 class RefusedError(Exception):
-    """A source is refused. detail: what the library or ffmpeg said, one line, or empty."""
+    """A source is refused.
+
+    Attributes:
+        reason: Why it is refused.
+        detail: One line from the library or ffmpeg; may be empty.
+    """
 
     def __init__(self, reason: Refusal, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -66,16 +74,18 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceInfo:
-    """What transcoding needs to know.
+    """What transcoding needs to know about a source.
 
-    stream       number of the video stream in the container
-    fps          the stream's average rate, frames a second
-    frames       pictures, as far as the container tells them apart
-    seconds      from the first picture to the end of the last
-    interlaced   pictures are pairs of fields
-    hdr          brightness is coded by PQ or HLG
-    mirrored     left and right are to be exchanged before it is turned
-    rotation     degrees, clockwise, by which it is to be turned: 0, 90, 180 or 270
+    Attributes:
+        codec: FFmpeg's name of the video codec.
+        stream: Number of the video stream in the container.
+        fps: Average frame rate of the stream, in frames per second.
+        frames: Number of pictures, as far as the container tells them apart.
+        seconds: Time from the first picture to the end of the last.
+        interlaced: Whether pictures are pairs of fields.
+        hdr: Whether brightness is coded with PQ or HLG.
+        mirrored: Whether left and right must be exchanged before rotating.
+        rotation: Clockwise rotation to apply, in degrees: 0, 90, 180 or 270.
     """
 
     codec: str
@@ -90,7 +100,7 @@ class SourceInfo:
 
 
 def probe(path: Path) -> SourceInfo:
-    """Look into a file. Raises RefusedError."""
+    """Return what is inside a video file; raises RefusedError if it cannot become a sample."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -99,17 +109,17 @@ def probe(path: Path) -> SourceInfo:
         raise RefusedError(Refusal.EMPTY)
     try:
         with av.open(f"file:{path}", metadata_errors="replace") as container:
-            return _look(container)
+            return _read_info(container)
     except PermissionError as error:
         raise RefusedError(Refusal.MISSING, error.strerror or "") from None
     except (av.error.FFmpegError, ValueError) as error:
         raise RefusedError(Refusal.NOT_A_VIDEO, str(getattr(error, "strerror", "") or error)) from None
 
 
-def _look(container: Any) -> SourceInfo:
+def _read_info(container: Any) -> SourceInfo:
     kind = str(container.format.name)
     if kind.endswith(_STILL) or kind in _LIST:
-        raise RefusedError(Refusal.NOT_A_VIDEO, f"its format is {kind}")
+        raise RefusedError(Refusal.NOT_A_VIDEO, f"the format is {kind}")
     try:
         stream = video_stream(container)
     except ValueError:
@@ -127,9 +137,11 @@ def _look(container: Any) -> SourceInfo:
     frames, span, last = _measure(_packets(container, stream, pictures), stream, has_jumps=kind in _JUMPY)
     if frames == 0:
         raise RefusedError(Refusal.NO_FRAMES)
-    mirrored, rotation = _read_matrix(pictures[0]) if pictures else (False, 0)  # ffmpeg will have to say more
+    mirrored, rotation = (
+        _read_matrix(pictures[0]) if pictures else (False, 0)
+    )  # if it does not decode, transcoding reports why
     fps = _rate(stream, frames, span, last)
-    if span == 0:  # nothing in it tells the time, as in a bare H.264 stream
+    if span == 0:  # without timestamps, as in a raw H.264 stream
         span = (frames - 1) / fps
     seconds = span + max(last, 1 / fps)
     if frames < _MIN_RATE * seconds:
@@ -149,7 +161,7 @@ def _look(container: Any) -> SourceInfo:
 
 
 def _read_matrix(picture: Any) -> tuple[bool, int]:
-    """(mirrored, rotation) by a picture's display matrix. Raises RefusedError."""
+    """Return (mirrored, rotation) from a picture's display matrix; raises RefusedError for other angles."""
     data = next((bytes(data) for data in picture.side_data if data.type == SideData.DISPLAYMATRIX), None)
     if data is None:
         return False, 0
@@ -158,15 +170,19 @@ def _read_matrix(picture: Any) -> tuple[bool, int]:
     angle = math.degrees(math.atan2(across_down, across)) + (180 if mirrored else 0)
     quarters = round(angle / 90)
     if abs(angle - 90 * quarters) > 1:
-        raise RefusedError(Refusal.ODD_SHAPE, f"to be turned by {angle:.0f} degrees")
+        raise RefusedError(Refusal.ODD_SHAPE, f"rotated by {angle:.0f} degrees")
     return mirrored, quarters % 4 * 90
 
 
 def _measure(packets: Iterator[Any], stream: Any, *, has_jumps: bool) -> tuple[int, Fraction, Fraction]:
-    """(packets that are shown, seconds from the first to the last of them, seconds that the last is shown); a time is 0
-    where nothing tells it."""
+    """Count the displayed packets and measure their times.
+
+    Returns:
+        (number of displayed packets, seconds from the first to the last of them, seconds that the last is displayed).
+        A time is 0 if the packets carry no timestamps.
+    """
     frames, end, duration = 0, None, 0
-    shown, decoded = array("q"), array("q")  # when, in units of the stream's clock
+    shown, decoded = array("q"), array("q")  # timestamps in units of the stream's time base
     for packet in packets:
         frames += 1
         if packet.pts is not None:
@@ -175,17 +191,17 @@ def _measure(packets: Iterator[Any], stream: Any, *, has_jumps: bool) -> tuple[i
                 end, duration = packet.pts, packet.duration or 0
         if packet.dts is not None:
             decoded.append(packet.dts)
-    unit = Fraction(stream.time_base or 0)
+    tick = Fraction(stream.time_base or 0)
     if has_jumps:
         steps = [after - before for before, after in pairwise(decoded)]
-        usual = [step for step in steps if 0 < step * unit < _JUMP]
-        return frames, Fraction(sum(usual) * len(steps), max(1, len(usual))) * unit, duration * unit
-    times = shown if 2 * len(shown) > frames else decoded  # an AVI says only when to decode
-    return frames, (max(times, default=0) - min(times, default=0)) * unit, duration * unit
+        usual = [step for step in steps if 0 < step * tick < _JUMP]
+        return frames, Fraction(sum(usual) * len(steps), max(1, len(usual))) * tick, duration * tick
+    times = shown if 2 * len(shown) > frames else decoded  # AVI stores decoding times only
+    return frames, (max(times, default=0) - min(times, default=0)) * tick, duration * tick
 
 
 def _packets(container: Any, stream: Any, pictures: list[Any]) -> Iterator[Any]:
-    """Packets up to an error, about which ffmpeg will have to say more. The first picture goes to `pictures`."""
+    """Yield packets up to the first error, which transcoding reports; append the first picture to `pictures`."""
     try:
         for number, packet in enumerate(container.demux(stream)):
             if not pictures and number < _FIRST_PACKETS:
@@ -198,8 +214,10 @@ def _packets(container: Any, stream: Any, pictures: list[Any]) -> Iterator[Any]:
 
 
 def _rate(stream: Any, frames: int, span: Fraction, last: Fraction) -> Fraction:
-    """The average frame rate: a stated one that the packets agree with, or else theirs (some containers state the ticks
-    of their clock). Raises RefusedError for a rate that no video has."""
+    """Return the average frame rate; raises RefusedError if it is outside [_MIN_RATE, _MAX_RATE].
+
+    A stated rate is used if the packets agree with it, else the packets' rate: some containers state their clock rate.
+    """
     stated = [Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
     if frames > 1 and span > 0:
         measured = (frames - 1) / span
@@ -207,7 +225,7 @@ def _rate(stream: Any, frames: int, span: Fraction, last: Fraction) -> Fraction:
         rate = agreed[0] if agreed else measured
     elif frames == 1 and last * _MAX_RATE >= 1:
         rate = 1 / last
-    else:  # of a bare stream, the average is a default of ffmpeg's
+    else:  # in a raw stream, the average rate is only ffmpeg's default
         rate = stated[-1] if stated else Fraction(0)
     if not _MIN_RATE <= rate <= _MAX_RATE:
         raise RefusedError(Refusal.NOT_A_VIDEO, f"frame rate {float(rate):g}")

@@ -1,4 +1,4 @@
-"""How much a stored member lost against its source: PSNR and SSIM, by ffmpeg's own filters."""
+"""Measure the quality of a stored member against its source: PSNR and SSIM, by ffmpeg's own filters."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.ingest.probe import probe
 from rhofast.ingest.transcode import TranscodeSettings, ffmpeg_command, find_ffmpeg
 
-_BEST_PSNR = 60.0  # dB; of a frame that comes out unchanged it is infinite, and one such would hide all others
+_BEST_PSNR = 60.0  # dB; an unchanged frame has infinite PSNR and would dominate the mean
 
 
 class _Uncompressed(JpegCodec):
-    """The pictures that the encoders are given. YUV4MPEG is, like MP4, of a constant rate: what ffmpeg repeats at the
-    beginning of a stream that starts late comes twice in both."""
+    """The encoders' input, uncompressed.
+
+    YUV4MPEG has a constant rate, like MP4: the frames that ffmpeg repeats at the beginning of a stream that starts late
+    are repeated in both.
+    """
 
     def encoder_arguments(self) -> dict[str, Any]:
         return {"vcodec": "wrapped_avframe", "pix_fmt": "yuvj420p", "f": "yuv4mpegpipe"}
@@ -26,12 +29,26 @@ class _Uncompressed(JpegCodec):
 def measure_quality(
     source: Path, settings: TranscodeSettings, member: Path, num_frames: int, scratch: Path
 ) -> tuple[float, float] | None:
-    """(PSNR in dB, SSIM) of the luma of a stored member against its source, means over its frames. Both are compared in
-    full range, so that neither range of 8 bits is an advantage. None where not every frame finds its like. Raises
-    RefusedError for a source that cannot be read."""
+    """Compare the luma of a stored member with its source.
+
+    Both are compared in full range, so that neither 8-bit range has an advantage.
+
+    Args:
+        source: The source file.
+        settings: How it was transcoded.
+        member: The stored member, as a file.
+        num_frames: Number of frames in the member.
+        scratch: A folder for temporary files.
+
+    Returns:
+        (PSNR in dB, SSIM), means over the frames; None if the frames cannot be paired.
+
+    Raises:
+        RefusedError: The source cannot be read.
+    """
     command = ffmpeg_command(source, probe(source), _Uncompressed(), settings, scratch / "unused")
-    command = ["pipe:1" if part == f"file:{scratch / 'unused'}" else part for part in command]
-    # Frames are paired by their number: their times may differ by what each container rounds.
+    command = ["pipe:1" if argument == f"file:{scratch / 'unused'}" else argument for argument in command]
+    # Frames are paired by number: their times may differ by each container's rounding.
     same = "settb=1/25,setpts=N,split"
     graph = (
         f"[0:v]scale=out_range=full,format=yuvj420p,extractplanes=y,{same}[stored1][stored2];"
@@ -49,7 +66,7 @@ def measure_quality(
     ssim = _per_frame(scratch / "ssim", r"Y:(\S+)")
     if done.returncode != 0 or not len(psnr) == len(ssim) == num_frames:
         return None
-    return fmean(min(one, _BEST_PSNR) for one in psnr), fmean(ssim)
+    return fmean(min(value, _BEST_PSNR) for value in psnr), fmean(ssim)
 
 
 def _per_frame(path: Path, pattern: str) -> list[float]:

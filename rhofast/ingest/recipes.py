@@ -1,8 +1,8 @@
-"""Finding, describing and calling recipes: plain files that list the videos of a data set.
+"""Find, describe and run recipes: Python files that list the videos of a data set.
 
-A recipe is a Python file with `records(source: Path, *, option=default, ...) -> Iterator[VideoRecord]`, and maybe
-`published(source, *, the same options) -> int | None`. It is named by its path, or by its name among those that come
-with rhofast (`shards/` of a checkout; a file whose name begins with `_` is a helper of theirs). shards/README.md tells
+A recipe is a Python file with a function `records(source: Path, *, option=default, ...) -> Iterator[VideoRecord]` and
+optionally `published(source, *, the same options) -> int | None`. It is chosen by its path, or by name if it comes with
+rhofast (the folder `shards/` of a checkout; files whose names begin with `_` are helpers). shards/README.md explains
 how to write one.
 """
 
@@ -26,19 +26,23 @@ from rhofast.errors import ConfigError, IngestError
 from rhofast.storage.files import as_path
 
 _PACKAGE = Path(rhofast.__file__).parent
-_FOLDERS = (_PACKAGE.parent / "shards", _PACKAGE / "recipes")  # a checkout's, an installed wheel's
+_FOLDERS = (_PACKAGE.parent / "shards", _PACKAGE / "recipes")  # of a checkout, of an installed wheel
 _LISTS = {".csv", ".txt", ".tsv", ".lst", ".list"}
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with rhofast."""
+    """Return the names of the recipes that come with rhofast."""
     return sorted({path.stem for folder in _FOLDERS for path in folder.glob("[!_]*.py")})
 
 
 def describe_recipe(name: str) -> str:
-    """What a recipe says of itself at its top, and its options with their types and defaults; given by name or path.
+    """Return a recipe's docstring and its options with types and defaults.
 
-    Raises ConfigError for an unknown recipe.
+    Args:
+        name: Name or path of the recipe.
+
+    Raises:
+        ConfigError: There is no such recipe.
     """
     module = _load(name)
     kinds = get_type_hints(module.records)
@@ -47,15 +51,24 @@ def describe_recipe(name: str) -> str:
         for option in inspect.signature(module.records).parameters.values()
         if option.name != "source"
     ]
-    head = "Options (--option NAME=VALUE):" if options else "It has no options."
-    return "\n".join([inspect.getdoc(module) or f"{name}: says nothing of itself", "", head, *options])
+    head = "Options (--option NAME=VALUE):" if options else "This recipe has no options."
+    return "\n".join([inspect.getdoc(module) or f"{name}: this recipe has no description", "", head, *options])
 
 
 def find_records(source: Path, recipe: str | None, options: Sequence[str]) -> Iterator[VideoRecord]:
-    """The records of `source` by a recipe: given by name or path, or else chosen by what the source is (a folder, a
-    list). options: `name=value`, checked against the recipe's own.
+    """List the videos of a source.
 
-    Raises ConfigError for an unknown recipe or option, IngestError where the source cannot be listed.
+    Args:
+        source: The folder, list or other source that the recipe reads.
+        recipe: Name or path of a recipe. None: `folder` for a folder, `csv_list` for a list.
+        options: Options of the recipe, as `name=value`.
+
+    Returns:
+        An iterator over the records. It raises IngestError if the source cannot be understood.
+
+    Raises:
+        ConfigError: The recipe or an option is unknown, or a value is invalid.
+        IngestError: There is no such source, or no recipe is known for it.
     """
     recipe = recipe or _recipe_for(source)
     module = _load(recipe)
@@ -66,8 +79,16 @@ def find_records(source: Path, recipe: str | None, options: Sequence[str]) -> It
 
 
 def published_count(source: Path, recipe: str | None, options: Sequence[str]) -> int | None:
-    """How many videos the data set has as it was published, by the recipe that find_records takes for the same
-    arguments; None where that recipe does not know, or cannot read the source (which find_records tells)."""
+    """Return how many videos the data set had when it was published.
+
+    Args:
+        source: As for find_records.
+        recipe: As for find_records.
+        options: As for find_records.
+
+    Returns:
+        The number of videos; None if the recipe does not know it or cannot read the source.
+    """
     module = _load(recipe or _recipe_for(source))
     if not hasattr(module, "published"):
         return None
@@ -79,13 +100,13 @@ def published_count(source: Path, recipe: str | None, options: Sequence[str]) ->
 
 
 def _recipe_for(source: Path) -> str:
-    """The recipe for what the source is: a folder or a list. Raises IngestError for anything else."""
+    """Return the recipe for a folder or a list; raises IngestError for any other source."""
     if not source.exists():
         raise IngestError(f"{source}: no such file or folder", hint="give a folder of videos, or a list of them")
     if source.is_file() and source.suffix.lower() not in _LISTS:
         raise IngestError(
-            f"{source}: neither a folder nor a list ({', '.join(sorted(_LISTS))})",
-            hint="name a recipe with --recipe",
+            f"{source}: not a folder or a list ({', '.join(sorted(_LISTS))})",
+            hint="choose a recipe with --recipe NAME",
         )
     return "folder" if source.is_dir() else "csv_list"
 
@@ -94,22 +115,24 @@ def _load(recipe: str) -> ModuleType:
     paths = [Path(recipe)] if recipe.endswith(".py") else [folder / f"{recipe}.py" for folder in _FOLDERS]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        hint = f"known: {', '.join(recipe_names())}; or give a .py file"
+        hint = f"known recipes: {', '.join(recipe_names())}; or give the path of a .py file"
         raise ConfigError(f"recipe {recipe!r} is not known", hint=hint)
     folder = str(path.resolve().parent)
-    if folder not in sys.path:  # as for a script, so that the recipe's own worker processes find it too
+    if folder not in sys.path:  # as for a script, so that worker processes of the recipe find it too
         sys.path.insert(0, folder)
     module = importlib.import_module(path.stem)
     if Path(module.__file__ or "").resolve() != path.resolve():
-        raise ConfigError(f"{path}: another module is called {path.stem!r} too", hint="rename the recipe")
+        raise ConfigError(f"{path}: another module has the name {path.stem!r}", hint="rename the recipe")
     if not callable(getattr(module, "records", None)):
-        raise ConfigError(f"{path}: a recipe needs a function `records(source, *, ...)`")
+        raise ConfigError(f"{path}: the recipe has no function `records(source, *, ...)`")
     return module
 
 
 def _checked(function: Callable[..., Any], source: Path) -> Callable[..., Any]:
-    """A recipe's function of the source, whose options are checked against their types. The source is not: one in an
-    object store is a path in all but type."""
+    """Return a recipe's function, bound to the source, that checks its options against their types.
+
+    The source is not checked: an address in an object store behaves like a path but has another type.
+    """
     return validate_call(config=ConfigDict(extra="forbid"))(partial(function, source))
 
 
@@ -118,17 +141,17 @@ def _parse_options(options: Sequence[str]) -> dict[str, str]:
     for option in options:
         key, equals, value = option.partition("=")
         if not equals:
-            raise ConfigError(f"--option {option!r}: not of the form name=value")
+            raise ConfigError(f"--option={option}: not of the form NAME=VALUE")
         pairs[key.strip()] = value
     return pairs
 
 
 def _kind_name(kind: Any) -> str:
-    """A type as one writes its values: `train | test`, `path`, `int`. Whether None is allowed, the default tells."""
+    """Describe a type by its values: `train | test`, `path`, `int`; None is left out, since the default shows it."""
     if get_origin(kind) is Literal:
         return " | ".join(map(str, get_args(kind)))
-    if parts := [part for part in get_args(kind) if part is not type(None)]:
-        return " | ".join(map(_kind_name, parts))
+    if kinds := [choice for choice in get_args(kind) if choice is not type(None)]:
+        return " | ".join(map(_kind_name, kinds))
     return kind.__name__.lower() if isinstance(kind, type) else str(kind)
 
 
@@ -141,13 +164,18 @@ def _explain(recipe: str, module: ModuleType, error: ValidationError) -> ConfigE
     name = str(first["loc"][0])
     known = [parameter for parameter in inspect.signature(module.records).parameters if parameter != "source"]
     if first["type"] == "unexpected_keyword_argument":
-        return ConfigError(f"recipe {recipe}: no option {name!r}", hint=f"known: {', '.join(known) or 'none'}")
+        return ConfigError(
+            f"recipe {recipe}: unknown option {name!r}", hint=f"known options: {', '.join(known) or 'none'}"
+        )
     return ConfigError(f"recipe {recipe}: {name}={first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}")
 
 
 def _named_errors(records: Iterator[Any], source: Path) -> Iterator[VideoRecord]:
-    """A recipe knows nothing of this package: what is wrong it says with a ValueError or OSError, and an address in an
-    object store it gives as text."""
+    """Yield a recipe's records with paths in place of addresses, and its errors as IngestError.
+
+    Recipes do not depend on this package: they raise ValueError or OSError, and give addresses of an object store as
+    text.
+    """
     try:
         for record in records:
             yield replace(record, path=as_path(record.path)) if isinstance(record.path, str) else record

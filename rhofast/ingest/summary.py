@@ -1,4 +1,4 @@
-"""What is in a shard set, what its clips will cost to read and decode, and a picture of it."""
+"""Summarize a shard set: what is in it, and what its clips cost to read and decode."""
 
 from __future__ import annotations
 
@@ -16,21 +16,32 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.data.sampling.clip_cost import clip_cost
 
 _SAMPLED = 256  # samples whose clips are planned to measure amplification
-_DIGITS = 4  # significant digits of what is counted: at most 9000 values a decade, however many samples there are
+_DIGITS = 4  # significant digits of counted values: at most 9000 values per decade, for any number of samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """Totals and distributions of a set.
+    """Totals and distributions of a shard set.
 
-    seconds          p10, median, p90 of the samples' durations
-    durations        seconds, to four digits -> samples;  weights: bytes of the stored video, likewise -> samples
-    sizes            (width, height) -> samples;  rates: frames a second -> samples
-    labels           class name -> samples; empty without labels
-    frame_bytes      mean bytes of a stored frame
-    clip_bytes       mean bytes read for one sample's clips, of the given geometry
-    read_amplification    bytes read / bytes of the frames used
-    decode_amplification  frames decoded / distinct frames used
+    Attributes:
+        name: Name of the set.
+        samples: Number of samples.
+        frames: Number of frames.
+        hours: Hours of video.
+        bytes: Bytes of all files.
+        shards: Number of shards.
+        seconds: 10th percentile, median and 90th percentile of the samples' durations.
+        durations: Number of samples by duration in seconds, rounded to four digits.
+        weights: Number of samples by bytes of the stored video, rounded likewise.
+        sizes: Number of samples by (width, height).
+        rates: Number of samples by frames per second.
+        labels: Number of samples by class name; empty without labels.
+        unlabeled: Number of samples without a label.
+        refused: Number of refused sources by reason.
+        frame_bytes: Mean bytes of a stored frame.
+        clip_bytes: Mean bytes read for the clips of one sample, with the given geometry.
+        read_amplification: Bytes read divided by the bytes of the frames used.
+        decode_amplification: Frames decoded divided by the distinct frames used.
     """
 
     name: str
@@ -54,7 +65,18 @@ class Summary:
 
 
 def summarize(shards: ShardSet, clips: ClipConfig) -> Summary:
-    """Read all indices once; memory does not grow with the number of samples. Raises ShardError."""
+    """Summarize a shard set from its indices; memory does not grow with the number of samples.
+
+    Args:
+        shards: The set.
+        clips: Clip geometry for the cost of reading and decoding.
+
+    Returns:
+        The summary.
+
+    Raises:
+        ShardError: An index cannot be read.
+    """
     sizes: Counter[tuple[int, int]] = Counter()
     rates: Counter[float] = Counter()
     labels: Counter[int] = Counter()
@@ -97,9 +119,9 @@ def summarize(shards: ShardSet, clips: ClipConfig) -> Summary:
 
 
 def _tally(values: npt.NDArray[Any]) -> dict[float, int]:
-    """How often each of some positive values comes, to _DIGITS significant digits."""
-    unit = 10.0 ** (np.floor(np.log10(values)) - _DIGITS + 1)
-    found, counts = np.unique(np.round(values / unit) * unit, return_counts=True)
+    """Return how often each positive value occurs, rounded to _DIGITS significant digits."""
+    step = 10.0 ** (np.floor(np.log10(values)) - _DIGITS + 1)
+    found, counts = np.unique(np.round(values / step) * step, return_counts=True)
     tally: Counter[float] = Counter()
     for value, count in zip(found.tolist(), counts.tolist(), strict=True):
         tally[float(f"{value:.{_DIGITS}g}")] += count  # 10.3, not 10.299999999999999
@@ -107,7 +129,15 @@ def _tally(values: npt.NDArray[Any]) -> dict[float, int]:
 
 
 def percentiles(counts: Mapping[float, int], wanted: Sequence[float]) -> list[float]:
-    """The smallest values that at least so many percent of the samples do not exceed."""
+    """Return percentiles of a distribution.
+
+    Args:
+        counts: Number of samples by value.
+        wanted: The percentages, in [0, 100].
+
+    Returns:
+        For each percentage, the smallest value that at least that share of the samples does not exceed.
+    """
     values = np.array(sorted(counts))
     reached = np.cumsum([counts[value] for value in values.tolist()])
     return [float(values[np.searchsorted(reached, percent / 100 * reached[-1])]) for percent in wanted]

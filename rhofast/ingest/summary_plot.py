@@ -1,4 +1,4 @@
-"""Histograms of a shard set as a picture."""
+"""Draw the summary of a shard set as a picture of histograms."""
 
 from __future__ import annotations
 
@@ -15,20 +15,27 @@ from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLoc
 from rhofast.ingest.summary import Summary, percentiles
 
 _BLUE, _ORANGE, _GRAY, _PALE = "#2563a8", "#d97706", "#8a8f98", "#e5e7eb"
-_NAMED = 12  # so many classes, or sizes, get a bar and a name each
-_NAME = 28  # characters of a name
+_NAMED = 12  # up to this many classes or sizes get a bar and a name each
+_NAME = 28  # longest name, in characters
 _BINS = 40
 _TIMES = (0.01, 0.1, 1, 10, 60, 600, 3600, 36000, 360000)  # seconds
 _BYTES = tuple(digit * 10.0**power for power in range(1, 14) for digit in (1, 3))
-_MAGNITUDES = 20  # between the shortest and the longest: more are shown on a logarithmic axis
+_MAGNITUDES = 20  # ratio of the largest to the smallest value above which the axis is logarithmic
 
 
 # ---- the picture ----
 
 
 def draw_summary(summary: Summary, path: Path) -> None:
-    """Write a picture of a set: durations, bytes, picture sizes, labels. Its format is what the path's suffix says.
-    Raises OSError."""
+    """Write a picture of a set: durations, bytes, picture sizes and labels.
+
+    Args:
+        summary: Summary of the set.
+        path: File to write; its suffix chooses the format.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     figure = Figure(figsize=(11, 7.4))
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12, hspace=0.04, rect=(0, 0, 1, 0.91))
     grid = figure.add_gridspec(2, 2)
@@ -48,7 +55,7 @@ def draw_summary(summary: Summary, path: Path) -> None:
         ranked = dict(sorted(summary.labels.items(), key=lambda item: -item[1]))
         (_bars if len(ranked) <= _NAMED else _falling)(axes, ranked)
         if summary.unlabeled:
-            axes.set_title(f"{summary.unlabeled:,} samples have none", loc="right", fontsize=9, color=_ORANGE)
+            axes.set_title(f"{summary.unlabeled:,} samples without label", loc="right", fontsize=9, color=_ORANGE)
     else:
         axes.set_axis_off()
         axes.set_title("Labels", loc="left", fontsize=11, fontweight="bold")
@@ -65,7 +72,7 @@ def _panel(figure: Figure, place: SubplotSpec, title: str) -> Axes:
 
 
 def _histogram(axes: Axes, counts: Mapping[float, int], form: Callable[[float], str], ticks: Sequence[float]) -> None:
-    """Samples by value; on a logarithmic axis, with these ticks, where the values are of several magnitudes."""
+    """Draw samples by value; if values span several magnitudes, on a logarithmic axis with these ticks."""
     values, samples = np.array(list(counts)), np.array(list(counts.values()))
     (median,) = percentiles(counts, [50])
     low, high = (values[0], values[-1]) if len(values) > 1 else (0.9 * values[0], 1.1 * values[0])
@@ -85,7 +92,7 @@ def _histogram(axes: Axes, counts: Mapping[float, int], form: Callable[[float], 
 
 
 def _bars(axes: Axes, counts: Mapping[str, int]) -> None:
-    """A bar for each name, in the given order."""
+    """Draw one bar per name, in the given order."""
     bars = axes.barh(range(len(counts)), list(counts.values()), color=_BLUE, height=0.64)
     axes.bar_label(bars, [f"{count:,}" for count in counts.values()], padding=4, fontsize=8.5, color=_GRAY)
     axes.set_yticks(range(len(counts)), [_short(name) for name in counts], fontsize=9, parse_math=False)
@@ -97,7 +104,7 @@ def _bars(axes: Axes, counts: Mapping[str, int]) -> None:
 
 
 def _falling(axes: Axes, counts: Mapping[str, int]) -> None:
-    """Classes too many for a bar each, as one falling curve. counts: most samples first."""
+    """Draw many classes as one falling curve; `counts` must be sorted, most samples first."""
     names, samples = list(counts), list(counts.values())
     axes.stairs(samples, np.arange(len(names) + 1), fill=True, color=_BLUE)
     axes.set_xlim(0, len(names))
@@ -119,7 +126,7 @@ def _falling(axes: Axes, counts: Mapping[str, int]) -> None:
 
 
 def _top_sizes(summary: Summary) -> dict[str, int]:
-    """The most frequent sizes, and how many samples have another."""
+    """Return the number of samples for the most frequent sizes, and for all others together."""
     counts = {f"{width} x {height}": count for (width, height), count in summary.sizes.items()}
     if len(counts) <= _NAMED:
         return counts

@@ -28,7 +28,8 @@ from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
 from rhofast.ingest import transcode as transcoding
 from rhofast.ingest import writer
-from rhofast.ingest.build import ArrayTask, BuildSettings, build_shards, stored_keys
+from rhofast.ingest.array_task import ArrayTask
+from rhofast.ingest.build import BuildSettings, build_shards, stored_keys
 from rhofast.ingest.executors import Executor, LocalProcesses
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import Refusal, RefusedError, probe
@@ -223,12 +224,12 @@ def test_appending_adds_shards_and_leaves_the_old_ones_alone(sources: list[Video
 
 def test_what_is_appended_must_be_of_the_same_kind(built: Path, sources: list[VideoRecord], tmp_path: Path) -> None:
     out = shutil.copytree(built, tmp_path / "set")
-    with pytest.raises(IngestError, match="its transcode is"):
+    with pytest.raises(IngestError, match="the set has transcode="):
         build(sources, out, append=True, side=48)
-    with pytest.raises(IngestError, match="its codec is"):
+    with pytest.raises(IngestError, match="the set has codec="):
         build(sources, out, append=True, codec=JpegCodec(quality=5))
     renamed = [replace(record, key=f"{record.key}x", label_name="swim") for record in sources]
-    with pytest.raises(IngestError, match="'swim' here and 'run' elsewhere"):
+    with pytest.raises(IngestError, match="'swim' here and 'run' before"):
         build(renamed, out, append=True)
     assert contents(out) == contents(built)
 
@@ -236,7 +237,7 @@ def test_what_is_appended_must_be_of_the_same_kind(built: Path, sources: list[Vi
 def test_two_commands_do_not_work_in_one_folder(sources: list[VideoRecord], tmp_path: Path) -> None:
     class Checks(InProcess):
         def run(self, function, units, *, on_ticks=None):  # type: ignore[no-untyped-def]
-            with pytest.raises(IngestError, match="at work in this folder"):
+            with pytest.raises(IngestError, match="running in this folder"):
                 build(sources, tmp_path / "set")
             return super().run(function, units)
 

@@ -20,7 +20,8 @@ from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
-from rhofast.ingest.dry_run import _choose, _interval_95, _t_95, estimate_build, samples_per_shard
+from rhofast.ingest.cost_estimate import interval_95, samples_per_shard, student_t_95
+from rhofast.ingest.dry_run import _choose, estimate_build
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import probe
 from rhofast.ingest.quality import measure_quality
@@ -189,12 +190,12 @@ def test_if_all_are_refused_it_says_why_and_leaves_nothing(
 
 
 def test_intervals_are_students() -> None:
-    assert _interval_95([3.0], 10) is None
-    assert _interval_95([3.0, 5.0], 2) == (4.0, 4.0)
-    low, high = _interval_95([10.0, 12.0, 14.0], 1_000_000) or (0, 0)
+    assert interval_95([3.0], 10) is None
+    assert interval_95([3.0, 5.0], 2) == (4.0, 4.0)
+    low, high = interval_95([10.0, 12.0, 14.0], 1_000_000) or (0, 0)
     assert (low + high) / 2 == pytest.approx(12) and high - 12 == pytest.approx(4.303 * 2 / 3**0.5, rel=1e-3)
     known = {11: 2.201, 15: 2.131, 30: 2.042, 100: 1.984}  # as tables print it
-    assert [_t_95(freedom) for freedom in known] == pytest.approx(list(known.values()), rel=1e-3)
+    assert [student_t_95(freedom) for freedom in known] == pytest.approx(list(known.values()), rel=1e-3)
 
 
 @pytest.mark.parametrize(("mean_bytes", "expected"), [(10, 4096), (4e6, 256), (1e9, 1), (1e12, 1), (1e6, 1024)])

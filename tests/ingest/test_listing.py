@@ -28,16 +28,16 @@ def test_records_come_out_as_they_went_in() -> None:
         assert listing.class_names() == ["run", os.fsdecode(b"\xfe")]
 
 
-def test_stored_keys_are_passed_over() -> None:
+def test_stored_keys_are_skipped() -> None:
     with Listing(map(record, range(5)), stored=["v1", "v3", "v9"]) as listing:
         assert [one.key for one in listing] == ["v0", "v2", "v4"]
-        assert (len(listing), listing.passed_over) == (3, 2)
+        assert (len(listing), listing.skipped) == (3, 2)
 
 
 def test_names_of_labels_must_agree_with_those_that_are_given() -> None:
     with Listing([record(0, label=2, label_name="c")], classes=["a", "b"]) as listing:
         assert listing.class_names() == ["a", "b", "c"]
-    with pytest.raises(IngestError, match="label 1 is 'x' here and 'b' elsewhere"):
+    with pytest.raises(IngestError, match="label 1 is named 'x' here and 'b' before"):
         Listing([record(0, label=1, label_name="x")], classes=["a", "b"])
 
 
@@ -45,10 +45,10 @@ def test_names_of_labels_must_agree_with_those_that_are_given() -> None:
     ("records", "says"),
     [
         ([], "no videos"),
-        ([record(1), record(2), record(1)], "'v1' comes twice"),
+        ([record(1), record(2), record(1)], "'v1' occurs twice"),
         ([VideoRecord(key="a/b", path=Path("x"))], "key 'a/b' is not"),
         ([VideoRecord(key="k" * 81, path=Path("x"))], "is not 1 to 80"),
-        ([record(1, label=0, label_name="p"), record(2, label=0, label_name="q")], "label 0 is 'q' here and 'p'"),
+        ([record(1, label=0, label_name="p"), record(2, label=0, label_name="q")], "label 0 is named 'q' here and 'p'"),
         ([record(1, label=-1)], "label -1"),
     ],
 )

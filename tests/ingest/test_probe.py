@@ -270,7 +270,7 @@ def test_the_painted_numbers_can_be_told_apart() -> None:
 
 def test_a_jump_in_time_does_not_become_a_day_of_one_picture(tmp_path: Path) -> None:
     path = write_timed(tmp_path / "x.mkv", [*(n / 10 for n in range(15)), 1440], base=1000)
-    with pytest.raises(RefusedError, match=r"16 pictures are said to be shown for 0\.4 h"):
+    with pytest.raises(RefusedError, match=r"16 pictures have timestamps over 0\.4 h"):
         stored(path, tmp_path, TranscodeSettings(short_side=64, fps=30))
 
 

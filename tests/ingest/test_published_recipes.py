@@ -365,7 +365,7 @@ def test_a_recipe_of_one_s_own_is_described_as_far_as_it_says_something(tmp_path
     for name, options in (("bare_recipe", ""), ("bold_recipe", ", *, limit: float, names=('a',)")):
         replica(tmp_path, {f"{name}.py": f"def records(source{options}):\n    yield from ()\n"})
     bare, bold = (describe_recipe(str(tmp_path / f"{name}_recipe.py")) for name in ("bare", "bold"))
-    assert bare.endswith("It has no options.")
+    assert bare.endswith("This recipe has no options.")
     assert bold.splitlines()[-2].split() == ["limit", "float", "default:", "required"]
     assert published_count(tmp_path, str(tmp_path / "bare_recipe.py"), []) is None
     with pytest.raises(ConfigError, match="not known"):
@@ -374,5 +374,5 @@ def test_a_recipe_of_one_s_own_is_described_as_far_as_it_says_something(tmp_path
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "uncurated"])
 def test_options_are_checked(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="no option 'splt'"):
+    with pytest.raises(ConfigError, match="unknown option 'splt'"):
         find_records(tmp_path, name, ["splt=x"])

@@ -131,7 +131,7 @@ def test_four_hundred_classes_are_one_curve_with_its_ends_named(shards: ShardSet
     text = drawn(summary, tmp_path / "set.svg")
     for words in ("Labels (400 classes)", "most: 1,000", "action 0 ", "median: 800", "fewest: 5", "a $very $very"):
         assert f"<!-- {words}" in text, words
-    for words in ("7 samples have none", "33 others", "1 min", "1 h"):
+    for words in ("7 samples without label", "33 others", "1 min", "1 h"):
         assert f"<!-- {words}" in text, words
     assert "<!-- action 200 -->" not in text
 

@@ -24,7 +24,7 @@ from rhofast.data.codecs import build_codec, build_codecs
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.remote import is_remote
 from rhofast.errors import ConfigError
-from rhofast.ingest.dry_run import samples_per_shard
+from rhofast.ingest.cost_estimate import samples_per_shard
 
 GPU = Literal["a100", "h100", "h200"]
 
