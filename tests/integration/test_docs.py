@@ -12,7 +12,7 @@ A block can be marked in the page's source, by a comment on the line before it:
     <!-- test: skip, REASON -->        it is left alone
     <!-- test: parse, REASON -->       its commands and the options in them must be known, and configs must load
     <!-- test: file NAME -->           it is written to a file that later blocks use
-    <!-- test: VERB with OPTIONS -->   the commands `rhofast VERB ...` in it get these options, too
+    <!-- test: VERB with OPTIONS -->   the commands `rhofast VERB ...` in it get these options, too; several after ;
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from tests.helpers.shards import ROOT, TINY_PAGE, encode_mjpeg, frame_pixels
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 LANGUAGES = ("bash", "python", "toml")
-MARK = re.compile(r"<!-- test: (?:(skip|parse), (.+)|(file) (\S+)|([a-z ]+) with (.+)) -->")
+MARK = re.compile(r"<!-- test: (?:(skip|parse), (.+)|(file) (\S+)|((?:[a-z ]+ with [^;]+;? ?)+)) -->")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,15 @@ class Block:
     text: str
     mark: str | None = None
     value: str = ""
-    verb: str = ""
+
+    def added(self, given: list[str]) -> list[str]:
+        """Return the options that a command line of rhofast gets in addition."""
+        words: list[str] = []
+        if self.mark == "with":
+            for part in self.value.split("; "):
+                verb, _, options = part.partition(" with ")
+                words += shlex.split(options) if given[:1] == [verb] else []
+        return words
 
     @property
     def where(self) -> str:
@@ -84,14 +92,11 @@ def blocks_of(page: Path) -> list[Block]:
             before = lines[start - 1] if start else ""
             marked = MARK.fullmatch(before)
             assert marked or "<!-- test" not in before, f"{page}:{start}: {before} is not a mark that is known"
-            mark, value, verb = None, "", ""
+            mark, value = None, ""
             if marked:
-                mark, value = marked[1] or marked[3] or "with", marked[2] or marked[4] or marked[6]
-                verb = marked[5] or ""
+                mark, value = marked[1] or marked[3] or "with", marked[2] or marked[4] or marked[5]
             text = "\n".join(lines[start + 1 : number]) + "\n"
-            found.append(
-                Block(page=page, line=start + 1, language=language, text=text, mark=mark, value=value, verb=verb)
-            )
+            found.append(Block(page=page, line=start + 1, language=language, text=text, mark=mark, value=value))
         start = None
     assert start is None, f"{page}: a block does not end"
     return found
@@ -209,8 +214,7 @@ def place(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 def run_line(words: list[str], block: Block) -> None:
     if (given := of_rhofast(words)) is not None and words[0] == "rhofast":
-        verb = block.verb.split()
-        rhofast(*given, *(shlex.split(block.value) if block.mark == "with" and given[: len(verb)] == verb else []))
+        rhofast(*given, *block.added(given))
     elif words[0] == "python" and words[1].endswith(".py"):
         sys.argv = words[1:]
         try:
