@@ -1,6 +1,6 @@
-"""What several recipes need: names of videos, keys from paths, lists of lines, and looking for files. Not a recipe.
+"""Helpers of several recipes: names of videos, keys from paths, lines of text files, and finding files. Not a recipe.
 
-Paths are used through pathlib's own methods alone, so that they may lie in an object store too.
+Paths are used through pathlib's own methods only, so that they may lie in an object store.
 """
 
 from __future__ import annotations
@@ -18,24 +18,34 @@ VIDEO_SUFFIXES = {
 
 
 def is_video_name(name: str) -> bool:
-    """By the suffix; what is in it is looked at later. Hidden files are none."""
+    """Return whether a file name has the suffix of a video; hidden files do not count."""
     return PurePath(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")
 
 
 def digest_of(path: str, size: int = 6) -> str:
-    """`size` bytes in hexadecimal. Six suit a million paths, ten more than there are."""
+    """Return a digest of a path, in hexadecimal.
+
+    Args:
+        path: The path.
+        size: Bytes of the digest; 6 are enough for a million paths, 10 for any number.
+    """
     return hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=size).hexdigest()
 
 
 def key_of(path: str, size: int = 6) -> str:
-    """A short ASCII key: what is readable of the file's name, and a digest of the whole path that keeps it unique."""
+    """Return a short ASCII key: the readable characters of the file's name, and a digest that keeps it unique.
+
+    Args:
+        path: The path.
+        size: Bytes of the digest, as for digest_of.
+    """
     digest = digest_of(path, size)
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePath(path).stem).strip("_-")[:40]
     return f"{readable}_{digest}" if readable else digest
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, text without space around it) of each line of a text file that is not empty."""
+    """Yield (line number from 1, stripped text) for each line of a text file that is not empty."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=None) as file:
         for number, text in enumerate(file, start=1):
             if line := text.strip():
@@ -43,7 +53,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def first_folder(folders: Iterable[Path]) -> Path:
-    """The first that exists, or else the last."""
+    """Return the first folder that exists, or else the last one."""
     for folder in folders:
         if folder.is_dir():
             break
@@ -51,7 +61,15 @@ def first_folder(folders: Iterable[Path]) -> Path:
 
 
 def first_file(folders: Iterable[Path], names: Iterable[str]) -> Path:
-    """The first `folder / name` that exists. Raises ValueError, saying where it looked."""
+    """Return the first `folder / name` that exists.
+
+    Args:
+        folders: Folders, in the order in which they are searched.
+        names: File names, in the order in which they are tried in each folder.
+
+    Raises:
+        ValueError: There is none.
+    """
     folders, names = list(folders), list(names)
     for path in (folder / name for folder in folders for name in names):
         if path.is_file():
@@ -60,27 +78,35 @@ def first_file(folders: Iterable[Path], names: Iterable[str]) -> Path:
 
 
 class VideoFolders:
-    """Finds videos by name without suffix, since copies of a data set differ in it. Each folder is listed once and its
-    names are kept: one listing instead of several looks at the disk for each of hundreds of thousands of videos."""
+    """Finds videos by their names without suffix, since copies of a data set differ in the suffix.
+
+    Each folder is listed once and its names are kept. This avoids several disk accesses for each of hundreds of
+    thousands of videos.
+    """
 
     def __init__(self, *, ignore_case: bool = False) -> None:
         self._ignore_case = ignore_case
         self._names: dict[Path, dict[str, str]] = {}
 
     def find(self, folder: Path, stem: str) -> Path | None:
-        """The video in `folder`, or None. Of several that differ in suffix alone, the first by name."""
+        """Return the video in a folder, or None.
+
+        Args:
+            folder: The folder.
+            stem: Name of the video without suffix. Of several videos with this name, the first by suffix is returned.
+        """
         if folder not in self._names:
             self._names[folder] = self._list(folder)
-        name = self._names[folder].get(self._same(stem))
+        name = self._names[folder].get(self._normalize(stem))
         return None if name is None else folder / name
 
     def _list(self, folder: Path) -> dict[str, str]:
         names: dict[str, str] = {}
         for path in folder.iterdir() if folder.is_dir() else ():
             if is_video_name(path.name):
-                stem = self._same(path.stem)
+                stem = self._normalize(path.stem)
                 names[stem] = min(path.name, names.get(stem, path.name))
         return names
 
-    def _same(self, stem: str) -> str:
+    def _normalize(self, stem: str) -> str:
         return stem.casefold() if self._ignore_case else stem

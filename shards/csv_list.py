@@ -1,12 +1,17 @@
-"""csv_list: a text file with a video a line, and maybe its label: `path label`, as PySlowFast and others write it.
+"""csv_list: a text file with one video per line, optionally with a label: `path label`, as PySlowFast writes it.
 
     rhofast shard train.csv OUT --option root=/videos
 
-Separator: the comma, tab or space behind the path's suffix (`.mp4`), or else the first comma or tab, or the last space;
-so paths may hold all of them, and `separator` overrides. A path may be quoted. A label is a number, or else a name;
-names are numbered in sorted order. Relative paths count from `root`, or from the list's folder; addresses
-(`s3://bucket/x.mp4`) are taken as they are. Skipped: empty lines,
-lines that begin with "# " (a name may begin with #), and a first line such as `path,label`.
+SOURCE is the text file. Relative paths are relative to `root`, or to the folder of the file. Addresses such as
+s3://bucket/x.mp4 are used unchanged. A path may be quoted. A label is a number or a name; names are numbered in sorted
+order.
+
+The separator is found as follows: the comma, tab or space behind the suffix of the path (`.mp4`), or else the first
+comma or tab, or else the last space. So paths may contain all of these characters. `separator` (comma, tab or space)
+sets it.
+
+Skipped are empty lines, lines that begin with "# " (without the space, # is part of a name), and a first line with
+column names such as `path,label`.
 """
 
 from __future__ import annotations
@@ -25,15 +30,24 @@ SEPARATORS = {"comma": ",", "tab": "\t", "space": " "}
 
 
 def records(source: Path, *, root: Path | None = None, separator: str | None = None) -> Iterator[VideoRecord]:
-    """The videos of the list, in its order. Raises ValueError, naming the line, where it cannot be understood."""
+    """Yield the videos of the list, in its order.
+
+    Args:
+        source: The list.
+        root: Folder of relative paths; None: the folder of the list.
+        separator: `comma`, `tab` or `space`; None: found for each line.
+
+    Raises:
+        ValueError: A line cannot be understood.
+    """
     if separator is not None and separator not in SEPARATORS:
-        raise ValueError(f"separator={separator}: choose one of {', '.join(SEPARATORS)}")
+        raise ValueError(f"separator={separator} must be one of {', '.join(SEPARATORS)}")
     folder = source.parent if root is None else root
     names = label_names(source, separator)
     numbers = {name: number for number, name in enumerate(names)}
     for line, path, label in entries(source, separator):
         if label is None and names:
-            raise ValueError(f"{source}:{line}: no label, and other lines have one")
+            raise ValueError(f"{source}:{line}: this line has no label, but others have one")
         yield VideoRecord(
             key=key_of(path),
             path=path if "://" in path else folder / path,
@@ -43,20 +57,26 @@ def records(source: Path, *, root: Path | None = None, separator: str | None = N
 
 
 def label_names(source: Path, separator: str | None) -> list[str]:
-    """The sorted class names, or nothing where all labels are numbers (or there are none). Reads the list once, and
-    keeps only the names."""
+    """Return the sorted class names; an empty list if all labels are numbers or there are none.
+
+    Args:
+        source: The list, which is read once; only the names are kept.
+        separator: As for records.
+    """
     names, numeric = set(), True
     for line, _, label in entries(source, separator):
         if label is not None:
             numeric = numeric and re.fullmatch(r"\d+", label) is not None
             names.add(label)
             if len(names) > 1_000_000:
-                raise ValueError(f"{source}:{line}: more than a million labels; is the separator right?")
+                raise ValueError(
+                    f"{source}:{line}: more than a million labels; set the separator (comma, tab or space)"
+                )
     return [] if numeric else sorted(names)
 
 
 def entries(source: Path, separator: str | None) -> Iterator[tuple[int, str, str | None]]:
-    """(line number, path, label or None) of each entry."""
+    """Yield (line number, path, label or None) for each entry of the list."""
     for number, line in numbered_lines(source):
         if line == "#" or line.startswith("# "):
             continue
@@ -69,7 +89,7 @@ def entries(source: Path, separator: str | None) -> Iterator[tuple[int, str, str
 
 
 def is_header(fields: list[str]) -> bool:
-    """Names of columns, the path's first. Raises ValueError where the label's comes first."""
+    """Return whether the fields are column names, path first; raises ValueError if the label comes first."""
     names = [field.lower() for field in fields]
     if names[0] == "label" and len(names) > 1:
         raise ValueError(f"columns {', '.join(fields)}: expected the path first and the label second")
@@ -77,7 +97,7 @@ def is_header(fields: list[str]) -> bool:
 
 
 def split(line: str, separator: str | None) -> list[str]:
-    """The fields of a line, unquoted."""
+    """Return the unquoted fields of a line; `separator` is as for records."""
     if separator:
         mark = SEPARATORS[separator]
     else:

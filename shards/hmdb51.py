@@ -3,17 +3,17 @@
     rhofast shard HMDB51 OUT/train --recipe hmdb51 --option split=train --option fold=1 --split train
     rhofast shard HMDB51 OUT/test  --recipe hmdb51 --option split=test  --option fold=1 --split test
 
-To get it: https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/ has hmdb51_org.rar (2 GB, one
-archive a class inside) and test_train_splits.rar. Terms: CC BY 4.0 by that page; the clips are cut from films and from
-videos of the web. Cite Kuehne et al., ICCV 2011.
+Download: https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/ offers hmdb51_org.rar (2 GB,
+with one archive per class inside) and test_train_splits.rar.
+License: CC BY 4.0 according to that page; the clips are cut from films and web videos. Cite Kuehne et al., ICCV 2011.
 
-SOURCE is the folder that both were unpacked to:
+SOURCE is the folder into which both were unpacked:
 
-    hmdb51_org/brush_hair/April_09_brush_hair_u_nm_np1_ba_goo_0.avi    or videos/..., or the class folders right here
-    testTrainMulti_7030_splits/brush_hair_test_split1.txt  ...         or annotations/..., or right here or beside
+    hmdb51_org/brush_hair/April_09_brush_hair_u_nm_np1_ba_goo_0.avi    or in videos/, or class folders in SOURCE
+    testTrainMulti_7030_splits/brush_hair_test_split1.txt              or in annotations/, in SOURCE or beside SOURCE
 
-`root` (videos) and `annotations` (lists) say otherwise. In a list, 1 is train, 2 is test, and 0 is in neither. The
-classes of the lists are numbered by sorted name, since none are published. A video's suffix does not matter.
+`root` sets the folder of the videos, `annotations` that of the lists. The suffix of a video does not matter. In a list,
+1 means train, 2 means test, and 0 means neither. Classes are numbered by sorted name, since no numbers are published.
 """
 
 from __future__ import annotations
@@ -29,15 +29,26 @@ from rhofast.data.types import VideoRecord
 Split = Literal["train", "test"]
 
 MARKS = {"0": None, "1": "train", "2": "test"}
-PUBLISHED = {"train": 3_570, "test": 1_530}  # of each fold: 70 and 30 a class
+PUBLISHED = {"train": 3_570, "test": 1_530}  # in each fold: 70 and 30 per class
 
 
 def records(
     source: Path, *, split: Split = "train", fold: int = 1, root: Path | None = None, annotations: Path | None = None
 ) -> Iterator[VideoRecord]:
-    """The videos of one fold, class by class. Raises ValueError, naming the line, where a list cannot be understood."""
+    """Yield the videos of one split of a fold, class by class.
+
+    Args:
+        source: Folder of the data set.
+        split: Which split to list.
+        fold: Number of the fold: 1, 2 or 3.
+        root: Folder of the videos; None: searched in `source`.
+        annotations: Folder of the lists; None: searched in and beside `source`.
+
+    Raises:
+        ValueError: A list is missing or a line of it cannot be understood.
+    """
     if fold not in (1, 2, 3):
-        raise ValueError(f"fold={fold}: choose 1, 2 or 3")
+        raise ValueError(f"fold={fold} must be 1, 2 or 3")
     ending = f"_test_split{fold}.txt"
     lists = class_lists([annotations] if annotations else places(source), ending)
     videos = root or first_folder([source / "hmdb51_org", source / "videos", source])
@@ -59,18 +70,18 @@ def records(
 
 
 def published(source: Path, *, split: Split = "train", **_: object) -> int:
-    """How many videos the published lists have; the folds are of one size."""
+    """Return how many videos the published lists of a split have; the folds have the same size."""
     return PUBLISHED[split]
 
 
 def places(source: Path) -> list[Path]:
-    """Where the lists may be."""
+    """Return the folders in which the lists may be."""
     name = "testTrainMulti_7030_splits"
     return [source / name, source / "test_train_splits" / name, source / "annotations", source, source.parent / name]
 
 
 def class_lists(folders: list[Path], ending: str) -> list[Path]:
-    """The lists of all classes, sorted by class."""
+    """Return the lists of all classes, sorted by class: the files with this ending in the first folder that has any."""
     for folder in folders:
         found = [path for path in folder.glob(f"*{ending}") if not path.name.startswith(".")] if folder.is_dir() else []
         if found:

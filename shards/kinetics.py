@@ -1,27 +1,28 @@
-"""kinetics: Kinetics-400, -600, -700 and -700-2020, by the published csv files, or by PySlowFast's lists of them.
+"""kinetics: Kinetics-400, -600, -700 and -700-2020, by the published csv files or by PySlowFast's lists.
 
     rhofast shard K400 OUT/train --recipe kinetics --option split=train --split train
     rhofast shard K400 OUT/val   --recipe kinetics --option split=val   --split val
     rhofast shard train.csv OUT/train --recipe kinetics --option root=/videos --split train
 
-To get it: https://github.com/cvdfoundation/kinetics-dataset has scripts that download videos, csv files and, for
-Kinetics-400, replacements of corrupted training videos. Many videos have left YouTube, so any copy misses some of the
-list: they are counted and listed as refused. Terms: the annotations are CC BY 4.0, by Google; the videos belong to
-those who uploaded them to YouTube, under its terms. Cite arXiv 1705.06950, 1808.01340, 1907.06987 or 2010.10864.
+Download: https://github.com/cvdfoundation/kinetics-dataset offers scripts that download the videos, the csv files and,
+for Kinetics-400, replacements of corrupted training videos. Many videos have left YouTube, so every copy misses some of
+the list; they are counted and listed as refused.
+License: the annotations are CC BY 4.0, by Google. The videos belong to those who uploaded them to YouTube, under its
+terms. Cite arXiv 1705.06950, 1808.01340, 1907.06987 or 2010.10864.
 
-SOURCE is the data set's folder, or a csv file of it:
+SOURCE is the folder of the data set, or one of its csv files:
 
-    annotations/train.csv  val.csv  test.csv        or right here; also validate.csv, kinetics_train.csv, ...
-    train/---QUuC4vJs_000084_000094.mp4             id, start and end; folder also train_256, videos_train, videos/train
+    annotations/train.csv  val.csv  test.csv        or in SOURCE; also validate.csv, kinetics_train.csv, ...
+    train/---QUuC4vJs_000084_000094.mp4             id, start and end; also in train_256/, videos_train/, videos/train/
     train/testifying/---QUuC4vJs_000084_000094.mp4  `air drumming` or `air_drumming`; also without the split's folder
-    replacement/replacement_for_corrupted_k400/...  taken instead of what the other folders have
+    replacement/replacement_for_corrupted_k400/     used instead of the same videos in other folders
 
-`root` (videos), `annotations` (csv files) and `replacement` say otherwise. Columns are known by their names:
-youtube_id, time_start, time_end, and maybe label and split. A video's suffix does not matter. Classes are numbered by
-sorted name over the train csv beside, so that splits agree; a file without labels needs none. A csv with all splits in
-it is given as SOURCE, with `split` to choose from it.
+`root` sets the folder of the videos, `annotations` that of the csv files, and `replacement` that of the replacements.
+The suffix of a video does not matter. Columns are found by name: youtube_id, time_start, time_end, and optionally label
+and split. Classes are numbered by sorted name over the train csv beside the file, so that splits agree; a file without
+labels needs none. If one csv file has all splits, give it as SOURCE and choose with `split`.
 
-A list of `path label` lines without column names, as PySlowFast takes it, is read as the recipe csv_list does.
+A list of `path label` lines without column names, as PySlowFast uses it, is read as by the recipe csv_list.
 """
 
 from __future__ import annotations
@@ -55,12 +56,22 @@ def records(
     annotations: Path | None = None,
     replacement: Path | None = None,
 ) -> Iterator[VideoRecord]:
-    """The videos of the csv, in its order; of a folder, the train split unless another is named. Raises ValueError,
-    naming the line, where it cannot be understood."""
+    """Yield the videos of a csv file, in its order.
+
+    Args:
+        source: Folder of the data set, or a csv file.
+        split: Which split to list; None: train for a folder, all rows for a file.
+        root: Folder of the videos; None: searched in and beside `source`.
+        annotations: Folder of the csv files; None: searched in `source`.
+        replacement: Folder of replacements for corrupted videos; None: searched in `root`.
+
+    Raises:
+        ValueError: A csv file is missing or a line of it cannot be understood.
+    """
     listing = find_listing(source, split, annotations)
     named = split_of(listing.stem)
     if split and named not in (split, None):
-        raise ValueError(f"{listing}: is called {named}, and split={split} was asked for")
+        raise ValueError(f"{listing}: the file name says {named}, but split={split} is requested")
     if not is_published(listing):
         yield from csv_list.records(listing, root=root)
         return
@@ -74,7 +85,7 @@ def records(
             continue
         label = row.get("label") or None
         if label is not None and label not in numbers:
-            raise ValueError(f"{listing}:{line}: the train csv has no class {label!r}")
+            raise ValueError(f"{listing}:{line}: class {label!r} is not in the train csv")
         key = key_of_row(listing, line, row)
         yield VideoRecord(
             key=key,
@@ -91,7 +102,16 @@ def published(
     annotations: Path | None = None,
     **_: object,
 ) -> int | None:
-    """How many videos the published csv of the split has; None for PySlowFast's lists, and for all but Kinetics-400."""
+    """Return how many videos the published csv file of a split has.
+
+    Args:
+        source: As for records.
+        split: As for records.
+        annotations: As for records.
+
+    Returns:
+        The number; None for PySlowFast's lists and for all data sets but Kinetics-400.
+    """
     listing = find_listing(source, split, annotations)
     if not is_published(listing):
         return None
@@ -99,13 +119,22 @@ def published(
 
 
 def split_of(stem: str) -> str | None:
-    """The split that a file's name tells, if it tells one."""
+    """Return the split that a file name contains, or None."""
     found = {SPLITS[token.lower()] for token in TOKEN.findall(stem)}
     return found.pop() if len(found) == 1 else None
 
 
 def find_listing(source: Path, split: str | None, annotations: Path | None) -> Path:
-    """The csv of the split (train where None), or `source` itself where it is a file."""
+    """Return the csv file of a split.
+
+    Args:
+        source: Folder of the data set, or a csv file, which is returned itself.
+        split: The split; None: train.
+        annotations: Folder of the csv files; None: searched in `source`.
+
+    Raises:
+        ValueError: There is no such file, or more than one.
+    """
     if source.is_file():
         return source
     split = split or "train"
@@ -115,20 +144,22 @@ def find_listing(source: Path, split: str | None, annotations: Path | None) -> P
         found = [path for path in found if split_of(path.stem) == split and not path.name.startswith(".")]
         exact = [path for path in found if path.stem in ALIASES[split]]
         if len(exact or found) > 1:
-            raise ValueError(f"{folder}: {', '.join(path.name for path in exact or found)}: give one of them as source")
+            raise ValueError(
+                f"{folder}: {', '.join(path.name for path in exact or found)} match; give one of them as SOURCE"
+            )
         if found:
             return (exact or found)[0]
     raise ValueError(f"no {' or '.join(f'{name}.csv' for name in ALIASES[split])} in {', '.join(map(str, folders))}")
 
 
 def is_published(listing: Path) -> bool:
-    """Whether the first line names the published columns, and not a video."""
+    """Return whether the first line has the published column names, and not a video."""
     with listing.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         return COLUMNS[0] in file.readline().lower()
 
 
 def rows(listing: Path) -> Iterator[tuple[int, Row]]:
-    """(line number, fields by name of column) of each row."""
+    """Yield (line number, fields by column name) for each row."""
     with listing.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv_reader(file, skipinitialspace=True)
         try:
@@ -144,8 +175,10 @@ def rows(listing: Path) -> Iterator[tuple[int, Row]]:
 
 
 def label_names(listing: Path) -> list[str]:
-    """The sorted classes of the train csv: this file, the one beside it, or the train rows of this file. None are
-    needed where nothing is labeled."""
+    """Return the sorted classes of the train csv: this file, the one beside it, or the train rows of this file.
+
+    The list is empty if no row has a label.
+    """
     if split_of(listing.stem) == "train":
         return sorted({row["label"] for _, row in rows(listing) if row.get("label")})
     beside = listing.with_name(TOKEN.sub("train", listing.name))
@@ -154,26 +187,35 @@ def label_names(listing: Path) -> list[str]:
     labeled = {(row["label"], SPLITS.get(row.get("split", "").lower())) for _, row in rows(listing) if row.get("label")}
     names = {label for label, split in labeled if split == "train"}
     if labeled and not names:
-        raise ValueError(f"{listing}: classes are numbered by the train csv, and {beside.name} is not beside it")
+        raise ValueError(f"{listing}: class numbers need the train csv, but there is no {beside.name} beside this file")
     return sorted(names)
 
 
 def key_of_row(listing: Path, line: int, row: Row) -> str:
-    """The published name of a clip. Times are whole seconds, though some files write them as 10.0."""
+    """Return the published name of a clip.
+
+    Args:
+        listing: The csv file, for errors.
+        line: The line number, for errors.
+        row: The row; its times are whole seconds, which some files write as 10.0.
+
+    Raises:
+        ValueError: The id or a time is invalid.
+    """
     video = row["youtube_id"]
     try:
         start, end = (int(float(row[name])) for name in COLUMNS[1:])
     except (ValueError, OverflowError):
         raise ValueError(
-            f"{listing}:{line}: times {row['time_start']!r} to {row['time_end']!r} are no seconds"
+            f"{listing}:{line}: times {row['time_start']!r} to {row['time_end']!r} are not numbers of seconds"
         ) from None
     if not re.fullmatch(r"[A-Za-z0-9_-]+", video):
-        raise ValueError(f"{listing}:{line}: {video!r} is no YouTube id")
+        raise ValueError(f"{listing}:{line}: {video!r} is not a YouTube id")
     return f"{video}_{start:06d}_{end:06d}"
 
 
 class _Videos:
-    """Where the videos of a copy are."""
+    """Finds the videos of a copy in any of the usual layouts."""
 
     def __init__(self, root: Path, replacement: Path | None, labels: list[str]) -> None:
         self._root = root
@@ -184,7 +226,13 @@ class _Videos:
         self._folders: dict[str | None, list[tuple[Path, dict[str, Path]]]] = {}
 
     def find(self, stem: str, split: str | None, label: str | None) -> Path:
-        """The video, or where it should be."""
+        """Return the path of a video, or the path where it should be.
+
+        Args:
+            stem: Name of the clip, without suffix.
+            split: Split of the clip, if known.
+            label: Class of the clip, if known.
+        """
         if found := self._finder.find(self._replacement, stem):
             return found
         if split not in self._folders:
@@ -203,7 +251,7 @@ class _Videos:
         return found or [base for base in bases if base.is_dir()] or [self._root]
 
     def _class_folders(self, folder: Path) -> dict[str, Path]:
-        """By the letters and digits of their names, since copies differ in all other characters."""
+        """Return class folders by the letters and digits of their names; copies differ in all other characters."""
         found = folder.iterdir() if folder.is_dir() else ()
         return {_plain(path.name): path for path in found if _plain(path.name) in self._labels}
 

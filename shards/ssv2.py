@@ -1,20 +1,20 @@
-"""ssv2: Something-Something v2, 220,847 videos of 174 ways to do something with something.
+"""ssv2: Something-Something v2, 220,847 videos of 174 kinds of actions with everyday objects.
 
     rhofast shard SSV2 OUT/train --recipe ssv2 --option split=train --split train
     rhofast shard SSV2 OUT/val   --recipe ssv2 --option split=val   --split val
 
-To get it: https://www.qualcomm.com/developer/software/something-something-v-2-dataset, after registration; the parts of
-the archive are joined before they are unpacked (`cat 20bn-something-something-v2-?? | tar zx`), the labels come apart.
-Terms: Qualcomm's own data set license, agreed to when downloading, for research and not for commercial use.
+Download: https://www.qualcomm.com/developer/software/something-something-v-2-dataset, after registration. Join the
+parts of the archive to unpack it: `cat 20bn-something-something-v2-?? | tar zx`. The labels are a separate download.
+License: Qualcomm's own data set license, which you accept when you download it; for research, not for commercial use.
 
-SOURCE is the folder that both were unpacked to:
+SOURCE is the folder into which both were unpacked:
 
-    20bn-something-something-v2/78687.webm    or videos/20bn-something-something-v2/..., videos/... or right here
-    labels/train.json  labels.json  ...       or annotations/... or right here; or something-something-v2-train.json ...
+    20bn-something-something-v2/78687.webm    or in videos/20bn-something-something-v2/, videos/ or SOURCE
+    labels/train.json  labels.json  ...       or in annotations/ or SOURCE; also something-something-v2-train.json, ...
 
-`root` (videos) and `annotations` (JSON files) say otherwise. A video's suffix does not matter (some copies are .mp4).
-The label is what labels.json says of the video's template without brackets. The test split has labels if
-test-answers.csv (`id;template` lines) is beside it.
+`root` sets the folder of the videos, `annotations` that of the JSON files. The suffix of a video does not matter (some
+copies are .mp4). The label of a video is the number that labels.json has for its template without brackets. The test
+split has labels if test-answers.csv (`id;template` lines) lies beside the JSON files.
 """
 
 from __future__ import annotations
@@ -38,8 +38,17 @@ PREFIXES = ("something-something-v2-", "")
 def records(
     source: Path, *, split: Split = "train", root: Path | None = None, annotations: Path | None = None
 ) -> Iterator[VideoRecord]:
-    """The videos of one split, in its file's order. Raises ValueError, naming file and entry, where it cannot be
-    understood."""
+    """Yield the videos of one split, in the order of its JSON file.
+
+    Args:
+        source: Folder of the data set.
+        split: Which split to list.
+        root: Folder of the videos; None: searched in `source`.
+        annotations: Folder of the JSON files; None: searched in `source`.
+
+    Raises:
+        ValueError: A file is missing or an entry of it cannot be understood.
+    """
     beside = [source / "labels", source / "annotations", source]
     listing = first_file([annotations] if annotations else beside, named(f"{FILES[split]}.json"))
     labels = read_labels(first_file([listing.parent], named("labels.json")))
@@ -60,16 +69,17 @@ def records(
 
 
 def published(source: Path, *, split: Split = "train", **_: object) -> int:
-    """How many videos the published split has."""
+    """Return how many videos the published split has."""
     return PUBLISHED[split]
 
 
 def named(name: str) -> list[str]:
-    """The two ways in which the file is called."""
+    """Return the two published names of a file."""
     return [prefix + name for prefix in PREFIXES]
 
 
 def read_json(path: Path) -> Any:
+    """Return the content of a JSON file; raises ValueError with the line if it is invalid."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -77,7 +87,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_labels(path: Path) -> dict[str, int]:
-    """Numbers by template; they are written as text."""
+    """Return label numbers by template; the file has the numbers as text."""
     labels = read_json(path)
     try:
         return {name: int(number) for name, number in labels.items()}
@@ -86,7 +96,7 @@ def read_labels(path: Path) -> dict[str, int]:
 
 
 def read_entries(path: Path) -> list[tuple[str, str | None]]:
-    """(id, template without brackets or None) of each video. Of the file's many words, only these are kept."""
+    """Return (id, template without brackets or None) for each video; nothing else of the large file is kept."""
     entries: list[tuple[str, str | None]] = []
     for number, entry in enumerate(read_json(path), start=1):
         if not isinstance(entry, dict) or "id" not in entry:
@@ -97,7 +107,7 @@ def read_entries(path: Path) -> list[tuple[str, str | None]]:
 
 
 def read_answers(folder: Path) -> dict[str, str]:
-    """Templates of the test split by id; none where they are not there."""
+    """Return templates of the test split by id; empty without test-answers.csv."""
     answers: dict[str, str] = {}
     path = next((folder / name for name in named("test-answers.csv") if (folder / name).is_file()), None)
     for line, text in numbered_lines(path) if path else ():
@@ -109,4 +119,5 @@ def read_answers(folder: Path) -> dict[str, str]:
 
 
 def without_brackets(template: str) -> str:
+    """Return a template without the brackets around its placeholders."""
     return template.replace("[", "").replace("]", "").strip()

@@ -3,17 +3,19 @@
     rhofast shard UCF101 OUT/train --recipe ucf101 --option split=train --option fold=1 --split train
     rhofast shard UCF101 OUT/test  --recipe ucf101 --option split=test  --option fold=1 --split test
 
-To get it: https://www.crcv.ucf.edu/data/UCF101.php has UCF101.rar (6.5 GB) and
-UCF101TrainTestSplits-RecognitionTask.zip. Terms: no license comes with it; the videos were collected from YouTube, and
-their rights stay with those who made them. Used for research; cite arXiv 1212.0402.
+Download: https://www.crcv.ucf.edu/data/UCF101.php offers UCF101.rar (6.5 GB) and
+UCF101TrainTestSplits-RecognitionTask.zip.
+License: none comes with the data set. The videos were collected from YouTube, and their rights stay with their makers.
+They are used for research. Cite arXiv 1212.0402.
 
-SOURCE is the folder that both were unpacked to:
+SOURCE is the folder into which both were unpacked:
 
-    UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi    or videos/..., or the class folders right here
-    ucfTrainTestlist/classInd.txt  trainlist01.txt  testlist01.txt  ...    or annotations/..., or right here or beside
+    UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi    or in videos/, or class folders in SOURCE
+    ucfTrainTestlist/classInd.txt  trainlist01.txt  ...    or in annotations/, in SOURCE or beside SOURCE
 
-`root` (videos) and `annotations` (lists) say otherwise. Upper and lower case and the suffix of a video do not matter.
-Class n of classInd.txt, which counts from 1, is label n - 1; test lists carry no labels, so the folder tells the class.
+`root` sets the folder of the videos, `annotations` that of the lists. Upper and lower case and the suffix of a video do
+not matter. Class n of classInd.txt, which counts from 1, is label n - 1. Test lists have no labels, so the folder gives
+the class.
 """
 
 from __future__ import annotations
@@ -34,9 +36,20 @@ PUBLISHED = {"train": (9_537, 9_586, 9_624), "test": (3_783, 3_734, 3_696)}
 def records(
     source: Path, *, split: Split = "train", fold: int = 1, root: Path | None = None, annotations: Path | None = None
 ) -> Iterator[VideoRecord]:
-    """The videos of one list, in its order. Raises ValueError, naming the line, where it cannot be understood."""
+    """Yield the videos of one list, in its order.
+
+    Args:
+        source: Folder of the data set.
+        split: Which split to list.
+        fold: Number of the fold: 1, 2 or 3.
+        root: Folder of the videos; None: searched in `source`.
+        annotations: Folder of the lists; None: searched in and beside `source`.
+
+    Raises:
+        ValueError: A list is missing or a line of it cannot be understood.
+    """
     if fold not in (1, 2, 3):
-        raise ValueError(f"fold={fold}: choose 1, 2 or 3")
+        raise ValueError(f"fold={fold} must be 1, 2 or 3")
     beside = [source / "ucfTrainTestlist", source / "annotations", source, source.parent / "ucfTrainTestlist"]
     listing = first_file([annotations] if annotations else beside, [f"{split}list{fold:02d}.txt"])
     names = class_names(listing.parent / "classInd.txt")
@@ -49,7 +62,7 @@ def records(
         place, name = PurePath(path).parent.name, PurePath(path).name
         label = labels.get(place.casefold())
         if label is None:
-            raise ValueError(f"{listing}:{line}: no class {place!r} in classInd.txt")
+            raise ValueError(f"{listing}:{line}: class {place!r} is not in classInd.txt")
         if number and number != [str(label + 1)]:
             raise ValueError(f"{listing}:{line}: expected {path} {label + 1} as in classInd.txt, got {text!r}")
         folder = folders.get(place.casefold(), videos / place)
@@ -63,12 +76,12 @@ def records(
 
 
 def published(source: Path, *, split: Split = "train", fold: int = 1, **_: object) -> int:
-    """How many videos the published list has."""
+    """Return how many videos the published list has."""
     return PUBLISHED[split][fold - 1]
 
 
 def class_names(path: Path) -> list[str]:
-    """The names in classInd.txt, whose lines are `1 ApplyEyeMakeup` and so on."""
+    """Return the names in classInd.txt, whose lines are `1 ApplyEyeMakeup` and so on."""
     names: list[str] = []
     for line, text in numbered_lines(path):
         number, _, name = text.partition(" ")

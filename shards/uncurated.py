@@ -1,17 +1,18 @@
-"""uncurated: a lake of videos without labels, in one folder or in folders nested to any depth.
+"""uncurated: any number of videos without labels, in one folder or in folders nested to any depth.
 
-    rhofast shard LAKE OUT --recipe uncurated
-    rhofast shard LAKE OUT --recipe uncurated --min-duration 10 --max-duration 16
+    rhofast shard FOLDER OUT --recipe uncurated
+    rhofast shard FOLDER OUT --recipe uncurated --min-duration 10 --max-duration 16
 
-What folders are called does not matter, other files (subtitles, descriptions) and all that is hidden are passed over,
-and linked folders are followed. Folders are walked one at a time in sorted order, so that the list of millions of
-videos needs no more memory than the names in the folders from here up.
+SOURCE is the folder. Names of folders do not matter. Other files (subtitles, descriptions) and hidden files and folders
+are skipped, and linked folders are followed. Folders are walked one at a time in sorted order, so the list of millions
+of videos needs only the memory for the names in the current folder and those above it.
 
-The second line takes only videos of 10 to 16 seconds, as the short subset of uncurated videos of arXiv 2104.14558 does
-(its whole set goes up to 600 seconds). How long a video is stands in the video, which a recipe does not open: the tool
-refuses the others, and counts them as too_short and too_long.
+The second command accepts only videos of 10 to 16 seconds, like the short subset of uncurated videos in arXiv
+2104.14558 (the whole set of the paper goes up to 600 seconds). The recipe does not open videos, so it does not know
+their duration: the other videos are refused while shards are made, and counted as too_short and too_long.
 
-Such a set is your own; so are the duties: the rights and the privacy of those who made and are in the videos.
+License: the data set is yours, and so is the responsibility for the rights and the privacy of the people who made the
+videos or are in them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from rhofast.data.types import VideoRecord
 
 
 def records(source: Path) -> Iterator[VideoRecord]:
-    """The videos under `source`: folder by folder, each sorted by name. Raises ValueError where it is no folder."""
+    """Yield the videos under a folder, folder by folder, sorted by name; raises ValueError if it is not a folder."""
     if not source.is_dir():
         raise ValueError(f"{source}: not a folder")
     for path in walk(source):
@@ -33,7 +34,7 @@ def records(source: Path) -> Iterator[VideoRecord]:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """The videos under a folder. A link back to a folder that holds it is not followed."""
+    """Yield the videos under a folder; a link to a folder that contains it is not followed."""
     for name in sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
         path = folder / name
         if path.is_dir():

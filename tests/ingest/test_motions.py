@@ -182,7 +182,7 @@ def test_more_videos_continue_the_set(tmp_path: Path) -> None:
 
 def test_a_folder_of_other_settings_is_refused(made: tuple[Path, list[VideoRecord]]) -> None:
     folder, _ = made
-    with pytest.raises(IngestError, match="holds motions of other settings"):
+    with pytest.raises(IngestError, match="holds videos with other settings"):
         list(find_records(folder, "motions", [*OPTIONS, "seed=1"]))
     assert json.loads((folder / "train" / "motions.json").read_text())["seed"] == 0
 

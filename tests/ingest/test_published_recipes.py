@@ -140,10 +140,10 @@ def test_kinetics_says_where_it_is_at_odds(tmp_path: Path, name: str, text: str,
 
 def test_kinetics_numbers_no_class_that_training_does_not_have(tmp_path: Path) -> None:
     source = replica(tmp_path, {"val.csv": VAL})
-    assert "val.csv: classes are numbered by the train csv" in error(source, "kinetics", "split=val")
+    assert "val.csv: class numbers need the train csv" in error(source, "kinetics", "split=val")
     replica(tmp_path, {"train.csv": TRAIN, "val.csv": VAL.replace("zumba", "rumba")})
-    assert "val.csv:2: the train csv has no class 'rumba'" in error(source, "kinetics", "split=val")
-    assert "is called val" in error(source / "val.csv", "kinetics", "split=train")
+    assert "val.csv:2: class 'rumba' is not in the train csv" in error(source, "kinetics", "split=val")
+    assert "the file name says val" in error(source / "val.csv", "kinetics", "split=train")
 
 
 def test_kinetics_400_is_known_by_its_classes(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_ucf101_with_the_lists_beside_the_videos_or_elsewhere(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("trainlist01.txt", "\nJump/v_x.avi 1\n", "trainlist01.txt:2: no class 'Jump'"),
+        ("trainlist01.txt", "\nJump/v_x.avi 1\n", "trainlist01.txt:2: class 'Jump' is not in classInd.txt"),
         ("trainlist01.txt", "ApplyEyeMakeup/v_x.avi 2\n", "trainlist01.txt:1: expected ApplyEyeMakeup/v_x.avi 1"),
         ("classInd.txt", "0 ApplyEyeMakeup\n", "classInd.txt:1: expected `1 CLASS`"),
     ],
@@ -355,7 +355,7 @@ def test_helpers_of_recipes_are_none() -> None:
 def test_a_published_set_tells_how_to_get_it_under_what_terms_and_its_options(name: str) -> None:
     text = describe_recipe(name)
     assert all(
-        word in text for word in (f"{name}: ", "To get it: https://", "Terms: ", f"--recipe {name}", "SOURCE is")
+        word in text for word in (f"{name}: ", "Download: https://", "License: ", f"--recipe {name}", "SOURCE is")
     )
     assert any(line.split()[:2] == ["split", "train"] for line in text.splitlines())
     assert any(line.split() == ["root", "path", "default:", "none"] for line in text.splitlines())
