@@ -159,7 +159,9 @@ def measure(part: Part, label: str, name: str, *settings: str, rounds: int | Non
         part.say(f"{label}: FAILED: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         return
     part.results[label] = {
-        key: report[key] for key in ("summary", "stages", "advice", "warm_up", "config", "turns") if key in report
+        key: report[key]
+        for key in ("summary", "stages", "advice", "warm_up", "config", "measurements")
+        if key in report
     }
     numbers = report["summary"]["loader"]
     speed = numbers["clips_per_second"]

@@ -36,9 +36,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=1, help="go through a small set so many times a round")
     given = parser.parse_args()
-    subject = open_model(given.checkpoint, overrides=given.settings)
-    config, shards = subject.config, open_shards(given.shards)
-    network, section = placed(subject.backbone, config), config.eval
+    model = open_model(given.checkpoint, overrides=given.settings)
+    config, shards = model.config, open_shards(given.shards)
+    network, section = placed(model.backbone, config), config.eval
     device = next(network.parameters()).device
     lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision)
     lower = lower if device.type == "cuda" else None

@@ -55,12 +55,12 @@ def main() -> None:
     began = time.process_time()
     train(load_config(given.page, [*given.settings, *where]), resume=True)
     trained = time.process_time()
-    case = open_task(
+    task = open_task(
         given.folder, given.test, train=given.bank, overrides=[f"eval.keep={given.folder / 'kept'}"]
     )  # kNN and probe share the training videos' features
     result = {
-        "knn": numbers(evaluate_neighbors(case, untrained=given.untrained)),
-        "linear": numbers(evaluate_linear(case, untrained=given.untrained)),
+        "knn": numbers(evaluate_neighbors(task, untrained=given.untrained)),
+        "linear": numbers(evaluate_linear(task, untrained=given.untrained)),
         "train_cpu_seconds": trained - began,
         "evaluate_cpu_seconds": time.process_time() - trained,
         "asked": asked(given.page, given.settings),

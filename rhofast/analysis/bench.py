@@ -1,15 +1,18 @@
-"""How fast loader and training step are, on the user's own shards, machine and configuration.
+"""Measure the speed of the loader and of the training step, on the user's own shards, machine and configuration.
 
-    loader     batches taken as fast as they come, and thrown away
-    step       the training step alone, again and again on one batch in memory
-    both       training: real steps fed by the real loader
-    headspace  the same steps fed in turn by the loader and from memory: the most that a faster loader could gain
+    loader     batches are taken as fast as the loader delivers them, and discarded
+    step       the training step alone, repeated on one batch in memory
+    both       training: real steps on batches of the real loader
+    headspace  the same steps, alternately on batches of the loader and from memory: the most that a faster loader
+               could gain
 
-Several rounds follow one another, and their medians are told with the lowest and the highest. What was fetched ahead in
-untimed seconds is used up before anything is timed, so that a loader cannot live on its stock; a turn from memory
-begins when the loader has nothing left to do. Under `accelerate launch` every rank runs: clips add up, and the slowest
-rank's seconds count. What it is not: a run. Nothing is saved, evaluated or learned: the rate is that of a run's first
-step, and the methods' schedules stand where they do in the middle of one, where no update is held back.
+The report holds the median, the lowest and the highest value of several rounds. Batches that were prefetched between
+measurements are used up before anything is timed, so that a slow loader does not profit from them. A measurement from
+memory begins when the loader is idle. Under `accelerate launch` every rank runs: clips are added up, and the seconds of
+the slowest rank count.
+
+Nothing is saved, evaluated or learned. The learning rate is that of the first step of a run, and the schedules of the
+methods stand at the middle of a run, where no update is held back.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rhofast.analysis.bench_report import Source, Turn, summarize
+from rhofast.analysis.bench_report import Measurement, Source, summarize
 from rhofast.config.load import dump_config
 from rhofast.config.schema import Config
 from rhofast.data.loader.train_loader import TrainLoader
@@ -40,9 +43,9 @@ from rhofast.training.step import collected_by_hand, train_step
 What = Literal["loader", "step", "both", "headspace"]
 
 VERSION = 1
-_IN_MEMORY = 4  # distinct batches that are kept for "headspace"
-_WARM_UP = 3  # batches after the first, beyond the loader's stock
-_REST_S, _REST = 30.0, 0.05  # how long to wait until the process rests, and the share of a core that counts as rest
+_IN_MEMORY = 4  # distinct batches that are kept in memory for "headspace"
+_WARM_UP = 3  # batches after the first, in addition to those that the loader has prefetched
+_IDLE_TIMEOUT_S, _IDLE_CORES = 30.0, 0.05  # how long to wait for idle threads, and the cores that count as idle
 
 
 def bench(
@@ -51,25 +54,38 @@ def bench(
     *,
     batches: int = 20,
     rounds: int = 5,
-    on_turn: Callable[[int, int], None] | None = None,
+    on_measurement: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure `rounds` rounds of `batches` batches; call it in every process. The report, as JSON values, on each.
+    """Measure `rounds` rounds of `batches` batches. Call it in every process.
 
-    on_turn: called with the number of turns done and of all. Raises ConfigError, ShardError, SampleError.
+    Args:
+        config: Configuration of the run.
+        what: What to measure, see the module docstring.
+        batches: Timed batches per measurement.
+        rounds: Measurements per source of batches.
+        on_measurement: Called with (measurements done, total measurements).
+
+    Returns:
+        The report as JSON values, the same on every rank.
+
+    Raises:
+        ConfigError: If data.train is not set or the configuration does not fit.
+        ShardError: If shards cannot be opened.
+        SampleError: If too many samples cannot be read.
     """
     accelerator = build_accelerator(config)
     shards = open_training_shards(config)
     with build_loader(config, accelerator, shards, None) as loader, collected_by_hand():
         rig = _Rig(config, what, loader, accelerator)
         warm_up = rig.warm_up()
-        turns: list[Turn] = []
+        measurements: list[Measurement] = []
         for number in range(rounds):
             for source in rig.sources if number % 2 == 0 else reversed(rig.sources):
-                rested = rig.change_over(source)
+                idle = rig.prepare(source)
                 accelerator.wait_for_everyone()
-                turns.append(rig.take_turn(source, batches, rested=rested))
-                if on_turn is not None:
-                    on_turn(len(turns), rounds * len(rig.sources))
+                measurements.append(rig.measure(source, batches, loader_idle=idle))
+                if on_measurement is not None:
+                    on_measurement(len(measurements), rounds * len(rig.sources))
     report = {
         "version": VERSION,
         "what": what,
@@ -81,40 +97,40 @@ def bench(
         "rounds": rounds,
         "batches": batches,
         "warm_up": warm_up,
-        **summarize(gather_objects(turns)),
+        **summarize(gather_objects(measurements)),
     }
     accelerator.end_training()
     return report
 
 
 class _Rig:
-    """Loader, step and batches in memory, as far as they are asked for."""
+    """The loader, the training step and the batches in memory, as far as they are measured."""
 
     def __init__(self, config: Config, what: What, loader: TrainLoader, accelerator: Any) -> None:
         self.sources: list[Source] = ["loader", "memory"] if what == "headspace" else ["loader"]
         if what == "step":
             self.sources = ["memory"]
         self._config, self._what, self._loader, self._accelerator = config, what, loader, accelerator
-        self._parts = None if what == "loader" else build_model(config, accelerator)
+        self._model_parts = None if what == "loader" else build_model(config, accelerator)
         self._steps = 0
-        self._stock = 0
+        self._prefetched = 0
         self._memory = cycle(list[Tensor]())
 
     def warm_up(self) -> dict[str, float]:
-        """Take the first batches and steps: how many, and in how many seconds."""
+        """Take the first batches and steps; return their number and seconds."""
         began = time.perf_counter()
         first = next(self._loader).pixels
         _synchronize(self._accelerator.device)
         first_s = time.perf_counter() - began
-        # What waits behind each stage, and what each has in hand.
-        self._stock = (self._config.data.prefetch + 1) * len(self._loader.stats.stages)
+        # Batches that wait behind each stage, and the one that each stage works on.
+        self._prefetched = (self._config.data.prefetch + 1) * len(self._loader.stats.stages)
         kept = {"step": 1, "headspace": _IN_MEMORY}.get(self._what, 0)
         if kept:
             more = [next(self._loader).pixels.clone() for _ in range(kept - 1)]
             self._memory = cycle([first.clone(), *more])
         if self._what == "step":
-            self._loader.close()  # its threads would take cores from the step
-        steps = _WARM_UP + (self._stock if "loader" in self.sources else 0)
+            self._loader.close()  # The threads of the loader would take cores from the step.
+        steps = _WARM_UP + (self._prefetched if "loader" in self.sources else 0)
         for _ in range(steps):
             self._step(self._next(self.sources[0]))
         _synchronize(self._accelerator.device)
@@ -124,19 +140,29 @@ class _Rig:
             "seconds": time.perf_counter() - began,
         }
 
-    def change_over(self, source: Source) -> bool:
-        """Make ready for a turn with another source; whether what is not to be measured rests."""
+    def prepare(self, source: Source) -> bool:
+        """Get ready to measure another source. Return whether everything that is not measured is idle."""
         if len(self.sources) == 1:
             return True
-        if source == "loader":  # it fetched ahead while it was not asked
-            for _ in range(self._stock):
+        if source == "loader":  # It has fetched batches ahead during the other measurement.
+            for _ in range(self._prefetched):
                 self._step(self._next(source))
             return True
-        rested = _come_to_rest()
+        idle = _wait_until_idle()
         self._step(self._next(source))
-        return rested
+        return idle
 
-    def take_turn(self, source: Source, batches: int, *, rested: bool) -> Turn:
+    def measure(self, source: Source, batches: int, *, loader_idle: bool) -> Measurement:
+        """Time one round.
+
+        Args:
+            source: Source of the batches.
+            batches: Number of batches.
+            loader_idle: What `prepare` returned.
+
+        Returns:
+            The measurement of this rank.
+        """
         device, data = self._accelerator.device, self._config.data
         before = self._loader.stats if source == "loader" else None
         clips = frames = 0
@@ -145,9 +171,9 @@ class _Rig:
         began = time.perf_counter()
         for _ in range(batches):
             done = _mark(device)
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             pixels = self._next(source)
-            wait_s += time.perf_counter() - asked
+            wait_s += time.perf_counter() - requested
             gaps.append((done, _mark(device)))
             clips += pixels.shape[0] * pixels.shape[1]
             frames += pixels.shape[0] * pixels.shape[1] * pixels.shape[3]
@@ -155,8 +181,8 @@ class _Rig:
         _synchronize(device)
         seconds = time.perf_counter() - began
         stats = None if before is None else self._loader.stats.since(before)
-        hands = {"threads": data.threads, "decode_threads": data.decode_threads, "cores": cores_of_rank()}
-        return Turn(
+        resources = {"threads": data.threads, "decode_threads": data.decode_threads, "cores": cores_of_rank()}
+        return Measurement(
             source=source,
             batches=batches,
             clips=clips,
@@ -165,8 +191,8 @@ class _Rig:
             wait_s=wait_s,
             device_wait_s=_gap_seconds(gaps) if device.type == "cuda" else None,
             stats=stats,
-            advice=None if stats is None else stats.advise(**hands),
-            rested=rested,
+            advice=None if stats is None else stats.advise(**resources),
+            loader_idle=loader_idle,
         )
 
     def _next(self, source: Source) -> Tensor:
@@ -174,9 +200,9 @@ class _Rig:
 
     def _step(self, pixels: Tensor) -> None:
         """A step as the trainer takes it, metrics looked at as often; nothing where the loader is alone."""
-        if self._parts is None:
+        if self._model_parts is None:
             return
-        config, (model, method, optimizer) = self._config, self._parts
+        config, (model, method, optimizer) = self._config, self._model_parts
         _, epochs = run_length(config, self._loader.steps_per_epoch)
         self._steps += 1
         log = self._steps % config.train.log_steps == 0
@@ -194,7 +220,7 @@ class _Rig:
         )
         if log:
             for value in logs.values():
-                value.item()  # waits for the device, as writing the metrics does
+                value.item()  # waits for the device, as logging in a run does
 
 
 def _synchronize(device: torch.device) -> None:
@@ -203,7 +229,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _mark(device: torch.device) -> Any:
-    """A place in the device's stream, with the time when it gets there; None on the CPU."""
+    """Record an event in the device's stream, whose time can be read later. Return None on the CPU."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -215,13 +241,13 @@ def _gap_seconds(gaps: list[tuple[Any, Any]]) -> float:
     return float(sum(done.elapsed_time(fed) for done, fed in gaps)) / 1000
 
 
-def _come_to_rest() -> bool:
-    """Wait until this process's threads hardly work any more; whether they did before patience ran out."""
-    deadline = time.monotonic() + _REST_S
+def _wait_until_idle() -> bool:
+    """Wait until the threads of this process are nearly idle. Return False if they are not within the timeout."""
+    deadline = time.monotonic() + _IDLE_TIMEOUT_S
     while time.monotonic() < deadline:
         began, cpu = time.perf_counter(), time.process_time()
         time.sleep(0.2)
-        if time.process_time() - cpu < _REST * (time.perf_counter() - began):
+        if time.process_time() - cpu < _IDLE_CORES * (time.perf_counter() - began):
             return True
     return False
 

@@ -1,7 +1,4 @@
-"""What `rhofast bench` measured, turn by turn and rank by rank, as one report: numbers and a picture.
-
-What it is not: it measures nothing (bench.py) and prints nothing (console.py).
-"""
+"""Combine the measurements of `rhofast bench` over rounds and ranks into one report, and draw it."""
 
 from __future__ import annotations
 
@@ -18,19 +15,25 @@ from rhofast.data.loader.stats import FED, LoaderStats
 
 Source = Literal["loader", "memory"]
 
-_CROWDED = 1.05  # headspace from which on a loader that is always ready is worth a word, too
+_CONTENTION = 1.05  # headspace above which a loader that is always ready still slows the steps
 _BLUE, _ORANGE, _GRAY = "#2563a8", "#d97706", "#c9ccd2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Turn:
-    """What one rank did in one round with batches from one source.
+class Measurement:
+    """The measurement of one rank in one round, with batches from one source.
 
-    seconds        of the whole turn, the device's work included
-    wait_s         of those, the host was blocked in `next(loader)`: what training logs as data-wait
-    device_wait_s  seconds in which the device's stream was done with a step and had no next batch yet; None on the CPU
-    stats, advice  of the loader, in this time; None where batches came from memory
-    rested         what was not to be measured had come to rest when the turn began
+    Attributes:
+        source: Source of the batches.
+        batches: Number of batches.
+        clips: Number of clips.
+        frames: Number of frames.
+        seconds: Seconds of the whole measurement, including the work of the device.
+        wait_s: Seconds in which the host was blocked in `next(loader)`; training logs them as data-wait.
+        device_wait_s: Seconds in which the device had finished a step and had no next batch yet. None on the CPU.
+        stats: Statistics of the loader for this time. None where batches came from memory.
+        advice: Advice of the loader for this time. None where batches came from memory.
+        loader_idle: Whether the loader was idle at the beginning of a measurement from memory.
     """
 
     source: Source
@@ -42,62 +45,79 @@ class Turn:
     device_wait_s: float | None
     stats: LoaderStats | None
     advice: str | None
-    rested: bool
+    loader_idle: bool
 
 
-def summarize(ranks: list[list[Turn]]) -> dict[str, Any]:
-    """The turns of all ranks as one: `turns`, for each source the `summary` of its rounds (median, lowest, highest),
-    the `headspace` where there are two sources, and where there was a loader the median shares of its `stages` and the
-    `advice` of the turn with the median wait."""
-    turns = [_merge(same) for same in zip(*ranks, strict=True)]
+def summarize(ranks: list[list[Measurement]]) -> dict[str, Any]:
+    """Combine the measurements of all ranks.
+
+    Args:
+        ranks: Per rank, its measurements in order.
+
+    Returns:
+        `measurements`, each of all ranks; `summary`, per source the median, lowest and highest value over its rounds;
+        `headspace`, where there are two sources; and, where a loader was measured, the median shares of its `stages`
+        and
+        the `advice` of the measurement with the median wait.
+    """
+    measurements = [_merge(same) for same in zip(*ranks, strict=True)]
     summary: dict[str, dict[str, dict[str, float]]] = {}
-    for source in sorted({turn["source"] for turn in turns}):
-        every = [turn["numbers"] for turn in turns if turn["source"] == source]
+    for source in sorted({measurement["source"] for measurement in measurements}):
+        rounds_of_source = [measurement["numbers"] for measurement in measurements if measurement["source"] == source]
         summary[source] = {
-            name: _spread([numbers[name] for numbers in every])
-            for name in every[0]
-            if all(numbers[name] is not None for numbers in every)
+            name: _spread([numbers[name] for numbers in rounds_of_source])
+            for name in rounds_of_source[0]
+            if all(numbers[name] is not None for numbers in rounds_of_source)
         }
-    out: dict[str, Any] = {"turns": turns, "summary": summary}
+    out: dict[str, Any] = {"measurements": measurements, "summary": summary}
     if len(summary) == 2:
-        fed, memory = (
-            [turn["numbers"]["step_seconds"] for turn in turns if turn["source"] == source]
+        from_loader, from_memory = (
+            [measurement["numbers"]["step_seconds"] for measurement in measurements if measurement["source"] == source]
             for source in ("loader", "memory")
         )
-        out["headspace"] = _spread([a / b for a, b in zip(fed, memory, strict=True)])
-    rounds = [turn["stages"] for turn in turns if "stages" in turn]
+        out["headspace"] = _spread([a / b for a, b in zip(from_loader, from_memory, strict=True)])
+    rounds = [measurement["stages"] for measurement in measurements if "stages" in measurement]
     if rounds:
         out["stages"] = {
             stage: {name: statistics.median(one[stage][name] for one in rounds) for name in shares}
             for stage, shares in rounds[0].items()
         }
-    loaded = [turn for rank in ranks for turn in rank if turn.stats is not None]
+    loaded = [measurement for rank in ranks for measurement in rank if measurement.stats is not None]
     if loaded:
-        loaded.sort(key=lambda turn: turn.wait_s / turn.seconds)
+        loaded.sort(key=lambda measurement: measurement.wait_s / measurement.seconds)
         out["advice"] = loaded[len(loaded) // 2].advice
         readiness = summary["loader"]["readiness"]["median"]
-        if "headspace" in out and readiness >= FED and out["headspace"]["median"] > _CROWDED:
+        if "headspace" in out and readiness >= FED and out["headspace"]["median"] > _CONTENTION:
             out["advice"] += (
-                f"; and yet a step takes {out['headspace']['median']:.2f} times as long with the loader at work: the "
-                "two share what they run on"
+                f"; a step still takes {out['headspace']['median']:.2f} times as long while the loader works, because "
+                "both use the same cores or GPU"
             )
     return out
 
 
-def _merge(same: tuple[Turn, ...]) -> dict[str, Any]:
-    """One round of all ranks: sums of what was done, the slowest one's seconds, the worst of the shares."""
-    seconds = max(turn.seconds for turn in same)
+def _merge(same: tuple[Measurement, ...]) -> dict[str, Any]:
+    """Merge one measurement of all ranks: sums of clips, the seconds of the slowest rank, the worst share."""
+    seconds = max(measurement.seconds for measurement in same)
     numbers: dict[str, float | None] = {
-        "clips_per_second": sum(turn.clips for turn in same) / seconds,
-        "frames_per_second": sum(turn.frames for turn in same) / seconds,
+        "clips_per_second": sum(measurement.clips for measurement in same) / seconds,
+        "frames_per_second": sum(measurement.frames for measurement in same) / seconds,
         "step_seconds": seconds / same[0].batches,
-        "data_wait_share": max(turn.wait_s / turn.seconds for turn in same),
+        "data_wait_share": max(measurement.wait_s / measurement.seconds for measurement in same),
         "device_wait_share": max(
-            (turn.device_wait_s / turn.seconds for turn in same if turn.device_wait_s is not None), default=None
+            (
+                measurement.device_wait_s / measurement.seconds
+                for measurement in same
+                if measurement.device_wait_s is not None
+            ),
+            default=None,
         ),
     }
-    merged: dict[str, Any] = {"source": same[0].source, "rested": all(turn.rested for turn in same), "numbers": numbers}
-    stats = [turn.stats for turn in same if turn.stats is not None]
+    merged: dict[str, Any] = {
+        "source": same[0].source,
+        "loader_idle": all(one.loader_idle for one in same),
+        "numbers": numbers,
+    }
+    stats = [measurement.stats for measurement in same if measurement.stats is not None]
     if stats:
         used, frames = sum(one.bytes_used for one in stats), sum(one.frames for one in stats)
         read, decoded = sum(one.bytes_read for one in stats), sum(one.frames_decoded for one in stats)
@@ -116,7 +136,7 @@ def _merge(same: tuple[Turn, ...]) -> dict[str, Any]:
             }
             for stage in shares[0]
         }
-    return {**merged, "ranks": [asdict(turn) for turn in same]}
+    return {**merged, "ranks": [asdict(measurement) for measurement in same]}
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -124,21 +144,32 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def draw(report: dict[str, Any], target: Path) -> None:
-    """A PNG of a report: the speed of each round, and how the loader's stages spent their time."""
+    """Write a PNG of a report: the speed of each round, and the time shares of the loader's stages.
+
+    Args:
+        report: Report of `bench`.
+        target: The PNG file.
+    """
     shares = report.get("stages", {})
     with mpl.rc_context({"font.size": 9}):
         figure = Figure(figsize=(9.6 if shares else 5.4, 3.4), layout="constrained")
         axes = figure.subplots(1, 2 if shares else 1, squeeze=False)[0]
         for source, color in (("loader", _BLUE), ("memory", _ORANGE)):
-            speeds = [turn["numbers"]["clips_per_second"] for turn in report["turns"] if turn["source"] == source]
+            speeds = [
+                measurement["numbers"]["clips_per_second"]
+                for measurement in report["measurements"]
+                if measurement["source"] == source
+            ]
             if speeds:
                 rounds = range(1, len(speeds) + 1)
                 axes[0].plot(rounds, speeds, "o", color=color, label=f"batches from {source}")
                 axes[0].axhline(statistics.median(speeds), color=color, linewidth=1, linestyle="--")
                 axes[0].set_xticks(rounds)
-        axes[0].set_ylim(0, 1.1 * max(turn["numbers"]["clips_per_second"] for turn in report["turns"]))
+        axes[0].set_ylim(
+            0, 1.1 * max(measurement["numbers"]["clips_per_second"] for measurement in report["measurements"])
+        )
         axes[0].set_xlabel("round (dashed: median)")
-        axes[0].set_ylabel("clips a second")
+        axes[0].set_ylabel("clips per second")
         axes[0].set_title(f"bench {report['what']}: speed", loc="left", fontweight="bold")
         axes[0].legend(frameon=False, loc="lower right")
         if shares:
@@ -147,11 +178,11 @@ def draw(report: dict[str, Any], target: Path) -> None:
             for state, color in (("busy", _BLUE), ("starved", _ORANGE), ("blocked", _GRAY)):
                 widths = [shares[name][state] for name in names]
                 axes[1].barh(names, widths, left=left, color=color, label=state, height=0.6)
-                left = [at + width for at, width in zip(left, widths, strict=True)]
+                left = [start + width for start, width in zip(left, widths, strict=True)]
             axes[1].set_xlim(0, 1)
             axes[1].xaxis.set_major_formatter(PercentFormatter(1.0))
             axes[1].set_title("time of the loader's stages", loc="left", fontweight="bold")
             axes[1].legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
-        for one in axes:
-            one.spines[["top", "right"]].set_visible(False)
+        for axis in axes:
+            axis.spines[["top", "right"]].set_visible(False)
         figure.savefig(target, dpi=150)

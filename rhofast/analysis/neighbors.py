@@ -54,14 +54,14 @@ def open_bank(
     """(backbone, bank, query set, sample numbers of the queries). bank: None for a run's own training shards; queries:
     None for the bank; keys: of the queries, none for `samples` of them, spread over the set. Raises ConfigError,
     ResumeError, ShardError."""
-    subject = open_model(source, overrides=overrides)
-    own = subject.config.data.train
+    model = open_model(source, overrides=overrides)
+    own = model.config.data.train
     if bank is None and not own:
         raise ConfigError("no shards to look for neighbors in", hint="give them with --train")
-    opened = open_shards(bank or own[0].shards, data=subject.config.data)
-    asked = opened if queries is None else open_shards(queries, data=subject.config.data)
+    opened = open_shards(bank or own[0].shards, data=model.config.data)
+    asked = opened if queries is None else open_shards(queries, data=model.config.data)
     chosen = find_keys(asked, keys) if keys else choose_samples(asked, samples)
-    return subject, opened, asked, np.array(chosen, dtype=np.int64)
+    return model, opened, asked, np.array(chosen, dtype=np.int64)
 
 
 def nearest(bank: Features, queries: Features, same: npt.NDArray[np.bool_], count: int) -> list[Near]:
@@ -84,7 +84,7 @@ def nearest(bank: Features, queries: Features, same: npt.NDArray[np.bool_], coun
 
 
 def draw_neighbors(
-    subject: EvalModel,
+    model: EvalModel,
     bank: ShardSet,
     queries: ShardSet,
     samples: npt.NDArray[np.int64],
@@ -98,8 +98,8 @@ def draw_neighbors(
     ConfigError for another suffix, ShardError, NotFiniteError, OSError."""
     check_suffix(target)
     check_writable(target)
-    config = subject.config
-    network = placed(subject.backbone, config)
+    config = model.config
+    network = placed(model.backbone, config)
 
     def extract(shards: ShardSet, some: npt.NDArray[np.int64] | None, before: int) -> Features:
         return extract_features(
@@ -116,10 +116,10 @@ def draw_neighbors(
     drawn = Drawn(near=found, left_out=[str(error) for error in [*known.bad, *asked.bad]])
     if rank() > 0:
         return drawn
-    shown = _frames(subject, queries, [near.query for near in found])
-    beside = _frames(subject, bank, [number for near in found for number in near.neighbors])
+    shown = _frames(model, queries, [near.query for near in found])
+    beside = _frames(model, bank, [number for near in found for number in near.neighbors])
     groups = [_group(near, queries, bank, shown, beside) for near in found if near.query in shown]
-    heading = (f"Nearest of {len(known.sample):,} videos in {bank.info.name}", subject.origin)
+    heading = (f"Nearest of {len(known.sample):,} videos in {bank.info.name}", model.origin)
     with replacing(target, suffix=target.suffix) as aside:
         if target.suffix.lower() == ".png":
             pictures = animation(groups, heading=heading)
@@ -129,9 +129,9 @@ def draw_neighbors(
     return drawn
 
 
-def _frames(subject: EvalModel, shards: ShardSet, samples: Sequence[int]) -> dict[int, npt.NDArray[np.uint8]]:
+def _frames(model: EvalModel, shards: ShardSet, samples: Sequence[int]) -> dict[int, npt.NDArray[np.uint8]]:
     """One clip of each sample, u8[T, H, W, 3]: the one in the middle, on the CPU."""
-    config = subject.config
+    config = model.config
     wanted = np.unique(np.array(samples, dtype=np.int64))
     frames: dict[int, npt.NDArray[np.uint8]] = {}
     with EvalLoader(

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rhofast.analysis.report_plots import Lines, RunLog, draw_confusion, draw_legend, draw_plots
+from rhofast.analysis.report_plots import Lines, RunLog, confusion_image, draw_legend, draw_plots
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.errors import ConfigError
 from rhofast.training.metrics_file import read_metrics
@@ -239,7 +239,7 @@ def _remarks(run: RunLog, *, named: bool) -> str:
 def _pictures(run: RunLog) -> list[str]:
     parts = []
     if run.knn is not None:
-        parts += ["<h2>Where the classes go</h2>", f"<div class=square>{draw_confusion(run.knn)}</div>"]
+        parts += ["<h2>Where the classes go</h2>", f"<div class=square>{confusion_image(run.knn)}</div>"]
     clips = RunFolder(run.folder).clips
     if clips.is_file():
         encoded = base64.b64encode(clips.read_bytes()).decode()

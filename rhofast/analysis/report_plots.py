@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from rhofast.evaluation.results import confusion_figure
 from rhofast.training.metrics import METRICS
 from rhofast.training.step_timer import STEP_PHASES
 
@@ -82,27 +82,11 @@ def draw_legend(runs: Sequence[RunLog]) -> str:
     return f"<div class=legend>{''.join(entries)}</div>"
 
 
-def draw_confusion(knn: dict[str, Any]) -> str:
-    """Which class is taken for which, as an <img>, or words where there are too many."""
-    counts, names = knn["trained"]["confusion"], knn["classes"]
-    if len(names) > 60:
-        return f"<p class=faint>{len(names)} classes: too many to draw; see knn.json.</p>"
-    shares = [[count / max(sum(row), 1) for count in row] for row in counts]
-    with mpl.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(5.4, 4.8), layout="constrained")
-        axes = figure.add_subplot()
-        picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        axes.set_yticks(range(len(names)), names)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("true")
-        figure.colorbar(picture, ax=axes, format=PercentFormatter(1.0), shrink=0.8)
-        if len(names) <= 20:
-            for y, row in enumerate(shares):
-                for x, share in enumerate(row):
-                    if share >= 0.005:
-                        axes.text(x, y, f"{share:.0%}", ha="center", va="center", color="w" if share > 0.5 else "k")
-        return _image(figure, "confusion matrix")
+def confusion_image(knn: dict[str, Any]) -> str:
+    """Draw the confusion matrix of a kNN result (the contents of knn.json) as an <img> element."""
+    trained = knn["trained"]
+    title = f"top-1 {trained['top1']:.1%} of {trained['samples']:,} videos"
+    return _image(confusion_figure(trained["confusion"], knn["classes"], title=title), "confusion matrix")
 
 
 def _across(runs: Sequence[RunLog]) -> str:

@@ -119,10 +119,10 @@ def bench(
     with progress_bar() as progress:
         task = progress.add_task("warming up", total=None)
 
-        def on_turn(done: int, total: int) -> None:
+        def on_measurement(done: int, total: int) -> None:
             progress.update(task, description="measuring", completed=done, total=total)
 
-        result = measure(config, what, batches=batches, rounds=rounds, on_turn=on_turn)
+        result = measure(config, what, batches=batches, rounds=rounds, on_measurement=on_measurement)
     if os.environ.get("RANK", "0") != "0":
         return
     out.print(bench_table(result))
@@ -170,14 +170,14 @@ def neighbors(
 
     check_suffix(target)
     check_writable(target)
-    subject, bank, queries, chosen = open_bank(
+    model, bank, queries, chosen = open_bank(
         checkpoint, bank=train, queries=shards, keys=key or [], samples=samples, overrides=settings or []
     )
     with progress_bars("features") as (progress,):
-        drawn = draw_neighbors(subject, bank, queries, chosen, target, count=count, progress=progress)
+        drawn = draw_neighbors(model, bank, queries, chosen, target, count=count, progress=progress)
     if is_main_process():
         print_left_out(drawn.left_out)
         asked = "1 query" if len(drawn.near) == 1 else f"{len(drawn.near)} queries"
         most = max((len(near.neighbors) for near in drawn.near), default=0)
         few = "" if most == count else "; there are no more of another source"
-        say(f"{target}: {asked}, the {most} nearest of each{few}; {subject.origin}")
+        say(f"{target}: {asked}, the {most} nearest of each{few}; {model.origin}")

@@ -54,9 +54,9 @@ def knn(
     """Weighted k-nearest neighbors on held-out shards. Also under `accelerate launch`."""
     from rhofast.evaluation.knn import evaluate_neighbors
 
-    case = _open(checkpoint, _one_test(shards, test), train, page, settings, allow_overlap, target)
+    task = _open(checkpoint, _one_test(shards, test), train, page, settings, allow_overlap, target)
     with progress_bars("features") as (progress,):
-        result = evaluate_neighbors(case, untrained=untrained, progress=progress)
+        result = evaluate_neighbors(task, untrained=untrained, progress=progress)
     _tell(result, target)
 
 
@@ -79,14 +79,14 @@ def linear(
 
     if resume and page is None:
         raise ConfigError("--resume: only with --config", hint="without it, --set eval.keep=FOLDER keeps the features")
-    case = _open(checkpoint, _one_test(shards, test), train, page, settings, allow_overlap, target)
+    task = _open(checkpoint, _one_test(shards, test), train, page, settings, allow_overlap, target)
     if page is not None:
         if untrained:
             raise ConfigError("--untrained: not with --config", hint="give `random` in place of the checkpoint")
-        _classify(case, frozen=True, resume=resume, target=target)
+        _classify(task, frozen=True, resume=resume, target=target)
         return
     with progress_bars("features", "fitting") as (progress, on_fit):
-        result = evaluate_linear(case, untrained=untrained, progress=progress, on_fit=on_fit)
+        result = evaluate_linear(task, untrained=untrained, progress=progress, on_fit=on_fit)
     _tell(result, target)
 
 
@@ -103,8 +103,8 @@ def finetune(
     settings: Settings = None,
 ) -> None:
     """Train the whole network on labeled shards as a recipe says, then test it. Also under `accelerate launch`."""
-    case = _open(checkpoint, _one_test(shards, test), train, page, settings, allow_overlap, target)
-    _classify(case, frozen=False, resume=resume, target=target)
+    task = _open(checkpoint, _one_test(shards, test), train, page, settings, allow_overlap, target)
+    _classify(task, frozen=False, resume=resume, target=target)
 
 
 def embed(
@@ -120,17 +120,17 @@ def embed(
     from rhofast.evaluation.model import open_model
 
     check_target(target)
-    subject = open_model(checkpoint, overrides=settings or [])
-    opened = open_shards(shards, data=subject.config.data)
+    model = open_model(checkpoint, overrides=settings or [])
+    opened = open_shards(shards, data=model.config.data)
     with progress_bars("features") as (progress,):
-        result = write_features(subject, opened, target, progress=progress)
+        result = write_features(model, opened, target, progress=progress)
     if not is_main_process():
         return
     print_left_out(result.left_out)
-    say(f"{target}: {result.samples:,} samples, {result.width} numbers each; {subject.origin}")
+    say(f"{target}: {result.samples:,} samples, {result.width} numbers each; {model.origin}")
 
 
-def _classify(case: EvalTask, *, frozen: bool, resume: bool, target: Path | None) -> None:
+def _classify(task: EvalTask, *, frozen: bool, resume: bool, target: Path | None) -> None:
     from rhofast.training.finetune import Stopped, train_classifier
     from rhofast.training.trainer import EXIT_RESUMABLE
 
@@ -145,7 +145,7 @@ def _classify(case: EvalTask, *, frozen: bool, resume: bool, target: Path | None
             progress.update(training, completed=line["step"], total=line["steps"], note=note, visible=True)
 
         result = train_classifier(
-            case,
+            task,
             kind="linear" if frozen else "finetune",
             resume=resume,
             on_log=on_log,
@@ -177,11 +177,13 @@ def _open(
 
     if target is not None:
         check_writable(target)
-    case = open_task(checkpoint, test, train=train, page=page, overrides=settings or [], allow_overlap=allow_overlap)
+    task = open_task(
+        checkpoint, test, train=train, config_file=page, overrides=settings or [], allow_overlap=allow_overlap
+    )
     if is_main_process():
-        for note in case.notes:
+        for note in task.notes:
             err.print(f"warning: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    return case
+    return task
 
 
 def _tell(result: Evaluation, target: Path | None) -> None:

@@ -60,15 +60,16 @@ def plan(
 ) -> None:
     """What a run will need and how long it will take, on paper: storage, reading, decoding, checkpoints, failures; and
     what starves first."""
-    from rhofast.analysis.capacity.inputs import Question, gather
+    from rhofast.analysis.capacity.inputs import collect_inputs
+    from rhofast.analysis.capacity.options import PlannerOptions
     from rhofast.analysis.capacity.planner import plan_capacity
     from rhofast.cli.tables import plan_tables
     from rhofast.config.load import load_config, override_config
 
     length = [] if epochs is None else [f"train.epochs={float(epochs)}"]
-    evidence = gather(
+    inputs = collect_inputs(
         override_config(load_config(page), [*(settings or []), *length]),
-        Question(
+        PlannerOptions(
             gpus=gpus,
             gpus_per_node=gpus_per_node,
             gpu=gpu,
@@ -92,7 +93,7 @@ def plan(
             dry_run=dry_run,
         ),
     )
-    found = plan_capacity(evidence.inputs, evidence.codecs, remote=evidence.remote, fixed_lanes=evidence.fixed_lanes)
+    found = plan_capacity(inputs.inputs, inputs.codecs, remote=inputs.remote, fixed_lanes=inputs.fixed_lanes)
     out.print(plan_tables(found, sources=sources))
     if target is not None:
         target.write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")

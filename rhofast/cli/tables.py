@@ -141,37 +141,37 @@ def class_table(evaluation: Evaluation) -> Table:
 
 
 def bench_table(report: dict[str, Any]) -> Table:
-    """What `rhofast bench` measured: a column a source of batches, medians and the range of the rounds."""
+    """Return the table of a bench report: one column per source of batches, with medians and ranges of the rounds."""
     texts: dict[str, tuple[str, Callable[[float], str]]] = {
         "clips_per_second": ("clips/s", lambda value: f"{value:,.1f}"),
         "frames_per_second": ("frames/s", lambda value: f"{value:,.0f}"),
-        "step_seconds": ("seconds a batch", lambda value: f"{value:.4f}"),
+        "step_seconds": ("seconds per batch", lambda value: f"{value:.4f}"),
         "data_wait_share": ("data-wait (host blocked)", lambda value: f"{value:.2%}"),
         "device_wait_share": ("data-wait (device idle)", lambda value: f"{value:.2%}"),
         "readiness": ("readiness", lambda value: f"{value:.2%}"),
         "gigabytes_per_second": ("GB/s read", lambda value: f"{value:.3f}"),
         "read_amplification": ("bytes read / used", lambda value: f"{value:.2f}"),
         "decode_amplification": ("frames decoded / used", lambda value: f"{value:.2f}"),
-        "bad_samples": ("bad samples a round", lambda value: f"{value:g}"),
+        "bad_samples": ("bad samples per round", lambda value: f"{value:g}"),
     }
     summary, machine, warm_up = report["summary"], report["machine"], report["warm_up"]
     ranks = f", {report['world_size']} ranks" if report["world_size"] > 1 else ""
     notes = [
-        f"Medians of {report['rounds']} rounds of {report['batches']} batches, and their range; before that "
-        f"{warm_up['batches']} batches in {warm_up['seconds']:.1f} s, the first after "
+        f"Medians and ranges of {report['rounds']} rounds of {report['batches']} batches. Warm-up: "
+        f"{warm_up['batches']} batches in {warm_up['seconds']:.1f} s, the first batch after "
         f"{warm_up['first_batch_seconds']:.1f} s.",
-        f"{machine['device']}{ranks}, {machine['cores']} cores of {machine['cpu']} a rank.",
+        f"{machine['device']}{ranks}, {machine['cores']} cores per rank of {machine['cpu']}.",
     ]
     for stage, shares in report.get("stages", {}).items():
         notes.append(f"Stage {stage}: " + ", ".join(f"{value:.0%} {state}" for state, value in shares.items()) + ".")
     if "headspace" in report:
         gain = report["headspace"]
         notes.append(
-            f"Headspace: with an infinitely fast loader a step would be {gain['median']:.3f} times as fast "
+            f"Headspace: with an infinitely fast loader, training would be {gain['median']:.3f} times as fast "
             f"({gain['lowest']:.3f} to {gain['highest']:.3f})."
         )
-    if not all(turn["rested"] for turn in report["turns"]):
-        notes.append("Some turns from memory began while the loader still worked: they may look too slow.")
+    if not all(measurement["loader_idle"] for measurement in report["measurements"]):
+        notes.append("Some measurements from memory began while the loader was still busy, so they may be too slow.")
     if report.get("advice"):
         notes.append(f"Advice: {report['advice']}.")
     table = Table(
@@ -263,15 +263,20 @@ def _estimate_cells(one: CodecEstimate, estimate: DryRunEstimate) -> dict[str, s
 
 
 def plan_tables(plan: Plan, *, sources: bool) -> Group:
-    """The plan as tables and sentences. sources: each input and its source, too."""
+    """Return the plan as tables and sentences, with every input and its source if `sources` is set."""
     parts: list[Table | Text] = [_plan_facts(plan), _plan_codecs(plan)]
-    parts += [Text(f"{one.codec}: {sentence}") for one in plan.codecs for sentence in one.verdict]
-    parts += [Text(f"Mind: {sentence}") for sentence in plan.cautions]
+    parts.append(
+        Text(
+            "The planner assumes that all stages overlap. Utilization is demand at full GPU speed divided by capacity."
+        )
+    )
+    parts += [Text(f"{one.codec}: {sentence}") for one in plan.codecs for sentence in one.advice]
+    parts += [Text(f"Note: {sentence}") for sentence in plan.notes]
     if sources:
         parts.append(_plan_inputs(plan))
     else:
         parts.append(
-            Text("A result is as good as the weakest of what it rests on; --sources tells each input's source.")
+            Text("A result is as reliable as the weakest of its inputs. --sources lists the source of every input.")
         )
     return Group(*parts)
 
@@ -286,11 +291,11 @@ def _plan_facts(plan: Plan) -> Table:
 
 
 def _plan_codecs(plan: Plan) -> Table:
-    table = Table(title="By codec, at the pace of the GPUs", title_justify="left")
+    table = Table(title="By codec, at full GPU speed", title_justify="left")
     table.add_column("")
     for one in plan.codecs:
         table.add_column(escape(one.codec), justify="right")
-    table.add_column("rests on")
+    table.add_column("origin")
     for name, first in plan.codecs[0].facts.items():
         row = [one.facts[name] for one in plan.codecs]
         table.add_row(first.label, *map(_fact_text, row), weakest(fact.origin for fact in row))
@@ -300,7 +305,7 @@ def _plan_codecs(plan: Plan) -> Table:
         found = [{limit.name: limit for limit in one.limits}.get(name) for one in plan.codecs]
         cells = ["-" if limit is None else amount(limit.share, "share") for limit in found]
         origin = weakest(limit.origin for limit in found if limit is not None)
-        table.add_row(f"asked of {name}", *cells, origin)
+        table.add_row(f"utilization of {name}", *cells, origin)
     return table
 
 
@@ -311,7 +316,7 @@ def _fact_text(fact: Fact) -> str:
 
 
 def _plan_inputs(plan: Plan) -> Table:
-    table = Table(title="What it rests on", title_justify="left")
+    table = Table(title="Inputs", title_justify="left")
     table.add_column("input")
     table.add_column("value", justify="right")
     table.add_column("")

@@ -1,1 +1,1 @@
-"""Evaluation on held-out shards: features once, then what is asked of them."""
+"""Evaluation of backbones on held-out shards: features, kNN, linear probe, multi-view test."""

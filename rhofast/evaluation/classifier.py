@@ -1,4 +1,4 @@
-"""A backbone with a linear classifier on top, and the dropout before it."""
+"""A backbone with a linear classifier on top, and the dropout in front of the classifier."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 
 class GlobalDropout(nn.Module):
-    """Dropout of rows [B, D] that are some of a global batch's: a row loses the same numbers on whichever rank it is,
-    so the number of ranks changes nothing. `begin` comes before each forward in training."""
+    """Dropout that does not depend on the number of ranks.
+
+    The mask is drawn for the global batch, and each rank applies the rows of its own samples. `begin` must be called
+    before each forward pass in training.
+    """
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -19,10 +22,17 @@ class GlobalDropout(nn.Module):
         self._seed, self._rows, self._batch = 0, slice(None), 0
 
     def begin(self, *, seed: int, rows: slice, batch: int) -> None:
-        """The next forward is of these rows of a global batch of so many. seed: of the step, the same on every rank."""
+        """Set the rows of the next forward pass.
+
+        Args:
+            seed: Seed of the step, the same on every rank.
+            rows: Rows of the global batch that belong to this rank.
+            batch: Size of the global batch.
+        """
         self._seed, self._rows, self._batch = seed, rows, batch
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the mask to f[B, D] in training; return the input in evaluation mode."""
         if not self.training or self._share == 0:
             return x
         generator = torch.Generator(x.device).manual_seed(self._seed)
@@ -31,12 +41,11 @@ class GlobalDropout(nn.Module):
 
 
 class Classifier(nn.Module):
-    """[N, 3, T, H, W] -> [N, classes]: logits in training, softmax scores in evaluation mode.
+    """A backbone with a linear head: [N, 3, T, H, W] -> [N, classes].
 
-    backbone: [N, 3, T, H, W] -> [N, num_features]. trained: whether the backbone's weights are; if not, no gradient
-    goes there. batch_stats: its batch norms take the batch's statistics in training mode (they keep up their running
-    ones, too); off: those stay as they are. size: pixels a side in training. Of larger pictures a network with a
-    `feature_maps` method is pooled in windows of what `size` gave, and the scores of all places are averaged.
+    It returns logits in training and softmax scores in evaluation mode. For frames larger than in training, the feature
+    maps of a network with a `feature_maps` method are pooled in windows of the training size, and the scores of all
+    positions are averaged.
     """
 
     def __init__(
@@ -49,6 +58,17 @@ class Classifier(nn.Module):
         dropout: float = 0.0,
         size: int | None = None,
     ) -> None:
+        """Build the head.
+
+        Args:
+            backbone: [N, 3, T, H, W] -> [N, num_features].
+            num_classes: Number of classes.
+            trained: Whether the weights of the backbone are trained. If not, it gets no gradient.
+            batch_stats: Whether batch norms use the statistics of the batch in training mode and update their running
+                statistics. If not, the running statistics stay fixed.
+            dropout: Probability in [0, 1) that a feature is dropped.
+            size: Height and width in pixels of the frames in training. None disables the pooling of larger frames.
+        """
         super().__init__()
         self.backbone = backbone.requires_grad_(trained)
         self.dropout = GlobalDropout(dropout)
@@ -59,6 +79,7 @@ class Classifier(nn.Module):
         self._trained, self._batch_stats, self._size = trained, batch_stats, size
 
     def train(self, mode: bool = True) -> Classifier:
+        """Set the training mode, except for modules of the backbone that stay in evaluation mode."""
         super().train(mode)
         if not self._batch_stats:
             for module in self.backbone.modules():
@@ -67,16 +88,17 @@ class Classifier(nn.Module):
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Return logits (training) or softmax scores (evaluation), f[N, classes]."""
         if self.training:
             with torch.set_grad_enabled(self._trained):
                 features = self.backbone(pixels)
             logits: Tensor = self.head(self.dropout(features))
             return logits
-        scores: Tensor = self.head(self._places(pixels)).softmax(dim=-1)
+        scores: Tensor = self.head(self._features(pixels)).softmax(dim=-1)
         return scores if scores.ndim == 2 else scores.mean(dim=1)
 
-    def _places(self, pixels: Tensor) -> Tensor:
-        """Features [N, D], or [N, places, D] where pictures are larger than in training."""
+    def _features(self, pixels: Tensor) -> Tensor:
+        """Return features [N, D], or [N, positions, D] where frames are larger than in training."""
         maps = getattr(self.backbone, "feature_maps", None)
         if maps is None or self._size is None or pixels.shape[-1] <= self._size:
             features: Tensor = self.backbone(pixels)

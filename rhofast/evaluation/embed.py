@@ -1,10 +1,10 @@
-"""Features of all samples of a shard set as a file with keys, for whatever comes after.
+"""Write the features of all samples of a shard set to a file, with the keys of the samples.
 
-    OUT.parquet, OUT.arrow    a row a sample: sample, key, label, class, feature (a list of D float32)
-    OUT.npy                   f32[N, D], and OUT-keys.csv beside it, row by row: sample, key, label, class
+    OUT.parquet, OUT.arrow    one row per sample: sample, key, label, class, feature (a list of D float32)
+    OUT.npy                   f32[N, D], and in OUT-keys.csv one line per row: sample, key, label, class
 
-A feature is the mean over a sample's views. Ranks write parts beside the file as they go, so a set need not fit in
-memory; rank 0 joins them. What it is not: it normalizes nothing.
+A feature is the mean over the views of a sample and is not normalized. Each rank writes a part next to the file while
+it computes, so that a set need not fit in memory; rank 0 joins the parts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rhofast.evaluation.features import (
     FeatureStream,
     Progress,
     check_finite,
-    count_spoiled,
+    count_not_finite,
     mean_over_views,
 )
 from rhofast.evaluation.model import EvalModel
@@ -35,13 +35,20 @@ from rhofast.evaluation.task import placed
 from rhofast.storage.files import check_writable, replacing, writing_atomically
 
 SUFFIXES = (".parquet", ".arrow", ".npy")
-_GROUP = 1 << 22  # numbers in a group of rows: the same groups, whatever the number of processes
+_GROUP = 1 << 22  # values per row group; the groups are the same for any number of processes
 _COLUMNS = ("sample", "key", "label", "class")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Embedded:
-    """What was written: how many samples, and numbers a sample; left_out: what could not be read, a line each."""
+class EmbedResult:
+    """The file that was written.
+
+    Attributes:
+        target: Path of the file.
+        samples: Number of samples.
+        width: Number of values per sample.
+        left_out: Samples that could not be read, one line each.
+    """
 
     target: Path
     samples: int
@@ -50,19 +57,35 @@ class Embedded:
 
 
 def check_target(path: Path) -> None:
-    """Raises ConfigError unless a file of that name can be written."""
+    """Raise ConfigError unless the file has a known suffix and can be written."""
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"{path}: not one of {', '.join(SUFFIXES)}")
+        raise ConfigError(f"OUT={path}: the suffix must be one of {', '.join(SUFFIXES)}")
     check_writable(path)
 
 
-def embed(subject: EvalModel, shards: ShardSet, target: Path, *, progress: Progress | None = None) -> Embedded:
-    """Write the features of all samples to `target`; in every process, on a file system that all of them see. progress:
-    called with (samples done, in all). Raises ConfigError, ShardFormatError if not one sample can be read,
-    NotFiniteError, OSError."""
+def embed(model: EvalModel, shards: ShardSet, target: Path, *, progress: Progress | None = None) -> EmbedResult:
+    """Write the features of all samples to a file.
+
+    Call it in every process, with a file system that all of them share.
+
+    Args:
+        model: The backbone and its configuration.
+        shards: The shard set.
+        target: File to write, with one of SUFFIXES.
+        progress: Called with (samples done, total samples).
+
+    Returns:
+        What was written.
+
+    Raises:
+        ConfigError: If the file cannot be written.
+        ShardFormatError: If no sample can be read.
+        NotFiniteError: If a feature is not finite.
+        OSError: If writing fails.
+    """
     check_target(target)
-    config = subject.config
-    network = placed(subject.backbone, config)
+    config = model.config
+    network = placed(model.backbone, config)
     state = PartialState()
     stream = FeatureStream(
         network,
@@ -71,7 +94,7 @@ def embed(subject: EvalModel, shards: ShardSet, target: Path, *, progress: Progr
         reduce=mean_over_views,
         progress=progress,
     )
-    width = int(subject.backbone.num_features)  # type: ignore[arg-type]
+    width = int(model.backbone.num_features)  # type: ignore[arg-type]
     schema = _schema(width)
     parts = [target.with_name(f".{target.name}.part-{rank}") for rank in range(state.num_processes)]
     try:
@@ -80,18 +103,19 @@ def embed(subject: EvalModel, shards: ShardSet, target: Path, *, progress: Progr
             for batch in stream:
                 part.write_batch(_rows(batch, shards, schema))
                 count += len(batch.sample)
-                wrong += count_spoiled(batch.values)
-        told = gather_object([(count, wrong, [str(error) for error in stream.bad])])
-        total, left_out = sum(one[0] for one in told), [line for one in told for line in one[2]]
+                wrong += count_not_finite(batch.values)
+        gathered = gather_object([(count, wrong, [str(error) for error in stream.bad])])
+        total = sum(samples for samples, _, _ in gathered)
+        left_out = [line for _, _, lines in gathered for line in lines]
         if not total:
-            raise ShardFormatError(f"{shards.root}: not one sample could be read; the first: {left_out[0]}")
-        check_finite(sum(one[1] for one in told), total)
+            raise ShardFormatError(f"{shards.root}: no sample could be read; the first error: {left_out[0]}")
+        check_finite(sum(count for _, count, _ in gathered), total)
         if state.is_main_process:
             _join(parts, target, schema, total, width)
         state.wait_for_everyone()
     finally:
         parts[state.process_index].unlink(missing_ok=True)
-    return Embedded(target=target, samples=total, width=width, left_out=left_out)
+    return EmbedResult(target=target, samples=total, width=width, left_out=left_out)
 
 
 def _schema(width: int) -> pa.Schema:
@@ -118,7 +142,7 @@ def _rows(batch: FeatureBatch, shards: ShardSet, schema: pa.Schema) -> pa.Record
 
 
 def _join(parts: list[Path], target: Path, schema: pa.Schema, total: int, width: int) -> None:
-    """One file of the ranks' parts, in the order of samples."""
+    """Join the parts of all ranks into one file, in sample order."""
     with replacing(target) as aside:
         if target.suffix.lower() == ".npy":
             values = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=(total, width))
@@ -130,7 +154,7 @@ def _join(parts: list[Path], target: Path, schema: pa.Schema, total: int, width:
                     values[done : done + len(rows)] = rows.column("feature").flatten().to_numpy().reshape(-1, width)
                     table.writerows(zip(*(rows.column(name).to_pylist() for name in _COLUMNS), strict=True))
                     done += len(rows)
-                values.flush()  # before the keys are there, so that both appear within a moment
+                values.flush()  # before the keys are renamed into place, so that both files appear together
         elif target.suffix.lower() == ".parquet":
             with pq.ParquetWriter(aside, schema) as parquet:
                 for rows in _read(parts, width):
@@ -142,7 +166,7 @@ def _join(parts: list[Path], target: Path, schema: pa.Schema, total: int, width:
 
 
 def _read(parts: list[Path], width: int) -> Iterator[pa.RecordBatch]:
-    """The rows of all parts, in groups of one size."""
+    """Yield the rows of all parts in groups of equal size."""
     size, waiting, count = max(1, _GROUP // width), list[pa.RecordBatch](), 0
     for part in parts:
         with pa.ipc.open_stream(str(part)) as stream:

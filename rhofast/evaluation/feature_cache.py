@@ -1,9 +1,9 @@
-"""Features on disk, batch by batch: what was computed is there when a killed evaluation is started again.
+"""Cache of computed features on disk, from which an interrupted evaluation continues.
 
     FOLDER/IDENTITY/part-NNNN-RANK.arrow      Arrow IPC streams: sample, label, values (V x D float32)
 
-IDENTITY names the weights, the shards, the clips and the views, so that features of something else are never taken for
-these. A part that was cut short is good up to there. What it is not: a file for others (embed.py).
+IDENTITY is a digest of the weights, the shards, the clips and the views, so that features of something else are never
+used. A part that ends early is valid up to its last whole batch. `rhofast embed` writes features for other programs.
 """
 
 from __future__ import annotations
@@ -23,19 +23,27 @@ from torch import nn
 
 
 def weights_digest(network: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers, with their names."""
-    found = hashlib.sha256()
+    """Return the SHA-256 of all parameters and buffers with their names."""
+    digest = hashlib.sha256()
     for name, value in network.state_dict().items():
-        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class FeatureCache:
-    """The features of one network on one shard set, in one way. All ranks see the same folder."""
+    """The features of one network on one shard set with one set of settings. All ranks use the same folder."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Raises OSError where the folder cannot be made."""
+        """Create the folder of the cache.
+
+        Args:
+            folder: Folder of all caches.
+            identity: JSON values that determine the features.
+
+        Raises:
+            OSError: If the folder cannot be created.
+        """
         text = json.dumps(identity, sort_keys=True)
         self._folder = folder / hashlib.sha256(text.encode()).hexdigest()[:20]
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -43,9 +51,16 @@ class FeatureCache:
         self._next = len(list(self._folder.glob("part-*")))
 
     def read(
-        self, asked: npt.NDArray[np.int64]
+        self, requested: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """(values f32[N, V, D], sample i64[N] ascending, label i64[N]) of those samples that are there; N may be 0."""
+        """Read the requested samples that are in the cache.
+
+        Args:
+            requested: i64[M], sample numbers.
+
+        Returns:
+            (values f32[N, V, D], sample i64[N] ascending, label i64[N]); N may be 0.
+        """
         rows = [row for part in sorted(self._folder.glob("part-*")) for row in _whole_batches(part)]
         if not rows:
             return np.empty((0, 0, 0), np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
@@ -54,13 +69,13 @@ class FeatureCache:
         sample, label = (np.concatenate([row.column(name).to_numpy() for row in rows]) for name in ("sample", "label"))
         values = values.reshape(len(sample), views, -1)
         sample, first = np.unique(sample, return_index=True)
-        wanted = np.isin(sample, asked)
+        wanted = np.isin(sample, requested)
         first = first[wanted]
         return values[first], sample[wanted], label[first]
 
     @contextmanager
     def writing(self, rank: int) -> Iterator[_Part]:
-        """A new part of this rank. Made at the first batch; flushed after each."""
+        """Open a new part for a rank. The file is created with the first batch and flushed after each batch."""
         part = _Part(self._folder / f"part-{self._next:04d}-{rank}")
         try:
             yield part
@@ -77,7 +92,13 @@ class _Part:
     def write(
         self, values: npt.NDArray[np.float32], sample: npt.NDArray[np.int64], label: npt.NDArray[np.int64]
     ) -> None:
-        """A batch: f32[B, V, D], i64[B], i64[B]."""
+        """Append a batch.
+
+        Args:
+            values: f32[B, V, D].
+            sample: i64[B], sample numbers.
+            label: i64[B], labels.
+        """
         views, width = values.shape[1:]
         schema = pa.schema(
             [("sample", pa.int64()), ("label", pa.int64()), ("values", pa.list_(pa.float32(), views * width))],
@@ -98,7 +119,7 @@ class _Part:
 
 def _whole_batches(path: Path) -> list[pa.RecordBatch]:
     rows: list[pa.RecordBatch] = []
-    with suppress(pa.ArrowInvalid, OSError):  # it ends where the process did
+    with suppress(pa.ArrowInvalid, OSError):  # The file ends where the process was killed.
         stream = pa.ipc.open_stream(pa.py_buffer(path.read_bytes()))
         rows.extend(stream)
     return rows

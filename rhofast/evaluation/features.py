@@ -1,7 +1,7 @@
-"""What a network says of every sample of a shard set, through the same data path as training.
+"""Run a network over every sample of a shard set, through the same data path as training.
 
-Each rank takes its own part; the parts are joined in sample order on every rank. No sample is padded, repeated or
-replaced: one that cannot be read is missing from the result, and named.
+Each rank computes its own part, and the parts are joined in sample order on every rank. No sample is padded, repeated
+or replaced: a sample that cannot be read is missing from the result and listed in it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Features:
-    """values f32[N, V, D] of V views; sample i64[N] ascending; label i64[N], -100 for none; bad: what was left out."""
+    """The output of a network for a whole shard set.
+
+    Attributes:
+        values: f32[N, V, D], for V views per sample.
+        sample: i64[N], ascending sample numbers.
+        label: i64[N], -100 for a sample without a label.
+        bad: The samples that could not be read.
+    """
 
     values: npt.NDArray[np.float32]
     sample: npt.NDArray[np.int64]
@@ -38,7 +45,13 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureBatch:
-    """values f32[B, V, D], or what `reduce` left of them; sample, label i64[B]."""
+    """The output of a network for one batch.
+
+    Attributes:
+        values: f32[B, V, D], or the result of `reduce` on it.
+        sample: i64[B], sample numbers.
+        label: i64[B], -100 for a sample without a label.
+    """
 
     values: npt.NDArray[np.float32]
     sample: npt.NDArray[np.int64]
@@ -46,25 +59,30 @@ class FeatureBatch:
 
 
 def part_of(progress: Progress | None, before: int, total: int) -> Progress | None:
-    """Progress of one part of a larger job, told as progress of the whole: `before` items were done before it."""
+    """Report the progress of one part of a larger job as progress of the whole job.
+
+    Args:
+        progress: Callback of the whole job.
+        before: Number of items that were done before this part.
+        total: Number of items of the whole job.
+
+    Returns:
+        A callback for the part, or None if `progress` is None.
+    """
     return None if progress is None else lambda done, _: progress(before + done, total)
 
 
 def mean_over_views(values: Tensor) -> Tensor:
-    """[B, V, D] -> [B, 1, D]"""
+    """Average f[B, V, D] over the views: f[B, 1, D]."""
     return values.mean(dim=1, keepdim=True)
 
 
 class FeatureStream:
-    """This rank's part of a shard set as FeatureBatches, while one iterates; `bad` names what was left out so far.
+    """Iterator of FeatureBatches over the part of a shard set that belongs to this rank.
 
-    network: [N, C, T, H, W] -> [N, D], on the device it should run on; it runs in evaluation mode, without gradients,
-    and its mode is put back at the end. config: what goes in (`clips`, `augment`), how it is read (`data`), clips a
-    forward on each rank, at least those of one video (`eval.batch_size`), precision on a GPU (`train.precision`).
-    views, crops: as of EvalLoader, V = views * crops; None: `eval.views`. reduce: applied to each batch's f32[B, V, D]
-    on the network's device, keeping three dimensions.
-
-    The host waits for a batch's numbers after it has given the next one to the device.
+    The network runs in evaluation mode without gradients; its mode is restored at the end. The host waits for the
+    values
+    of a batch only after it has submitted the next batch to the device.
     """
 
     def __init__(
@@ -79,8 +97,22 @@ class FeatureStream:
         reduce: Callable[[Tensor], Tensor] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """progress: called with (samples done, samples in all), as if all ranks were as far as this one. samples: some
-        of the set; None: all."""
+        """Open the loader.
+
+        Args:
+            network: [N, C, T, H, W] -> [N, D], on the device on which it runs.
+            shards: The shard set.
+            config: Sections `clips` and `augment` for the input, `data` for reading, `eval.batch_size` for the number
+                of
+                clips per forward pass and rank (at least the clips of one video), `train.precision` for the precision
+                on
+                a GPU.
+            views: Clips per video. None means `eval.views`.
+            crops: Crops per clip. The features have V = views * crops views.
+            samples: Sample numbers to process. None means all samples.
+            reduce: Function that is applied to f32[B, V, D] on the device of the network. It keeps three dimensions.
+            progress: Called with (samples done, total samples), as if every rank had done as much as this one.
+        """
         views = config.eval.views if views is None else views
         self._network, self._views, self._reduce, self._progress = network, views * crops, reduce, progress
         self._device = next(network.parameters()).device
@@ -105,26 +137,27 @@ class FeatureStream:
 
     @property
     def bad(self) -> list[SampleError]:
+        """Return the samples that could not be read so far."""
         return self._loader.bad
 
     def __iter__(self) -> Iterator[FeatureBatch]:
         network, was_training = self._network, self._network.training
         network.eval()
         done = 0
-        waiting: _OnItsWay | None = None
+        previous: _HostCopy | None = None
         try:
             with self._loader as loader, torch.inference_mode():
                 for batch in loader:
-                    following = _OnItsWay([self._forward(batch.pixels), batch.sample, batch.label])
-                    if waiting is not None:
-                        done += waiting.count
-                        yield waiting.arrived()
-                        self._tell(done)
-                    waiting = following
-                if waiting is not None:
-                    done += waiting.count
-                    yield waiting.arrived()
-            self._tell(self._total)
+                    current = _HostCopy([self._forward(batch.pixels), batch.sample, batch.label])
+                    if previous is not None:
+                        done += previous.count
+                        yield previous.wait()
+                        self._report_progress(done)
+                    previous = current
+                if previous is not None:
+                    done += previous.count
+                    yield previous.wait()
+            self._report_progress(self._total)
         finally:
             network.train(was_training)
 
@@ -134,29 +167,29 @@ class FeatureStream:
         values: Tensor = out.view(len(pixels), self._views, -1)
         return values if self._reduce is None else self._reduce(values)
 
-    def _tell(self, done: int) -> None:
+    def _report_progress(self, done: int) -> None:
         if self._progress is not None:
             self._progress(min(done * self._ranks, self._total), self._total)
 
 
-class _OnItsWay:
-    """Values, samples and labels of a batch, being copied to the host."""
+class _HostCopy:
+    """Values, samples and labels of a batch that are being copied to the host."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self.count = len(tensors[0])
-        self._there: torch.cuda.Event | None = None
+        self._copied: torch.cuda.Event | None = None
         self._tensors = tensors
         if tensors[0].is_cuda:
-            places = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in tensors]
-            for place, one in zip(places, tensors, strict=True):
-                place.copy_(one, non_blocking=True)
-            self._there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._there.record()
+            places = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+            for place, tensor in zip(places, tensors, strict=True):
+                place.copy_(tensor, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
             self._tensors = places
 
-    def arrived(self) -> FeatureBatch:
-        if self._there is not None:
-            self._there.synchronize()
+    def wait(self) -> FeatureBatch:
+        if self._copied is not None:
+            self._copied.synchronize()
         values, sample, label = (tensor.numpy() for tensor in self._tensors)
         return FeatureBatch(values=values, sample=sample, label=label)
 
@@ -172,22 +205,41 @@ def extract_features(
     progress: Progress | None = None,
     reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> Features:
-    """What a network gives for all samples, on every rank; arguments as of FeatureStream. Everything is kept as
-    it comes in the folder `config.eval.keep`, where there is one, and what an earlier call has left there is taken from
-    it. Raises ShardFormatError if not one sample can be read, NotFiniteError."""
+    """Compute the output of a network for all samples, on every rank.
+
+    With `config.eval.keep`, all features are written to that folder as they are computed, and features that an earlier
+    call has left there are read instead of computed.
+
+    Args:
+        backbone: [N, C, T, H, W] -> [N, D], on the device on which it runs.
+        shards: The shard set.
+        config: As for FeatureStream, and `eval.keep`.
+        views: Clips per video. None means `eval.views`.
+        crops: Crops per clip.
+        samples: Sample numbers to process. None means all samples.
+        progress: Called with (samples done, total samples).
+        reduce: As for FeatureStream.
+
+    Returns:
+        The features in sample order.
+
+    Raises:
+        ShardFormatError: If no sample can be read.
+        NotFiniteError: If a feature is not finite.
+    """
     state = PartialState()
-    store, kept = None, None
+    cache, cached = None, None
     if config.eval.keep is not None:
         pixels = {name: getattr(config.augment, name) for name in ("size", "mean", "std")}
         seen = [config.clips.model_dump(), pixels, views or config.eval.views, crops]
         how = [*seen, config.train.precision, None if reduce is None else reduce.__qualname__]
         what = {"weights": weights_digest(backbone), "shards": shards.info.digest, "how": how}
-        store = FeatureCache(config.eval.keep, what)
-        asked = np.arange(len(shards)) if samples is None else samples
-        kept = store.read(asked)
-        state.wait_for_everyone()  # before anybody writes
-        samples = np.setdiff1d(asked, kept[1])
-        progress = part_of(progress, len(asked) - len(samples), len(asked))
+        cache = FeatureCache(config.eval.keep, what)
+        requested = np.arange(len(shards)) if samples is None else samples
+        cached = cache.read(requested)
+        state.wait_for_everyone()  # All ranks have read before one of them writes.
+        samples = np.setdiff1d(requested, cached[1])
+        progress = part_of(progress, len(requested) - len(samples), len(requested))
     stream = FeatureStream(
         backbone,
         shards,
@@ -199,7 +251,7 @@ def extract_features(
         progress=progress,
     )
     values, numbers, labels = [], [], []
-    with contextlib.nullcontext() if store is None else store.writing(state.process_index) as part:
+    with contextlib.nullcontext() if cache is None else cache.writing(state.process_index) as part:
         for batch in stream:
             if part is not None:
                 part.write(batch.values, batch.sample, batch.label)
@@ -209,27 +261,35 @@ def extract_features(
     parts = gather_object([(values, numbers, labels, stream.bad)])
     bad = [error for part in parts for error in part[3]]
     whole = [[array for part in parts for array in part[column]] for column in range(3)]
-    if kept is not None and len(kept[1]):
-        whole = [[*arrays, of_before] for arrays, of_before in zip(whole, kept, strict=True)]
+    if cached is not None and len(cached[1]):
+        whole = [[*arrays, from_cache] for arrays, from_cache in zip(whole, cached, strict=True)]
     if not whole[1]:
-        raise ShardFormatError(f"{shards.root}: not one sample could be read; the first: {bad[0]}")
+        raise ShardFormatError(f"{shards.root}: no sample could be read; the first error: {bad[0]}")
     columns = [np.concatenate(arrays) for arrays in whole]
-    if kept is not None:
+    if cached is not None:
         order = np.argsort(columns[1], kind="stable")
         columns = [column[order] for column in columns]
-    check_finite(count_spoiled(columns[0]), len(columns[1]))
+    check_finite(count_not_finite(columns[0]), len(columns[1]))
     return Features(values=columns[0], sample=columns[1], label=columns[2], bad=bad)
 
 
-def count_spoiled(values: npt.NDArray[np.float32]) -> int:
-    """Samples of f32[N, V, D] with a value that is not a number."""
+def count_not_finite(values: npt.NDArray[np.float32]) -> int:
+    """Count the samples of f32[N, V, D] that have a value that is not finite."""
     return int((~np.isfinite(values).all(axis=(1, 2))).sum())
 
 
 def check_finite(wrong: int, samples: int) -> None:
-    """wrong: samples for which the network gave something that is not a number. Raises NotFiniteError."""
+    """Check that all features are finite.
+
+    Args:
+        wrong: Number of samples with a value that is not finite.
+        samples: Number of all samples.
+
+    Raises:
+        NotFiniteError: If `wrong` is not 0.
+    """
     if wrong:
         raise NotFiniteError(
-            f"what the network gives for {wrong:,} of {samples:,} samples is not finite",
-            hint="its weights are spoiled, or its numbers too large: --set train.precision=fp32",
+            f"the features of {wrong:,} of {samples:,} samples are not finite",
+            hint="check the weights for NaN; if they are finite, use --set train.precision=fp32",
         )

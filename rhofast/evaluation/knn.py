@@ -1,7 +1,7 @@
-"""Weighted k-nearest neighbors on backbone features (Wu et al., arXiv 1805.01978, as the release's monitor does it).
+"""Weighted k-nearest neighbors on backbone features (Wu et al., arXiv 1805.01978, as in the monitor of the release).
 
-Bank: the mean over views of each training sample's features, normalized. Query: each view of a test sample by itself,
-normalized; its K nearest bank rows vote for their class with weight exp(cosine / T); the votes of all views are added.
+The bank holds the normalized mean over the views of each training sample. Each view of a test sample is a normalized
+query: its K nearest bank rows add exp(cosine / T) to the score of their class, and the scores of all views are added.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from rhofast.evaluation.features import Features, Progress, extract_features, pa
 from rhofast.evaluation.scores import Evaluation, Scores, class_map, summarize
 from rhofast.evaluation.task import EvalTask, placed
 
-_AT_ONCE = 1 << 25  # similarities in memory at once
-_LARGEST = 700.0  # e to this is still a number
+_MAX_SIMILARITIES = 1 << 25  # similarities in memory at once
+_MAX_EXPONENT = 700.0  # exp of it is finite in float64
 
 
 def knn_scores(
@@ -30,24 +30,36 @@ def knn_scores(
     neighbors: int,
     temperature: float,
 ) -> npt.NDArray[np.float64]:
-    """Votes f64[M, num_classes]. bank f32[N, D] (any length), bank_label i64[N], queries f32[M, V, D]; `neighbors` is
-    cut to N. At a temperature so low that votes would not be numbers, all votes of a sample are divided by the same."""
+    """Compute the class scores of test samples.
+
+    Args:
+        bank: f32[N, D], features of any length.
+        bank_label: i64[N], class numbers.
+        queries: f32[M, V, D], features of V views per test sample.
+        num_classes: Number of classes.
+        neighbors: K; at most N are used.
+        temperature: T. Where it is so low that scores would overflow, all scores of a sample are divided by one
+            constant.
+
+    Returns:
+        f64[M, num_classes], the class scores.
+    """
     bank = _normalized(bank)
     count = min(neighbors, len(bank))
     m, v, d = queries.shape
     flat = _normalized(queries.reshape(m * v, d))
     exponent, label = np.empty((m * v, count)), np.empty((m * v, count), dtype=np.int64)
-    chunk = max(1, _AT_ONCE // len(bank))
+    chunk = max(1, _MAX_SIMILARITIES // len(bank))
     for first in range(0, m * v, chunk):
         similarity = flat[first : first + chunk] @ bank.T
         nearest = np.argpartition(similarity, len(bank) - count, axis=1)[:, -count:]
         exponent[first : first + chunk] = np.take_along_axis(similarity, nearest, axis=1) / temperature
         label[first : first + chunk] = bank_label[nearest]
     exponent, label = exponent.reshape(m, v * count), label.reshape(m, v * count)
-    weight = np.exp(exponent - np.maximum(exponent.max(axis=1, keepdims=True) - _LARGEST, 0))
-    votes = np.zeros((m, num_classes))
-    np.add.at(votes, (np.repeat(np.arange(m), v * count), label.reshape(-1)), weight.reshape(-1))
-    return votes
+    weight = np.exp(exponent - np.maximum(exponent.max(axis=1, keepdims=True) - _MAX_EXPONENT, 0))
+    scores = np.zeros((m, num_classes))
+    np.add.at(scores, (np.repeat(np.arange(m), v * count), label.reshape(-1)), weight.reshape(-1))
+    return scores
 
 
 def evaluate_knn(
@@ -58,8 +70,25 @@ def evaluate_knn(
     *,
     progress: Progress | None = None,
 ) -> Scores:
-    """kNN accuracy of a backbone on held-out shards, with the training shards as the bank; the same on every rank.
-    Classes are matched by name. Raises ConfigError where labels are missing or the test set has other classes."""
+    """Measure the kNN accuracy of a backbone on held-out shards, with the training shards as the bank.
+
+    Classes are matched by name. The result is the same on every rank.
+
+    Args:
+        backbone: [N, C, T, H, W] -> [N, D], on the device on which it runs.
+        train: Labeled training shards.
+        test: Held-out test shards.
+        config: Input, reading and section `eval`.
+        progress: Called with (samples done, total samples).
+
+    Returns:
+        The accuracies.
+
+    Raises:
+        ConfigError: If labels are missing or the test set has a class that the training set lacks.
+        ShardError: If shards cannot be read, or no readable sample has a label.
+        NotFiniteError: If a feature is not finite.
+    """
     to_train_class = class_map(train, test)
     total = len(train) + len(test)
 
@@ -74,8 +103,8 @@ def evaluate_knn(
     bank, queries = extract(train, 0), extract(test, len(train))
     labeled = bank.label >= 0
     if not labeled.any():
-        raise ShardFormatError(f"{train.where}: of the samples that can be read, not one has a label")
-    votes = knn_scores(
+        raise ShardFormatError(f"{train.where}: no readable sample has a label")
+    scores = knn_scores(
         bank.values[labeled].mean(axis=1),
         bank.label[labeled],
         queries.values,
@@ -85,7 +114,7 @@ def evaluate_knn(
     )
     known = queries.label >= 0
     return summarize(
-        votes[known],
+        scores[known],
         to_train_class[queries.label[known]],
         classes=train.info.classes,
         left_out=[str(error) for error in [*bank.bad, *queries.bad]],
@@ -98,17 +127,29 @@ def _normalized(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return unit
 
 
-def evaluate_neighbors(case: EvalTask, *, untrained: bool = False, progress: Progress | None = None) -> Evaluation:
-    """Weighted kNN of a case; the same on every rank. untrained: of the same backbone before training, too. progress:
-    called with (samples done, in all). Raises ShardError."""
-    config = case.config
-    backbones = [case.subject.backbone, *([case.subject.untrained()] if untrained else [])]
-    samples = len(case.train) + len(case.test)
+def evaluate_neighbors(task: EvalTask, *, untrained: bool = False, progress: Progress | None = None) -> Evaluation:
+    """Run the weighted kNN evaluation of a task. The result is the same on every rank.
+
+    Args:
+        task: The task.
+        untrained: Whether the same backbone before training is evaluated too.
+        progress: Called with (samples done, total samples).
+
+    Returns:
+        The result.
+
+    Raises:
+        ShardError: If shards cannot be read.
+        NotFiniteError: If a feature is not finite.
+    """
+    config = task.config
+    backbones = [task.model.backbone, *([task.model.untrained()] if untrained else [])]
+    samples = len(task.train) + len(task.test)
     results = [
         evaluate_knn(
             placed(network, config),
-            case.train,
-            case.test,
+            task.train,
+            task.test,
             config,
             progress=part_of(progress, number * samples, len(backbones) * samples),
         )
@@ -117,14 +158,14 @@ def evaluate_neighbors(case: EvalTask, *, untrained: bool = False, progress: Pro
     section = config.eval
     return Evaluation(
         kind="knn",
-        origin=case.subject.origin,
-        step=case.subject.step,
-        folder=case.subject.folder,
+        origin=task.model.origin,
+        step=task.model.step,
+        folder=task.model.folder,
         trained=results[0],
         untrained=results[1] if untrained else None,
-        chance=1 / len(case.train.info.classes),
-        classes=case.train.info.classes,
-        shards=case.shards(),
+        chance=1 / len(task.train.info.classes),
+        classes=task.train.info.classes,
+        shards=task.shards(),
         settings={"views": section.views, "neighbors": section.neighbors, "temperature": section.temperature},
-        notes=case.notes,
+        notes=task.notes,
     )

@@ -1,8 +1,8 @@
-"""Held out means held out: no test sample may come from a video that is in the training shards, by content digest.
+"""Check that no test sample comes from a video that is in the training shards, by content digest.
 
-Every sample's index row has the BLAKE2b-128 of its source file. The test set's are kept, sorted, 16 bytes a sample; the
-training set's indices are gone through one shard at a time. What it is not: it knows copies, not look-alikes (the same
-scene in another encoding has another digest).
+The index row of every sample holds the BLAKE2b-128 of its source file. The digests of the test set are kept in memory,
+sorted, 16 bytes per sample; the indices of the training set are read one shard at a time. Only exact copies of a file
+are found: the same scene in another encoding has another digest.
 """
 
 from __future__ import annotations
@@ -19,12 +19,23 @@ _SHOWN = 3
 
 
 def source_digests(shards: ShardSet) -> npt.NDArray[np.bytes_]:
-    """The content digest of every sample's source, S16[N]. Raises ShardError."""
+    """Return the content digest of every sample's source, S16[N]. Raise ShardError if an index cannot be read."""
     return np.concatenate([shards.index(shard).source_digest for shard in range(len(shards.info.shards))])
 
 
 def overlap(train: ShardSet, test: ShardSet) -> list[str]:
-    """The keys of test samples whose source video is in the training shards, in order. Raises ShardError."""
+    """Find the test samples whose source video is in the training shards.
+
+    Args:
+        train: Training shards.
+        test: Test shards.
+
+    Returns:
+        The keys of these test samples, in order.
+
+    Raises:
+        ShardError: If an index cannot be read.
+    """
     held = source_digests(test)
     order = np.argsort(held, kind="stable")
     ascending = held[order]
@@ -39,15 +50,39 @@ def overlap(train: ShardSet, test: ShardSet) -> list[str]:
 
 
 def check_held_out(train: Sequence[ShardSet], test: ShardSet, *, allow: bool) -> tuple[str, ...]:
-    """See that the test samples' sources are in none of the training sets. allow: say so instead of refusing: a
-    sentence a set. Raises ConfigError, ShardError."""
+    """Check that no source of a test sample is in a training set.
+
+    Args:
+        train: Training sets.
+        test: Test set.
+        allow: Whether an overlap is reported instead of refused.
+
+    Returns:
+        One sentence per training set that overlaps, if `allow` is set.
+
+    Raises:
+        ConfigError: If a set overlaps and `allow` is not set.
+        ShardError: If an index cannot be read.
+    """
     found = [refuse_overlap(shards.where, overlap(shards, test), test, allow=allow) for shards in train]
     return tuple(sentence for sentence in found if sentence is not None)
 
 
 def refuse_overlap(where: str, common: Sequence[str], test: ShardSet, *, allow: bool) -> str | None:
-    """A sentence about the keys of test samples that `overlap` found in the training set `where`; None where it found
-    none. Raises ConfigError instead, unless `allow`."""
+    """Refuse or report an overlap that `overlap` found.
+
+    Args:
+        where: Location of the training set.
+        common: Keys of test samples whose source is in the training set.
+        test: Test set.
+        allow: Whether an overlap is reported instead of refused.
+
+    Returns:
+        A sentence about the overlap, or None where there is none.
+
+    Raises:
+        ConfigError: If there is an overlap and `allow` is not set.
+    """
     if not common:
         return None
     shown = ", ".join(common[:_SHOWN]) + (", ..." if len(common) > _SHOWN else "")

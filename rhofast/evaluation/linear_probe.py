@@ -1,10 +1,10 @@
-"""The linear probe in closed form: features once, then logistic regression.
+"""The linear probe in closed form: compute features once, then fit a logistic regression.
 
-    train shards --> backbone --> features of eval.views center clips --> penalty by a held-out fifth --> W, b
+    train shards --> backbone --> features of eval.views center clips --> penalty by a validation fifth --> W, b
     test shards  --> backbone --> W, b --> softmax, mean over the views of multiview.py
 
-The penalty is chosen on a part of the TRAINING samples, then everything is fitted again; the test shards are looked at
-once, in the end. What it is not: the release's probe by SGD with augmentation (finetune.py).
+The penalty is chosen on a part of the training samples, then the classifier is fitted on all of them. The test shards
+are used once, at the end. The release's linear probe by SGD with augmentation is in training/finetune.py.
 """
 
 from __future__ import annotations
@@ -22,86 +22,109 @@ from rhofast.errors import ShardFormatError
 from rhofast.evaluation.classifier import Classifier
 from rhofast.evaluation.features import Progress, extract_features, part_of
 from rhofast.evaluation.leakage import source_digests
-from rhofast.evaluation.logistic_regression import Linear, Tried, folded, standardize, sweep
+from rhofast.evaluation.logistic_regression import Linear, PenaltyScore, standardize, sweep, unstandardize
 from rhofast.evaluation.multiview import check_test, crops_of, score_videos
 from rhofast.evaluation.scores import Evaluation, Scores
 from rhofast.evaluation.task import EvalTask, placed
 
-_HELD_SHARE = 0.2
+_VALIDATION_SHARE = 0.2
 
 
 def evaluate_linear(
-    case: EvalTask, *, untrained: bool = False, progress: Progress | None = None, on_fit: Progress | None = None
+    task: EvalTask, *, untrained: bool = False, progress: Progress | None = None, on_fit: Progress | None = None
 ) -> Evaluation:
-    """The linear probe of a case; the same on every rank. untrained: of the same backbone before training, too.
-    progress: called with (samples done, in all); on_fit: on rank 0, with (fits of a sweep done, in all). Raises
-    ConfigError, ShardError, NotFiniteError."""
-    check_test(case.subject.backbone, case.config)
-    backbones = [case.subject.backbone, *([case.subject.untrained()] if untrained else [])]
-    samples = len(case.train) + len(case.test)
+    """Run the linear probe of a task. The result is the same on every rank.
+
+    Args:
+        task: The task.
+        untrained: Whether the same backbone before training is evaluated too.
+        progress: Called with (samples done, total samples).
+        on_fit: Called on rank 0 with (fits done, total fits) of the penalty sweep.
+
+    Returns:
+        The result. Its settings hold the penalty and all penalties that were compared.
+
+    Raises:
+        ConfigError: If labels are missing, classes do not match, or the test input does not fit the backbone.
+        ShardError: If shards cannot be read, or no readable sample has a label.
+        NotFiniteError: If a feature is not finite.
+    """
+    check_test(task.model.backbone, task.config)
+    backbones = [task.model.backbone, *([task.model.untrained()] if untrained else [])]
+    samples = len(task.train) + len(task.test)
     results = [
-        _probe(case, network, part_of(progress, number * samples, len(backbones) * samples), on_fit)
+        _probe(task, network, part_of(progress, number * samples, len(backbones) * samples), on_fit)
         for number, network in enumerate(backbones)
     ]
     scores, penalty, tried = results[0]
     return Evaluation(
         kind="linear",
-        origin=case.subject.origin,
-        step=case.subject.step,
-        folder=case.subject.folder,
+        origin=task.model.origin,
+        step=task.model.step,
+        folder=task.model.folder,
         trained=scores,
         untrained=results[1][0] if untrained else None,
-        chance=1 / len(case.train.info.classes),
-        classes=case.train.info.classes,
-        shards=case.shards(),
-        settings={"penalty": penalty, "sweep": [asdict(one) for one in tried], **_protocol(case)},
-        notes=case.notes,
+        chance=1 / len(task.train.info.classes),
+        classes=task.train.info.classes,
+        shards=task.shards(),
+        settings={"penalty": penalty, "sweep": [asdict(score) for score in tried], **_protocol(task)},
+        notes=task.notes,
     )
 
 
-def held_part(digest: npt.NDArray[np.bytes_], label: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """The samples on which penalties are compared: a fifth of each class of two samples or more, by the order of their
-    sources' digests, so that it is the same whatever the order of the set; samples of one source stay together. digest
-    S16[N], label i64[N]."""
+def validation_mask(digest: npt.NDArray[np.bytes_], label: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Select the samples on which penalties are compared: a fifth of each class that has at least two samples.
+
+    Samples are chosen by the order of the digests of their sources, so that the selection does not depend on the order
+    of
+    the set. Samples of one source stay together.
+
+    Args:
+        digest: S16[N], digest of each sample's source.
+        label: i64[N], class numbers.
+
+    Returns:
+        bool[N], True for validation samples.
+    """
     order = np.lexsort((digest, label))
     ordered = label[order]
     first = np.searchsorted(ordered, ordered, side="left")
     size = np.searchsorted(ordered, ordered, side="right") - first
-    wanted = np.where(size > 1, np.maximum(np.rint(_HELD_SHARE * size), 1), 0)
+    wanted = np.where(size > 1, np.maximum(np.rint(_VALIDATION_SHARE * size), 1), 0)
     chosen = order[np.arange(len(order)) - first < wanted]
-    held: npt.NDArray[np.bool_] = np.isin(digest, digest[chosen])
-    return held
+    mask: npt.NDArray[np.bool_] = np.isin(digest, digest[chosen])
+    return mask
 
 
 def _probe(
-    case: EvalTask, backbone: nn.Module, progress: Progress | None, on_fit: Progress | None
-) -> tuple[Scores, float, list[Tried]]:
-    config, classes = case.config, case.train.info.classes
+    task: EvalTask, backbone: nn.Module, progress: Progress | None, on_fit: Progress | None
+) -> tuple[Scores, float, list[PenaltyScore]]:
+    config, classes = task.config, task.train.info.classes
     network = placed(backbone, config)
-    samples = len(case.train) + len(case.test)
+    samples = len(task.train) + len(task.test)
     features = extract_features(
         network,
-        case.train,
+        task.train,
         config,
         progress=part_of(progress, 0, samples),
     )
     labeled = features.label >= 0
     if not labeled.any():
-        raise ShardFormatError(f"{case.train.where}: of the samples that can be read, not one has a label")
+        raise ShardFormatError(f"{task.train.where}: no readable sample has a label")
     label = features.label[labeled]
-    held = held_part(source_digests(case.train)[features.sample[labeled]], label)
-    linear, penalty, tried = _fitted(features.values[labeled], label, held, len(classes), on_fit)
+    validation = validation_mask(source_digests(task.train)[features.sample[labeled]], label)
+    linear, penalty, tried = _fitted(features.values[labeled], label, validation, len(classes), on_fit)
     classifier = Classifier(network, len(classes), trained=False, batch_stats=False, size=config.augment.size)
     with torch.no_grad():
         classifier.head.weight.copy_(linear.weight)
         classifier.head.bias.copy_(linear.bias)
     scores = score_videos(
         placed(classifier, config),
-        case.train,
-        case.test,
+        task.train,
+        task.test,
         config,
         left_out=tuple(str(error) for error in features.bad),
-        progress=part_of(progress, len(case.train), samples),
+        progress=part_of(progress, len(task.train), samples),
     )
     return scores, penalty, tried
 
@@ -109,32 +132,43 @@ def _probe(
 def _fitted(
     values: npt.NDArray[np.float32],
     label: npt.NDArray[np.int64],
-    held: npt.NDArray[np.bool_],
+    validation: npt.NDArray[np.bool_],
     num_classes: int,
     on_fit: Progress | None,
-) -> tuple[Linear, float, list[Tried]]:
-    """Of features f32[N, V, D], each view a row; fitted on rank 0, and told to the others."""
+) -> tuple[Linear, float, list[PenaltyScore]]:
+    """Fit a classifier on rank 0 and broadcast it.
+
+    Args:
+        values: f32[N, V, D], features; each view is one row.
+        label: i64[N], class numbers.
+        validation: bool[N], the samples on which penalties are compared.
+        num_classes: Number of classes.
+        on_fit: Called on rank 0 with (fits done, total fits).
+
+    Returns:
+        (classifier, chosen penalty, all penalties with their scores). The latter two are empty on other ranks.
+    """
     state, views = PartialState(), values.shape[1]
     device = state.device
     linear = Linear(
         weight=torch.zeros(num_classes, values.shape[2], device=device), bias=torch.zeros(num_classes, device=device)
     )
-    penalty, tried = 0.0, list[Tried]()
+    penalty, tried = 0.0, list[PenaltyScore]()
     if state.is_main_process:
         rows = torch.from_numpy(values).to(device).flatten(0, 1)
         mean, scale = standardize(rows)
-        y, apart = (_each(torch.from_numpy(array).to(device), views) for array in (label, held))
-        found, penalty, tried = sweep((rows - mean) / scale, y, num_classes, apart, on_fit=on_fit)
-        linear = folded(found, mean, scale)
+        y, validation_rows = (_per_view(torch.from_numpy(array).to(device), views) for array in (label, validation))
+        found, penalty, tried = sweep((rows - mean) / scale, y, num_classes, validation_rows, on_fit=on_fit)
+        linear = unstandardize(found, mean, scale)
     weight, bias = (broadcast(value.contiguous()) for value in (linear.weight, linear.bias))
     return Linear(weight=weight, bias=bias), penalty, tried
 
 
-def _each(value: Tensor, views: int) -> Tensor:
+def _per_view(value: Tensor, views: int) -> Tensor:
     return value.repeat_interleave(views)
 
 
-def _protocol(case: EvalTask) -> dict[str, int]:
-    section = case.config.eval
-    crops = crops_of(case.test, section)
+def _protocol(task: EvalTask) -> dict[str, int]:
+    section = task.config.eval
+    crops = crops_of(task.test, section)
     return {"views": section.views, "test_views": section.test_views, "test_crops": crops}

@@ -1,9 +1,8 @@
-"""Multinomial logistic regression by L-BFGS, and a sweep of its penalty on a held-out part of the training rows.
+"""Multinomial logistic regression by L-BFGS, and a sweep of its penalty on a validation part of the training rows.
 
     minimize over W, b:   mean over rows of -log softmax(W x + b)[y]   +   penalty / 2 |W|^2
 
-The bias is not penalized. This is scikit-learn's LogisticRegression with C = 1 / (penalty * rows). What it is not: it
-knows no videos (linear.py).
+The bias is not penalized. The result equals scikit-learn's LogisticRegression with C = 1 / (penalty * rows).
 """
 
 from __future__ import annotations
@@ -17,23 +16,35 @@ from torch import Tensor
 
 PENALTIES = tuple(10.0 ** (-exponent / 2) for exponent in range(11))  # 1 to 1e-5, for standardized features
 _ITERATIONS, _HISTORY, _GRADIENT = 400, 10, 1e-6
-_DOUBLE = 1 << 26  # features of so many numbers are fitted in double precision
+_DOUBLE = 1 << 26  # up to this many values, features are fitted in double precision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Linear:
-    """weight [C, D], bias [C]: logits = weight x + bias."""
+    """A linear classifier: logits = weight x + bias.
+
+    Attributes:
+        weight: f[C, D].
+        bias: f[C].
+    """
 
     weight: Tensor
     bias: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return the logits f[N, C] of rows f[N, D]."""
         return x @ self.weight.T + self.bias
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tried:
-    """A penalty of a sweep: accuracy and mean loss on the held-out rows."""
+class PenaltyScore:
+    """One penalty of a sweep.
+
+    Attributes:
+        penalty: The penalty.
+        top1: Accuracy on the validation rows, in [0, 1].
+        loss: Mean cross-entropy on the validation rows.
+    """
 
     penalty: float
     top1: float
@@ -49,8 +60,19 @@ def fit_logistic(
     start: Linear | None = None,
     iterations: int = _ITERATIONS,
 ) -> Linear:
-    """x f[N, D] (standardized features converge in tens of steps), y i64[N]; on x's device, in double precision where N
-    x D is not too large. start: where to begin, such as the solution of the penalty before; None: at 0."""
+    """Fit a logistic regression on the device of `x`, in double precision where N x D is at most 2^26.
+
+    Args:
+        x: f[N, D]. Standardized features converge in tens of iterations.
+        y: i64[N], class numbers.
+        num_classes: Number of classes.
+        penalty: Weight of the L2 penalty.
+        start: Initial classifier, such as the solution for the previous penalty. None means zeros.
+        iterations: Maximum number of L-BFGS iterations.
+
+    Returns:
+        The classifier, in the dtype of `x`.
+    """
     wide = x.double() if x.numel() <= _DOUBLE else x.float()
     weight = torch.zeros(num_classes, x.shape[1], dtype=wide.dtype, device=x.device)
     bias = torch.zeros(num_classes, dtype=wide.dtype, device=x.device)
@@ -80,15 +102,23 @@ def fit_logistic(
 
 
 def standardize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean [D], scale [D]) of rows [N, D]: what `(x - mean) / scale` needs to have unit variance; a column that does
-    not vary has scale 1."""
+    """Return (mean [D], scale [D]) with which `(x - mean) / scale` has unit variance; constant columns have scale 1."""
     mean = x.mean(dim=0)
     scale = (x - mean).square().mean(dim=0).sqrt()
     return mean, torch.where(scale > 1e-6 * (1 + mean.abs()), scale, 1.0)
 
 
-def folded(linear: Linear, mean: Tensor, scale: Tensor) -> Linear:
-    """The same of rows that were not standardized."""
+def unstandardize(linear: Linear, mean: Tensor, scale: Tensor) -> Linear:
+    """Convert a classifier of standardized rows to one of the original rows.
+
+    Args:
+        linear: Classifier of `(x - mean) / scale`.
+        mean: f[D].
+        scale: f[D].
+
+    Returns:
+        The classifier with the same logits on `x`.
+    """
     weight = linear.weight / scale
     return Linear(weight=weight, bias=linear.bias - weight @ mean)
 
@@ -97,23 +127,36 @@ def sweep(
     x: Tensor,
     y: Tensor,
     num_classes: int,
-    held: Tensor,
+    validation: Tensor,
     *,
     penalties: Sequence[float] = PENALTIES,
     on_fit: Callable[[int, int], None] | None = None,
-) -> tuple[Linear, float, list[Tried]]:
-    """(fit on all rows with the best penalty, that penalty, all that were tried). held bool[N]: the rows on which the
-    penalties are compared, by accuracy, then by loss. on_fit: called with (fits done, fits in all)."""
-    fitting, total = ~held, len(penalties) + 1
-    tried: list[Tried] = []
+) -> tuple[Linear, float, list[PenaltyScore]]:
+    """Choose the penalty on validation rows, by accuracy and then by loss, and fit on all rows with it.
+
+    Args:
+        x: f[N, D], standardized features.
+        y: i64[N], class numbers.
+        num_classes: Number of classes.
+        validation: bool[N], the rows on which the penalties are compared.
+        penalties: The penalties to compare.
+        on_fit: Called with (fits done, total fits).
+
+    Returns:
+        (classifier fitted on all rows, chosen penalty, score of each penalty).
+    """
+    fitting, total = ~validation, len(penalties) + 1
+    tried: list[PenaltyScore] = []
     fits: list[Linear] = []
     for number, penalty in enumerate(sorted(penalties, reverse=True)):
         fits.append(
             fit_logistic(x[fitting], y[fitting], num_classes, penalty=penalty, start=fits[-1] if fits else None)
         )
-        logits = fits[-1](x[held])
-        top1 = (logits.argmax(dim=1) == y[held]).float().mean()
-        tried.append(Tried(penalty=penalty, top1=float(top1), loss=float(F.cross_entropy(logits, y[held]))))
+        logits = fits[-1](x[validation])
+        top1 = (logits.argmax(dim=1) == y[validation]).float().mean()
+        tried.append(
+            PenaltyScore(penalty=penalty, top1=float(top1), loss=float(F.cross_entropy(logits, y[validation])))
+        )
         if on_fit is not None:
             on_fit(number + 1, total)
     best = max(range(len(tried)), key=lambda number: (tried[number].top1, -tried[number].loss))

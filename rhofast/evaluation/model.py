@@ -1,13 +1,13 @@
-"""Whose features are asked for: any backbone by one word, with the configuration that feeds it.
+"""Open any backbone by one argument, with the configuration of its input.
 
-    runs/first, runs/first/checkpoints/step-...   a run's newest checkpoint, or one of its checkpoints
-    backbone.safetensors                          what `rhofast export` or `rhofast import` wrote
-    SLOW_8x8.pyth                                 an official checkpoint; of what: --set backbone.name=... (slow_r50)
-    r3d_18-b3b3357e.pth                           torchvision's weights, known by the file's name
-    random                                        untrained: --set backbone.name=...
+    runs/first, runs/first/checkpoints/step-...   newest checkpoint of a run, or one of its checkpoints
+    backbone.safetensors                          a file of `rhofast export` or `rhofast import`
+    SLOW_8x8.pyth                                 a PySlowFast checkpoint; set backbone.name (default: slow_r50)
+    r3d_18-b3b3357e.pth                           torchvision's weights, recognized by the file name
+    random                                        an untrained backbone; set backbone.name
 
-The clips that go in are those that the weights were trained with, as far as the file says; a page and `--set` come
-after that. What it is not: it downloads nothing.
+The clips have the geometry that the weights were trained with, as far as the file says. A configuration file and
+`--set` override it. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -39,15 +39,22 @@ _DEFAULT = {"name": RANDOM, "backbone": {"name": "slow_r50"}}
 _CLIPS = ("num_frames", "frame_stride", "fps")
 _FILES = (".safetensors", ".pyth", ".pth", ".pt")
 _PIXELS = ("size", "mean", "std")
-# In `data`: a run's sets, and how it dealt them out.
-_OF_THE_RUN = ("train", "test", "block_shards", "lanes", "fixed_lanes")
+# Keys of `data` that name the sets of a run and how they are divided among nodes.
+_RUN_DATA_KEYS = ("train", "test", "block_shards", "lanes", "fixed_lanes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalModel:
-    """backbone: in evaluation mode, on the CPU; config: what the weights say, then the page, then `--set`; origin: what
-    the weights are, in words; step: optimizer steps behind them, where that is known; folder: where files about them
-    go; run: of a checkpoint, its run's configuration."""
+    """A backbone to evaluate.
+
+    Attributes:
+        backbone: The network, in evaluation mode, on the CPU.
+        config: What the weights say, overridden by the configuration file, then by `--set`.
+        origin: Where the weights come from, in words.
+        step: Number of optimizer steps behind the weights. None where it is not known.
+        folder: Folder for result files.
+        run: Configuration of the pretraining run. None unless the weights are a checkpoint of rhofast.
+    """
 
     backbone: nn.Module
     config: Config
@@ -57,35 +64,52 @@ class EvalModel:
     run: Config | None = None
 
     def untrained(self) -> nn.Module:
-        """The same backbone before training; of a run, the very one that it began with."""
+        """Return the same backbone before training. For a run it has the run's exact initial weights."""
         return untrained_backbone(self.run or self.config).eval()
 
 
-def open_model(source: str | Path, *, page: Path | None = None, overrides: Sequence[str] = ()) -> EvalModel:
-    """The backbone that `source` means, and its configuration. page: a recipe of an evaluation. Raises ConfigError,
-    ResumeError."""
+def open_model(source: str | Path, *, config_file: Path | None = None, overrides: Sequence[str] = ()) -> EvalModel:
+    """Open a backbone and its configuration.
+
+    Args:
+        source: One of the forms that the module docstring lists.
+        config_file: Configuration of an evaluation.
+        overrides: Settings `key=value` that are applied after the configuration file.
+
+    Returns:
+        The backbone with its configuration.
+
+    Raises:
+        ConfigError: If the file does not exist, its weights are of no known format, or they do not fit the backbone.
+        ResumeError: If the checkpoint cannot be read.
+    """
     path = Path(source)
     if str(source) == RANDOM:
         folder = Path("runs") / RANDOM
-        config = load_config(page, overrides, base={**_DEFAULT, "out": str(RunFolder(folder).evals)})
+        config = load_config(config_file, overrides, base={**_DEFAULT, "out": str(RunFolder(folder).evals)})
         backbone, origin = untrained_backbone(config).eval(), f"{config.backbone.name}, untrained, seed {config.seed}"
         return EvalModel(backbone=backbone, config=config, origin=origin, step=0, folder=folder)
     if path.suffix in _FILES and not path.is_file():
         raise ConfigError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        return _exported(path, page, overrides)
+        return _exported(path, config_file, overrides)
     if path.is_file():
-        return _foreign(path, page, overrides)
-    return _checkpoint(path, page, overrides)
+        return _foreign(path, config_file, overrides)
+    return _checkpoint(path, config_file, overrides)
 
 
-def _checkpoint(path: Path, page: Path | None, overrides: Sequence[str]) -> EvalModel:
-    """Without a page, everything is as in the run; with one, what the network sees and how data are read."""
+def _checkpoint(path: Path, config_file: Path | None, overrides: Sequence[str]) -> EvalModel:
+    """Open a checkpoint of a run.
+
+    Without a configuration file all settings are those of the run. With one, only the input geometry and the way data
+    are
+    read are taken from the run.
+    """
     folder = find_checkpoint(path)
     backbone, run = trained_backbone(folder)
     saved, step = dump_config(run), load_checkpoint(folder).step
     base = saved
-    if page is not None:
+    if config_file is not None:
         base = {
             "name": run.name,
             "out": str(run_of(folder).evals),
@@ -93,11 +117,11 @@ def _checkpoint(path: Path, page: Path | None, overrides: Sequence[str]) -> Eval
             "backbone": saved["backbone"],
             "clips": {key: saved["clips"][key] for key in (*_CLIPS, "rule", "short")},
             "augment": {key: saved["augment"][key] for key in _PIXELS},
-            "data": {key: value for key, value in saved["data"].items() if key not in _OF_THE_RUN},
+            "data": {key: value for key, value in saved["data"].items() if key not in _RUN_DATA_KEYS},
         }
     return EvalModel(
         backbone=backbone.eval(),
-        config=_merged(base, page, overrides),
+        config=_merged(base, config_file, overrides),
         origin=f"rhofast run {run.name}, step {step}",
         step=step,
         folder=run_of(folder).path,
@@ -105,32 +129,32 @@ def _checkpoint(path: Path, page: Path | None, overrides: Sequence[str]) -> Eval
     )
 
 
-def _exported(path: Path, page: Path | None, overrides: Sequence[str]) -> EvalModel:
+def _exported(path: Path, config_file: Path | None, overrides: Sequence[str]) -> EvalModel:
     backbone = load_backbone(path).eval()
     with safe_open(path, framework="pt") as file:
         notes = json.loads(file.metadata()["rhofast"])
     card = notes["card"]
-    return _of_file(path, backbone, notes["backbone"], card["input"], page, overrides, origin=card["origin"])
+    return _of_file(path, backbone, notes["backbone"], card["input"], config_file, overrides, origin=card["origin"])
 
 
-def _foreign(path: Path, page: Path | None, overrides: Sequence[str]) -> EvalModel:
+def _foreign(path: Path, config_file: Path | None, overrides: Sequence[str]) -> EvalModel:
     loaded = read_weights(path)
     options: dict[str, Any] = {}
     name = backbone_in(path, loaded)
     if name is None:
-        configured = load_config(page, overrides, base=_DEFAULT).backbone
+        configured = load_config(config_file, overrides, base=_DEFAULT).backbone
         name, options = configured.name, configured.options
     known = format_for(path, loaded, name)
     backbone = build_backbone(name, options)
     with _naming(path):
         load_into(backbone, name=name, known=known, loaded=loaded)
     expects, origin = known.expected_input(name, loaded), f"{known.title} {path.name}"
-    return _of_file(path, backbone, {"name": name, **options}, expects, page, overrides, origin=origin)
+    return _of_file(path, backbone, {"name": name, **options}, expects, config_file, overrides, origin=origin)
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """An error about what is in a file says in which."""
+    """Name the file in errors about its contents."""
     try:
         yield
     except ConfigError as error:
@@ -142,12 +166,25 @@ def _of_file(
     backbone: nn.Module,
     section: Mapping[str, Any],
     expects: Mapping[str, Any],
-    page: Path | None,
+    config_file: Path | None,
     overrides: Sequence[str],
     *,
     origin: str,
 ) -> EvalModel:
-    """section: the backbone's, as in a page; expects: what goes in, None where it is not known."""
+    """Build the model of a weight file.
+
+    Args:
+        path: The weight file.
+        backbone: The network with its weights.
+        section: The `backbone` section of the configuration.
+        expects: Input that the weights expect. A value is None where it is not known.
+        config_file: Configuration of an evaluation.
+        overrides: Settings `key=value`.
+        origin: Where the weights come from, in words.
+
+    Returns:
+        The model, without step and run.
+    """
     known = {key: value for key, value in expects.items() if value is not None}
     name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)
     folder = Path("runs") / name
@@ -158,12 +195,15 @@ def _of_file(
         "clips": {key: known[key] for key in _CLIPS if key in known},
         "augment": {key: known[key] for key in _PIXELS if key in known},
     }
-    config = _merged(base, page, overrides)
+    config = _merged(base, config_file, overrides)
     return EvalModel(backbone=backbone.eval(), config=config, origin=origin, step=None, folder=folder)
 
 
-def _merged(base: Mapping[str, Any], page: Path | None, overrides: Sequence[str]) -> Config:
-    config = load_config(page, overrides, base=base)
+def _merged(base: Mapping[str, Any], config_file: Path | None, overrides: Sequence[str]) -> Config:
+    config = load_config(config_file, overrides, base=base)
     if {"name": config.backbone.name, **config.backbone.options} != dict(base["backbone"]):
-        raise ConfigError(f"the weights are those of a {base['backbone']['name']}, and the backbone cannot be another")
+        raise ConfigError(
+            f"backbone.name={config.backbone.name}: the weights belong to {base['backbone']['name']}",
+            hint="remove the backbone section from the configuration file and from --set",
+        )
     return config

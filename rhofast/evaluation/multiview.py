@@ -1,11 +1,11 @@
-"""The test protocol: K clips of each video, evenly over its length, each in 3 squares along its long side.
+"""The test protocol: K clips per video, evenly over its length, each with 3 square crops along its long side.
 
     video   |------------------------------------------|        K = eval.test_views clips
             [0]  [1]  [2]  ...                  [K-1]           each left, center, right (top, center, bottom)
 
-A classifier's softmax scores are averaged over all K x 3 views of a video, each video once whatever the number of
-ranks. In the release the three squares are 256 pixels wide although 224 went in for training, and its head is applied
-at all places of the feature map and averaged after the softmax; `Classifier` does the same, for a Slow backbone.
+The softmax scores of a classifier are averaged over all K x 3 views of a video. Each video counts once, whatever the
+number of ranks. The release tests with crops of 256 pixels although it trains with 224, applies the classifier at all
+positions of the feature map and averages after the softmax. `Classifier` does the same for a Slow backbone.
 """
 
 from __future__ import annotations
@@ -31,9 +31,24 @@ def score_videos(
     left_out: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> Scores:
-    """The accuracy of a classifier over the classes of `train` on the test shards, by the protocol of `config.eval`, on
-    every rank. classifier: gives softmax scores in evaluation mode, on the device it should run on. left_out:
-    lines about training samples. Raises ConfigError where labels are missing or the test set has other classes."""
+    """Measure the accuracy of a classifier on the test shards, by the protocol of `config.eval`, on every rank.
+
+    Args:
+        classifier: Returns softmax scores in evaluation mode. It lies on the device on which it runs.
+        train: Training shards, whose classes the classifier knows.
+        test: Held-out test shards.
+        config: Input, reading and section `eval`.
+        left_out: Lines about training samples that could not be read.
+        progress: Called with (samples done, total samples).
+
+    Returns:
+        The accuracies.
+
+    Raises:
+        ConfigError: If labels are missing or the test set has a class that the training set lacks.
+        ShardError: If shards cannot be read, or no readable sample has a label.
+        NotFiniteError: If a score is not finite.
+    """
     to_train_class = class_map(train, test)
     section = config.eval
     found = extract_features(
@@ -56,23 +71,39 @@ def score_videos(
 
 
 def crops_of(shards: ShardSet, section: EvalConfig) -> int:
-    """How many squares each clip is tested in: of square videos one, as three times the same says no more."""
+    """Return the number of crops per test clip: one for square videos, where all crops would be equal.
+
+    Args:
+        shards: Test shards.
+        section: Section `eval` of the configuration.
+
+    Returns:
+        1 or `eval.test_crops`.
+    """
     indices = map(shards.index, range(len(shards.info.shards)))
     return 1 if all(np.array_equal(index.width, index.height) for index in indices) else section.test_crops
 
 
 def check_test(backbone: nn.Module, config: Config) -> None:
-    """See that the pictures of the test go into a network, before it is trained for hours. Raises ConfigError."""
+    """Check that the input of the test fits a network, before it is trained for hours.
+
+    Args:
+        backbone: The network.
+        config: Input and section `eval`.
+
+    Raises:
+        ConfigError: If the network cannot take test clips of this size.
+    """
     limits, size = getattr(backbone, "limits", None), test_augment(config).size
     if isinstance(limits, ClipLimits):
         try:
             limits.check(config.clips.num_frames, size, size)
         except ConfigError as error:
             hint = f"--set eval.test_size={limits.size}" if size == config.eval.test_size else error.hint
-            raise ConfigError(f"the test: {error.message}", hint=hint) from None
+            raise ConfigError(f"test input: {error.message}", hint=hint) from None
 
 
 def test_augment(config: Config) -> AugmentConfig:
-    """The size of test pictures, and what normalizes them."""
+    """Return the `augment` section of the test, with the size of test frames and the normalization of the run."""
     size = config.eval.test_size or config.augment.size
     return config.augment.model_copy(update={"size": size})

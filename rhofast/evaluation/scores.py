@@ -1,7 +1,4 @@
-"""From class scores to what is said of them: accuracies, a table of classes, a confusion matrix, a JSON file.
-
-What it is not: it makes no scores (knn.py, multiview.py).
-"""
+"""From class scores to the numbers of an evaluation: accuracies, accuracy per class, and a confusion matrix."""
 
 from __future__ import annotations
 
@@ -18,9 +15,16 @@ from rhofast.errors import ConfigError, ShardFormatError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """top1 and top5 in [0, 1] over `samples` test samples; per_class: accuracy by class name, for classes with test
-    samples; confusion[true][predicted] counts; left_out: what could not be read of the training and the test samples, a
-    line each."""
+    """Accuracies on the test samples.
+
+    Attributes:
+        top1: Top-1 accuracy in [0, 1].
+        top5: Top-5 accuracy in [0, 1].
+        samples: Number of test samples.
+        left_out: Training and test samples that could not be read, one line each.
+        per_class: Accuracy per class name, for classes with test samples.
+        confusion: Counts, confusion[true][predicted].
+    """
 
     top1: float
     top5: float
@@ -32,10 +36,21 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What `rhofast eval` found. kind: "knn", "linear" or "finetune"; origin: what the weights are, in words; step:
-    optimizer steps behind them, where it is known; folder: where files about it go; untrained: the same of the backbone
-    before training, or None; chance: 1 / number of classes; shards: the training and the test set, where they are and
-    their digests; settings: what was chosen on the way; notes: sentences that a reader must not miss."""
+    """The result of `rhofast eval`.
+
+    Attributes:
+        kind: "knn", "linear" or "finetune".
+        origin: Where the weights come from, in words.
+        step: Number of optimizer steps behind the weights. None where it is not known.
+        folder: Folder for result files.
+        trained: Scores of the backbone.
+        chance: 1 / number of classes.
+        classes: Class names of the training set.
+        untrained: Scores of the same backbone before training. None where they were not asked for.
+        shards: Location, name, digest and size of the training and the test set.
+        settings: Settings of the evaluation, and what it chose.
+        notes: Warnings that belong to the result, one sentence each.
+    """
 
     kind: str
     origin: str
@@ -50,16 +65,29 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
         return {**asdict(self), "folder": str(self.folder), "notes": list(self.notes)}
 
 
 def summarize(
     scores: npt.NDArray[np.floating[Any]], label: npt.NDArray[np.int64], *, classes: list[str], left_out: list[str]
 ) -> Scores:
-    """Accuracies of class scores f[M, C] against labels i64[M]. Equal scores count for the smaller class number. Raises
-    ShardFormatError where M is 0."""
+    """Compute accuracies from class scores. Among equal scores the smaller class number ranks first.
+
+    Args:
+        scores: f[M, C], class scores.
+        label: i64[M], class numbers.
+        classes: The C class names.
+        left_out: Samples that could not be read, one line each.
+
+    Returns:
+        The accuracies.
+
+    Raises:
+        ShardFormatError: If M is 0.
+    """
     if not len(label):
-        raise ShardFormatError("of the test samples that can be read, not one has a label")
+        raise ShardFormatError("no readable test sample has a label")
     ranked = np.argsort(-scores, axis=1, kind="stable")
     hit = ranked == label[:, None]
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
@@ -76,17 +104,27 @@ def summarize(
 
 
 def class_map(train: ShardSet, test: ShardSet) -> npt.NDArray[np.int64]:
-    """Test class number -> training class number, by name. Raises ConfigError where a set has no classes, or the test
-    set one that the training set has not."""
+    """Map the class numbers of a test set to those of a training set, by name.
+
+    Args:
+        train: Labeled training shards.
+        test: Labeled test shards.
+
+    Returns:
+        i64[test classes], the training class number of each test class.
+
+    Raises:
+        ConfigError: If a set has no classes, or the test set has a class that the training set lacks.
+    """
     for shards in (train, test):
         if not shards.info.classes:
-            raise ConfigError(f"{shards.where}: no labels", hint="shard a labeled set to evaluate on")
+            raise ConfigError(f"{shards.where}: the set has no labels", hint="evaluate on shards of a labeled set")
     number = {name: place for place, name in enumerate(train.info.classes)}
     unknown = [name for name in test.info.classes if name not in number]
     if unknown:
-        more = f" (nor are {len(unknown) - 1} others)" if len(unknown) > 1 else ""
+        more = f" (and {len(unknown) - 1} more classes)" if len(unknown) > 1 else ""
         raise ConfigError(
             f"{test.where}: class {unknown[0]!r} is not a class of {train.where}{more}",
-            hint="classes are matched by name; the test set may have fewer of them",
+            hint="classes are matched by name; the test set may have fewer classes, but no others",
         )
     return np.array([number[name] for name in test.info.classes], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What is to be evaluated, opened and checked: a backbone, labeled training shards, held-out test shards."""
+"""Open and check what an evaluation needs: a backbone, labeled training shards, and held-out test shards."""
 
 from __future__ import annotations
 
@@ -22,22 +22,35 @@ from rhofast.evaluation.scores import class_map
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalTask:
-    """notes: sentences that a reader of the result must not miss."""
+    """One backbone with the shard sets on which it is trained and tested.
 
-    subject: EvalModel
+    Attributes:
+        model: The backbone and its configuration.
+        train: Labeled training shards.
+        test: Held-out test shards.
+        notes: Warnings that belong to the result, one sentence each.
+    """
+
+    model: EvalModel
     train: ShardSet
     test: ShardSet
     notes: tuple[str, ...]
 
     @property
     def config(self) -> Config:
-        return self.subject.config
+        """Return the configuration of the model."""
+        return self.model.config
 
     def shards(self) -> dict[str, Any]:
-        """What was trained and tested on, for a file about it."""
+        """Return location, name, digest and size of both shard sets, as JSON values for the result file."""
         return {
-            name: {"where": one.where, "name": one.info.name, "digest": one.info.digest, "samples": len(one)}
-            for name, one in (("train", self.train), ("test", self.test))
+            name: {
+                "where": shards.where,
+                "name": shards.info.name,
+                "digest": shards.info.digest,
+                "samples": len(shards),
+            }
+            for name, shards in (("train", self.train), ("test", self.test))
         }
 
 
@@ -46,46 +59,79 @@ def open_task(
     test: str | Path,
     *,
     train: str | Path | None = None,
-    page: Path | None = None,
+    config_file: Path | None = None,
     overrides: Sequence[str] = (),
     allow_overlap: bool = False,
 ) -> EvalTask:
-    """source: any backbone, see `open_model`. test: held-out shards, a folder or an address. train: labeled training
-    shards; None: those of the run, of several sets the first. page: a recipe. allow_overlap: test samples may come from
-    videos that are in the training shards, or in what the run was trained on; where that cannot be opened any more, a
-    note says that it was not compared.
+    """Open a backbone and its shard sets, and check that the test set is held out.
 
-    Raises ConfigError (also for sets whose classes do not fit), ResumeError, ShardError.
+    Args:
+        source: Any backbone that `open_model` accepts.
+        test: Held-out shards, a folder or an address.
+        train: Labeled training shards. None means the first training set of the run.
+        config_file: Configuration of the evaluation, such as those in configs/eval/.
+        overrides: Settings `key=value` that are applied after the configuration file.
+        allow_overlap: Whether test samples may come from videos that are in the training shards or in the shards of the
+            pretraining run. A note says so instead of an error.
+
+    Returns:
+        The task. Where the pretraining shards cannot be opened any more, a note says that they were not compared.
+
+    Raises:
+        ConfigError: If no training shards are known, the classes of the sets do not match, or the sets overlap.
+        ResumeError: If the checkpoint cannot be read.
+        ShardError: If a shard set cannot be opened.
     """
-    subject = open_model(source, page=page, overrides=overrides)
-    config = subject.config
-    sources = config.data.train or (subject.run.data.train if subject.run else ())
+    model = open_model(source, config_file=config_file, overrides=overrides)
+    config = model.config
+    sources = config.data.train or (model.run.data.train if model.run else ())
     if train is None and not sources:
-        raise ConfigError("no training shards", hint="give labeled ones with --train")
+        raise ConfigError("no training shards are known", hint="pass labeled shards with --train SHARDS")
     opened = open_shards(train or sources[0].shards, data=config.data)
     held_out = open_shards(test, data=config.data)
     class_map(opened, held_out)
     notes = check_held_out([opened], held_out, allow=allow_overlap)
-    notes += _against_pretraining(subject, opened, held_out, allow=allow_overlap)
-    return EvalTask(subject=subject, train=opened, test=held_out, notes=notes)
+    notes += _against_pretraining(model, opened, held_out, allow=allow_overlap)
+    return EvalTask(model=model, train=opened, test=held_out, notes=notes)
 
 
 def placed(network: nn.Module, config: Config) -> nn.Module:
-    """A network on this process's device, its weights lying as the configuration says."""
+    """Move a network to the device of this process, in the memory format that the configuration asks for.
+
+    Args:
+        network: The network to move.
+        config: Configuration with `train.channels_last`.
+
+    Returns:
+        The network on the device.
+    """
     network = network.to(PartialState(cpu=not torch.cuda.is_available()).device)
     return network.to(memory_format=torch.channels_last_3d) if config.train.channels_last else network
 
 
-def _against_pretraining(subject: EvalModel, train: ShardSet, test: ShardSet, *, allow: bool) -> tuple[str, ...]:
-    """As check_held_out, of the sets that a run was trained on, but for `train`."""
+def _against_pretraining(model: EvalModel, train: ShardSet, test: ShardSet, *, allow: bool) -> tuple[str, ...]:
+    """Compare the test set with the sets of the pretraining run, except for `train`, which is already checked.
+
+    Args:
+        model: The model, with its run's configuration where it has one.
+        train: Labeled training shards, which are skipped.
+        test: Held-out test shards.
+        allow: Whether an overlap is a note instead of an error.
+
+    Returns:
+        Notes on overlaps and on sets that could not be compared.
+
+    Raises:
+        ConfigError: If the sets overlap and `allow` is off.
+    """
     notes: list[str | None] = []
-    for source in subject.run.data.train if subject.run else ():
+    for source in model.run.data.train if model.run else ():
         try:
-            opened = open_shards(source.shards, check_files=False, data=subject.config.data)
+            opened = open_shards(source.shards, check_files=False, data=model.config.data)
             common = [] if opened.info.digest == train.info.digest else overlap(opened, test)
         except (RhofastError, OSError) as error:
             why = error.message if isinstance(error, RhofastError) else str(error)
-            notes.append(f"test videos were not compared with those that the run was trained on: {why}")
+            notes.append(f"Test videos were not compared with the videos of the pretraining run: {why}")
         else:
             notes.append(refuse_overlap(opened.where, common, test, allow=allow))
     return tuple(note for note in notes if note is not None)

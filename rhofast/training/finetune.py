@@ -62,24 +62,24 @@ class Stopped:
 
 
 def train_classifier(
-    case: EvalTask, *, kind: Kind, resume: bool = False, on_log: OnLog | None = None, progress: Progress | None = None
+    task: EvalTask, *, kind: Kind, resume: bool = False, on_log: OnLog | None = None, progress: Progress | None = None
 ) -> Evaluation | Stopped:
-    """Train a classifier on a case's training shards as its configuration says, and test it; in every process.
+    """Train a classifier on a task's training shards as its configuration says, and test it; in every process.
 
     kind: "linear" leaves the backbone's weights as they are, "finetune" trains them. resume: continue from the newest
     checkpoint in the evaluation's own folder, or begin. on_log: called on rank 0 with each line of metrics, with `step`
     and `steps`; progress: with (samples done, in all) of the test. Raises ConfigError (also where the folder exists and
     `resume` is off), ResumeError, ShardError, SampleError, NotFiniteError.
     """
-    config = case.config.model_copy(update={"clips": case.config.clips.model_copy(update={"num_clips": 1})})
+    config = task.config.model_copy(update={"clips": task.config.clips.model_copy(update={"num_clips": 1})})
     if config.train.accumulate != 1:
         raise ConfigError("train.accumulate: a classifier is trained without", hint="take a smaller train.batch_size")
-    check_test(case.subject.backbone, config)
+    check_test(task.model.backbone, config)
     accelerator = build_accelerator(config)
     with raise_on_lost_ranks():
-        fit = _Fit(case, config, kind, accelerator, on_log)
+        fit = _Fit(task, config, kind, accelerator, on_log)
         with PreemptionHandler(config.train.max_hours) as stopper, fit.loader:
-            checkpoint = _open_folder(case, config, kind, accelerator, resume=resume)
+            checkpoint = _open_folder(task, config, kind, accelerator, resume=resume)
             if checkpoint is not None:
                 fit.restore(checkpoint)
             finished = fit.loop(stopper)
@@ -92,14 +92,14 @@ class _Fit:
     """Classifier, optimizer, loader, and the number of steps done."""
 
     def __init__(
-        self, case: EvalTask, config: Config, kind: Kind, accelerator: Accelerator, on_log: OnLog | None
+        self, task: EvalTask, config: Config, kind: Kind, accelerator: Accelerator, on_log: OnLog | None
     ) -> None:
-        self.case, self.config, self.kind, self.accelerator = case, config, kind, accelerator
+        self.task, self.config, self.kind, self.accelerator = task, config, kind, accelerator
         section, device = config.eval, accelerator.device
         torch.manual_seed(torch_seed(config.seed, 0, 0))
         classifier = Classifier(
-            case.subject.backbone,
-            len(case.train.info.classes),
+            task.model.backbone,
+            len(task.train.info.classes),
             trained=kind == "finetune",
             batch_stats=section.batch_norm != "frozen",
             dropout=section.dropout,
@@ -120,7 +120,7 @@ class _Fit:
         optimizer = build_optimizer(self.classifier, config.optim)
         self.model, self.optimizer = prepare(accelerator, self.classifier, optimizer)
         bad_log = RunFolder(config.folder).bad_samples
-        self.loader = build_loader(config, accelerator, case.train, bad_log, duplicate_single_clip=False)
+        self.loader = build_loader(config, accelerator, task.train, bad_log, duplicate_single_clip=False)
         self.step = 0
         self.steps, self.epochs = run_length(config, self.loader.steps_per_epoch)
         self.votes = StepConsensus(config.train.timeout_s)
@@ -169,25 +169,25 @@ class _Fit:
         """The test protocol, with rank 0's statistics of batch norm on every rank."""
         for value in self.classifier.state_dict().values():
             broadcast(value)
-        case, section = self.case, self.config.eval
-        scores = score_videos(self.classifier, case.train, case.test, self.config, progress=progress)
+        task, section = self.task, self.config.eval
+        scores = score_videos(self.classifier, task.train, task.test, self.config, progress=progress)
         return Evaluation(
             kind=self.kind,
-            origin=case.subject.origin,
-            step=case.subject.step,
+            origin=task.model.origin,
+            step=task.model.step,
             folder=self.config.folder,
             trained=scores,
-            chance=1 / len(case.train.info.classes),
-            classes=case.train.info.classes,
-            shards=case.shards(),
+            chance=1 / len(task.train.info.classes),
+            classes=task.train.info.classes,
+            shards=task.shards(),
             settings={
                 "steps": self.step,
                 "epochs": self.epochs,
                 "batch_norm": section.batch_norm,
                 "test_views": section.test_views,
-                "test_crops": crops_of(case.test, section),
+                "test_crops": crops_of(task.test, section),
             },
-            notes=case.notes,
+            notes=task.notes,
         )
 
     def _train_step(self, pixels: Tensor, label: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -261,7 +261,7 @@ class _Fit:
 
 
 def _open_folder(
-    case: EvalTask, config: Config, kind: Kind, accelerator: Accelerator, *, resume: bool
+    task: EvalTask, config: Config, kind: Kind, accelerator: Accelerator, *, resume: bool
 ) -> Checkpoint | None:
     """Make the folder on rank 0, or find the checkpoint to continue from; every rank learns of a failure."""
     outcome: list[Any] = [None]
@@ -270,7 +270,7 @@ def _open_folder(
         try:
             opened = open_run(config, resume=resume)
             outcome[0], checkpoint = opened.folder, opened.checkpoint
-            _check_same(case, config, kind, fresh=checkpoint is None)
+            _check_same(task, config, kind, fresh=checkpoint is None)
         except RhofastError as error:
             outcome[0] = error
     broadcast_object_list(outcome)
@@ -281,15 +281,15 @@ def _open_folder(
     return checkpoint
 
 
-def _check_same(case: EvalTask, config: Config, kind: Kind, *, fresh: bool) -> None:
+def _check_same(task: EvalTask, config: Config, kind: Kind, *, fresh: bool) -> None:
     """Note what is trained on top of what, or see that it is the same. Raises ResumeError."""
     section = config.eval
     now = {
         "kind": kind,
-        "origin": case.subject.origin,
+        "origin": task.model.origin,
         "dropout": section.dropout,
         "batch_norm": section.batch_norm,
-        "classes": case.train.info.classes,
+        "classes": task.train.info.classes,
     }
     path = RunFolder(config.folder).task
     before: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import rhofast.analysis.bench
 from rhofast.analysis.bench import bench
-from rhofast.analysis.bench_report import Turn, draw, summarize
+from rhofast.analysis.bench_report import Measurement, draw, summarize
 from rhofast.cli.app import main
 from rhofast.cli.tables import bench_table
 from rhofast.config.load import load_config
@@ -49,12 +49,12 @@ def text_of(report: dict[str, Any]) -> str:
 def test_each_measurement_reports_its_sources(
     what: rhofast.analysis.bench.What, config: Config, tmp_path: Path
 ) -> None:
-    turns: list[tuple[int, int]] = []
-    report = bench(config, what, batches=2, rounds=2, on_turn=lambda done, total: turns.append((done, total)))
+    reported: list[tuple[int, int]] = []
+    report = bench(config, what, batches=2, rounds=2, on_measurement=lambda done, total: reported.append((done, total)))
     assert json.loads(json.dumps(report)) == report
     sources = {"step": ["memory"], "headspace": ["loader", "memory"]}.get(what, ["loader"])
     assert list(report["summary"]) == sources
-    assert turns[-1] == (2 * len(sources), 2 * len(sources))
+    assert reported[-1] == (2 * len(sources), 2 * len(sources))
     for numbers in report["summary"].values():
         assert 0 < numbers["clips_per_second"]["lowest"] <= numbers["clips_per_second"]["median"]
         assert numbers["frames_per_second"]["median"] == pytest.approx(2 * numbers["clips_per_second"]["median"])
@@ -64,17 +64,17 @@ def test_each_measurement_reports_its_sources(
     assert ("advice" in report) == ("stages" in report) == ("loader" in sources)
     assert not (tmp_path / "runs").exists()  # it is no run
 
-    told = text_of(report)
-    assert f"bench {what}" in told and "clips/s" in told and "Medians of 2 rounds of 2 batches" in told
-    assert ("Headspace: " in told) == (what == "headspace") and ("Advice: " in told) == ("loader" in sources)
+    text = text_of(report)
+    assert f"bench {what}" in text and "clips/s" in text and "Medians and ranges of 2 rounds of 2 batches" in text
+    assert ("Headspace: " in text) == (what == "headspace") and ("Advice: " in text) == ("loader" in sources)
     draw(report, tmp_path / "bench.png")
     with Image.open(tmp_path / "bench.png") as picture:
         assert picture.width > 700
 
 
-def test_sources_take_turns_in_changing_order(config: Config) -> None:
+def test_sources_alternate_in_changing_order(config: Config) -> None:
     report = bench(config, "headspace", batches=1, rounds=3)
-    order = [turn["source"] for turn in report["turns"]]
+    order = [one["source"] for one in report["measurements"]]
     assert order == ["loader", "memory", "memory", "loader", "loader", "memory"]
 
 
@@ -108,7 +108,7 @@ def test_an_interruption_leaves_no_thread(config: Config) -> None:
 
     before = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
-        bench(config, "both", batches=1, rounds=2, on_turn=interrupt)
+        bench(config, "both", batches=1, rounds=2, on_measurement=interrupt)
     assert not {thread for thread in set(threading.enumerate()) - before if thread.name.startswith("rhofast")}
 
 
@@ -117,7 +117,7 @@ def test_shards_must_be_named(config: Config) -> None:
         bench(load_config(None, []), "loader")
 
 
-def turn(source: Any = "loader", *, seconds: float = 2.0, wait_s: float = 0.5, advice: str = "a") -> Turn:
+def measurement(source: Any = "loader", *, seconds: float = 2.0, wait_s: float = 0.5, advice: str = "a") -> Measurement:
     stats = LoaderStats(
         batches=4,
         clips=32,
@@ -130,7 +130,7 @@ def turn(source: Any = "loader", *, seconds: float = 2.0, wait_s: float = 0.5, a
         wait_s=wait_s,
         stages={"read": StageClock(1.0, 0.0, 1.0), "decode": StageClock(seconds, 0.0, 0.0)},
     )
-    return Turn(
+    return Measurement(
         source=source,
         batches=4,
         clips=32,
@@ -140,12 +140,12 @@ def turn(source: Any = "loader", *, seconds: float = 2.0, wait_s: float = 0.5, a
         device_wait_s=0.1,
         stats=stats if source == "loader" else None,
         advice=advice if source == "loader" else None,
-        rested=True,
+        loader_idle=True,
     )
 
 
 def test_ranks_add_up_and_the_slowest_one_counts() -> None:
-    numbers = summarize([[turn()], [turn(seconds=4, wait_s=3)]])["turns"][0]["numbers"]
+    numbers = summarize([[measurement()], [measurement(seconds=4, wait_s=3)]])["measurements"][0]["numbers"]
     assert numbers["clips_per_second"] == 64 / 4 and numbers["step_seconds"] == 1
     assert numbers["data_wait_share"] == 0.75 and numbers["readiness"] == 0.25
     assert numbers["device_wait_share"] == 0.05
@@ -154,23 +154,23 @@ def test_ranks_add_up_and_the_slowest_one_counts() -> None:
 
 
 def test_rounds_become_medians_with_their_range() -> None:
-    out = summarize([[turn(seconds=s, wait_s=w, advice=f"wait {w}") for s, w in ((2, 0.2), (4, 3), (8, 3.2))]])
+    out = summarize([[measurement(seconds=s, wait_s=w, advice=f"wait {w}") for s, w in ((2, 0.2), (4, 3), (8, 3.2))]])
     assert out["summary"]["loader"]["step_seconds"] == {"median": 1, "lowest": 0.5, "highest": 2}
     assert out["stages"]["read"] == {"busy": 0.5, "starved": 0, "blocked": 0.5}
     assert out["advice"] == "wait 3.2"  # shares 10 %, 75 % and 40 %
     assert "headspace" not in out
 
 
-def test_headspace_compares_turns_of_one_round() -> None:
-    fed, memory = [turn(seconds=s) for s in (2, 3, 8)], [turn("memory", seconds=s) for s in (1, 2, 2)]
+def test_headspace_compares_measurements_of_one_round() -> None:
+    fed, memory = [measurement(seconds=s) for s in (2, 3, 8)], [measurement("memory", seconds=s) for s in (1, 2, 2)]
     order = [fed[0], memory[0], memory[1], fed[1], fed[2], memory[2]]
     assert summarize([order])["headspace"] == {"median": 2, "lowest": 1.5, "highest": 4}
 
 
-def test_a_loader_that_is_ready_and_in_the_way_is_told_apart() -> None:
-    fed, memory = turn(seconds=4, wait_s=0, advice="the consumer is the limit"), turn("memory", seconds=2)
-    told = summarize([[fed, memory]])["advice"]
-    assert told.startswith("the consumer is the limit; and yet a step takes 2.00 times as long with the loader at work")
+def test_a_ready_loader_that_slows_the_step_is_reported() -> None:
+    fed, memory = measurement(seconds=4, wait_s=0, advice="the consumer is the limit"), measurement("memory", seconds=2)
+    text = summarize([[fed, memory]])["advice"]
+    assert text.startswith("the consumer is the limit; a step still takes 2.00 times as long while the loader works")
 
 
 def test_the_command_writes_table_numbers_and_picture(

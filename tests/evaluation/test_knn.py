@@ -30,7 +30,7 @@ def by_hand(bank, bank_label, queries, num_classes, neighbors, temperature):  # 
     return scores
 
 
-def test_votes_are_those_of_the_definition() -> None:
+def test_class_scores_are_those_of_the_definition() -> None:
     rng = np.random.default_rng(0)
     bank, label = rng.normal(size=(50, 8)).astype(np.float32), rng.integers(0, 4, 50)
     queries = rng.normal(size=(7, 3, 8)).astype(np.float32)
@@ -59,23 +59,23 @@ def test_a_low_temperature_means_the_nearest_and_no_overflow() -> None:
     unit = [rows / np.linalg.norm(rows, axis=-1, keepdims=True) for rows in (bank, queries)]
     nearest = label[(unit[1] @ unit[0].T).max(axis=1).argmax(axis=1)]
     for temperature in (1e-4, 1e-6, 1e-9):
-        votes = knn_scores(bank, label, queries, num_classes=4, neighbors=20, temperature=temperature)
-        assert np.isfinite(votes).all() and votes.argmax(axis=1).tolist() == nearest.tolist()
+        class_scores = knn_scores(bank, label, queries, num_classes=4, neighbors=20, temperature=temperature)
+        assert np.isfinite(class_scores).all() and class_scores.argmax(axis=1).tolist() == nearest.tolist()
 
 
 def test_nothing_labeled_is_an_error_and_not_a_division_by_zero() -> None:
-    with pytest.raises(ShardFormatError, match="not one has a label"):
+    with pytest.raises(ShardFormatError, match="no readable test sample has a label"):
         summarize(np.zeros((0, 2)), np.zeros(0, dtype=np.int64), classes=["a", "b"], left_out=[])
 
 
 def test_spoiled_weights_have_no_accuracy(shards: ShardSet) -> None:
     torch.set_num_threads(1)
     settings = ["backbone.name=slow_r18", "backbone.width=4", "augment.size=16", "clips.num_frames=2"]
-    case = open_task("random", shards.root, train=shards.root, overrides=settings, allow_overlap=True)
+    task = open_task("random", shards.root, train=shards.root, overrides=settings, allow_overlap=True)
     with torch.no_grad():
-        next(case.subject.backbone.parameters()).fill_(float("nan"))
-    with pytest.raises(NotFiniteError, match="13 of 13 samples is not finite"):
-        evaluate_neighbors(case)
+        next(task.model.backbone.parameters()).fill_(float("nan"))
+    with pytest.raises(NotFiniteError, match="13 of 13 samples are not finite"):
+        evaluate_neighbors(task)
 
 
 @pytest.mark.parametrize("count", [1, 2, 17, 101, 130])
@@ -105,11 +105,11 @@ def test_a_summary_counts_what_it_says() -> None:
 
 def test_a_killed_extraction_goes_on_from_what_it_left(shards: ShardSet, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    subject = open_model(
+    model = open_model(
         "random",
         overrides=["backbone.name=slow_r18", "backbone.width=4", "augment.size=16", "clips.num_frames=2"],
     )
-    config, network = subject.config, subject.backbone
+    config, network = model.config, model.backbone
     seen: list[int] = []
 
     def extract(stop: int = 99, *, keep: Path | None = tmp_path / "kept", **more: Any) -> Features:

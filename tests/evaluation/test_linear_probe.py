@@ -16,8 +16,8 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError
 from rhofast.evaluation.knn import evaluate_neighbors
 from rhofast.evaluation.leakage import overlap, source_digests
-from rhofast.evaluation.linear_probe import evaluate_linear, held_part
-from rhofast.evaluation.logistic_regression import fit_logistic, folded, standardize, sweep
+from rhofast.evaluation.linear_probe import evaluate_linear, validation_mask
+from rhofast.evaluation.logistic_regression import fit_logistic, standardize, sweep, unstandardize
 from rhofast.evaluation.task import open_task
 from rhofast.training.finetune import train_classifier
 from rhofast.training.trainer import train
@@ -82,7 +82,7 @@ def test_folding_undoes_the_standardization() -> None:
     mean, scale = standardize(x)
     assert torch.allclose(((x - mean) / scale).square().mean(dim=0)[4:], torch.ones(16), atol=1e-3)
     inside = fit_logistic((x - mean) / scale, y, 5, penalty=1e-2)
-    assert torch.allclose(folded(inside, mean, scale)(x), inside((x - mean) / scale), atol=1e-3)
+    assert torch.allclose(unstandardize(inside, mean, scale)(x), inside((x - mean) / scale), atol=1e-3)
 
 
 def test_a_sweep_takes_the_penalty_that_is_best_on_the_held_rows() -> None:
@@ -98,12 +98,12 @@ def test_the_held_part_is_a_fifth_of_each_class_and_keeps_sources_together() -> 
     rng = np.random.default_rng(0)
     label = np.repeat([0, 1, 2], [100, 50, 1])
     digest = np.array([rng.bytes(15) + b"x" for _ in label], dtype="S16")
-    held = held_part(digest, label)
+    held = validation_mask(digest, label)
     assert [int(held[label == c].sum()) for c in range(3)] == [20, 10, 0]
     order = rng.permutation(len(label))
-    assert np.array_equal(held_part(digest[order], label[order]), held[order])
+    assert np.array_equal(validation_mask(digest[order], label[order]), held[order])
     digest[1::2] = digest[::2][: len(digest[1::2])]  # each source twice
-    held = held_part(digest, label)
+    held = validation_mask(digest, label)
     assert np.array_equal(held[1::2], held[::2][: len(held[1::2])])
 
 
@@ -119,9 +119,9 @@ def test_a_probe_of_random_features_says_all_that_it_found(
     torch.set_num_threads(1)
     seen: list[tuple[int, int]] = []
     fits: list[tuple[int, int]] = []
-    case = open_task("random", held_out.root, train=shards.root, overrides=SETTINGS)
+    task = open_task("random", held_out.root, train=shards.root, overrides=SETTINGS)
     result = evaluate_linear(
-        case,
+        task,
         untrained=True,
         progress=lambda done, total: seen.append((done, total)),
         on_fit=lambda done, total: fits.append((done, total)),
@@ -148,8 +148,8 @@ def test_test_videos_that_are_in_the_training_shards_are_refused_or_named(
     assert source_digests(mixed)[1] == source_digests(shards)[7]
     with pytest.raises(ConfigError, match=r"2 of 4 test samples .*: v1, v3"):
         open_task("random", mixed.root, train=shards.root, overrides=SETTINGS)
-    case = open_task("random", mixed.root, train=shards.root, overrides=SETTINGS, allow_overlap=True)
-    assert len(case.notes) == 1 and "v1, v3" in case.notes[0]
+    task = open_task("random", mixed.root, train=shards.root, overrides=SETTINGS, allow_overlap=True)
+    assert len(task.notes) == 1 and "v1, v3" in task.notes[0]
 
 
 def test_what_a_run_was_trained_on_counts_too_and_what_is_gone_is_said(
@@ -167,7 +167,7 @@ def test_what_a_run_was_trained_on_counts_too_and_what_is_gone_is_said(
         open_task(tmp_path / "tiny", test.root, train=held_out.root)
     seen.root.rename(tmp_path / "moved")
     notes = open_task(tmp_path / "tiny", test.root, train=held_out.root).notes
-    assert len(notes) == 1 and "not compared with those that the run was trained on" in notes[0]
+    assert len(notes) == 1 and "not compared with the videos of the pretraining run" in notes[0]
     assert "seen: no such folder" in notes[0]
 
 
@@ -175,11 +175,11 @@ def test_a_test_that_the_network_cannot_take_is_refused_before_the_training(
     shards: ShardSet, held_out: ShardSet
 ) -> None:
     settings = ["backbone.name=s3d", "augment.size=32", "clips.num_frames=8", "eval.test_size=16"]
-    case = open_task("random", held_out.root, train=shards.root, overrides=settings)
-    with pytest.raises(ConfigError, match=r"the test: backbone s3d takes clips .* not 8 frames of 16 x 16"):
-        evaluate_linear(case)
-    with pytest.raises(ConfigError, match="the test: backbone s3d"):
-        train_classifier(case, kind="finetune")
+    task = open_task("random", held_out.root, train=shards.root, overrides=settings)
+    with pytest.raises(ConfigError, match=r"test input: backbone s3d takes clips .* not 8 frames of 16 x 16"):
+        evaluate_linear(task)
+    with pytest.raises(ConfigError, match="test input: backbone s3d"):
+        train_classifier(task, kind="finetune")
 
 
 def test_a_test_class_that_training_lacks_is_refused(shards: ShardSet, tmp_path: Path) -> None:
@@ -198,8 +198,8 @@ from rhofast.evaluation.knn import evaluate_neighbors
 
 state = PartialState(cpu=True)
 train, test, out, *settings = sys.argv[1:]
-case = open_task("random", test, train=train, overrides=settings)
-found = {one.kind: one.to_json()["trained"] for one in (evaluate_linear(case), evaluate_neighbors(case))}
+task = open_task("random", test, train=train, overrides=settings)
+found = {one.kind: one.to_json()["trained"] for one in (evaluate_linear(task), evaluate_neighbors(task))}
 assert state.num_processes == 2
 (Path(out) / f"{state.process_index}.json").write_text(json.dumps(found))
 """
@@ -216,6 +216,6 @@ def test_two_ranks_find_what_one_finds(shards: ShardSet, held_out: ShardSet, tmp
         capture_output=True,
         timeout=120,
     )
-    case = open_task("random", held_out.root, train=shards.root, overrides=SETTINGS)
-    alone = {one.kind: one.to_json()["trained"] for one in (evaluate_linear(case), evaluate_neighbors(case))}
+    task = open_task("random", held_out.root, train=shards.root, overrides=SETTINGS)
+    alone = {one.kind: one.to_json()["trained"] for one in (evaluate_linear(task), evaluate_neighbors(task))}
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [alone, alone]

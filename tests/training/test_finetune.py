@@ -74,10 +74,10 @@ def held_out(tmp_path: Path) -> ShardSet:
     return write_shards(tmp_path / "held_out", members, labels=[video % 3 for video in range(6)])
 
 
-def case(shards: ShardSet, test: ShardSet, tmp_path: Path, *settings: str) -> EvalTask:
+def task(shards: ShardSet, test: ShardSet, tmp_path: Path, *settings: str) -> EvalTask:
     page = tmp_path / "recipe.toml"
     page.write_text(RECIPE)
-    return open_task("random", test.root, train=shards.root, page=page, overrides=[*TINY, *settings])
+    return open_task("random", test.root, train=shards.root, config_file=page, overrides=[*TINY, *settings])
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -89,8 +89,8 @@ def test_a_probe_trains_the_head_alone_and_finetuning_everything(
     shards: ShardSet, held_out: ShardSet, tmp_path: Path
 ) -> None:
     for kind in ("linear", "finetune"):
-        opened = case(shards, held_out, tmp_path, f"name={kind}")
-        before = {key: value.clone() for key, value in opened.subject.backbone.state_dict().items()}
+        opened = task(shards, held_out, tmp_path, f"name={kind}")
+        before = {key: value.clone() for key, value in opened.model.backbone.state_dict().items()}
         result = train_classifier(opened, kind=kind)  # type: ignore[arg-type]
         assert isinstance(result, Evaluation)
         assert (result.kind, result.trained.samples, result.chance) == (kind, 6, 1 / 3)
@@ -106,8 +106,8 @@ def test_a_probe_trains_the_head_alone_and_finetuning_everything(
 def test_batch_statistics_are_taken_by_name_as_the_release_does(
     shards: ShardSet, held_out: ShardSet, tmp_path: Path
 ) -> None:
-    opened = case(shards, held_out, tmp_path, "eval.batch_norm=local")
-    before = {key: value.clone() for key, value in opened.subject.backbone.state_dict().items()}
+    opened = task(shards, held_out, tmp_path, "eval.batch_norm=local")
+    before = {key: value.clone() for key, value in opened.model.backbone.state_dict().items()}
     result = train_classifier(opened, kind="linear")
     backbone, _ = trained_backbone(latest_checkpoint(result.folder))  # type: ignore[arg-type, union-attr]
     moved = {key for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])}
@@ -117,19 +117,19 @@ def test_batch_statistics_are_taken_by_name_as_the_release_does(
 def test_a_resumed_recipe_ends_with_the_same_weights(
     shards: ShardSet, held_out: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train_classifier(case(shards, held_out, tmp_path, "name=whole"), kind="finetune")
-    stopped = train_classifier(case(shards, held_out, tmp_path, "name=parts", "train.max_hours=1e-9"), kind="finetune")
+    whole = train_classifier(task(shards, held_out, tmp_path, "name=whole"), kind="finetune")
+    stopped = train_classifier(task(shards, held_out, tmp_path, "name=parts", "train.max_hours=1e-9"), kind="finetune")
     assert isinstance(stopped, Stopped) and stopped.step == 1
     with pytest.raises(ConfigError, match="--resume"):
-        train_classifier(case(shards, held_out, tmp_path, "name=parts"), kind="finetune")
+        train_classifier(task(shards, held_out, tmp_path, "name=parts"), kind="finetune")
     with pytest.raises(ResumeError, match="kind was 'finetune'"):
-        train_classifier(case(shards, held_out, tmp_path, "name=parts"), kind="linear", resume=True)
-    resumed = train_classifier(case(shards, held_out, tmp_path, "name=parts"), kind="finetune", resume=True)
+        train_classifier(task(shards, held_out, tmp_path, "name=parts"), kind="linear", resume=True)
+    resumed = train_classifier(task(shards, held_out, tmp_path, "name=parts"), kind="finetune", resume=True)
     assert isinstance(whole, Evaluation) and isinstance(resumed, Evaluation)
     one, two = (load_checkpoint(latest_checkpoint(at.folder)).method for at in (whole, resumed))  # type: ignore[arg-type]
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert whole.trained == resumed.trained
-    again = train_classifier(case(shards, held_out, tmp_path, "name=parts"), kind="finetune", resume=True)
+    again = train_classifier(task(shards, held_out, tmp_path, "name=parts"), kind="finetune", resume=True)
     assert isinstance(again, Evaluation) and again.trained == whole.trained  # nothing is trained twice
 
 
@@ -137,13 +137,13 @@ def test_a_loss_that_is_not_finite_ends_it_and_is_not_saved(
     shards: ShardSet, held_out: ShardSet, tmp_path: Path
 ) -> None:
     with pytest.raises(NotFiniteError, match="not finite"):
-        train_classifier(case(shards, held_out, tmp_path, "optim.base_lr=1e30"), kind="finetune")
+        train_classifier(task(shards, held_out, tmp_path, "optim.base_lr=1e30"), kind="finetune")
     folder = latest_checkpoint(tmp_path / "runs/random/evals/recipe")
     assert folder is None or all(value.isfinite().all() for value in load_checkpoint(folder).method.values())
 
 
 def test_two_ranks_give_what_one_gives(shards: ShardSet, held_out: ShardSet, tmp_path: Path) -> None:
-    one = train_classifier(case(shards, held_out, tmp_path, "name=one"), kind="finetune")
+    one = train_classifier(task(shards, held_out, tmp_path, "name=one"), kind="finetune")
     assert isinstance(one, Evaluation)
     command = ["eval", "finetune", "random", "--train", str(shards.root), "--test", str(held_out.root)]
     given = [text for setting in ("name=two", *TINY) for text in ("--set", setting)]
@@ -172,13 +172,13 @@ def test_a_recipe_takes_the_geometry_of_the_run_and_the_rest_of_the_page(
     train(load_config(page, settings))
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('name = "r"\n[optim]\nname = "sgd"\n[train]\nsteps = 1\n')
-    opened = open_task(tmp_path / "tiny", held_out.root, page=recipe)
+    opened = open_task(tmp_path / "tiny", held_out.root, config_file=recipe)
     config = opened.config
     assert (config.clips.rule, config.clips.num_frames, config.augment.mean) == ("stride", 2, (0.4, 0.4, 0.4))
     assert (config.optim.name, config.train.steps, config.eval.views, config.backbone.options) == (
         "sgd", 1, 2, {"width": 4}
     )  # fmt: skip
-    assert config.folder == tmp_path / "tiny" / "evals" / "r" and opened.subject.step == 2
+    assert config.folder == tmp_path / "tiny" / "evals" / "r" and opened.model.step == 2
     with pytest.raises(ConfigError, match="13 of 13 test samples"):
         open_task(tmp_path / "tiny", shards.root, train=held_out.root)  # what the run was trained on
     assert len(open_task(tmp_path / "tiny", shards.root, train=held_out.root, allow_overlap=True).notes) == 1

@@ -1,8 +1,8 @@
-"""What a codec makes of video, on paper: bytes of a frame, and how many frames clips cost to read and to decode.
+"""Estimate what a codec makes of video: bytes per frame, and how many frames are read and decoded per clip.
 
-The bytes are fitted to dry runs over two clips of Kinetics's size (benchmarks/results/capacity_*.md): other video
-needs other bytes, and a dry run of one's own. The frames are exact: the page's clips are planned, and counted as
-training would read them. What it is not: it opens and encodes nothing.
+The bytes are fitted to dry runs over two clips of the size of Kinetics (benchmarks/results/capacity_*.md). Other video
+needs a dry run of its own. The frames are exact: the clips of the configuration are planned, and counted as training
+would read them. Nothing is opened or encoded.
 """
 
 from __future__ import annotations
@@ -19,14 +19,20 @@ from rhofast.data.sampling.clip_cost import clip_cost
 from rhofast.data.types import Units
 from rhofast.errors import ConfigError
 
-_PLANNED = 256  # videos of mean length whose clips are planned
-_UNIT = 1000  # bytes of each of their frames
+_PLANNED = 256  # videos of mean duration whose clips are planned
+_UNIT = 1000  # bytes per frame of these videos
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """A codec at 352x256 and 30 frames/s, as measured: bytes of a frame are `alone` in a group of one, else
-    `frame + extra / gop`, where `frame` grows as (30 / fps)^0.6; CPU seconds to encode a second of video."""
+    """Measurements of a codec at 352x256 and 30 frames/s.
+
+    Attributes:
+        alone: Bytes per frame in groups of one frame.
+        frame: In longer groups a frame has `frame + extra / gop` bytes, where `frame` grows as (30 / fps)^0.6.
+        extra: See `frame`.
+        encode: CPU seconds to encode one second of video.
+    """
 
     alone: float
     frame: float
@@ -39,16 +45,30 @@ _STORED = {
     "h264": _Stored(5100.0, 2530.0, 5600.0, 0.17),
     "hevc": _Stored(3690.0, 1870.0, 3300.0, 0.36),
 }
-PIXELS = 352 * 256  # of the pictures that these were measured with
+PIXELS = 352 * 256  # per frame, in these measurements
 _BYTES_BY_PIXELS, _BYTES_BY_RATE = 0.7, 0.6  # exponents, fitted to short sides of 128 to 256 and to 10 and 30 frames/s
 _SOURCE_S = 0.025  # CPU seconds to probe, decode and index a second of a 340x256 source
 
 
 def stored_frame(codec: Codec, *, pixels: float, fps: float) -> tuple[float, float]:
-    """(bytes of a frame; CPU seconds to make a second of video), by what was measured at other settings. pixels: of a
-    stored picture. Raises ConfigError for a codec of which nothing can be known without its sources."""
+    """Estimate the cost of stored video.
+
+    Args:
+        codec: The codec.
+        pixels: Pixels per stored frame.
+        fps: Frames per second of stored video.
+
+    Returns:
+        (bytes per frame, CPU seconds to make one second of video).
+
+    Raises:
+        ConfigError: If the cost depends on the sources alone.
+    """
     if codec.name not in _STORED:
-        raise ConfigError(f"codec {codec.name} keeps the sources", hint="only a dry run knows how large they are")
+        raise ConfigError(
+            f"codec {codec.name} keeps the sources unchanged, so their size is not known",
+            hint="measure it with `rhofast shard --dry-run --report` and pass the report with --dry-run",
+        )
     known, gop = _STORED[codec.name], getattr(codec, "gop", 1)
     grouped = known.frame * (30 / fps) ** _BYTES_BY_RATE + known.extra / gop
     size = (known.alone if gop == 1 else min(known.alone, grouped)) * (pixels / PIXELS) ** _BYTES_BY_PIXELS
@@ -56,13 +76,13 @@ def stored_frame(codec: Codec, *, pixels: float, fps: float) -> tuple[float, flo
 
 
 def units_of(codec: Codec, frames: int) -> Units:
-    """The units of a member with `frames` frames of `_UNIT` bytes each, as the codec would cut it."""
+    """Return the units of a member with `frames` frames of `_UNIT` bytes each, as the codec would cut it."""
     if codec.pictures:
         first = np.arange(frames)
     elif codec.untouched:
         first = np.zeros(1, dtype=np.int64)
     else:
-        first = np.concatenate([[0], np.arange(0, frames, getattr(codec, "gop", 1))])  # a header before the groups
+        first = np.concatenate([[0], np.arange(0, frames, getattr(codec, "gop", 1))])  # A header precedes the groups.
     size = np.diff(first, append=frames) * _UNIT
     count = len(first)
     return Units(
@@ -75,7 +95,17 @@ def units_of(codec: Codec, frames: int) -> Units:
 
 
 def clip_frames(clips: ClipConfig, codec: Codec, units: Units, fps: float) -> tuple[int, float, float]:
-    """(clips of a video; frames whose bytes are read for it, and frames decoded, both in the mean)."""
+    """Count the frames that training reads and decodes per video.
+
+    Args:
+        clips: Section `clips` of the configuration.
+        codec: The codec.
+        units: Units of a member.
+        fps: Frames per second of stored video.
+
+    Returns:
+        (clips per video, mean number of frames whose bytes are read, mean number of frames decoded).
+    """
     frames = int(units.size.sum()) // _UNIT
     row = IndexRow(
         key="video",

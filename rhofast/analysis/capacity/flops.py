@@ -1,8 +1,7 @@
-"""What one training step of a configuration asks of a machine: operations, gradients, a checkpoint's bytes.
+"""Count what one training step costs: operations, gradient bytes, checkpoint bytes.
 
-Nothing is trained and hardly anything computed: shapes of the network go through it on torch's meta device, and the
-method runs once around a stand-in that counts how often, and with or without gradients, a backbone is asked. What it
-is not: it knows no machine and no time (capacity.py).
+The backbone runs once on torch's meta device, which computes shapes alone. The method runs once around a stand-in that
+counts how many clips a backbone processes with and without gradients.
 """
 
 from __future__ import annotations
@@ -20,19 +19,21 @@ from rhofast.models.methods import build_method
 from rhofast.models.methods.method import TrainingProgress
 from rhofast.training.step import forward_backward
 
-_VIDEOS = 2  # of the batch that goes around the stand-in: the fewest that batch norm takes
-_BACKWARD = 2  # a backward costs two forwards: gradients of weights, and of activations
+_VIDEOS = 2  # in the batch of the stand-in: the minimum for batch norm
+_BACKWARD = 2  # a backward pass costs two forward passes: gradients of weights and of activations
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """One step, counted for one video of the batch. A multiply-add is two operations.
+    """The cost of one step. A multiply-add is two operations.
 
-    clips             that the method gets of a video
-    flops             operations for a video: all forwards and backwards of backbones and heads; convolutions and matrix
-                      products alone, as everybody counts them
-    gradient_bytes    of all trained parameters, float32: what ranks exchange in a step
-    checkpoint_bytes  the method's parameters and buffers, and the optimizer's state
+    Attributes:
+        clips: Clips per video.
+        flops: Operations per video: all forward and backward passes of backbones and heads. Only convolutions and
+            matrix
+            products count, as usual.
+        gradient_bytes: Bytes of all trained parameters in float32, which ranks exchange per step.
+        checkpoint_bytes: Bytes of the method's parameters and buffers and of the optimizer state.
     """
 
     clips: int
@@ -42,8 +43,19 @@ class Workload:
 
 
 def count_workload(config: Config, clips: int) -> Workload:
-    """Count a step of `config` that gets `clips` clips a video. Raises ConfigError for a network that does not take the
-    run's clips; ValueError for a number of clips that the method cannot use."""
+    """Count the cost of a training step.
+
+    Args:
+        config: Configuration of the run.
+        clips: Clips per video.
+
+    Returns:
+        The cost.
+
+    Raises:
+        ConfigError: If the backbone cannot take the clips of the configuration.
+        ValueError: If the method cannot use this number of clips.
+    """
     backbone_section, frames, size = config.backbone, config.clips.num_frames, config.augment.size
     with torch.device("meta"):
         backbone = build_backbone(backbone_section.name, backbone_section.options, num_frames=frames, size=size)
@@ -64,11 +76,20 @@ def count_workload(config: Config, clips: int) -> Workload:
 
 
 def _count_passes(config: Config, clips: int, backbone: nn.Module) -> tuple[dict[bool, float], float]:
-    """(clips of a video that a backbone sees, by whether gradients are wanted; operations of the heads a video)."""
+    """Count the clips per video that pass through a backbone, and the operations of the heads.
+
+    Args:
+        config: Configuration of the run.
+        clips: Clips per video.
+        backbone: The backbone, on the meta device.
+
+    Returns:
+        (clips per video, by whether gradients are needed; operations of the heads per video).
+    """
     seen: Counter[bool] = Counter()
 
     class StandIn(nn.Module):
-        """As wide as the backbone. `seen` is not its own, so that its copies count, too."""
+        """A module as wide as the backbone. `seen` is shared, so that its copies are counted too."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,14 +1,12 @@
-"""A run on paper: bytes, bandwidth, decoding, checkpoints and failures of a cluster that does not stand yet.
+"""Plan a run on a cluster that does not exist yet: bytes, bandwidth, decoding, checkpoints and failures.
 
-Arithmetic alone. Every number knows what it rests on, so that every result can say whether it is given, measured or a
-default. The machine is taken to work on everything at the same time: at the pace of the GPUs each resource is asked for
-a share of what it has, and where the largest share is above 1, that resource starves the GPUs and training takes that
-many times as long.
+    inputs (inputs.py) --plan_capacity--> Plan: facts of the run; per codec its facts, utilizations and advice
 
-    inputs (evidence.py) --plan_capacity--> Plan: facts of the run; of each codec its facts, limits and a verdict
+The plan is pure arithmetic. It assumes that all stages overlap: the utilization of a resource is its demand at full GPU
+speed divided by its capacity, and where the largest utilization is above 1, training takes that many times as long.
+Every number carries the names of its inputs, so that every result is known to be given, measured or a default.
 
-What it is not: it measures and reads nothing (evidence.py), and prints nothing (cli.tables). It knows means only: no
-spread of durations, no noise of a shared file system, no slow node.
+Only mean values enter: no spread of durations, no noise of a shared file system, no slow node.
 """
 
 from __future__ import annotations
@@ -18,84 +16,101 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rhofast.analysis.capacity import advice
+from rhofast.analysis.capacity.advice import CACHE_SPACE, Limit
 from rhofast.analysis.capacity.failures import daly_interval, expected_seconds
-from rhofast.analysis.capacity.quantities import Fact, Input, Number, Origin, amount, weakest
+from rhofast.analysis.capacity.quantities import Fact, Input, Number, Origin, weakest
 
-_SHORTER = "shorter groups (rhofast shard --gop), a lower --fps, a smaller --short-side, or jpeg"
-_SMALLER = "a smaller --short-side, fewer clips a video, or GPUs with more JPEG engines"
-_LIGHTER = "a smaller --short-side or a coarser --quality"
-_LARGER_BATCH = "a larger train.batch_size, so that gradients meet less often"
-_MOUNT = "mount the shards as files, of which only the needed bytes are read; store h264 or hevc; or cache "
-_WHOLE, _FIXED = "the whole set", "each node's lanes for good (data.fixed_lanes, data.cache_gb)"
-_LANES = "as many data.lanes as nodes, so that each fetches its own part of the set"
-_STEADIER = "fewer nodes (--gpus), a shorter restart, or train.checkpoint_steps"
-_BLOCKS = "fewer shards at a time (data.block_shards), or a larger data.cache_gb"
-_CORES = "nodes with more cores a GPU"
-_HOST_CORES = "decode on the GPU (data.decoder), shorter groups (rhofast shard --gop), jpeg, or more cores a GPU"
-
-_INDEX_UNIT, _INDEX_ROW = 32, 120  # bytes of an index: of a unit (frame, offset, size, CRC, color), and of the rest
-_FILLS = 4  # videos from which on a GPU may be busy
-_NEAR = 0.8  # share of a resource from which on it is worth a word
-_ROOM = "room in the cache"
-_WORTH = 0.01  # share of the run that another checkpoint interval must save to be worth a word
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limit:
-    """A resource. share: of what it has, what is asked of it at the pace of the GPUs; remedy: what would lower it."""
-
-    name: str
-    share: float
-    origin: Origin
-    basis: tuple[str, ...]
-    remedy: str
+_WORTH_SHARE = 0.01  # share of the run that another checkpoint interval must save to be advised
+_INDEX_UNIT, _INDEX_ROW = (
+    32,
+    120,
+)  # index bytes: per unit (frame, offset, size, CRC, color), and per sample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodecPlan:
-    """What holds for one codec. limits: the fullest first; verdict: what starves first and what to change."""
+    """The plan for one codec.
+
+    Attributes:
+        codec: Name of the codec.
+        facts: Results by name.
+        limits: Utilization of each resource, the highest first.
+        advice: What limits training and what to change, in sentences.
+    """
 
     codec: str
     facts: dict[str, Fact]
     limits: tuple[Limit, ...]
-    verdict: tuple[str, ...]
+    advice: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """inputs: by name; those of one codec begin with CODEC and a dot. cautions: where the plan may well be wrong."""
+    """The plan of a run.
+
+    Attributes:
+        inputs: Inputs by name. The names of inputs of one codec begin with the codec and a dot.
+        facts: Results by name, the same for all codecs.
+        notes: What the plan does not know, in sentences.
+        codecs: The plan for each codec.
+    """
 
     inputs: dict[str, Input]
     facts: dict[str, Fact]
-    cautions: tuple[str, ...]
+    notes: tuple[str, ...]
     codecs: tuple[CodecPlan, ...]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
         return {"version": 1, **asdict(self)}
 
 
 def plan_capacity(
     inputs: Mapping[str, Input], codecs: tuple[str, ...], *, remote: bool, fixed_lanes: bool = False
 ) -> Plan:
-    """The plan of a run for each of `codecs`. inputs: as evidence.py gathers them. remote: shards lie behind an address
-    and come whole through each node's cache; else they are files of every node, of which only the needed bytes are
-    read. fixed_lanes: a node needs the same ones in every epoch. Raises KeyError for an input that is missing."""
-    numbers = {name: Number(one.value, frozenset({name})) for name, one in inputs.items()}
+    """Plan a run for each of several codecs.
+
+    Args:
+        inputs: Inputs by name, as `collect_inputs` returns them.
+        codecs: Names of the codecs.
+        remote: Whether whole shards are downloaded into each node's cache. Otherwise they are files on every node, of
+            which only the needed bytes are read.
+        fixed_lanes: Whether a node uses the same lanes in every epoch.
+
+    Returns:
+        The plan.
+
+    Raises:
+        KeyError: If an input is missing.
+    """
+    numbers = {name: Number(given.value, frozenset({name})) for name, given in inputs.items()}
     run = _Run(inputs, numbers, remote=remote, fixed_lanes=fixed_lanes)
     return Plan(
         inputs=dict(inputs),
         facts=run.facts(),
-        cautions=tuple(run.cautions()),
+        notes=tuple(run.notes()),
         codecs=tuple(run.plan_codec(codec) for codec in codecs),
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Load:
-    """What one codec asks for, at the pace of the GPUs. own: its inputs; stored, index: bytes of the set; read: bytes a
-    video; decoded: frames a second and GPU; host, host_and_decode: cores of a node; fetched: bytes a second by each
-    node, where shards travel whole; blocks: bytes that its cache must hold then; kept: whether it can hold all that
-    the node ever needs, so that only the first epoch fetches."""
+    """The demand of one codec at full GPU speed.
+
+    Attributes:
+        own: Inputs of the codec.
+        stored: Bytes of all shards.
+        index: Bytes of all indices.
+        shards: Number of shards.
+        read: Bytes read per video.
+        decoded: Frames per second and GPU.
+        host: Cores per node, without decoding.
+        host_and_decode: Cores per node, if they also decode.
+        fetched: Bytes per second that each node downloads where shards are remote.
+        blocks: Bytes that the cache of a node must hold where shards are remote.
+        kept: Whether the cache holds everything that the node ever needs, so that only the first epoch downloads.
+    """
 
     own: Mapping[str, Number]
     stored: Number
@@ -111,7 +126,7 @@ class _Load:
 
 
 class _Run:
-    """What all codecs share. Of one rate `x`: `x` a second in all, at the pace of the GPUs."""
+    """The quantities that all codecs share. Rates are those at full GPU speed, of all GPUs together."""
 
     def __init__(
         self, inputs: Mapping[str, Input], numbers: Mapping[str, Number], *, remote: bool, fixed_lanes: bool
@@ -139,51 +154,45 @@ class _Run:
     def facts(self) -> dict[str, Fact]:
         of = self.of
         return {
-            "hours": self._fact("video in all", of["videos"] * of["mean_seconds"] / 3600, "h"),
-            "samples": self._fact("videos stored", self.samples, "videos"),
+            "hours": self._fact("total video", of["videos"] * of["mean_seconds"] / 3600, "h"),
+            "samples": self._fact("stored videos", self.samples, "videos"),
             "nodes": self._fact("nodes", self.nodes, "nodes"),
-            "batch_per_gpu": self._fact("batch on each GPU", of["batch"] / of["gpus"], "videos"),
-            "steps_per_epoch": self._fact("steps an epoch", self.steps_per_epoch, "steps"),
-            "steps": self._fact("steps", self.steps, "steps"),
-            "seen": self._fact("videos seen", self.steps * of["batch"], "videos"),
-            "flops_per_video": self._fact("operations a video", of["flops"], "FLOP"),
-            "gpu_clips_per_second": self._fact("pace of a GPU", self.gpu_rate * of["clips"], "clips/s"),
-            "videos_per_second": self._fact("pace in all", self.rate, "videos/s"),
-            "step_seconds": self._fact("a step at that pace", self.step_s, "s"),
-            "gpu_seconds": self._fact("training at that pace, nothing failing", self.work_s, "s"),
-            "exchange": self._fact("gradients sent, each node", self.exchange, "B/s"),
-            "checkpoint_bytes": self._fact("a checkpoint", of["checkpoint_bytes"], "B"),
-            "checkpoint_write": self._fact("writing it", of["checkpoint_bytes"] / of["checkpoint_rate"], "s"),
-            "checkpoint_disk": self._fact("checkpoints kept", of["checkpoint_bytes"] * of["keep"], "B"),
-            "mtbf": self._fact("between interruptions", self.mtbf_s, "s"),
+            "batch_per_gpu": self._fact("videos per GPU and step", of["batch"] / of["gpus"], "videos"),
+            "steps_per_epoch": self._fact("steps per epoch", self.steps_per_epoch, "steps"),
+            "steps": self._fact("total steps", self.steps, "steps"),
+            "seen": self._fact("videos seen in training", self.steps * of["batch"], "videos"),
+            "flops_per_video": self._fact("operations per video", of["flops"], "FLOP"),
+            "gpu_clips_per_second": self._fact("speed of one GPU", self.gpu_rate * of["clips"], "clips/s"),
+            "videos_per_second": self._fact("speed of all GPUs", self.rate, "videos/s"),
+            "step_seconds": self._fact("time per step at that speed", self.step_s, "s"),
+            "gpu_seconds": self._fact("training time at that speed, without failures", self.work_s, "s"),
+            "exchange": self._fact("gradient traffic per node", self.exchange, "B/s"),
+            "checkpoint_bytes": self._fact("size of a checkpoint", of["checkpoint_bytes"], "B"),
+            "checkpoint_write": self._fact(
+                "time to write a checkpoint", of["checkpoint_bytes"] / of["checkpoint_rate"], "s"
+            ),
+            "checkpoint_disk": self._fact("size of all kept checkpoints", of["checkpoint_bytes"] * of["keep"], "B"),
+            "mtbf": self._fact("mean time between failures", self.mtbf_s, "s"),
         }
 
-    def cautions(self) -> Iterator[str]:
+    def notes(self) -> Iterator[str]:
         of = self.of
         if "gpu_clips" not in of:
-            used = amount(of["utilization"].value, "share")
-            yield f"the pace is {used} of the GPUs' peak; `rhofast bench step` on one of them measures it (--bench)."
-            yield "what decoding and augmenting take of the GPUs' own time is not in it; `rhofast bench both` has that."
-            if of["batch"].value / of["gpus"].value < _FILLS:
-                yield "so few videos do not fill a GPU: steps will be slower; a larger train.batch_size, or fewer GPUs."
+            yield from advice.speed_notes(of["utilization"].value, videos_per_gpu=of["batch"].value / of["gpus"].value)
         if self.remote:
-            part = self.part.value
-            shards = "every shard" if part == 1 else f"{amount(part, 'share')} of the shards"
-            same = ", always the same ones" if self.ever.value < 1 else ""
-            kept = "but for what its cache still holds"
-            yield f"behind an address, every node fetches {shards} of every epoch{same}, {kept}."
+            yield advice.download_note(self.part.value, fixed=self.ever.value < 1)
 
     def plan_codec(self, codec: str) -> CodecPlan:
         load = self._load(codec)
         limits = sorted(self._limits(codec, load), key=lambda limit: -limit.share)
-        flows = [limit for limit in limits if limit.name != _ROOM]
+        flows = [limit for limit in limits if limit.name != CACHE_SPACE]
         basis = frozenset().union(*(limit.basis for limit in flows))
-        times, advice = self._times(Number(max(1.0, flows[0].share), basis))
+        times, checkpoint_steps = self._times(Number(max(1.0, flows[0].share), basis))
         facts = {**self._load_facts(load), **times}
-        verdict = _verdict(limits, facts["wall"], advice)
+        sentences = advice.bottlenecks(limits, facts["wall"].value, checkpoint_steps)
         if load.kept:
-            verdict += (self._filling(load),)
-        return CodecPlan(codec=codec, facts=facts, limits=tuple(limits), verdict=verdict)
+            sentences += (advice.first_epoch(*self._carried(load.fetched, load)),)
+        return CodecPlan(codec=codec, facts=facts, limits=tuple(limits), advice=sentences)
 
     def _load(self, codec: str) -> _Load:
         of, node_rate = self.of, self.rate / self.nodes
@@ -195,9 +204,9 @@ class _Run:
         host = node_rate * own["host_seconds"]
         whole = stored + index
         if "block_shards" in of:
-            held = 2 * self.lanes * of["block_shards"] * (whole / shards)
-        else:  # of this epoch and of the next one
-            held = whole * Number(min(self.ever.value, 2 * self.part.value), self.part.basis)
+            cached = 2 * self.lanes * of["block_shards"] * (whole / shards)
+        else:  # the parts of this epoch and of the next one
+            cached = whole * Number(min(self.ever.value, 2 * self.part.value), self.part.basis)
         return _Load(
             own=own,
             stored=stored,
@@ -208,76 +217,77 @@ class _Run:
             host=host,
             host_and_decode=host + node_rate * own["frames_decoded"] * own["host_decode"],
             fetched=whole * self.part / (self.steps_per_epoch * self.step_s),
-            blocks=held,
+            blocks=cached,
             kept=self.remote and (whole * self.ever).value <= of["cache"].value,
         )
 
     def _limits(self, codec: str, load: _Load) -> Iterator[Limit]:
         of, own, node_rate = self.of, load.own, self.rate / self.nodes
-        lighter, fewer = (_LIGHTER, _SMALLER) if codec == "jpeg" else (_SHORTER, _SHORTER)
+        fewer_bytes, less_decoding = (
+            (advice.SMALLER_PICTURES, advice.FEWER_PICTURES) if codec == "jpeg" else (advice.SHORTER_GROUPS,) * 2
+        )
         if "decode_rate" in own:
-            yield self._limit("decoding on the GPU", load.decoded / own["decode_rate"], fewer)
-            yield self._limit("cores of a node", load.host / of["cores"], _CORES)
+            yield self._limit("GPU decoders", load.decoded / own["decode_rate"], less_decoding)
+            yield self._limit("CPU cores of a node", load.host / of["cores"], advice.MORE_CORES)
         else:
-            yield self._limit("cores of a node", load.host_and_decode / of["cores"], _HOST_CORES)
+            yield self._limit("CPU cores of a node", load.host_and_decode / of["cores"], advice.LESS_HOST_DECODING)
         if "loader_clips" in own:
             share = self.gpu_rate * of["clips"] / own["loader_clips"]
-            yield self._limit("the loader, as measured", share, "what `rhofast bench loader` advises")
+            yield self._limit("the loader, as measured", share, advice.FASTER_LOADER)
         if self.nodes.value > 1:
-            yield self._limit("links between the nodes", self.exchange / of["fabric"], _LARGER_BATCH)
-        coming = node_rate * load.read
+            yield self._limit("network between nodes", self.exchange / of["fabric"], advice.LARGER_BATCH)
+        arriving = node_rate * load.read
         if self.remote:
-            coming = Number(0.0, load.fetched.basis) if load.kept else load.fetched
-            mount = _MOUNT + (_WHOLE if self.part.value == 1 else _FIXED)
-            lighter = mount if self.part.value <= 1 / self.nodes.value else f"{_LANES}; {mount}"
-            network, disk = self._carried(coming, load)
-            yield self._limit("downloading, each node's network", network, lighter)
-            yield self._limit("the cache's disk", disk, lighter)
-            yield self._limit(_ROOM, load.blocks / of["cache"], _BLOCKS)
+            arriving = Number(0.0, load.fetched.basis) if load.kept else load.fetched
+            fewer_bytes = advice.fewer_downloads(self.part.value, nodes=self.nodes.value)
+            network, disk = self._carried(arriving, load)
+            yield self._limit("network to storage, per node", network, fewer_bytes)
+            yield self._limit("cache disk of a node", disk, fewer_bytes)
+            yield self._limit(CACHE_SPACE, load.blocks / of["cache"], advice.LARGER_CACHE)
         else:
-            yield self._limit("reading, each node's network", coming / of["network"], lighter)
+            yield self._limit("network to storage, per node", arriving / of["network"], fewer_bytes)
         if "storage" in of:
-            yield self._limit("the storage, all nodes", coming * self.nodes / of["storage"], lighter)
+            yield self._limit("storage, all nodes together", arriving * self.nodes / of["storage"], fewer_bytes)
 
-    def _carried(self, coming: Number, load: _Load) -> tuple[Number, Number]:
-        """(share of its network, share of the cache's disk) that a node asks for which fetches `coming`, in B/s."""
+    def _carried(self, arriving: Number, load: _Load) -> tuple[Number, Number]:
+        """Return (utilization of the network, utilization of the cache disk) of a node that fetches `arriving` B/s."""
         read = self.rate / self.nodes * load.read
-        return coming / self.of["network"], (coming + read) / self.of["disk"]
-
-    def _filling(self, load: _Load) -> str:
-        """In words: the epoch that fetches what all others find in the cache, and which the limits leave out."""
-        network, disk = self._carried(load.fetched, load)
-        asked = f"{amount(network.value, 'share')} of each node's network and {amount(disk.value, 'share')} of its disk"
-        slower = max(network.value, disk.value)
-        return f"The first epoch fills the caches: it asks for {asked}" + (
-            f", so it takes {_times(slower)} as long." if slower > 1 else "."
-        )
+        return arriving / self.of["network"], (arriving + read) / self.of["disk"]
 
     def _load_facts(self, load: _Load) -> dict[str, Fact]:
         of, own, reading = self.of, load.own, self.rate * load.read
         return {
-            "shard_bytes": self._fact("shards", load.stored, "B"),
-            "index_bytes": self._fact("their indices", load.index, "B"),
+            "shard_bytes": self._fact("size of all shards", load.stored, "B"),
+            "index_bytes": self._fact("size of their indices", load.index, "B"),
             "shards": self._fact("number of shards", load.shards, "shards"),
-            "bytes_per_shard": self._fact("a shard with its index", (load.stored + load.index) / load.shards, "B"),
-            "ingest": self._fact("core-hours to make them", of["videos"] * own["ingest_seconds"] / 3600, "core-hours"),
-            "read_per_video": self._fact("read for a video", load.read, "B"),
-            "read_per_epoch": self._fact("read in an epoch", self.samples * load.read, "B"),
-            "read_per_node": self._fact("read, each node", reading / self.nodes, "B/s"),
-            "read_in_all": self._fact("read, all nodes", reading, "B/s"),
-            "fetched_per_node": self._fact("behind an address: each node fetches", load.fetched, "B/s"),
-            "fetched_in_all": self._fact("behind an address: all nodes fetch", load.fetched * self.nodes, "B/s"),
-            "cache_needed": self._fact("behind an address: cache, each node", load.blocks, "B"),
-            "decoded_per_video": self._fact("frames decoded for a video", own["frames_decoded"], "frames"),
-            "decoded_per_gpu": self._fact("frames/s decoded, each GPU", load.decoded, "frames/s"),
-            "host_cores": self._fact("cores that plan and read, each node", load.host, "cores"),
-            "host_decode_cores": self._fact("cores, if they decoded too", load.host_and_decode, "cores"),
+            "bytes_per_shard": self._fact("size per shard with index", (load.stored + load.index) / load.shards, "B"),
+            "ingest": self._fact(
+                "core-hours to make the shards", of["videos"] * own["ingest_seconds"] / 3600, "core-hours"
+            ),
+            "read_per_video": self._fact("bytes read per video", load.read, "B"),
+            "read_per_epoch": self._fact("bytes read per epoch", self.samples * load.read, "B"),
+            "read_per_node": self._fact("read rate per node", reading / self.nodes, "B/s"),
+            "read_in_all": self._fact("read rate, all nodes", reading, "B/s"),
+            "fetched_per_node": self._fact("remote shards: download rate per node", load.fetched, "B/s"),
+            "fetched_in_all": self._fact("remote shards: download rate, all nodes", load.fetched * self.nodes, "B/s"),
+            "cache_needed": self._fact("remote shards: cache per node", load.blocks, "B"),
+            "decoded_per_video": self._fact("frames decoded per video", own["frames_decoded"], "frames"),
+            "decoded_per_gpu": self._fact("decoding rate per GPU", load.decoded, "frames/s"),
+            "host_cores": self._fact("cores per node, without decoding", load.host, "cores"),
+            "host_decode_cores": self._fact("cores per node, if they also decode", load.host_and_decode, "cores"),
         }
 
-    def _times(self, pace: Number) -> tuple[dict[str, Fact], str | None]:
-        """Facts of a run that is slowed down `pace` times, and what to say of its checkpoints."""
+    def _times(self, slowdown: Number) -> tuple[dict[str, Fact], tuple[int, float] | None]:
+        """Compute how long training takes with checkpoints and failures.
+
+        Args:
+            slowdown: Training time divided by the time at full GPU speed.
+
+        Returns:
+            The facts, and (train.checkpoint_steps, share of the time that it saves) if another interval is worth it.
+        """
         of, stall, mtbf = self.of, self.of["stall"], self.mtbf_s
-        step_s, work = self.step_s * pace, self.work_s * pace
+        step_s, work = self.step_s * slowdown, self.work_s * slowdown
         interval = of["checkpoint_steps"] * step_s
         writing = of["checkpoint_bytes"] / of["checkpoint_rate"]
         best = Number(max(daly_interval(stall.value, mtbf.value), writing.value), stall.basis | mtbf.basis)
@@ -293,19 +303,18 @@ class _Run:
             return Number(seconds, work.basis | between.basis | of["restart"].basis | best.basis)
 
         wall, least = taken(interval), taken(best).value
-        advice = None
-        if wall.value - least > _WORTH * work.value:
-            steps, saved = max(1, round(best.value / step_s.value)), 1 - least / wall.value
-            advice = f"--set train.checkpoint_steps={steps} would save {saved:.0%} of the time"
+        better = None
+        if wall.value - least > _WORTH_SHARE * work.value:
+            better = max(1, round(best.value / step_s.value)), 1 - least / wall.value
         return {
-            "pace": self._fact("training slowed down", pace, "x"),
-            "interval": self._fact("between checkpoints, as the page has it", interval, "s"),
-            "optimal_interval": self._fact("between checkpoints, at best (Daly)", best, "s"),
-            "checkpoint_rate": self._fact("checkpoints written", of["checkpoint_bytes"] / interval, "B/s"),
-            "interruptions": self._fact("interruptions expected", wall / mtbf, "interruptions"),
-            "lost": self._fact("lost to them and to checkpoints", wall - work, "s"),
-            "wall": self._fact("training, in all", wall, "s"),
-        }, advice
+            "slowdown": self._fact("slowdown of training", slowdown, "x"),
+            "interval": self._fact("checkpoint interval of the configuration", interval, "s"),
+            "optimal_interval": self._fact("optimal checkpoint interval (Daly)", best, "s"),
+            "checkpoint_rate": self._fact("checkpoint write rate", of["checkpoint_bytes"] / interval, "B/s"),
+            "interruptions": self._fact("expected interruptions", wall / mtbf, "interruptions"),
+            "lost": self._fact("time lost to failures and checkpoints", wall - work, "s"),
+            "wall": self._fact("total training time", wall, "s"),
+        }, better
 
     def _origin(self, basis: frozenset[str]) -> Origin:
         return weakest(self.inputs[name].origin for name in basis)
@@ -325,44 +334,18 @@ class _Run:
 
 
 def _lanes(lanes: Number | None, nodes: Number) -> tuple[Number, Number]:
-    """(lanes of which a node keeps blocks, share of the set that it fetches an epoch). Without lanes its part of a
-    batch may come from any shard."""
+    """Return the lanes of a node, and the share of the set that it downloads per epoch.
+
+    Without lanes, the samples of a node's part of a batch may come from any shard.
+
+    Args:
+        lanes: data.lanes. None means no lanes.
+        nodes: Number of nodes.
+
+    Returns:
+        (lanes of which a node caches blocks, share of the set).
+    """
     if lanes is None:
         return Number(1.0), Number(1.0)
     mine = Number(math.ceil(lanes.value / nodes.value), lanes.basis | nodes.basis)
     return mine, mine / lanes
-
-
-def _verdict(limits: list[Limit], wall: Fact, advice: str | None) -> tuple[str, ...]:
-    """In words: what cannot work, what starves first and what would change that, what comes next."""
-    told = []
-    room = [limit for limit in limits if limit.name == _ROOM and limit.share > 1]
-    flows = [limit for limit in limits if limit.name != _ROOM]
-    if room:
-        asked = _times(room[0].share)
-        told.append(
-            f"Training would refuse to begin: the cache must hold {asked} what it may. Change: {room[0].remedy}."
-        )
-    starved, ends = [limit for limit in flows if limit.share > 1], f"all of it takes {amount(wall.value, wall.unit)}"
-    if not math.isfinite(wall.value):
-        ends = f"it never ends: machines fail before the run has begun again and saved ({_STEADIER} may help)"
-    if starved:
-        first = starved[0]
-        told.append(
-            f"First to starve: {first.name}, asked for {_times(first.share)} what there is, so that {ends}. "
-            f"Change: {first.remedy}."
-        )
-        told += [f"Then: {one.name}, {_times(one.share)} what there is. Change: {one.remedy}." for one in starved[1:]]
-    else:
-        told.append(
-            f"Nothing starves: the GPUs are the limit, and {ends}. Next would be {flows[0].name}, at "
-            f"{amount(flows[0].share, 'share')} of what there is."
-        )
-    told += [f"Close: {one.name}, at {one.share:.0%}." for one in flows[1:] if _NEAR < one.share <= 1]
-    if advice is not None:
-        told.append(f"Checkpoints: {advice}.")
-    return tuple(told)
-
-
-def _times(share: float) -> str:
-    return f"{share:,.3g} times" if share < 100 else f"{share:,.0f} times"

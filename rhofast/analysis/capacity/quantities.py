@@ -1,6 +1,6 @@
-"""Numbers that know what they rest on: given, measured, or a default; and how a number reads with its unit.
+"""Numbers that carry their origin (given, measured or a default), and their text with a unit.
 
-Input --Number--> arithmetic --Number--> Fact        every result carries the names of the inputs that went into it
+Input --Number--> arithmetic --Number--> Fact        each result carries the names of its inputs
 """
 
 from __future__ import annotations
@@ -17,8 +17,14 @@ _WEAKNESS: tuple[Origin, ...] = ("default", "measured", "given")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Input:
-    """A number that the plan begins with. origin: given by the user or the page, measured by a report that the user
-    gave, or a default; source: in words."""
+    """An input of the plan.
+
+    Attributes:
+        value: The number.
+        unit: Its unit.
+        origin: Given by the user or the configuration, measured by a report that the user passed, or a default.
+        source: The source in words.
+    """
 
     value: float
     unit: str
@@ -28,29 +34,62 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number, and the names of the inputs that it rests on."""
+    """A number in the arithmetic of the plan.
+
+    Attributes:
+        value: The number.
+        basis: Names of the inputs from which it is computed.
+    """
 
     value: float
     basis: frozenset[str] = frozenset()
 
     def __add__(self, other: Number | float) -> Number:
-        return _join(self, other, _value(other) + self.value)
+        return _with_basis(self, other, _value(other) + self.value)
 
     def __sub__(self, other: Number | float) -> Number:
-        return _join(self, other, self.value - _value(other))
+        return _with_basis(self, other, self.value - _value(other))
 
     def __mul__(self, other: Number | float) -> Number:
-        return _join(self, other, _value(other) * self.value)
+        return _with_basis(self, other, _value(other) * self.value)
 
     def __rmul__(self, other: float) -> Number:
         return self * other
 
     def __truediv__(self, other: Number | float) -> Number:
-        return _join(self, other, self.value / _value(other))
+        return _with_basis(self, other, self.value / _value(other))
+
+
+def given(value: float, unit: str, source: str) -> Input:
+    """Return an input that the user gave."""
+    return Input(value=float(value), unit=unit, origin="given", source=source)
+
+
+def measured(value: float, unit: str, path: str) -> Input:
+    """Return an input that the report at `path` holds."""
+    return Input(value=float(value), unit=unit, origin="measured", source=path)
+
+
+def given_or_default(value: float | None, option: str, unit: str, default: float, source: str) -> Input:
+    """Return an input that the user may have given.
+
+    Args:
+        value: Value of the option. None if it was not given.
+        option: Name of the option.
+        unit: Unit of the value.
+        default: Value if the option was not given.
+        source: Source of the default, in words.
+
+    Returns:
+        The input.
+    """
+    if value is not None:
+        return given(value, unit, option)
+    return Input(value=default, unit=unit, origin="default", source=source)
 
 
 def weakest(origins: Iterable[Origin]) -> Origin:
-    """A default is weaker than what was measured, and that than what was given."""
+    """Return the weakest of several origins: a default is weaker than "measured", which is weaker than "given"."""
     return min(origins, key=_WEAKNESS.index, default="given")
 
 
@@ -58,14 +97,21 @@ def _value(number: Number | float) -> float:
     return number.value if isinstance(number, Number) else number
 
 
-def _join(one: Number, other: Number | float, value: float) -> Number:
-    return Number(value, one.basis | other.basis if isinstance(other, Number) else one.basis)
+def _with_basis(number: Number, other: Number | float, value: float) -> Number:
+    return Number(value, number.basis | other.basis if isinstance(other, Number) else number.basis)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fact:
-    """A result. unit: "B", "B/s", "s", "share" (1 is all), "FLOP/s" or a word for what is counted; origin: the weakest
-    of what it rests on."""
+    """A result.
+
+    Attributes:
+        label: Name in tables.
+        value: The number.
+        unit: "B", "B/s", "s", "share" (1 is all), "FLOP/s", or a word for what is counted.
+        origin: The weakest origin of the inputs.
+        basis: Names of the inputs.
+    """
 
     label: str
     value: float
@@ -75,9 +121,17 @@ class Fact:
 
 
 def amount(value: float, unit: str) -> str:
-    """A number with its unit, as one reads it: three or four digits; "12.3 TB", "4.5 days", "67 %"."""
+    """Return a number with its unit in three or four digits, such as "12.3 TB", "4.5 days" or "67 %".
+
+    Args:
+        value: The number.
+        unit: Unit of a Fact.
+
+    Returns:
+        The text.
+    """
     if not math.isfinite(value):
-        return "without end"
+        return "infinite"
     if unit == "share":
         return f"{100 * value:,.3g} %" if value < 1 else f"{100 * value:,.0f} %"
     if unit == "s":

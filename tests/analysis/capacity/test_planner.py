@@ -1,4 +1,4 @@
-"""Capacity on paper: closed forms, what a real step and real files say, and how answers move with what is asked."""
+"""The capacity planner: closed forms, comparison with a real step and real files, and monotonicity."""
 
 import json
 import math
@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from rhofast.analysis.capacity.codec_costs import PIXELS, clip_frames, stored_frame, units_of
 from rhofast.analysis.capacity.failures import daly_interval, expected_seconds, young_interval
 from rhofast.analysis.capacity.flops import Workload, count_workload
-from rhofast.analysis.capacity.inputs import Question, gather
+from rhofast.analysis.capacity.inputs import collect_inputs
+from rhofast.analysis.capacity.options import PlannerOptions
 from rhofast.analysis.capacity.planner import Plan, plan_capacity
 from rhofast.analysis.capacity.quantities import Input, Number, amount
 from rhofast.cli.app import app
@@ -113,21 +114,21 @@ def test_the_plan_is_its_closed_forms() -> None:
     assert fact(plan, "host_cores") == pytest.approx(2000 * 4e-4)
     assert fact(plan, "exchange") == pytest.approx(2 * 2e8 * 7 / 8 / (512 / rate))
     assert fact(plan, "mtbf") == pytest.approx(750 * HOUR)
-    assert shares(plan)["decoding on the GPU"] == pytest.approx(0.4)
-    assert fact(plan, "pace") == 1
+    assert shares(plan)["GPU decoders"] == pytest.approx(0.4)
+    assert fact(plan, "slowdown") == 1
     assert fact(plan, "interval") == pytest.approx(500 * 512 / rate)
 
 
-def test_behind_an_address_every_node_fetches_the_set_in_every_epoch() -> None:
+def test_with_remote_shards_every_node_downloads_the_set_in_every_epoch() -> None:
     plan = planned(remote=True)
     whole = fact(plan, "shard_bytes") + fact(plan, "index_bytes")
     epoch = fact(plan, "steps_per_epoch") * fact(plan, "step_seconds")
     assert fact(plan, "fetched_per_node") * epoch == pytest.approx(whole)
     assert fact(plan, "fetched_in_all") == pytest.approx(8 * fact(plan, "fetched_per_node"))
     assert fact(plan, "cache_needed") == pytest.approx(2 * 8 * whole / 5000)
-    assert shares(plan)["downloading, each node's network"] == pytest.approx(fact(plan, "fetched_per_node") / 10e9)
+    assert shares(plan)["network to storage, per node"] == pytest.approx(fact(plan, "fetched_per_node") / 10e9)
     kept = shares(planned(remote=True, cache=1e16))
-    assert kept["downloading, each node's network"] == 0  # after the first epoch all of it is there
+    assert kept["network to storage, per node"] == 0  # after the first epoch all of it is there
 
 
 def test_with_a_lane_for_each_node_the_nodes_together_fetch_the_set_once() -> None:
@@ -142,52 +143,54 @@ def test_with_a_lane_for_each_node_the_nodes_together_fetch_the_set_once() -> No
     whole = planned(remote=True, lanes=8, block_shards=None)  # this epoch's part and the next one's
     stored = fact(whole, "shard_bytes") + fact(whole, "index_bytes")
     assert fact(whole, "cache_needed") == pytest.approx(stored / 4)
-    advised = ["data.lanes" in " ".join(one.codecs[0].verdict) for one in (plan, few, laned, more)]
+    advised = ["data.lanes" in " ".join(one.codecs[0].advice) for one in (plan, few, laned, more)]
     assert advised == [True, True, False, False]
-    assert "every shard of every epoch" in plan.cautions[-1] and "12.5 % of the shards" in laned.cautions[-1]
+    assert "every shard in every epoch" in plan.notes[-1] and "12.5 % of the shards" in laned.notes[-1]
 
 
 def test_a_node_that_keeps_its_lanes_fetches_them_once() -> None:
     stored = sum(fact(planned(), name) for name in ("shard_bytes", "index_bytes"))
     for cache, fixed, again in ((stored / 8, True, False), (stored / 8 - 1, True, True), (stored / 8, False, True)):
         plan = planned(remote=True, lanes=8, fixed_lanes=fixed, cache=cache)
-        assert (shares(plan)["downloading, each node's network"] > 0) == again
+        assert (shares(plan)["network to storage, per node"] > 0) == again
         slower = fact(plan, "fetched_per_node") / 5e9 + fact(plan, "read_per_node") / 5e9  # of the cache's disk
-        assert ("The first epoch fills the caches" in plan.codecs[0].verdict[-1]) == (not again)
-        assert again or f"so it takes {slower:.3g} times as long" in plan.codecs[0].verdict[-1]
+        assert ("The first epoch fills the caches" in plan.codecs[0].advice[-1]) == (not again)
+        assert again or f"so it takes {slower:.3g} times as long" in plan.codecs[0].advice[-1]
     whole = planned(remote=True, lanes=8, fixed_lanes=True, block_shards=None)
     assert fact(whole, "cache_needed") == pytest.approx(stored / 8)
-    assert "12.5 % of the shards of every epoch, always the same ones" in whole.cautions[-1]
-    assert "data.fixed_lanes" in whole.codecs[0].verdict[1]
+    assert "12.5 % of the shards (always the same ones) in every epoch" in whole.notes[-1]
+    assert "data.fixed_lanes" in whole.codecs[0].advice[1]
 
 
-def test_a_cache_without_room_for_two_blocks_is_told_first() -> None:
+def test_a_cache_that_is_too_small_is_reported_first() -> None:
     plan = planned(remote=True, cache=1e9)
-    assert "refuse to begin" in plan.codecs[0].verdict[0]
-    assert fact(plan, "pace") == max(share for name, share in shares(plan).items() if name != "room in the cache")
+    assert "refuse to start" in plan.codecs[0].advice[0]
+    assert fact(plan, "slowdown") == max(
+        share for name, share in shares(plan).items() if name != "cache space of a node"
+    )
 
 
-def test_what_is_asked_for_most_sets_the_pace_and_is_named() -> None:
+def test_the_highest_utilization_sets_the_speed_and_is_named() -> None:
     plan = planned(jpeg__decode_rate=1000.0, network=1e9)
-    assert fact(plan, "pace") == pytest.approx(4)
-    assert plan.codecs[0].limits[0].name == "decoding on the GPU"
-    assert "First to starve: decoding on the GPU, asked for 4 times" in plan.codecs[0].verdict[0]
-    assert "Nothing starves" in planned().codecs[0].verdict[0]
+    assert fact(plan, "slowdown") == pytest.approx(4)
+    assert plan.codecs[0].limits[0].name == "GPU decoders"
+    assert "Bottleneck: GPU decoders at 400 % utilization" in plan.codecs[0].advice[0]
+    assert "Bottleneck: the GPUs" in planned().codecs[0].advice[0]
 
 
 def test_streams_that_no_engine_decodes_are_decoded_by_cores() -> None:
     plan = planned(jpeg__decode_rate=None)
-    assert shares(plan)["cores of a node"] == pytest.approx(2000 * (4e-4 + 16 * 2e-3) / 100)
-    assert "decoding on the GPU" not in shares(plan)
+    assert shares(plan)["CPU cores of a node"] == pytest.approx(2000 * (4e-4 + 16 * 2e-3) / 100)
+    assert "GPU decoders" not in shares(plan)
 
 
-def test_a_measured_pace_takes_the_place_of_the_guess() -> None:
+def test_a_measured_speed_replaces_the_guess() -> None:
     plan = planned(gpu_clips=100.0, peak=None, utilization=None)
     assert fact(plan, "videos_per_second") == pytest.approx(64 * 50)
-    assert not plan.cautions
+    assert not plan.notes
 
 
-def test_a_result_is_as_good_as_the_weakest_that_it_rests_on() -> None:
+def test_the_origin_of_a_result_is_the_weakest_of_its_inputs() -> None:
     plan = planned(measured=("flops",))
     assert plan.facts["steps"].origin == "given"
     starved = planned(measured=("network",), network=1e8).codecs[0]
@@ -232,13 +235,13 @@ def test_more_video_never_takes_less_room(factor: float, name: str) -> None:
         assert fact(more, which) >= fact(few, which) * 0.999  # an epoch is a whole number of steps
 
 
-# ---- interruptions ----
+# ---- failures ----
 
 
-def test_a_run_that_fails_faster_than_it_begins_again_is_said_never_to_end() -> None:
+def test_a_run_that_fails_faster_than_it_restarts_never_finishes() -> None:
     changes = {"node_mtbf": 1.0, "restart": 10 * HOUR}
-    told = " ".join(planned(**changes).codecs[0].verdict)
-    assert "it never ends: machines fail before" in told and "without end" not in told
+    advice = " ".join(planned(**changes).codecs[0].advice)
+    assert "training never finishes, because nodes fail" in advice and "infinite" not in advice
 
 
 @pytest.mark.parametrize("absurd", ["--videos inf", "--videos 1e30", "--mean-seconds 1e300", "--fps inf", "--gpus 0"])
@@ -282,7 +285,7 @@ def test_interruptions_cost_what_a_simulation_says() -> None:
     assert clock == pytest.approx(expected, rel=0.12)
 
 
-# ---- what a step asks for ----
+# ---- the cost of a step ----
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -322,7 +325,7 @@ def test_the_published_step_has_the_published_operations() -> None:
     assert work.flops == pytest.approx(2 * 4 * 2 * 54.5e9 * (224 / 256) ** 2, rel=0.02)
 
 
-# ---- what codecs make of video ----
+# ---- codec costs ----
 
 
 def test_sizes_taken_for_granted_are_within_reach_of_those_measured() -> None:
@@ -360,7 +363,7 @@ def test_clips_read_and_decode_what_the_codec_makes_them(name: str, gop: int) ->
 def test_the_loader_read_and_decoded_what_is_planned(name: str) -> None:
     """Of two videos of ten seconds, each several times, in three rounds of ten batches."""
     report = json.loads(RESULTS.read_text())
-    loader = [rank["stats"] for turn in report["bench_loader"][name]["turns"] for rank in turn["ranks"]]
+    loader = [rank["stats"] for one in report["bench_loader"][name]["measurements"] for rank in one["ranks"]]
     made = next(one for one in report["dry_runs"][0]["codecs"] if one["codec"]["name"] == name)
     codec, videos = build_codec(made["codec"]), sum(one["clips"] for one in loader) / 2
     _, read, decoded = clip_frames(load_config(None).clips, codec, units_of(codec, 290), 29.0)
@@ -370,12 +373,12 @@ def test_the_loader_read_and_decoded_what_is_planned(name: str) -> None:
     )
 
 
-# ---- evidence ----
+# ---- inputs ----
 
 
-def ask(**changes: Any) -> Question:
+def ask(**changes: Any) -> PlannerOptions:
     given: dict[str, Any] = {"gpus": 64, "videos": 1e6, "mean_seconds": 10.0, "codec_options": {}}
-    return Question(**{**given, **changes})
+    return PlannerOptions(**{**given, **changes})
 
 
 def dry_report(tmp_path: Path) -> Path:
@@ -399,7 +402,7 @@ def bench_report(tmp_path: Path, **changes: Any) -> Path:
 
 
 def test_without_reports_every_guess_is_a_default() -> None:
-    found = gather(load_config(None, SMALL), ask())
+    found = collect_inputs(load_config(None, SMALL), ask())
     assert found.codecs == ("jpeg", "h264", "hevc") and not found.remote
     assert found.inputs["videos"].origin == "given" and found.inputs["flops"].origin == "given"
     assert found.inputs["h264.frame_bytes"].origin == "default" and found.inputs["utilization"].origin == "default"
@@ -409,7 +412,7 @@ def test_without_reports_every_guess_is_a_default() -> None:
 
 def test_a_dry_run_says_what_the_videos_are(tmp_path: Path) -> None:
     path = dry_report(tmp_path)
-    found = gather(load_config(None, SMALL), ask(dry_run=path, videos=2e6, mean_seconds=None)).inputs
+    found = collect_inputs(load_config(None, SMALL), ask(dry_run=path, videos=2e6, mean_seconds=None)).inputs
     assert found["videos"].origin == "given" and found["videos"].value == 2e6
     assert found["mean_seconds"].value == pytest.approx(10, rel=0.01) and found["mean_seconds"].origin == "measured"
     assert found["fps"].value == pytest.approx(29, rel=0.02)
@@ -419,33 +422,33 @@ def test_a_dry_run_says_what_the_videos_are(tmp_path: Path) -> None:
 
 
 def test_a_bench_says_how_fast_a_gpu_is(tmp_path: Path) -> None:
-    found = gather(load_config(None, SMALL), ask(bench=bench_report(tmp_path))).inputs
+    found = collect_inputs(load_config(None, SMALL), ask(bench=bench_report(tmp_path))).inputs
     assert found["gpu_clips"].value == 300 and found["gpu_clips"].origin == "measured"
     loader = bench_report(tmp_path, what="loader", summary={"loader": {"clips_per_second": {"median": 50.0}}})
-    found = gather(load_config(None, SMALL), ask(bench=loader, codecs=["h264"])).inputs
+    found = collect_inputs(load_config(None, SMALL), ask(bench=loader, codecs=["h264"])).inputs
     assert found["h264.loader_clips"].value == 25 and "gpu_clips" not in found
 
 
 def test_what_cannot_be_planned_is_refused(tmp_path: Path) -> None:
     config = load_config(None, SMALL)
-    with pytest.raises(ConfigError, match="512 cannot be split over 96 GPUs"):
-        gather(config, ask(gpus=96))
-    with pytest.raises(ConfigError, match="not a multiple"):
-        gather(config, ask(gpus=12))
+    with pytest.raises(ConfigError, match=r"train.batch_size=512: must be a multiple of --gpus 96"):
+        collect_inputs(config, ask(gpus=96))
+    with pytest.raises(ConfigError, match="must be a multiple of --gpus-per-node 8"):
+        collect_inputs(config, ask(gpus=12))
     with pytest.raises(ConfigError, match="--videos and --mean-seconds"):
-        gather(config, ask(videos=None))
-    with pytest.raises(ConfigError, match="fewer than a batch"):
-        gather(config, ask(videos=100.0))
-    with pytest.raises(ConfigError, match="copy keeps the sources"):
-        gather(config, ask(codecs=["copy"]))
-    with pytest.raises(ConfigError, match=r"--gop: .* was made with one"):
-        gather(config, ask(codec_options={"gop": 8}, dry_run=dry_report(tmp_path)))
+        collect_inputs(config, ask(videos=None))
+    with pytest.raises(ConfigError, match=r"must be at least train.batch_size=512"):
+        collect_inputs(config, ask(videos=100.0))
+    with pytest.raises(ConfigError, match="copy keeps the sources unchanged"):
+        collect_inputs(config, ask(codecs=["copy"]))
+    with pytest.raises(ConfigError, match=r"--gop: the dry run of .* has already chosen it"):
+        collect_inputs(config, ask(codec_options={"gop": 8}, dry_run=dry_report(tmp_path)))
     with pytest.raises(ConfigError, match="on a CPU"):
-        gather(config, ask(bench=bench_report(tmp_path, machine={"device": "cpu"})))
-    with pytest.raises(ConfigError, match=r"another step: augment\.size is 32"):
-        gather(load_config(None, [*SMALL, "augment.size=64"]), ask(bench=bench_report(tmp_path)))
-    with pytest.raises(ConfigError, match="no report of `rhofast shard"):
-        gather(config, ask(dry_run=bench_report(tmp_path)))
+        collect_inputs(config, ask(bench=bench_report(tmp_path, machine={"device": "cpu"})))
+    with pytest.raises(ConfigError, match=r"measured with augment\.size=32, but the plan has 64"):
+        collect_inputs(load_config(None, [*SMALL, "augment.size=64"]), ask(bench=bench_report(tmp_path)))
+    with pytest.raises(ConfigError, match="not a report of `rhofast shard"):
+        collect_inputs(config, ask(dry_run=bench_report(tmp_path)))
 
 
 def test_the_command_prints_a_plan_and_writes_all_of_it(
@@ -457,7 +460,7 @@ def test_the_command_prints_a_plan_and_writes_all_of_it(
     settings_ = [part for one in SMALL for part in ("--set", one)]
     app([*command.split(), *settings_, "--out", str(target)], standalone_mode=False)
     printed = capsys.readouterr().out
-    assert "asked of decoding on the GPU" in printed and "What it rests on" in printed and "jpeg: " in printed
+    assert "utilization of GPU decoders" in printed and "Inputs" in printed and "jpeg: " in printed
     plan = json.loads(target.read_text())
     assert [one["codec"] for one in plan["codecs"]] == ["jpeg", "h264"]
     assert plan["facts"]["steps"]["value"] == 100 * (10**6 // 512)
@@ -472,13 +475,13 @@ def test_the_command_prints_a_plan_and_writes_all_of_it(
 def lever(**options: Any) -> list[str]:
     """Cells of a row of the table of levers: a million videos of 26 seconds, on 128 GPUs."""
     config = load_config(None, ["train.batch_size=1024", "train.epochs=200"])
-    question: dict[str, Any] = {"gpus": 128, "videos": 1e6, "mean_seconds": 26.0, "codec_options": {}, **options}
-    found = gather(config, Question(**question))
+    given_options: dict[str, Any] = {"gpus": 128, "videos": 1e6, "mean_seconds": 26.0, "codec_options": {}, **options}
+    found = collect_inputs(config, PlannerOptions(**given_options))
     one = plan_capacity(found.inputs, found.codecs, remote=False).codecs[0]
     shares = {limit.name: amount(limit.share, "share") for limit in one.limits}
     names = ("shard_bytes", "ingest", "read_per_video", "decoded_per_video", "read_in_all", "fetched_per_node")
     cells = [amount(one.facts[name].value, one.facts[name].unit) for name in names]
-    return [*cells, shares["decoding on the GPU"]]
+    return [*cells, shares["GPU decoders"]]
 
 
 LEVERS = {
@@ -538,7 +541,7 @@ def test_the_page_about_scale_shows_what_the_command_prints(
         (1234567.0, "shards", "1,234,567 shards"),
         (1.0, "nodes", "1 node"),
         (1.0, "clips/s", "1 clips/s"),
-        (math.inf, "s", "without end"),
+        (math.inf, "s", "infinite"),
     ],
 )
 def test_amounts_read_well(value: float, unit: str, text: str) -> None:
