@@ -57,25 +57,25 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to write (default: a folder for temporary files)")
     given = parser.parse_args()
     load = os.getloadavg()[0]
-    held, seconds = [], []
+    stalls, seconds = [], []
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         checkpoint = make_checkpoint(given.backbone, given.method, Path(folder))
         size = sum(value.nbytes for value in checkpoint.method.values())
         run = Path(folder) / "run"
         run.mkdir()
-        with AsyncCheckpointWriter(run, keep=1) as saver:
-            saver.reserve(checkpoint)
+        with AsyncCheckpointWriter(run, keep=1) as writer:
+            writer.reserve(checkpoint)
             for step in range(1, given.rounds + 1):
-                saver.save(replace(checkpoint, step=step))
-                saver.wait()
+                writer.save(replace(checkpoint, step=step))
+                writer.wait()
                 time.sleep(0.2)
-                [told] = saver.news()
-                if told.error is not None:
-                    raise SystemExit(told.error)
-                held.append(1000 * told.held_s)
-                seconds.append(told.seconds)
+                [written] = writer.poll()
+                if written.error is not None:
+                    raise SystemExit(written.error)
+                stalls.append(1000 * written.stall_s)
+                seconds.append(written.seconds)
     print(f"{given.method}, {given.backbone}: {size / 1e6:.0f} MB of weights and statistics, and the optimizer's state")
-    print(f"training thread held: {statistics.median(held):.0f} ms ({min(held):.0f} to {max(held):.0f})")
+    print(f"training thread held up: {statistics.median(stalls):.0f} ms ({min(stalls):.0f} to {max(stalls):.0f})")
     print(f"on the disk after: {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})")
     print(facts_line(facts_of_the_machine(("torch", "safetensors")), load))
 

@@ -72,7 +72,7 @@ def work(pipe: Connection, page: Path, settings: list[str], place: dict[str, str
     from rhofast.config.load import load_config
     from rhofast.models.methods.method import TrainingProgress
     from rhofast.training.setup import build_accelerator, build_model
-    from rhofast.training.step import collected_by_hand, train_step
+    from rhofast.training.step import no_garbage_collection, train_step
 
     torch.set_num_threads(1)
     ranks, rank = int(place["WORLD_SIZE"]), int(place["RANK"])
@@ -92,7 +92,7 @@ def work(pipe: Connection, page: Path, settings: list[str], place: dict[str, str
             train_step(accelerator, model, method, optimizer, pixels, moment, rate=1e-3)
         return (time.perf_counter() - began) / count, (time.process_time() - cpu) / count
 
-    with collected_by_hand():
+    with no_garbage_collection():
         steps(2)
         pipe.send("ready")
         while count := pipe.recv():

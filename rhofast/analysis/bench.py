@@ -38,7 +38,7 @@ from rhofast.models.methods.method import TrainingProgress
 from rhofast.training.environment import versions
 from rhofast.training.optim import learning_rate
 from rhofast.training.setup import build_accelerator, build_loader, build_model, open_training_shards, run_length
-from rhofast.training.step import collected_by_hand, train_step
+from rhofast.training.step import no_garbage_collection, train_step
 
 What = Literal["loader", "step", "both", "headspace"]
 
@@ -75,7 +75,7 @@ def bench(
     """
     accelerator = build_accelerator(config)
     shards = open_training_shards(config)
-    with build_loader(config, accelerator, shards, None) as loader, collected_by_hand():
+    with build_loader(config, accelerator, shards, None) as loader, no_garbage_collection():
         rig = _Rig(config, what, loader, accelerator)
         warm_up = rig.warm_up()
         measurements: list[Measurement] = []

@@ -1,10 +1,11 @@
-"""Checkpoints written while training goes on.
+"""Write checkpoints in the background while training goes on.
 
-    training thread    copy all tensors into memory of its own --> next steps ...
-    writer's thread                                          `--> serialize, hash, flush, rename, delete old ones
+    training thread    copy all tensors into memory of the writer --> next steps ...
+    writer's thread                                             `--> serialize, hash, flush, rename, delete old ones
 
-On a GPU even the copy is only queued, into pinned memory, ahead of the updates that follow. One checkpoint at most is
-on its way: the next one waits for it. An error of the writer ends nothing; it is told, and older checkpoints stay.
+On a GPU even the copy is only queued, into pinned memory, ahead of the updates that follow. At most one checkpoint is
+being written: the next one waits for it. A failure to write does not end training; it is reported, and older
+checkpoints stay.
 """
 
 from __future__ import annotations
@@ -31,61 +32,71 @@ from rhofast.checkpoint.checkpoint import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WrittenCheckpoint:
-    """What became of a checkpoint. held_s: for how long the training thread was held up; seconds: from then until it
-    was on the disk, or given up; error: why it is not there, or None."""
+    """What became of a checkpoint.
+
+    Attributes:
+        step: Its step.
+        stall_s: Seconds for which the training thread was held up.
+        seconds: Seconds from then until the checkpoint was on the disk, or given up.
+        error: Why it is not on the disk, or None.
+    """
 
     step: int
-    held_s: float
+    stall_s: float
     seconds: float
     error: str | None = None
 
 
 class AsyncCheckpointWriter:
-    """Writes the checkpoints of a run; a context manager, which waits for the last one.
-
-    keep, keep_every: as in `save_checkpoint`.
-    """
+    """Write the checkpoints of a run in a thread; a context manager that waits for the last one."""
 
     def __init__(self, run: Path, *, keep: int, keep_every: int | None = None) -> None:
+        """Prepare to write.
+
+        Args:
+            run: The run folder.
+            keep: How many of the newest checkpoints stay.
+            keep_every: Checkpoints whose step is a multiple of this stay as well; None: no others.
+        """
         self._run, self._keep, self._keep_every = run, keep, keep_every
         self._thread: Thread | None = None
-        self._copies: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
         self._done: SimpleQueue[WrittenCheckpoint] = SimpleQueue()
 
     def reserve(self, checkpoint: Checkpoint) -> None:
-        """Get the memory for such checkpoints ahead of time."""
-        self._places(_tensors(serialize_checkpoint(checkpoint)))
+        """Allocate the memory for checkpoints of this shape ahead of time."""
+        self._buffers_for(_tensors(serialize_checkpoint(checkpoint)))
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Copy what there is to save, after the one before is written; write it in the background."""
+        """Copy a checkpoint, after the one before it is written, and write it in the background."""
         began = time.perf_counter()
         self.wait()
-        parts = serialize_checkpoint(checkpoint)
-        tensors = _tensors(parts)
-        places = self._places(tensors)
+        serialized = serialize_checkpoint(checkpoint)
+        tensors = _tensors(serialized)
+        buffers = self._buffers_for(tensors)
         for name, tensor in tensors.items():
-            places[name].copy_(tensor.detach(), non_blocking=True)
+            buffers[name].copy_(tensor.detach(), non_blocking=True)
         copied = None
         if any(tensor.is_cuda for tensor in tensors.values()):
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
         copy = replace(
-            parts,
-            method={name: places[f"method {name}"] for name in parts.method},
-            optimizer={name: places[f"optimizer {name}"] for name in parts.optimizer},
+            serialized,
+            method={name: buffers[f"method {name}"] for name in serialized.method},
+            optimizer={name: buffers[f"optimizer {name}"] for name in serialized.optimizer},
         )
-        held = time.perf_counter() - began
-        self._thread = Thread(target=self._write, args=(copy, copied, held), name="rhofast-saver")
+        stall_s = time.perf_counter() - began
+        self._thread = Thread(target=self._write, args=(copy, copied, stall_s), name="rhofast-checkpoint-writer")
         self._thread.start()
 
     def wait(self) -> None:
-        """Until no checkpoint is on its way."""
+        """Wait until no checkpoint is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
-    def news(self) -> list[WrittenCheckpoint]:
-        """What has been finished since the last call, oldest first."""
+    def poll(self) -> list[WrittenCheckpoint]:
+        """Return the checkpoints that were finished since the last call, oldest first."""
         return [self._done.get() for _ in range(self._done.qsize())]
 
     def __enter__(self) -> AsyncCheckpointWriter:
@@ -96,41 +107,40 @@ class AsyncCheckpointWriter:
     ) -> None:
         self.wait()
 
-    def _places(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Memory on the host for copies, laid out as the originals are; the same at every call."""
-        places = self._copies
+    def _buffers_for(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return memory on the host for copies, laid out as the originals are; the same memory at every call."""
+        buffers = self._buffers
         for name, tensor in tensors.items():
-            if name not in places or places[name].shape != tensor.shape or places[name].dtype != tensor.dtype:
-                place = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False)
-                places[name] = place.zero_()  # now, not at the first copy, the system finds pages for it
-        return places
+            if name not in buffers or buffers[name].shape != tensor.shape or buffers[name].dtype != tensor.dtype:
+                buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False)
+                buffers[name] = buffer.zero_()  # the system maps the pages now, not in the first copy
+        return buffers
 
-    def _write(self, parts: SerializedCheckpoint, copied: torch.cuda.Event | None, held: float) -> None:
+    def _write(self, serialized: SerializedCheckpoint, copied: torch.cuda.Event | None, stall_s: float) -> None:
         began = time.perf_counter()
         error = None
         try:
             if copied is not None:
                 copied.synchronize()
-            broken = _not_finite(_tensors(parts).items())
-            if broken is not None:
-                error = f"{broken} has values that are not finite"
+            name = _first_not_finite(_tensors(serialized).items())
+            if name is not None:
+                error = f"{name} has values that are not finite"
             else:
-                folder = write_serialized(self._run, parts)
+                folder = write_serialized(self._run, serialized)
                 prune_checkpoints(folder, keep=self._keep, keep_every=self._keep_every)
         except OSError as failure:
             error = failure.strerror or str(failure)
-        except Exception as failure:  # noqa: BLE001 - of whatever kind: it must be told, and training goes on
+        except Exception as failure:  # noqa: BLE001 - whatever it is: it must be reported, and training goes on
             error = f"{type(failure).__name__}: {failure}"
-        self._done.put(
-            WrittenCheckpoint(step=parts.step, held_s=held, seconds=time.perf_counter() - began, error=error)
-        )
+        seconds = time.perf_counter() - began
+        self._done.put(WrittenCheckpoint(step=serialized.step, stall_s=stall_s, seconds=seconds, error=error))
 
 
-def _tensors(parts: SerializedCheckpoint) -> dict[str, Tensor]:
-    method = {f"method {name}": tensor for name, tensor in parts.method.items()}
-    return method | {f"optimizer {name}": tensor for name, tensor in parts.optimizer.items()}
+def _tensors(serialized: SerializedCheckpoint) -> dict[str, Tensor]:
+    method = {f"method {name}": tensor for name, tensor in serialized.method.items()}
+    return method | {f"optimizer {name}": tensor for name, tensor in serialized.optimizer.items()}
 
 
-def _not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The first tensor with a value that is not finite."""
+def _first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Return the name of the first tensor with a value that is not finite, or None."""
     return next((name for name, tensor in tensors if not bool(torch.isfinite(tensor).all())), None)

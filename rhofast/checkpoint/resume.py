@@ -1,8 +1,8 @@
-"""How a run is begun or continued: its folder, the checkpoint that is whole, and what has changed since.
+"""Begin or continue a run: its folder, the newest whole checkpoint, and what has changed since.
 
-Settings that only say where, how often or with how many hands may change freely. Any other change gives another result
-than the run would have had, and must be accepted by name (`--accept-changes`). What it is not: the loader's own check
-that the data are the same, which nothing overrides.
+Settings that say only where, how often or with how many threads something happens may change freely. Any other change
+gives another result than the run would have had, and must be accepted (`--accept-changes`). That the data are the same
+is checked by the loader, and nothing overrides that.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rhofast.config.schema import Config
 from rhofast.errors import ConfigError, ResumeError
 from rhofast.storage.files import write_atomically
 
-# What a run's result does not depend on. The data are the loader's to compare: by their digest, wherever they are.
-_FREE = {"name", "out", "data", "eval"}
+# Settings that a run's result does not depend on. The loader compares the data by their digest, wherever they are.
+_FREE_SECTIONS = {"name", "out", "data", "eval"}
 _FREE_IN_TRAIN = {
     *("channels_last", "checkpoint_activations", "checkpoint_steps", "compile", "keep_checkpoints", "keep_every"),
     *("knn_epochs", "knn_steps", "log_steps", "max_bad_steps", "max_hours", "profile_steps", "timeout_s", "trackers"),
@@ -29,8 +29,13 @@ _FREE_IN_TRAIN = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenedRun:
-    """A run folder that training may go on in. folder, checkpoint: where to continue from, or None: from the beginning;
-    notes: what the user should know of it, a line each."""
+    """A run folder that training may begin or continue in.
+
+    Attributes:
+        folder: The checkpoint folder to continue from, or None to begin.
+        checkpoint: What it holds, or None.
+        notes: What the user should know about it, one line each.
+    """
 
     folder: Path | None = None
     checkpoint: Checkpoint | None = None
@@ -38,8 +43,17 @@ class OpenedRun:
 
 
 def open_run(config: Config, *, resume: bool, accept_changes: bool = False) -> OpenedRun:
-    """Make the run folder, or find where to continue. One process does it. Raises ConfigError where the folder exists
-    and `resume` is off, or cannot be made; ResumeError for a change that is not accepted."""
+    """Make the run folder, or find where to continue. One process does it for all.
+
+    Args:
+        config: The configuration of the run.
+        resume: Continue from the newest whole checkpoint, or begin if there is none.
+        accept_changes: Continue even if settings differ on which the result depends.
+
+    Raises:
+        ConfigError: The folder exists and `resume` is off, or it cannot be made.
+        ResumeError: All checkpoints are damaged, or a change is not accepted.
+    """
     run = config.folder
     if run.exists() and not resume:
         raise ConfigError(
@@ -58,8 +72,10 @@ def open_run(config: Config, *, resume: bool, accept_changes: bool = False) -> O
 
 
 def _find_whole(run: Path) -> OpenedRun:
-    """The newest checkpoint that is undamaged; damaged ones that come before it get another name, so that nothing takes
-    them for one. Raises ResumeError where all are damaged."""
+    """Load the newest undamaged checkpoint; rename damaged ones that come before it, so that nothing picks them.
+
+    Raises ResumeError if all are damaged.
+    """
     damaged: list[tuple[Path, str]] = []
     for folder in checkpoints_of(run):
         damage = find_damage(folder)
@@ -67,49 +83,56 @@ def _find_whole(run: Path) -> OpenedRun:
             damaged.append((folder, damage))
             continue
         notes = [
-            f"checkpoint {bad.name} is not whole ({why}): now {_put_aside(bad).name}; continuing from {folder.name}"
+            f"checkpoint {bad.name} is damaged ({why}): now {_put_aside(bad).name}; continuing from {folder.name}"
             for bad, why in damaged
         ]
         return OpenedRun(folder=folder, checkpoint=load_checkpoint(folder, check=False), notes=tuple(notes))
     if damaged:
         folder, damage = damaged[0]
-        raise ResumeError(f"{folder}: not whole ({damage}), and no other is", hint="choose another name for a new run")
+        raise ResumeError(
+            f"{folder}: the checkpoint is damaged ({damage}), and so are all others of the run",
+            hint="begin a new run under another name: --set name=...",
+        )
     return OpenedRun()
 
 
 def _put_aside(folder: Path) -> Path:
     number = 0
-    while (kept := folder.with_name(f"damaged-{folder.name}" + (f"-{number}" if number else ""))).exists():
+    while (target := folder.with_name(f"damaged-{folder.name}" + (f"-{number}" if number else ""))).exists():
         number += 1
     try:
-        return folder.rename(kept)
+        return folder.rename(target)
     except OSError as error:
-        raise ResumeError(f"{folder}: damaged, and cannot be renamed: {error.strerror or error}") from None
+        raise ResumeError(
+            f"{folder}: the checkpoint is damaged and cannot be renamed: {error.strerror or error}",
+            hint="delete the folder, or make it writable",
+        ) from None
 
 
 def _accepted_changes(old: Config, new: Config, *, accept: bool) -> list[str]:
-    """A line for each setting that differs. Raises ResumeError where one matters and `accept` is off."""
-    before, now = _flat(dump_config(old)), _flat(dump_config(new))
+    """Return a line for each changed setting; raise ResumeError if the result depends on one and `accept` is off."""
+    before, now = _by_dotted_key(dump_config(old)), _by_dotted_key(dump_config(new))
     free: list[str] = []
     others: list[str] = []
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             section, _, name = key.partition(".")
-            allowed = section in _FREE or (section == "train" and name in _FREE_IN_TRAIN)
+            allowed = section in _FREE_SECTIONS or (section == "train" and name in _FREE_IN_TRAIN)
             (free if allowed else others).append(f"{key} was {_text(before, key)}, is {_text(now, key)}")
     if others and not accept:
         raise ResumeError(
             "the checkpoint belongs to another configuration: " + "; ".join(others),
-            hint="--accept-changes continues nevertheless, as another experiment; or choose another name for a new run",
+            hint="continue as another experiment with --accept-changes, or begin a new run: --set name=...",
         )
     return [f"changed: {line}" for line in free] + [f"changed, and accepted: {line}" for line in others]
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings by dotted key."""
+def _by_dotted_key(values: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for section, value in values.items():
-        flat |= {f"{section}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {section: value}
+        flat |= (
+            {f"{section}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {section: value}
+        )
     return flat
 
 

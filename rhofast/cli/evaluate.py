@@ -139,6 +139,10 @@ def _classify(task: EvalTask, *, frozen: bool, resume: bool, target: Path | None
         testing = progress.add_task("testing", total=None, note="", visible=False)
 
         def on_log(line: dict[str, Any]) -> None:
+            if "text" in line:
+                err.print(f"step {line['step']}: {line['kind']}: {line['text']}", markup=False, highlight=False)
+            if line["kind"] not in ("start", "step"):
+                return
             note = ""
             if line["kind"] == "step":
                 note = f"loss {line['loss']:.3f}  top-1 {line['top1']:.1%}  {line['clips_per_second']:.0f} clips/s"

@@ -1,11 +1,11 @@
-"""What ranks agree on between two steps: to stop, and whether a step was bad.
+"""What ranks agree on between two steps: whether to stop, and whether a step was bad.
 
-    after step s      each rank casts a vote: am I asked to stop? was a loss or gradient not finite?
-    after step s + 1  the votes on step s are read; they have been there for a while
+    after step s      each rank submits: am I asked to stop? was a loss or gradient not finite?
+    after step s + 1  the ranks read the common status of step s, which has been there for a while
 
-A vote is an all-reduce of two numbers between hosts, in the background; it never waits for the device's queue to run
-dry: the flag of a GPU's step goes into the vote after the next one. All ranks read the same, so all stop after the same
-step. One process reads its vote at once.
+A submission is an all-reduce of two numbers between hosts, in the background. It never waits for the device's queue to
+run dry: the flag of a step on a GPU is submitted after the next step. All ranks read the same status, so all stop after
+the same step. A single process reads its own submission at once.
 """
 
 from __future__ import annotations
@@ -22,24 +22,42 @@ from torch import Tensor
 from rhofast.distributed.collectives import raise_on_lost_ranks
 from rhofast.distributed.process_group import world_size
 
-_REMEMBERED = 64  # steps of which a rank knows its own flags
+_REMEMBERED_STEPS = 64  # for which a rank remembers its own flags
 
 OK, BAD_GRADIENT, BAD_LOSS = 0, 1, 2  # flags of a step: finite; some rank's gradients are not; this rank's loss is not
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepStatus:
-    """What all ranks know alike. stop: some rank is asked to; running: how many steps in succession were bad, up to the
-    newest that is known; bad: the newest bad one of all, or None."""
+    """What all ranks know alike.
+
+    Attributes:
+        stop: Some rank is asked to stop.
+        consecutive_bad: How many steps in a row were bad, up to the newest one that is known.
+        last_bad_step: The newest bad step of the whole run, or None.
+    """
 
     stop: bool
-    running: int
-    bad: int | None
+    consecutive_bad: int
+    last_bad_step: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadStep:
+    """A step that was not finite.
+
+    Attributes:
+        step: Its number, from 1.
+        ranks: The ranks whose own loss was not finite; none if only gradients were not.
+    """
+
+    step: int
+    ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Flag:
-    """A step's flag on its way to the host: there when `copied` has happened, or at once."""
+    """A step's flag on its way to the host: it is there when `copied` has happened, or at once if that is None."""
 
     step: int
     value: Tensor
@@ -47,43 +65,42 @@ class _Flag:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Vote:
-    """numbers f64[2]: stop, flag; step: whose flag it is, or None; work: to wait for, or None."""
+class _Submission:
+    """An all-reduce on its way: numbers f64[2] (stop, flag of `step`); None: no flag yet, or nothing to wait for."""
 
     step: int | None
     numbers: Tensor
     work: Any
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BadStep:
-    """A step that was not finite. ranks: those whose own loss was not; none where only gradients were not."""
-
-    step: int
-    ranks: tuple[int, ...]
-
-
 class StepConsensus:
-    """The votes of this rank. timeout: seconds that another rank's may take to arrive.
+    """This rank's part in what all ranks agree on. Every rank makes the same calls.
 
-    Every rank makes the same calls. Raises RankLostError where another rank does not answer.
+    All methods raise RankLostError if another rank does not answer.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout_s: float) -> None:
+        """Join the other ranks; `timeout_s` is how many seconds another rank's submission may take to arrive."""
         self._group: dist.ProcessGroup | None = None
-        if world_size() > 1:  # of its own: nothing else is in its queue, and it needs no device
-            group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout))
+        if world_size() > 1:  # a group of its own: nothing else is in its queue, and it needs no device
+            group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
             assert isinstance(group, dist.ProcessGroup), "every rank is in it"
             self._group = group
         self._flags: deque[_Flag] = deque()
-        self._votes: deque[_Vote] = deque()
-        self._own: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED)
-        self._running = 0
-        self._bad: int | None = None
+        self._submissions: deque[_Submission] = deque()
+        self._own_flags: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED_STEPS)
+        self._consecutive_bad = 0
+        self._last_bad_step: int | None = None
         self._stop = False
 
-    def cast(self, step: int, *, stop: bool, flag: Tensor) -> None:
-        """Vote after a step. flag: a scalar, on the device: OK, BAD_GRADIENT or BAD_LOSS."""
+    def submit(self, step: int, *, stop: bool, flag: Tensor) -> None:
+        """Submit this rank's state after a step.
+
+        Args:
+            step: Its number, from 1.
+            stop: Whether this rank is asked to stop.
+            flag: A scalar on the device: OK, BAD_GRADIENT or BAD_LOSS.
+        """
         if flag.is_cuda:
             value = torch.empty((), dtype=flag.dtype, pin_memory=True)
             value.copy_(flag, non_blocking=True)
@@ -92,56 +109,57 @@ class StepConsensus:
             self._flags.append(_Flag(step=step, value=value, copied=copied))
         else:
             self._flags.append(_Flag(step=step, value=flag, copied=None))
-        known, seen = None, OK
+        known_step, known_flag = None, OK
         if len(self._flags) > flag.is_cuda:
             oldest = self._flags.popleft()
             if oldest.copied is not None:
                 oldest.copied.synchronize()
-            known, seen = oldest.step, int(oldest.value)
-            self._own.append((known, seen))
-        numbers = torch.tensor([float(stop), float(seen)], dtype=torch.float64)
+            known_step, known_flag = oldest.step, int(oldest.value)
+            self._own_flags.append((known_step, known_flag))
+        numbers = torch.tensor([float(stop), float(known_flag)], dtype=torch.float64)
         work = None
         if self._group is not None:
             with raise_on_lost_ranks():
                 work = dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-        self._votes.append(_Vote(step=known, numbers=numbers, work=work))
+        self._submissions.append(_Submission(step=known_step, numbers=numbers, work=work))
 
-    def read(self) -> StepStatus:
-        """What is known after the votes on the step before; with one process, after this one's."""
-        while len(self._votes) > (self._group is not None):
-            self._count(self._votes.popleft())
-        return self._verdict()
+    def poll(self) -> StepStatus:
+        """Return what is known after the submissions of the step before; of this step if there is one process."""
+        while len(self._submissions) > (self._group is not None):
+            self._count(self._submissions.popleft())
+        return self._status()
 
     def finish(self) -> StepStatus:
-        """Wait for the votes that are on their way."""
-        while self._votes:
-            self._count(self._votes.popleft())
-        return self._verdict()
+        """Wait for all submissions and return what is known after them."""
+        while self._submissions:
+            self._count(self._submissions.popleft())
+        return self._status()
 
-    def bad_steps(self, verdict: StepStatus) -> list[BadStep]:
-        """The bad steps in succession that a verdict counts, oldest first. Every rank calls it."""
-        if verdict.bad is None:
+    def bad_steps(self, status: StepStatus) -> list[BadStep]:
+        """Return the bad steps in a row that a status counts, oldest first. Every rank calls it."""
+        if status.last_bad_step is None:
             return []
-        own = [entry for entry in self._own if entry[1] != OK]
-        everyone: list[list[tuple[int, int]]] = [own]
+        own = [entry for entry in self._own_flags if entry[1] != OK]
+        by_rank: list[list[tuple[int, int]]] = [own]
         if self._group is not None:
-            everyone = [[] for _ in range(world_size())]
+            by_rank = [[] for _ in range(world_size())]
             with raise_on_lost_ranks():
-                dist.all_gather_object(everyone, own, group=self._group)
+                dist.all_gather_object(by_rank, own, group=self._group)
+        first = status.last_bad_step - status.consecutive_bad + 1
         return [
-            BadStep(step=step, ranks=tuple(rank for rank, seen in enumerate(everyone) if (step, BAD_LOSS) in seen))
-            for step in range(verdict.bad - verdict.running + 1, verdict.bad + 1)
+            BadStep(step=step, ranks=tuple(rank for rank, flags in enumerate(by_rank) if (step, BAD_LOSS) in flags))
+            for step in range(first, status.last_bad_step + 1)
         ]
 
-    def _verdict(self) -> StepStatus:
-        return StepStatus(stop=self._stop, running=self._running, bad=self._bad)
+    def _status(self) -> StepStatus:
+        return StepStatus(stop=self._stop, consecutive_bad=self._consecutive_bad, last_bad_step=self._last_bad_step)
 
-    def _count(self, vote: _Vote) -> None:
-        if vote.work is not None:
+    def _count(self, submission: _Submission) -> None:
+        if submission.work is not None:
             with raise_on_lost_ranks():
-                vote.work.wait()
-        stop, seen = vote.numbers.tolist()
+                submission.work.wait()
+        stop, flag = submission.numbers.tolist()
         self._stop |= stop > 0
-        if vote.step is not None:
-            self._running = self._running + 1 if seen > OK else 0
-            self._bad = vote.step if seen > OK else self._bad
+        if submission.step is not None:
+            self._consecutive_bad = self._consecutive_bad + 1 if flag > OK else 0
+            self._last_bad_step = submission.step if flag > OK else self._last_bad_step

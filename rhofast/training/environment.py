@@ -1,12 +1,41 @@
-"""What a run records about its process: package versions and resident memory."""
+"""What a run records about its process: machine, model, data, package versions and resident memory."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
+import platform
 import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from rhofast.data.sampling.mixture import Mixture
+
+
+def start_facts(accelerator: Accelerator, backbone: nn.Module, shards: Mixture) -> dict[str, Any]:
+    """Return what a reader of the metrics wants to know about machine, model and data.
+
+    Args:
+        accelerator: Accelerate's.
+        backbone: The network that is trained.
+        shards: What it is trained on.
+    """
+    device = accelerator.device
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "world_size": accelerator.num_processes,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "parameters": sum(p.numel() for p in backbone.parameters()),
+        "samples": len(shards),
+        "digest": shards.digest,
+        "versions": versions(),
+    }
 
 
 def resident_bytes() -> int:

@@ -1,4 +1,8 @@
-"""Build what a training step needs: shards, accelerator, loader, model, optimizer."""
+"""Build what training needs: shards, accelerator, loader, model, optimizer.
+
+open_training_shards --> build_loader --> Views --.
+build_accelerator --> build_model --------------> train_step --> metrics
+"""
 
 from __future__ import annotations
 
@@ -30,52 +34,61 @@ from rhofast.training.precision_check import check_reduced_precision
 
 
 def check_accumulation(method: Method, section: TrainConfig, ranks: int) -> None:
-    """Raise ConfigError where `section.accumulate` would change what a step computes.
+    """Refuse `train.accumulate` where it would change what a step computes.
 
-    A sum over micro-batches is the whole batch's gradient if the loss is a mean over videos, each alone with what does
-    not change within a step (`Method.coupling` is None), and if no layer looks across videos either: batch norm does,
-    unless its statistics are frozen (evaluation mode). The section may accept the latter by name: micro-batches are
-    then to batch norm what more ranks with smaller shares would be.
+    A sum over micro-batches is the gradient of the whole batch if the loss is a mean over videos, each alone with what
+    does not change within a step (`Method.coupling` is None), and if no layer looks across videos either: batch norm
+    does, unless its statistics are frozen (evaluation mode). `train.micro_batch_norm` accepts the latter: micro-batches
+    are then to batch norm what more ranks with smaller shares would be.
+
+    Args:
+        method: The method, on any device.
+        section: `train` of the configuration.
+        ranks: Processes of the run.
+
+    Raises:
+        ConfigError: The batch cannot be split, or the result would be another one.
     """
     accumulate = section.accumulate
     if accumulate == 1:
         return
     if section.batch_size % (ranks * accumulate):
         raise ConfigError(
-            f"train.accumulate: {section.batch_size} videos cannot be split over {ranks} ranks "
-            f"and {accumulate} equal micro-batches each"
+            f"train.batch_size={section.batch_size} cannot be split over {ranks} ranks with "
+            f"train.accumulate={accumulate} equal micro-batches each",
+            hint=f"take a multiple of {ranks * accumulate}",
         )
     if method.coupling is not None:
         raise ConfigError(
-            f"train.accumulate: {method.coupling}; a sum over micro-batches would be another loss",
-            hint="for less memory take more ranks or a smaller train.batch_size",
+            f"train.accumulate={accumulate} would change the loss: {method.coupling}",
+            hint="for less memory set train.checkpoint_activations=true, use more ranks, or reduce train.batch_size",
         )
     batch_norm = nn.modules.batchnorm._BatchNorm
     norms = [name for name, module in method.named_modules() if isinstance(module, batch_norm) and module.training]
     if norms and not section.micro_batch_norm:
         raise ConfigError(
-            f"train.accumulate: {len(norms)} batch norms ({norms[0]}, ...) take their statistics from the whole batch, "
-            "and would take others from micro-batches",
-            hint="train.micro_batch_norm=true accepts that: it is as if more ranks had a smaller share each",
+            f"train.accumulate={accumulate} would change the statistics of {len(norms)} batch norms ({norms[0]}, ...): "
+            "they are those of the whole batch, and would be those of micro-batches",
+            hint="set train.micro_batch_norm=true to accept that; it is as if more ranks had a smaller share each",
         )
 
 
 def open_training_shards(config: Config) -> Mixture:
-    """What the run trains on. Raises ConfigError, ShardError."""
-    in_all, on_node = launched()
-    sources = open_training(config.data, world_size=in_all, node_size=on_node)
+    """Open what the run trains on; raise ConfigError or ShardError."""
+    num_ranks, ranks_per_node = launched()
+    sources = open_training(config.data, world_size=num_ranks, node_size=ranks_per_node)
     return Mixture(sources.sets, sources.weights)
 
 
 def build_accelerator(config: Config) -> Accelerator:
-    """This process's place among the ranks, its device and its arithmetic."""
+    """Return Accelerate's view of this process: its place among the ranks, its device and its precision."""
     join_again(config.train.timeout_s)
-    folder = str(config.folder)
+    run = RunFolder(config.folder)
     return Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision={"fp32": "no"}.get(config.train.precision, config.train.precision),
         log_with=list(config.train.trackers) or None,
-        project_config=ProjectConfiguration(project_dir=folder, logging_dir=str(RunFolder(config.folder).tensorboard)),
+        project_config=ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.tensorboard)),
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=config.train.timeout_s)),
@@ -91,7 +104,18 @@ def build_loader(
     *,
     duplicate_single_clip: bool = True,
 ) -> TrainLoader:
-    """This rank's training loader. Raises ConfigError."""
+    """Return this rank's training loader.
+
+    Args:
+        config: The configuration of the run.
+        accelerator: Knows rank and device.
+        shards: What to train on.
+        bad_log: The file that lists bad samples, or None.
+        duplicate_single_clip: With `clips.num_clips=1`, return each clip twice, differently augmented.
+
+    Raises:
+        ConfigError: The loader's settings do not fit together.
+    """
     device = accelerator.device
     return TrainLoader(
         shards,
@@ -110,15 +134,25 @@ def build_loader(
 
 
 def build_model(config: Config, accelerator: Accelerator) -> tuple[nn.Module, Method, AcceleratedOptimizer]:
-    """What `train_step` needs: the model as `accelerator.prepare` gives it, the method within, the optimizer; the same
-    weights on every rank. Raises ConfigError."""
+    """Build what `train_step` needs, with the same weights on every rank.
+
+    Args:
+        config: The configuration of the run.
+        accelerator: Prepares model and optimizer.
+
+    Returns:
+        The model as `accelerator.prepare` wraps it, the method within, and the optimizer.
+
+    Raises:
+        ConfigError: Settings that do not fit together.
+    """
     method = build_method(config.method.name, config.method.options, untrained_backbone(config)).to(accelerator.device)
     try:
         method.check(max(2, config.clips.num_clips), config.train.batch_size)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     check_accumulation(method, config.train, accelerator.num_processes)
-    _check_share(method, config, accelerator.num_processes)
+    _check_batch_norm(method, config, accelerator.num_processes)
     if config.train.channels_last:
         method = method.to(memory_format=torch.channels_last_3d)
     if accelerator.device.type == "cpu":
@@ -130,38 +164,43 @@ def build_model(config: Config, accelerator: Accelerator) -> tuple[nn.Module, Me
         for module in method.children():
             module.compile()  # in place: names in the state dict stay
     if config.train.checkpoint_activations and not checkpoint_blocks(method.backbone):
-        raise ConfigError(f"train.checkpoint_activations: {config.backbone.name} has no blocks to compute again")
+        raise ConfigError(
+            f"train.checkpoint_activations=true: backbone.name={config.backbone.name} has no blocks to compute again",
+            hint="set train.checkpoint_activations=false",
+        )
     model, prepared = prepare(accelerator, method, optimizer)
     return model, method, prepared
 
 
-def _check_share(method: Method, config: Config, ranks: int) -> None:
-    """Raise ConfigError where a batch norm of the heads would get a single video: of one value there is no spread."""
+def _check_batch_norm(method: Method, config: Config, ranks: int) -> None:
+    """Raise ConfigError where a batch norm of the heads would get a single video, whose values have no spread."""
     if config.train.batch_size // (ranks * config.train.accumulate) != 1:
         return
     for name, module in method.named_modules():
         alone = not isinstance(module, SyncBatchNorm) or world_size(module.group) == 1
         if "backbone." not in name and isinstance(module, nn.modules.batchnorm._BatchNorm) and alone:
             raise ConfigError(
-                f"train.batch_size: one video at a time on each rank, of which batch norm ({name}) has no statistics",
-                hint='a larger train.batch_size, fewer ranks or train.accumulate, or method.batch_norm="sync"',
+                f"train.batch_size={config.train.batch_size} leaves 1 video per rank and micro-batch; batch norm "
+                f"{name!r} needs at least 2",
+                hint="increase train.batch_size, use fewer ranks or a smaller train.accumulate, or set "
+                "method.batch_norm=sync",
             )
 
 
 def prepare(
     accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, AcceleratedOptimizer]:
-    """Module and optimizer as the accelerator runs them."""
-    with warnings.catch_warnings():  # newer torch has another word for broadcast_buffers, older torch only this one
+    """Return module and optimizer as the accelerator runs them."""
+    with warnings.catch_warnings():  # newer torch has another name for broadcast_buffers, older torch only this one
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         model, prepared = accelerator.prepare(module, optimizer)
-    # Of dimensions of one element, whose strides mean nothing; each rank would say so in the first backward.
+    # This is about dimensions of one element, whose strides mean nothing; each rank would say so in the first backward.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
     return model, prepared
 
 
 def run_length(config: Config, steps_per_epoch: int) -> tuple[int, float]:
-    """(steps, epochs) of the whole run."""
+    """Return the steps and the epochs of the whole run."""
     if config.train.steps is not None:
         return config.train.steps, config.train.steps / steps_per_epoch
     assert config.train.epochs is not None

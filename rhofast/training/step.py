@@ -1,12 +1,8 @@
-"""A training step, and what it takes: shards, accelerator, loader, model, one update.
+"""One training step: forward and backward passes, the exchange of gradients, the update.
 
-    open_training_shards --> build_loader --> Views --.
-    build_accelerator --> build_model --------------> train_step --> metrics
-
-A method splits a step into passes (one query clip each, say), and `train.accumulate` splits the batch; gradients add
-up, and only the last backward meets the other ranks. No method's name is known here. Pretraining (trainer.py),
-fine-tuning
-and benchmarks are made of these pieces, so what is measured is what runs.
+A method splits a step into passes (one query clip each, for example), and `train.accumulate` splits the batch;
+gradients add up, and only the last backward pass exchanges them with the other ranks. No method's name is known here.
+Pretraining, fine-tuning and benchmarks use these functions, so what is measured is what runs.
 """
 
 from __future__ import annotations
@@ -38,13 +34,25 @@ def train_step(
     accumulate: int = 1,
     clip: float | None = None,
     log: bool = False,
-    enter: Callable[[str], None] = lambda stage: None,
+    enter: Callable[[str], None] = lambda phase: None,
 ) -> dict[str, Tensor]:
-    """One optimizer step: its metrics, as tensors. The host queues the work and does not wait for the device.
+    """Take one optimizer step. The host queues the work and does not wait for the device.
 
-    model, optimizer: as `accelerator.prepare` gave them; method: the model without what wraps it. pixels:
-    [B, P, C, T, H, W]. rate: the learning rate. accumulate, clip: as in the configuration. log: the norm of the
-    gradients is wanted, and each pass's share of the loss. enter: called with a stage of the step where it begins.
+    Args:
+        accelerator: Accelerate's.
+        model: The method as `accelerator.prepare` wraps it.
+        method: The method itself.
+        optimizer: As `accelerator.prepare` gives it.
+        pixels: Clips [B, P, C, T, H, W] of this rank.
+        progress: Where in the run the step is.
+        rate: The learning rate.
+        accumulate: Micro-batches that B is split into.
+        clip: The largest norm of all gradients together, or None: not clipped.
+        log: Whether each pass's share of the loss is wanted, too.
+        enter: Called with each of the `STEP_PHASES` where it begins.
+
+    Returns:
+        Metrics as scalars on the device: loss, lr, grad_norm, those of the method, and `flag` (consensus.py).
     """
     losses: list[Tensor] = []
 
@@ -65,7 +73,7 @@ def train_step(
         progress,
         accumulate=accumulate,
         backward=backward,
-        apart=lambda: accelerator.no_sync(model),
+        no_sync=lambda: accelerator.no_sync(model),
     )
     if log and (num_passes := len(losses) // accumulate) > 1:
         logs |= {
@@ -75,33 +83,21 @@ def train_step(
     enter("optimizer")
     norm = torch.zeros((), device=loss.device)
     gradients = [p.grad for p in method.parameters() if p.grad is not None]
-    if gradients:  # none where a method holds back its first updates
+    if gradients:  # there are none while a method holds back its first updates
         if clip is not None:
             norm = accelerator.clip_grad_norm_(method.parameters(), clip)
         else:
             accelerator.unscale_gradients(optimizer)
             norm = nn.utils.get_total_norm(gradients)
         if accelerator.scaler is None:
-            # An update of gradients that are not finite is skipped in the kernel: the host need not know, and all ranks
-            # do the same, since their gradients are the same. In fp16 the scaler of the loss sees to it likewise.
+            # An update with gradients that are not finite is skipped in the kernel: the host need not know, and all
+            # ranks do the same, since their gradients are the same. In fp16 the loss scaler skips it likewise.
             optimizer.optimizer.found_inf = (~torch.isfinite(norm)).float()
         optimizer.step()
     flag = torch.where(torch.isfinite(loss), OK, BAD_LOSS)
     if accelerator.scaler is None:
         flag = torch.where(torch.isfinite(norm), flag, flag.clamp(min=BAD_GRADIENT))
     return logs | {"loss": loss.float(), "lr": torch.tensor(rate), "grad_norm": norm, "flag": flag}
-
-
-@contextlib.contextmanager
-def collected_by_hand() -> Iterator[None]:
-    """No garbage collection at random moments of the hot loop: it would stall one rank, and so all of them."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def forward_backward(
@@ -112,15 +108,25 @@ def forward_backward(
     *,
     accumulate: int = 1,
     backward: Callable[[Tensor], Any] = torch.Tensor.backward,
-    apart: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    no_sync: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The gradients of one step, added to what is there: (the loss summed over passes, the last pass's metrics).
+    """Add the gradients of one step to those that are there.
 
-    model: the method itself, or what wraps it for data parallelism. pixels: [B, P, C, T, H, W]. accumulate: micro-
-    batches that B is split into, each with its own backward; they give the gradient of the mean over B exactly where
-    videos do not meet, neither in the loss (`Method.coupling`) nor in a batch norm. backward: called with every loss.
-    apart: a context in which a backward does not meet the other ranks; only the last one does. Raises ValueError for a
-    B that does not divide.
+    Args:
+        model: The method itself, or what wraps it for data parallelism.
+        method: The method itself.
+        pixels: Clips [B, P, C, T, H, W].
+        progress: Where in the run the step is.
+        accumulate: Micro-batches that B is split into, each with its own backward pass. They give the gradient of the
+            mean over B exactly if videos do not meet, neither in the loss (`Method.coupling`) nor in a batch norm.
+        backward: Called with every loss.
+        no_sync: Makes a context in which a backward pass exchanges no gradients; only the last one does.
+
+    Returns:
+        The loss summed over passes, and the metrics of the last pass.
+
+    Raises:
+        ValueError: B is no multiple of `accumulate`.
     """
     if len(pixels) % accumulate:
         raise ValueError(f"a batch of {len(pixels)} videos cannot be split into {accumulate} equal micro-batches")
@@ -131,10 +137,22 @@ def forward_backward(
     for number, batch in enumerate(pixels.chunk(accumulate)):
         for pass_index in range(num_passes):
             last = number == accumulate - 1 and pass_index == num_passes - 1
-            with contextlib.nullcontext() if last else apart():
+            with contextlib.nullcontext() if last else no_sync():
                 loss, metrics = model(batch, pass_index)
                 loss = loss / accumulate
                 backward(loss)
             total = total + loss.detach()
     method.end_step()
     return total, metrics
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Turn Python's garbage collection off: at a random moment it would stall one rank, and so all of them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

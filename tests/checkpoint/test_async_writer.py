@@ -36,13 +36,13 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 def test_what_is_saved_is_the_moment_of_the_call(tmp_path: Path, gate: threading.Event) -> None:
     weight = torch.arange(24.0).view(2, 3, 1, 2, 2).to(memory_format=torch.channels_last_3d)
     before = weight.clone()
-    with AsyncCheckpointWriter(tmp_path, keep=2) as saver:
-        saver.save(checkpoint(1, weight))
+    with AsyncCheckpointWriter(tmp_path, keep=2) as writer:
+        writer.save(checkpoint(1, weight))
         weight.zero_()  # the next step
-        assert not saver.news()
+        assert not writer.poll()
         gate.set()
-    (saved,) = saver.news()
-    assert (saved.step, saved.error) == (1, None) and 0 < saved.held_s < 5
+    (saved,) = writer.poll()
+    assert (saved.step, saved.error) == (1, None) and 0 < saved.stall_s < 5
     loaded = load_checkpoint(tmp_path / "checkpoints" / "step-00000001")
     assert torch.equal(loaded.method["weight"], before)
     assert torch.equal(loaded.optimizer["state"][0]["momentum_buffer"], 2 * before)
@@ -51,14 +51,14 @@ def test_what_is_saved_is_the_moment_of_the_call(tmp_path: Path, gate: threading
 
 def test_one_at_a_time_and_in_the_same_memory(tmp_path: Path, gate: threading.Event) -> None:
     weight = torch.ones(3)
-    with AsyncCheckpointWriter(tmp_path, keep=1) as saver:
-        saver.reserve(checkpoint(0, weight))
-        saver.save(checkpoint(1, weight))
+    with AsyncCheckpointWriter(tmp_path, keep=1) as writer:
+        writer.reserve(checkpoint(0, weight))
+        writer.save(checkpoint(1, weight))
         threading.Timer(0.2, gate.set).start()
-        saver.save(checkpoint(2, weight + 1))  # waits, or the first would become the second
-        (first,) = saver.news()
+        writer.save(checkpoint(2, weight + 1))  # waits, or the first would become the second
+        (first,) = writer.poll()
         assert first.step == 1
-    assert [saved.step for saved in saver.news()] == [2]
+    assert [saved.step for saved in writer.poll()] == [2]
     assert [path.name for path in sorted((tmp_path / "checkpoints").glob("step-*"))] == ["step-00000002"]
 
 
@@ -69,23 +69,23 @@ def test_one_at_a_time_and_in_the_same_memory(tmp_path: Path, gate: threading.Ev
 def test_a_failure_is_told_and_older_checkpoints_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, told: str
 ) -> None:
-    with AsyncCheckpointWriter(tmp_path, keep=1) as saver:
-        saver.save(checkpoint(1, torch.ones(3)))
-        saver.wait()
+    with AsyncCheckpointWriter(tmp_path, keep=1) as writer:
+        writer.save(checkpoint(1, torch.ones(3)))
+        writer.wait()
 
         def fail(*_: object) -> None:
             raise failure
 
         monkeypatch.setattr("rhofast.checkpoint.checkpoint.save_file", fail)
-        saver.save(checkpoint(2, torch.ones(3)))
-    assert [(saved.step, saved.error) for saved in saver.news()] == [(1, None), (2, told)]
+        writer.save(checkpoint(2, torch.ones(3)))
+    assert [(saved.step, saved.error) for saved in writer.poll()] == [(1, None), (2, told)]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000001"]
     assert load_checkpoint(tmp_path / "checkpoints" / "step-00000001").step == 1
 
 
 def test_what_is_not_finite_is_not_saved(tmp_path: Path) -> None:
-    with AsyncCheckpointWriter(tmp_path, keep=1) as saver:
-        saver.save(checkpoint(1, torch.tensor([1.0, float("nan")])))
-    (saved,) = saver.news()
+    with AsyncCheckpointWriter(tmp_path, keep=1) as writer:
+        writer.save(checkpoint(1, torch.tensor([1.0, float("nan")])))
+    (saved,) = writer.poll()
     assert saved.error == "method weight has values that are not finite"
     assert not (tmp_path / "checkpoints").exists()

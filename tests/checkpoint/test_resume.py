@@ -45,8 +45,8 @@ def test_the_newest_whole_checkpoint_is_the_one_and_damaged_ones_get_another_nam
     opened = open_run(run, resume=True)
     assert opened.checkpoint is not None and (opened.folder, opened.checkpoint.step) == (second, 2)
     assert [note.partition(":")[0] for note in opened.notes] == [
-        "checkpoint step-00000004 is not whole (method.safetensors is missing)",
-        f"checkpoint step-00000003 is not whole (state.json has 10 bytes instead of {_length(second)})",
+        "checkpoint step-00000004 is damaged (method.safetensors is missing)",
+        f"checkpoint step-00000003 is damaged (state.json has 10 bytes instead of {_length(second)})",
     ]
     names = {path.name for path in second.parent.iterdir()}
     assert {"damaged-step-00000003", "damaged-step-00000004"} < names
@@ -61,7 +61,9 @@ def test_where_all_are_damaged_nothing_is_begun_and_nothing_renamed(tmp_path: Pa
     run = config(tmp_path)
     (folder,) = save(run, 1)
     (folder / "manifest.json").unlink()
-    with pytest.raises(ResumeError, match=r"step-00000001: not whole \(manifest.json is missing\), and no other is"):
+    with pytest.raises(
+        ResumeError, match=r"step-00000001: the checkpoint is damaged \(manifest.json is missing\), and so"
+    ):
         open_run(run, resume=True)
     assert folder.is_dir()
 

@@ -60,11 +60,11 @@ def two_steps(model: nn.Module, method: Method, pixels: Tensor) -> dict[str, Any
     """Losses and gradients of the first step, and the state after two optimizer steps."""
     optimizer = build_optimizer(method, OptimConfig(name="lars", base_lr=0.1))
     out: dict[str, Any] = {}
-    apart: Callable[[], Any] = model.no_sync if isinstance(model, DistributedDataParallel) else contextlib.nullcontext
+    no_sync: Callable[[], Any] = model.no_sync if isinstance(model, DistributedDataParallel) else contextlib.nullcontext
     for step, batch in enumerate(pixels):
         optimizer.zero_grad()
         loss, _ = forward_backward(
-            model, method, batch, TrainingProgress(step=step, epoch=2.0 + step, epochs=10), apart=apart
+            model, method, batch, TrainingProgress(step=step, epoch=2.0 + step, epochs=10), no_sync=no_sync
         )
         if step == 0:
             out["loss"] = loss
@@ -140,7 +140,7 @@ def local_batch_norm(rank: int) -> dict[str, Tensor]:
     method = build("moco", batch_norm="local", shuffle=False)
     model = data_parallel(method)
     forward_backward(
-        model, method, shares(clips(), rank)[0], TrainingProgress(step=0, epoch=0, epochs=1), apart=model.no_sync
+        model, method, shares(clips(), rank)[0], TrainingProgress(step=0, epoch=0, epochs=1), no_sync=model.no_sync
     )
     gradients = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
     return {**gradients, "queue": method.get_buffer("queue")}

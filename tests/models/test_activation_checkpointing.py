@@ -244,7 +244,9 @@ def _rank(rank: int, folder: str) -> None:
             assert any(isinstance(module, SyncBatchNorm) for module in method.backbone.modules())
             model = nn.parallel.DistributedDataParallel(method, broadcast_buffers=False)
             torch.manual_seed(2)
-            forward_backward(model, method, pixels, TrainingProgress(step=0, epoch=2.0, epochs=10), apart=model.no_sync)
+            forward_backward(
+                model, method, pixels, TrainingProgress(step=0, epoch=2.0, epochs=10), no_sync=model.no_sync
+            )
             gradients = {f"gradient of {name}": p.grad for name, p in method.named_parameters() if p.grad is not None}
             told[str(again)] = gradients | method.state_dict()
         torch.save(told, f"{folder}/rank{rank}.pt")

@@ -25,35 +25,38 @@ def flag(value: int) -> torch.Tensor:
 
 
 def test_one_process_knows_at_once() -> None:
-    votes = StepConsensus(10)
-    for step, seen, running in [(1, OK, 0), (2, BAD_LOSS, 1), (3, BAD_GRADIENT, 2)]:
-        votes.cast(step, stop=False, flag=flag(seen))
-        assert votes.read() == StepStatus(stop=False, running=running, bad=None if seen == OK else step)
-    assert votes.bad_steps(votes.read()) == [BadStep(step=2, ranks=(0,)), BadStep(step=3, ranks=())]
-    votes.cast(4, stop=True, flag=flag(OK))
-    assert votes.read() == StepStatus(stop=True, running=0, bad=3)
+    consensus = StepConsensus(10)
+    for step, seen, in_a_row in [(1, OK, 0), (2, BAD_LOSS, 1), (3, BAD_GRADIENT, 2)]:
+        consensus.submit(step, stop=False, flag=flag(seen))
+        assert consensus.poll() == StepStatus(
+            stop=False, consecutive_bad=in_a_row, last_bad_step=None if seen == OK else step
+        )
+    assert consensus.bad_steps(consensus.poll()) == [BadStep(step=2, ranks=(0,)), BadStep(step=3, ranks=())]
+    consensus.submit(4, stop=True, flag=flag(OK))
+    assert consensus.poll() == StepStatus(stop=True, consecutive_bad=0, last_bad_step=3)
 
 
-def _vote(rank: int, store: str, results: str) -> None:
+def _agree(rank: int, store: str, results: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    votes, seen = StepConsensus(20), []
+    consensus, seen = StepConsensus(20), []
     for step in range(1, 6):
         own = BAD_LOSS if (rank, step) in ((1, 2), (0, 3)) else OK
-        votes.cast(step, stop=rank == 1 and step >= 4, flag=flag(own))
+        consensus.submit(step, stop=rank == 1 and step >= 4, flag=flag(own))
         if step % 2 == rank:
             time.sleep(0.02)  # hosts that are not in step see the same
-        seen.append(votes.read())
+        seen.append(consensus.poll())
         if step == 3:
-            bad = votes.bad_steps(votes.finish())
+            bad = consensus.bad_steps(consensus.finish())
     torch.save(
-        {"seen": [(v.stop, v.running) for v in seen], "bad": [(b.step, b.ranks) for b in bad]}, f"{results}{rank}"
+        {"seen": [(v.stop, v.consecutive_bad) for v in seen], "bad": [(b.step, b.ranks) for b in bad]},
+        f"{results}{rank}",
     )
-    votes.finish()
+    consensus.finish()
     dist.destroy_process_group()
 
 
 def test_two_processes_know_the_same_one_step_later(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_vote, args=(str(tmp_path / "store"), str(tmp_path / "result")), nprocs=2)
+    torch.multiprocessing.spawn(_agree, args=(str(tmp_path / "store"), str(tmp_path / "result")), nprocs=2)
     one, other = (torch.load(tmp_path / f"result{rank}") for rank in (0, 1))
     assert one == other
     assert one["seen"] == [(False, 0), (False, 0), (False, 1), (False, 2), (True, 0)]  # of step 3 they know both
@@ -64,16 +67,16 @@ def _vanish(rank: int, store: str, results: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=30)
     )
-    votes = StepConsensus(30)
-    votes.cast(1, stop=False, flag=flag(OK))
-    votes.finish()
+    consensus = StepConsensus(30)
+    consensus.submit(1, stop=False, flag=flag(OK))
+    consensus.finish()
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     began = time.monotonic()
     try:
         for step in range(2, 9):
-            votes.cast(step, stop=False, flag=flag(OK))
-            votes.read()
+            consensus.submit(step, stop=False, flag=flag(OK))
+            consensus.poll()
     except RankLostError as error:
         torch.save({"seconds": time.monotonic() - began, "text": str(error)}, results)
     os._exit(0)
@@ -120,11 +123,11 @@ def test_other_errors_are_left_alone() -> None:
 def test_ctrl_c_that_a_launcher_repeats_is_one_and_a_later_one_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("rhofast.training.preemption.time.monotonic", lambda: now[0])
-    with PreemptionHandler(None) as stopper:
-        assert stopper.reason is None
+    with PreemptionHandler(None) as preemption:
+        assert preemption.reason is None
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        assert stopper.asked and stopper.reason == "SIGINT"
+        assert preemption.stop_requested and preemption.reason == "SIGINT"
         now[0] = 5.0
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -133,13 +136,13 @@ def test_ctrl_c_that_a_launcher_repeats_is_one_and_a_later_one_ends_at_once(monk
 _CHILD = """
 import sys, time
 from rhofast.training.preemption import PreemptionHandler
-with PreemptionHandler(None) as stopper:
+with PreemptionHandler(None) as preemption:
     print("ready", flush=True)
     for _ in range(200):
-        if stopper.asked:
+        if preemption.stop_requested:
             break
         time.sleep(0.05)
-    print(stopper.reason, flush=True)
+    print(preemption.reason, flush=True)
 """
 _LAUNCHER = """
 import subprocess, sys
@@ -161,12 +164,12 @@ def test_processes_whose_launcher_was_killed_stop(variable: str) -> None:
 def test_a_process_outlives_the_shell_that_began_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
         monkeypatch.delenv(variable, raising=False)
-    stopper = PreemptionHandler(None)
+    preemption = PreemptionHandler(None)
     monkeypatch.setattr("rhofast.training.preemption.os.getppid", lambda: 1)
-    assert stopper.reason is None
+    assert preemption.reason is None
 
 
 def test_the_time_is_up_after_max_hours() -> None:
-    stopper = PreemptionHandler(1e-9)
+    preemption = PreemptionHandler(1e-9)
     time.sleep(1e-3)
-    assert stopper.reason == "max_hours" and not PreemptionHandler(1.0).asked
+    assert preemption.reason == "max_hours" and not PreemptionHandler(1.0).stop_requested

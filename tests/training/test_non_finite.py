@@ -18,7 +18,7 @@ def test_a_bad_step_leaves_the_statistics_of_the_step_before_and_the_next_one_mo
     good, bad = torch.randn(5, 3), torch.full((5, 3), float("nan"))
     for batch in (good, bad, good + 1):
         one(batch)
-        guard.mend()
+        guard.restore()
         if batch is not bad:
             other(batch)
     for name in ("running_mean", "running_var"):
@@ -29,10 +29,10 @@ def test_only_values_that_are_not_finite_go_back() -> None:
     module = network()
     guard = BatchNormGuard(module)
     module[1].get_buffer("running_mean").copy_(torch.tensor([8.0, float("inf"), float("nan"), -1.0]))
-    guard.mend()
+    guard.restore()
     assert module[1].get_buffer("running_mean").tolist() == [8, 0, 0, -1]
     assert module[1].get_buffer("running_var").tolist() == [1, 1, 1, 1]
 
 
 def test_a_module_without_batch_norm_is_left_alone() -> None:
-    BatchNormGuard(nn.Linear(2, 2)).mend()
+    BatchNormGuard(nn.Linear(2, 2)).restore()

@@ -109,7 +109,7 @@ def test_what_the_method_cannot_use_is_a_config_error(shards: ShardSet, tmp_path
     moco = override_config(config(shards, tmp_path), ["method.name=moco", "method.queue=7"])
     with pytest.raises(ConfigError, match=r"method.queue=7 must hold the keys of one step \(got 8\)"):
         train(moco)
-    with pytest.raises(ConfigError, match=r"train.accumulate: \d+ batch norms"):
+    with pytest.raises(ConfigError, match=r"train.accumulate=2 would change the statistics of \d+ batch norms"):
         train(config(shards, tmp_path, accumulate=2))
     assert not (tmp_path / "run").exists()
 
@@ -162,7 +162,7 @@ def test_another_configuration_is_not_continued(shards: ShardSet, tmp_path: Path
 def test_changes_of_the_mathematics_must_be_accepted_and_all_changes_are_told(shards: ShardSet, tmp_path: Path) -> None:
     """The length is one: the rate falls to 0 at the end."""
     train(config(shards, tmp_path, steps=1))
-    with pytest.raises(ResumeError, match=r"train\.steps was 1, is 2 \(--accept-changes"):
+    with pytest.raises(ResumeError, match=r"train\.steps was 1, is 2 \(.* --accept-changes"):
         train(config(shards, tmp_path, steps=2, log_steps=2), resume=True)
     assert train(config(shards, tmp_path, steps=1, log_steps=2), resume=True).finished
     told = [line["text"] for line in metrics(tmp_path / "run", "note")]
@@ -183,7 +183,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_continued(shards: Sh
     assert metrics(resumed.run, "start")[-1]["step"] == 3
     (told,) = metrics(resumed.run, "note")
     assert told["text"] == (
-        "checkpoint step-00000005 is not whole (method.safetensors is damaged): now damaged-step-00000005; "
+        "checkpoint step-00000005 is damaged (method.safetensors is damaged): now damaged-step-00000005; "
         "continuing from step-00000003"
     )
     names = ("method.safetensors", "optimizer.safetensors")
@@ -207,7 +207,7 @@ def test_a_full_disk_is_told_and_training_goes_on(
     outcome = train(config(shards, tmp_path, keep_checkpoints=9), on_log=seen.append)
     assert outcome.finished
     (warning,) = [line for line in seen if line["kind"] == "warning"]
-    assert warning["text"].startswith("the checkpoint of step 4 was NOT written") and "No space" in warning["text"]
+    assert warning["text"].startswith("the checkpoint of step 4 was not written") and "No space" in warning["text"]
     names = sorted(path.name for path in (outcome.run / "checkpoints").iterdir())
     assert names == ["latest", "step-00000002", "step-00000005"]
 
@@ -244,7 +244,7 @@ def test_steps_that_are_not_finite_end_the_run_with_their_address(
 ) -> None:
     """13 samples in batches of 4: three steps an epoch."""
     poisoned(monkeypatch, {2, 4, 5}, where)
-    with pytest.raises(NotFiniteError, match="in 2 steps in succession") as caught:
+    with pytest.raises(NotFiniteError, match="in 2 steps in a row") as caught:
         train(config(shards, tmp_path, steps=9, max_bad_steps=2, checkpoint_steps=1))
     run = tmp_path / "run"
     assert f"step 4 (epoch 1, position 0; {whose}), step 5 (epoch 1, position 4; {whose})" in caught.value.message
@@ -290,7 +290,7 @@ def test_a_bad_batch_is_over_with_the_next_step(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any]
 ) -> None:
     """Its pixels go through batch norms and into queues, and yet no later loss and no checkpoint suffers."""
-    real = rhofast.training.trainer._Run._next_views
+    real = rhofast.training.trainer._Trainer._next_views
 
     def next_views(run: Any) -> Any:
         views = real(run)
@@ -298,7 +298,7 @@ def test_a_bad_batch_is_over_with_the_next_step(
             views.pixels[0, 0, 0, 0, 0, 0] = float("nan")
         return views
 
-    monkeypatch.setattr("rhofast.training.trainer._Run._next_views", next_views)
+    monkeypatch.setattr("rhofast.training.trainer._Trainer._next_views", next_views)
     page = config(shards, tmp_path, checkpoint_steps=1, max_bad_steps=2)
     outcome = train(page.model_copy(update={"method": parse_config({"name": "x", "method": method}, "x").method}))
     assert [line["loss"] is None for line in metrics(outcome.run)] == [False, True, False, False, False]
@@ -306,9 +306,9 @@ def test_a_bad_batch_is_over_with_the_next_step(
 
 
 def test_a_share_of_one_video_is_refused_where_batch_norm_has_no_use_for_it(shards: ShardSet, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"one video at a time.*projector"):
+    with pytest.raises(ConfigError, match=r"train.batch_size=1 leaves 1 video per rank.*projector.*at least 2"):
         train(config(shards, tmp_path, batch_size=1))
-    with pytest.raises(ConfigError, match="one video at a time"):
+    with pytest.raises(ConfigError, match=r"train\.batch_size=4 leaves 1 video"):
         train(config(shards, tmp_path, accumulate=4, micro_batch_norm=True))
     assert not (tmp_path / "run").exists()
 
