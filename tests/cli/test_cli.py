@@ -107,7 +107,7 @@ def test_a_broken_promise_is_exit_code_1(shards: ShardSet, capsys: pytest.Captur
         (["shard", "empty", "out", "--recipe", "folder", "--option", "splt=x"], "unknown option 'splt'"),
         (["shard", "empty", "out", "--recipe", "nope"], "recipe 'nope' is not known"),
         (["shard", "empty", "out", "--short-side", "100"], "short_side=100: input should be a multiple of 16"),
-        (["shard", "empty", "out", "--codec", "mp4"], "codec 'mp4' is not known"),
+        (["shard", "empty", "out", "--codec", "mp4"], "codec='mp4' is not known"),
         (["shard", "empty", "out", "--codec", "h264", "--codec", "jpeg"], "--codec is given more than once"),
         (["shard", "empty", "out", "--gop", "8"], "codec jpeg: unknown key 'gop'"),
         (["shard", "empty", "out", "--codec", "copy", "--fps", "5"], "--fps: codec copy keeps every video as it is"),

@@ -446,7 +446,7 @@ def test_an_unknown_codec_is_one_problem(whole: dict[str, Path], tmp_path: Path)
     root = shutil.copytree(whole["jpeg"], tmp_path / "set")
     info = json.loads((root / "dataset.json").read_text())
     (root / "dataset.json").write_text(json.dumps({**info, "codec": {"name": "gif"}}))
-    assert said(root) == ["dataset.json: codec 'gif' is not known"]
+    assert said(root) == ["dataset.json: codec='gif' is not known"]
 
 
 # ---- a process that dies ----

@@ -1,4 +1,4 @@
-"""Storage codecs: how a video is stored in a shard. Adding one: a module here and an entry in CODECS."""
+"""Storage codecs: how a video is stored in a shard. To add one, write a module here and add its class to CODECS."""
 
 from __future__ import annotations
 
@@ -16,17 +16,31 @@ CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (JpegCodec, H26
 
 
 def build_codec(settings: Mapping[str, Any]) -> Codec:
-    """The codec of `{"name": ..., setting: value, ...}`. Raises ConfigError for an unknown name or setting."""
+    """Build the codec of `{"name": ..., setting: value, ...}`.
+
+    Raises:
+        ConfigError: The name or a setting is unknown, or a value is out of range.
+    """
     options = dict(settings)
     name = options.pop("name", None)
     if name not in CODECS:
-        raise ConfigError(f"codec {name!r} is not known", hint=f"known codecs: {', '.join(CODECS)}")
+        raise ConfigError(f"codec={name!r} is not known", hint=f"choose one of {', '.join(CODECS)}")
     return parse_section(CODECS[name], options, where=f"codec {name}")
 
 
 def build_codecs(names: Sequence[str], options: Mapping[str, Any]) -> list[Codec]:
-    """One codec a name, of several each with those of the options that it knows. Raises ConfigError as `build_codec`
-    does, and for an option that none of them knows."""
+    """Build several codecs, each with those of the options that it knows.
+
+    Args:
+        names: Names of codecs.
+        options: Settings and their values.
+
+    Returns:
+        One codec per name.
+
+    Raises:
+        ConfigError: A name is unknown, a value is out of range, or none of the codecs knows an option.
+    """
 
     def fits(name: str, option: str) -> bool:
         return name not in CODECS or option in CODECS[name].model_fields
@@ -39,5 +53,5 @@ def build_codecs(names: Sequence[str], options: Mapping[str, Any]) -> list[Codec
 
 
 def codec_settings(codec: Codec) -> dict[str, Any]:
-    """What `build_codec` builds the codec from again."""
+    """Return the mapping from which `build_codec` builds the codec again."""
     return {"name": codec.name, **codec.model_dump()}

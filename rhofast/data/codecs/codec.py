@@ -1,17 +1,14 @@
-"""How a video is stored in a shard: the encode half and the decode half of each codec, side by side.
-
-jpeg    every frame a baseline 4:2:0 JPEG inside an MJPEG MP4. Any clip costs exactly its own frames, any player plays
-        the member, nvJPEG and the CPU both decode it.
-h264    closed groups of `gop` pictures without B-frames in a fragmented MP4, one group a fragment, so that a part of a
-hevc    video is a slice of its bytes: about a quarter of the bytes of `jpeg`, for whole groups instead of frames.
-copy    the source file, untouched. It must be upright, of square pixels and of a constant rate as it is.
+"""The interface of a storage codec: how a video is encoded into a member of a shard, indexed, and decoded again.
 
 A member is described by its *units* (data.types.Units): the pieces that are read and checked one by one. A unit holds
-the frames from its own number up to that of the next; one that starts at the same frame as the next holds none of its
-own (the header of an MP4, the blocks of a copied file) and is read with whichever of the others is wanted.
+the frames from its own number up to that of the next unit. A unit that starts at the same frame as the next one holds
+no frame of its own (the header of an MP4, a block of a copied file); it is read together with whichever unit is wanted.
 
-A codec's settings are its fields; they are written to `dataset.json` and read back from there. What it is not: it runs
-no ffmpeg (ingest/transcode.py) and no DALI (pipeline.py). Adding a codec: one class here and a line in CODECS.
+    ingest     encoder_arguments -> ffmpeg -> member -> index_member -> units of the index
+    training   frames -> units_for -> rows of units -> reader -> Part -> decode (host) or trim (device)
+
+The settings of a codec are its fields. They are written to `dataset.json` and read back from there. ingest/transcode.py
+runs ffmpeg with the arguments; decode/ decodes pictures and streams on the device.
 """
 
 from __future__ import annotations
@@ -27,18 +24,24 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.config.section import Section
-from rhofast.data.codecs.containers import (
-    Picture,
-)
+from rhofast.data.codecs.containers import Picture
 from rhofast.data.types import Stream, Units
 
-SIDE_MULTIPLE = 16  # sides of stored pictures: whole 4:2:0 JPEG blocks and whole H.264 macroblocks, no hidden padding
-MEASURED = 16  # of so many frames one's color is measured when a shard is made
+SIDE_MULTIPLE = 16  # of the sides of stored pictures: whole 4:2:0 JPEG blocks and H.264 macroblocks, without padding
+MEASURED = 16  # the color of one frame in so many is measured when a shard is made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
-    """What `index_member` found in an encoded member. fps is the constant frame rate; frames are numbered from 0."""
+    """What `index_member` finds in an encoded member; frames are numbered from 0.
+
+    Attributes:
+        num_frames: Number of frames.
+        fps: Constant frame rate, in frames per second.
+        width: Width in pixels.
+        height: Height in pixels.
+        units: The pieces of the member.
+    """
 
     num_frames: int
     fps: Fraction
@@ -49,8 +52,15 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """What was read of a member of `num_frames` frames to decode the distinct, ascending `frames` i32[F]: the rows of
-    its units, i64[U], that `Codec.units_for` asked for, and the bytes of each."""
+    """The bytes of a member that were read to decode some of its frames.
+
+    Attributes:
+        units: All units of the member.
+        num_frames: Number of frames of the member.
+        frames: The wanted frames, i32[F], distinct and ascending.
+        rows: The units that were read, i64[U], as `Codec.units_for` returned them.
+        pieces: The bytes of each of these units.
+    """
 
     units: Units
     num_frames: int
@@ -59,16 +69,17 @@ class Part:
     pieces: Sequence[Any]
 
     def joined(self) -> io.BytesIO:
-        """The pieces one after another, as a file."""
+        """Return the pieces, one after another, as a file."""
         return io.BytesIO(self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces))
 
 
 class Codec(Section):
-    """What all codecs share.
+    """Base class of storage codecs; its fields are the codec's settings.
 
-    name       in `dataset.json` and on the command line
-    suffix     of the member in the tar; None where it is the source's own
-    pictures   whether a unit is a picture that an image decoder takes; else it is a piece of a video stream
+    Attributes:
+        name: Name in `dataset.json` and on the command line.
+        suffix: Suffix of the member in the tar; None for the suffix of the source.
+        pictures: Whether a unit is a picture for an image decoder; otherwise it is a piece of a video stream.
     """
 
     name: ClassVar[str]
@@ -77,37 +88,82 @@ class Codec(Section):
 
     @abstractmethod
     def encoder_arguments(self) -> dict[str, Any] | None:
-        """Output arguments for ffmpeg, as ffmpeg-python's `output` takes them; None where nothing is encoded."""
+        """Return output arguments for `output` of ffmpeg-python; None if nothing is encoded."""
 
     @property
     def untouched(self) -> bool:
-        """Whether a member is its source, byte for byte."""
+        """Whether a member equals its source, byte for byte."""
         return self.encoder_arguments() is None
 
     @abstractmethod
     def index_member(self, file: BinaryIO, *, deep: bool = False) -> Member:
-        """Find, check and measure everything in a member. Colors are measured in one frame of `MEASURED`, or in one of
-        a group; the encoder is trusted with the others, unless `deep`: then every frame must come out of the decoder.
-        Raises ValueError if something is not as it should be."""
+        """Find, check and measure the units of a member.
+
+        Args:
+            file: The member, open for reading.
+            deep: Whether to decode every frame. By default only the frames whose colors are measured are decoded: one
+                in `MEASURED`, or one per group of pictures.
+
+        Returns:
+            The size, rate and units of the member.
+
+        Raises:
+            ValueError: The member is damaged, or not of the layout of this codec.
+        """
 
     @abstractmethod
     def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        """The rows of `units`, ascending, that must be read to decode the distinct, ascending `frames`."""
+        """Return the units that must be read to decode some frames.
+
+        Args:
+            units: All units of the member.
+            frames: The wanted frames, i32[F], distinct and ascending.
+
+        Returns:
+            Rows of `units`, i64[U], ascending.
+        """
 
     @abstractmethod
     def decode(self, part: Part) -> dict[int, Picture]:
-        """Decode on the host: frame number -> RGB u8[H, W, 3], contiguous, for each of the wanted frames. Raises
-        ValueError where one does not come out."""
+        """Decode the wanted frames on the host.
 
-    def trim(self, part: Part, takes: Collection[str]) -> Stream | None:
-        """The wanted frames still encoded, for a decoder on a device that takes video of the codecs `takes` (FFmpeg's
-        names) in this size; None where it cannot take this one. Raises ValueError as `decode` does."""
+        Returns:
+            Frame number -> RGB u8[H, W, 3], contiguous.
+
+        Raises:
+            ValueError: A frame cannot be decoded.
+        """
+
+    def trim(self, part: Part, accepted: Collection[str]) -> Stream | None:
+        """Cut the wanted frames out of a stream for a video decoder on the device, without decoding them.
+
+        Args:
+            part: The bytes that were read, and the wanted frames.
+            accepted: Codecs that the decoder accepts for this size, by their FFmpeg names.
+
+        Returns:
+            The trimmed stream; None if the decoder cannot decode it.
+
+        Raises:
+            ValueError: A frame is not in the stream.
+        """
         return None
 
 
-def _all_of(part: Part, found: Sequence[Any]) -> dict[int, Any]:
-    """frame -> what was found of it. Raises ValueError where that is nothing."""
-    for frame, thing in zip(part.frames.tolist(), found, strict=True):
-        if thing is None:
-            raise ValueError(f"frame {frame} does not come out of the decoder")
+def by_frame(part: Part, found: Sequence[Any]) -> dict[int, Any]:
+    """Map each wanted frame to what was found for it.
+
+    Args:
+        part: The wanted frames.
+        found: One value per wanted frame; None if the frame was not found.
+
+    Returns:
+        Frame number -> value.
+
+    Raises:
+        ValueError: A frame was not found.
+    """
+    for frame, value in zip(part.frames.tolist(), found, strict=True):
+        if value is None:
+            raise ValueError(f"frame {frame} cannot be decoded: the decoder does not return it")
     return dict(zip(part.frames.tolist(), found, strict=True))

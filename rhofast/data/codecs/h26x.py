@@ -1,4 +1,11 @@
-"""The codecs `h264` and `hevc`: closed groups of pictures, one fragment of an MP4 each."""
+"""The codecs `h264` and `hevc`: closed groups of pictures, each in one fragment of a fragmented MP4.
+
+    member   ftyp moov | moof mdat | moof mdat | ...
+    units    0 header  | 1 group   | 2 group   | ...     `gop` frames per group; the header holds none
+
+A group starts with a key frame and has no B-frames, so the header and any groups, put together, are a whole file again.
+A member has about a quarter of the bytes of a `jpeg` one, but a clip costs whole groups instead of single frames.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +17,27 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from rhofast.data.codecs.codec import Codec, Member, Part, _all_of
+from rhofast.data.codecs.codec import Codec, Member, Part, by_frame
 from rhofast.data.codecs.containers import (
     Picture,
     checksums,
     count_frames,
-    decode_wanted,
     fragment_starts,
     key_frame_colors,
     read_packets,
 )
+from rhofast.data.codecs.timeline import decode_wanted
 from rhofast.data.types import Stream, Units, frames_in
 
 
 class _GroupCodec(Codec):
-    """Closed groups of pictures: `gop` frames each, the first a key frame, no B-frames. quality: the encoder's constant
-    rate factor, 0 (lossless, or nearly) to 51. preset: its trade of time for size."""
+    """Closed groups of pictures, each with a key frame first and without B-frames.
+
+    Attributes:
+        quality: Constant rate factor of the encoder, 0 (lossless, or nearly) to 51.
+        gop: Frames per group, 1 to 600.
+        preset: Preset of the encoder: slower ones give smaller files.
+    """
 
     quality: Annotated[int, Field(ge=0, le=51)] = 23
     gop: Annotated[int, Field(ge=1, le=600)] = 16
@@ -34,7 +46,18 @@ class _GroupCodec(Codec):
     )
 
     def index_member(self, file: BinaryIO, *, deep: bool = False) -> Member:
-        """Each fragment must be one group, whose key frame, which comes first, gives the group's color."""
+        """Check that each fragment is one group, and measure the color of its key frame, which comes first.
+
+        Args:
+            file: The member, open for reading.
+            deep: Whether to decode every frame.
+
+        Returns:
+            The size, rate and units of the member.
+
+        Raises:
+            ValueError: The member is damaged, or its fragments are not groups of up to `gop` frames.
+        """
         width, height, fps, packets = read_packets(file)
         starts = fragment_starts(file)
         if not starts:
@@ -49,9 +72,9 @@ class _GroupCodec(Codec):
         offsets = np.array([0, *starts, end], dtype=np.int64)
         means = key_frame_colors(file)
         if len(means) != len(starts):
-            raise ValueError(f"{len(means)} key frames come out of the stored member, not {len(starts)}")
+            raise ValueError(f"the stored member decodes to {len(means)} key frames, not {len(starts)}")
         if deep and (decoded := count_frames(file)) != len(packets):
-            raise ValueError(f"{decoded} frames come out of the stored member, not {len(packets)}")
+            raise ValueError(f"the stored member decodes to {decoded} frames, not {len(packets)}")
         units = Units(
             frame=np.concatenate([[0], np.cumsum(counts) - counts]).astype(np.int32),
             offset=offsets[:-1],
@@ -62,31 +85,33 @@ class _GroupCodec(Codec):
         return Member(num_frames=len(packets), fps=fps, width=width, height=height, units=units)
 
     def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        """The header (row 0), and the group of each frame."""
+        """Return the header (row 0) and the groups of the wanted frames."""
         groups = np.unique(np.searchsorted(units.frame, frames, side="right") - 1)
         return np.concatenate([[0], groups]) if len(groups) else groups
 
     def decode(self, part: Part) -> dict[int, Picture]:
-        wanted, coming = _renumbered(part)
-        decoded = decode_wanted(part.joined(), coming, wanted, probe=False)  # the header says everything
-        return _all_of(part, [decoded.get(number) for number in wanted.tolist()])
+        """Decode the wanted frames on the host, from the file that header and groups make."""
+        wanted, num_frames = _renumbered(part)
+        decoded = decode_wanted(part.joined(), num_frames, wanted, probe=False)  # the header says everything
+        return by_frame(part, [decoded.get(number) for number in wanted.tolist()])
 
-    def trim(self, part: Part, takes: Collection[str]) -> Stream | None:
-        """Header and groups put together are a whole file again, whose frames count from 0."""
-        if self.name not in takes:
+    def trim(self, part: Part, accepted: Collection[str]) -> Stream | None:
+        """Put header and groups together to a whole file, whose frames are numbered from 0."""
+        if self.name not in accepted:
             return None
-        wanted, coming = _renumbered(part)
-        _all_of(part, [number < coming or None for number in wanted.tolist()])
+        wanted, num_frames = _renumbered(part)
+        by_frame(part, [number < num_frames or None for number in wanted.tolist()])
         return Stream(content=np.frombuffer(b"".join(part.pieces), dtype=np.uint8), wanted=wanted, frames=part.frames)
 
 
 class H264Codec(_GroupCodec):
-    """`h264`, 8-bit 4:2:0."""
+    """The codec `h264`, 8 bits, 4:2:0."""
 
     name: ClassVar[str] = "h264"
 
     def encoder_arguments(self) -> dict[str, Any]:
-        # Without `cpu-independent` x264 decides a little differently on other machines.
+        """Return output arguments for ffmpeg."""
+        # Without `cpu-independent` the decisions of x264 depend a little on the machine.
         return {
             "vcodec": "libx264",
             "x264-params": "cpu-independent=1:open-gop=0",
@@ -101,13 +126,14 @@ class H264Codec(_GroupCodec):
 
 
 class HevcCodec(_GroupCodec):
-    """`hevc`, 8-bit 4:2:0."""
+    """The codec `hevc`, 8 bits, 4:2:0."""
 
     name: ClassVar[str] = "hevc"
 
     quality: Annotated[int, Field(ge=0, le=51)] = 26
 
     def encoder_arguments(self) -> dict[str, Any]:
+        """Return output arguments for ffmpeg."""
         parameters = {
             "keyint": self.gop,
             "min-keyint": self.gop,
@@ -125,7 +151,7 @@ class HevcCodec(_GroupCodec):
             "x265-params": ":".join(f"{name}={value}" for name, value in parameters.items()),
             "crf": self.quality,
             "preset": self.preset,
-            "vtag": "hvc1",  # or else some players do not know it
+            "vtag": "hvc1",  # some players recognize HEVC only by this tag
             **_FRAGMENTED,
         }
 
@@ -138,7 +164,11 @@ _FRAGMENTED = {
 
 
 def _renumbered(part: Part) -> tuple[npt.NDArray[np.int32], int]:
-    """(the wanted frames' numbers, i32[F], in a file of just the rows that were read, how many frames that has)."""
+    """Number the wanted frames in the file that consists of the units that were read.
+
+    Returns:
+        The numbers of the wanted frames in that file, i32[F], and the number of its frames.
+    """
     counts = frames_in(part.units, part.num_frames)[part.rows]
     firsts = part.units.frame[part.rows]
     place = np.searchsorted(firsts, part.frames, side="right") - 1

@@ -1,4 +1,10 @@
-"""The codec `jpeg`: every frame is a baseline JPEG inside an MJPEG MP4."""
+"""The codec `jpeg`: every frame is a baseline 4:2:0 JPEG inside an MJPEG MP4.
+
+    member   ftyp | mdat: JPEG 0, JPEG 1, ... | moov
+    units           one unit per frame: the bytes of its JPEG
+
+Any clip costs exactly its own frames. Any player plays a member, and both nvJPEG and the CPU decode its pictures.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +20,18 @@ from PIL import Image
 from pydantic import Field
 
 from rhofast.data.codecs.codec import MEASURED, Codec, Member, Part
-from rhofast.data.codecs.containers import (
-    Picture,
-    read_packets,
-)
+from rhofast.data.codecs.containers import Picture, read_packets
 from rhofast.data.types import Units
 
 _BASELINE = b"\xff\xc0\x00\x11\x08"  # how a frame header of three 8-bit components begins (ITU-T T.81, B.2.2)
 
 
 class JpegCodec(Codec):
-    """`jpeg`. quality is ffmpeg's q scale: 2 (largest) to 31; 3 is about 15 kB for a 340x256 frame."""
+    """The codec `jpeg`.
+
+    Attributes:
+        quality: Quality on ffmpeg's q scale, 2 (best, largest) to 31; with 3 a 340x256 frame has about 15 kB.
+    """
 
     name: ClassVar[str] = "jpeg"
     pictures: ClassVar[bool] = True
@@ -32,11 +39,25 @@ class JpegCodec(Codec):
     quality: Annotated[int, Field(ge=2, le=31)] = 3
 
     def encoder_arguments(self) -> dict[str, Any]:
+        """Return output arguments for ffmpeg."""
         return {"vcodec": "mjpeg", "pix_fmt": "yuvj420p", "qscale:v": self.quality, "f": "mp4"}
 
     def index_member(self, file: BinaryIO, *, deep: bool = False) -> Member:
-        """Each picture must start and end as a JPEG does and have the size of the first. A measured one is read whole,
-        at an eighth of the size, which gives its exact mean color; the colors of those between are interpolated."""
+        """Check that each picture starts and ends as a JPEG and has the size of the member.
+
+        A measured picture is decoded at an eighth of its size, which gives its exact mean color. The colors of the
+        pictures between two measured ones are interpolated.
+
+        Args:
+            file: The member, open for reading.
+            deep: Whether to decode every picture.
+
+        Returns:
+            The size, rate and units of the member.
+
+        Raises:
+            ValueError: A picture is damaged, not a baseline JPEG, or of another size.
+        """
         width, height, fps, packets = read_packets(file)
         crcs, measured, means = [], [], []
         for number, packet in enumerate(packets):
@@ -49,21 +70,22 @@ class JpegCodec(Codec):
                 measured.append(number)
                 means.append(mean)
         colors = np.array(means, dtype=np.float64).reshape(-1, 3)
-        every = np.arange(len(packets))
+        numbers = np.arange(len(packets))
         units = Units(
             frame=np.arange(len(packets), dtype=np.int32),
             offset=np.array([packet.offset for packet in packets], dtype=np.int64),
             size=np.array([packet.size for packet in packets], dtype=np.int32),
             crc=np.array(crcs, dtype=np.uint32),
-            rgb=_interpolated(every, measured, colors),
+            rgb=_interpolated(numbers, measured, colors),
         )
         return Member(num_frames=len(packets), fps=fps, width=width, height=height, units=units)
 
     def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        """Here: the frames themselves."""
+        """Return the frames themselves: each is one unit."""
         return frames.astype(np.int64)
 
     def decode(self, part: Part) -> dict[int, Picture]:
+        """Decode the wanted pictures on the host."""
         decoded = {}
         for frame, piece in zip(part.frames.tolist(), part.pieces, strict=True):
             try:
@@ -75,15 +97,15 @@ class JpegCodec(Codec):
 
 
 def _interpolated(
-    every: npt.NDArray[np.int64], measured: Sequence[int], colors: npt.NDArray[np.float64]
+    numbers: npt.NDArray[np.int64], measured: Sequence[int], colors: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float32]:
     if not measured:
         return np.zeros((0, 3), dtype=np.float32)
-    return np.stack([np.interp(every, measured, color) for color in colors.T], axis=1).astype(np.float32)
+    return np.stack([np.interp(numbers, measured, color) for color in colors.T], axis=1).astype(np.float32)
 
 
 def _mean_color(picture: bytes, size: tuple[int, int], number: int, *, measure: bool) -> npt.NDArray[np.float32] | None:
-    """Check a picture's form and size; if `measure`, read it whole, and return its mean color."""
+    """Check the form and size of a picture. If `measure`, also decode it and return its mean color."""
     header = picture.find(_BASELINE)
     if picture[:2] != b"\xff\xd8" or picture[-2:] != b"\xff\xd9" or header < 0:
         raise ValueError(f"picture {number} of the stored member is not a whole baseline JPEG")
@@ -94,7 +116,7 @@ def _mean_color(picture: bytes, size: tuple[int, int], number: int, *, measure: 
         return None
     try:
         with Image.open(io.BytesIO(picture), formats=["JPEG"]) as image:
-            image.draft("RGB", (max(1, size[0] // 8), max(1, size[1] // 8)))  # DC terms only: fast, and exact
+            image.draft("RGB", (max(1, size[0] // 8), max(1, size[1] // 8)))  # only DC terms: fast, and exact
             pixels = np.asarray(image, dtype=np.float32)
     except OSError as error:
         raise ValueError(f"picture {number} of the stored member cannot be decoded: {error}") from None

@@ -1,4 +1,10 @@
-"""The codec `copy`: the source file, untouched."""
+"""The codec `copy`: the source file, byte for byte.
+
+    member   the source file
+    units    blocks of 16 MiB, each with a checksum; all are read for any frame
+
+The source must be upright, with square pixels and a constant frame rate.
+"""
 
 from __future__ import annotations
 
@@ -10,45 +16,60 @@ from typing import BinaryIO, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.data.codecs.codec import MEASURED, Codec, Member, Part, _all_of
+from rhofast.data.codecs.codec import MEASURED, Codec, Member, Part, by_frame
 from rhofast.data.codecs.containers import (
     Picture,
     checksums,
     decode_all,
-    decode_wanted,
     mean_color,
     open_container,
-    trim,
     video_stream,
 )
+from rhofast.data.codecs.timeline import decode_wanted, trim
 from rhofast.data.types import Stream, Units
 
-_BLOCK = 1 << 24  # bytes of a copied file that share a checksum
+_BLOCK = 1 << 24  # bytes per checksum
 
 
 class UnfitError(ValueError):
-    """A source that a codec cannot store as it is; the message says why."""
+    """A source that cannot be stored as it is; the message says why."""
 
 
 class CopyCodec(Codec):
-    """`copy`. Read whole for any of its frames; decoded from the nearest place before each where decoding can begin."""
+    """The codec `copy`.
+
+    A member is read as a whole for any of its frames. Decoding begins at the nearest possible place before each wanted
+    frame.
+    """
 
     name: ClassVar[str] = "copy"
     suffix: ClassVar[str | None] = None
 
     def encoder_arguments(self) -> None:
-        return None
+        """Return None: nothing is encoded."""
+        return
 
     def index_member(self, file: BinaryIO, *, deep: bool = False) -> Member:
-        """Every frame is decoded, and must be shown at its number / fps, within half an interval. Else it raises
-        UnfitError."""
+        """Decode every frame, and check that frame n is shown at n / fps, within half an interval.
+
+        Args:
+            file: The member, open for reading.
+            deep: Ignored: every frame is decoded in any case.
+
+        Returns:
+            The size, rate and units of the member.
+
+        Raises:
+            UnfitError: The pixels are not square, the frames are rotated, or the size or the rate changes.
+            ValueError: The file cannot be decoded.
+        """
         times: list[float] = []
         means, sizes = [], set()
         with open_container(file) as container:
             stream = video_stream(container)
             stream.thread_count = 1
             fps = Fraction(stream.average_rate or stream.guessed_rate or 0)
-            timed = container.format.name != "avi"  # which stores no times, and whose frames all last equally long
+            timed = container.format.name != "avi"  # AVI stores no times: all frames last equally long
             if stream.sample_aspect_ratio not in (None, 0, 1):
                 raise UnfitError(f"its pixels are not square ({stream.sample_aspect_ratio})")
             for frame in decode_all(container, stream):
@@ -74,16 +95,17 @@ class CopyCodec(Codec):
         return Member(num_frames=len(times), fps=_constant_rate(times, fps), width=width, height=height, units=units)
 
     def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        """All of them."""
+        """Return all units."""
         return np.arange(len(units.frame) if len(frames) else 0, dtype=np.int64)
 
     def decode(self, part: Part) -> dict[int, Picture]:
-        """Only the groups of pictures that hold the frames, where it is sure which those are."""
+        """Decode the groups of pictures that hold the wanted frames; if these are not certain, the whole file."""
         decoded = decode_wanted(part.joined(), part.num_frames, part.frames)
-        return _all_of(part, [decoded.get(number) for number in part.frames.tolist()])
+        return by_frame(part, [decoded.get(number) for number in part.frames.tolist()])
 
-    def trim(self, part: Part, takes: Collection[str]) -> Stream | None:
-        trimmed = trim(part.joined(), part.num_frames, part.frames, takes)
+    def trim(self, part: Part, accepted: Collection[str]) -> Stream | None:
+        """Copy the packets of the wanted frames to a new file; None if these are not certain."""
+        trimmed = trim(part.joined(), part.num_frames, part.frames, accepted)
         if trimmed is None:
             return None
         content, wanted = trimmed
@@ -91,7 +113,18 @@ class CopyCodec(Codec):
 
 
 def _constant_rate(times: Sequence[float], stated: Fraction) -> Fraction:
-    """The rate at which frames are shown at these times (seconds; NaN: unknown). Raises UnfitError if there is none."""
+    """Return the constant rate at which frames are shown.
+
+    Args:
+        times: When each frame is shown, in seconds; NaN if unknown.
+        stated: The rate that the file states.
+
+    Returns:
+        Frames per second.
+
+    Raises:
+        UnfitError: The rate is not constant.
+    """
     if len(times) < 2 or np.isnan(times[0]) or np.isnan(times[-1]):
         return stated
     span = times[-1] - times[0]
