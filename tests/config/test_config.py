@@ -1,4 +1,4 @@
-"""A page is read strictly, and what is wrong is said in one line."""
+"""A config is read strictly, and an error is one line."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ from rhofast.training.optim import learning_rate
 from tests.helpers.reference import needs_vectors, numbers
 from tests.helpers.shards import ROOT
 
-PAGE = """
+CONFIG = """
 name = "run"
 [clips]
 num_clips = 3
@@ -31,14 +31,14 @@ epochs = 10
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Path:
+def config_path(tmp_path: Path) -> Path:
     path = tmp_path / "run.toml"
-    path.write_text(PAGE)
+    path.write_text(CONFIG)
     return path
 
 
-def test_a_page_is_read_with_its_defaults(page: Path) -> None:
-    config = load_config(page)
+def test_a_config_is_read_with_its_defaults(config_path: Path) -> None:
+    config = load_config(config_path)
     assert (config.clips.num_clips, config.clips.num_frames) == (3, 8)
     assert config.augment.area == (0.3, 0.9)
     assert (config.method.name, config.method.options) == ("byol", {"hidden": 512})
@@ -64,15 +64,15 @@ def test_a_page_is_read_with_its_defaults(page: Path) -> None:
         ("name=nan", "nan"),
     ],
 )
-def test_overrides_are_toml_or_bare_strings(page: Path, override: str, value: object) -> None:
-    config: object = load_config(page, [override])
+def test_overrides_are_toml_or_bare_strings(config_path: Path, override: str, value: object) -> None:
+    config: object = load_config(config_path, [override])
     for key in override.partition("=")[0].split("."):
         config = getattr(config, key)
     assert config == value
 
 
-def test_steps_and_epochs_replace_each_other_on_the_command_line(page: Path) -> None:
-    train = load_config(page, ["train.steps=7"]).train
+def test_steps_and_epochs_replace_each_other_on_the_command_line(config_path: Path) -> None:
+    train = load_config(config_path, ["train.steps=7"]).train
     assert (train.steps, train.epochs) == (7, None)
 
 
@@ -99,9 +99,9 @@ def test_steps_and_epochs_replace_each_other_on_the_command_line(page: Path) -> 
         ("name.x=1", "'name' is a value, not a section"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(page: Path, override: str, said: str) -> None:
+def test_an_error_is_one_line(config_path: Path, override: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(page, [override])
+        load_config(config_path, [override])
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -121,14 +121,14 @@ def test_a_run_needs_one_length(tmp_path: Path) -> None:
         (b"seed = 3", "key 'name' is missing"),
     ],
 )
-def test_a_broken_page_is_a_config_error(tmp_path: Path, content: bytes, said: str) -> None:
+def test_a_broken_file_is_a_config_error(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "x.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=said):
         load_config(path)
 
 
-def test_a_missing_page_is_a_config_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load_config(tmp_path / "none.toml")
 
@@ -141,43 +141,43 @@ def test_a_missing_page_is_a_config_error(tmp_path: Path) -> None:
         ("data.train=['x', 'y']", [{"shards": "x", "weight": 1.0}, {"shards": "y", "weight": 1.0}]),
     ],
 )
-def test_a_configuration_survives_json(page: Path, override: str, dumped: object) -> None:
-    config = load_config(page, [override, "train.max_hours=1.5"])
+def test_a_configuration_survives_json(config_path: Path, override: str, dumped: object) -> None:
+    config = load_config(config_path, [override, "train.max_hours=1.5"])
     assert parse_config(dump_config(config), where="json") == config
     assert dump_config(config)["data"]["train"] == dumped
 
 
-PAGES = sorted(page for page in (ROOT / "configs").rglob("*.toml") if page.parent.name != "eval")
-NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.toml") if path.parent.name != "eval")
+NAMES = [str(path.relative_to(ROOT)) for path in CONFIGS]
 
 
-def overrides_of(page: Path) -> list[list[str]]:
-    """The `--set` lines in a page's head, each as a list of overrides."""
-    comments = [line for line in page.read_text().splitlines() if line.startswith("#")]
+def overrides_of(path: Path) -> list[list[str]]:
+    """Return the lines with `--set` in a config's head, each as a list of overrides."""
+    comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
     given = [re.findall(r"--set ('[^']*'|\S+)", line) for line in comments]
     return [[word.strip("'") for word in words] for words in given if words]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_a_page_says_where_it_comes_from_and_how_to_run_it(page: Path) -> None:
-    head = page.read_text().partition("\nname =")[0]
-    assert load_config(page).name == page.stem
-    assert f"rhofast train {page.relative_to(ROOT)}" in head
+@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
+def test_a_config_states_its_source_and_its_command(path: Path) -> None:
+    head = path.read_text().partition("\nname =")[0]
+    assert load_config(path).name == path.stem
+    assert f"rhofast train {path.relative_to(ROOT)}" in head
     entries = ["Source", "Command", "Hardware"]
-    entries += [] if page.stem == "demo" else ["Expected", "Not yet run here"]
+    entries += [] if path.stem == "demo" else ["Expected", "Not yet run here"]
     assert [entry for entry in entries if entry in head] == entries
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_every_command_in_a_page_s_head_is_a_run_that_can_begin(page: Path) -> None:
-    lines = overrides_of(page)
+@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
+def test_every_command_in_a_config_s_head_can_start(path: Path) -> None:
+    lines = overrides_of(path)
     assert lines
     for overrides in lines:
-        config = load_config(page, overrides)
+        config = load_config(path, overrides)
         with torch.device("meta"):  # the sizes of everything, at no cost
-            section = config.backbone
+            chosen = config.backbone
             backbone = build_backbone(
-                section.name, section.options, num_frames=config.clips.num_frames, size=config.augment.size
+                chosen.name, chosen.options, num_frames=config.clips.num_frames, size=config.augment.size
             )
             method = build_method(config.method.name, config.method.options, backbone)
         method.check(max(2, config.clips.num_clips), config.train.batch_size)
@@ -195,7 +195,7 @@ RELEASED = {
 
 @needs_vectors
 @pytest.mark.parametrize(("name", "released"), RELEASED.items())
-def test_a_page_has_the_rates_of_the_released_configuration_of_its_name(name: str, released: str) -> None:
+def test_a_config_has_the_rates_of_the_released_configuration_of_its_name(name: str, released: str) -> None:
     config = load_config(ROOT / "configs" / f"{name}.toml")
     expected = numbers("schedules")[released]
     assert config.train.epochs == expected["max_epoch"]
@@ -216,7 +216,7 @@ def test_a_page_has_the_rates_of_the_released_configuration_of_its_name(name: st
         ("swav_slow_r50_8x8_rho2", 4.8, 1e-6, (2, 8, 8)),
     ],
 )
-def test_a_released_run_s_page_has_its_published_numbers(
+def test_the_config_of_a_released_run_has_its_published_numbers(
     name: str, peak: float, decay: float, clips: tuple[int, int, int]
 ) -> None:
     config = load_config(ROOT / "configs" / f"{name}.toml")
@@ -230,7 +230,7 @@ def test_a_released_run_s_page_has_its_published_numbers(
     assert (optim.name, config.train.precision) == (
         ("sgd", "fp16") if config.method.name == "moco" else ("lars", "fp32")
     )
-    published = {  # what a page leaves to the defaults
+    published = {  # what the config leaves to the defaults
         "moco": {"ema_base": 0.994, "queue": 65536, "out": 128, "temperature": 0.1, "projector_norm": False},
         "byol": {"ema_base": 0.996, "hidden": 4096, "out": 256, "temperature": 0.5, "projector_norm": True},
         "simclr": {"projector_layers": 3, "temperature": 0.1, "projector_norm": False, "pairs": "chain"},
@@ -243,6 +243,6 @@ def test_a_released_run_s_page_has_its_published_numbers(
     assert config.augment == AugmentConfig()  # the defaults are the release's
 
 
-def test_every_page_has_its_row_in_the_documentation() -> None:
+def test_every_config_has_its_row_in_the_documentation() -> None:
     text = (ROOT / "docs" / "reproducing.md").read_text()
     assert [name for name in NAMES if f"({name})" not in text.replace("(../", "(")] == []

@@ -86,13 +86,13 @@ def test_the_momentum_of_a_step_is_that_of_the_step_before() -> None:
     assert float(method.get_buffer("momentum")) == ema_momentum(0.996, 0.5)
 
 
-def test_the_momentum_may_stay() -> None:
+def test_the_momentum_can_be_constant() -> None:
     method = small(ema_anneal=False, ema_base=0.9)
     forward_backward(method, clips(2), 100)
     assert float(method.get_buffer("momentum")) == 0.9
 
 
-def test_a_restored_method_continues_with_the_held_momentum() -> None:
+def test_a_restored_method_continues_with_the_previous_momentum() -> None:
     straight = small()
     forward_backward(straight, clips(2), 140)
     restored = small(seed=1)

@@ -1,4 +1,4 @@
-"""The projector MLP, its normalization and the collapse alarm."""
+"""The projector MLP, normalization, and the measure of collapse."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_layers_and_biases_are_the_released_ones(batch_norm: bool, kinds: list[t
 @needs_vectors
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
 def test_projections_are_those_of_the_reference(dtype: torch.dtype, within: float) -> None:
-    """Of every backbone that is among the vectors, from its stored features."""
+    """Compare the projections of every backbone among the vectors, from its stored features."""
     files = [path.stem for path in VECTORS.glob("backbone_r*.safetensors")]
     assert files
     for file in files:
@@ -57,7 +57,7 @@ def test_rows_have_unit_length_without_an_epsilon() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_normalized_in_single(dtype: torch.dtype) -> None:
-    unit = normalize(torch.full((1, 4), 1000.0, dtype=dtype))  # its squares are no float16
+    unit = normalize(torch.full((1, 4), 1000.0, dtype=dtype))  # its squares overflow in float16
     assert unit.dtype == torch.float32 and torch.allclose(unit, torch.full((1, 4), 0.5))
 
 

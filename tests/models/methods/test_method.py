@@ -1,4 +1,4 @@
-"""A step: micro-batches add up to the batch or are refused, keys keep no graph, and more clips need no more memory."""
+"""Steps: micro-batches add up to the batch or are refused, keys keep no graph, and more clips need no more memory."""
 
 import weakref
 from collections.abc import Callable
@@ -55,32 +55,32 @@ def test_without_batch_norm_micro_batches_add_up_to_the_batch(name: str, accumul
                         p -= 0.1 * p.grad
         for key, gradient in gradients(whole).items():
             assert torch.allclose(gradients(split)[key], gradient, rtol=1e-10, atol=1e-13), key
-    for key, value in whole.state_dict().items():  # the key network, the momentum, the queue in the same order
+    for key, value in whole.state_dict().items():  # momentum network, momentum, and the queue in the same order
         assert torch.allclose(split.state_dict()[key], value, rtol=1e-10, atol=1e-13), key
 
 
 @pytest.mark.parametrize("name", ["byol", "moco"])
 def test_with_frozen_statistics_micro_batches_add_up_too(name: str) -> None:
-    section, found = TrainConfig(epochs=1, batch_size=8, accumulate=4), []
+    config, found = TrainConfig(epochs=1, batch_size=8, accumulate=4), []
     for accumulate in (1, 4):
         method = build(name, **({"queue": 64, "fill_first": False} if name == "moco" else {}))
         for module in method.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-        check_accumulation(method, section, 2)
+        check_accumulation(method, config, 2)
         forward_backward(method, clips(), accumulate=accumulate)
         found.append(gradients(method))
     for key, gradient in found[0].items():
         assert torch.allclose(found[1][key], gradient, rtol=1e-9, atol=1e-12), key
 
 
-def test_accumulation_is_allowed_where_videos_do_not_meet() -> None:
+def test_accumulation_is_allowed_where_the_loss_does_not_couple_videos() -> None:
     for name, options in WITHOUT_NORM.items():
         check_accumulation(build(name, norm=False, **options), TrainConfig(epochs=1, batch_size=8, accumulate=4), 2)
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "section", "message"),
+    ("name", "options", "changes", "message"),
     [
         ("simclr", {}, {"micro_batch_norm": True}, "SimCLR's loss compares every video of a batch with every other"),
         ("swav", {}, {"micro_batch_norm": True}, "SwAV balances its codes over all videos"),
@@ -94,18 +94,18 @@ def test_accumulation_is_allowed_where_videos_do_not_meet() -> None:
         ("byol", {}, {"micro_batch_norm": True, "batch_size": 10}, "batch_size=10 cannot be split over 2 ranks"),
     ],
 )
-def test_accumulation_is_refused_where_it_would_change_the_mathematics(
-    name: str, options: dict[str, Any], section: dict[str, Any], message: str
+def test_accumulation_is_refused_where_it_would_change_the_result(
+    name: str, options: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
-    values = {"epochs": 1.0, "batch_size": 8, "accumulate": 2, **section}
+    values = {"epochs": 1.0, "batch_size": 8, "accumulate": 2, **changes}
     with pytest.raises(ConfigError, match=message):
         check_accumulation(build(name, **options), TrainConfig(**values), 2)
 
 
-def test_statistics_of_micro_batches_may_be_accepted_by_name() -> None:
-    section = TrainConfig(epochs=1, batch_size=8, accumulate=2, micro_batch_norm=True)
+def test_statistics_of_micro_batches_can_be_accepted() -> None:
+    config = TrainConfig(epochs=1, batch_size=8, accumulate=2, micro_batch_norm=True)
     for name, options in {"byol": {}, "moco": {"queue": 64}}.items():
-        check_accumulation(build(name, **options), section, 2)
+        check_accumulation(build(name, **options), config, 2)
 
 
 def test_a_batch_that_does_not_split_evenly_is_refused() -> None:
@@ -114,7 +114,7 @@ def test_a_batch_that_does_not_split_evenly_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["byol", "moco", "simclr", "swav"])
-def test_batch_norm_in_the_projection_is_a_choice(name: str) -> None:
+def test_batch_norm_in_the_projector_is_optional(name: str) -> None:
     for norm in (True, False):
         projector = build(name, projector_norm=norm, batch_norm="local").get_submodule("projector")
         assert any(isinstance(module, nn.BatchNorm1d) for module in projector) == norm
@@ -125,8 +125,10 @@ def test_progress_is_the_share_of_the_run() -> None:
 
 
 class SavedBytes:
-    """Bytes that backward keeps alive: `live` now, and their `peak`. Each storage counts once; what is there anyway,
-    parameters and the batch itself, does not."""
+    """Count the bytes that backward keeps alive: `live` now, and their `peak`.
+
+    Each storage counts once. Parameters and the batch itself do not count.
+    """
 
     def __init__(self, module: nn.Module, pixels: Tensor) -> None:
         self.live, self.peak, self.packed = 0, 0, 0
@@ -155,7 +157,7 @@ class SavedBytes:
 
 
 class _Box(list[Tensor]):
-    """A list that can be watched."""
+    """A list that supports weak references."""
 
 
 def peak_bytes(method: Method, rho: int) -> int:
@@ -181,22 +183,22 @@ JOINT: dict[str, Callable[[], Method]] = {
 
 
 @pytest.mark.parametrize("name", SEQUENTIAL)
-def test_one_part_after_another_four_clips_need_the_activations_of_two(name: str) -> None:
+def test_with_one_pass_per_clip_four_clips_need_the_memory_of_two(name: str) -> None:
     two, four = (peak_bytes(SEQUENTIAL[name](), rho) for rho in (2, 4))
     assert four <= 1.01 * two  # the keys of two more clips
 
 
 @pytest.mark.parametrize("name", JOINT)
-def test_together_they_need_twice_as_much(name: str) -> None:
+def test_in_one_pass_four_clips_need_twice_the_memory_of_two(name: str) -> None:
     two, four = (peak_bytes(JOINT[name](), rho) for rho in (2, 4))
     assert 1.9 < four / two < 2.1
 
 
-def test_a_query_at_a_time_needs_the_activations_of_one_clip() -> None:
+def test_one_query_per_pass_needs_the_activations_of_one_clip() -> None:
     assert peak_bytes(SEQUENTIAL["byol"](), 2) < 0.6 * peak_bytes(JOINT["byol"](), 2)
 
 
-def test_micro_batches_need_less() -> None:
+def test_micro_batches_need_less_memory() -> None:
     peaks, pixels = [], clips(2, batch=4)
     for accumulate in (1, 2):
         method = build("byol")
@@ -209,7 +211,7 @@ def test_micro_batches_need_less() -> None:
 
 @pytest.mark.parametrize("sequential", [True, False])
 @pytest.mark.parametrize("name", ["byol", "moco"])
-def test_the_key_network_keeps_no_graph(name: str, sequential: bool) -> None:
+def test_the_momentum_network_keeps_no_graph(name: str, sequential: bool) -> None:
     method = build(name, sequential=sequential, **({"queue": 64} if name == "moco" else {}))
     pixels = clips(3, batch=2)
     saved, before, kept, outputs = SavedBytes(method, pixels), [0], [], []

@@ -97,21 +97,24 @@ def test_a_step_larger_than_the_queue_is_refused() -> None:
     small(queue_clips="first").check(3, 9)
 
 
-@pytest.mark.parametrize(("step", "epoch", "held"), [(0, 0.0, True), (5, 0.9, True), (6, 0.9, False), (5, 1.0, False)])
+@pytest.mark.parametrize(
+    ("step", "epoch", "no_update"), [(0, 0.0, True), (5, 0.9, True), (6, 0.9, False), (5, 1.0, False)]
+)
 def test_nothing_is_updated_until_as_many_videos_have_passed_as_the_queue_has_places(
-    step: int, epoch: float, held: bool
+    step: int, epoch: float, no_update: bool
 ) -> None:
-    method = small(fill_first=True)  # 16 places, 3 videos a step; after the first epoch never
+    method = small(fill_first=True)  # 16 places, 3 videos per step; never after the first epoch
     queue, running = method.queue.clone(), method.backbone.state_dict()["stem_bn.running_mean"].clone()
     assert all(loss > 0 for loss in forward_backward(method, clips(2), epoch, step=step))
-    assert (gradients(method) == {}) == held
+    assert (gradients(method) == {}) == no_update
     assert not torch.equal(method.queue, queue) and not torch.equal(method.backbone.stem_bn.running_mean, running)
 
 
 def naive(method: MoCo, pixels: Tensor) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients by their definition, in one graph, with torch's cross-entropy; to be called before a step.
+    """Return loss and gradients by their definition, in one graph, with torch's cross-entropy.
 
-    The key network is that of a first step whose moving average changes nothing, as it begins as a copy.
+    It must be called before the first step. That step's moving average changes nothing, because the momentum network
+    starts as a copy.
     """
     method = copy.deepcopy(method)
     unit = torch.nn.functional.normalize
