@@ -196,7 +196,7 @@ class EvalConfig(Section):
     """Number of neighbors (k) of the kNN classifier."""
 
     temperature: Positive = 0.1
-    """Temperature of the kNN classifier's votes."""
+    """Temperature of the similarity weights of the kNN classifier."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout probability of a classifier's input during its training. 0: no dropout."""

@@ -1,4 +1,4 @@
-"""rho-MoCo (arXiv 1911.05722; for video 2104.14558, section 3.1): tell a video's clips from a queue of other videos'.
+"""rho-MoCo (arXiv 1911.05722; for video 2104.14558, section 3.1): match clips of a video against a queue of others.
 
     query_i = normalize(project(backbone(clip_i)))       trained
     key_j   = normalize(project'(backbone'(clip_j)))     momentum network (moving average); no gradient
