@@ -1,4 +1,4 @@
-"""A page of pictures: some videos, and beside each the videos whose features are nearest."""
+"""Draw videos with their nearest neighbors in feature space."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.analysis.rendering import Group, Strip, animation, check_suffix, write_pictures
+from rhofast.analysis.rendering import DrawnClip, DrawnVideo, animation, check_suffix, write_pictures
 from rhofast.analysis.replay import displayable
 from rhofast.data.format.dataset import ShardSet, choose_samples, find_keys
 from rhofast.data.loader.eval_loader import EvalLoader
@@ -22,12 +22,18 @@ from rhofast.evaluation.model import EvalModel, open_model
 from rhofast.evaluation.task import placed
 from rhofast.storage.files import check_writable, replacing
 
-_SHOWN_AT_ONCE = 16  # videos that are decoded together
+_DECODED_AT_ONCE = 16  # videos that are decoded together
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Near:
-    """query: its sample number; neighbors: sample numbers in the bank, the nearest first; cosine: of each."""
+class Neighbors:
+    """The neighbors of a query.
+
+    Attributes:
+        query: Sample number of the query.
+        neighbors: Sample numbers in the bank, the nearest first.
+        cosine: Cosine similarity of each neighbor.
+    """
 
     query: int
     neighbors: tuple[int, ...]
@@ -35,10 +41,15 @@ class Near:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Drawn:
-    """near: what was found; left_out: what could not be read, a line each."""
+class NeighborsPage:
+    """What was drawn.
 
-    near: list[Near]
+    Attributes:
+        near: The neighbors of each query.
+        left_out: Samples that could not be read, one line each.
+    """
+
+    near: list[Neighbors]
     left_out: list[str]
 
 
@@ -51,30 +62,54 @@ def open_bank(
     samples: int,
     overrides: Sequence[str] = (),
 ) -> tuple[EvalModel, ShardSet, ShardSet, npt.NDArray[np.int64]]:
-    """(backbone, bank, query set, sample numbers of the queries). bank: None for a run's own training shards; queries:
-    None for the bank; keys: of the queries, none for `samples` of them, spread over the set. Raises ConfigError,
-    ResumeError, ShardError."""
+    """Open the backbone, the bank and the queries.
+
+    Args:
+        source: Any backbone that `open_model` accepts.
+        bank: Shards in which to search. None means the first training set of the run.
+        queries: Shards of the queries. None means the bank.
+        keys: Keys of the queries. If empty, samples are spread over the set.
+        samples: Number of queries if no keys are given.
+        overrides: Settings `key=value`.
+
+    Returns:
+        (backbone, bank, query set, i64[Q] sample numbers of the queries).
+
+    Raises:
+        ConfigError: If no bank is known, or a key does not exist.
+        ResumeError: If the checkpoint cannot be read.
+        ShardError: If a set cannot be opened.
+    """
     model = open_model(source, overrides=overrides)
-    own = model.config.data.train
-    if bank is None and not own:
-        raise ConfigError("no shards to look for neighbors in", hint="give them with --train")
-    opened = open_shards(bank or own[0].shards, data=model.config.data)
-    asked = opened if queries is None else open_shards(queries, data=model.config.data)
-    chosen = find_keys(asked, keys) if keys else choose_samples(asked, samples)
-    return model, opened, asked, np.array(chosen, dtype=np.int64)
+    training_sets = model.config.data.train
+    if bank is None and not training_sets:
+        raise ConfigError("no shards are known in which to search for neighbors", hint="pass them with --train SHARDS")
+    opened = open_shards(bank or training_sets[0].shards, data=model.config.data)
+    query_set = opened if queries is None else open_shards(queries, data=model.config.data)
+    chosen = find_keys(query_set, keys) if keys else choose_samples(query_set, samples)
+    return model, opened, query_set, np.array(chosen, dtype=np.int64)
 
 
-def nearest(bank: Features, queries: Features, same: npt.NDArray[np.bool_], count: int) -> list[Near]:
-    """The `count` nearest bank samples of each query, by the cosine of the means over views. same bool[Q, N]: pairs
-    that are cut from one source, which are passed over."""
-    rows, asked = (_unit(features.values.mean(axis=1)) for features in (bank, queries))
-    cosine = np.where(same, -np.inf, asked @ rows.T)
+def nearest(bank: Features, queries: Features, same: npt.NDArray[np.bool_], count: int) -> list[Neighbors]:
+    """Find the nearest bank samples of each query, by the cosine similarity of the mean features over views.
+
+    Args:
+        bank: Features of N samples.
+        queries: Features of Q samples.
+        same: bool[Q, N], pairs from the same source video, which are skipped.
+        count: Neighbors per query.
+
+    Returns:
+        The neighbors of each query.
+    """
+    bank_rows, query_rows = (_unit(features.values.mean(axis=1)) for features in (bank, queries))
+    cosine = np.where(same, -np.inf, query_rows @ bank_rows.T)
     order = np.argsort(-cosine, axis=1, kind="stable")[:, :count]
     found = []
     for query, places, near in zip(queries.sample.tolist(), order, cosine, strict=True):
         kept = [place for place in places.tolist() if np.isfinite(near[place])]
         found.append(
-            Near(
+            Neighbors(
                 query=query,
                 neighbors=tuple(int(bank.sample[place]) for place in kept),
                 cosine=tuple(float(near[place]) for place in kept),
@@ -92,10 +127,29 @@ def draw_neighbors(
     *,
     count: int = 5,
     progress: Progress | None = None,
-) -> Drawn:
-    """Write a page with `samples` of `queries` and the `count` nearest videos of `bank`: .png shows the frame in the
-    middle, .gif and .mp4 play. Videos of the same source are passed over. In every process; rank 0 draws. Raises
-    ConfigError for another suffix, ShardError, NotFiniteError, OSError."""
+) -> NeighborsPage:
+    """Draw queries with their nearest neighbors. Call it in every process; rank 0 draws.
+
+    Videos of the same source as the query are skipped.
+
+    Args:
+        model: The backbone and its configuration.
+        bank: Shards in which to search.
+        queries: Shards of the queries.
+        samples: i64[Q], sample numbers of the queries.
+        target: The file. A .png shows the middle frame; .gif and .mp4 play.
+        count: Neighbors per query.
+        progress: Called with (samples done, total samples).
+
+    Returns:
+        The neighbors.
+
+    Raises:
+        ConfigError: If the suffix is not supported.
+        ShardError: If the shards cannot be read.
+        NotFiniteError: If a feature is not finite.
+        OSError: If the file cannot be written.
+    """
     check_suffix(target)
     check_writable(target)
     config = model.config
@@ -110,27 +164,30 @@ def draw_neighbors(
             progress=part_of(progress, before, len(bank) + len(samples)),
         )
 
-    asked, known = extract(queries, samples, 0), extract(bank, None, len(samples))
-    own, others = source_digests(queries)[asked.sample], source_digests(bank)[known.sample]
-    found = nearest(known, asked, own[:, None] == others[None, :], count)
-    drawn = Drawn(near=found, left_out=[str(error) for error in [*known.bad, *asked.bad]])
+    query_features, bank_features = extract(queries, samples, 0), extract(bank, None, len(samples))
+    query_source = source_digests(queries)[query_features.sample]
+    bank_source = source_digests(bank)[bank_features.sample]
+    found = nearest(bank_features, query_features, query_source[:, None] == bank_source[None, :], count)
+    page = NeighborsPage(near=found, left_out=[str(error) for error in [*bank_features.bad, *query_features.bad]])
     if rank() > 0:
-        return drawn
-    shown = _frames(model, queries, [near.query for near in found])
-    beside = _frames(model, bank, [number for near in found for number in near.neighbors])
-    groups = [_group(near, queries, bank, shown, beside) for near in found if near.query in shown]
-    heading = (f"Nearest of {len(known.sample):,} videos in {bank.info.name}", model.origin)
+        return page
+    query_frames = _frames(model, queries, [near.query for near in found])
+    bank_frames = _frames(model, bank, [number for near in found for number in near.neighbors])
+    videos = [
+        _drawn_video(near, queries, bank, query_frames, bank_frames) for near in found if near.query in query_frames
+    ]
+    heading = (f"Nearest neighbors among {len(bank_features.sample):,} videos in {bank.info.name}", model.origin)
     with replacing(target, suffix=target.suffix) as aside:
         if target.suffix.lower() == ".png":
-            pictures = animation(groups, heading=heading)
+            pictures = animation(videos, heading=heading)
             pictures[len(pictures) // 2].save(aside)
         else:
-            write_pictures(aside, groups, heading=heading, fps=config.clips.fps / config.clips.frame_stride)
-    return drawn
+            write_pictures(aside, videos, heading=heading, fps=config.clips.fps / config.clips.frame_stride)
+    return page
 
 
 def _frames(model: EvalModel, shards: ShardSet, samples: Sequence[int]) -> dict[int, npt.NDArray[np.uint8]]:
-    """One clip of each sample, u8[T, H, W, 3]: the one in the middle, on the CPU."""
+    """Return the middle clip of each sample, u8[T, H, W, 3], decoded on the CPU."""
     config = model.config
     wanted = np.unique(np.array(samples, dtype=np.int64))
     frames: dict[int, npt.NDArray[np.uint8]] = {}
@@ -139,7 +196,7 @@ def _frames(model: EvalModel, shards: ShardSet, samples: Sequence[int]) -> dict[
         clips=config.clips,
         augment=config.augment,
         data=config.data,
-        batch_size=_SHOWN_AT_ONCE,
+        batch_size=_DECODED_AT_ONCE,
         views=3,
         samples=wanted,
     ) as loader:
@@ -149,25 +206,25 @@ def _frames(model: EvalModel, shards: ShardSet, samples: Sequence[int]) -> dict[
     return frames
 
 
-def _group(
-    near: Near,
+def _drawn_video(
+    near: Neighbors,
     queries: ShardSet,
     bank: ShardSet,
-    shown: dict[int, npt.NDArray[np.uint8]],
-    beside: dict[int, npt.NDArray[np.uint8]],
-) -> Group:
-    key, name = _words(queries, near.query)
-    strips = [Strip(frames=shown[near.query], caption=("query", *name))]
+    query_frames: dict[int, npt.NDArray[np.uint8]],
+    bank_frames: dict[int, npt.NDArray[np.uint8]],
+) -> DrawnVideo:
+    key, name = _key_and_class(queries, near.query)
+    clips = [DrawnClip(frames=query_frames[near.query], caption=("query", *name))]
     for number, cosine in zip(near.neighbors, near.cosine, strict=True):
-        if number not in beside:  # its features came from other frames, and these cannot be read
+        if number not in bank_frames:  # The frames of its features could be read, but not these.
             continue
-        other, its = _words(bank, number)
-        strips.append(Strip(frames=beside[number], caption=(f"{cosine:.3f}", *its, other)))
-    return Group(title=(key,), strips=tuple(strips))
+        other_key, other_class = _key_and_class(bank, number)
+        clips.append(DrawnClip(frames=bank_frames[number], caption=(f"cosine {cosine:.3f}", *other_class, other_key)))
+    return DrawnVideo(title=(key,), clips=tuple(clips))
 
 
-def _words(shards: ShardSet, sample: int) -> tuple[str, tuple[str, ...]]:
-    """(key, class or nothing)"""
+def _key_and_class(shards: ShardSet, sample: int) -> tuple[str, tuple[str, ...]]:
+    """Return the key of a sample, and its class name in a tuple that is empty without a label."""
     row, classes = shards.row(sample), shards.info.classes
     return row.key, (classes[row.label],) if classes and row.label is not None else ()
 

@@ -1,4 +1,4 @@
-"""Drawing clips: a contact sheet with all frames side by side, or an animation in which the clips play.
+"""Draw clips: a contact sheet with all frames side by side, or an animation in which the clips play.
 
     sheet       title                       animation    title             title
                 frame frame frame ...                    clip 1  clip 2    clip 1  clip 2
@@ -6,7 +6,7 @@
                 frame frame frame ...
                 caption of clip 2
 
-What it is not: it knows no shards and no plans; those are words to it (show.py).
+Titles and captions are plain text here; replay.py and neighbors.py write them.
 """
 
 from __future__ import annotations
@@ -28,81 +28,119 @@ from PIL import Image, ImageDraw, ImageFont
 from rhofast.errors import ConfigError
 
 SUFFIXES = (".png", ".gif", ".mp4")
-_STILL, _MOVING = 112, 192  # narrower frames are enlarged by a whole factor: in a sheet, in an animation
+_SHEET_WIDTH, _ANIMATION_WIDTH = 112, 192  # narrower frames are enlarged by an integer factor
 _MARGIN, _GAP, _BAR = 12, 2, 4
-_APART, _BETWEEN = 10, 24  # side by side: two clips of a group, two groups
-_ASPECT = 1.6  # of an animation, about
-_PLAY_S = 6.0  # an MP4 plays the clips over and over for at least so long: most players do not repeat
-_PAPER, _INK, _FAINT, _ALERT = (255, 255, 255), (20, 20, 20), (100, 100, 100), (176, 32, 32)
+_CLIP_GAP, _VIDEO_GAP = 10, 24  # in an animation: between two clips of a video, between two videos
+_ASPECT = 1.6  # approximate aspect ratio of an animation
+_MIN_PLAY_S = 6.0  # an MP4 repeats the clips for at least this long, because most players do not loop
+_BACKGROUND, _TEXT, _MUTED, _ALERT = (255, 255, 255), (20, 20, 20), (100, 100, 100), (176, 32, 32)
 _BLUE, _PALE = (37, 99, 168), (214, 218, 224)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Strip:
-    """One clip. frames: u8[T, H, W, 3]; caption: phrases, each kept on a line where it fits."""
+class DrawnClip:
+    """One clip with its caption.
+
+    Attributes:
+        frames: u8[T, H, W, 3].
+        caption: Phrases. Each one stays on one line where it fits.
+    """
 
     frames: npt.NDArray[np.uint8]
     caption: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
-    """The clips of one video. title: phrases; note: what is to catch the eye, or None."""
+class DrawnVideo:
+    """The clips of one video.
+
+    Attributes:
+        title: Phrases.
+        clips: The clips.
+        note: A highlighted sentence, or None.
+    """
 
     title: tuple[str, ...]
-    strips: tuple[Strip, ...]
+    clips: tuple[DrawnClip, ...]
     note: str | None = None
 
 
 def check_suffix(path: Path) -> None:
-    """Raises ConfigError unless `write_pictures` knows the format."""
+    """Raise ConfigError unless `write_pictures` supports the suffix of the file."""
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--out {path}: not a .png file, nor a .gif or .mp4")
+        raise ConfigError(f"--out {path}: the suffix must be .png, .gif or .mp4")
 
 
-def write_pictures(path: Path, groups: Sequence[Group], *, heading: Sequence[str], fps: float) -> tuple[int, int]:
-    """Draw groups whose clips are all of one shape, as what the suffix of `path` says: a sheet (.png), or an animation
-    (.gif, or .mp4 with H.264) of `fps` frames a second. Returns width and height. Raises ConfigError for another
-    suffix, OSError where the file cannot be written."""
+def write_pictures(path: Path, videos: Sequence[DrawnVideo], *, heading: Sequence[str], fps: float) -> tuple[int, int]:
+    """Write a contact sheet (.png) or an animation (.gif, or .mp4 with H.264).
+
+    Args:
+        path: The file.
+        videos: Videos whose clips all have the same shape.
+        heading: Phrases at the top.
+        fps: Frames per second of an animation.
+
+    Returns:
+        (width, height) in pixels.
+
+    Raises:
+        ConfigError: If the suffix is not supported.
+        OSError: If the file cannot be written.
+    """
     check_suffix(path)
     if path.suffix.lower() == ".png":
-        sheet = contact_sheet(groups, heading=heading)
+        sheet = contact_sheet(videos, heading=heading)
         sheet.save(path)
         return sheet.size
-    pictures = animation(groups, heading=heading)
+    pictures = animation(videos, heading=heading)
     write = _write_gif if path.suffix.lower() == ".gif" else _write_mp4
     write(path, pictures, fps)
     return pictures[0].size
 
 
-def contact_sheet(groups: Sequence[Group], *, heading: Sequence[str] = ()) -> Image.Image:
-    """One row a clip, frames from left to right; the clips of a group one below the other."""
-    t, height, width, _ = groups[0].strips[0].frames.shape
-    factor = _enlarge(width, _STILL)
+def contact_sheet(videos: Sequence[DrawnVideo], *, heading: Sequence[str] = ()) -> Image.Image:
+    """Draw one row per clip, with its frames from left to right. The clips of a video are below each other.
+
+    Args:
+        videos: Videos whose clips all have the same shape.
+        heading: Phrases at the top.
+
+    Returns:
+        The sheet.
+    """
+    t, height, width, _ = videos[0].clips[0].frames.shape
+    factor = _enlarge(width, _SHEET_WIDTH)
     width, height = width * factor, height * factor
-    page = _Page(groups, heading, tile=(t * (width + _GAP) - _GAP, height), columns=1, abreast=False)
-    for strip, (x, y) in zip(_strips(groups), page.places, strict=True):
-        for number, frame in enumerate(strip.frames):
-            page.image.paste(_tile(frame, factor), (x + number * (width + _GAP), y))
-    return page.image
+    layout = _Layout(videos, heading, tile=(t * (width + _GAP) - _GAP, height), columns=1, side_by_side=False)
+    for clip, (x, y) in zip(_all_clips(videos), layout.places, strict=True):
+        for number, frame in enumerate(clip.frames):
+            layout.image.paste(_tile(frame, factor), (x + number * (width + _GAP), y))
+    return layout.image
 
 
-def animation(groups: Sequence[Group], *, heading: Sequence[str] = ()) -> list[Image.Image]:
-    """T pictures on each of which every clip shows one frame, with a bar under it that tells which; their sides are
-    even, as video wants them."""
-    t, height, width, _ = groups[0].strips[0].frames.shape
-    factor = _enlarge(width, _MOVING)
+def animation(videos: Sequence[DrawnVideo], *, heading: Sequence[str] = ()) -> list[Image.Image]:
+    """Draw T pictures, on each of which every clip shows one frame, with a bar below that marks which one.
+
+    Args:
+        videos: Videos whose clips all have the same shape.
+        heading: Phrases at the top.
+
+    Returns:
+        T pictures with even width and height, as video encoders require.
+    """
+    t, height, width, _ = videos[0].clips[0].frames.shape
+    factor = _enlarge(width, _ANIMATION_WIDTH)
     tile = width * factor, height * factor + _BAR + 1
-    across, down = len(groups[0].strips) * (tile[0] + _APART) + _BETWEEN, tile[1] + 5 * _line(11)
-    columns = min(len(groups), max(1, round(math.sqrt(len(groups) * _ASPECT * down / across))))
-    columns = -(-len(groups) // -(-len(groups) // columns))  # as many rows, evenly filled
-    page = _Page(groups, heading, tile=tile, columns=columns, abreast=True)
+    across, down = len(videos[0].clips) * (tile[0] + _CLIP_GAP) + _VIDEO_GAP, tile[1] + 5 * _line(11)
+    columns = min(len(videos), max(1, round(math.sqrt(len(videos) * _ASPECT * down / across))))
+    columns = -(-len(videos) // -(-len(videos) // columns))  # the same number of rows, evenly filled
+    layout = _Layout(videos, heading, tile=tile, columns=columns, side_by_side=True)
     pictures = []
     for now in range(t):
-        picture = page.image.copy()
+        picture = layout.image.copy()
         draw = ImageDraw.Draw(picture)
-        for strip, (x, y) in zip(_strips(groups), page.places, strict=True):
-            picture.paste(_tile(strip.frames[now], factor), (x, y))
+        for clip, (x, y) in zip(_all_clips(videos), layout.places, strict=True):
+            picture.paste(_tile(clip.frames[now], factor), (x, y))
             bar = y + tile[1] - _BAR
             for number in range(t):
                 left, right = (x + tile[0] * edge // t for edge in (number, number + 1))
@@ -111,53 +149,72 @@ def animation(groups: Sequence[Group], *, heading: Sequence[str] = ()) -> list[I
     return pictures
 
 
-class _Page:
-    """Paper with all words on it. image: even sides; places: left and top of each clip's pictures, in order."""
+class _Layout:
+    """An image with all text on it, and the positions of the clips.
+
+    Attributes:
+        image: The image, with even width and height.
+        places: Left and top of each clip, in order.
+    """
 
     def __init__(
-        self, groups: Sequence[Group], heading: Sequence[str], *, tile: tuple[int, int], columns: int, abreast: bool
+        self,
+        videos: Sequence[DrawnVideo],
+        heading: Sequence[str],
+        *,
+        tile: tuple[int, int],
+        columns: int,
+        side_by_side: bool,
     ) -> None:
-        """tile: width and height that a clip's pictures take; abreast: a group's clips stand side by side."""
-        beside = len(groups[0].strips) if abreast else 1
-        block = beside * (tile[0] + _APART) - _APART
-        width = 2 * _MARGIN + columns * (block + _BETWEEN) - _BETWEEN
+        """Place the text and the clips.
+
+        Args:
+            videos: The videos.
+            heading: Phrases at the top.
+            tile: Width and height of the frames of a clip.
+            columns: Videos per row.
+            side_by_side: Whether the clips of a video are next to each other instead of below each other.
+        """
+        beside = len(videos[0].clips) if side_by_side else 1
+        block = beside * (tile[0] + _CLIP_GAP) - _CLIP_GAP
+        width = 2 * _MARGIN + columns * (block + _VIDEO_GAP) - _VIDEO_GAP
         words: list[tuple[int, int, str, int, tuple[int, int, int]]] = []
         self.places: list[tuple[int, int]] = []
 
         def write(x: int, y: int, phrases: Sequence[str], room: int, size: int, color: tuple[int, int, int]) -> int:
-            """The y below the lines."""
+            """Add phrases at (x, y) and return the y below them."""
             for line in _wrap(phrases, size, room):
                 words.append((x, y, line, size, color))
                 y += _line(size)
             return y
 
-        top = write(_MARGIN, _MARGIN, heading, width - 2 * _MARGIN, 14, _INK)
+        top = write(_MARGIN, _MARGIN, heading, width - 2 * _MARGIN, 14, _TEXT)
         top += _line(14) // 2 if heading else 0
-        for first in range(0, len(groups), columns):
-            row = groups[first : first + columns]
-            lefts = [_MARGIN + number * (block + _BETWEEN) for number in range(len(row))]
+        for first in range(0, len(videos), columns):
+            row = videos[first : first + columns]
+            lefts = [_MARGIN + number * (block + _VIDEO_GAP) for number in range(len(row))]
             below = []
-            for x, group in zip(lefts, row, strict=True):
-                y = write(x, top, group.title, block, 13, _INK)
-                below.append(write(x, y, (group.note,) if group.note else (), block, 11, _ALERT))
+            for x, video in zip(lefts, row, strict=True):
+                y = write(x, top, video.title, block, 13, _TEXT)
+                below.append(write(x, y, (video.note,) if video.note else (), block, 11, _ALERT))
             top = max(below) + 3
             below = []
-            for left, group in zip(lefts, row, strict=True):
+            for left, video in zip(lefts, row, strict=True):
                 x, y = left, top
-                for strip in group.strips:
+                for clip in video.clips:
                     self.places.append((x, y))
-                    end = write(x, y + tile[1] + 2, strip.caption, tile[0], 11, _FAINT)
+                    end = write(x, y + tile[1] + 2, clip.caption, tile[0], 11, _MUTED)
                     below.append(end)
-                    x, y = (x + tile[0] + _APART, y) if abreast else (x, end + 6)
+                    x, y = (x + tile[0] + _CLIP_GAP, y) if side_by_side else (x, end + 6)
             top = max(below) + _MARGIN
-        self.image = Image.new("RGB", (width + width % 2, top + top % 2), _PAPER)
+        self.image = Image.new("RGB", (width + width % 2, top + top % 2), _BACKGROUND)
         draw = ImageDraw.Draw(self.image)
         for left, y, line, size, color in words:
             draw.text((left, y), line, fill=color, font=_font(size))
 
 
-def _strips(groups: Sequence[Group]) -> list[Strip]:
-    return [strip for group in groups for strip in group.strips]
+def _all_clips(videos: Sequence[DrawnVideo]) -> list[DrawnClip]:
+    return [clip for video in videos for clip in video.clips]
 
 
 def _tile(frame: npt.NDArray[np.uint8], factor: int) -> Image.Image:
@@ -171,18 +228,29 @@ def _enlarge(width: int, least: int) -> int:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu, which comes with matplotlib: it has the letters of most alphabets, for the names of classes."""
+    """Return DejaVu, which matplotlib ships. It has the letters of most alphabets, for the names of classes."""
     return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def _line(size: int) -> int:
-    """Height of a line in pixels."""
+    """Return the height of a line in pixels."""
     return size + 5
 
 
 def _wrap(phrases: Sequence[str], size: int, room: int) -> list[str]:
-    """Lines of phrases, broken between phrases, or between words where a phrase is longer than a line, or anywhere
-    where a word is."""
+    """Break phrases into lines that fit.
+
+    Lines break between phrases, between words where a phrase is longer than a line, and anywhere where a word is
+    longer.
+
+    Args:
+        phrases: The phrases.
+        size: Font size.
+        room: Width in pixels.
+
+    Returns:
+        The lines.
+    """
     font = _font(size)
 
     def fits(text: str) -> bool:
@@ -209,7 +277,7 @@ def _wrap(phrases: Sequence[str], size: int, room: int) -> list[str]:
 
 
 def _write_gif(path: Path, pictures: Sequence[Image.Image], fps: float) -> None:
-    """All pictures with one palette, so that what stands still stays as it is, and is stored once."""
+    """Write a GIF with one palette for all pictures, so that still parts do not flicker and are stored once."""
     samples = [np.asarray(picture)[::4, ::4].reshape(-1, 3) for picture in pictures]
     colors = np.concatenate(samples)[None]
     palette = Image.fromarray(colors).quantize(256, method=Image.Quantize.MEDIANCUT)
@@ -218,9 +286,9 @@ def _write_gif(path: Path, pictures: Sequence[Image.Image], fps: float) -> None:
 
 
 def _write_mp4(path: Path, pictures: Sequence[Image.Image], fps: float) -> None:
-    """H.264 as browsers play it: 4:2:0, BT.709, limited range, the index in front."""
-    repeats = max(1, math.ceil(_PLAY_S * fps / len(pictures)))
-    path.open("wb").close()  # PyAV's own errors do not name the file
+    """Write H.264 that browsers play: 4:2:0, BT.709, limited range, index at the beginning."""
+    repeats = max(1, math.ceil(_MIN_PLAY_S * fps / len(pictures)))
+    path.open("wb").close()  # errors of PyAV do not name the file
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height = pictures[0].size

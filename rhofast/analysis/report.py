@@ -1,7 +1,7 @@
-"""One self-contained page about a run, or about several side by side: what was trained, how well, how fast, and what
-the clips looked like.
+"""Write one self-contained HTML page about a run, or about several runs side by side.
 
-It reads the files of the run folders (config.json, metrics.jsonl, knn.json, clips.png) and shows what is there.
+The page shows what was trained, how well, how fast, and what the clips look like. It is made from the files of the run
+folders (config.json, metrics.jsonl, knn.json, clips.png).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.errors import ConfigError
 from rhofast.training.metrics_file import read_metrics
 
-_REMARKS = 20  # the last ones are shown
-_TITLE = 4  # runs whose names make the title
+_MAX_MESSAGES = 20  # the last ones are shown
+_MAX_TITLE_NAMES = 4  # runs whose names fit into the title
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --faint: #666c75; --paper: #fff; --line: #d9dce1; --card: #fff; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e9eb; --faint: #9aa0a9; --paper: #16181c; --line: #33373e; } }
@@ -47,8 +47,18 @@ pre { overflow: auto; font-size: 12px; }
 
 
 def write_report(runs: Sequence[Path], target: Path | None = None) -> Path:
-    """Write one page about some runs and return its path: `target`, or RUN/report.html for one run, comparison.html
-    beside the first of several. Raises ConfigError where one is not a run folder."""
+    """Write one page about one or several runs.
+
+    Args:
+        runs: Folders of the runs.
+        target: The HTML file. None means RUN/report.html for one run, and comparison.html next to the first of several.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ConfigError: If a folder is not a run folder.
+    """
     runs = list({run.resolve(): run for run in runs}.values())
     read = [_read_run(run, name) for run, name in zip(runs, _names(runs), strict=True)]
     if target is None:
@@ -58,7 +68,7 @@ def write_report(runs: Sequence[Path], target: Path | None = None) -> Path:
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """What tells the runs apart: the folders' names, or whole paths where some share one."""
+    """Return a distinct name per run: the names of the folders, or whole paths where two folders share a name."""
     names = [run.resolve().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
@@ -66,25 +76,25 @@ def _names(runs: Sequence[Path]) -> list[str]:
 def _read_run(run: Path, name: str) -> RunLog:
     config, lines = _read_json(RunFolder(run).config), read_metrics(RunFolder(run).metrics)
     if config is None or not lines:
-        raise ConfigError(f"{run}: not a run folder: no config.json or metrics.jsonl", hint="give runs/NAME")
-    lines = _without_void(lines)
+        raise ConfigError(f"{run}: not a run folder: config.json or metrics.jsonl is missing", hint="pass runs/NAME")
+    lines = _without_discarded(lines)
     return RunLog(
         folder=run,
         name=name,
         config=config,
         starts=[line for line in lines if line["kind"] == "start"],
-        steps=_last_word([line for line in lines if line["kind"] == "step"]),
-        checks=_last_word([line for line in lines if line["kind"] == "knn"]),
-        remarks=[line for line in lines if "text" in line],
+        steps=_last_per_step([line for line in lines if line["kind"] == "step"]),
+        checks=_last_per_step([line for line in lines if line["kind"] == "knn"]),
+        messages=[line for line in lines if "text" in line],
         state=_state(lines, config),
         knn=_read_json(RunFolder(run).result("knn")),
     )
 
 
 def _state(lines: Lines, config: Mapping[str, Any]) -> str:
-    """How the newest process of the run stands, by what it wrote."""
-    begins = max((at for at, line in enumerate(lines) if line["kind"] == "start"), default=0)
-    last = next((line for line in reversed(lines[begins:]) if line["kind"] in ("step", "stop", "error")), None)
+    """Return the state of the newest process of the run, as far as its metrics tell."""
+    newest = max((index for index, line in enumerate(lines) if line["kind"] == "start"), default=0)
+    last = next((line for line in reversed(lines[newest:]) if line["kind"] in ("step", "stop", "error")), None)
     if last is None:
         last = next((line for line in reversed(lines) if line["kind"] == "step"), None)
     if last is None:
@@ -92,16 +102,16 @@ def _state(lines: Lines, config: Mapping[str, Any]) -> str:
     if last["kind"] == "error":
         return f"failed at step {last['step']:,}"
     if last["kind"] == "stop":
-        return f"stopped at step {last['step']:,} ({last['reason']}), to be resumed"
+        return f"stopped at step {last['step']:,} ({last['reason']}); can be resumed"
     train = config["train"]
     total = train.get("steps") or max(1, round(train["epochs"] * last["step"] / last["epoch"]))
     if last["step"] >= total:
         return "finished"
-    return f"at step {last['step']:,} of {total:,}: under way, or killed"
+    return f"at step {last['step']:,} of {total:,} (running, or killed)"
 
 
-def _without_void(lines: Lines) -> Lines:
-    """The lines without those of steps that a process took after the checkpoint from which the next one went on."""
+def _without_discarded(lines: Lines) -> Lines:
+    """Remove the steps that a process did after the checkpoint from which the next process continued."""
     kept: Lines = []
     for line in lines:
         if line["kind"] == "start":
@@ -110,14 +120,14 @@ def _without_void(lines: Lines) -> Lines:
     return kept
 
 
-def _last_word(lines: Lines) -> Lines:
-    """One line a step: a resumed run may have repeated some, and the later one counts."""
+def _last_per_step(lines: Lines) -> Lines:
+    """Return one line per step. Where a resumed run repeated a step, the later line counts."""
     return [line for _, line in sorted({line["step"]: line for line in lines}.items())]
 
 
 def _page(runs: list[RunLog]) -> str:
     names = ", ".join(run.name for run in runs)
-    title = html.escape(names if len(runs) <= _TITLE else f"{len(runs)} runs")
+    title = html.escape(names if len(runs) <= _MAX_TITLE_NAMES else f"{len(runs)} runs")
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
@@ -129,20 +139,23 @@ def _page(runs: list[RunLog]) -> str:
         parts.append(f"{heading}<p class=faint>{_headline(run, between)}</p>")
     parts += ["<h2>Results</h2>", _table({run.name: _results(run) for run in runs})]
     if len(runs) > 1:
-        parts += ["<h2>Where the configurations differ</h2>", _differences(runs)]
+        parts += ["<h2>Differences between the configurations</h2>", _differences(runs)]
     begun = [run for run in runs if run.steps]
     parts.append("<h2>The run</h2>" if len(runs) == 1 else "<h2>The runs</h2>")
     if len(begun) > 1:
         parts.append(draw_legend(begun))
-    parts.append(f"<div class=plots>{''.join(draw_plots(begun))}</div>" if begun else "<p>No step yet.</p>")
-    if any(run.remarks for run in runs):
-        parts += ["<h2>Warnings and advice</h2>", *(_remarks(run, named=len(runs) > 1) for run in runs if run.remarks)]
+    parts.append(f"<div class=plots>{''.join(draw_plots(begun))}</div>" if begun else "<p>No steps logged yet.</p>")
+    if any(run.messages for run in runs):
+        parts += [
+            "<h2>Warnings and advice</h2>",
+            *(_log(run, named=len(runs) > 1) for run in runs if run.messages),
+        ]
     if len(runs) == 1:
         parts += _pictures(runs[0])
     parts.append("<h2>Configuration</h2>")
     for run in runs:
-        dumped, words = html.escape(json.dumps(run.config, indent=2)), html.escape(run.name)
-        parts.append(f"<details><summary>{words}: all keys</summary><pre>{dumped}</pre></details>")
+        dumped, name = html.escape(json.dumps(run.config, indent=2)), html.escape(run.name)
+        parts.append(f"<details><summary>{name}: all keys</summary><pre>{dumped}</pre></details>")
     return "\n".join([*parts, "</html>"])
 
 
@@ -158,7 +171,7 @@ def _headline(run: RunLog, between: str) -> str:
         if "parameters" in first
         else backbone["name"],
         f"{first['samples']:,} videos of {config['data'].get('train', '?')}" if "samples" in first else "",
-        f"{first.get('world_size', 1)} x {first.get('device', '?')}, began {first.get('time', '?')}",
+        f"{first.get('world_size', 1)} x {first.get('device', '?')}, started {first.get('time', '?')}",
         "; ".join(first.get("decoders", [])),
         ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
@@ -172,30 +185,30 @@ def _results(run: RunLog) -> dict[str, str]:
     if knn is not None:
         for name in ("trained", "untrained"):
             if knn.get(name):
-                one = knn[name]
-                rows[f"kNN top-1 / top-5, {name}"] = f"{one['top1']:.1%} / {one['top5']:.1%}"
+                scores = knn[name]
+                rows[f"kNN top-1 / top-5, {name}"] = f"{scores['top1']:.1%} / {scores['top5']:.1%}"
         rows["chance"] = f"{knn['chance']:.1%}"
         rows["held-out videos"] = f"{knn['trained']['samples']:,}"
     elif run.checks:
-        rows["kNN top-1, last"] = f"{run.checks[-1]['top1']:.1%} (step {run.checks[-1]['step']:,})"
+        rows["last kNN top-1"] = f"{run.checks[-1]['top1']:.1%} (step {run.checks[-1]['step']:,})"
     if steps:
         last = steps[-1]
-        rows["loss, last"] = f"{last['loss']:.4f}" if last["loss"] is not None else "not finite"
+        rows["last loss"] = f"{last['loss']:.4f}" if last["loss"] is not None else "not finite"
         rows["steps"] = f"{last['step']:,} ({last['epoch']:.1f} epochs)"
-        rows["clips a second, median"] = f"{statistics.median(line['clips_per_second'] for line in steps):,.0f}"
-        rows["waiting for data, median"] = f"{statistics.median(line['data_wait_share'] for line in steps):.1%}"
-        for name, words in (
-            ("step_seconds", "a step, median"),
-            ("communication_seconds", "waiting for gradients, median"),
+        rows["clips per second (median)"] = f"{statistics.median(line['clips_per_second'] for line in steps):,.0f}"
+        rows["waiting for data (median)"] = f"{statistics.median(line['data_wait_share'] for line in steps):.1%}"
+        for name, label in (
+            ("step_seconds", "time per step (median)"),
+            ("communication_seconds", "waiting for gradients (median)"),
         ):
             if known := [line[name] for line in steps if line.get(name) is not None]:
-                rows[words] = f"{1000 * statistics.median(known):,.1f} ms"
+                rows[label] = f"{1000 * statistics.median(known):,.1f} ms"
         rows["bad samples"] = f"{last.get('bad_samples', 0)}"
     return rows
 
 
 def _table(columns: Mapping[str, Mapping[str, str]]) -> str:
-    """Rows by name; a column a run, with a heading where there are several."""
+    """Return a table with one row per name and one column per run, with headings if there are several columns."""
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     head = "".join(f"<th class=number>{html.escape(name)}" for name in columns)
     cells = [f"<tr><th>{head}"] if len(columns) > 1 else []
@@ -206,17 +219,17 @@ def _table(columns: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def _differences(runs: Sequence[RunLog]) -> str:
-    """The keys that are not the same in all runs."""
+    """Return a table of the keys that differ between runs."""
     flat = {run.name: _flat(run.config) for run in runs}
     keys = sorted({key for values in flat.values() for key in values} - {"name", "out"})
     differing = [key for key in keys if len({values.get(key) for values in flat.values()}) > 1]
     if not differing:
-        return "<p>They are the same.</p>"
+        return "<p>The configurations are the same.</p>"
     return _table({name: {key: values.get(key, "-") for key in differing} for name, values in flat.items()})
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested tables as `section.key`, with each value as it would be written."""
+    """Return nested tables as `section.key`, with each value as it would be written."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -226,12 +239,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _remarks(run: RunLog, *, named: bool) -> str:
-    """What the run had to say, the last of it."""
+def _log(run: RunLog, *, named: bool) -> str:
+    """Return a table of the last warnings and advice of a run."""
     heading = f"<h3>{html.escape(run.name)}</h3>" if named else ""
     rows = (
         f"<tr><td class=number>step {line['step']:,}<td>{html.escape(line['kind'])}<td>{html.escape(line['text'])}"
-        for line in run.remarks[-_REMARKS:]
+        for line in run.messages[-_MAX_MESSAGES:]
     )
     return f"{heading}<table>{''.join(rows)}</table>"
 
@@ -239,13 +252,13 @@ def _remarks(run: RunLog, *, named: bool) -> str:
 def _pictures(run: RunLog) -> list[str]:
     parts = []
     if run.knn is not None:
-        parts += ["<h2>Where the classes go</h2>", f"<div class=square>{confusion_image(run.knn)}</div>"]
+        parts += ["<h2>Confusion matrix</h2>", f"<div class=square>{confusion_image(run.knn)}</div>"]
     clips = RunFolder(run.folder).clips
     if clips.is_file():
         encoded = base64.b64encode(clips.read_bytes()).decode()
         parts += [
-            "<h2>Clips as they are trained on</h2>",
-            "<p class=faint>Two rows of one video are positives of each other; the line under a clip is its plan.</p>",
+            "<h2>Training clips</h2>",
+            "<p class=faint>Rows of the same video are positive pairs. The line below a clip describes its plan.</p>",
             f"<p class=wide><img alt='augmented clips' src='data:image/png;base64,{encoded}'></p>",
         ]
     return parts

@@ -1,4 +1,4 @@
-"""The plots of a report: each draws one thing of one run or of several, as an image that stands in a page by itself."""
+"""The plots of a report. Each draws one quantity of one or several runs as an <img> element with embedded data."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from rhofast.training.step_timer import STEP_PHASES
 Lines = list[dict[str, Any]]
 
 _BLUE, _ORANGE, _GRAY, _RED = "#2563a8", "#d97706", "#8a8f98", "#b91c1c"
-_DASHES = ("solid", "dashed", "dotted")  # of the first ten runs, the second, ...; CSS and matplotlib call them so
+_DASHES = ("solid", "dashed", "dotted")  # for runs 1 to 10, 11 to 20, ...; names of both CSS and matplotlib
 _COLORS = (_BLUE, _ORANGE, "#15803d", _RED, "#7c3aed", "#0e7490", "#be185d", "#713f12", "#4d7c0f", _GRAY)
-_STAGE_COLORS = dict(zip(STEP_PHASES, ("#b91c1c", "#2563a8", "#60a5fa", "#15803d", "#c4c8ce"), strict=True))
+_PHASE_COLORS = dict(zip(STEP_PHASES, ("#b91c1c", "#2563a8", "#60a5fa", "#15803d", "#c4c8ce"), strict=True))
 _OVER_RANKS = {
     "mean": "mean over ranks",
     "sum": "all ranks together",
@@ -33,13 +33,24 @@ _OVER_RANKS = {
 }
 _DPI = 150
 _NAME = 24  # characters of a run's name in a plot
-_SMOOTHED = 200  # points from which on a curve is drawn as running medians, with the points behind it
+_SMOOTHED = 200  # number of points from which a curve is drawn as running medians, with pale points behind it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunLog:
-    """What a run left. steps, checks: one line a step of the metrics file; starts, remarks: all of them; knn: the
-    result of the last evaluation, where there is one; state: how it stands, in words."""
+    """The files of a run folder.
+
+    Attributes:
+        folder: Folder of the run.
+        name: Name in the report.
+        config: Configuration of the run.
+        starts: All start lines of metrics.jsonl.
+        steps: Step lines of metrics.jsonl, one per step.
+        checks: kNN lines of metrics.jsonl, one per step.
+        messages: All lines with a text, such as warnings.
+        state: State of the run, in words.
+        knn: Result of the last `rhofast eval knn`, or None.
+    """
 
     folder: Path
     name: str
@@ -47,34 +58,34 @@ class RunLog:
     starts: Lines
     steps: Lines
     checks: Lines
-    remarks: Lines
+    messages: Lines
     state: str
     knn: dict[str, Any] | None
 
 
 def draw_plots(runs: Sequence[RunLog]) -> list[str]:
-    """<img> elements of what the runs have; each has a step."""
-    across = _across(runs)
-    drawn = [_curves(runs, across, "loss")]
+    """Return <img> elements of all quantities that the runs have. Each run must have a step."""
+    x_axis = _x_axis(runs)
+    drawn = [_curves(runs, x_axis, "loss")]
     if any(run.checks or run.knn for run in runs):
-        drawn.append(_knn_plot(runs, across))
-    drawn.append(_curves(runs, across, "data_wait_share", dress=_small_share))
-    drawn.append(_curves(runs, across, "clips_per_second", dress=_from_zero))
+        drawn.append(_knn_plot(runs, x_axis))
+    drawn.append(_curves(runs, x_axis, "data_wait_share", style=_small_share))
+    drawn.append(_curves(runs, x_axis, "clips_per_second", style=_from_zero))
     if any(_has(run, "data_seconds") for run in runs):
-        drawn.append(_split_of_one(runs[0], across) if len(runs) == 1 else _split_of_several(runs))
-    drawn.append(_schedules(runs, across))
+        drawn.append(_split_of_one(runs[0], x_axis) if len(runs) == 1 else _split_of_several(runs))
+    drawn.append(_schedules(runs, x_axis))
     if any(_has(run, "feature_std") for run in runs):
-        drawn.append(_curves(runs, across, "feature_std", dress=_spread))
+        drawn.append(_curves(runs, x_axis, "feature_std", style=_std_axis))
     if any(_has(run, "grad_norm") for run in runs):
-        drawn.append(_curves(runs, across, "grad_norm"))
+        drawn.append(_curves(runs, x_axis, "grad_norm"))
     for name in ("memory_bytes", "device_memory_bytes"):
         if any(_has(run, name) for run in runs):
-            drawn.append(_curves(runs, across, name, dress=_from_zero))
+            drawn.append(_curves(runs, x_axis, name, style=_from_zero))
     return drawn
 
 
 def draw_legend(runs: Sequence[RunLog]) -> str:
-    """Whose curves are whose, for all plots of several runs, as HTML: names may be long, and curves many."""
+    """Return the legend of all plots of several runs as HTML, since names may be long and curves many."""
     entries = (
         f"<span><i style='border-top: 3px {dashes} {color}'></i>{html.escape(run.name)}</span>"
         for run, (color, dashes) in zip(runs, _styles(runs), strict=True)
@@ -89,12 +100,12 @@ def confusion_image(knn: dict[str, Any]) -> str:
     return _image(confusion_figure(trained["confusion"], knn["classes"], title=title), "confusion matrix")
 
 
-def _across(runs: Sequence[RunLog]) -> str:
-    """What runs are compared along: steps, or epochs where their steps differ in size."""
-    return "step" if len({round(_epochs_a_step(run), 9) for run in runs}) == 1 else "epoch"
+def _x_axis(runs: Sequence[RunLog]) -> str:
+    """Return the x axis of comparisons: steps, or epochs where the steps of the runs differ in size."""
+    return "step" if len({round(_epochs_per_step(run), 9) for run in runs}) == 1 else "epoch"
 
 
-def _epochs_a_step(run: RunLog) -> float:
+def _epochs_per_step(run: RunLog) -> float:
     return float(run.steps[-1]["epoch"] / run.steps[-1]["step"])
 
 
@@ -102,42 +113,52 @@ def _has(run: RunLog, name: str) -> bool:
     return any(line.get(name) is not None for line in run.steps)
 
 
-def _points(run: RunLog, across: str, name: str, scale: float = 1.0) -> tuple[list[float], list[float]]:
+def _points(run: RunLog, x_axis: str, name: str, scale: float = 1.0) -> tuple[list[float], list[float]]:
     known = [line for line in run.steps if line.get(name) is not None]
-    return [line[across] for line in known], [scale * line[name] for line in known]
+    return [line[x_axis] for line in known], [scale * line[name] for line in known]
 
 
 def _plot(axes: Axes, x: list[float], y: list[float], color: str, dashes: str) -> None:
-    """A curve; of many points, the running medians over a fiftieth of them, and the points faintly."""
+    """Draw a curve. Many points are drawn pale, with running medians over a fiftieth of them."""
     if len(y) >= _SMOOTHED:
         axes.plot(x, y, color=color, linewidth=0.6, alpha=0.25)
         half = len(y) // 100
-        y = [statistics.median(y[max(0, at - half) : at + half + 1]) for at in range(len(y))]
+        y = [statistics.median(y[max(0, index - half) : index + half + 1]) for index in range(len(y))]
     axes.plot(x, y, color=color, linestyle=dashes, linewidth=1.4, marker="o" if len(y) == 1 else None)
 
 
 def _curves(
     runs: Sequence[RunLog],
-    across: str,
+    x_axis: str,
     name: str,
     *,
-    dress: Callable[[Axes], object] | None = None,
+    style: Callable[[Axes], object] | None = None,
 ) -> str:
-    """One number of the lines over the steps, a color a run, with the title and the unit that METRICS gives it."""
+    """Draw one metric over the steps, one color per run, with the title and unit of METRICS.
+
+    Args:
+        runs: The runs.
+        x_axis: "step" or "epoch".
+        name: Name of the metric.
+        style: Function that styles the axes.
+
+    Returns:
+        An <img> element.
+    """
     metric = METRICS[name]
     title = f"{metric.label[0].upper()}{metric.label[1:]}"
     unit, scale = ("GB", 1e-9) if metric.unit == "bytes" else (metric.unit, 1.0)
-    figure, axes = _figure(title, across, f"{unit}, {_OVER_RANKS[metric.over_ranks]}".removeprefix(", "))
+    figure, axes = _figure(title, x_axis, f"{unit}, {_OVER_RANKS[metric.over_ranks]}".removeprefix(", "))
     for run, (color, dashes) in zip(runs, _styles(runs), strict=True):
         if _has(run, name):
-            _plot(axes, *_points(run, across, name, scale), color, dashes)
-    if dress is not None:
-        dress(axes)
-    return _image(figure, f"{title} over {across}s")
+            _plot(axes, *_points(run, x_axis, name, scale), color, dashes)
+    if style is not None:
+        style(axes)
+    return _image(figure, f"{title} over {x_axis}s")
 
 
 def _styles(runs: Sequence[RunLog]) -> list[tuple[str, str]]:
-    """(color, dashes) of each run, the same in all plots."""
+    """Return (color, dashes) of each run, the same in all plots."""
     count, kinds = len(_COLORS), len(_DASHES)
     return [(_COLORS[number % count], _DASHES[number // count % kinds]) for number in range(len(runs))]
 
@@ -151,44 +172,44 @@ def _from_zero(axes: Axes) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _spread(axes: Axes) -> None:
+def _std_axis(axes: Axes) -> None:
     axes.set_ylim(0, 1.1)
     axes.axhline(0.1, color=_RED, linewidth=1, linestyle=":")
 
 
-def _schedules(runs: Sequence[RunLog], across: str) -> str:
-    """Learning rates; of one run, the key network's momentum, too."""
-    figure, axes = _figure("Schedules" if len(runs) == 1 else "Learning rate", across, "learning rate")
+def _schedules(runs: Sequence[RunLog], x_axis: str) -> str:
+    """Draw learning rates, and the EMA momentum if there is a single run."""
+    figure, axes = _figure("Schedules" if len(runs) == 1 else "Learning rate", x_axis, "learning rate")
     for run, (color, dashes) in zip(runs, _styles(runs), strict=True):
-        axes.plot(*_points(run, across, "lr"), color=color, linestyle=dashes, linewidth=1.4)
+        axes.plot(*_points(run, x_axis, "lr"), color=color, linestyle=dashes, linewidth=1.4)
     if len(runs) == 1 and _has(runs[0], "ema_momentum"):
         twin = axes.twinx()
-        twin.plot(*_points(runs[0], across, "ema_momentum"), color=_ORANGE, linewidth=1.4)
-        twin.set_ylabel("key network's momentum", color=_ORANGE)
+        twin.plot(*_points(runs[0], x_axis, "ema_momentum"), color=_ORANGE, linewidth=1.4)
+        twin.set_ylabel("EMA momentum", color=_ORANGE)
         twin.spines["top"].set_visible(False)
         axes.set_ylabel("learning rate", color=_BLUE)
-    return _image(figure, f"learning rate over {across}s")
+    return _image(figure, f"learning rate over {x_axis}s")
 
 
-def _split_of_one(run: RunLog, across: str) -> str:
-    figure, axes = _figure("Where the time of a step goes", across, "milliseconds")
-    x = [line[across] for line in run.steps if line.get("data_seconds") is not None]
-    layers = [_points(run, across, f"{name}_seconds", 1000)[1] for name in STEP_PHASES]
-    axes.stackplot(x, layers, labels=STEP_PHASES, colors=[_STAGE_COLORS[name] for name in STEP_PHASES], linewidth=0)
+def _split_of_one(run: RunLog, x_axis: str) -> str:
+    figure, axes = _figure("Time per step by phase", x_axis, "milliseconds")
+    x = [line[x_axis] for line in run.steps if line.get("data_seconds") is not None]
+    layers = [_points(run, x_axis, f"{name}_seconds", 1000)[1] for name in STEP_PHASES]
+    axes.stackplot(x, layers, labels=STEP_PHASES, colors=[_PHASE_COLORS[name] for name in STEP_PHASES], linewidth=0)
     medians = [statistics.median(map(sum, zip(*layers, strict=True)))]
-    axes.set_ylim(0, 1.6 * medians[0])  # the first windows hold what happens once, and would press the others flat
+    axes.set_ylim(0, 1.6 * medians[0])  # the first steps include one-time work and would flatten the others
     axes.legend(ncols=len(STEP_PHASES), fontsize=8, loc="upper center", columnspacing=1, handlelength=1, edgecolor="w")
-    return _image(figure, "stages of a step")
+    return _image(figure, "phases of a step")
 
 
 def _split_of_several(runs: Sequence[RunLog]) -> str:
-    """The stages' medians, a bar a run."""
+    """Draw the median time of each phase, one bar per run."""
     known = [run for run in runs if _has(run, "data_seconds")]
-    figure, axes = _figure("Where the time of a step goes", "milliseconds, medians", "", height=1.3 + 0.25 * len(known))
+    figure, axes = _figure("Time per step by phase", "milliseconds (medians)", "", height=1.3 + 0.25 * len(known))
     left = [0.0] * len(known)
     for name in STEP_PHASES:
         widths = [statistics.median(_points(run, "step", f"{name}_seconds", 1000)[1]) for run in known]
-        axes.barh(range(len(known)), widths, left=left, label=name, color=_STAGE_COLORS[name], height=0.6)
+        axes.barh(range(len(known)), widths, left=left, label=name, color=_PHASE_COLORS[name], height=0.6)
         left = [before + width for before, width in zip(left, widths, strict=True)]
     axes.set_yticks(range(len(known)), [_short(run.name) for run in known], parse_math=False)
     axes.set_ylim(len(known) - 0.4, -0.6)  # the first on top
@@ -196,13 +217,13 @@ def _split_of_several(runs: Sequence[RunLog]) -> str:
     figure.legend(
         frameon=False, ncols=len(STEP_PHASES), fontsize=8, loc="outside lower center", columnspacing=1, handlelength=1
     )
-    return _image(figure, "stages of a step")
+    return _image(figure, "phases of a step")
 
 
-def _knn_plot(runs: Sequence[RunLog], across: str) -> str:
-    figure, axes = _figure("kNN on held-out videos", across, "top-1 accuracy")
+def _knn_plot(runs: Sequence[RunLog], x_axis: str) -> str:
+    figure, axes = _figure("kNN on held-out videos", x_axis, "top-1 accuracy")
     for run, (color, dashes) in zip(runs, _styles(runs), strict=True):
-        last, unit = run.steps[-1]["step"], _epochs_a_step(run) if across == "epoch" else 1
+        last, unit = run.steps[-1]["step"], _epochs_per_step(run) if x_axis == "epoch" else 1
         points = [(line["step"], line["top1"]) for line in run.checks]
         if run.knn is not None and not any(step == last for step, _ in points):
             points.append((last, run.knn["trained"]["top1"]))
@@ -217,19 +238,19 @@ def _knn_plot(runs: Sequence[RunLog], across: str) -> str:
     axes.set_ylim(0, 1)
     if len(runs) == 1:
         axes.legend(frameon=False)
-    return _image(figure, f"kNN accuracy over {across}s")
+    return _image(figure, f"kNN accuracy over {x_axis}s")
 
 
 def _short(name: str) -> str:
-    """A name that leaves room for the plot: its end tells runs of one kind apart as well as its beginning."""
+    """Shorten a name in the middle, since the end of a name distinguishes runs as well as the beginning."""
     return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 1]}…{name[-_NAME // 2 :]}"
 
 
-def _figure(title: str, across: str, up: str, *, height: float = 3.3) -> tuple[Figure, Axes]:
+def _figure(title: str, x_axis: str, up: str, *, height: float = 3.3) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.4, max(3.3, height)), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_xlabel(across)
+    axes.set_xlabel(x_axis)
     axes.set_ylabel(up)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)

@@ -69,7 +69,7 @@ def clips(
     `rhofast show X` is `rhofast show clips X`.
     """
     from rhofast.analysis.rendering import check_suffix, write_pictures
-    from rhofast.analysis.replay import is_run, replay_batch, show_clips
+    from rhofast.analysis.replay import augmented_clips, is_run, replay_batch
     from rhofast.config.load import load_config
     from rhofast.data.format.dataset import choose_samples, find_keys
     from rhofast.data.sources import open_shards
@@ -88,11 +88,11 @@ def clips(
         config = load_config(page, settings or [])
         opened = open_shards(source)
         chosen = find_keys(opened, key) if key else choose_samples(opened, samples)
-        shown = show_clips(
+        shown = augmented_clips(
             opened, clips=config.clips, augment=config.augment, samples=chosen, seed=seed or 0, epoch=epoch or 0
         )
-    count = f"{len(shown.groups)} of {len(shown.samples)} samples"
-    width, height = write_pictures(target, shown.groups, heading=(*shown.heading, count), fps=shown.fps)
+    count = f"{len(shown.videos)} of {len(shown.samples)} samples"
+    width, height = write_pictures(target, shown.videos, heading=(*shown.heading, count), fps=shown.fps)
     say(f"{': '.join(shown.heading)}, samples {' '.join(map(str, shown.samples))}")
     for note in shown.notes:
         say(note)

@@ -1,4 +1,4 @@
-"""What is shown is what training saw, and says so."""
+"""Replayed clips equal those of training, and pictures of clips show them with their plans."""
 
 import itertools
 import json
@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from rhofast.analysis.rendering import Group, Strip, animation, contact_sheet, write_pictures
-from rhofast.analysis.replay import Shown, color_words, displayable, is_run, replay_batch, show_clips
+from rhofast.analysis.plan_text import describe_color
+from rhofast.analysis.rendering import DrawnClip, DrawnVideo, animation, contact_sheet, write_pictures
+from rhofast.analysis.replay import Gallery, augmented_clips, displayable, is_run, replay_batch
 from rhofast.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from rhofast.cli.app import main
 from rhofast.config.load import dump_config, load_config
@@ -50,9 +51,9 @@ def config(shards: ShardSet, tmp_path: Path) -> Config:
     return load_config(page, [f"{key}={value}" for key, value in values.items()])
 
 
-def frames_of(shown: Shown) -> Frames:
+def frames_of(shown: Gallery) -> Frames:
     """u8[B, P, T, H, W, 3] of what is drawn."""
-    return np.stack([[strip.frames for strip in group.strips] for group in shown.groups])
+    return np.stack([[clip.frames for clip in video.clips] for video in shown.videos])
 
 
 def open_loader(shards: ShardSet | Mixture, config: Config, **more: Any) -> TrainLoader:
@@ -108,9 +109,9 @@ def test_a_replay_of_a_step_equals_what_training_consumed_in_it(
             f"seed 0, epoch {(step - 1) // 3}, position {(step - 1) % 3 * BATCH}",
         )
         notes += shown.notes
-        for sample, group in zip(shown.samples, shown.groups, strict=True):
-            assert group.title[:2] == (f"v{sample}", f"class {sample % 3}")
-            assert (group.note is not None) == any(note.startswith(f"sample {sample} ") for note in shown.notes)
+        for sample, video in zip(shown.samples, shown.videos, strict=True):
+            assert video.title[:2] == (f"v{sample}", f"class {sample % 3}")
+            assert (video.note is not None) == any(note.startswith(f"sample {sample} ") for note in shown.notes)
     assert notes and all("in place of sample 7: frame" in note and "'v7'" in note for note in notes)
 
 
@@ -143,28 +144,28 @@ def test_samples_of_a_mixture_have_the_names_of_their_set(
     for step, views in enumerate(batches, start=1):
         shown = replay_batch(run, step=step)
         assert np.array_equal(frames_of(shown), displayable(views.pixels, config.augment))
-        for sample, group in zip(shown.samples, shown.groups, strict=True):
+        for sample, video in zip(shown.samples, shown.videos, strict=True):
             first, local = (13, sample - 13) if sample >= 13 else (0, sample)
-            assert group.title[:-1] == ((f"v{local}",) if first else (f"v{local}", f"class {local % 3}"))
+            assert video.title[:-1] == ((f"v{local}",) if first else (f"v{local}", f"class {local % 3}"))
 
 
 def test_only_steps_that_the_run_did_have_a_batch_unless_the_ranks_are_given(shards: ShardSet, config: Config) -> None:
     run = write_run(config, start(shards, 0, 1), step_line(2))
-    with pytest.raises(ConfigError, match=r"--step 3: not a step of .*: it is known to have done 1 to 2"):
+    with pytest.raises(ConfigError, match=r"--step 3: the run has done steps 1 to 2"):
         replay_batch(run, step=3)
     assert "epoch 1, position 0" in replay_batch(run, step=4, world_size=2).heading[1]
     for step, more in ((0, {}), (0, {"world_size": 1})):
         with pytest.raises(ConfigError, match="--step 0"):
             replay_batch(run, step=step, **more)
-    with pytest.raises(ConfigError, match=r"--rank 1: step 2 of .* has 1 rank"):
+    with pytest.raises(ConfigError, match=r"--rank 1: must be in \[0, 0\]"):
         replay_batch(run, step=2, rank=1)
-    with pytest.raises(ConfigError, match="--world-size 3: does not divide the batch of 4"):
+    with pytest.raises(ConfigError, match=r"--world-size 3: must divide train\.batch_size=4"):
         replay_batch(run, step=2, world_size=3)
 
 
-def test_a_step_that_only_a_checkpoint_tells_of_was_done(shards: ShardSet, config: Config) -> None:
+def test_a_step_that_only_a_checkpoint_records_was_done(shards: ShardSet, config: Config) -> None:
     run = write_run(config, start(shards, 0, 1))
-    with pytest.raises(ConfigError, match="not known to have done any"):
+    with pytest.raises(ConfigError, match="not known to have done any step"):
         replay_batch(run, step=1)
     empty = {"state": {}, "param_groups": []}
     save_checkpoint(run, Checkpoint(step=2, config=config, loader={}, method={}, optimizer=empty), keep=1)
@@ -176,7 +177,7 @@ def test_a_run_is_shown_on_its_own_data_alone(
 ) -> None:
     run = write_run(config, start(shards, 0, 1), step_line(2))
     other = write_shards(tmp_path / "other", members[:8])
-    with pytest.raises(ResumeError, match="not those that it was trained on: the digest was"):
+    with pytest.raises(ResumeError, match="not that of the run: its digest was"):
         replay_batch(run, step=1, overrides=[f"data.train={other.root}"])
     before = frames_of(replay_batch(run, step=1))
     moved = shards.root.rename(tmp_path / "moved")
@@ -184,11 +185,11 @@ def test_a_run_is_shown_on_its_own_data_alone(
         replay_batch(run, step=1)
     assert caught.value.hint is not None and "--set data.train" in caught.value.hint
     assert np.array_equal(frames_of(replay_batch(run, step=1, overrides=[f"data.train={moved}"])), before)
-    with pytest.raises(ConfigError, match="a run is shown as it was"):
+    with pytest.raises(ConfigError, match="a run is replayed as it was"):
         replay_batch(run, step=1, overrides=["augment.blur=0"])
 
 
-def test_samples_that_were_bad_then_or_are_bad_only_now_are_told(shards: ShardSet, config: Config) -> None:
+def test_samples_that_were_bad_then_or_are_bad_only_now_are_reported(shards: ShardSet, config: Config) -> None:
     run = write_run(config, start(shards, 0, 1), step_line(2))
     first, second, *_ = replay_batch(run, step=2).samples
     line = {"rank": 0, "epoch": 0, "position": BATCH, "sample": first, "reason": "checksum mismatch"}
@@ -198,17 +199,17 @@ def test_samples_that_were_bad_then_or_are_bad_only_now_are_told(shards: ShardSe
     notes = replay_batch(run, step=2, count=1).notes
     assert len(notes) == 3 and f"in place of sample {second}" in notes[0]
     assert notes[1:] == (
-        f"sample {first} was bad then and is not now: the run saw another one",
-        f"sample {second} is bad now and was not then: the run saw it",
+        f"sample {first} was bad during the run and is readable now: the run used another one",
+        f"sample {second} is bad now and was readable during the run: the run used it",
     )
     assert replay_batch(run, step=1).notes == ()
 
 
-def test_what_is_no_run_is_said_to_be_none(shards: ShardSet, config: Config, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_refused(shards: ShardSet, config: Config, tmp_path: Path) -> None:
     assert not is_run(shards.root) and not is_run(tmp_path / "nowhere")
     run = write_run(config)
     assert is_run(run)
-    with pytest.raises(ConfigError, match="the run has not begun"):
+    with pytest.raises(ConfigError, match="the run has not started"):
         replay_batch(run, step=1)
     (run / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="not the configuration of a run"):
@@ -219,7 +220,7 @@ def test_samples_of_shards_are_shown_as_in_the_training_batch(shards: ShardSet) 
     data = DataConfig(threads=1, decode_threads=1)
     with TrainLoader(shards, clips=CLIPS, augment=AUGMENT, data=data, batch_size=4, seed=5) as loader:
         views = next(loader)
-    shown = show_clips(shards, clips=CLIPS, augment=AUGMENT, samples=views.sample.tolist(), seed=5, epoch=0)
+    shown = augmented_clips(shards, clips=CLIPS, augment=AUGMENT, samples=views.sample.tolist(), seed=5, epoch=0)
     assert np.array_equal(frames_of(shown), displayable(views.pixels, AUGMENT))
     assert shown.fps == 6 and shown.heading == ("tiny", "seed 5, epoch 0")
 
@@ -234,7 +235,7 @@ def test_displayable_undoes_the_normalization() -> None:
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[::5])
 @pytest.mark.parametrize("hue", [-0.45, -0.1, 0.15])
-def test_color_words_are_the_factors_that_were_composed(order: tuple[int, ...], hue: float) -> None:
+def test_describe_color_are_the_factors_that_were_composed(order: tuple[int, ...], hue: float) -> None:
     def words(*, apply: bool, gray: bool) -> list[str]:
         matrix = color_matrix(
             factors=np.array([[1.3, 0.5, 0.7, hue]]),
@@ -243,7 +244,7 @@ def test_color_words_are_the_factors_that_were_composed(order: tuple[int, ...], 
             gray=np.array([gray]),
             mean_rgb=np.array([[100.0, 100.0, 100.0]]),
         )
-        return color_words(matrix[0])
+        return describe_color(matrix[0])
 
     luma = "luma x0.65 +65"  # brightness first: half of the mean, by then 130; contrast first: half of 100, times 1.3
     assert words(apply=True, gray=False) == [luma, "saturation x0.70", f"hue {360 * hue:+.0f}°"]
@@ -251,23 +252,23 @@ def test_color_words_are_the_factors_that_were_composed(order: tuple[int, ...], 
     assert words(apply=False, gray=True) == ["gray"] and words(apply=False, gray=False) == []
 
 
-def strip(shade: int = 0, *, t: int = 4, size: int = 64, caption: tuple[str, ...] = ("short",)) -> Strip:
+def clip(shade: int = 0, *, t: int = 4, size: int = 64, caption: tuple[str, ...] = ("short",)) -> DrawnClip:
     """Frame i is of the gray `shade + i`."""
     frames = np.empty((t, size, size, 3), dtype=np.uint8)
     frames[:] = np.arange(shade, shade + t, dtype=np.uint8)[:, None, None, None]
-    return Strip(frames=frames, caption=caption)
+    return DrawnClip(frames=frames, caption=caption)
 
 
-def test_a_sheet_is_as_large_as_its_strips() -> None:
-    one, two = (contact_sheet([Group(title=("a",), strips=(strip(),) * count)]) for count in (1, 2))
+def test_a_sheet_is_as_large_as_its_clips() -> None:
+    one, two = (contact_sheet([DrawnVideo(title=("a",), clips=(clip(),) * count)]) for count in (1, 2))
     assert one.width == two.width == 4 * 128 + 3 * 2 + 24
     assert two.height - one.height == 128 + 2 + 16 + 6
-    titled = contact_sheet([Group(title=("a",), strips=(strip(),), note="look")], heading=("all",))
+    titled = contact_sheet([DrawnVideo(title=("a",), clips=(clip(),), note="look")], heading=("all",))
     assert titled.height > one.height + 2 * 16
 
 
 def test_every_frame_has_its_place_on_the_sheet() -> None:
-    sheet = np.asarray(contact_sheet([Group(title=("a",), strips=(strip(60),))]))
+    sheet = np.asarray(contact_sheet([DrawnVideo(title=("a",), clips=(clip(60),))]))
     for number in range(4):
         left = 12 + number * 130
         assert (sheet[33 : 33 + 128, left : left + 128] == 60 + number).all()
@@ -275,16 +276,18 @@ def test_every_frame_has_its_place_on_the_sheet() -> None:
 
 def test_words_that_are_too_long_do_not_widen_a_picture() -> None:
     caption = ("frames " + " ".join(map(str, range(100, 400))), "crop 10x10 at 0,0", "W" * 300)
-    group = Group(title=("k" * 400, "label"), strips=(strip(caption=caption),), note="reason " * 60)
-    page, plain = (contact_sheet([one]) for one in (group, Group(title=("a",), strips=(strip(),))))
+    video = DrawnVideo(title=("k" * 400, "label"), clips=(clip(caption=caption),), note="reason " * 60)
+    page, plain = (contact_sheet([one]) for one in (video, DrawnVideo(title=("a",), clips=(clip(),))))
     assert page.width == plain.width and page.height > plain.height + 5 * 16
     margin = np.asarray(page)[:, -12:]
     assert (margin == 255).all()
 
 
 def test_an_animation_shows_one_frame_of_each_clip_at_a_time() -> None:
-    groups = [Group(title=(str(number),), strips=(strip(40 * number), strip(40 * number + 20))) for number in range(5)]
-    pictures = [np.asarray(picture) for picture in animation(groups, heading=("five",))]
+    videos = [
+        DrawnVideo(title=(str(number),), clips=(clip(40 * number), clip(40 * number + 20))) for number in range(5)
+    ]
+    pictures = [np.asarray(picture) for picture in animation(videos, heading=("five",))]
     assert len(pictures) == 4
     for now, picture in enumerate(pictures):
         height, width, _ = picture.shape
@@ -297,8 +300,8 @@ def test_an_animation_shows_one_frame_of_each_clip_at_a_time() -> None:
 
 def test_an_mp4_is_what_browsers_play(tmp_path: Path) -> None:
     path = tmp_path / "clips.mp4"
-    groups = [Group(title=("a",), strips=(strip(100),))]
-    size = write_pictures(path, groups, heading=("h",), fps=3.75)
+    videos = [DrawnVideo(title=("a",), clips=(clip(100),))]
+    size = write_pictures(path, videos, heading=("h",), fps=3.75)
     content = path.read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")
     with av.open(str(path)) as container:
@@ -307,14 +310,14 @@ def test_an_mp4_is_what_browsers_play(tmp_path: Path) -> None:
         assert (stream.width, stream.height) == size
         shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
     assert len(shown) == 24 and len(shown) / 3.75 >= 6  # six times the four frames
-    drawn = [np.asarray(picture) for picture in animation(groups, heading=("h",))]
+    drawn = [np.asarray(picture) for picture in animation(videos, heading=("h",))]
     for number, picture in enumerate(shown):
         assert np.abs(picture[90:200, 20:180].astype(int) - drawn[number % 4][90:200, 20:180]).max() <= 3
 
 
 def test_a_gif_plays_in_time_and_forever(tmp_path: Path) -> None:
     path = tmp_path / "clips.gif"
-    size = write_pictures(path, [Group(title=("a",), strips=(strip(100),))], heading=("h",), fps=4.0)
+    size = write_pictures(path, [DrawnVideo(title=("a",), clips=(clip(100),))], heading=("h",), fps=4.0)
     with Image.open(path) as picture:
         assert (picture.size, picture.n_frames, picture.info["loop"], picture.info["duration"]) == (size, 4, 0, 250)
         for number in range(4):
@@ -358,10 +361,10 @@ def test_the_command_shows_runs_and_shards(
     assert code == 0
     for arguments, said in (
         ((run,), "a run has a batch for every step"),
-        ((run, "--step", 3), "--step 3: not a step of"),
-        ((run, "--step", 1, "--rank", 2), "has 2 ranks, from 0 to 1"),
+        ((run, "--step", 3), "--step 3: the run has done"),
+        ((run, "--step", 1, "--rank", 2), "must be in [0, 1]"),
         ((run, "--step", 1, "--seed", 2), "--seed: "),
-        ((run, "--step", 1, "--out", "x.avi"), "x.avi: not a .png file, nor a .gif or .mp4"),
+        ((run, "--step", 1, "--out", "x.avi"), "x.avi: the suffix must be .png, .gif or .mp4"),
         ((shards.root, "--step", 1), "--step: "),
         ((tmp_path, "--step", 1), "is not a run"),
         ((tmp_path,), "no dataset.json"),

@@ -73,7 +73,7 @@ def test_a_whole_run_has_numbers_plots_and_pictures(tmp_path: Path) -> None:
     (run / "knn.json").write_text(json.dumps(KNN))
     Image.new("RGB", (8, 8)).save(run / "clips.png")
     page = write_report([run]).read_text()
-    for text in ("75.0% / 100.0%", "50.0% / 100.0%", "-0.2000", "waiting for data, median", "1.50 M parameters"):
+    for text in ("75.0% / 100.0%", "50.0% / 100.0%", "-0.2000", "waiting for data (median)", "1.50 M parameters"):
         assert text in page, text
     assert page.count("<img") == 8
     assert "a &lt;b&gt; device" in page and "<b>" not in page
@@ -82,7 +82,7 @@ def test_a_whole_run_has_numbers_plots_and_pictures(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
     page = write_report([make_run(tmp_path / "run", [START])]).read_text()
-    assert "No step yet" in page and "<img" not in page
+    assert "No steps logged yet" in page and "<img" not in page
     page = write_report([make_run(tmp_path / "two", [START, step(1)])]).read_text()
     assert "kNN top-1" not in page and page.count("<img") == 5
 
@@ -102,10 +102,13 @@ def test_the_later_line_of_a_step_counts_and_a_cut_line_is_ignored(tmp_path: Pat
     ("lines", "state"),
     [
         ([START], "no step yet"),
-        ([START, step(4)], "at step 4 of 9: under way, or killed"),
+        ([START, step(4)], "at step 4 of 9 (running, or killed)"),
         ([START, step(9)], "finished"),
         ([START, step(9), {**START, "step": 9}], "finished"),
-        ([START, step(4), {"kind": "stop", "step": 5, "reason": "SIGTERM"}], "stopped at step 5 (SIGTERM), to be"),
+        (
+            [START, step(4), {"kind": "stop", "step": 5, "reason": "SIGTERM"}],
+            "stopped at step 5 (SIGTERM); can be",
+        ),
         ([START, {"kind": "stop", "step": 5, "reason": "SIGTERM"}, {**START, "step": 5}, step(6)], "at step 6 of 9"),
         ([START, step(4), {"kind": "error", "step": 5, "text": "a loss"}], "failed at step 5"),
     ],
@@ -139,8 +142,8 @@ def test_a_run_of_today_has_more_plots_and_what_it_said(tmp_path: Path) -> None:
     said = {"kind": "warning", "step": 2, "text": "the embeddings <collapse>"}
     run = make_run(tmp_path / "run", [{**START, "decoders": ["jpeg on the host"]}, whole_step(1), whole_step(2), said])
     page = write_report([run]).read_text()
-    assert "a step, median<td class=number>250.0 ms" in page
-    assert page.count("<img") == 8  # three more: stages, gradients, memory
+    assert "time per step (median)<td class=number>250.0 ms" in page
+    assert page.count("<img") == 8  # three more: phases, gradients, memory
     assert "the embeddings &lt;collapse&gt;" in page and "jpeg on the host" in page
 
 
@@ -152,7 +155,7 @@ def test_runs_are_compared_on_one_page(tmp_path: Path) -> None:
     assert path == tmp_path / "comparison.html"
     page = path.read_text()
     assert "<h1>first, second</h1>" in page and "-0.2000<td class=number>-7.0000" in page
-    differences = page.split("Where the configurations differ")[1].split("<h2>")[0]
+    differences = page.split("Differences between the configurations")[1].split("<h2>")[0]
     assert "<td>train.batch_size<td class=number>512<td class=number>64" in differences
     assert "<td>train.precision<td class=number>fp32<td class=number>bf16" in differences
     assert differences.count("<tr>") == 3  # a heading and two keys; the name is none
@@ -178,7 +181,7 @@ def test_steps_after_the_checkpoint_that_a_run_went_on_from_are_void(tmp_path: P
 def test_runs_of_one_name_are_told_apart_and_the_page_goes_where_it_should(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / folder / "run", [START, step(1)]) for folder in "ab"]
     page = write_report(runs, tmp_path / "out.html").read_text()
-    assert f"<h3>{runs[0]}</h3>" in page and f"<h3>{runs[1]}</h3>" in page and "They are the same." in page
+    assert f"<h3>{runs[0]}</h3>" in page and f"<h3>{runs[1]}</h3>" in page and "configurations are the same." in page
 
 
 def test_a_long_run_and_one_that_has_not_begun_are_drawn(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""The numbers of a clip plan and an augmentation plan, in phrases for captions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from rhofast.data.sampling.augment import LUMA
+from rhofast.data.types import AugmentPlan, ClipPlan
+
+
+def describe_plan(clips: ClipPlan, augment: AugmentPlan, b: int, p: int, *, fps: float) -> tuple[str, ...]:
+    """Describe the plan of one clip.
+
+    Args:
+        clips: Clip plan of a batch.
+        augment: Augmentation plan of the batch.
+        b: Index of the sample in the batch.
+        p: Index of the clip in the sample.
+        fps: Frames per second of the stored video.
+
+    Returns:
+        The phrases.
+    """
+    frames = clips.frames[b, p]
+    left, top, width, height = (int(value) for value in augment.crop[b, p])
+    phrases = [
+        f"frames {' '.join(map(str, frames))}",
+        f"{frames.min() / fps:.1f}-{frames.max() / fps:.1f} s",
+        f"crop {width}x{height} at {left},{top}",
+    ]
+    if augment.flip[b, p]:
+        phrases.append("flipped")
+    if augment.difference is not None and augment.difference[b, p]:
+        phrases.append("difference")
+    phrases += describe_color(augment.color[b, p])
+    if augment.blur[b, p] > 0:
+        phrases.append(f"blur {augment.blur[b, p]:.1f} px")
+    return tuple(phrases)
+
+
+def describe_color(color: npt.NDArray[np.float32]) -> list[str]:
+    """Describe the effect of a color matrix f32[3, 4]; return no phrases if it leaves colors as they are.
+
+    Grays stay gray under every operation of augment.py, and the linear parts commute, so the composed map is known by
+    five numbers: grays are multiplied by a gain (brightness times contrast) and shifted by an offset (contrast), and
+    the colors around the gray axis are scaled (saturation) and rotated (hue). The matrix has the eigenvalues g and
+    g s exp(+-i h), so its trace is g + 2 g s cos h and its determinant g (g s)^2.
+    """
+    matrix, offset = color[:, :3].astype(np.float64), float(LUMA @ color[:, 3])
+    gain = float(LUMA @ matrix.sum(axis=1))
+    phrases = []
+    if abs(gain - 1) > 5e-3 or abs(offset) > 0.5:
+        phrases.append(f"luma x{gain:.2f} {offset:+.0f}")
+    if gain < 1e-3:
+        return phrases
+    around = math.sqrt(max(float(np.linalg.det(matrix)) / gain, 0.0))  # gain times saturation
+    if around < 1e-2 * gain:
+        return ["gray", *phrases]
+    if abs(around / gain - 1) > 5e-3:
+        phrases.append(f"saturation x{around / gain:.2f}")
+    cosine = (float(np.trace(matrix)) - gain) / (2 * around)
+    turned = matrix @ np.array([1.0, 0.0, 0.0])
+    angle = math.degrees(math.acos(min(max(cosine, -1.0), 1.0)))
+    if angle > 0.5:  # toward green, as red turns to yellow, or toward blue
+        phrases.append(f"hue {math.copysign(angle, turned[1] - turned[2]):+.0f}°")
+    return phrases
