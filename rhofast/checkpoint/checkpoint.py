@@ -1,14 +1,14 @@
-"""Checkpoints: folders that are either whole or not there, without a pickle anywhere.
+"""Checkpoints: folders that are either whole or absent, without a pickle anywhere.
 
     RUN/checkpoints/step-00000500/
-        method.safetensors      parameters and buffers of the method: backbone, heads, key network, counters
-        optimizer.safetensors   its tensors, as NUMBER.NAME
-        state.json              step, loader position, optimizer's plain values, the run's configuration
+        method.safetensors      parameters and buffers of the method: backbone, heads, momentum network, counters
+        optimizer.safetensors   tensors of the optimizer, as NUMBER.NAME
+        state.json              step, loader position, the optimizer's plain values, the run's configuration
         manifest.json           length and SHA-256 of the other files, so that damage is noticed
-    RUN/checkpoints/latest      the name of the newest one
+    RUN/checkpoints/latest      the name of the newest checkpoint
 
-A folder is written under another name, flushed to the disk, and renamed; `latest` moves only then. What it is not: it
-does not decide when to save (train.py), and it has no thread (saver.py).
+A folder is written under another name, flushed to the disk, and renamed; `latest` moves only then. When to save is
+decided in manager.py, and async_writer.py saves in the background.
 """
 
 from __future__ import annotations
@@ -35,12 +35,21 @@ VERSION = 2
 _MANIFEST = "manifest.json"
 _METHOD, _OPTIMIZER, _STATE = "method.safetensors", "optimizer.safetensors", "state.json"
 _FILES = (_METHOD, _OPTIMIZER, _STATE)
+_OTHER = "give another checkpoint of the run, or the run folder for its newest whole one"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A checkpoint in memory. step: optimizer steps done; loader, method, optimizer: what their state_dict gave;
-    scaler: that of the gradients' scale in fp16, None where there is none."""
+    """A checkpoint in memory.
+
+    Attributes:
+        step: Optimizer steps done.
+        config: The run's configuration.
+        loader: State of the loader: the position after the last batch that was consumed.
+        method: State dict of the method, or of a classifier.
+        optimizer: State dict of the optimizer.
+        scaler: State of the loss scaler in fp16, or None.
+    """
 
     step: int
     config: Config
@@ -52,7 +61,14 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SerializedCheckpoint:
-    """A checkpoint as it is stored. state: the text of state.json; method, optimizer: their tensors by name."""
+    """A checkpoint as it is stored.
+
+    Attributes:
+        step: Optimizer steps done.
+        state: The text of state.json.
+        method: Tensors of method.safetensors by name.
+        optimizer: Tensors of optimizer.safetensors by name.
+    """
 
     step: int
     state: str
@@ -61,7 +77,7 @@ class SerializedCheckpoint:
 
 
 def serialize_checkpoint(checkpoint: Checkpoint) -> SerializedCheckpoint:
-    """What is stored of a checkpoint: its plain values as text of this moment; its tensors are still the run's own."""
+    """Return what is stored of a checkpoint: its plain values as text, its tensors without a copy."""
     tensors, plain = _split_optimizer(checkpoint.optimizer)
     state = {
         "version": VERSION,
@@ -76,24 +92,46 @@ def serialize_checkpoint(checkpoint: Checkpoint) -> SerializedCheckpoint:
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int, keep_every: int | None = None) -> Path:
-    """Write a checkpoint, make it the latest, and delete the ones before it but for the newest `keep` and those whose
-    step is a multiple of `keep_every`. Returns its folder. Raises OSError (a full disk, say); the older checkpoints
-    are untouched then."""
+    """Write a checkpoint, make it the latest, and delete old ones.
+
+    Args:
+        run: The run folder.
+        checkpoint: What to write.
+        keep: How many of the newest checkpoints stay, this one included.
+        keep_every: Checkpoints whose step is a multiple of this stay as well; None: no others.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        OSError: It could not be written, on a full disk for example; older checkpoints are intact then.
+    """
     folder = write_serialized(run, serialize_checkpoint(checkpoint))
     prune_checkpoints(folder, keep=keep, keep_every=keep_every)
     return folder
 
 
-def write_serialized(run: Path, parts: SerializedCheckpoint) -> Path:
-    """Write a checkpoint and make it the latest. Returns its folder. Raises OSError."""
-    folder = RunFolder(run).checkpoint(parts.step)
+def write_serialized(run: Path, serialized: SerializedCheckpoint) -> Path:
+    """Write a checkpoint and make it the latest.
+
+    Args:
+        run: The run folder.
+        serialized: What to write.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        OSError: It could not be written; nothing of it is left then.
+    """
+    folder = RunFolder(run).checkpoint(serialized.step)
     aside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        save_file(_storable(parts.method), aside / _METHOD)
-        save_file(_storable(parts.optimizer), aside / _OPTIMIZER)
-        (aside / _STATE).write_text(parts.state, encoding="utf-8")
+        save_file(_storable(serialized.method), aside / _METHOD)
+        save_file(_storable(serialized.optimizer), aside / _OPTIMIZER)
+        (aside / _STATE).write_text(serialized.state, encoding="utf-8")
         for name in (_METHOD, _OPTIMIZER):  # safetensors makes files that nobody else may read, whatever the umask
             shutil.copymode(aside / _STATE, aside / name)
         manifest = {name: _measure(aside / name) for name in _FILES}
@@ -114,9 +152,13 @@ def write_serialized(run: Path, parts: SerializedCheckpoint) -> Path:
 
 
 def prune_checkpoints(folder: Path, *, keep: int, keep_every: int | None = None) -> None:
-    """Delete the checkpoints before `folder`, but for the newest `keep` (it is one of them) and those whose step is a
-    multiple of `keep_every`; also what writers that were killed have left. What cannot be deleted stays for the next
-    time."""
+    """Delete old checkpoints, and what killed writers have left; what cannot be deleted stays for the next time.
+
+    Args:
+        folder: The newest checkpoint; only older ones are deleted.
+        keep: How many of the newest checkpoints stay, `folder` included.
+        keep_every: Checkpoints whose step is a multiple of this stay as well; None: no others.
+    """
     so_far = sorted(other for other in folder.parent.glob("step-*") if other.name <= folder.name)
     for old in so_far[:-keep]:
         if keep_every is None or step_of(old) % keep_every:
@@ -126,12 +168,12 @@ def prune_checkpoints(folder: Path, *, keep: int, keep_every: int | None = None)
 
 
 def latest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of a run folder whose files are as long as they should be, or None."""
+    """Return the newest checkpoint of a run folder whose files are as long as they should be, or None."""
     return next((folder for folder in checkpoints_of(run) if find_damage(folder, deep=False) is None), None)
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """A run's checkpoint folders, the one to continue from first, then those before it, whole or not."""
+    """Return a run's checkpoint folders, whole or not: the one to continue from first, then those before it."""
     folders = sorted(RunFolder(run).checkpoints.glob("step-*"), reverse=True)
     named = RunFolder(run).latest
     if not named.is_file():
@@ -141,8 +183,15 @@ def checkpoints_of(run: Path) -> list[Path]:
 
 
 def find_damage(folder: Path, *, deep: bool = True) -> str | None:
-    """What is wrong with the files of a checkpoint folder, or None. deep: look at every byte, not at lengths alone.
-    Raises ResumeError where they cannot be read, which says nothing about them."""
+    """Return what is wrong with the files of a checkpoint folder, or None.
+
+    Args:
+        folder: The checkpoint.
+        deep: Compare every byte (SHA-256), not only lengths.
+
+    Raises:
+        ResumeError: The files cannot be read, which says nothing about what they hold.
+    """
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         for name in _FILES:
@@ -161,18 +210,28 @@ def find_damage(folder: Path, *, deep: bool = True) -> str | None:
 
 
 def load_checkpoint(folder: Path, *, check: bool = True) -> Checkpoint:
-    """Read a checkpoint to the CPU. check: see first that its files are undamaged. Raises ResumeError if it is not one,
-    is of another version, or is damaged."""
+    """Read a checkpoint to the CPU.
+
+    Args:
+        folder: The checkpoint.
+        check: Verify first that its files are undamaged.
+
+    Raises:
+        ResumeError: The folder is no checkpoint, is damaged, or is of another version.
+    """
     damage = find_damage(folder) if check else None
     if damage is not None:
-        raise ResumeError(f"{folder}: not a whole checkpoint: {damage}")
+        raise ResumeError(f"{folder}: not a whole checkpoint: {damage}", hint=_OTHER)
     try:
         state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         method, tensors = load_file(folder / _METHOD), load_file(folder / _OPTIMIZER)
     except (OSError, ValueError, SafetensorError) as error:
-        raise ResumeError(f"{folder}: not a whole checkpoint: {error}") from None
+        raise ResumeError(f"{folder}: not a whole checkpoint: {error}", hint=_OTHER) from None
     if state.get("version") != VERSION:
-        raise ResumeError(f"{folder}: checkpoint version {state.get('version')}, this rhofast reads {VERSION}")
+        raise ResumeError(
+            f"{folder}: checkpoint version {state.get('version')}, and this rhofast reads version {VERSION}",
+            hint="use the rhofast that wrote it, or begin a new run",
+        )
     return Checkpoint(
         step=state["step"],
         config=parse_config(state["config"], where=str(folder / _STATE)),
@@ -184,19 +243,19 @@ def load_checkpoint(folder: Path, *, check: bool = True) -> Checkpoint:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder that a user means by a run folder or a checkpoint folder. Raises ResumeError."""
+    """Return the checkpoint folder that a path (of a run, or of a checkpoint) stands for; raise ResumeError if none."""
     if (path / _STATE).is_file():
         return path
     found = latest_checkpoint(path)
     if found is None:
         raise ResumeError(
-            f"{path}: neither a checkpoint nor a run with one", hint="give runs/NAME or a step-... folder"
+            f"{path}: neither a checkpoint nor a run with a whole one", hint="give runs/NAME or a step-... folder"
         )
     return found
 
 
 def _measure(path: Path) -> dict[str, Any]:
-    """What the manifest says of a file."""
+    """Return what the manifest records about a file."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -207,7 +266,7 @@ def step_of(folder: Path) -> int:
 
 
 def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors `NUMBER.NAME` and plain values."""
+    """Return an optimizer's state as tensors by `NUMBER.NAME`, and plain values."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, dict[str, Any]] = {}
     for number, slots in state["state"].items():
@@ -228,7 +287,7 @@ def _join_optimizer(tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[s
 
 
 def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Detached, contiguous, on the CPU, sharing nothing: what safetensors asks for."""
+    """Return the tensors as safetensors needs them: detached, contiguous, on the CPU, sharing no memory."""
     return {
         key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for key, value in tensors.items()

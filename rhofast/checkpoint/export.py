@@ -1,4 +1,4 @@
-"""Weights across the border: official PySlowFast checkpoints, torchvision's state dicts, and single-file backbones.
+"""Export and import of weights: PySlowFast checkpoints, torchvision's state dicts, and single-file backbones.
 
     rhofast run  ->  NAME.safetensors (with a card), NAME.pyth (as PySlowFast writes it)      export_checkpoint
     NAME.pyth of PySlowFast, NAME.pth of torchvision  ->  NAME.safetensors                    import_weights
@@ -37,22 +37,40 @@ VERSION = 1
 
 
 class SavedRun(Protocol):
-    """What is read of a checkpoint: `rhofast.checkpoint.checkpoint.Checkpoint` has it."""
+    """What export reads of a checkpoint; `rhofast.checkpoint.checkpoint.Checkpoint` has it."""
 
     @property
-    def step(self) -> int: ...
+    def step(self) -> int:
+        """Optimizer steps done."""
+        ...
+
     @property
-    def config(self) -> Config: ...
+    def config(self) -> Config:
+        """The run's configuration."""
+        ...
+
     @property
-    def loader(self) -> dict[str, Any]: ...
+    def loader(self) -> dict[str, Any]:
+        """State of the loader."""
+        ...
+
     @property
-    def method(self) -> dict[str, Tensor]: ...
+    def method(self) -> dict[str, Tensor]:
+        """State dict of the method."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transfer:
-    """A file that was written. origin: what the weights came from, in words; target; backbone: its name; entries: by
-    name; card: what the file says about itself."""
+    """A file of weights that was written.
+
+    Attributes:
+        origin: Where the weights came from, in words.
+        target: The file.
+        backbone: Name of the backbone.
+        entries: Which entries were taken, left behind, or missing.
+        card: What the file says about itself.
+    """
 
     origin: str
     target: Path
@@ -62,11 +80,18 @@ class Transfer:
 
 
 def export_checkpoint(saved: SavedRun, target: Path, *, format: str, run: Path | None = None) -> Transfer:
-    """Write the trained backbone of a checkpoint to `target`, as "safetensors" or in one of WEIGHT_FORMATS.
+    """Write the trained backbone of a checkpoint to a file.
 
-    A file that is there is replaced. run: the run folder, for the metrics that were logged at this very step.
-    "pyslowfast" writes {"model_state", "cfg", "epoch"}, for PySlowFast's fine-tuning and tests (which count epochs
-    anew). Raises ConfigError, ResumeError.
+    Args:
+        saved: The checkpoint.
+        target: The file to write; one that is there is replaced.
+        format: "safetensors" or one of WEIGHT_FORMATS. "pyslowfast" writes {"model_state", "cfg", "epoch"}, for
+            PySlowFast's fine-tuning and tests (which count epochs anew).
+        run: The run folder, for the metrics that were logged at this very step; None: without them.
+
+    Raises:
+        ConfigError: The file cannot be written, or the format does not hold this backbone.
+        ResumeError: The checkpoint's weights do not fit its configuration.
     """
     check_writable(target)
     config, prefix = saved.config, "backbone."
@@ -76,7 +101,7 @@ def export_checkpoint(saved: SavedRun, target: Path, *, format: str, run: Path |
     try:
         backbone.load_state_dict(weights)
     except RuntimeError as error:
-        raise ResumeError(f"the checkpoint's weights do not fit backbone {name!r}: {_one_line(error)}") from None
+        raise ResumeError(f"the checkpoint's weights do not fit backbone.name={name}: {_one_line(error)}") from None
     card: dict[str, Any] = {
         "origin": f"rhofast run {config.name}, step {saved.step}",
         "input": _input_card(
@@ -103,7 +128,7 @@ def export_checkpoint(saved: SavedRun, target: Path, *, format: str, run: Path |
         known = WEIGHT_FORMATS[format]
         if known.write is None or name not in known.backbones:
             raise ConfigError(
-                f"backbone {name!r} cannot be written as a {known.title}",
+                f"backbone.name={name} cannot be written as a {known.title}",
                 hint="export it with --format safetensors",
             )
         content = known.write(backbone, config, saved.loader.get("epoch", 0))
@@ -115,11 +140,18 @@ def export_checkpoint(saved: SavedRun, target: Path, *, format: str, run: Path |
 
 
 def import_weights(source: Path, target: Path, *, backbone: str, options: Mapping[str, Any] | None = None) -> Transfer:
-    """Write the backbone in a foreign file as a safetensors file that `load_backbone` opens.
+    """Convert another program's weights to a safetensors file that `load_backbone` opens.
 
-    source: an official PySlowFast checkpoint (.pyth), for a Slow backbone; a state dict as torchvision publishes it
-    (.pth), for one of torchvision's. backbone, options: what it is, as in a page's [backbone]. Raises ConfigError for a
-    file that is neither, that cannot be read without running what is pickled in it, or of another network.
+    Args:
+        source: An official PySlowFast checkpoint (.pyth) of a Slow backbone, or a state dict as torchvision publishes
+            it (.pth) of one of torchvision's.
+        target: The file to write; one that is there is replaced.
+        backbone: Name of the backbone, as in a config's [backbone].
+        options: Its options, as there.
+
+    Raises:
+        ConfigError: The file is neither, belongs to another network, or cannot be read without running what is pickled
+            in it.
     """
     check_writable(target)
     options = dict(options or {})
@@ -139,8 +171,18 @@ def import_weights(source: Path, target: Path, *, backbone: str, options: Mappin
 def save_backbone(
     backbone: nn.Module, path: Path, *, name: str, options: Mapping[str, Any], card: Mapping[str, Any]
 ) -> None:
-    """Write a backbone as one safetensors file. Its metadata holds what builds it again (name, options) and a card:
-    anything worth knowing, as JSON (what goes in, training data, metrics). Raises OSError."""
+    """Write a backbone as one safetensors file, whose metadata holds what builds it again.
+
+    Args:
+        backbone: The network.
+        path: The file to write; one that is there is replaced.
+        name: Name of the backbone, as in a config's [backbone].
+        options: Its options, as there.
+        card: Anything worth knowing that JSON can hold: what goes in, training data, metrics.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     notes = {"version": VERSION, "backbone": {"name": name, **options}, "card": card}
     weights = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
     with replacing(path) as aside:
@@ -148,10 +190,13 @@ def save_backbone(
 
 
 def load_backbone(path: str | Path) -> nn.Module:
-    """The backbone of an exported or imported file, in evaluation mode: [N, 3, T, H, W] -> [N, num_features].
+    """Load a backbone from an exported or imported file, in evaluation mode: [N, 3, T, H, W] -> [N, num_features].
 
     Its `card` is a dict; `card["input"]` says what goes in: num_frames, frame_stride, fps, size, mean, std, each None
-    where it is not known, and as a sentence (`text`). Raises ConfigError where the file is not such an export.
+    if it is not known, and as a sentence (`text`).
+
+    Raises:
+        ConfigError: The file is no such export, or cannot be read.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -160,16 +205,21 @@ def load_backbone(path: str | Path) -> nn.Module:
     except (OSError, SafetensorError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     if notes is None:
-        raise ConfigError(f"{path}: not a backbone exported by rhofast", hint="see rhofast export, rhofast import")
+        raise ConfigError(
+            f"{path}: not a backbone exported by rhofast", hint="make one: rhofast export, rhofast import"
+        )
     if notes.get("version") != VERSION:
-        raise ConfigError(f"{path}: export version {notes.get('version')}, this rhofast reads {VERSION}")
+        raise ConfigError(
+            f"{path}: export version {notes.get('version')}, and this rhofast reads version {VERSION}",
+            hint="export or import it again with this rhofast",
+        )
     options = dict(notes["backbone"])
     name = options.pop("name")
     backbone = build_backbone(name, options)
     try:
         backbone.load_state_dict(weights)
     except RuntimeError as error:
-        raise ConfigError(f"{path}: its weights do not fit backbone {name!r}: {_one_line(error)}") from None
+        raise ConfigError(f"{path}: its weights do not fit backbone.name={name}: {_one_line(error)}") from None
     backbone.card = notes["card"]
     return backbone.eval()
 
@@ -185,7 +235,7 @@ def _input_card(
 ) -> dict[str, Any]:
     frames = "T" if num_frames is None else num_frames
     side = "H" if size is None else size
-    apart = "" if frame_stride is None or fps is None else f", {frame_stride} frames apart at {fps:g} a second"
+    apart = "" if frame_stride is None or fps is None else f", {frame_stride} frames apart at {fps:g} frames per second"
     text = (
         f"[N, 3, {frames}, {side}, {'W' if size is None else size}] float32, RGB in [0, 1] minus {mean}, "
         f"divided by {std}{apart}"
@@ -195,19 +245,21 @@ def _input_card(
 
 
 def _data_card(data: DataConfig, digest: str | None) -> dict[str, Any]:
-    """Name and digest of the training data; the name where the sets are still where the run found them, and on this
-    machine."""
+    """Return name and digest of the training data.
+
+    The name is known only if the sets are on this machine, where the run found them.
+    """
     name = None
     if data.train and not any(is_remote(source.shards) for source in data.train):
         with contextlib.suppress(ShardError):
             sets = [open_folder(as_path(source.shards), check_files=False) for source in data.train]
             if Mixture(sets, [source.weight for source in data.train]).digest == digest:
-                name = " + ".join(one.info.name for one in sets)
+                name = " + ".join(shards.info.name for shards in sets)
     return {"name": name, "digest": digest}
 
 
 def _metrics_at(path: Path, step: int) -> dict[str, float]:
-    """The kNN figures that a run logged at a step, if it did."""
+    """Return the kNN accuracy that a run logged at a step, or nothing."""
     if not path.is_file():
         return {}
     whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]

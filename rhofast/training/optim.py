@@ -1,8 +1,8 @@
 """Optimizers, parameter groups, and schedules as pure functions of the epoch.
 
-Two groups, as in the released implementation: the affine parameters of normalizations (no weight decay, no layer
-adaptation), and everything else, biases included. An attribute `found_inf` of an optimizer, a scalar on the device,
-skips its steps while it is 1, as `torch.amp.GradScaler` has it.
+There are two parameter groups, as in the released implementation: the affine parameters of normalizations (no weight
+decay, no layer adaptation), and everything else, biases included. While the attribute `found_inf` of an optimizer, a
+scalar on the device, is 1, its steps are skipped; `torch.amp.GradScaler` uses the same attribute.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive SGD (You et al., arXiv 1708.03888) with Nesterov momentum, as released.
 
     For each tensor p of an adapted group with more than one dimension and neither |p| = 0 nor |g| = 0:
-    g <- (g + wd p) trust |p| / (|g| + wd |p| + 1e-8). All others keep their raw gradient, without decay. Then plain
-    (Nesterov) momentum SGD at the full rate. A group with `adapt` off is plain SGD with its own weight decay.
+    g <- (g + wd p) trust |p| / (|g| + wd |p| + 1e-8). All others keep their raw gradient, without decay. Then follows
+    plain (Nesterov) momentum SGD at the full rate. A group with `adapt` off is plain SGD with its own weight decay.
     """
 
     def __init__(
@@ -39,12 +39,23 @@ class LARS(torch.optim.Optimizer):
         trust: float = 0.001,
         adapt: bool = True,
     ) -> None:
+        """Set the defaults of parameter groups.
+
+        Args:
+            params: Parameters or parameter groups.
+            lr: Learning rate.
+            momentum: Momentum, in [0, 1).
+            nesterov: Whether momentum is Nesterov's.
+            weight_decay: Weight decay, wd above.
+            trust: Trust coefficient above.
+            adapt: Whether gradients are adapted per tensor.
+        """
         defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "trust": trust, "adapt": adapt})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step. `closure` is not used."""
+        """Update all parameters that have a gradient; `closure` is not used."""
         for group in self.param_groups:
             params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             if params:
@@ -54,7 +65,7 @@ class LARS(torch.optim.Optimizer):
         gradients = [p.grad for p in params if p.grad is not None]
         decay = group["weight_decay"]
         if group["adapt"]:
-            gradients, decay = _adapted(params, gradients, decay, group["trust"]), 0.0
+            gradients, decay = _adapt(params, gradients, decay, group["trust"]), 0.0
         buffers = [self._momentum_of(p) if group["momentum"] else None for p in params]
         # Fused kernels go through memory and do not look at strides: all tensors must lie as their parameters do.
         gradients = [_laid_out_as(p, gradient) for p, gradient in zip(params, gradients, strict=True)]
@@ -81,7 +92,12 @@ class LARS(torch.optim.Optimizer):
 
 
 def build_optimizer(model: nn.Module, section: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer of a section over the trainable parameters of a model; its rate is set anew before every step."""
+    """Build an optimizer over the trainable parameters of a model.
+
+    Args:
+        model: The model; affine parameters of its normalizations get neither weight decay nor adaptation.
+        section: `optim` of the configuration. The learning rate is set anew before every step.
+    """
     norms = {
         id(p)
         for module in model.modules()
@@ -96,17 +112,23 @@ def build_optimizer(model: nn.Module, section: OptimConfig) -> torch.optim.Optim
         groups = [{**plain, "adapt": False}, {**other, "adapt": True}]
         return LARS(groups, lr, momentum=momentum, nesterov=nesterov, trust=section.trust)
     if section.name == "sgd":
-        made = torch.optim.SGD([plain, other], lr, momentum=momentum, nesterov=nesterov, fused=True)
-        if momentum:  # torch would make them in the first step, and leave them unset if that is skipped
+        optimizer = torch.optim.SGD([plain, other], lr, momentum=momentum, nesterov=nesterov, fused=True)
+        if momentum:  # torch would create the buffers in the first step, and leave them unset if that is skipped
             for p in trainable:
-                made.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        return made
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return optimizer
     return torch.optim.AdamW([plain, other], lr, betas=section.betas, fused=True)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """`load_state_dict` of a state that may lie in memory in another way than the parameters do: its tensors get their
-    parameters' strides, which fused kernels take for granted."""
+    """Load the state of an optimizer, whose tensors may lie in memory in another way than the parameters do.
+
+    They get their parameters' strides, which fused kernels take for granted.
+
+    Args:
+        optimizer: The optimizer to load into.
+        state: What its `state_dict` gave.
+    """
     optimizer.load_state_dict(state)
     for p, slots in optimizer.state.items():
         for name, value in slots.items():
@@ -115,8 +137,17 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def learning_rate(section: OptimConfig, batch_size: int, epoch: float, epochs: float) -> float:
-    """The rate at a fractional epoch: the section's curve over all epochs; before `warmup_epochs` the straight line
-    from the warm-up rate to where the curve is at its end. Both scale with the batch."""
+    """Return the learning rate at a fractional epoch.
+
+    It follows the section's curve over all epochs; before `warmup_epochs` it is the straight line from the warm-up rate
+    to where the curve is at their end. Both scale with the batch.
+
+    Args:
+        section: `optim` of the configuration.
+        batch_size: Videos in the global batch.
+        epoch: Epochs done, with their fraction.
+        epochs: Epochs of the whole run.
+    """
     scale = batch_size / section.base_batch
     peak = section.base_lr * scale
     if epoch >= section.warmup_epochs:
@@ -126,23 +157,23 @@ def learning_rate(section: OptimConfig, batch_size: int, epoch: float, epochs: f
 
 
 def _laid_out_as(p: Tensor, x: Tensor) -> Tensor:
-    """x, or a copy of it, with the strides of p."""
-    return x if _steps(x) == _steps(p) else torch.empty_like(p, dtype=x.dtype).copy_(x)
+    """Return x, or a copy of it, with the strides of p."""
+    return x if _strides(x) == _strides(p) else torch.empty_like(p, dtype=x.dtype).copy_(x)
 
 
-def _steps(x: Tensor) -> list[int]:
-    """How x lies in memory: its strides, but for those of dimensions of length 1, which say nothing."""
+def _strides(x: Tensor) -> list[int]:
+    """Return how x lies in memory: its strides, but for those of dimensions of length 1, which say nothing."""
     return [stride for length, stride in zip(x.shape, x.stride(), strict=True) if length > 1]
 
 
 def _curve(section: OptimConfig, epoch: float, epochs: float) -> float:
-    """Share of the peak rate: a cosine from 1 to 0, or steps."""
+    """Return the share of the peak rate: a cosine from 1 to 0, or steps."""
     if section.schedule == "cosine":
         return (1 + math.cos(math.pi * epoch / epochs)) / 2
-    return section.decay ** sum(epoch >= at for at in section.decay_epochs)
+    return section.decay ** sum(epoch >= decay_epoch for decay_epoch in section.decay_epochs)
 
 
-def _adapted(params: list[Tensor], gradients: list[Tensor], decay: float, trust: float) -> list[Tensor]:
+def _adapt(params: list[Tensor], gradients: list[Tensor], decay: float, trust: float) -> list[Tensor]:
     adapted = [number for number, p in enumerate(params) if p.ndim > 1]
     if not adapted:
         return gradients

@@ -169,7 +169,7 @@ def test_a_network_that_the_official_code_cannot_build_does_not_go_there(
 
 def test_a_network_of_torchvision_does_not_go_there_either(tmp_path: Path) -> None:
     saved = run_of({"backbone": {"name": "mc3_18"}, "method": {"name": "simclr", "hidden": 8, "out": 4}})
-    with pytest.raises(ConfigError, match=r"'mc3_18' cannot be written as a PySlowFast .*--format safetensors"):
+    with pytest.raises(ConfigError, match=r"=mc3_18 cannot be written as a PySlowFast .*--format safetensors"):
         export_checkpoint(saved, tmp_path / "x.pyth", format="pyslowfast")
 
 
@@ -298,7 +298,7 @@ def test_a_run_is_opened_in_one_line_without_its_page(shards: ShardSet, tmp_path
     assert loaded.card["training"]["method"] == {"name": "byol", "hidden": 8, "out": 4}
     assert loaded.card["input"]["text"] == (
         "[N, 3, 4, 32, 32] float32, RGB in [0, 1] minus [0.5, 0.5, 0.5], divided by [0.225, 0.225, 0.225], "
-        "2 frames apart at 12 a second"
+        "2 frames apart at 12 frames per second"
     )
     fresh = slow()
     fresh.load_state_dict(
@@ -318,7 +318,7 @@ def test_data_that_moved_or_changed_has_no_name(shards: ShardSet, tmp_path: Path
 def test_a_checkpoint_whose_weights_do_not_fit_is_refused(tmp_path: Path) -> None:
     saved = run_of(BYOL)
     del saved.method["backbone.stem.weight"]
-    with pytest.raises(ResumeError, match=r"do not fit backbone 'slow_r50'.*stem\.weight"):
+    with pytest.raises(ResumeError, match=r"do not fit backbone.name=slow_r50.*stem\.weight"):
         export_checkpoint(saved, tmp_path / "b.safetensors", format="safetensors")
 
 
@@ -341,7 +341,7 @@ def test_a_file_without_a_card_is_refused(tmp_path: Path) -> None:
         "text": "cannot be read",
         "absent": "cannot be read",
         "later": "export version 99",
-        "other": "do not fit backbone 'slow_r50'",
+        "other": "do not fit backbone.name=slow_r50",
     }.items():
         with pytest.raises(ConfigError, match=said):
             load_backbone(tmp_path / f"{name}.safetensors")
