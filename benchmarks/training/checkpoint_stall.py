@@ -2,8 +2,8 @@
 
     python -m benchmarks.training.checkpoint_stall [--backbone slow_r50] [--method byol] [--rounds 7] [--folder FOLDER]
 
-All that a run has: weights of both networks, heads, optimizer. As in training, memory for the copy is got beforehand,
-and nothing is on its way when the next one is saved.
+A checkpoint holds all that a run has: weights of both networks, heads, optimizer. As in training, memory for the copy
+is allocated beforehand, and no other checkpoint is being written when the next one is saved.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rhofast.training.optim import build_optimizer
 
 
 def make_checkpoint(backbone: str, method: str, folder: Path) -> Checkpoint:
-    """What is saved after a first step."""
+    """Return what is saved after a first step."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = build_method(method, {}, build_backbone(backbone, {})).to(device)
     optimizer = build_optimizer(module, OptimConfig())
@@ -49,7 +49,7 @@ def make_checkpoint(backbone: str, method: str, folder: Path) -> Checkpoint:
 
 
 def main() -> None:
-    """Measure and tell."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backbone", default="slow_r50")
     parser.add_argument("--method", default="byol")

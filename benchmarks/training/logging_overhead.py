@@ -1,9 +1,9 @@
-"""What telling about a run costs a step: the calls that the trainer makes, with nothing between them.
+"""What logging costs per step: the calls that the trainer makes, with nothing between them.
 
-    python -m benchmarks.training.logging_overhead [--log-steps 10] [--parts 4]
+    python -m benchmarks.training.logging_overhead [--log-steps 10] [--passes 4]
 
-The share is of a step of 200 ms. A window's line goes to metrics.jsonl and to TensorBoard, as in a run; the live view
-is drawn for a terminal that is not there.
+The share is of a step of 200 ms. The line of a window goes to metrics.jsonl and to TensorBoard, as in a run; the live
+view is drawn into memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STEPS = 2000
 
 
 class Idle:
-    """A loader that only counts, as far as a logbook looks at it."""
+    """A loader that does nothing, with the counters that the logger reads."""
 
     decoders = ("nothing is decoded",)
 
@@ -46,15 +46,15 @@ class Idle:
 
 
 def timed(work: Callable[[], object], count: int) -> float:
-    """Seconds of one call, on average."""
+    """Return the mean seconds per call."""
     began = time.perf_counter()
     for _ in range(count):
         work()
     return (time.perf_counter() - began) / count
 
 
-def measure(folder: Path, parts: int, log_steps: int) -> dict[str, Any]:
-    """Seconds of a step, of a window, and both as a share of a step of STEP_S."""
+def measure(folder: Path, passes: int, log_steps: int) -> dict[str, Any]:
+    """Return the time per step, per window, and both as a share of a step of STEP_S."""
     values = {"name": "x", "out": str(folder), "train": {"steps": STEPS, "log_steps": log_steps}}
     config = parse_config(values, where="benchmark")
     config.folder.mkdir()
@@ -63,27 +63,27 @@ def measure(folder: Path, parts: int, log_steps: int) -> dict[str, Any]:
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     loader: Any = Idle()
     model = torch.nn.Linear(1, 1)
-    logs = {f"loss_pass{part}": torch.rand((), device=accelerator.device) for part in range(parts)}
+    logs = {f"loss_pass{pass_index}": torch.rand((), device=accelerator.device) for pass_index in range(passes)}
     logs |= {name: torch.rand(()) for name in ("loss", "lr", "grad_norm", "feature_std", "ema_momentum")}
     at = SimpleNamespace(step=0)
     with TrainingView(console) as view:
-        book = MetricsLogger(config, accelerator, model, loader, STEPS, view.on_log)
-        book.begin(step=0, time="now")
+        logger = MetricsLogger(config, accelerator, model, loader, STEPS, view.on_log)
+        logger.begin(step=0, time="now")
 
         def step() -> None:
             at.step += 1
-            with book.waiting(at.step):
+            with logger.waiting(at.step):
                 pass
-            book.enter("forward")
-            for _ in range(parts):
-                book.enter("backward")
-                book.enter("forward")
-            book.enter("optimizer")
-            book.step(at.step, 64)
+            logger.enter("forward")
+            for _ in range(passes):
+                logger.enter("backward")
+                logger.enter("forward")
+            logger.enter("optimizer")
+            logger.step(at.step, 64)
 
         def window() -> None:
             at.step += 1
-            book.log(at.step, 0.5, logs)
+            logger.log(at.step, 0.5, logs)
 
         timed(step, 100)
         step_s = timed(step, STEPS)
@@ -97,11 +97,11 @@ def measure(folder: Path, parts: int, log_steps: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--log-steps", type=int, default=10, help="steps a window")
-    parser.add_argument("--parts", type=int, default=4, help="query clips, each with a backward of its own")
+    parser.add_argument("--log-steps", type=int, default=10, help="steps per window")
+    parser.add_argument("--passes", type=int, default=4, help="query clips, each with a backward pass of its own")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(Path(folder), given.parts, given.log_steps), indent=1))
+        print(json.dumps(measure(Path(folder), given.passes, given.log_steps), indent=1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Checkpoints in the background: what is saved is the moment of the call, and no failure there ends training."""
+"""Checkpoints in the background: they hold the state at the call, and no failure there ends training."""
 
 import threading
 from pathlib import Path
@@ -22,7 +22,7 @@ def checkpoint(step: int, weight: torch.Tensor) -> Checkpoint:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Holds the writer's thread up until it is set."""
+    """Return an event that the writer's thread waits for."""
     opened, real = threading.Event(), rhofast.checkpoint.async_writer.write_serialized
 
     def write(*arguments: Any) -> Path:
@@ -63,11 +63,11 @@ def test_one_at_a_time_and_in_the_same_memory(tmp_path: Path, gate: threading.Ev
 
 
 @pytest.mark.parametrize(
-    ("failure", "told"),
+    ("failure", "reported"),
     [(OSError(28, "No space left on device"), "No space left on device"), (ValueError("odd"), "ValueError: odd")],
 )
-def test_a_failure_is_told_and_older_checkpoints_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, told: str
+def test_a_failure_is_reported_and_older_checkpoints_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, reported: str
 ) -> None:
     with AsyncCheckpointWriter(tmp_path, keep=1) as writer:
         writer.save(checkpoint(1, torch.ones(3)))
@@ -78,7 +78,7 @@ def test_a_failure_is_told_and_older_checkpoints_stay(
 
         monkeypatch.setattr("rhofast.checkpoint.checkpoint.save_file", fail)
         writer.save(checkpoint(2, torch.ones(3)))
-    assert [(saved.step, saved.error) for saved in writer.poll()] == [(1, None), (2, told)]
+    assert [(saved.step, saved.error) for saved in writer.poll()] == [(1, None), (2, reported)]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000001"]
     assert load_checkpoint(tmp_path / "checkpoints" / "step-00000001").step == 1
 

@@ -1,4 +1,4 @@
-"""What a run tells about itself: numbers on every line, warnings and advice where there is reason, trackers."""
+"""What a run reports: numbers on every line, warnings and advice where there is reason, trackers."""
 
 import errno
 import importlib.util
@@ -42,7 +42,7 @@ def one_thread() -> None:
 
 @pytest.fixture
 def tiny(shards: ShardSet, tmp_path: Path) -> Callable[..., Config]:
-    """The tiny page with overrides, over the tiny set."""
+    """Return the tiny configuration with overrides, over the tiny set."""
     page = tmp_path / "tiny.toml"
     page.write_text(TINY_PAGE)
 
@@ -55,7 +55,7 @@ def tiny(shards: ShardSet, tmp_path: Path) -> Callable[..., Config]:
 
 
 class TrainLoader:
-    """What a logbook looks at: counters that a test sets. An instant of 10 s, of which `wait_s` without data."""
+    """A loader with counters that a test sets: every look at them is 10 s later, with `wait_s` without data."""
 
     decoders = ("jpeg is decoded on the host",)
 
@@ -74,13 +74,13 @@ class TrainLoader:
         )
 
 
-def open_book(config: Config, loader: Any, on_log: Callable[[dict[str, Any]], None] | None = None) -> MetricsLogger:
+def open_logger(config: Config, loader: Any, on_log: Callable[[dict[str, Any]], None] | None = None) -> MetricsLogger:
     config.folder.mkdir()
     place = ProjectConfiguration(project_dir=str(config.folder), logging_dir=str(config.folder / "tensorboard"))
     accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_config=place)
-    book = MetricsLogger(config, accelerator, torch.nn.Linear(1, 1), loader, 100, on_log)
-    book.begin(step=0, time="2026-01-02T03:04:05+00:00")
-    return book
+    logger = MetricsLogger(config, accelerator, torch.nn.Linear(1, 1), loader, 100, on_log)
+    logger.begin(step=0, time="2026-01-02T03:04:05+00:00")
+    return logger
 
 
 def values(**more: float) -> dict[str, torch.Tensor]:
@@ -115,30 +115,30 @@ def test_steps_that_are_taken_again_are_shown_once(tiny: Callable[..., Config]) 
     train(config, resume=True)
     shown = EventAccumulator(str(run / "tensorboard" / "rhofast")).Reload()
     assert [event.step for event in shown.Scalars("loss")] == [1, 2, 3, 4]
-    told = [line["step"] for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "step"]
-    assert told == [1, 2, 3, 4, 3, 4]
+    steps = [line["step"] for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "step"]
+    assert steps == [1, 2, 3, 4, 3, 4]
 
 
-def test_a_collapse_is_told_once_and_again_after_it_was_over(tiny: Callable[..., Config]) -> None:
+def test_a_collapse_is_reported_once_and_again_after_it_was_over(tiny: Callable[..., Config]) -> None:
     seen: list[dict[str, Any]] = []
-    book = open_book(tiny(), TrainLoader([0.0]), seen.append)
+    logger = open_logger(tiny(), TrainLoader([0.0]), seen.append)
     for step, spread in enumerate([0.05, 0.5, 0.05, 0.05, 0.04, 0.03, 0.5, 0.05, 0.05, 0.05], start=1):
-        book.log(step, 0.1, values(feature_std=spread))
+        logger.log(step, 0.1, values(feature_std=spread))
     warnings = [line for line in seen if line["kind"] == "warning"]
     assert [line["step"] for line in warnings] == [5, 10]
     assert "feature_std is 0.040" in warnings[0]["text"]
-    assert [line["step"] for line in read_metrics(book.config.folder / "metrics.jsonl") if "text" in line] == [5, 10]
+    assert [line["step"] for line in read_metrics(logger.config.folder / "metrics.jsonl") if "text" in line] == [5, 10]
 
 
 def test_advice_comes_once_when_steps_wait_and_in_the_end(tiny: Callable[..., Config]) -> None:
     seen: list[dict[str, Any]] = []
-    book = open_book(
+    logger = open_logger(
         tiny(), TrainLoader([9.0, 0.1, 4.0, 4.0]), seen.append
     )  # the first window holds the first batch's wait
     for step in range(1, 5):
-        book.step(step, 8)
-        book.log(step, 0.1, values())
-    book.end(4)
+        logger.step(step, 8)
+        logger.log(step, 0.1, values())
+    logger.end(4)
     advice = [line for line in seen if line["kind"] == "advice"]
     assert [line["step"] for line in advice] == [3, 4]
     assert advice[0]["text"].startswith("40.0% of the last 1 steps went by waiting for data: reading is the limit (90%")
@@ -147,10 +147,10 @@ def test_advice_comes_once_when_steps_wait_and_in_the_end(tiny: Callable[..., Co
 
 def test_a_run_that_never_waits_is_advised_in_the_end_only(tiny: Callable[..., Config]) -> None:
     seen: list[dict[str, Any]] = []
-    book = open_book(tiny(), TrainLoader([0.0]), seen.append)
+    logger = open_logger(tiny(), TrainLoader([0.0]), seen.append)
     for step in range(1, 5):
-        book.log(step, 0.1, values())
-    book.end(4)
+        logger.log(step, 0.1, values())
+    logger.end(4)
     assert [(line["step"], line["text"][:25]) for line in seen if line["kind"] == "advice"] == [
         (4, "the consumer is the limit")
     ]
@@ -158,23 +158,23 @@ def test_a_run_that_never_waits_is_advised_in_the_end_only(tiny: Callable[..., C
 
 def test_a_full_disk_costs_lines_not_the_run(tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
-    book = open_book(tiny(), TrainLoader([0.0]), seen.append)
+    logger = open_logger(tiny(), TrainLoader([0.0]), seen.append)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(MetricsFile, "write", full)
-        patch.setattr(book.accelerator.trackers[0].writer, "add_scalar", full)
+        patch.setattr(logger.accelerator.trackers[0].writer, "add_scalar", full)
         for step in (1, 2):
-            book.log(step, 0.1, values())
-    book.log(3, 0.1, values())
+            logger.log(step, 0.1, values())
+    logger.log(3, 0.1, values())
     warnings = [line["text"] for line in seen if line["kind"] == "warning"]
     assert warnings == [
         f"{what} cannot be written, and numbers are lost: No space left on device"
         for what in ("metrics.jsonl", "the trackers")
     ]
-    lines = read_metrics(book.config.folder / "metrics.jsonl")
+    lines = read_metrics(logger.config.folder / "metrics.jsonl")
     assert [line["step"] for line in lines if line["kind"] == "step"] == [3]
     assert [line["step"] for line in seen if line["kind"] == "step"] == [1, 2, 3]
 
@@ -194,14 +194,14 @@ def test_knn_may_be_counted_in_epochs(tiny: Callable[..., Config]) -> None:
     assert [line["step"] for line in lines if line["kind"] == "knn"] == [0, 2, 4, 5]
 
 
-def test_a_page_has_one_of_knn_steps_and_knn_epochs_and_the_last_word_counts(tiny: Callable[..., Config]) -> None:
+def test_a_config_has_one_of_knn_steps_and_knn_epochs_and_the_last_word_counts(tiny: Callable[..., Config]) -> None:
     section = tiny(knn_steps=5, knn_epochs=2.0).train
     assert (section.knn_steps, section.knn_epochs) == (None, 2.0)
     with pytest.raises(ConfigError, match=r"profile_steps=\[5, 4\] must be"):
         tiny(profile_steps=[5, 4])
 
 
-def test_a_tracker_that_is_not_installed_is_told_before_anything_is_made(
+def test_a_tracker_that_is_not_installed_is_reported_before_anything_is_made(
     tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
@@ -213,7 +213,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_anything_is_made(
 
 
 class WeightsAndBiases(ModuleType):
-    """As much of `wandb` as Accelerate calls."""
+    """The part of `wandb` that Accelerate calls."""
 
     def __init__(self) -> None:
         super().__init__("wandb")
@@ -250,7 +250,7 @@ def test_numbers_go_to_weights_and_biases_and_a_resumed_run_goes_on_there(
 
 
 def rank_of_two(rank: int, page: str, sets: list[str], port: int) -> None:
-    """Rank 1 waits for data, and its loss is another."""
+    """Log from one of two ranks: rank 1 waits for data, and its loss differs."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -258,18 +258,18 @@ def rank_of_two(rank: int, page: str, sets: list[str], port: int) -> None:
     config = load_config(Path(page), sets)
     config.folder.mkdir(exist_ok=True)
     accelerator = Accelerator(cpu=True)
-    book = MetricsLogger(config, accelerator, torch.nn.Linear(1, 1), TrainLoader([0.0, 2.0 * rank]), 9, None)  # type: ignore[arg-type]
-    book.begin(step=0, time="2026")
+    logger = MetricsLogger(config, accelerator, torch.nn.Linear(1, 1), TrainLoader([0.0, 2.0 * rank]), 9, None)  # type: ignore[arg-type]
+    logger.begin(step=0, time="2026")
     for step in (1, 2):
-        with book.waiting(step):
+        with logger.waiting(step):
             time.sleep(0.1 * rank)
-        book.step(step, 8)
-        book.log(step, 0.1, values(loss=float(rank)))
-    book.end(2)
+        logger.step(step, 8)
+        logger.log(step, 0.1, values(loss=float(rank)))
+    logger.end(2)
     accelerator.end_training()
 
 
-def test_ranks_tell_the_mean_loss_the_longest_wait_and_the_slowest_one_s_advice(
+def test_ranks_report_the_mean_loss_the_longest_wait_and_the_slowest_one_s_advice(
     shards: ShardSet, tmp_path: Path
 ) -> None:
     page, sets = tmp_path / "tiny.toml", [f"out={tmp_path}", f"data.train={shards.root}"]
@@ -290,16 +290,16 @@ def test_ranks_tell_the_mean_loss_the_longest_wait_and_the_slowest_one_s_advice(
     assert lines[4]["text"].startswith("rank 1: reading is the limit")
 
 
-def test_telling_costs_little_of_a_step(tiny: Callable[..., Config]) -> None:
-    """Less than 2 % of 200 ms, with a window every ten steps; some fifty times less as a rule."""
-    book = open_book(tiny(), TrainLoader([0.0]))
+def test_logging_costs_little_of_a_step(tiny: Callable[..., Config]) -> None:
+    """Logging costs less than 2 % of 200 ms, with a window every ten steps; usually fifty times less."""
+    logger = open_logger(tiny(), TrainLoader([0.0]))
     began = time.process_time()
     for step in range(1, 201):
-        with book.waiting(step):
+        with logger.waiting(step):
             pass
-        for stage in ("forward", "backward") * 4 + ("optimizer",):
-            book.enter(stage)
-        book.step(step, 8)
+        for phase in ("forward", "backward") * 4 + ("optimizer",):
+            logger.enter(phase)
+        logger.step(step, 8)
         if step % 10 == 0:
-            book.log(step, 0.1, values())
+            logger.log(step, 0.1, values())
     assert (time.process_time() - began) / 200 < 0.02 * 0.2

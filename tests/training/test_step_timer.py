@@ -1,4 +1,4 @@
-"""Clocks, alarms and the metrics file."""
+"""The step timer, the alarm and the metrics file."""
 
 import json
 import mmap
@@ -17,47 +17,47 @@ from rhofast.training.step_timer import STEP_PHASES, StepTimer
 
 
 def test_waiting_is_told_apart_from_working() -> None:
-    clock = StepTimer()
+    timer = StepTimer()
     for _ in range(2):
-        with clock.waiting():
+        with timer.waiting():
             time.sleep(0.02)
         time.sleep(0.02)
-        clock.step(8)
-    window = clock.window()
+        timer.step(8)
+    window = timer.window()
     assert (window.steps, window.clips) == (2, 16)
     assert 0.04 <= window.wait_s <= window.seconds - 0.04
     assert window.data_wait_share == window.wait_s / window.seconds
     assert window.clips_per_second == 16 / window.seconds
     assert window.step_seconds == window.seconds / 2
-    assert clock.window().clips == 0
+    assert timer.window().clips == 0
 
 
 def test_every_moment_belongs_to_one_phase() -> None:
-    clock = StepTimer()
-    with clock.waiting():
+    timer = StepTimer()
+    with timer.waiting():
         time.sleep(0.01)
     for _ in range(2):
-        clock.enter("forward")
+        timer.enter("forward")
         time.sleep(0.01)
-        clock.enter("backward")
+        timer.enter("backward")
         time.sleep(0.02)
-    clock.enter("optimizer")
+    timer.enter("optimizer")
     time.sleep(0.005)
-    clock.step(8)
-    window = clock.window()
+    timer.step(8)
+    window = timer.window()
     assert tuple(window.phases) == STEP_PHASES
     assert window.phases["data"] == pytest.approx(window.wait_s, abs=1e-3)
     at_least = {"data": 0.01, "forward": 0.02, "backward": 0.04, "optimizer": 0.005, "other": 0.0}
     assert all(window.phases[name] >= seconds for name, seconds in at_least.items())
     assert sum(window.phases.values()) == pytest.approx(window.seconds, abs=1e-3)
-    assert sum(clock.window().phases.values()) < 1e-3
+    assert sum(timer.window().phases.values()) < 1e-3
 
 
 class Device:
-    """A stream that gets to a mark when it is told to."""
+    """A stream that reaches a mark when the test says so."""
 
     def __init__(self) -> None:
-        self.queued_at = 0.0  # ms, on the device's own clock
+        self.queued_at = 0.0  # ms, on the device's own timer
         self.passed = 0.0
         self.waits = 0
 
@@ -73,17 +73,17 @@ class Device:
 def test_on_a_device_phases_end_when_it_gets_there_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device()
     monkeypatch.setattr(torch.cuda, "Event", device.event)
-    clock = StepTimer(torch.device("cuda"))
+    timer = StepTimer(torch.device("cuda"))
     for _ in range(2):
-        with clock.waiting():
+        with timer.waiting():
             device.queued_at += 1
-        clock.enter("forward")
+        timer.enter("forward")
         device.queued_at += 10
-        clock.enter("backward")
+        timer.enter("backward")
         device.queued_at += 20
-        clock.step(4)
+        timer.step(4)
     device.passed = 31  # the first step, and no more
-    first = clock.window()
+    first = timer.window()
     assert {name: round(1000 * seconds) for name, seconds in first.phases.items()} == {
         **dict.fromkeys(STEP_PHASES, 0),
         "data": 1,
@@ -92,7 +92,7 @@ def test_on_a_device_phases_end_when_it_gets_there_and_nobody_waits(monkeypatch:
     }
     assert first.steps == 2
     device.passed = 62
-    assert clock.window().phases["forward"] == pytest.approx(0.010)
+    assert timer.window().phases["forward"] == pytest.approx(0.010)
 
 
 @pytest.mark.needs_gpu
@@ -102,17 +102,17 @@ def test_a_device_s_phases_are_its_own_time() -> None:
     for _ in range(3):
         square @ square
     torch.cuda.synchronize()
-    clock = StepTimer(device)
-    clock.enter("forward")
+    timer = StepTimer(device)
+    timer.enter("forward")
     began = time.perf_counter()
     for _ in range(50):
         square @ square
-    clock.step(1)
+    timer.step(1)
     queued = time.perf_counter() - began
     torch.cuda.synchronize()
     seconds = time.perf_counter() - began
-    told = clock.window().phases["forward"]
-    assert queued < told <= seconds * 1.05
+    seen = timer.window().phases["forward"]
+    assert queued < seen <= seconds * 1.05
 
 
 def test_an_alarm_rings_once_and_again_after_it_was_over() -> None:

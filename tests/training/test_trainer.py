@@ -159,8 +159,8 @@ def test_another_configuration_is_not_continued(shards: ShardSet, tmp_path: Path
         train(other, resume=True)
 
 
-def test_changes_of_the_mathematics_must_be_accepted_and_all_changes_are_told(shards: ShardSet, tmp_path: Path) -> None:
-    """The length is one: the rate falls to 0 at the end."""
+def test_changes_of_the_mathematics_must_be_accepted_and_all_are_reported(shards: ShardSet, tmp_path: Path) -> None:
+    """The length is such a setting: the learning rate falls to 0 at the end."""
     train(config(shards, tmp_path, steps=1))
     with pytest.raises(ResumeError, match=r"train\.steps was 1, is 2 \(.* --accept-changes"):
         train(config(shards, tmp_path, steps=2, log_steps=2), resume=True)
@@ -172,7 +172,7 @@ def test_changes_of_the_mathematics_must_be_accepted_and_all_changes_are_told(sh
     assert told == ["changed, and accepted: train.steps was 1, is 2"]
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_it_continued(shards: ShardSet, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_continued(shards: ShardSet, tmp_path: Path) -> None:
     straight = train(config(shards, tmp_path / "straight"))
     train(config(shards, tmp_path / "damaged", checkpoint_steps=3))
     folder = tmp_path / "damaged" / "run" / "checkpoints"
@@ -192,7 +192,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_continued(shards: Sh
         assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_a_full_disk_is_told_and_training_goes_on(
+def test_a_full_disk_is_reported_and_training_goes_on(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = rhofast.checkpoint.checkpoint.save_file
@@ -228,9 +228,9 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, bad: set[int], where: str) -> None
     """Let the given steps (from 1) have a loss that is not a number, or gradients alone."""
     real = rhofast.training.step.forward_backward
 
-    def forward_backward(model: Any, method: Any, pixels: torch.Tensor, moment: Any, **options: Any) -> Any:
-        loss, logs = real(model, method, pixels, moment, **options)
-        if moment.step + 1 in bad:
+    def forward_backward(model: Any, method: Any, pixels: torch.Tensor, progress: Any, **options: Any) -> Any:
+        loss, logs = real(model, method, pixels, progress, **options)
+        if progress.step + 1 in bad:
             next(p for p in method.parameters() if p.grad is not None).grad.fill_(float("nan"))
             loss = loss * float("nan") if where == "loss" else loss
         return loss, logs
@@ -242,7 +242,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, bad: set[int], where: str) -> None
 def test_steps_that_are_not_finite_end_the_run_with_their_address(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, whose: str
 ) -> None:
-    """13 samples in batches of 4: three steps an epoch."""
+    """13 samples in batches of 4: three steps per epoch."""
     poisoned(monkeypatch, {2, 4, 5}, where)
     with pytest.raises(NotFiniteError, match="in 2 steps in a row") as caught:
         train(config(shards, tmp_path, steps=9, max_bad_steps=2, checkpoint_steps=1))
@@ -404,10 +404,10 @@ def _rank(rank: int, port: int, page: dict[str, Any], bad: dict[int, set[int]], 
     torch.set_num_threads(1)
     real = rhofast.training.step.forward_backward
 
-    def forward_backward(model: Any, method: Any, pixels: torch.Tensor, moment: Any, **options: Any) -> Any:
-        weight = float("nan") if moment.step + 1 in bad.get(rank, ()) else 1.0
+    def forward_backward(model: Any, method: Any, pixels: torch.Tensor, progress: Any, **options: Any) -> Any:
+        weight = float("nan") if progress.step + 1 in bad.get(rank, ()) else 1.0
         backward = options.pop("backward")
-        loss, logs = real(model, method, pixels, moment, backward=lambda loss: backward(loss * weight), **options)
+        loss, logs = real(model, method, pixels, progress, backward=lambda loss: backward(loss * weight), **options)
         return loss * weight, logs
 
     rhofast.training.step.forward_backward = forward_backward
