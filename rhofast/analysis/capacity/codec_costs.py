@@ -14,7 +14,7 @@ import numpy as np
 from rhofast.config.schema import ClipConfig
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.index import IndexRow
-from rhofast.data.sampling.batch_plan import clips_alone
+from rhofast.data.sampling.batch_plan import training_clips
 from rhofast.data.sampling.clip_cost import clip_cost
 from rhofast.data.types import Units
 from rhofast.errors import ConfigError
@@ -120,7 +120,7 @@ def clip_frames(clips: ClipConfig, codec: Codec, units: Units, fps: float) -> tu
         units=units,
     )
     rows = [row] * _PLANNED
-    plan = clips_alone(rows, np.arange(_PLANNED), clips, seed=0, epoch=0).frames
+    plan = training_clips(rows, np.arange(_PLANNED), clips, seed=0, epoch=0).frames
     distinct = np.mean([len(np.unique(one)) for one in plan])
     read, _, amplification = clip_cost(codec, rows, clips)
     return plan.shape[1], read / _UNIT, float(amplification * distinct)

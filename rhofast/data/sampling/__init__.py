@@ -1,1 +1,1 @@
-"""Which samples, clips and augmentations a batch consists of: numbers only, numpy only."""
+"""Plan batches as numbers: which samples, clips and augmentations they consist of. Only numpy is imported."""

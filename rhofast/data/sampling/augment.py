@@ -1,24 +1,24 @@
-"""What happens to each clip, as numbers: crop, flip, color matrix, blur. Pure, vectorized, one random stream a knob.
+"""Draw the augmentation of each clip as numbers: crop, flip, color matrix and blur.
 
-The released recipe (arXiv 2104.14558, "aug+": crop by area, color jitter 0.75, gray, blur, flip) is drawn here for
-whole batches. All color operations of a clip are affine in RGB, so they are composed, in the drawn order, to one 3x4
-matrix:
+All functions are pure and vectorized, and each knob has a random stream of its own. The released augmentation
+(arXiv 2104.14558, "aug+": crop by area, color jitter 0.75, gray, blur, flip) is drawn here for whole batches. All color
+operations of a clip are affine in RGB, so they are composed, in the drawn order, to one 3x4 matrix:
 
     brightness b   rgb' = b rgb
-    contrast c     rgb' = c rgb + (1 - c) gray(mean of the clip as it is by then)
+    contrast c     rgb' = c rgb + (1 - c) gray(mean of the clip after the operations before)
     saturation s   rgb' = s rgb + (1 - s) gray(rgb)
-    hue h          rgb' = R(2 pi h) rgb            a turn about the gray axis r = g = b, red towards green
+    hue h          rgb' = R(2 pi h) rgb            a rotation about the gray axis r = g = b, red towards green
     gray           rgb' = gray(rgb)                       gray = .299 R + .587 G + .114 B
 
-It differs from the released operations in four known ways: values are rounded and clamped once, not after each
-operation; hue turns linearly, not in HSV; the blur's sigma counts output pixels, not pixels of the uncropped frame; and
-differences in time are those of luma (the release gives red and blue each other's weight) and, at a clip's last frame,
-reach past it (the release reaches back in some videos).
+It differs from the released operations in four known ways. Values are rounded and clamped once, not after each
+operation. Hue is rotated linearly, not in HSV. Blur counts its sigma in output pixels, not in those of the whole frame.
+Differences in time are those of luma (the released code swaps the weights of red and blue), and at the last frame of a
+clip they use the frame after it (the released code uses the frame before it in some videos).
 
-The turn is the linear map nearest to HSV's over all colors, and the same at a third of the circle. On real pictures, at
-the released strength, it is 4.4 levels off in the mean where HSV's turn moves them by 6.8 (in YIQ, as DALI turns hue,
-7.7: benchmarks/data_loading/hue.py). HSV itself is not offered: it costs 1.2 ms per frame on one thread, almost half of
-what the whole graph does, and color would no longer be one matrix.
+The rotation is the linear map nearest to that of HSV over all colors, and equals it at a third of the circle. On real
+pictures, at the released strength, its mean error is 4.4 levels, where the rotation in HSV moves colors by 6.8 levels
+(in YIQ, as DALI rotates hue, the error is 7.7: benchmarks/data_loading/hue.py). HSV itself is not offered: it costs
+1.2 ms per frame on one thread, almost half the cost of the whole graph, and color would no longer be one matrix.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ _ALMOST_ONE = 1.0 - 1e-6  # keeps floor(u * (n + 1)) at or below n
 
 
 def random_augment(
-    section: AugmentConfig,
+    config: AugmentConfig,
     geometry: Geometry,
     samples: npt.NDArray[np.int64],
     mean_rgb: Float,
@@ -51,23 +51,33 @@ def random_augment(
 ) -> AugmentPlan:
     """Draw the augmentation of B x P clips.
 
-    mean_rgb: f[B, P, 3], mean color of each clip in 0..255 (of its differences, where it shows those), the center of
-    the contrast jitter. difference: bool[B, P] as from `random_difference`.
+    Args:
+        config: The augmentation and its strength.
+        geometry: Size of the B videos.
+        samples: Numbers of the samples in the data set, i64[B].
+        mean_rgb: Mean color of each clip in 0..255 (of its differences, if it shows those), f[B, P, 3]; the center of
+            the contrast jitter.
+        seed: Seed of the run.
+        epoch: Epoch of all samples, or i64[B].
+        difference: Which clips show differences in time, bool[B, P], from `random_difference`.
+
+    Returns:
+        The augmentation of each clip.
     """
     num_clips = mean_rgb.shape[1]
-    counts = {Stream.CROP: {"area": 4 * CROP_TRIES, "short_side": 3, "center": 0}[section.crop]}
-    counts |= {Stream.FLIP: 1} if section.flip else {}
-    counts |= {Stream.COLOR_APPLY: 1, Stream.COLOR: 4, Stream.COLOR_ORDER: 4} if section.color else {}
-    counts |= {Stream.GRAY: 1} if section.gray else {}
-    counts |= {Stream.BLUR_APPLY: 1, Stream.BLUR: 1} if section.blur else {}
+    counts = {Stream.CROP: {"area": 4 * CROP_TRIES, "short_side": 3, "center": 0}[config.crop]}
+    counts |= {Stream.FLIP: 1} if config.flip else {}
+    counts |= {Stream.COLOR_APPLY: 1, Stream.COLOR: 4, Stream.COLOR_ORDER: 4} if config.color else {}
+    counts |= {Stream.GRAY: 1} if config.gray else {}
+    counts |= {Stream.BLUR_APPLY: 1, Stream.BLUR: 1} if config.blur else {}
     drawn = uniforms(seed, epoch, samples, {stream: num_clips * count for stream, count in counts.items()})
 
     def draw(stream: Stream) -> Float:
-        """[B, P, count]; clip p's numbers do not depend on how many clips there are."""
+        """Return the numbers of a stream, [B, P, count]; those of clip p do not depend on the number of clips."""
         return drawn[stream].reshape(len(samples), num_clips, counts[stream])
 
     def chosen(stream: Stream, probability: float) -> npt.NDArray[np.bool_]:
-        """bool[B, P]"""
+        """Return which clips are chosen with this probability, bool[B, P]."""
         if not probability:
             return np.zeros((len(samples), num_clips), dtype=np.bool_)
         return draw(stream)[..., 0] < probability
@@ -75,16 +85,16 @@ def random_augment(
     width, height = (
         np.repeat(side[:, None], num_clips, axis=1).astype(float) for side in (geometry.width, geometry.height)
     )
-    if section.crop == "area":
-        crop = area_crop(draw(Stream.CROP), width, height, area=section.area, aspect=section.aspect)
-    elif section.crop == "short_side":
-        crop = short_side_crop(draw(Stream.CROP), width, height, size=section.size, short_side=section.short_side)
+    if config.crop == "area":
+        crop = area_crop(draw(Stream.CROP), width, height, area=config.area, aspect=config.aspect)
+    elif config.crop == "short_side":
+        crop = short_side_crop(draw(Stream.CROP), width, height, size=config.size, short_side=config.short_side)
     else:
         crop = center_crop(width, height)
-    jittered, gray = chosen(Stream.COLOR_APPLY, section.color), chosen(Stream.GRAY, section.gray)
-    if section.color:
+    jittered, gray = chosen(Stream.COLOR_APPLY, config.color), chosen(Stream.GRAY, config.gray)
+    if config.color:
         color = color_matrix(
-            factors=jitter_factors(section, draw(Stream.COLOR)),
+            factors=jitter_factors(config, draw(Stream.COLOR)),
             order=np.argsort(draw(Stream.COLOR_ORDER), axis=-1),
             apply=jittered,
             gray=gray,
@@ -92,29 +102,48 @@ def random_augment(
         )
     else:
         color = np.where(gray[..., None, None], _GRAY, _IDENTITY)
-    low, high = section.blur_sigma
-    sigma = low + (high - low) * draw(Stream.BLUR)[..., 0] if section.blur else 0.0
+    low, high = config.blur_sigma
+    sigma = low + (high - low) * draw(Stream.BLUR)[..., 0] if config.blur else 0.0
     return AugmentPlan(
         crop=crop,
-        flip=chosen(Stream.FLIP, section.flip),
+        flip=chosen(Stream.FLIP, config.flip),
         color=color,
-        blur=np.where(chosen(Stream.BLUR_APPLY, section.blur), sigma, 0.0).astype(np.float32),
+        blur=np.where(chosen(Stream.BLUR_APPLY, config.blur), sigma, 0.0).astype(np.float32),
         difference=difference,
     )
 
 
 def random_difference(
-    section: AugmentConfig, samples: npt.NDArray[np.int64], num_clips: int, *, seed: int, epoch: Epoch
+    config: AugmentConfig, samples: npt.NDArray[np.int64], num_clips: int, *, seed: int, epoch: Epoch
 ) -> npt.NDArray[np.bool_] | None:
-    """Which clips show differences in time, bool[B, num_clips]; None where the section has none."""
-    if not section.difference:
+    """Draw which clips show differences in time.
+
+    Args:
+        config: The augmentation.
+        samples: Numbers of the samples in the data set, i64[B].
+        num_clips: Number of clips per video.
+        seed: Seed of the run.
+        epoch: Epoch of all samples, or i64[B].
+
+    Returns:
+        bool[B, num_clips]; None if difference=0.
+    """
+    if not config.difference:
         return None
-    return uniforms(seed, epoch, samples, {Stream.DIFFERENCE: num_clips})[Stream.DIFFERENCE] < section.difference
+    return uniforms(seed, epoch, samples, {Stream.DIFFERENCE: num_clips})[Stream.DIFFERENCE] < config.difference
 
 
 def center_augment(geometry: Geometry, num_views: int, crops: int = 1) -> AugmentPlan:
-    """The test plan: squares of the whole short side, nothing else. crops: for each view the central one (1), or the
-    first, the central and the last along the long side (3). View v is clip v // crops with crop v % crops."""
+    """Return the augmentation for testing: squares of the whole short side, and nothing else.
+
+    Args:
+        geometry: Size of the B videos.
+        num_views: Number of clips per video.
+        crops: 1 for the central square, or 3 for the first, the central and the last one along the long side.
+
+    Returns:
+        The plan of num_views * crops views per video. View v is clip v // crops with crop v % crops.
+    """
     if crops == 1:
         squares = center_crop(geometry.width, geometry.height)[:, None]
     else:
@@ -131,10 +160,19 @@ def center_augment(geometry: Geometry, num_views: int, crops: int = 1) -> Augmen
 def area_crop(
     draws: Float, width: Float, height: Float, *, area: tuple[float, float], aspect: tuple[float, float]
 ) -> npt.NDArray[np.float32]:
-    """Random resized crop, f32[..., 4] = left, top, width, height: the first of ten tries that fits into the frame,
-    else the central crop with the aspect clamped (torchvision's RandomResizedCrop, which the release uses).
+    """Draw a random resized crop as torchvision's RandomResizedCrop does, which the released implementation uses.
 
-    draws: f[..., 40] in [0, 1): area, log aspect, top, left for each try.
+    It is the first of ten tries that fits into the frame, or else the central crop with the aspect ratio clamped.
+
+    Args:
+        draws: f[..., 40], uniform in [0, 1): area, log aspect ratio, top and left of each try.
+        width: Width of the frames in pixels, [...].
+        height: Height of the frames in pixels, [...].
+        area: Interval of the crop's share of the frame.
+        aspect: Interval of the crop's aspect ratio.
+
+    Returns:
+        f32[..., 4]: left, top, width, height.
     """
     tries = draws.reshape(*draws.shape[:-1], CROP_TRIES, 4)
     frame_w, frame_h = width[..., None].astype(np.float64), height[..., None].astype(np.float64)
@@ -155,8 +193,18 @@ def area_crop(
 def short_side_crop(
     draws: Float, width: Float, height: Float, *, size: int, short_side: tuple[float, float]
 ) -> npt.NDArray[np.float32]:
-    """VGG style: scale the short side to a random length, cut a `size` square at a random place; as a crop of the
-    unscaled frame, f32[..., 4]. draws: f[..., 3] in [0, 1): length, top, left."""
+    """Draw a crop in the style of VGG: scale the short side to a random length, then cut a random square.
+
+    Args:
+        draws: f[..., 3], uniform in [0, 1): length, top and left.
+        width: Width of the frames in pixels, [...].
+        height: Height of the frames in pixels, [...].
+        size: Side of the square in pixels.
+        short_side: Interval of the short side's length in pixels.
+
+    Returns:
+        The crop of the unscaled frame, f32[..., 4]: left, top, width, height.
+    """
     short = np.minimum(width, height)
     length = np.rint(short_side[0] + (short_side[1] - short_side[0]) * draws[..., 0])
     side = np.clip(np.rint(size * short / length), 1, short)
@@ -166,14 +214,21 @@ def short_side_crop(
 
 
 def center_crop(width: npt.NDArray[Any], height: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """The central square of the whole short side, f32[..., 4]."""
+    """Return the central square of the whole short side, f32[..., 4], for frames of width and height [...]."""
     side = np.minimum(width, height)
     return np.stack([(width - side) // 2, (height - side) // 2, side, side], axis=-1).astype(np.float32)
 
 
 def three_crops(width: npt.NDArray[Any], height: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """The squares of the whole short side at the two ends of the long side and in its middle: left, center, right, or
-    top, center, bottom; f32[..., 3, 4]."""
+    """Return the squares of the whole short side at the ends and in the middle of the long side.
+
+    Args:
+        width: Width of the frames in pixels, [...].
+        height: Height of the frames in pixels, [...].
+
+    Returns:
+        f32[..., 3, 4]: left, center, right, or top, center, bottom.
+    """
     center = center_crop(width, height)
     first, last = center.copy(), center.copy()
     first[..., :2] = 0
@@ -181,9 +236,17 @@ def three_crops(width: npt.NDArray[Any], height: npt.NDArray[Any]) -> npt.NDArra
     return np.stack([first, center, last], axis=-2)
 
 
-def jitter_factors(section: AugmentConfig, draws: Float) -> Float:
-    """f[..., 4]: brightness, contrast and saturation factors, and the hue shift as a share of the circle."""
-    strength = np.array([section.brightness, section.contrast, section.saturation, section.hue])
+def jitter_factors(config: AugmentConfig, draws: Float) -> Float:
+    """Scale random numbers to the factors of the color jitter.
+
+    Args:
+        config: The strength of the color jitter.
+        draws: f[..., 4], uniform in [0, 1).
+
+    Returns:
+        f[..., 4]: factors of brightness, contrast and saturation, and the hue shift as a fraction of the circle.
+    """
+    strength = np.array([config.brightness, config.contrast, config.saturation, config.hue])
     center = np.array([1.0, 1.0, 1.0, 0.0])
     factors: Float = center + strength * (2 * draws - 1)
     return factors
@@ -197,12 +260,17 @@ def color_matrix(
     gray: npt.NDArray[np.bool_],
     mean_rgb: Float,
 ) -> npt.NDArray[np.float32]:
-    """Compose color operations to one affine map, f32[..., 3, 4] on 0..255.
+    """Compose color operations to one affine map.
 
-    factors  f[..., 4]  as from `jitter_factors`
-    order    i[..., 4]  order[k] = number of the operation that comes k-th (0 brightness ... 3 hue)
-    apply    [...]      whether the jitter is applied at all;  gray [...]: whether grayscale follows
-    mean_rgb f[..., 3]  mean color before any operation
+    Args:
+        factors: f[..., 4], from `jitter_factors`.
+        order: i64[..., 4], order[k] = number of the k-th operation (0 brightness, 1 contrast, 2 saturation, 3 hue).
+        apply: Whether the jitter is applied, bool[...].
+        gray: Whether grayscale follows, bool[...].
+        mean_rgb: Mean color before any operation, f[..., 3].
+
+    Returns:
+        f32[..., 3, 4] on 0..255.
     """
     operations = np.stack(
         [
@@ -241,12 +309,12 @@ def _toward_gray(keep: Float) -> Float:
 
 
 def _hue(shift: Float) -> Float:
-    """Rodrigues' rotation about (1, 1, 1): a circulant matrix."""
+    """Return Rodrigues' rotation about (1, 1, 1), a circulant matrix."""
     third = 2 * np.pi / 3
-    same, next_one, last_one = ((1 + 2 * np.cos(2 * np.pi * shift + turn)) / 3 for turn in (0, -third, third))
+    same, next_one, last_one = ((1 + 2 * np.cos(2 * np.pi * shift + phase)) / 3 for phase in (0, -third, third))
     rows = ([same, last_one, next_one], [next_one, same, last_one], [last_one, next_one, same])
-    turned: Float = np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
-    return turned
+    rotation: Float = np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+    return rotation
 
 
 def _central_crop(width: Float, height: Float, aspect: tuple[float, float]) -> Float:

@@ -1,4 +1,4 @@
-"""From index rows to plans: the numbers of a whole batch at once. Pure; it opens nothing and draws by address alone."""
+"""Plan the clips and augmentation of a whole batch from its rows of the index. All functions are pure."""
 
 from __future__ import annotations
 
@@ -25,34 +25,67 @@ def training_plan(
     epoch: Epoch,
     duplicate_single_clip: bool = True,
 ) -> tuple[ClipPlan, AugmentPlan]:
-    """Random clips and augmentation of the given samples, whose rows are `rows`; epoch: one for all, or i64[B];
-    duplicate_single_clip: see `random_clips`. Each sample's part depends on its own number, epoch and row alone, not on
-    the batch it stands in."""
+    """Plan random clips and augmentation for B samples.
+
+    The plan of a sample depends only on its own number, epoch and row, not on the rest of the batch.
+
+    Args:
+        rows: Rows of the index of the samples.
+        samples: Numbers of the samples in the data set, i64[B].
+        clips: Options of the clips.
+        augment: Options of the augmentation.
+        seed: Seed of the run.
+        epoch: Epoch of all samples, or i64[B].
+        duplicate_single_clip: Whether num_clips=1 gives two equal clips instead of one.
+
+    Returns:
+        The frames and the augmentation of each clip.
+    """
     geometry = _geometry(rows)
     clip_plan = random_clips(
         clips, geometry, samples, seed=seed, epoch=epoch, duplicate_single_clip=duplicate_single_clip
     )
     difference = random_difference(augment, samples, clips.num_clips, seed=seed, epoch=epoch)
     if difference is not None:
-        views = clip_plan.frames.shape[1] // clips.num_clips  # two views of one clip share its draw
+        views = clip_plan.frames.shape[1] // clips.num_clips  # both copies of a duplicated clip share its draw
         difference = np.repeat(difference, views, axis=1)
         clip_plan = with_neighbors(clip_plan, difference, geometry.num_frames)
     rgb = _mean_rgb(rows, clip_plan, difference)
     return clip_plan, random_augment(augment, geometry, samples, rgb, seed=seed, epoch=epoch, difference=difference)
 
 
-def clips_alone(
+def training_clips(
     rows: Sequence[IndexRow], samples: npt.NDArray[np.int64], clips: ClipConfig, *, seed: int, epoch: Epoch
 ) -> ClipPlan:
-    """The clips of `training_plan` without the augmentation."""
+    """Plan the clips of `training_plan` without the augmentation.
+
+    Args:
+        rows: Rows of the index of the samples.
+        samples: Numbers of the samples in the data set, i64[B].
+        clips: Options of the clips.
+        seed: Seed of the run.
+        epoch: Epoch of all samples, or i64[B].
+
+    Returns:
+        The frames of each clip.
+    """
     return random_clips(clips, _geometry(rows), samples, seed=seed, epoch=epoch)
 
 
 def evaluation_plan(
     rows: Sequence[IndexRow], clips: ClipConfig, views: int, crops: int = 1
 ) -> tuple[ClipPlan, AugmentPlan]:
-    """`views` uniform clips of each row, each with the central square or with three along the long side (`crops`), so
-    P = views * crops, crops innermost; nothing random."""
+    """Plan uniform clips for testing; nothing is random.
+
+    Args:
+        rows: Rows of the index of B samples.
+        clips: Options of the clips.
+        views: Number of uniform clips per video.
+        crops: 1 for the central square of each clip, or 3 for three squares along the long side.
+
+    Returns:
+        The frames and the crops of P = views * crops clips per video, crops innermost.
+    """
     geometry = _geometry(rows)
     uniform = uniform_clips(clips, geometry, views)
     return ClipPlan(frames=np.repeat(uniform.frames, crops, axis=1)), center_augment(geometry, views, crops)
@@ -70,7 +103,7 @@ def _geometry(rows: Sequence[IndexRow]) -> Geometry:
 def _mean_rgb(
     rows: Sequence[IndexRow], clips: ClipPlan, difference: npt.NDArray[np.bool_] | None
 ) -> npt.NDArray[np.float32]:
-    """Mean color of each clip, or of its differences, f32[B, P, 3], from the stored means of its units."""
+    """Return the mean color of each clip, or of its differences, from the stored means of its units, f32[B, P, 3]."""
     mean = _mean_of_frames(rows, clips.frames)
     if difference is None or clips.neighbor is None:
         return mean
@@ -79,9 +112,9 @@ def _mean_rgb(
 
 
 def _mean_of_frames(rows: Sequence[IndexRow], frames: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-    """f32[B, P, 3] of i32[B, P, T]"""
+    """Return the mean color of each clip, f32[B, P, 3], for frames i32[B, P, T]."""
     rgb = np.empty((*frames.shape, 3), dtype=np.float32)
-    for row, wanted, into in zip(rows, frames, rgb, strict=True):
-        into[:] = row.units.rgb[row.units.frame.searchsorted(wanted, side="right") - 1]
+    for row, wanted, colors in zip(rows, frames, rgb, strict=True):
+        colors[:] = row.units.rgb[row.units.frame.searchsorted(wanted, side="right") - 1]
     mean: npt.NDArray[np.float32] = rgb.mean(axis=2)
     return mean

@@ -1,4 +1,4 @@
-"""What it costs to read and decode the clips of a sample."""
+"""Measure what it costs to read and decode random clips of samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from rhofast.config.schema import ClipConfig
 from rhofast.data.format.index import IndexRow
-from rhofast.data.sampling.batch_plan import clips_alone
+from rhofast.data.sampling.batch_plan import training_clips
 from rhofast.data.types import usage
 
 if TYPE_CHECKING:
@@ -17,16 +17,23 @@ if TYPE_CHECKING:
 
 
 def clip_cost(codec: Codec, rows: Sequence[IndexRow], clips: ClipConfig) -> tuple[float, float, float]:
-    """(bytes read a sample, bytes read / bytes of the frames used, frames decoded / distinct frames used) for random
-    clips of the given samples, at least one. `usage` says how both are counted.
+    """Return what random clips of samples cost, counted as `usage` counts.
+
+    Args:
+        codec: Storage codec of the samples.
+        rows: Rows of the index of the samples, at least one.
+        clips: Options of the clips.
+
+    Returns:
+        Bytes read per sample; bytes read per byte of the used frames; frames decoded per distinct used frame.
     """
-    plan = clips_alone(rows, np.arange(len(rows), dtype=np.int64), clips, seed=0, epoch=0)
+    plan = training_clips(rows, np.arange(len(rows), dtype=np.int64), clips, seed=0, epoch=0)
     bytes_read, bytes_used, decoded, used = 0, 0.0, 0, 0
     for row, frames in zip(rows, plan.frames, strict=True):
         wanted = np.unique(frames)
         bytes_read += int(row.units.size[codec.units_for(row.units, wanted)].sum(dtype=np.int64))
-        holding, through = usage(row.units, row.num_frames, wanted)
-        bytes_used += holding
-        decoded += through
+        sample_bytes_used, sample_decoded = usage(row.units, row.num_frames, wanted)
+        bytes_used += sample_bytes_used
+        decoded += sample_decoded
         used += len(wanted)
     return bytes_read / len(rows), bytes_read / bytes_used, decoded / used

@@ -1,39 +1,40 @@
-"""Which frames: rho random clips of each video for training, K uniform ones for testing. Pure functions of numbers.
+"""Choose the frames of clips: rho random clips of each video for training, K uniform ones for testing.
 
-A clip is a window in time. At its own frame rate a video shows L frames in it, from which T are picked evenly:
+A clip is a window in time. At the frame rate of its video the window covers L frames, of which T are picked evenly:
 
     N frames  |---------------------------------------------------------------|
     clips          |<------- L ------->|         |<------- L ------->|
     start          s_1 = u_1 * (N - L)           s_2 = u_2 * (N - L)
     frames         *    *    *    *    *         *    *    *    *    *          T of them, (L - 1)/(T - 1) apart
 
-    rule "window"   L = tau * T * fps / 30                     8x8 of 30 frames/s: L = 64, frames 0 9 18 27 36 45 54 63
+    rule "window"   L = tau * T * fps / 30                     8x8 at 30 frames/s: L = 64, frames 0 9 18 27 36 45 54 63
     rule "stride"   L = ceil(tau * (T - 1) * fps / 30)                             L = 56, frames 0 7 15 23 31 39 47 55
 
-"window" is what the released implementation (PySlowFast) does now and did before it could pretrain, "stride" what the
-version did that brought pretraining (April 2022). Neither steps by tau exactly. `ClipConfig.fps` stands for the 30;
+"window" is the rule of the released implementation (PySlowFast) today and before it could pretrain. "stride" is that of
+the version that introduced pretraining (April 2022). Neither steps by exactly tau. `ClipConfig.fps` stands for the 30;
 with `fps_jitter` it is drawn anew for each video, so that L changes. L is at least 1.
 
-A third rule knows no L: "segments" cuts the whole video into T equal parts and shows a frame of each, drawn anew for
-each clip; in testing the middle one (of V views, V spread evenly). The release fine-tunes on Something-Something so.
+A third rule has no L: "segments" divides the whole video into T equal parts and picks a frame of each, drawn anew for
+each clip. In testing it picks the middle frame (with V views, V evenly spread ones). The released implementation
+fine-tunes on Something-Something this way.
 
 Starts are independent and clips may overlap (arXiv 2104.14558, section 3), unless `max_span`, `min_gap` or `max_gap`
-ask for something else. Then starts are whole frames and uniform over all placements that keep to every limit (the
-release draws again until one does, and gives up after 100 times). Where none can, this is given up, in this order:
+is set. Then starts are whole frames and uniform over all placements that keep to every limit (spacing.py). The released
+implementation instead draws again until the limits hold, and gives up after 100 draws. If no placement keeps to the
+limits, they are given up in this order:
 
-    max_gap    where no whole frame lies between it and min_gap
-    min_gap    where the video or max_span is too short: clips are then spread evenly over what there is
+    max_gap    if no whole frame lies between it and min_gap
+    min_gap    if the video or max_span is too short: clips are then spread evenly over the available frames
 
-max_span is never given up: it counts from the first clip's start to the last one's, so 0 means the same frames, as in
-the paper's Table 4 ("same time"), and a video's length means anywhere.
+max_span is never given up. It counts from the start of the first clip to that of the last one: 0 means the same frames,
+as in Table 4 of the paper ("same time"), and the length of a video means no limit.
 
-A video shorter than L starts at 0, and its frames past the end are the last one again (`short`: or those of a loop, or
-L is the video's length). The release reads each clip by presentation time where the video is longer than all rho clips
-together, and cuts all clips from the whole video otherwise; the two differ by a rounding of the first frame, and both
-are kept here.
+In a video shorter than L a clip starts at 0, and frames past the end repeat the last one (`short`: or they loop, or L
+becomes the length of the video). The released implementation reads each clip by presentation time if the video is
+longer than all rho clips together, and otherwise cuts all clips from the whole video. The two differ by a rounding of
+the first frame, and both are reproduced here.
 """
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,19 +42,19 @@ import numpy.typing as npt
 
 from rhofast.config.schema import ClipConfig
 from rhofast.data.sampling.rng import Epoch, Stream, uniforms
+from rhofast.data.sampling.spacing import spaced_starts
 from rhofast.data.types import ClipPlan, Geometry
 
-TICKS = 90_000  # per second: the time base in which the release looks for frames
-_NOISE = 1e-9  # of a frame: 0.1 s at 30 frames/s are 3 frames, not 3.0000000000000004
-_HALVINGS = 40
-_LONGEST = 1e9  # seconds or frames: what is more is no limit, and fits an integer
+TICKS = 90_000  # per second: the time base in which the released implementation looks for frames
+_NOISE = 1e-9  # frames: 0.1 s at 30 frames/s are 3 frames, not 3.0000000000000004
+_LONGEST = 1e9  # seconds or frames: a greater value is no limit; this one fits an integer
 
 Float = npt.NDArray[np.floating[Any]]
 Int = npt.NDArray[np.int64]
 
 
 def random_clips(
-    section: ClipConfig,
+    config: ClipConfig,
     geometry: Geometry,
     samples: Int,
     *,
@@ -61,30 +62,41 @@ def random_clips(
     epoch: Epoch,
     duplicate_single_clip: bool = True,
 ) -> ClipPlan:
-    """Random clips for B samples: frames i32[B, P, T] with P = num_clips, or 2 (equal) clips where num_clips is 1 and
-    `duplicate_single_clip` is on."""
-    rho = section.num_clips
-    low, high = section.fps_jitter
-    shuffle, jitter = section.shuffle and rho > 1, low != 1 or high != 1
-    segments = section.rule == "segments"
+    """Choose random clips for B samples.
+
+    Args:
+        config: Number, length and rule of the clips.
+        geometry: Length and frame rate of each video.
+        samples: Numbers of the samples in the data set, i64[B].
+        seed: Seed of the run.
+        epoch: Epoch of all samples, or i64[B].
+        duplicate_single_clip: Whether num_clips=1 gives two equal clips instead of one.
+
+    Returns:
+        Frames i32[B, P, T] with P = num_clips, or P = 2 for a duplicated single clip.
+    """
+    rho = config.num_clips
+    low, high = config.fps_jitter
+    shuffle, jitter = config.shuffle and rho > 1, low != 1 or high != 1
+    segments = config.rule == "segments"
     counts = {
-        Stream.CLIP: rho * (section.num_frames if segments else 1),
+        Stream.CLIP: rho * (config.num_frames if segments else 1),
         Stream.CLIP_PERMUTATION: rho * shuffle,
         Stream.CLIP_RATE: int(jitter),
     }
     draws = uniforms(seed, epoch, samples, {stream: count for stream, count in counts.items() if count})
-    rate = section.fps * (low + (high - low) * draws[Stream.CLIP_RATE][:, 0]) if jitter else section.fps
-    length = _covered(section, geometry, rate)
+    rate = config.fps * (low + (high - low) * draws[Stream.CLIP_RATE][:, 0]) if jitter else config.fps
+    length = _covered(config, geometry, rate)
     if segments:
-        first, last = segments_of(geometry, section.num_frames)
-        places = draws[Stream.CLIP].reshape(-1, rho, section.num_frames) * (last - first + 1)
+        first, last = segments_of(geometry, config.num_frames)
+        places = draws[Stream.CLIP].reshape(-1, rho, config.num_frames) * (last - first + 1)
         frames = np.minimum(first + np.floor(places).astype(np.int64), last).astype(np.int32)
-    elif rho == 1 or (section.max_span is section.min_gap is section.max_gap is None):
+    elif rho == 1 or (config.max_span is config.min_gap is config.max_gap is None):
         room = np.maximum(geometry.num_frames - length, 0)
         start = np.sort(draws[Stream.CLIP], axis=1) * room[:, None]
-        frames = window_frames(section, geometry, start, length, whole=reads_whole_video(section, geometry))
+        frames = window_frames(config, geometry, start, length, whole=reads_whole_video(config, geometry))
     else:
-        frames = _limited_frames(section, geometry, draws[Stream.CLIP], length)
+        frames = _limited_frames(config, geometry, draws[Stream.CLIP], length)
     if rho == 1:
         return ClipPlan(frames=np.repeat(frames, 2 if duplicate_single_clip else 1, axis=1))
     if shuffle:
@@ -93,30 +105,58 @@ def random_clips(
     return ClipPlan(frames=frames)
 
 
-def uniform_clips(section: ClipConfig, geometry: Geometry, num_views: int) -> ClipPlan:
-    """`num_views` uniform clips, i32[B, num_views, T]: view i starts at (N - L) * i / num_views, as released (so the
-    last one ends before the video does)."""
-    if section.rule == "segments":
-        first, last = segments_of(geometry, section.num_frames)
+def uniform_clips(config: ClipConfig, geometry: Geometry, num_views: int) -> ClipPlan:
+    """Choose uniform clips for testing.
+
+    View i starts at (N - L) * i / num_views, as in the released implementation, so the last view ends before the video.
+
+    Args:
+        config: Length and rule of the clips.
+        geometry: Length and frame rate of B videos.
+        num_views: Number of clips per video.
+
+    Returns:
+        Frames i32[B, num_views, T].
+    """
+    if config.rule == "segments":
+        first, last = segments_of(geometry, config.num_frames)
         places = (np.arange(num_views) + 0.5)[:, None] / num_views
         return ClipPlan(frames=(first + np.floor(places * (last - first)).astype(np.int64)).astype(np.int32))
-    length = _covered(section, geometry, section.fps)
+    length = _covered(config, geometry, config.fps)
     room = np.maximum(geometry.num_frames - length, 0)
     start = room[:, None] * np.arange(num_views)[None, :] / num_views
     whole = np.zeros(len(room), dtype=bool)
-    return ClipPlan(frames=window_frames(section, geometry, start, length, whole=whole))
+    return ClipPlan(frames=window_frames(config, geometry, start, length, whole=whole))
 
 
 def segments_of(geometry: Geometry, count: int) -> tuple[Int, Int]:
-    """The first and the last frame of each of `count` equal parts of a video, i64[B, 1, count] both. Neighbors share
-    the frame between them, as released."""
+    """Divide videos into equal parts. Neighboring parts share a frame, as in the released implementation.
+
+    Args:
+        geometry: Length of B videos.
+        count: Number of parts.
+
+    Returns:
+        The first and the last frame of each part, i64[B, 1, count] each.
+    """
     edges = np.rint((geometry.num_frames[:, None, None] - 1) / count * np.arange(count + 1)).astype(np.int64)
     return edges[..., :-1], edges[..., 1:]
 
 
 def with_neighbors(plan: ClipPlan, difference: npt.NDArray[np.bool_], num_frames: npt.NDArray[np.int32]) -> ClipPlan:
-    """The plan with `neighbor`: in clips of `difference` bool[B, P] the next frame of the video. The last frame, which
-    has none, gives way to the one before, as released; a video of one frame is its own neighbor. num_frames i32[B]"""
+    """Add the frame that is subtracted from each frame of the clips that show differences: the next one of the video.
+
+    The last frame has no next one and is replaced by the one before it, as in the released implementation. The frame of
+    a video of one frame is its own neighbor.
+
+    Args:
+        plan: Frames of the clips.
+        difference: Which clips show differences, bool[B, P].
+        num_frames: Length of each video, i32[B].
+
+    Returns:
+        A plan with `neighbor`, which equals `frames` in all other clips.
+    """
     last = num_frames[:, None, None].astype(np.int32) - 1
     shown = np.minimum(plan.frames, np.maximum(last - 1, 0))
     which = difference[..., None]
@@ -126,56 +166,41 @@ def with_neighbors(plan: ClipPlan, difference: npt.NDArray[np.bool_], num_frames
     )
 
 
-def clip_length(section: ClipConfig, fps: Float, rate: Float | float | None = None) -> Float:
-    """L, the frames a clip covers at each video's own rate: f64[B], at least 1. rate: in place of `section.fps`."""
-    strides = section.num_frames if section.rule == "window" else section.num_frames - 1
-    length = section.frame_stride * strides * fps / (section.fps if rate is None else rate)
-    if section.rule == "stride":
+def clip_length(config: ClipConfig, fps: Float, rate: Float | float | None = None) -> Float:
+    """Return L, the number of frames that a clip covers at the rate of each video.
+
+    Args:
+        config: Length and rule of the clips.
+        fps: Frame rate of each video, f64[B].
+        rate: Frame rate in place of `config.fps`, f64[B] or one for all.
+
+    Returns:
+        f64[B], at least 1.
+    """
+    strides = config.num_frames if config.rule == "window" else config.num_frames - 1
+    length = config.frame_stride * strides * fps / (config.fps if rate is None else rate)
+    if config.rule == "stride":
         length = np.ceil(length - _NOISE)
     at_least_one: Float = np.maximum(length, 1.0)
     return at_least_one
 
 
-def reads_whole_video(section: ClipConfig, geometry: Geometry) -> npt.NDArray[np.bool_]:
-    """Where the release decodes a video once and cuts all clips from it: N <= rho * T * tau. bool[B]"""
-    whole: npt.NDArray[np.bool_] = geometry.num_frames <= section.num_clips * section.num_frames * section.frame_stride
+def reads_whole_video(config: ClipConfig, geometry: Geometry) -> npt.NDArray[np.bool_]:
+    """Return where the released implementation cuts all clips from the whole video: N <= rho * T * tau, bool[B]."""
+    whole: npt.NDArray[np.bool_] = geometry.num_frames <= config.num_clips * config.num_frames * config.frame_stride
     return whole
 
 
-def spaced_starts(draws: Float, room: Int, *, least: Int, most: Int | None, widest: Int | None) -> Int:
-    """n starts in [0, room], ascending, i64[B, n]: neighbors at least `least` and at most `most` apart, the first and
-    the last at most `widest` apart. Uniform over all such starts (drawn as real numbers and cut to whole ones, which
-    keeps to whole limits). Where there are none, `most` yields to `least`, and `least` to `widest` and `room`.
-
-    draws f[B, n] in [0, 1), n > 1; the others i64[B], None for no limit.
-    """
-    gaps = draws.shape[1] - 1
-    reach = room if widest is None else np.clip(widest, 0, room)
-    spacing = np.clip(least, 0, reach / gaps)
-    free = room + 1 - gaps * spacing  # for the first start and all that spacings have above the least
-    if most is None and widest is None:
-        place = np.sort(draws, axis=1) * free[:, None]
-    else:
-        slack = np.maximum(reach - gaps * spacing, 0.0)
-        above = slack if most is None else np.clip(most - spacing, 0, slack)
-        extra = _parts(draws[:, 1:], each=above, total=slack, free=free)
-        first = draws[:, :1] * (free - extra.sum(axis=1))[:, None]
-        place = first + np.pad(np.cumsum(extra, axis=1), ((0, 0), (1, 0)))
-    start = np.floor(place + spacing[:, None] * np.arange(gaps + 1))
-    placed: Int = np.minimum(start, room[:, None]).astype(np.int64)
-    return placed
+def _covered(config: ClipConfig, geometry: Geometry, rate: Float | float) -> Float:
+    """Return L, f64[B]; with short="spread" it is at most the length of the video."""
+    length = clip_length(config, geometry.fps, rate)
+    return np.minimum(length, geometry.num_frames) if config.short == "spread" else length
 
 
-def _covered(section: ClipConfig, geometry: Geometry, rate: Float | float) -> Float:
-    """L, at most the whole video where a short one is spread. f64[B]"""
-    length = clip_length(section, geometry.fps, rate)
-    return np.minimum(length, geometry.num_frames) if section.short == "spread" else length
-
-
-def _limited_frames(section: ClipConfig, geometry: Geometry, draws: Float, length: Float) -> npt.NDArray[np.int32]:
-    """Frames of clips within the section's limits, in the order of time: i32[B, P, T]."""
-    within = _frames_within(section, geometry, length)
-    last = within.max(axis=1)  # of a clip, from its start
+def _limited_frames(config: ClipConfig, geometry: Geometry, draws: Float, length: Float) -> npt.NDArray[np.int32]:
+    """Return frames of clips that keep to the limits of the config, in the order of time, i32[B, P, T]."""
+    within = _frames_within(config, geometry, length)
+    last = within.max(axis=1)  # last frame of a clip, counted from its start
 
     def in_frames(value: float, unit: str) -> Float:
         scale = geometry.fps if unit == "seconds" else np.ones_like(geometry.fps)
@@ -187,45 +212,56 @@ def _limited_frames(section: ClipConfig, geometry: Geometry, draws: Float, lengt
     def at_most(value: float | None, unit: str) -> Int | None:
         return None if value is None else np.floor(in_frames(value, unit) + _NOISE).astype(np.int64)
 
-    longest = at_most(section.max_gap, section.gap_unit)
+    longest = at_most(config.max_gap, config.gap_unit)
     start = spaced_starts(
         draws,
         geometry.num_frames - 1 - last,
-        least=last + at_least(section.min_gap, section.gap_unit, missing=-last),
+        least=last + at_least(config.min_gap, config.gap_unit, missing=-last),
         most=None if longest is None else last + longest,
-        widest=at_most(section.max_span, "seconds"),
+        widest=at_most(config.max_span, "seconds"),
     )
     return (start[:, :, None] + within[:, None, :]).astype(np.int32)
 
 
-def _frames_within(section: ClipConfig, geometry: Geometry, length: Float) -> Int:
-    """The frames of a clip that starts at frame 0, i64[B, T], none of them past the video's last."""
-    within = _linspace(np.zeros_like(length), length - 1, section.num_frames).astype(np.int64)
+def _frames_within(config: ClipConfig, geometry: Geometry, length: Float) -> Int:
+    """Return the frames of a clip that starts at frame 0, within the video, i64[B, T]."""
+    within = _linspace(np.zeros_like(length), length - 1, config.num_frames).astype(np.int64)
     count = geometry.num_frames[:, None].astype(np.int64)
-    return within % count if section.short == "loop" else np.minimum(within, count - 1)
+    return within % count if config.short == "loop" else np.minimum(within, count - 1)
 
 
 def window_frames(
-    section: ClipConfig, geometry: Geometry, start: Float, length: Float, *, whole: npt.NDArray[np.bool_]
+    config: ClipConfig, geometry: Geometry, start: Float, length: Float, *, whole: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.int32]:
-    """Frame numbers of clips that start at `start` f64[B, P] and cover `length` f64[B] frames: i32[B, P, T]."""
+    """Pick T frames of each window as the released implementation does.
+
+    Args:
+        config: Number of frames, and the rule for short videos.
+        geometry: Length and frame rate of B videos.
+        start: Start of each clip in frames, f64[B, P].
+        length: Frames that a clip covers, f64[B].
+        whole: Whether all clips are cut from the whole video instead of read by presentation time, bool[B].
+
+    Returns:
+        Frame numbers, i32[B, P, T].
+    """
     last = geometry.num_frames[:, None].astype(np.int64) - 1
     end = start + length[:, None] - 1
     first, final = _frames_shown(start, end, geometry.fps[:, None], last)
-    within = _linspace(np.zeros_like(start), np.broadcast_to(length[:, None] - 1, start.shape), section.num_frames)
+    within = _linspace(np.zeros_like(start), np.broadcast_to(length[:, None] - 1, start.shape), config.num_frames)
     selective = first[..., None] + np.clip(within, 0, (final - first)[..., None]).astype(np.int64)
-    cut = np.clip(_linspace(start, end, section.num_frames), 0, last[..., None]).astype(np.int64)
+    cut = np.clip(_linspace(start, end, config.num_frames), 0, last[..., None]).astype(np.int64)
     frames = np.where(whole[:, None, None], cut, selective)
-    if section.short == "loop":
+    if config.short == "loop":
         short = length > geometry.num_frames
-        frames = np.where(short[:, None, None], _frames_within(section, geometry, length)[:, None, :], frames)
+        frames = np.where(short[:, None, None], _frames_within(config, geometry, length)[:, None, :], frames)
     return frames.astype(np.int32)
 
 
 def _frames_shown(
     start: Float, end: Float, fps: Float, last: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """First and last frame whose presentation time lies in the window, with times cut to ticks as the release does."""
+    """Return the first and the last frame whose presentation time, rounded down to ticks, lies in the window."""
     ticks = TICKS / fps
     low, high = np.floor(start * ticks), np.floor(end * ticks)
     nudge = np.array([-1, 0, 1, 2])
@@ -238,63 +274,13 @@ def _frames_shown(
 
 
 def _linspace(start: Float, end: Float, count: int) -> npt.NDArray[np.float32]:
-    """`count` even steps on a new last axis, in float32 and from both ends as torch.linspace computes them (the
-    indices are truncated afterwards, so the last bit matters)."""
+    """Return `count` even steps on a new last axis, bit for bit as torch.linspace computes them.
+
+    They are computed in float32 and from both ends. Results are truncated to frame numbers, so the last bit matters.
+    """
     low, high = start.astype(np.float32)[..., None], end.astype(np.float32)[..., None]
     if count == 1:
         return low
     step = (high - low) / np.float32(count - 1)
     index = np.arange(count, dtype=np.float32)
     return np.where(index < count // 2, low + step * index, high - step * (np.float32(count - 1) - index))
-
-
-def _parts(draws: Float, *, each: Float, total: Float, free: Float) -> Float:
-    """m numbers in [0, each] whose sum is at most `total`, f64[B, m], with a density in proportion to free - sum, which
-    is the room that they leave for the first start. draws f[B, m]; each, total, free f64[B], total < free.
-
-    In units of `each`, the sum of k independent uniform numbers has the Irwin-Hall distribution F_k. First the sum of
-    all is drawn; then, given the sum x of k of them, that of k - 1: it is distributed as F_{k-1} from x - 1 to x.
-    """
-    count = draws.shape[1]
-    grid, sums, integrals = _irwin_hall(count)
-    unit = np.maximum(each, _NOISE)
-    top, scaled = np.minimum(total / unit, count), free / unit
-
-    def mass(x: Float) -> Float:
-        """Integral of (scaled - y) dF(y) up to x, by parts."""
-        return (scaled - x) * np.interp(x, grid, sums[count]) + np.interp(x, grid, integrals[count])
-
-    wanted = draws[:, 0] * mass(top)
-    low, high = np.zeros_like(top), top
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        below = mass(middle) < wanted
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    parts, rest = np.empty_like(draws), high
-    for number in range(count - 1, 0, -1):
-        fewest, largest = np.maximum(rest - 1, 0), np.minimum(rest, number)
-        bounds = np.interp(fewest, grid, sums[number]), np.interp(largest, grid, sums[number])
-        value = bounds[0] + draws[:, number] * (bounds[1] - bounds[0])
-        fewer = np.clip(np.interp(value, sums[number], grid), fewest, largest)
-        parts[:, number] = rest - fewer
-        rest = fewer
-    parts[:, 0] = rest
-    return parts * each[:, None]
-
-
-@lru_cache(maxsize=16)
-def _irwin_hall(count: int) -> tuple[Float, Float, Float]:
-    """Points x in [0, count], and for k = 0 .. count the distribution F_k(x) of the sum of k uniform numbers and its
-    integral from 0: f64[G], f64[count + 1, G] twice. F_k(x) is the integral of F_{k-1} from x - 1 to x."""
-    cells = max(4096 // count, 8)  # in a unit
-    grid = np.arange(count * cells + 1) / cells
-    sums, integrals = np.ones((count + 1, len(grid))), np.empty((count + 1, len(grid)))
-    for number in range(count + 1):
-        if number == 1:
-            sums[1] = np.minimum(grid, 1)
-        elif number > 1:
-            sums[number] = integrals[number - 1]
-            sums[number, cells:] -= integrals[number - 1, :-cells]
-        steps = (sums[number, 1:] + sums[number, :-1]) / (2 * cells)
-        integrals[number] = np.concatenate([[0.0], np.cumsum(steps)])
-    return grid, sums, integrals

@@ -1,7 +1,7 @@
-"""Randomness by address: a number is a pure function of (seed, epoch, sample, stream, i).
+"""Random numbers by address: each is a pure function of (seed, epoch, sample, stream, i).
 
-What it is: Philox-4x32-10, the counter-based generator of Salmon et al., "Parallel Random Numbers: As Easy as
-1, 2, 3" (SC 2011), vectorized over samples. The address *is* the counter:
+The generator is Philox-4x32-10, the counter-based generator of Salmon et al., "Parallel Random Numbers: As Easy as
+1, 2, 3" (SC 2011), vectorized over samples. The address is the counter:
 
     key      word 0, 1   seed, low and high half
     counter  word 0      sample, low half
@@ -9,8 +9,8 @@ What it is: Philox-4x32-10, the counter-based generator of Salmon et al., "Paral
              word 2      stream << 24 | sample, high 24 bits
              word 3      i // 2          (one block of 128 bits holds the doubles i = 2k and 2k + 1)
 
-So any batch can be planned on any rank, in any order, by any thread, and a new stream disturbs no other.
-What it is not: a source of sequential state. There is none.
+So any batch can be planned on any rank, in any order, by any thread, and a new stream leaves all others unchanged.
+There is no sequential state.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 UInt64Array = npt.NDArray[np.uint64]
 FloatArray = npt.NDArray[np.float64]
-Epoch = int | npt.NDArray[np.int64]  # one for all samples, or one a sample
+Epoch = int | npt.NDArray[np.int64]  # one for all samples, or one per sample
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
@@ -30,8 +30,10 @@ _SHIFT = np.uint64(32)
 
 
 class Stream(IntEnum):
-    """One stream a knob, so that turning one knob leaves all others where they were. Numbers are part of the format
-    of a run: never renumber, only append."""
+    """The random streams, one per knob, so that changing one knob leaves the draws of all others unchanged.
+
+    The numbers are part of the format of a run: never renumber them, only append.
+    """
 
     ORDER = 0
     CLIP = 1
@@ -53,9 +55,14 @@ class Stream(IntEnum):
 
 
 def philox(counter: UInt64Array, key: tuple[int, int]) -> UInt64Array:
-    """Philox-4x32 with ten rounds.
+    """Compute Philox-4x32 with ten rounds.
 
-    counter: u64[..., 4], each word below 2**32. key: two words below 2**32. Returns u64[..., 4], words below 2**32.
+    Args:
+        counter: u64[..., 4], words below 2**32.
+        key: Two words below 2**32.
+
+    Returns:
+        u64[..., 4], words below 2**32.
     """
     c0, c1, c2, c3 = (counter[..., word].astype(np.uint64) for word in range(4))
     k0, k1 = np.uint64(key[0]), np.uint64(key[1])
@@ -72,31 +79,68 @@ def philox(counter: UInt64Array, key: tuple[int, int]) -> UInt64Array:
 
 
 def bits(seed: int, epoch: Epoch, samples: npt.ArrayLike, stream: Stream, count: int) -> UInt64Array:
-    """`count` random 64-bit words for each sample: u64[..., count], with the shape that `samples` and `epoch` broadcast
-    to in front.
+    """Draw random 64-bit words for each sample.
 
-    Raises ValueError outside 0 <= seed < 2**64, 0 <= epoch < 2**32, 0 <= sample < 2**56, 0 <= stream < 256.
+    Args:
+        seed: Seed of the run, in [0, 2**64).
+        epoch: Epoch of all samples, or one per sample, in [0, 2**32).
+        samples: Numbers of the samples, in [0, 2**56).
+        stream: The random stream.
+        count: Number of words per sample.
+
+    Returns:
+        u64[..., count], where ... is the shape that `samples` and `epoch` broadcast to.
+
+    Raises:
+        ValueError: The seed, an epoch or a sample is outside its interval.
     """
     return _words(seed, epoch, samples, {stream: count})[..., :count]
 
 
 def uniform(seed: int, epoch: Epoch, samples: npt.ArrayLike, stream: Stream, count: int) -> FloatArray:
-    """`count` doubles in [0, 1) for each sample, f64[..., count]; 53 random bits each. Raises as `bits` does."""
+    """Draw uniform numbers for each sample, with 53 random bits each.
+
+    Args:
+        seed: Seed of the run, in [0, 2**64).
+        epoch: Epoch of all samples, or one per sample, in [0, 2**32).
+        samples: Numbers of the samples, in [0, 2**56).
+        stream: The random stream.
+        count: Number of numbers per sample.
+
+    Returns:
+        f64[..., count] in [0, 1).
+
+    Raises:
+        ValueError: The seed, an epoch or a sample is outside its interval.
+    """
     return _doubles(bits(seed, epoch, samples, stream, count))
 
 
 def uniforms(seed: int, epoch: Epoch, samples: npt.ArrayLike, counts: Mapping[Stream, int]) -> dict[Stream, FloatArray]:
-    """The same numbers as `uniform` for several streams at once, which is faster than one after another."""
-    every = _doubles(_words(seed, epoch, samples, counts))
+    """Draw the numbers of `uniform` for several streams at once, which is faster than one after another.
+
+    Args:
+        seed: Seed of the run, in [0, 2**64).
+        epoch: Epoch of all samples, or one per sample, in [0, 2**32).
+        samples: Numbers of the samples, in [0, 2**56).
+        counts: Number of numbers per sample for each stream.
+
+    Returns:
+        f64[..., count] in [0, 1) for each stream.
+
+    Raises:
+        ValueError: The seed, an epoch or a sample is outside its interval.
+    """
+    numbers = _doubles(_words(seed, epoch, samples, counts))
     drawn, place = {}, 0
     for stream, count in counts.items():
-        drawn[stream] = every[..., place : place + count]
+        drawn[stream] = numbers[..., place : place + count]
         place += 2 * _blocks(count)
     return drawn
 
 
 def _words(seed: int, epoch: Epoch, samples: npt.ArrayLike, counts: Mapping[Stream, int]) -> UInt64Array:
-    """u64[..., n]: whole blocks of two words of each stream, one stream after another."""
+    """Return whole blocks of two words of each stream, one stream after another, u64[..., n]."""
     sample, when = np.broadcast_arrays(np.asarray(samples, dtype=np.int64), np.asarray(epoch, dtype=np.int64))
     if not 0 <= seed < 2**64 or (when.size and (when.min() < 0 or when.max() >= 2**32)):
         raise ValueError(f"seed {seed} or epoch {epoch} does not fit the generator's address")
@@ -126,5 +170,15 @@ def _doubles(words: UInt64Array) -> FloatArray:
 
 
 def torch_seed(seed: int, step: int, rank: int, stream: Stream = Stream.MODEL) -> int:
-    """Of a torch generator in a step of a rank, by default the global one: what the model draws has an address, too."""
+    """Return the seed of a torch generator for one step of a rank, so that the model's draws have an address too.
+
+    Args:
+        seed: Seed of the run.
+        step: Number of the step.
+        rank: Number of the process.
+        stream: The random stream; by default that of torch's global generator.
+
+    Returns:
+        The seed, in [0, 2**63).
+    """
     return int(bits(seed, step, rank, stream, 1)[0] >> 1)

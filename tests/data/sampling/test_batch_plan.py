@@ -7,7 +7,7 @@ import pytest
 from rhofast.config.schema import AugmentConfig, ClipConfig
 from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.augment import LUMA
-from rhofast.data.sampling.batch_plan import clips_alone, evaluation_plan, training_plan
+from rhofast.data.sampling.batch_plan import evaluation_plan, training_clips, training_plan
 from rhofast.data.types import AugmentPlan, ClipPlan, Units
 
 PLANS = ("crop", "flip", "color", "blur")
@@ -122,10 +122,10 @@ def test_videos_of_one_frame_have_plans(rho: int) -> None:
     assert clips.neighbor is not None and not clips.neighbor.any() and np.isfinite(augmented.color).all()
 
 
-def test_clips_alone_are_those_of_the_plan() -> None:
+def test_training_clips_are_those_of_the_plan() -> None:
     rows, samples = [row(100 + number, seed=number) for number in range(5)], np.arange(5)
     section = ClipConfig(num_clips=3, max_span=1.0)
-    alone = clips_alone(rows, samples, section, seed=3, epoch=2)
+    alone = training_clips(rows, samples, section, seed=3, epoch=2)
     assert np.array_equal(alone.frames, plan(rows, samples, clips=section, epoch=2)[0].frames)
 
 

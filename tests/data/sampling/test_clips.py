@@ -14,11 +14,11 @@ from rhofast.data.sampling.clips import (
     clip_length,
     random_clips,
     reads_whole_video,
-    spaced_starts,
     uniform_clips,
     window_frames,
     with_neighbors,
 )
+from rhofast.data.sampling.spacing import spaced_starts
 from rhofast.data.types import ClipPlan, Geometry
 from rhofast.errors import ConfigError
 from tests.helpers.shards import SHARED
@@ -351,5 +351,5 @@ def test_segments_show_a_frame_of_each_part_of_the_video(num_frames: int) -> Non
 
 
 def test_segments_know_no_limits_of_time() -> None:
-    with pytest.raises(ValueError, match="gaps mean nothing"):
+    with pytest.raises(ValueError, match="covers the whole video"):
         ClipConfig(rule="segments", max_span=2.0)
