@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import facts_line, facts_of_the_machine
+from rhofast.checkpoint.run_folder import RunFolder
 
 PACKAGES = ("torch", "accelerate", "safetensors")
 RANKS = 2
@@ -172,8 +173,8 @@ def run_of(out: Path, shards: Path, steps: int) -> dict[str, Any]:
 
 def lines_of(run: Path) -> list[dict[str, Any]]:
     lines = []
-    if (run / "metrics.jsonl").is_file():
-        for line in (run / "metrics.jsonl").read_text().splitlines():
+    if (path := RunFolder(run).metrics).is_file():
+        for line in path.read_text().splitlines():
             with contextlib.suppress(ValueError):  # a line that was cut short
                 lines.append(json.loads(line))
     return lines
@@ -184,8 +185,9 @@ def last_step(run: Path) -> int:
 
 
 def weights(run: Path) -> dict[str, bytes]:
-    """The files of the last checkpoint that hold numbers."""
-    named = run / "checkpoints" / (run / "checkpoints" / "latest").read_text()
+    """Return the files of the last checkpoint that hold tensors."""
+    folder = RunFolder(run)
+    named = folder.checkpoints / folder.latest.read_text()
     return {path.name: path.read_bytes() for path in named.glob("*.safetensors")}
 
 

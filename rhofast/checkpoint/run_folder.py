@@ -10,17 +10,18 @@ from pathlib import Path
 class RunFolder:
     """A run folder and the paths of its files.
 
-        config.json           configuration of the run                              training
+        file                  what it holds                                          written by
+        config.json           configuration of the run                               training
         metrics.jsonl         one JSON object per line: numbers, warnings, advice    training
-        bad_samples.jsonl     samples that could not be used, and why               the loader
-        trace.json            Chrome trace of the steps train.profile_steps         training, on request
-        tensorboard/          event files of TensorBoard                            training
-        checkpoints/          step-00000500/, ..., and `latest`: the newest's name  training
-        knn.json, ...         results of evaluations                                evaluation
-        clips.png             training clips, for the report                        rhofast show
-        report.html           metrics, curves, results                              rhofast report
-        evals/NAME/           what was trained or measured on top of the run        evaluation
-        evals/NAME/task.json  what a classifier is trained on                       fine-tuning
+        bad_samples.jsonl     samples that could not be used, and why                the loader
+        trace.json            Chrome trace of the steps in train.profile_steps       training
+        tensorboard/          event files of TensorBoard                             training
+        checkpoints/          step-00000500/, ..., and `latest`: name of the newest  training
+        knn.json, ...         results of evaluations                                 rhofast eval
+        clips.png             training clips, for the report                         rhofast show
+        report.html           metrics, curves, results                               rhofast report
+        evals/NAME/           run folder of a classifier on top of this run          rhofast eval
+        evals/NAME/task.json  what that classifier is trained on                     rhofast eval
 
     Attributes:
         path: The folder itself. It need not exist.

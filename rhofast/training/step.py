@@ -2,7 +2,7 @@
 
 A method splits a step into passes (one query clip each, for example), and `train.accumulate` splits the batch;
 gradients add up, and only the last backward pass exchanges them with the other ranks. No method's name is known here.
-Pretraining, fine-tuning and benchmarks use these functions, so what is measured is what runs.
+Pretraining and benchmarks use these functions, so what is measured is what runs.
 """
 
 from __future__ import annotations
