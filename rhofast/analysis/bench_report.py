@@ -79,7 +79,7 @@ def summarize(ranks: list[list[Measurement]]) -> dict[str, Any]:
     rounds = [measurement["stages"] for measurement in measurements if "stages" in measurement]
     if rounds:
         out["stages"] = {
-            stage: {name: statistics.median(one[stage][name] for one in rounds) for name in shares}
+            stage: {name: statistics.median(stages[stage][name] for stages in rounds) for name in shares}
             for stage, shares in rounds[0].items()
         }
     loaded = [measurement for rank in ranks for measurement in rank if measurement.stats is not None]
@@ -114,21 +114,21 @@ def _merge(same: tuple[Measurement, ...]) -> dict[str, Any]:
     }
     merged: dict[str, Any] = {
         "source": same[0].source,
-        "loader_idle": all(one.loader_idle for one in same),
+        "loader_idle": all(rank.loader_idle for rank in same),
         "numbers": numbers,
     }
     stats = [measurement.stats for measurement in same if measurement.stats is not None]
     if stats:
-        used, frames = sum(one.bytes_used for one in stats), sum(one.frames for one in stats)
-        read, decoded = sum(one.bytes_read for one in stats), sum(one.frames_decoded for one in stats)
+        used, frames = sum(rank.bytes_used for rank in stats), sum(rank.frames for rank in stats)
+        read, decoded = sum(rank.bytes_read for rank in stats), sum(rank.frames_decoded for rank in stats)
         numbers |= {
-            "readiness": min(one.readiness for one in stats),
+            "readiness": min(rank.readiness for rank in stats),
             "gigabytes_per_second": read / seconds / 1e9,
             "read_amplification": read / used if used else None,
             "decode_amplification": decoded / frames if decoded else None,
-            "bad_samples": sum(one.bad for one in stats),
+            "bad_samples": sum(rank.bad for rank in stats),
         }
-        shares = [one.shares for one in stats]
+        shares = [rank.shares for rank in stats]
         merged["stages"] = {
             stage: {
                 name: statistics.fmean(asdict(each[stage])[name] for each in shares)

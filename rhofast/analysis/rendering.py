@@ -281,8 +281,9 @@ def _write_gif(path: Path, pictures: Sequence[Image.Image], fps: float) -> None:
     samples = [np.asarray(picture)[::4, ::4].reshape(-1, 3) for picture in pictures]
     colors = np.concatenate(samples)[None]
     palette = Image.fromarray(colors).quantize(256, method=Image.Quantize.MEDIANCUT)
-    shown = [picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures]
-    shown[0].save(path, save_all=True, append_images=shown[1:], duration=round(1000 / fps), loop=0, optimize=False)
+    quantized = [picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures]
+    duration = round(1000 / fps)
+    quantized[0].save(path, save_all=True, append_images=quantized[1:], duration=duration, loop=0, optimize=False)
 
 
 def _write_mp4(path: Path, pictures: Sequence[Image.Image], fps: float) -> None:

@@ -27,9 +27,9 @@ _COLORS = (_BLUE, _ORANGE, "#15803d", _RED, "#7c3aed", "#0e7490", "#be185d", "#7
 _PHASE_COLORS = dict(zip(STEP_PHASES, ("#b91c1c", "#2563a8", "#60a5fa", "#15803d", "#c4c8ce"), strict=True))
 _OVER_RANKS = {
     "mean": "mean over ranks",
-    "sum": "all ranks together",
-    "max": "the largest of any rank",
-    "min": "the smallest of any rank",
+    "sum": "sum over ranks",
+    "max": "maximum over ranks",
+    "min": "minimum over ranks",
 }
 _DPI = 150
 _NAME = 24  # characters of a run's name in a plot

@@ -16,7 +16,7 @@ from rhofast.analysis.capacity.quantities import Fact, amount, weakest
 from rhofast.cli.console import byte_text, duration_text
 
 if TYPE_CHECKING:  # a command loads what it needs, when it needs it
-    from rhofast.analysis.capacity.planner import Plan
+    from rhofast.analysis.capacity.plan import Plan
     from rhofast.checkpoint.export import Transfer
     from rhofast.config.schema import ClipConfig
     from rhofast.data.format.dataset import DatasetInfo
@@ -160,7 +160,7 @@ def bench_table(report: dict[str, Any]) -> Table:
         f"Medians and ranges of {report['rounds']} rounds of {report['batches']} batches. Warm-up: "
         f"{warm_up['batches']} batches in {warm_up['seconds']:.1f} s, the first batch after "
         f"{warm_up['first_batch_seconds']:.1f} s.",
-        f"{machine['device']}{ranks}, {machine['cores']} cores per rank of {machine['cpu']}.",
+        f"Device: {machine['device']}{ranks}. CPU: {machine['cpu']}, {machine['cores']} cores per rank.",
     ]
     for stage, shares in report.get("stages", {}).items():
         notes.append(f"Stage {stage}: " + ", ".join(f"{value:.0%} {state}" for state, value in shares.items()) + ".")

@@ -36,17 +36,17 @@ def overlap(train: ShardSet, test: ShardSet) -> list[str]:
     Raises:
         ShardError: If an index cannot be read.
     """
-    held = source_digests(test)
-    order = np.argsort(held, kind="stable")
-    ascending = held[order]
-    seen = np.zeros(len(held), dtype=np.bool_)
+    test_digests = source_digests(test)
+    order = np.argsort(test_digests, kind="stable")
+    ascending = test_digests[order]
+    overlapping = np.zeros(len(test_digests), dtype=np.bool_)
     for shard in range(len(train.info.shards)):
         digests = np.unique(train.index(shard).source_digest)
         first = np.searchsorted(ascending, digests, side="left")
         last = np.searchsorted(ascending, digests, side="right")
         for begin, end in zip(first[first < last].tolist(), last[first < last].tolist(), strict=True):
-            seen[begin:end] = True
-    return [test.row(sample).key for sample in np.sort(order[seen]).tolist()]
+            overlapping[begin:end] = True
+    return [test.row(sample).key for sample in np.sort(order[overlapping]).tolist()]
 
 
 def check_held_out(train: Sequence[ShardSet], test: ShardSet, *, allow: bool) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ class Evaluation:
         trained: Scores of the backbone.
         chance: 1 / number of classes.
         classes: Class names of the training set.
-        untrained: Scores of the same backbone before training. None where they were not asked for.
+        untrained: Scores of the same backbone before training. None where they were not requested.
         shards: Location, name, digest and size of the training and the test set.
         settings: Settings of the evaluation, and what it chose.
         notes: Warnings that belong to the result, one sentence each.

@@ -132,7 +132,10 @@ def speed_notes(utilization: float, *, videos_per_gpu: float) -> Iterator[str]:
     )
     yield "GPU time for decoding and augmentation is not included; `rhofast bench both` measures it."
     if videos_per_gpu < _MIN_VIDEOS_PER_GPU:
-        yield "So few videos do not fill a GPU, so steps will be slower. Increase train.batch_size or use fewer GPUs."
+        yield (
+            f"A step of {amount(videos_per_gpu, 'videos')} per GPU does not fill a GPU and will be slower. "
+            "Increase train.batch_size or use fewer GPUs."
+        )
 
 
 def download_note(part: float, *, fixed: bool) -> str:

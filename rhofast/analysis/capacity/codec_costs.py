@@ -19,8 +19,8 @@ from rhofast.data.sampling.clip_cost import clip_cost
 from rhofast.data.types import Units
 from rhofast.errors import ConfigError
 
-_PLANNED = 256  # videos of mean duration whose clips are planned
-_UNIT = 1000  # bytes per frame of these videos
+_PLANNED_VIDEOS = 256  # videos of mean duration whose clips are planned
+_FRAME_BYTES = 1000  # bytes per frame of these videos
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +76,14 @@ def stored_frame(codec: Codec, *, pixels: float, fps: float) -> tuple[float, flo
 
 
 def units_of(codec: Codec, frames: int) -> Units:
-    """Return the units of a member with `frames` frames of `_UNIT` bytes each, as the codec would cut it."""
+    """Return the units of a member with `frames` frames of `_FRAME_BYTES` bytes each, as the codec would cut it."""
     if codec.pictures:
         first = np.arange(frames)
     elif codec.untouched:
         first = np.zeros(1, dtype=np.int64)
     else:
         first = np.concatenate([[0], np.arange(0, frames, getattr(codec, "gop", 1))])  # A header precedes the groups.
-    size = np.diff(first, append=frames) * _UNIT
+    size = np.diff(first, append=frames) * _FRAME_BYTES
     count = len(first)
     return Units(
         frame=first.astype(np.int32),
@@ -106,21 +106,21 @@ def clip_frames(clips: ClipConfig, codec: Codec, units: Units, fps: float) -> tu
     Returns:
         (clips per video, mean number of frames whose bytes are read, mean number of frames decoded).
     """
-    frames = int(units.size.sum()) // _UNIT
+    frames = int(units.size.sum()) // _FRAME_BYTES
     row = IndexRow(
         key="video",
         label=None,
         source_digest=bytes(16),
         offset=0,
-        size=frames * _UNIT,
+        size=frames * _FRAME_BYTES,
         num_frames=frames,
         fps=fps,
         width=352,
         height=256,
         units=units,
     )
-    rows = [row] * _PLANNED
-    plan = training_clips(rows, np.arange(_PLANNED), clips, seed=0, epoch=0).frames
-    distinct = np.mean([len(np.unique(one)) for one in plan])
+    rows = [row] * _PLANNED_VIDEOS
+    plan = training_clips(rows, np.arange(_PLANNED_VIDEOS), clips, seed=0, epoch=0).frames
+    distinct = np.mean([len(np.unique(frames_of_video)) for frames_of_video in plan])
     read, _, amplification = clip_cost(codec, rows, clips)
-    return plan.shape[1], read / _UNIT, float(amplification * distinct)
+    return plan.shape[1], read / _FRAME_BYTES, float(amplification * distinct)

@@ -64,8 +64,8 @@ def count_workload(config: Config, clips: int) -> Workload:
             backbone(torch.empty(1, 3, frames, size, size))
     forward = counter.get_total_flops()
     passes, heads = _count_passes(config, clips, backbone)
-    trained = sum(one.numel() * one.element_size() for one in method.parameters() if one.requires_grad)
-    stored = sum(one.numel() * one.element_size() for one in method.state_dict().values())
+    trained = sum(tensor.numel() * tensor.element_size() for tensor in method.parameters() if tensor.requires_grad)
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in method.state_dict().values())
     slots = 2 if config.optim.name == "adamw" else 1
     return Workload(
         clips=clips,

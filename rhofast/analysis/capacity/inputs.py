@@ -3,7 +3,7 @@
 given     what the user typed, and what follows from the configuration alone: the operations of the network, the
           frames of the clips
 measured  by `rhofast shard --dry-run --report` on the user's videos, by `rhofast bench --out` on the user's machine
-default   published numbers, our own measurements on other videos and machines, and, where there is neither,
+default   published numbers, our codec_inputs measurements on other videos and machines, and, where there is neither,
           guesses that are marked as such
 """
 
@@ -84,8 +84,8 @@ def collect_inputs(config: Config, options: PlannerOptions) -> PlannerInputs:
         )
     clips = 0
     for codec in codecs:
-        clips, own = _codec_inputs(config, options, codec, dry_run, inputs)
-        inputs |= {f"{codec.name}.{name}": quantity for name, quantity in own.items()}
+        clips, codec_inputs = _codec_inputs(config, options, codec, dry_run, inputs)
+        inputs |= {f"{codec.name}.{name}": quantity for name, quantity in codec_inputs.items()}
     try:
         work = count_workload(config, clips)
     except ValueError as error:
@@ -178,7 +178,7 @@ def _codec_inputs(
         frame_bytes = Input(value=size, unit="B", origin="default", source=_OWN)
         ingest = Input(value=cpu_seconds * seconds, unit="s", origin="default", source=_OWN)
     per_shard = samples_per_shard(frame_bytes.value * seconds * fps)
-    own = {
+    codec_inputs = {
         "frame_bytes": frame_bytes,
         "ingest_seconds": ingest,
         "samples_per_shard": given_or_default(
@@ -196,5 +196,5 @@ def _codec_inputs(
         ),
     }
     if codec.pictures or config.data.decoder != "host":
-        own["decode_rate"] = decode_rate(options.gpu, codec, pixels)
-    return clips, own
+        codec_inputs["decode_rate"] = decode_rate(options.gpu, codec, pixels)
+    return clips, codec_inputs

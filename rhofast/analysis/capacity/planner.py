@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from rhofast.analysis.capacity import advice
 from rhofast.analysis.capacity.advice import CACHE_SPACE, Limit
 from rhofast.analysis.capacity.failures import daly_interval, expected_seconds
+from rhofast.analysis.capacity.plan import CodecPlan, Plan
 from rhofast.analysis.capacity.quantities import Fact, Input, Number, Origin, weakest
 
 _WORTH_SHARE = 0.01  # share of the run that another checkpoint interval must save to be advised
@@ -26,44 +26,6 @@ _INDEX_UNIT, _INDEX_ROW = (
     32,
     120,
 )  # index bytes: per unit (frame, offset, size, CRC, color), and per sample
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CodecPlan:
-    """The plan for one codec.
-
-    Attributes:
-        codec: Name of the codec.
-        facts: Results by name.
-        limits: Utilization of each resource, the highest first.
-        advice: What limits training and what to change, in sentences.
-    """
-
-    codec: str
-    facts: dict[str, Fact]
-    limits: tuple[Limit, ...]
-    advice: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """The plan of a run.
-
-    Attributes:
-        inputs: Inputs by name. The names of inputs of one codec begin with the codec and a dot.
-        facts: Results by name, the same for all codecs.
-        notes: What the plan does not know, in sentences.
-        codecs: The plan for each codec.
-    """
-
-    inputs: dict[str, Input]
-    facts: dict[str, Fact]
-    notes: tuple[str, ...]
-    codecs: tuple[CodecPlan, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON values."""
-        return {"version": 1, **asdict(self)}
 
 
 def plan_capacity(
@@ -99,7 +61,7 @@ class _Load:
     """The demand of one codec at full GPU speed.
 
     Attributes:
-        own: Inputs of the codec.
+        codec_inputs: Inputs of the codec.
         stored: Bytes of all shards.
         index: Bytes of all indices.
         shards: Number of shards.
@@ -112,7 +74,7 @@ class _Load:
         kept: Whether the cache holds everything that the node ever needs, so that only the first epoch downloads.
     """
 
-    own: Mapping[str, Number]
+    codec_inputs: Mapping[str, Number]
     stored: Number
     index: Number
     shards: Number
@@ -131,54 +93,57 @@ class _Run:
     def __init__(
         self, inputs: Mapping[str, Input], numbers: Mapping[str, Number], *, remote: bool, fixed_lanes: bool
     ) -> None:
-        self.inputs, self.of, self.remote = inputs, numbers, remote
-        of = numbers
-        self.nodes = of["gpus"] / of["gpus_per_node"]
-        self.lanes, self.part = _lanes(of.get("lanes"), self.nodes)
+        self.inputs, self.numbers, self.remote = inputs, numbers, remote
+        self.nodes = numbers["gpus"] / numbers["gpus_per_node"]
+        self.lanes, self.part = _lanes(numbers.get("lanes"), self.nodes)
         self.ever = self.part if fixed_lanes else Number(1.0)  # share of the set that a node fetches in all epochs
-        self.samples = of["videos"] * of["stored_share"]
-        per_epoch = self.samples / of["batch"]
+        self.samples = numbers["videos"] * numbers["stored_share"]
+        per_epoch = self.samples / numbers["batch"]
         self.steps_per_epoch = Number(max(1.0, math.floor(per_epoch.value)), per_epoch.basis)
-        self.steps = of["steps"] if "steps" in of else self.steps_per_epoch * of["epochs"]
-        if "gpu_clips" in of:
-            self.gpu_rate = of["gpu_clips"] / of["clips"]
+        self.steps = numbers["steps"] if "steps" in numbers else self.steps_per_epoch * numbers["epochs"]
+        if "gpu_clips" in numbers:
+            self.gpu_rate = numbers["gpu_clips"] / numbers["clips"]
         else:
-            self.gpu_rate = of["peak"] * of["utilization"] / of["flops"]
-        self.rate = self.gpu_rate * of["gpus"]
-        self.step_s = of["batch"] / self.rate
+            self.gpu_rate = numbers["peak"] * numbers["utilization"] / numbers["flops"]
+        self.rate = self.gpu_rate * numbers["gpus"]
+        self.step_s = numbers["batch"] / self.rate
         self.work_s = self.steps * self.step_s
-        self.mtbf_s = of["node_mtbf"] / self.nodes
-        exchanged = 2 * of["gradient_bytes"] * max(0.0, 1 - 1 / self.nodes.value)
+        self.mtbf_s = numbers["node_mtbf"] / self.nodes
+        exchanged = 2 * numbers["gradient_bytes"] * max(0.0, 1 - 1 / self.nodes.value)
         self.exchange = exchanged / self.step_s
 
     def facts(self) -> dict[str, Fact]:
-        of = self.of
+        numbers = self.numbers
         return {
-            "hours": self._fact("total video", of["videos"] * of["mean_seconds"] / 3600, "h"),
+            "hours": self._fact("total video", numbers["videos"] * numbers["mean_seconds"] / 3600, "h"),
             "samples": self._fact("stored videos", self.samples, "videos"),
             "nodes": self._fact("nodes", self.nodes, "nodes"),
-            "batch_per_gpu": self._fact("videos per GPU and step", of["batch"] / of["gpus"], "videos"),
+            "batch_per_gpu": self._fact("videos per GPU and step", numbers["batch"] / numbers["gpus"], "videos"),
             "steps_per_epoch": self._fact("steps per epoch", self.steps_per_epoch, "steps"),
             "steps": self._fact("total steps", self.steps, "steps"),
-            "seen": self._fact("videos seen in training", self.steps * of["batch"], "videos"),
-            "flops_per_video": self._fact("operations per video", of["flops"], "FLOP"),
-            "gpu_clips_per_second": self._fact("speed of one GPU", self.gpu_rate * of["clips"], "clips/s"),
+            "seen": self._fact("videos seen in training", self.steps * numbers["batch"], "videos"),
+            "flops_per_video": self._fact("operations per video", numbers["flops"], "FLOP"),
+            "gpu_clips_per_second": self._fact("speed of one GPU", self.gpu_rate * numbers["clips"], "clips/s"),
             "videos_per_second": self._fact("speed of all GPUs", self.rate, "videos/s"),
             "step_seconds": self._fact("time per step at that speed", self.step_s, "s"),
             "gpu_seconds": self._fact("training time at that speed, without failures", self.work_s, "s"),
             "exchange": self._fact("gradient traffic per node", self.exchange, "B/s"),
-            "checkpoint_bytes": self._fact("size of a checkpoint", of["checkpoint_bytes"], "B"),
+            "checkpoint_bytes": self._fact("size of a checkpoint", numbers["checkpoint_bytes"], "B"),
             "checkpoint_write": self._fact(
-                "time to write a checkpoint", of["checkpoint_bytes"] / of["checkpoint_rate"], "s"
+                "time to write a checkpoint", numbers["checkpoint_bytes"] / numbers["checkpoint_rate"], "s"
             ),
-            "checkpoint_disk": self._fact("size of all kept checkpoints", of["checkpoint_bytes"] * of["keep"], "B"),
+            "checkpoint_disk": self._fact(
+                "size of all kept checkpoints", numbers["checkpoint_bytes"] * numbers["keep"], "B"
+            ),
             "mtbf": self._fact("mean time between failures", self.mtbf_s, "s"),
         }
 
     def notes(self) -> Iterator[str]:
-        of = self.of
-        if "gpu_clips" not in of:
-            yield from advice.speed_notes(of["utilization"].value, videos_per_gpu=of["batch"].value / of["gpus"].value)
+        numbers = self.numbers
+        if "gpu_clips" not in numbers:
+            yield from advice.speed_notes(
+                numbers["utilization"].value, videos_per_gpu=numbers["batch"].value / numbers["gpus"].value
+            )
         if self.remote:
             yield advice.download_note(self.part.value, fixed=self.ever.value < 1)
 
@@ -195,47 +160,49 @@ class _Run:
         return CodecPlan(codec=codec, facts=facts, limits=tuple(limits), advice=sentences)
 
     def _load(self, codec: str) -> _Load:
-        of, node_rate = self.of, self.rate / self.nodes
-        own = {name.partition(".")[2]: number for name, number in of.items() if name.startswith(f"{codec}.")}
-        frames = of["mean_seconds"] * of["fps"]
-        stored = self.samples * frames * own["frame_bytes"]
-        index = self.samples * (frames * own["units_per_frame"] * _INDEX_UNIT + _INDEX_ROW)
-        shards = self.samples / own["samples_per_shard"]
-        host = node_rate * own["host_seconds"]
+        numbers, node_rate = self.numbers, self.rate / self.nodes
+        codec_inputs = {
+            name.partition(".")[2]: number for name, number in numbers.items() if name.startswith(f"{codec}.")
+        }
+        frames = numbers["mean_seconds"] * numbers["fps"]
+        stored = self.samples * frames * codec_inputs["frame_bytes"]
+        index = self.samples * (frames * codec_inputs["units_per_frame"] * _INDEX_UNIT + _INDEX_ROW)
+        shards = self.samples / codec_inputs["samples_per_shard"]
+        host = node_rate * codec_inputs["host_seconds"]
         whole = stored + index
-        if "block_shards" in of:
-            cached = 2 * self.lanes * of["block_shards"] * (whole / shards)
+        if "block_shards" in numbers:
+            cached = 2 * self.lanes * numbers["block_shards"] * (whole / shards)
         else:  # the parts of this epoch and of the next one
             cached = whole * Number(min(self.ever.value, 2 * self.part.value), self.part.basis)
         return _Load(
-            own=own,
+            codec_inputs=codec_inputs,
             stored=stored,
             index=index,
             shards=shards,
-            read=own["frames_read"] * own["frame_bytes"],
-            decoded=own["frames_decoded"] * self.gpu_rate,
+            read=codec_inputs["frames_read"] * codec_inputs["frame_bytes"],
+            decoded=codec_inputs["frames_decoded"] * self.gpu_rate,
             host=host,
-            host_and_decode=host + node_rate * own["frames_decoded"] * own["host_decode"],
+            host_and_decode=host + node_rate * codec_inputs["frames_decoded"] * codec_inputs["host_decode"],
             fetched=whole * self.part / (self.steps_per_epoch * self.step_s),
             blocks=cached,
-            kept=self.remote and (whole * self.ever).value <= of["cache"].value,
+            kept=self.remote and (whole * self.ever).value <= numbers["cache"].value,
         )
 
     def _limits(self, codec: str, load: _Load) -> Iterator[Limit]:
-        of, own, node_rate = self.of, load.own, self.rate / self.nodes
+        numbers, codec_inputs, node_rate = self.numbers, load.codec_inputs, self.rate / self.nodes
         fewer_bytes, less_decoding = (
             (advice.SMALLER_PICTURES, advice.FEWER_PICTURES) if codec == "jpeg" else (advice.SHORTER_GROUPS,) * 2
         )
-        if "decode_rate" in own:
-            yield self._limit("GPU decoders", load.decoded / own["decode_rate"], less_decoding)
-            yield self._limit("CPU cores of a node", load.host / of["cores"], advice.MORE_CORES)
+        if "decode_rate" in codec_inputs:
+            yield self._limit("GPU decoders", load.decoded / codec_inputs["decode_rate"], less_decoding)
+            yield self._limit("CPU cores of a node", load.host / numbers["cores"], advice.MORE_CORES)
         else:
-            yield self._limit("CPU cores of a node", load.host_and_decode / of["cores"], advice.LESS_HOST_DECODING)
-        if "loader_clips" in own:
-            share = self.gpu_rate * of["clips"] / own["loader_clips"]
+            yield self._limit("CPU cores of a node", load.host_and_decode / numbers["cores"], advice.LESS_HOST_DECODING)
+        if "loader_clips" in codec_inputs:
+            share = self.gpu_rate * numbers["clips"] / codec_inputs["loader_clips"]
             yield self._limit("the loader, as measured", share, advice.FASTER_LOADER)
         if self.nodes.value > 1:
-            yield self._limit("network between nodes", self.exchange / of["fabric"], advice.LARGER_BATCH)
+            yield self._limit("network between nodes", self.exchange / numbers["fabric"], advice.LARGER_BATCH)
         arriving = node_rate * load.read
         if self.remote:
             arriving = Number(0.0, load.fetched.basis) if load.kept else load.fetched
@@ -243,26 +210,26 @@ class _Run:
             network, disk = self._carried(arriving, load)
             yield self._limit("network to storage, per node", network, fewer_bytes)
             yield self._limit("cache disk of a node", disk, fewer_bytes)
-            yield self._limit(CACHE_SPACE, load.blocks / of["cache"], advice.LARGER_CACHE)
+            yield self._limit(CACHE_SPACE, load.blocks / numbers["cache"], advice.LARGER_CACHE)
         else:
-            yield self._limit("network to storage, per node", arriving / of["network"], fewer_bytes)
-        if "storage" in of:
-            yield self._limit("storage, all nodes together", arriving * self.nodes / of["storage"], fewer_bytes)
+            yield self._limit("network to storage, per node", arriving / numbers["network"], fewer_bytes)
+        if "storage" in numbers:
+            yield self._limit("storage, all nodes together", arriving * self.nodes / numbers["storage"], fewer_bytes)
 
     def _carried(self, arriving: Number, load: _Load) -> tuple[Number, Number]:
         """Return (utilization of the network, utilization of the cache disk) of a node that fetches `arriving` B/s."""
         read = self.rate / self.nodes * load.read
-        return arriving / self.of["network"], (arriving + read) / self.of["disk"]
+        return arriving / self.numbers["network"], (arriving + read) / self.numbers["disk"]
 
     def _load_facts(self, load: _Load) -> dict[str, Fact]:
-        of, own, reading = self.of, load.own, self.rate * load.read
+        numbers, codec_inputs, reading = self.numbers, load.codec_inputs, self.rate * load.read
         return {
             "shard_bytes": self._fact("size of all shards", load.stored, "B"),
             "index_bytes": self._fact("size of their indices", load.index, "B"),
             "shards": self._fact("number of shards", load.shards, "shards"),
             "bytes_per_shard": self._fact("size per shard with index", (load.stored + load.index) / load.shards, "B"),
             "ingest": self._fact(
-                "core-hours to make the shards", of["videos"] * own["ingest_seconds"] / 3600, "core-hours"
+                "core-hours to make the shards", numbers["videos"] * codec_inputs["ingest_seconds"] / 3600, "core-hours"
             ),
             "read_per_video": self._fact("bytes read per video", load.read, "B"),
             "read_per_epoch": self._fact("bytes read per epoch", self.samples * load.read, "B"),
@@ -271,7 +238,7 @@ class _Run:
             "fetched_per_node": self._fact("remote shards: download rate per node", load.fetched, "B/s"),
             "fetched_in_all": self._fact("remote shards: download rate, all nodes", load.fetched * self.nodes, "B/s"),
             "cache_needed": self._fact("remote shards: cache per node", load.blocks, "B"),
-            "decoded_per_video": self._fact("frames decoded per video", own["frames_decoded"], "frames"),
+            "decoded_per_video": self._fact("frames decoded per video", codec_inputs["frames_decoded"], "frames"),
             "decoded_per_gpu": self._fact("decoding rate per GPU", load.decoded, "frames/s"),
             "host_cores": self._fact("cores per node, without decoding", load.host, "cores"),
             "host_decode_cores": self._fact("cores per node, if they also decode", load.host_and_decode, "cores"),
@@ -286,10 +253,10 @@ class _Run:
         Returns:
             The facts, and (train.checkpoint_steps, share of the time that it saves) if another interval is worth it.
         """
-        of, stall, mtbf = self.of, self.of["stall"], self.mtbf_s
+        numbers, stall, mtbf = self.numbers, self.numbers["stall"], self.mtbf_s
         step_s, work = self.step_s * slowdown, self.work_s * slowdown
-        interval = of["checkpoint_steps"] * step_s
-        writing = of["checkpoint_bytes"] / of["checkpoint_rate"]
+        interval = numbers["checkpoint_steps"] * step_s
+        writing = numbers["checkpoint_bytes"] / numbers["checkpoint_rate"]
         best = Number(max(daly_interval(stall.value, mtbf.value), writing.value), stall.basis | mtbf.basis)
 
         def taken(between: Number) -> Number:
@@ -297,10 +264,10 @@ class _Run:
                 work.value,
                 interval=between.value,
                 stall=stall.value,
-                restart=of["restart"].value,
+                restart=numbers["restart"].value,
                 mtbf=mtbf.value,
             )
-            return Number(seconds, work.basis | between.basis | of["restart"].basis | best.basis)
+            return Number(seconds, work.basis | between.basis | numbers["restart"].basis | best.basis)
 
         wall, least = taken(interval), taken(best).value
         better = None
@@ -310,7 +277,7 @@ class _Run:
             "slowdown": self._fact("slowdown of training", slowdown, "x"),
             "interval": self._fact("checkpoint interval of the configuration", interval, "s"),
             "optimal_interval": self._fact("optimal checkpoint interval (Daly)", best, "s"),
-            "checkpoint_rate": self._fact("checkpoint write rate", of["checkpoint_bytes"] / interval, "B/s"),
+            "checkpoint_rate": self._fact("checkpoint write rate", numbers["checkpoint_bytes"] / interval, "B/s"),
             "interruptions": self._fact("expected interruptions", wall / mtbf, "interruptions"),
             "lost": self._fact("time lost to failures and checkpoints", wall - work, "s"),
             "wall": self._fact("total training time", wall, "s"),

@@ -81,7 +81,7 @@ class DryRun:
         Returns:
             (bytes per frame, CPU seconds per video).
         """
-        result = next(one for one in self.report["codecs"] if one["codec"]["name"] == codec.name)
+        result = next(tried for tried in self.report["codecs"] if tried["codec"]["name"] == codec.name)
         metrics = result["metrics"]
         tried_seconds = metrics["bytes_per_video"] / metrics["bytes_per_frame"] / fps
         return (
@@ -90,7 +90,7 @@ class DryRun:
         )
 
     def _tried(self) -> dict[str, Any]:
-        return {one["codec"]["name"]: one for one in self.report["codecs"] if one["metrics"] is not None}
+        return {result["codec"]["name"]: result for result in self.report["codecs"] if result["metrics"] is not None}
 
 
 def read_dry_run(path: Path) -> DryRun:

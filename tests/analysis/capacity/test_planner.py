@@ -20,7 +20,8 @@ from rhofast.analysis.capacity.failures import daly_interval, expected_seconds, 
 from rhofast.analysis.capacity.flops import Workload, count_workload
 from rhofast.analysis.capacity.inputs import collect_inputs
 from rhofast.analysis.capacity.options import PlannerOptions
-from rhofast.analysis.capacity.planner import Plan, plan_capacity
+from rhofast.analysis.capacity.plan import Plan
+from rhofast.analysis.capacity.planner import plan_capacity
 from rhofast.analysis.capacity.quantities import Input, Number, amount
 from rhofast.cli.app import app
 from rhofast.config.load import load_config
