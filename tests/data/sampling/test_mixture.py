@@ -103,7 +103,7 @@ def test_every_lane_has_its_part_of_every_batch_and_shards_of_its_own(  # type: 
 
 
 def test_lanes_divide_the_batch() -> None:
-    with pytest.raises(ValueError, match="batch of 10 cannot be dealt to 4 lanes"):
+    with pytest.raises(ValueError, match=r"batch of 10 cannot be divided among data\.lanes=4"):
         Mixture([sized(40)]).order(seed=0, lanes=4).steps_per_epoch(10)
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhofast.data.sampling.shuffle import Order, lanes_of, rank_slice, sample_at, steps_per_epoch
+from rhofast.data.sampling.permutation import sample_at
+from rhofast.data.sampling.shuffle import Order, lanes_of, rank_slice, steps_per_epoch
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10_000))
@@ -236,7 +237,7 @@ def test_a_hundred_million_samples_cost_what_a_few_cost() -> None:
 def test_starts_that_are_none_are_refused(starts: list[int]) -> None:
     with pytest.raises(ValueError, match="starts"):
         Order(starts, seed=0)
-    with pytest.raises(ValueError, match="block of 0"):
+    with pytest.raises(ValueError, match="block_shards=0"):
         Order([0, 1], seed=0, block_shards=0)
-    with pytest.raises(ValueError, match="5 samples cannot be dealt to 6 lanes"):
+    with pytest.raises(ValueError, match="5 samples cannot be divided among 6 lanes"):
         Order([0, 5], seed=0, lanes=6)
