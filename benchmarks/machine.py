@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and the videos it was given."""
+"""Describe the machine of a benchmark, and find its input videos."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SUFFIXES = {".mp4", ".mkv", ".avi", ".webm", ".mov"}
 
 
 def facts_of_the_machine(packages: Iterable[str]) -> dict[str, Any]:
-    """Date, processor, cores and versions."""
+    """Return date, processor, number of cores and versions of the installed packages."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
     versions = {}
@@ -33,14 +33,19 @@ def facts_of_the_machine(packages: Iterable[str]) -> dict[str, Any]:
 
 
 def facts_line(facts: dict[str, Any], load: float | None = None) -> str:
-    """The same in a sentence, for the foot of a table. load: before the first round, where that matters."""
+    """Return the facts as one sentence, for the footer of a table.
+
+    Args:
+        facts: What facts_of_the_machine returned.
+        load: Load average before the first round; None: left out.
+    """
     busy = "" if load is None else f", load average before the first round {load:.1f}"
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     return f"{facts['date']}, {facts['cpu']}, {facts['cores']} cores{busy}. Python {facts['python']}, {versions}."
 
 
 def find_videos(given: list[Path]) -> list[Path]:
-    """The files, and those in the folders. Exits where there are none."""
+    """Return the given video files and those in the given folders; exits if there are none."""
     files = [
         file
         for path in given

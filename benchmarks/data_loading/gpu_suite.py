@@ -1,10 +1,10 @@
-"""The parts of gpu_suite.sh: the data path on a GPU, measured and compared with the CPU.
+"""Measure the data path on a GPU and compare it with the CPU: the parts of gpu_suite.sh.
 
     python -m benchmarks.data_loading.gpu_suite PART VIDEOS --out FOLDER [--cpu]
 
-A part writes FOLDER/PART.json: whether it went well, numbers, and lines for the summary. `shards` comes first: it makes
-the sets that the others use. --cpu runs the same code in small without a GPU, to see that it runs: its numbers say
-nothing. No part changes a setting of the GPU.
+Each part writes FOLDER/PART.json: whether it succeeded, its numbers, and lines for the summary. `shards` comes first
+because it makes the sets that the others use. --cpu runs the same code at a small scale without a GPU, to check that it
+runs; its numbers are meaningless. No part changes a setting of the GPU.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from rhofast.ingest.listing import Listing
 from rhofast.ingest.transcode import TranscodeSettings, find_ffmpeg
 
 PACKAGES = ("torch", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-nvimgcodec-cu13", "av", "numpy")
-PAGE = Path(__file__).parents[2] / "configs" / "byol_slow_r50_8x8_rho2.toml"
+CONFIG = Path(__file__).parents[2] / "configs" / "byol_slow_r50_8x8_rho2.toml"
 SETS: dict[str, Codec] = {
     "jpeg": JpegCodec(),
     "h264_gop8": H264Codec(gop=8),
@@ -55,12 +55,12 @@ SETS: dict[str, Codec] = {
     "hevc_gop16": HevcCodec(gop=16),
     "copy": CopyCodec(),
 }
-WIDTHS = (340, 352)  # of 256 lines: H.264 codes whole blocks of 16 pixels, so both are coded as 352
+WIDTHS = (340, 352)  # at 256 lines; H.264 codes whole blocks of 16 pixels, so both are coded as 352
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large everything is: on a GPU, or in the dry run."""
+    """Sizes of the measurements: on a GPU, or in the dry run."""
 
     videos: int
     seconds: float
@@ -108,7 +108,16 @@ TINY = Scale(
 
 @dataclass(kw_only=True)
 class Part:
-    """What a part is given, and what it leaves: results, and lines for the summary."""
+    """One part of the suite.
+
+    Attributes:
+        videos: The source videos.
+        work: Folder of the shard sets.
+        scale: Sizes of the measurements.
+        device: Device of the loader.
+        results: The part's numbers.
+        lines: The part's lines in the summary.
+    """
 
     videos: list[Path]
     work: Path
@@ -118,15 +127,17 @@ class Part:
     lines: list[str]
 
     def shards(self, name: str) -> ShardSet:
+        """Open one of the sets."""
         return open_folder(self.work / name)
 
     def say(self, line: str) -> None:
+        """Add a line to the summary and print it."""
         self.lines.append(line)
         print(line, flush=True)
 
 
 def config_for(part: Part, name: str, *settings: str) -> Config:
-    """A page that asks nothing of the model: for the loader alone."""
+    """Return a config for measurements of the loader alone."""
     scale = part.scale
     return load_config(
         None,
@@ -145,7 +156,7 @@ def config_for(part: Part, name: str, *settings: str) -> Config:
 
 
 def measure(part: Part, label: str, name: str, *settings: str, rounds: int | None = None) -> None:
-    """The loader alone on one set: a result, or why there is none."""
+    """Measure the loader alone on one set; an error is recorded as the result."""
     try:
         report = bench(
             config_for(part, name, *settings),
@@ -153,7 +164,7 @@ def measure(part: Part, label: str, name: str, *settings: str, rounds: int | Non
             batches=part.scale.batches,
             rounds=rounds or part.scale.rounds,
         )
-    except Exception as error:  # noqa: BLE001 - that a setting fails is a result, too
+    except Exception as error:  # noqa: BLE001 - a setting that fails is a result too
         traceback.print_exc()
         part.results[label] = {"error": f"{type(error).__name__}: {error}"}
         part.say(f"{label}: FAILED: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
@@ -177,7 +188,7 @@ def measure(part: Part, label: str, name: str, *settings: str, rounds: int | Non
 
 
 def machine(part: Part) -> None:
-    """What is here: GPU, driver, decoder libraries, and what rhofast makes of it."""
+    """Report GPU, driver, decoder libraries, and the capabilities that rhofast detects."""
     part.results["facts"] = facts_of_the_machine(PACKAGES)
     part.results["cores"] = len(os.sched_getaffinity(0))
     for library in ("libcuda.so.1", "libnvcuvid.so.1", "libnvidia-encode.so.1"):
@@ -185,16 +196,16 @@ def machine(part: Part) -> None:
             ctypes.CDLL(library)
         except OSError as error:
             part.results[library] = str(error)
-            part.say(f"{library}: NOT THERE ({error})")
+            part.say(f"{library}: MISSING ({error})")
         else:
             part.results[library] = True
-            part.say(f"{library}: there")
+            part.say(f"{library}: found")
     if (program := shutil.which("nvidia-smi")) is not None:
         fields = "name,driver_version,memory.total,memory.used,clocks.sm,clocks.video"
-        asked = [program, f"--query-gpu={fields}", "--format=csv,noheader"]
-        said = subprocess.run(asked, capture_output=True, text=True, timeout=30).stdout.strip()
-        part.results["nvidia-smi"] = said
-        part.say(f"nvidia-smi: {said}")
+        query = [program, f"--query-gpu={fields}", "--format=csv,noheader"]
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.strip()
+        part.results["nvidia-smi"] = answer
+        part.say(f"nvidia-smi: {answer}")
     from rhofast.data.decode.capabilities import choose_decoder, detect
 
     found = detect(0 if part.device.type == "cuda" else None)
@@ -205,7 +216,7 @@ def machine(part: Part) -> None:
 
 
 def shards(part: Part) -> None:
-    """Make the sets: each video once in each codec, the finished shard then listed several times over."""
+    """Make the sets: each video once in each codec; the finished shards are then listed several times."""
     sources = part.videos[: part.scale.videos]
     for name, codec in SETS.items():
         build_set(part, name, codec, sources)
@@ -219,6 +230,7 @@ def shards(part: Part) -> None:
 
 
 def build_set(part: Part, name: str, codec: Codec, sources: list[Path]) -> None:
+    """Make one set; an error is recorded in the summary."""
     root, began = part.work / name, time.perf_counter()
     shutil.rmtree(root, ignore_errors=True)
     records = [VideoRecord(key=f"v{number:04d}", path=path.resolve()) for number, path in enumerate(sources)]
@@ -243,21 +255,21 @@ def build_set(part: Part, name: str, codec: Codec, sources: list[Path]) -> None:
 
 
 def repeat(root: Path, times: int) -> None:
-    """List the set's shards `times` times, under other names: the same files again, not copied."""
+    """List the shards of a set `times` times, under other names, as hard links to the same files."""
     path = root / "dataset.json"
     values = json.loads(path.read_text())
     once, values["shards"] = values["shards"], []
-    for turn in range(times):
+    for number in range(times):
         for shard in once:
-            again = {**shard, "name": shard["name"] if turn == 0 else f"{shard['name']}-{turn:04d}"}
-            for suffix in (".tar", ".arrow") if turn else ():
+            again = {**shard, "name": shard["name"] if number == 0 else f"{shard['name']}-{number:04d}"}
+            for suffix in (".tar", ".arrow") if number else ():
                 os.link(root / f"{shard['name']}{suffix}", root / f"{again['name']}{suffix}")
             values["shards"].append(again)
     path.write_text(json.dumps(values))
 
 
 def encode_at(source: Path, target: Path, width: int, scale: Scale) -> None:
-    """H.264 of this width, the same encoder settings for all; a source that cannot be had is left out."""
+    """Encode H.264 at a width, with the same encoder settings for all; a source that fails is left out."""
     command = [find_ffmpeg(), "-nostdin", "-v", "error", "-y", "-t", f"{scale.seconds}", "-i", f"file:{source}"]
     command += ["-vf", f"fps=30,scale={width}:{scale.short_side},setsar=1,format=yuv420p", "-an", "-c:v", "libx264"]
     command += ["-crf", "23", "-g", "16", "-keyint_min", "16", "-sc_threshold", "0", "-bf", "0", f"file:{target}"]
@@ -266,26 +278,26 @@ def encode_at(source: Path, target: Path, width: int, scale: Scale) -> None:
 
 
 def codecs(part: Part) -> None:
-    """The loader alone by codec, and streams decoded on the host for comparison."""
+    """Measure the loader alone by codec, and with streams decoded on the host for comparison."""
     for name in SETS:
         measure(part, name, name)
     measure(part, "h264_gop16 on the host", "h264_gop16", 'data.decoder="host"', rounds=2)
 
 
 def hw_load(part: Part) -> None:
-    """JPEG pictures: how large a share nvJPEG's engines get."""
+    """Measure the loader with several shares of the JPEG pictures on nvJPEG's hardware engines."""
     for load in (0.0, 0.65, 0.9):
         measure(part, f"hw_decoder_load {load}", "jpeg", f"data.hw_decoder_load={load}")
 
 
 def sessions(part: Part) -> None:
-    """H.264: how many decoders at once (DALI opens one a thread)."""
+    """Measure H.264 with several numbers of decoders (DALI opens one per thread)."""
     for threads in (1, 2, 4, 7, 10, 14):
         measure(part, f"{threads} sessions", "h264_gop16", f"data.decode_threads={threads}", rounds=2)
 
 
 def widths(part: Part) -> None:
-    """Pictures whose width is no multiple of 16 against such whose width is: DALI may open a new decoder for each."""
+    """Compare widths that are a multiple of 16 with others, for which DALI may open a new decoder per video."""
     for width in WIDTHS:
         name = f"h264_{width}x{part.scale.short_side}"
         measure(part, name, name)
@@ -307,7 +319,7 @@ def loader_for(
 
 
 def parity(part: Part) -> None:
-    """The same batches from the CPU's graph and the device's: differences in levels of 0..255."""
+    """Compare the same batches from the CPU's and the device's graph: differences in levels of 0..255."""
     size = part.scale.size
     variants = {
         "crop": AugmentConfig(size=size, color=0.0, gray=0.0, blur=0.0),
@@ -344,7 +356,7 @@ def parity(part: Part) -> None:
 
 
 def memory(part: Part) -> None:
-    """Resident and device memory over many batches."""
+    """Measure resident and device memory over many batches."""
     for name in ("jpeg", "h264_gop16"):
         augment, scale = AugmentConfig(size=part.scale.size), part.scale
         with loader_for(
@@ -360,23 +372,24 @@ def memory(part: Part) -> None:
                 points.append((resident_bytes(), device_bytes(part.device)))
         edge = max(1, len(points) // 10)
         first, last = points[2 * edge : 3 * edge] or points[:1], points[-edge:]
-        told = []
+        sentences = []
         for number, what in enumerate(("resident", "device")):
             a, b = (statistics.median(point[number] for point in part_of) for part_of in (first, last))
             if a:
-                told.append(f"{what} {a / 2**20:,.0f} to {b / 2**20:,.0f} MiB ({b / a - 1:+.2%})")
+                sentences.append(f"{what} {a / 2**20:,.0f} to {b / 2**20:,.0f} MiB ({b / a - 1:+.2%})")
         part.results[name] = {"batches": len(points), "resident_and_device_bytes": points}
         part.say(
-            f"{name}: {len(points)} batches (asked: {scale.soak_batches}), after a fifth of them: {'; '.join(told)}"
+            f"{name}: {len(points)} of {scale.soak_batches} batches, after a fifth of them: {'; '.join(sentences)}"
         )
 
 
 def resident_bytes() -> int:
+    """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def device_bytes(device: torch.device) -> int:
-    """In use on the device, by whomever."""
+    """Return the bytes in use on the device, by all processes."""
     if device.type != "cuda":
         return 0
     free, total = torch.cuda.mem_get_info(device)
@@ -384,7 +397,7 @@ def device_bytes(device: torch.device) -> int:
 
 
 def recovery(part: Part) -> None:
-    """Samples that the decoder refuses behind a right checksum: are they replaced, and is all else as it was?"""
+    """Check that samples with a correct checksum that cannot be decoded are replaced, and all others are unchanged."""
     augment, count = AugmentConfig(size=part.scale.size), 4 * part.scale.batches
     for name in ("jpeg", "h264_gop16"):
         with loader_for(part, name, part.device, augment=augment) as loader:
@@ -421,7 +434,7 @@ def recovery(part: Part) -> None:
                             others += 1
                             differing += not (now[place] == sample and torch.equal(got[place], pixels[place]))
                 outcome["replaced"] = loader.stats.bad
-        except Exception as error:  # noqa: BLE001 - what it raises is the result
+        except Exception as error:  # noqa: BLE001 - the exception is the result
             traceback.print_exc()
             outcome["error"] = f"{type(error).__name__}: {error}"
         finally:
@@ -432,23 +445,25 @@ def recovery(part: Part) -> None:
 
 
 def snapshot(views: Any) -> tuple[list[int], torch.Tensor]:
-    """The samples, and of each a few numbers that stand for its pixels (memory for whole batches would be wasted)."""
+    """Return the samples of a batch, and every 97th of their pixel values to save memory."""
     return views.sample.tolist(), views.pixels.float().flatten(1)[:, ::97].cpu().clone()
 
 
 def spoil(sample: Sample) -> Sample:
-    """The same sample with damage that no checksum shows: pictures cut in half, a stream with a hole."""
+    """Return a sample with damage behind its checksum: pictures cut in half, or a stream with a hole."""
     if sample.stream is not None:
         content = sample.stream.content.copy()
         content[len(content) // 3 : 2 * len(content) // 3] = 0
         return replace(sample, stream=replace(sample.stream, content=content))
     if next(iter(sample.pictures.values())).ndim == 1:
-        return replace(sample, pictures={at: one[: len(one) // 2] for at, one in sample.pictures.items()})
-    return sample  # decoded on the host already
+        return replace(
+            sample, pictures={frame: picture[: len(picture) // 2] for frame, picture in sample.pictures.items()}
+        )
+    return sample  # already decoded on the host
 
 
 def data_wait(part: Part) -> None:
-    """Real steps of Slow-R50 8x8, rho = 2, BYOL, bf16, fed by the loader and from memory."""
+    """Measure steps of Slow-R50 8x8, rho = 2, BYOL, bf16, fed by the loader and from memory."""
     scale = part.scale
     for name in ("jpeg", "h264_gop16"):
         small = [
@@ -459,7 +474,7 @@ def data_wait(part: Part) -> None:
             "train.batch_size=4",
         ]
         config = load_config(
-            PAGE,
+            CONFIG,
             [
                 f"data.train={part.work / name}",
                 f"data.threads={scale.threads}",
@@ -483,7 +498,7 @@ def data_wait(part: Part) -> None:
         )
 
 
-# In the order of what matters most, should time run out; seconds that each may take.
+# The most important parts first, in case time runs out; with the time limit of each in seconds.
 PARTS: dict[str, tuple[Callable[[Part], None], int]] = {
     "machine": (machine, 40),
     "shards": (shards, 120),
@@ -499,6 +514,7 @@ PARTS: dict[str, tuple[Callable[[Part], None], int]] = {
 
 
 def run_part(name: str, options: argparse.Namespace) -> None:
+    """Run one part, write its report, and exit with code 1 if it failed."""
     began = time.perf_counter()
     part = Part(
         videos=find_videos(options.videos),
@@ -511,9 +527,9 @@ def run_part(name: str, options: argparse.Namespace) -> None:
     error = None
     try:
         if not options.cpu and not torch.cuda.is_available():
-            raise RuntimeError("there is no CUDA device (--cpu makes a dry run)")
+            raise RuntimeError("no CUDA device found; use --cpu for a dry run")
         PARTS[name][0](part)
-    except Exception as raised:  # noqa: BLE001 - it is written down, and the other parts go on
+    except Exception as raised:  # noqa: BLE001 - it is recorded, and the other parts run
         traceback.print_exc()
         error = f"{type(raised).__name__}: {raised}"
     failed = error is not None or any("FAILED" in line for line in part.lines)
@@ -532,7 +548,7 @@ def run_part(name: str, options: argparse.Namespace) -> None:
 
 
 def summary(options: argparse.Namespace) -> None:
-    """All parts' lines as a page, printed and written."""
+    """Write and print the lines of all parts."""
     text = "\n".join(summary_lines(options)) + "\n"
     (options.out / "summary.md").write_text(text)
     shutil.rmtree(options.out / "work", ignore_errors=True)
@@ -540,7 +556,8 @@ def summary(options: argparse.Namespace) -> None:
 
 
 def summary_lines(options: argparse.Namespace) -> Iterator[str]:
-    yield "# GPU suite" + (": a dry run without a GPU, its numbers say nothing" if options.cpu else "")
+    """Yield the lines of the summary."""
+    yield "# GPU suite" + (": a dry run without a GPU; its numbers are meaningless" if options.cpu else "")
     for name in PARTS:
         path = options.out / f"{name}.json"
         if not path.is_file():
@@ -556,17 +573,19 @@ def summary_lines(options: argparse.Namespace) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("part", nargs="?", choices=(*PARTS, "summary"))
+    parser.add_argument("part", nargs="?", choices=(*PARTS, "summary"), help="part to run")
     parser.add_argument("videos", type=Path, nargs="*", help="video files, or folders of them")
-    parser.add_argument("--out", type=Path, default=Path("gpu_results"))
-    parser.add_argument("--cpu", action="store_true", help="a dry run in small, without a GPU")
-    parser.add_argument("--list", action="store_true", help="print the parts and their seconds")
+    parser.add_argument(
+        "--out", type=Path, default=Path("gpu_results"), help="folder of the results (default: %(default)s)"
+    )
+    parser.add_argument("--cpu", action="store_true", help="dry run at a small scale, without a GPU")
+    parser.add_argument("--list", action="store_true", help="print the parts and their time limits in seconds")
     options = parser.parse_args()
     if options.list:
         print(*(f"{name}:{seconds}" for name, (_, seconds) in PARTS.items()), sep="\n")
         return
     if options.part is None:
-        parser.error("which part?")
+        parser.error("a part is required; --list prints them")
     options.out.mkdir(parents=True, exist_ok=True)
     if options.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

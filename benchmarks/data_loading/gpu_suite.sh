@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Everything about the data path that needs a GPU, in under eight minutes; gpu_suite.py says what is measured.
+# Run everything about the data path that needs a GPU, in under eight minutes; gpu_suite.py has the measurements.
 #
 #   benchmarks/data_loading/gpu_suite.sh VIDEOS [--cpu]
 #
-# Each part is a process of its own and writes PART.json and PART.log to $OUT (default: ./gpu_results); one that fails,
-# crashes or hangs leaves that in its file, and the next one begins. --cpu: a dry run of the same code in small.
-# PYTHON: the interpreter with rhofast. BUDGET: seconds for all (default: 470). PARTS: some instead of all.
+# Each part is a separate process that writes PART.json and PART.log to $OUT (default: ./gpu_results). If it fails,
+# crashes or hangs, its file says so and the next part starts. --cpu: a dry run of the same code at a small scale.
+# PYTHON: interpreter with rhofast. BUDGET: seconds for all parts (default: 470). PARTS: only these parts.
 set -u
 [ $# -ge 1 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 root="$(cd "$(dirname "$0")/../.." && pwd)"
@@ -24,7 +24,7 @@ for part in ${PARTS:-$("$python" "${suite[@]}" --list)}; do
     [ "$left" -lt "$most" ] && most="$left"
     rm -f "$out/$name.json"
     if [ "$most" -lt 10 ]; then
-        why="no time was left"
+        why="no time left"
     else
         echo "== $name (at most $most s)" >&2
         timeout --kill-after=5 "$most" "$python" "${suite[@]}" "$name" "$@" --out "$out" > "$out/$name.log" 2>&1

@@ -1,9 +1,9 @@
-"""Hue turned by the color matrix, as rhofast does, against hue turned in HSV pixel by pixel, as torchvision does.
+"""Compare hue rotation by a color matrix (rhofast) with hue rotation in HSV per pixel (torchvision).
 
     python -m benchmarks.data_loading.hue VIDEO_OR_FOLDER... [--out benchmarks/results]
 
-How far the pictures are apart at the released strength, against how far they are from the pictures before, and what
-either costs a frame on one thread. benchmarks/README.md says what is measured and what is not.
+Measured are the difference between the two results at the released strength, the difference that the operation itself
+makes, and the CPU time per frame on one thread. benchmarks/README.md explains what is measured and what is not.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from rhofast.config.schema import AugmentConfig
 from rhofast.data.sampling.augment import color_matrix
 
 SIDE = 224
-COLUMNS = ("matrix", "shifts", "apart from HSV, mean", "95 % within", "99 % within", "HSV moves them by, mean")
-COSTS = ("way", "CPU ms a frame, median", "lowest to highest")
-Turn = Callable[[torch.Tensor, float], torch.Tensor]
+COLUMNS = ("matrix", "shifts", "mean difference to HSV", "95 % within", "99 % within", "mean change by HSV")
+COSTS = ("method", "CPU ms per frame, median", "lowest to highest")
+HueShift = Callable[[torch.Tensor, float], torch.Tensor]
 
 console = Console(width=120)
 
 
 def frames_of(path: Path, count: int) -> list[npt.NDArray[np.uint8]]:
-    """`count` frames of a video, or all, evenly apart: central squares, u8[SIDE, SIDE, 3]."""
+    """Return up to `count` evenly spaced frames of a video, cropped to the central square: u8[SIDE, SIDE, 3]."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         shown = [frame.to_image() for number, frame in enumerate(container.decode(stream)) if number < 600]
@@ -48,13 +48,14 @@ def frames_of(path: Path, count: int) -> list[npt.NDArray[np.uint8]]:
 
 
 def central_square(image: Image.Image) -> Image.Image:
+    """Return the central square of a picture, resized to SIDE x SIDE."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
 
 
 def hue_matrix(shift: float) -> torch.Tensor:
-    """What rhofast's plan holds for a hue shift alone, f32[3, 3]."""
+    """Return the matrix of rhofast's plan for a hue shift alone, f32[3, 3]."""
     plan = color_matrix(
         factors=np.array([1.0, 1.0, 1.0, shift]),
         order=np.arange(4),
@@ -66,7 +67,7 @@ def hue_matrix(shift: float) -> torch.Tensor:
 
 
 def yiq_matrix(shift: float) -> torch.Tensor:
-    """The same turn in YIQ, which is what DALI's own hue does, f32[3, 3]."""
+    """Return the matrix of the same rotation in YIQ, as in DALI's own hue operator, f32[3, 3]."""
     to_yiq = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
     cos, sin = np.cos(2 * np.pi * shift), np.sin(2 * np.pi * shift)
     turn = np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]])
@@ -74,18 +75,18 @@ def yiq_matrix(shift: float) -> torch.Tensor:
 
 
 def by_matrix(pictures: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """u8[N, 3, H, W]; rounded and clamped."""
+    """Apply a matrix to pictures u8[N, 3, H, W]; the result is rounded and clamped."""
     turned = torch.einsum("ij,njhw->nihw", matrix, pictures.float())
     return turned.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def in_hsv(pictures: torch.Tensor, shift: float) -> torch.Tensor:
-    """u8[N, 3, H, W], torchvision's."""
+    """Shift the hue of pictures u8[N, 3, H, W] with torchvision."""
     return transforms.adjust_hue(pictures, shift)
 
 
 def in_hsv_leanly(pictures: torch.Tensor, shift: float) -> torch.Tensor:
-    """The same with as few passes over the pixels as we found: value and chroma stay, the hue's ramp is read anew."""
+    """Shift the hue in HSV with as few passes over the pixels as possible: value and chroma stay the same."""
     rgb = pictures.float()
     red, green, blue = rgb.unbind(1)
     value, top = rgb.max(1)
@@ -102,15 +103,25 @@ def in_hsv_leanly(pictures: torch.Tensor, shift: float) -> torch.Tensor:
 
 
 MATRICES = {"about the gray axis (rhofast)": hue_matrix, "in YIQ (DALI's hue)": yiq_matrix}
-WAYS: dict[str, Turn] = {
-    "a matrix": lambda pictures, shift: by_matrix(pictures, hue_matrix(shift)),
+METHODS: dict[str, HueShift] = {
+    "matrix": lambda pictures, shift: by_matrix(pictures, hue_matrix(shift)),
     "HSV, torchvision": in_hsv,
     "HSV, fewest passes": in_hsv_leanly,
 }
 
 
 def apart(pictures: torch.Tensor, matrix: Callable[[float], torch.Tensor], shifts: list[float]) -> dict[str, float]:
-    """Levels (0..255) between matrix and HSV over all pixels, channels and shifts, and between before and after."""
+    """Return differences in levels of 0..255, over all pixels, channels and shifts.
+
+    Args:
+        pictures: u8[N, 3, H, W].
+        matrix: Returns the matrix of a shift.
+        shifts: The hue shifts, as shares of a full turn.
+
+    Returns:
+        mean, p95 and p99 of the difference between matrix and HSV; `moved`, the mean difference between a picture and
+        its shifted version.
+    """
     between, moved = [], []
     for shift in shifts:
         exact = in_hsv(pictures, shift).int()
@@ -127,21 +138,21 @@ def apart(pictures: torch.Tensor, matrix: Callable[[float], torch.Tensor], shift
 
 
 def costs(pictures: torch.Tensor, shift: float, rounds: int) -> dict[str, list[float]]:
-    """CPU ms a frame of each way in each round, in turn, after one to warm up; a clip of 8 frames at a time."""
-    spent: dict[str, list[float]] = {name: [] for name in WAYS}
+    """Return CPU milliseconds per frame by method and round, for clips of 8 frames, after a warm-up round."""
+    spent: dict[str, list[float]] = {name: [] for name in METHODS}
     clips = [clip for clip in pictures.split(8) if len(clip) == 8][:8]
-    for turn in range(rounds + 1):
-        for name, way in WAYS.items():
+    for number in range(rounds + 1):
+        for name, way in METHODS.items():
             began = time.thread_time()
             for clip in clips:
                 way(clip, shift)
-            if turn:
+            if number:
                 spent[name].append(1000 * (time.thread_time() - began) / (8 * len(clips)))
     return spent
 
 
 def show(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    """Print a table; the same in Markdown."""
+    """Print a table and return it in Markdown."""
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*row)
@@ -153,9 +164,11 @@ def show(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> l
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("videos", type=Path, nargs="+", help="video files, or folders of them")
-    parser.add_argument("--frames", type=int, default=8, help="of each video")
-    parser.add_argument("--shifts", type=int, default=16, help="evenly in the released range")
-    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--frames", type=int, default=8, help="frames per video (default: %(default)s)")
+    parser.add_argument(
+        "--shifts", type=int, default=16, help="hue shifts, evenly spaced in the released range (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=11, help="rounds of the timing (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for hue.json and hue.md")
     options = parser.parse_args()
 
@@ -177,21 +190,21 @@ def main() -> None:
         (*names, f"{each['mean']:.2f} levels", f"{each['p95']}", f"{each['p99']}", f"{each['moved']:.2f}")
         for names, each in distances.items()
     ]
-    text = show("Matrix against HSV", COLUMNS, rows)
+    text = show("Matrix compared with HSV", COLUMNS, rows)
     rows = [
         (name, f"{statistics.median(each):.2f}", f"{min(each):.2f} to {max(each):.2f}") for name, each in spent.items()
     ]
     text += show(f"Cost of hue alone, {SIDE} x {SIDE}, one thread", COSTS, rows)
     foot = (
-        f"{len(pictures)} frames of {', '.join(path.name for path in found)}. The two HSV ways differ by "
-        f"{agree.mean():.2f} levels in the mean (torchvision cuts off, the other rounds)."
+        f"{len(pictures)} frames of {', '.join(path.name for path in found)}. The two HSV methods differ by "
+        f"{agree.mean():.2f} levels on average (torchvision truncates, the other rounds)."
     )
     console.print(foot)
     if options.out is not None:
         report: dict[str, Any] = {
             "machine": facts,
             "levels": {" ".join(names): each for names, each in distances.items()},
-            "ms_a_frame": spent,
+            "ms_per_frame": spent,
         }
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "hue.json").write_text(json.dumps(report, indent=1))

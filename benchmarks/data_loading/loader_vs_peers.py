@@ -1,11 +1,11 @@
-"""rhofast's loader against DataLoaders over torchcodec, decord and PyAV, on the same videos, in one go.
+"""Compare rhofast's loader with PyTorch DataLoaders over torchcodec, decord and PyAV, on the same videos.
 
     python -m benchmarks.data_loading.loader_vs_peers VIDEO_OR_FOLDER... [--out benchmarks/results]
 
-All contenders give rho augmented clips of a video as float32 [B, P, C, T, H, W] on the CPU. The peers decode the videos
-themselves; rhofast reads shards of them, made beforehand (the time that takes is reported too). Everyone runs for a few
-batches in turn, for several rounds, and only their ratios mean something: they all suffer alike from what else the
-machine does. benchmarks/README.md says what is measured and what is not.
+All contenders return rho augmented clips per video as float32 [B, P, C, T, H, W] on the CPU. The peers decode the
+videos themselves. rhofast reads shards of them, which are made first; the time for that is reported too. The contenders
+alternate, a few batches each, for several rounds. Only their ratios are meaningful, because other load on the machine
+affects all of them alike. benchmarks/README.md explains what is measured and what is not.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ console = Console(width=120)
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One turn of a contender."""
+    """One measurement of a contender."""
 
     seconds: float
     cpu_seconds: float
@@ -70,23 +70,32 @@ class Measured:
 
 @dataclass(kw_only=True)
 class Contender:
-    """name; next_batch: gives [B, P, C, T, H, W]; close: ends its threads; turns: what was measured so far."""
+    """A loader that is measured.
+
+    Attributes:
+        name: Its name in the table.
+        next_batch: Returns the next batch, [B, P, C, T, H, W].
+        close: Ends its threads.
+        measurements: The measurements so far.
+    """
 
     name: str
     next_batch: Callable[[], torch.Tensor]
     close: Callable[[], None]
-    turns: list[Measured] = field(default_factory=list)
+    measurements: list[Measured] = field(default_factory=list)
 
     @property
     def speeds(self) -> list[float]:
-        return [turn.clips / turn.seconds for turn in self.turns]
+        """Clips per second of each measurement."""
+        return [each.clips / each.seconds for each in self.measurements]
 
     @property
     def cpu(self) -> list[float]:
-        return [turn.cpu_seconds / turn.clips for turn in self.turns]
+        """CPU seconds per clip of each measurement."""
+        return [each.cpu_seconds / each.clips for each in self.measurements]
 
-    def take_turn(self, warm_up: int, batches: int) -> None:
-        """Time `batches` batches, after what was fetched ahead while others had their turn has been used up."""
+    def measure(self, warm_up: int, batches: int) -> None:
+        """Time `batches` batches, after `warm_up` batches that use up what was fetched ahead."""
         for _ in range(warm_up):
             self.next_batch()
         began, cpu, clips = time.perf_counter(), cpu_seconds(), 0
@@ -94,12 +103,12 @@ class Contender:
             pixels = self.next_batch()
             clips += pixels.shape[0] * pixels.shape[1]
         seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
-        self.turns.append(Measured(seconds=seconds, cpu_seconds=cpu, clips=clips))
+        self.measurements.append(Measured(seconds=seconds, cpu_seconds=cpu, clips=clips))
         settle()
 
 
 def cpu_seconds() -> float:
-    """User and system time so far, of this process and of the workers it started (Linux)."""
+    """Return user and system time of this process and its worker processes so far (Linux only)."""
     total = 0.0
     for process in [os.getpid(), *(child.pid for child in multiprocessing.active_children())]:
         numbers = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
@@ -108,7 +117,7 @@ def cpu_seconds() -> float:
 
 
 def settle() -> None:
-    """Wait until everyone has fetched ahead what they will, so that no one works in another's turn."""
+    """Wait until all contenders have filled their queues, so that none works while another is measured."""
     busy = True
     while busy:
         before = cpu_seconds()
@@ -117,7 +126,7 @@ def settle() -> None:
 
 
 def make_shards(videos: list[Path], out: Path, entries: int, workers: int) -> ShardSet:
-    """The videos, repeated to `entries` samples, as shards."""
+    """Make shards of the videos, repeated to `entries` samples."""
     records = [
         VideoRecord(key=f"v{number:05d}", path=path.resolve())
         for number, path in zip(range(entries), itertools.cycle(videos), strict=False)
@@ -131,6 +140,7 @@ def make_shards(videos: list[Path], out: Path, entries: int, workers: int) -> Sh
 
 
 def list_sources(shards: ShardSet, videos: list[Path]) -> list[Source]:
+    """Return the data set entries of the peers: the same videos as in the shards."""
     rows = [shards.row(sample) for sample in range(len(shards))]
     return [
         Source(
@@ -163,7 +173,7 @@ def rhofast_contender(
 def floor_contender(
     shards: ShardSet, clips: ClipConfig, augment: AugmentConfig, batch_size: int, threads: int
 ) -> Contender:
-    """The same graph alone: bytes in memory, plans made. What rhofast's own Python costs is the difference."""
+    """Run the same DALI graph alone, with bytes and plans in memory; the difference is the cost of rhofast's Python."""
     reader, prepared = Reader(shards), []
     for first in range(0, len(shards) - batch_size + 1, batch_size):
         samples = np.arange(first, first + batch_size)
@@ -186,13 +196,13 @@ def peer_contender(name: str, dataset: ClipDataset, batch_size: int, workers: in
 
     def close() -> None:
         nonlocal batches
-        batches = None  # its workers end with it
+        batches = None  # this ends its workers
 
     return Contender(name=name, next_batch=next_batch, close=close)
 
 
 def available_peers() -> dict[str, Decode]:
-    """The decoders that can be imported here; the others are named, with the reason."""
+    """Return the decoders that can be imported; print the others with the reason."""
     peers: dict[str, Decode] = {}
     for package, module, decode in (
         ("torchcodec", "torchcodec.decoders", decode_torchcodec),
@@ -210,7 +220,7 @@ def available_peers() -> dict[str, Decode]:
 
 
 def summarize(contenders: list[Contender]) -> list[dict[str, Any]]:
-    """Medians over rounds; the ratio is rhofast's speed over the contender's, round by round."""
+    """Return medians over rounds; ratios are rhofast's speed divided by the contender's, per round."""
     ours = contenders[0]
     return [
         {
@@ -221,13 +231,20 @@ def summarize(contenders: list[Contender]) -> list[dict[str, Any]]:
             "cpu_seconds_per_clip": statistics.median(one.cpu),
             "rhofast_is_faster": statistics.median(a / b for a, b in zip(ours.speeds, one.speeds, strict=True)),
             "rhofast_saves_cpu": statistics.median(b / a for a, b in zip(ours.cpu, one.cpu, strict=True)),
-            "turns": [asdict(turn) for turn in one.turns],
+            "measurements": [asdict(each) for each in one.measurements],
         }
         for one in contenders
     ]
 
 
-COLUMNS = ("contender", "clips/s, median", "lowest to highest", "CPU s/clip", "rhofast is faster", "and saves CPU")
+COLUMNS = (
+    "contender",
+    "clips/s, median",
+    "lowest to highest",
+    "CPU s/clip",
+    "speed of rhofast",
+    "CPU saved by rhofast",
+)
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -263,18 +280,22 @@ def as_markdown(report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("videos", type=Path, nargs="+", help="video files, or folders of them")
-    parser.add_argument("--entries", type=int, default=64, help="the files are repeated to so many data set entries")
-    parser.add_argument("--workers", type=int, default=2, help="workers of a peer; decode threads of rhofast")
-    parser.add_argument("--batch-size", type=int, default=8, help="videos")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=6, help="timed batches of a turn")
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument(
+        "--entries", type=int, default=64, help="entries of the data set; the files are repeated (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="workers per peer, and decode threads of rhofast (default: %(default)s)"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="videos per batch (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: %(default)s)")
+    parser.add_argument("--batches", type=int, default=6, help="timed batches per measurement (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=224, help="pixels per side (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for loader_vs_peers.json and loader_vs_peers.md")
     options = parser.parse_args()
 
     videos = find_videos(options.videos)
     clips, augment = ClipConfig(), AugmentConfig(size=options.size)
-    warm_up = 2 * options.workers + 2  # more than anyone holds ready
+    warm_up = 2 * options.workers + 2  # more batches than any contender holds ready
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         shards = make_shards(videos, Path(folder) / "shards", options.entries, options.workers)
@@ -292,14 +313,16 @@ def main() -> None:
         for one in contenders:
             pixels = one.next_batch()
             if pixels.shape != expected or pixels.dtype != torch.float32 or not pixels.isfinite().all():
-                raise SystemExit(f"{one.name} gives {pixels.dtype}{list(pixels.shape)}, not float32{list(expected)}")
+                raise SystemExit(
+                    f"{one.name} returns {pixels.dtype}{list(pixels.shape)}, expected float32{list(expected)}"
+                )
         settle()
-        for turn in range(options.rounds):
-            with console.status(f"round {turn + 1} of {options.rounds}") as status:
+        for number in range(options.rounds):
+            with console.status(f"round {number + 1} of {options.rounds}") as status:
                 for place in range(len(contenders)):
-                    one = contenders[(place + turn) % len(contenders)]
-                    status.update(f"round {turn + 1} of {options.rounds}: {one.name}")
-                    one.take_turn(warm_up, options.batches)
+                    one = contenders[(place + number) % len(contenders)]
+                    status.update(f"round {number + 1} of {options.rounds}: {one.name}")
+                    one.measure(warm_up, options.batches)
         for one in contenders:
             one.close()
         report = {

@@ -1,12 +1,12 @@
-"""How long a large set takes to open, to give its first batch, and to resume; what the order of 10**8 samples costs.
+"""Measure the time to open a large set, to get its first batch and to resume, and the cost of ordering 10**8 samples.
 
     python -m benchmarks.data_loading.million_samples [--samples 1000000] [--shards 2000] [--frames 300]
         [--rounds 5] [--out PATH]
 
-The set is synthetic, and as large as a real one where size matters: every shard has an index of its own on the disk,
-with all its units (about 10 GB in all), and its samples share the pictures of one real member. Each turn is a process
-of its own, in which nothing is open or known; before it, the indices are put out of the page cache as far as the
-system lets one ("cold"), or read once ("warm"). It writes PATH.json and PATH.md.
+The set is synthetic, but as large as a real one where size matters: every shard has its own index on the disk with all
+its units (about 10 GB in all), and its samples share the pictures of one real member. Each measurement is a fresh
+process. Before it, the indices are dropped from the page cache as far as the system allows ("cold"), or they were read
+by the measurement before ("warm"). The results are written to PATH.json and PATH.md.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PACKAGES = ("torch", "numpy", "pyarrow", "nvidia-dali-cuda130")
 WIDTH, HEIGHT, FPS = 352, 256, 30
 BATCH = 64
 SMALL = "first batch, a hundredth of the set"
-CASES = {
+MEASUREMENTS = {
     SMALL: (0, 0.0, None),
     "first batch": (0, 0.0, None),
     "resumed in epoch 3": (3, 0.5, None),
@@ -51,7 +51,7 @@ CASES = {
 
 
 def member(frames: int) -> bytes:
-    """An MJPEG MP4 of clouds that move, and grain: about as many bytes a picture as of a real video."""
+    """Return an MJPEG MP4 of moving clouds with grain, with about as many bytes per picture as a real video."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 255, (HEIGHT // 16 + 20, WIDTH // 16 + 20, 3), dtype=np.uint8))
     clouds = np.asarray(coarse.resize((WIDTH + 320, HEIGHT + 320), Image.Resampling.BICUBIC), dtype=np.int16)
@@ -69,7 +69,7 @@ def member(frames: int) -> bytes:
 
 
 def make_set(root: Path, *, samples: int, shards: int, frames: int) -> None:
-    """A set of `shards` tars, which are one file, and as many indices, each a file."""
+    """Make a set of `shards` tars, which are hard links to one file, and as many separate indices."""
     root.mkdir(parents=True)
     content = member(frames)
     indexed = JpegCodec().index_member(BytesIO(content))
@@ -117,7 +117,7 @@ def make_set(root: Path, *, samples: int, shards: int, frames: int) -> None:
 
 
 def make_part(part: Path, root: Path, info: dict[str, Any]) -> None:
-    """The first hundredth of a set, of the same files."""
+    """Make a set of the first hundredth of the shards, from the same files."""
     part.mkdir()
     shards = info["shards"][: max(1, len(info["shards"]) // 100)]
     for shard in shards:
@@ -127,16 +127,16 @@ def make_part(part: Path, root: Path, info: dict[str, Any]) -> None:
 
 
 def resident() -> int:
-    """Bytes of memory that this process has to itself or shares."""
+    """Return the resident memory of this process in bytes."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields["VmRSS"].split()[0]) * 1024
 
 
-def turn(root: Path, case: str) -> dict[str, float]:
-    """Seconds to open the set and to the first batch after that, in this process; imports are not counted."""
+def measure(root: Path, name: str) -> dict[str, float]:
+    """Return the seconds to open the set and from there to the first batch, without imports."""
     from rhofast.data.sources import open_training
 
-    epoch, part, block_shards = CASES[case]
+    epoch, part, block_shards = MEASUREMENTS[name]
     data = DataConfig(train=str(root), block_shards=block_shards, decode_threads=os.cpu_count() or 1)
     before, began = resident(), time.perf_counter()
     sources = open_training(data)
@@ -157,7 +157,7 @@ def turn(root: Path, case: str) -> dict[str, float]:
 
 
 def order_costs() -> list[dict[str, Any]]:
-    """Of 10**8 samples in 10**5 shards, in batches of 512: milliseconds of an epoch's first batch and of the others."""
+    """Return milliseconds per batch of 512 for an order of 10**8 samples in 10**5 shards: first batch, and others."""
     results = []
     for block_shards in (None, 16, 256):
         before = resident()
@@ -179,37 +179,37 @@ def order_costs() -> list[dict[str, Any]]:
     return results
 
 
-def put_out(root: Path) -> None:
-    """Ask the system to forget the indices' pages."""
+def drop_from_cache(root: Path) -> None:
+    """Ask the system to drop the indices from the page cache."""
     for path in root.glob("*.arrow"):
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
 
 
-def markdown(facts: dict[str, Any], given: str, turns: list[dict[str, Any]], order: list[dict[str, Any]]) -> str:
+def markdown(facts: dict[str, Any], given: str, results: list[dict[str, Any]], order: list[dict[str, Any]]) -> str:
     lines = [
         "# Large sets",
         "",
         given,
         "",
-        "| indices | case | opened in | RSS then | first batch after that | lowest to highest |",
+        "| indices | measurement | time to open | RSS after opening | time to first batch | lowest to highest |",
         "|---|---|--:|--:|--:|--:|",
     ]
     for state in ("cold", "warm"):
-        for case in CASES:
-            chosen = [one for one in turns if (one["state"], one["case"]) == (state, case)]
+        for name in MEASUREMENTS:
+            chosen = [one for one in results if (one["state"], one["measurement"]) == (state, name)]
             value = {key: statistics.median(one[key] for one in chosen) for key in chosen[0] if key[0] in "ofr"}
             firsts = sorted(one["first_s"] for one in chosen)
             lines.append(
-                f"| {state} | {case} | {value['open_s']:.2f} s | {value['rss_open'] / 1e6:.0f} MB | "
+                f"| {state} | {name} | {value['open_s']:.2f} s | {value['rss_open'] / 1e6:.0f} MB | "
                 f"{value['first_s']:.2f} s | {firsts[0]:.2f} to {firsts[-1]:.2f} |"
             )
     lines += [
         "",
         "Order of 10^8 samples in 10^5 shards, batches of 512:",
         "",
-        "| order | an epoch's first batch | any other | memory |",
+        "| order | first batch of an epoch | other batches | memory |",
         "|---|--:|--:|--:|",
     ]
     for one in order:
@@ -220,16 +220,18 @@ def markdown(facts: dict[str, Any], given: str, turns: list[dict[str, Any]], ord
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--samples", type=int, default=1_000_000)
-    parser.add_argument("--shards", type=int, default=2_000)
-    parser.add_argument("--frames", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="keep the set here, or take it from here")
+    parser.add_argument("--samples", type=int, default=1_000_000, help="samples of the set (default: %(default)s)")
+    parser.add_argument("--shards", type=int, default=2_000, help="shards of the set (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=300, help="frames per sample (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: %(default)s)")
+    parser.add_argument(
+        "--folder", type=Path, help="folder of the set, which is made if it is missing (default: a temporary folder)"
+    )
     parser.add_argument("--out", type=Path, help="write PATH.json and PATH.md")
-    parser.add_argument("--turn", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=MEASUREMENTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.turn:
-        print(json.dumps(turn(arguments.folder, arguments.turn)))
+    if arguments.measure:
+        print(json.dumps(measure(arguments.folder, arguments.measure)))
         return
     facts = {**facts_of_the_machine(PACKAGES), "load": os.getloadavg()[0]}
     order = order_costs()
@@ -240,34 +242,34 @@ def main() -> None:
         info = json.loads((root / "dataset.json").read_text())
         small = Path(temporary) / "small"
         make_part(small, root, info)
-        turns = []
+        results = []
         for _ in range(arguments.rounds):
             for state in ("cold", "warm"):
-                for case in CASES:
+                for name in MEASUREMENTS:
                     if state == "cold":
-                        put_out(root)
+                        drop_from_cache(root)
                     command = [
                         sys.executable,
                         "-m",
                         "benchmarks.data_loading.million_samples",
                         "--folder",
-                        str(small if case == SMALL else root),
-                        "--turn",
-                        case,
+                        str(small if name == SMALL else root),
+                        "--measure",
+                        name,
                     ]
                     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                    turns.append({"state": state, "case": case, **json.loads(done.stdout)})
+                    results.append({"state": state, "measurement": name, **json.loads(done.stdout)})
     samples, size = (sum(shard[key] for shard in info["shards"]) for key in ("samples", "index_bytes"))
     given = (
         f"{samples:,} samples in {len(info['shards']):,} shards, indices of {size / 1e9:.1f} GB; batches of {BATCH} "
         f"videos, rho = 2, 8x8"
-        f" frames, 224 pixels, on the CPU. Medians of {arguments.rounds} processes each."
+        f" frames, 224 pixels, on the CPU. Medians over {arguments.rounds} processes."
     )
-    text = markdown(facts, given, turns, order)
+    text = markdown(facts, given, results, order)
     print(text)
     if arguments.out:
         arguments.out.with_suffix(".md").write_text(text)
-        values = {"facts": facts, "turns": turns, "order": order}
+        values = {"facts": facts, "results": results, "order": order}
         arguments.out.with_suffix(".json").write_text(json.dumps(values, indent=1))
 
 

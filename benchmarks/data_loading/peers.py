@@ -1,8 +1,8 @@
 """The contenders of loader_vs_peers.py: PyTorch DataLoaders over four decoders, written as a careful user would.
 
-Each gives what rhofast gives: rho clips of a video, float32 [P, C, T, H, W], cut by the same temporal rule, augmented
-alike for all frames of a clip by torchvision v2. The frames that a video's clips need are decoded in one call or pass;
-augmentation works on uint8 and crops first, so that color and blur touch output pixels alone.
+Each returns the same as rhofast: rho clips per video, float32 [P, C, T, H, W], chosen by the same temporal rule, with
+the same augmentation for all frames of a clip, by torchvision v2. The frames that the clips of a video need are decoded
+in one call or pass. Augmentation works on uint8 and crops first, so that color and blur only touch output pixels.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def decode_decord(source: Source, frames: npt.NDArray[np.int64]) -> torch.Tensor
 
 
 def decode_pyav(source: Source, frames: npt.NDArray[np.int64]) -> torch.Tensor:
-    """One seek before the first frame, one pass to the last; only wanted frames are converted to RGB."""
+    """Decode with one seek before the first frame and one pass to the last; only wanted frames become RGB."""
     import av
 
     wanted = sorted(set(frames.tolist()))
@@ -77,13 +77,13 @@ def decode_pyav(source: Source, frames: npt.NDArray[np.int64]) -> torch.Tensor:
                 found[wanted.pop(0)] = picture.to_ndarray(format="rgb24")
             if not wanted:
                 break
-    last = max(found)  # a stream that ends before its header says: its last frame is repeated
+    last = max(found)  # repeated if the stream ends earlier than its header says
     pixels = np.stack([found[frame if frame in found else last] for frame in frames.tolist()])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 class JpegBytes:
-    """The pictures of the shards themselves, decoded by PIL: what is left of the gain without DALI."""
+    """Decodes the pictures of the shards with PIL; this shows the gain without DALI."""
 
     def __init__(self) -> None:
         self._reader: Reader | None = None
@@ -97,7 +97,7 @@ class JpegBytes:
 
 
 class ClipDataset(Dataset[torch.Tensor]):
-    """The videos over and over again: item i is video i % N in epoch i // N, so that one DataLoader never ends."""
+    """An endless data set of the videos: item i is video i % N in epoch i // N."""
 
     def __init__(self, sources: list[Source], decode: Decode, clips: ClipConfig, augment: AugmentConfig) -> None:
         self._sources, self._decode, self._clips = sources, decode, clips
@@ -135,7 +135,7 @@ class ClipDataset(Dataset[torch.Tensor]):
 
 
 def peer_loader(dataset: ClipDataset, *, batch_size: int, workers: int) -> DataLoader[torch.Tensor]:
-    """Its workers run on one thread each (a DataLoader's own setting), and live as long as the loader."""
+    """Return a DataLoader whose workers use one thread each (its default) and live as long as the loader."""
     return DataLoader(
         dataset,
         batch_size=batch_size,

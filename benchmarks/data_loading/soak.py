@@ -1,11 +1,11 @@
-"""Memory and behavior of the training loader over thousands of batches, while its data are bad in every way.
+"""Measure memory and check behavior of the training loader over thousands of batches of damaged data.
 
     python -m benchmarks.data_loading.soak [--batches 2000] [--out benchmarks/results/NAME]
 
-Shards of generated videos are damaged on disk (flipped bits in some samples, one shard deleted), some pictures are such
-that the decoder refuses them although their checksum is right, some reads are slow and some fail as an unreadable
-sector does. The loader must give every batch, whole and finite, name what it replaced, and hold no more memory at the
-end than after its warm-up. Exit code 1 if resident memory grew by more than 3 %, or if a batch was not as promised.
+Shards of generated videos are damaged on disk (flipped bits in some samples, one shard deleted). Some pictures have a
+correct checksum but cannot be decoded, some reads are slow, and some fail like an unreadable sector. The loader must
+return every batch complete and finite, report what it replaced, and use no more memory at the end than after its
+warm-up. The exit code is 1 if resident memory grew by more than 3 % or a batch was wrong.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ VIDEOS, PER_SHARD, SIZE = 96, 4, 64
 FLIPPED, REFUSED = 3, 2  # samples
 SLOW, UNREADABLE = 0.01, 0.005  # shares of all reads
 SLOW_S = 0.05
-COLLECT = 200  # batches: garbage is collected as the training loop does it
+COLLECT = 200  # batches between garbage collections, as in the training loop
 
 
 def make_shards(folder: Path, codec: str) -> ShardSet:
+    """Make shards of generated videos."""
     settings = BuildSettings(
         name="soak",
         split="train",
@@ -65,7 +66,7 @@ def make_shards(folder: Path, codec: str) -> ShardSet:
 
 
 def damage(shards: ShardSet, rng: np.random.Generator) -> list[int]:
-    """Flip a bit in the middle of every unit of some samples, and delete a shard (the last). The flipped samples."""
+    """Flip a bit in every unit of some samples and delete the last shard; return the samples with flipped bits."""
     flipped = rng.choice(len(shards) - PER_SHARD, FLIPPED, replace=False).tolist()
     for sample in flipped:
         row, (shard, _) = shards.row(sample), shards.locate(sample)
@@ -79,8 +80,8 @@ def damage(shards: ShardSet, rng: np.random.Generator) -> list[int]:
     return flipped
 
 
-def haunt(reads: Counter[str], refused: set[int], rng: np.random.Generator) -> None:
-    """From now on some reads are slow, some fail, and some samples' pictures are cut in half behind their checksum."""
+def inject_faults(reads: Counter[str], refused: set[int], rng: np.random.Generator) -> None:
+    """Make some reads slow, some fail, and cut the pictures of the `refused` samples in half after the checksum."""
     read, pread, lock = Reader.read, os.pread, threading.Lock()
 
     def draw() -> float:
@@ -94,7 +95,9 @@ def haunt(reads: Counter[str], refused: set[int], rng: np.random.Generator) -> N
         found = read(self, sample, *arguments)
         if sample in refused and self.codec.pictures:
             reads["undecodable"] += 1
-            return replace(found, pictures={at: one[: len(one) // 2] for at, one in found.pictures.items()})
+            return replace(
+                found, pictures={frame: picture[: len(picture) // 2] for frame, picture in found.pictures.items()}
+            )
         return found
 
     def failing_pread(descriptor: int, size: int, offset: int) -> bytes:
@@ -108,19 +111,19 @@ def haunt(reads: Counter[str], refused: set[int], rng: np.random.Generator) -> N
 
 
 def resident_bytes() -> int:
-    """Of this process (Linux)."""
+    """Return the resident memory of this process in bytes (Linux only)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Take the batches; what became of memory and of the faults."""
+    """Load the batches and return the report."""
     rng = np.random.default_rng(0)
     shards = make_shards(folder, options.codec)
     flipped = damage(shards, rng)
     whole = [sample for sample in range(len(shards) - PER_SHARD) if sample not in flipped]
     refused = set(rng.choice(whole, REFUSED, replace=False).tolist())
     reads: Counter[str] = Counter()
-    haunt(reads, refused, rng)
+    inject_faults(reads, refused, rng)
     clips = ClipConfig(num_frames=4, frame_stride=4, fps=12)
     loader = TrainLoader(
         shards,
@@ -141,19 +144,19 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for number in range(options.warm_up + options.batches):
             views = next(loader)
             if tuple(views.pixels.shape) != expected or not bool(views.pixels.isfinite().all()):
-                faults.append(f"batch {number} is {views.pixels.dtype}{list(views.pixels.shape)} or not finite")
+                faults.append(f"batch {number} has a wrong shape ({list(views.pixels.shape)}) or is not finite")
             if stray := bad_set & set(views.sample.tolist()):
-                faults.append(f"batch {number} holds samples that cannot be read: {sorted(stray)}")
+                faults.append(f"batch {number} contains samples that cannot be read: {sorted(stray)}")
             if number % COLLECT == 0:
                 gc.collect()
             if number % 10 == 0:
                 memory.append((number, resident_bytes()))
-    stats = loader.stats  # of what was read ahead, too: its bad samples are named by now
+    stats = loader.stats  # includes batches that were read ahead, whose bad samples are logged by now
     if threading.active_count() > threads:
-        faults.append(f"{threading.active_count() - threads} threads are left")
-    named = sum(1 for _ in (folder / "bad.jsonl").open())
-    if named != stats.bad:
-        faults.append(f"{stats.bad} bad samples were counted, and {named} named")
+        faults.append(f"{threading.active_count() - threads} threads were not ended")
+    logged = sum(1 for _ in (folder / "bad.jsonl").open())
+    if logged != stats.bad:
+        faults.append(f"{stats.bad} bad samples were counted, but {logged} logged")
     after = [size for number, size in memory if number >= options.warm_up]
     edge = max(1, len(after) // 10)
     begin, end = statistics.median(after[:edge]), statistics.median(after[-edge:])
@@ -177,6 +180,7 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def draw(report: dict[str, Any], target: Path) -> None:
+    """Plot resident memory over batches."""
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(*zip(*[(number, size / 2**20) for number, size in report["memory"]], strict=True), color="#2563a8")
@@ -193,16 +197,17 @@ def draw(report: dict[str, Any], target: Path) -> None:
 
 
 def as_markdown(report: dict[str, Any]) -> str:
+    """Return the report as a table."""
     injected = ", ".join(f"{count:,} {name}" for name, count in sorted(report["injected"].items())) or "none"
     lines = [
         "| codec | batches | resident memory | growth | slope | replaced samples | passed |",
         "|---|--:|--:|--:|--:|--:|---|",
         f"| {report['codec']} | {report['batches']:,} | {report['begin_bytes'] / 2**20:.1f} to "
         f"{report['end_bytes'] / 2**20:.1f} MiB | {report['growth']:+.2%} | "
-        f"{report['bytes_per_batch'] / 1000:+.1f} kB a batch | {report['replaced']:,} of {report['samples']:,} | "
+        f"{report['bytes_per_batch'] / 1000:+.1f} kB per batch | {report['replaced']:,} of {report['samples']:,} | "
         f"{'yes' if report['passed'] else 'NO'} |",
         "",
-        f"Faults: {FLIPPED} of {VIDEOS} samples with flipped bits, {PER_SHARD} in a shard that is gone, and by the way "
+        f"Faults: {FLIPPED} of {VIDEOS} samples with flipped bits, {PER_SHARD} in a deleted shard, and "
         f"these reads: {injected}. Warm-up {report['warm_up']:,} batches; {report['seconds']:.0f} s in all.",
         *(f"\nFAULT: {fault}" for fault in report["faults"][:10]),
         "",
@@ -214,11 +219,11 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--codec", choices=tuple(CODECS), default="jpeg")
-    parser.add_argument("--batches", type=int, default=2000)
-    parser.add_argument("--warm-up", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--out", type=Path, help="path without suffix of the .json, .md and .png to write")
+    parser.add_argument("--codec", choices=tuple(CODECS), default="jpeg", help="stored codec (default: %(default)s)")
+    parser.add_argument("--batches", type=int, default=2000, help="measured batches (default: %(default)s)")
+    parser.add_argument("--warm-up", type=int, default=300, help="batches before them (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=4, help="videos per batch (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="write PATH.json, PATH.md and PATH.png", metavar="PATH")
     options = parser.parse_args()
     torch.set_num_threads(1)
     facts = {"machine": facts_of_the_machine(PACKAGES), "load_average_before": os.getloadavg()[0]}

@@ -1,11 +1,11 @@
-"""How fast features are extracted, against the loader alone and the forward pass alone.
+"""Compare the speed of feature extraction with the loader alone and the forward pass alone.
 
     python -m benchmarks.evaluation.feature_extraction SHARDS CHECKPOINT [--set KEY=VALUE ...]
 
-In turns, rounds of: the loader with nobody behind it, the network on one batch that stays in memory, and both. Medians.
-The bar is 0.9 of the slower one. On a CPU loader and network share the cores, so give each its own: OMP_NUM_THREADS for
-the network, `--set data.decode_threads=...` for the loader. What both need of the cores' time, one beside the other, is
-a limit, too: "cores", all cores divided by the seconds of a core that a video costs in the loader and in the network.
+Each round measures the loader alone, the network on one batch in memory, and both together. Medians over rounds are
+reported. The target is 0.9 of the slower one. On a CPU, loader and network share the cores, so give each its own:
+OMP_NUM_THREADS for the network, `--set data.decode_threads=...` for the loader. "cores" is the rate at which both
+together use all cores: the number of cores divided by the CPU seconds per video in the loader and in the network.
 """
 
 from __future__ import annotations
@@ -30,20 +30,29 @@ from rhofast.evaluation.task import placed
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards")
-    parser.add_argument("checkpoint", help="any backbone, as `rhofast embed` takes it")
-    parser.add_argument("--set", action="append", default=[], dest="settings")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeat", type=int, default=1, help="go through a small set so many times a round")
-    given = parser.parse_args()
-    model = open_model(given.checkpoint, overrides=given.settings)
-    config, shards = model.config, open_shards(given.shards)
-    network, section = placed(model.backbone, config), config.eval
+    parser.add_argument("shards", help="folder or address of a shard set")
+    parser.add_argument("checkpoint", help="checkpoint, run or backbone file, as for `rhofast embed`")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="change a setting of the config",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: %(default)s)")
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="passes over the set per round, for small sets (default: %(default)s)"
+    )
+    arguments = parser.parse_args()
+    model = open_model(arguments.checkpoint, overrides=arguments.settings)
+    config, shards = model.config, open_shards(arguments.shards)
+    network, settings = placed(model.backbone, config), config.eval
     device = next(network.parameters()).device
     lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision)
     lower = lower if device.type == "cuda" else None
-    samples = np.tile(np.arange(len(shards)), given.repeat)
-    videos = max(1, section.batch_size // section.views)
+    samples = np.tile(np.arange(len(shards)), arguments.repeat)
+    videos = max(1, settings.batch_size // settings.views)
 
     def open_loader() -> EvalLoader:
         return EvalLoader(
@@ -51,7 +60,7 @@ def main() -> None:
             clips=config.clips,
             augment=config.augment,
             data=config.data,
-            views=section.views,
+            views=settings.views,
             samples=samples,
             batch_size=videos,
             device=device,
@@ -63,7 +72,7 @@ def main() -> None:
             torch.cuda.synchronize()
 
     def timed(work: Callable[[], int]) -> tuple[float, float]:
-        """Videos a second, and videos a second of a core."""
+        """Return videos per second, and videos per CPU second."""
         settle()
         began, busy = time.perf_counter(), time.process_time()
         count = work()
@@ -80,7 +89,7 @@ def main() -> None:
 
     with open_loader() as loader:
         pixels = next(loader).pixels.flatten(0, 1).clone()
-    rounds = -(-given.repeat * len(shards) // videos)
+    rounds = -(-arguments.repeat * len(shards) // videos)
 
     @torch.inference_mode()
     def forward_alone() -> int:
@@ -91,12 +100,12 @@ def main() -> None:
 
     sources = {"loader": loader_alone, "forward": forward_alone, "features": both}
     rates: dict[str, list[float]] = {name: [] for name in [*sources, "cores"]}
-    for number in range(given.rounds + 1):
-        told = {name: timed(work) for name, work in sources.items()}
+    for number in range(arguments.rounds + 1):
+        measured = {name: timed(work) for name, work in sources.items()}
         if number:  # the first round warms up
-            for name, (rate, _) in told.items():
+            for name, (rate, _) in measured.items():
                 rates[name].append(rate)
-            cost = sum(1 / told[name][1] for name in ("loader", "forward"))
+            cost = sum(1 / measured[name][1] for name in ("loader", "forward"))
             rates["cores"].append(len(os.sched_getaffinity(0)) / cost)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     slower = min(medians["loader"], medians["forward"])

@@ -1,6 +1,6 @@
-"""One run of the study: pretraining, then kNN and the linear probe on held-out shards; the result as JSON.
+"""Run one pretraining of the study, then kNN and the linear probe on held-out shards; the result is written as JSON.
 
-python one.py PAGE FOLDER/NAME --bank SHARDS --test SHARDS [--untrained] [--set KEY=VALUE ...]
+python -m benchmarks.study.one CONFIG FOLDER/NAME --bank SHARDS --test SHARDS [--untrained] [--set KEY=VALUE ...]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RESULT = "study.json"
 
 
 def numbers(evaluation: Evaluation) -> dict[str, Any]:
-    """What the tables need of an evaluation."""
+    """Return the numbers of an evaluation that the tables need."""
     untrained = evaluation.untrained
     return {
         "top1": evaluation.trained.top1,
@@ -34,38 +34,40 @@ def numbers(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def asked(page: Path, settings: list[str]) -> str:
-    """Names what a run was asked for: of another page, or with other settings, it is another one. Its set may move."""
-    said = [setting for setting in settings if not setting.startswith("data.train=")]
-    return hashlib.sha256(json.dumps([page.read_text(encoding="utf-8"), *said]).encode()).hexdigest()[:16]
+def run_digest(config: Path, settings: list[str]) -> str:
+    """Return a digest of a run's config and settings, without the path of its shards."""
+    relevant = [setting for setting in settings if not setting.startswith("data.train=")]
+    return hashlib.sha256(json.dumps([config.read_text(encoding="utf-8"), *relevant]).encode()).hexdigest()[:16]
 
 
 def main() -> None:
-    """Run or continue it."""
+    """Run or continue one pretraining, and evaluate it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("page", type=Path)
-    parser.add_argument("folder", type=Path, help="the run's folder, which is made")
+    parser.add_argument("config", type=Path, help="path of the config")
+    parser.add_argument("folder", type=Path, help="folder of the run, which is created")
     parser.add_argument("--bank", type=Path, required=True, help="labeled training shards")
     parser.add_argument("--test", type=Path, required=True, help="held-out shards")
-    parser.add_argument("--untrained", action="store_true", help="evaluate the network before training, too")
-    parser.add_argument("--set", action="append", default=[], dest="settings")
-    given = parser.parse_args()
+    parser.add_argument("--untrained", action="store_true", help="evaluate the untrained network too")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="change a setting"
+    )
+    arguments = parser.parse_args()
 
-    where = [f"name={given.folder.name}", f"out={given.folder.parent}"]
+    where = [f"name={arguments.folder.name}", f"out={arguments.folder.parent}"]
     began = time.process_time()
-    train(load_config(given.page, [*given.settings, *where]), resume=True)
+    train(load_config(arguments.config, [*arguments.settings, *where]), resume=True)
     trained = time.process_time()
     task = open_task(
-        given.folder, given.test, train=given.bank, overrides=[f"eval.keep={given.folder / 'kept'}"]
+        arguments.folder, arguments.test, train=arguments.bank, overrides=[f"eval.keep={arguments.folder / 'kept'}"]
     )  # kNN and probe share the training videos' features
     result = {
-        "knn": numbers(evaluate_neighbors(task, untrained=given.untrained)),
-        "linear": numbers(evaluate_linear(task, untrained=given.untrained)),
+        "knn": numbers(evaluate_neighbors(task, untrained=arguments.untrained)),
+        "linear": numbers(evaluate_linear(task, untrained=arguments.untrained)),
         "train_cpu_seconds": trained - began,
         "evaluate_cpu_seconds": time.process_time() - trained,
-        "asked": asked(given.page, given.settings),
+        "digest": run_digest(arguments.config, arguments.settings),
     }
-    write_atomically(given.folder / RESULT, json.dumps(result, indent=1))
+    write_atomically(arguments.folder / RESULT, json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What the study asks, as plain data: which runs there are, and which cells of which tables they fill.
+"""The questions of the study as plain data: the runs, and the table cells that they fill.
 
-A run that answers several questions is made once: BYOL with two clips is a point of all six.
+A run that answers several questions is made once: BYOL with two clips belongs to all six.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ METHODS = {"moco": "MoCo", "byol": "BYOL", "simclr": "SimCLR", "swav": "SwAV"}
 CURATED, UNBALANCED, UNCURATED = "curated", "unbalanced", "uncurated"
 TEST, TUNING = "test", "tuning"
 
-# What `rhofast shard --recipe motions` makes of each set. The recipe's values were chosen on `tuning` alone: other
-# videos with the training videos' textures. No seed is that of the demo's videos.
+# Options of `rhofast shard --recipe motions` for each set. They were chosen on `tuning` alone, which has other videos
+# with the textures of the training videos. No seed is that of the demo's videos.
 SETS: dict[str, dict[str, Any]] = {
     CURATED: {"split": "train", "videos": 1024, "seed": 1},
     UNBALANCED: {"split": "train", "videos": 1024, "seed": 3, "balance": "zipf"},
@@ -23,13 +23,13 @@ SETS: dict[str, dict[str, Any]] = {
     TEST: {"split": "test", "videos": 512, "seed": 1},
 }
 
-# Depth: widths at which a video costs about as much to train on.
+# Depth: widths at which training costs about the same per video.
 BACKBONES = {
     "R18": {"backbone.name": "slow_r18", "backbone.width": 16},
     "R50": {"backbone.name": "slow_r50", "backbone.width": 8},
     "R101": {"backbone.name": "slow_r101", "backbone.width": 8},
 }
-# What is left of the augmentation without clips from other times (T), without crops and flips (S), without colors (C).
+# Settings that turn off clips from other times (T), crops and flips (S), and colors (C).
 WITHOUT = {
     "T": {"clips.num_clips": 1},
     "S": {"augment.crop": "center", "augment.flip": 0.0},
@@ -39,7 +39,14 @@ WITHOUT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One pretraining. changes: of the page, as (key, value) in order; data: the set that it is trained on."""
+    """One pretraining.
+
+    Attributes:
+        method: Name of the method.
+        changes: Changes of the config, as (key, value) in order.
+        data: Name of the training set.
+        seed: Seed of the run.
+    """
 
     method: str = "byol"
     changes: tuple[tuple[str, Any], ...] = ()
@@ -48,15 +55,24 @@ class Run:
 
     @property
     def name(self) -> str:
-        """One that a folder may have, and that no other run has."""
+        """A unique name that is valid as a folder name."""
         parts = [self.method, *(f"{key.replace('.', '-')}-{value}" for key, value in self.changes)]
         return "_".join([*parts, *([self.data] if self.data != CURATED else []), f"seed-{self.seed}"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A table: `cells[row, column]` is the run, but for its seed. title: what is asked; paper: what arXiv 2104.14558
-    found; across: what the columns are; scale: they are steps of something, not kinds."""
+    """One question and its table.
+
+    Attributes:
+        key: Name on the command line.
+        title: The question.
+        paper: What arXiv 2104.14558 found.
+        across: What the columns are.
+        seeds: Number of seeds.
+        scale: Whether the columns are steps on a scale and not categories.
+        cells: The run of each (row, column), except its seed.
+    """
 
     key: str
     title: str
@@ -68,32 +84,32 @@ class Question:
 
     @property
     def sides(self) -> tuple[list[str], list[str]]:
-        """Rows and columns, in order."""
+        """Names of the rows and of the columns, in order."""
         rows, columns = (list(dict.fromkeys(cell[side] for cell in self.cells)) for side in (0, 1))
         return rows, columns
 
     @property
     def one_network(self) -> bool:
-        """Whether all runs begin with the same network and see clips of the same shape."""
+        """Whether all runs start from the same network and use clips of the same shape."""
         changes = {key for run in self.cells.values() for key, _ in run.changes}
         return not changes & {"backbone.name", "clips.num_frames", "clips.frame_stride"}
 
     def runs(self, seeds: int | None = None) -> Iterable[Run]:
-        """Seed by seed, so that an unfinished study has a whole table."""
+        """Yield the runs seed by seed, so that an unfinished study has a complete table."""
         for seed in range(seeds or self.seeds):
             for run in self.cells.values():
                 yield Run(method=run.method, changes=run.changes, data=run.data, seed=seed)
 
 
 def changed(values: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Changes in one order, without those that say what the page says already."""
-    page = {"clips.num_clips": 2, "backbone.name": "slow_r18", "backbone.width": 16, "clips.num_frames": 8}
-    page["clips.frame_stride"] = 2
-    return tuple(sorted((key, value) for key, value in values.items() if page.get(key) != value))
+    """Return changes in a fixed order, without those that are equal to the config."""
+    config = {"clips.num_clips": 2, "backbone.name": "slow_r18", "backbone.width": 16, "clips.num_frames": 8}
+    config["clips.frame_stride"] = 2
+    return tuple(sorted((key, value) for key, value in values.items() if config.get(key) != value))
 
 
 def questions() -> list[Question]:
-    """All, in the paper's order."""
+    """Return all questions, in the order of the paper."""
     rho = {
         (name, f"{clips}"): Run(method=method, changes=changed({"clips.num_clips": clips}))
         for method, name in METHODS.items()
@@ -120,7 +136,7 @@ def questions() -> list[Question]:
         )
         for span in (0, 2, 4, 8, None)
         for data in (CURATED, UNCURATED)
-        if (data, span) != (CURATED, 8)  # as long as these videos are
+        if (data, span) != (CURATED, 8)  # the length of these videos
     }
     sets = {
         (METHODS[method], data): Run(method=method, data=data)
@@ -130,9 +146,9 @@ def questions() -> list[Question]:
     return [
         Question(
             key="rho",
-            title="How many clips of a video?",
-            paper="More is better for every method, most from one to two; MoCo and BYOL, whose keys come from a moving "
-            "average, lead SimCLR and SwAV.",
+            title="How many clips per video?",
+            paper="More clips are better for every method, with the largest gain from one to two; MoCo and BYOL, which "
+            "use a momentum network, are better than SimCLR and SwAV.",
             across="clips (rho)",
             seeds=3,
             scale=True,
@@ -140,16 +156,16 @@ def questions() -> list[Question]:
         ),
         Question(
             key="shape",
-            title="How many frames, how far apart?",
-            paper="Longer clips help: 16 x 4 above 8 x 8, in frames of 1/30 s.",
-            across="frames x stride, at 12 frames a second",
+            title="How many frames, and at what stride?",
+            paper="Longer clips help: 16 x 4 is better than 8 x 8, in frames of 1/30 s.",
+            across="frames x stride, at 12 frames per second",
             seeds=1,
             cells=shape,
         ),
         Question(
             key="augmentation",
             title="Which augmentation?",
-            paper="Clips from other times (T) have the largest effect, but for MoCo, where colors (C) have.",
+            paper="Clips from other times (T) have the largest effect, except for MoCo, where colors (C) have.",
             across="what varies: time (T), crops and flips (S), colors (C)",
             seeds=1,
             cells=augmentation,
@@ -165,18 +181,18 @@ def questions() -> list[Question]:
         Question(
             key="span",
             title="How far apart in time may two clips of a video begin?",
-            paper="The same time costs about five points. On curated videos the whole length is best; on uncurated "
-            "ones a limit of some 36 s is, and the whole length is slightly worse.",
-            across="at most so far apart",
+            paper="Clips from the same time lose about five points. On curated videos the whole length is best; on "
+            "uncurated ones a limit of about 36 s is best, and the whole length is slightly worse.",
+            across="largest distance in time",
             seeds=3,
             scale=True,
             cells=spans,
         ),
         Question(
             key="data",
-            title="Videos as picked and cut, or as they come?",
-            paper="At 240,000 videos MoCo loses next to nothing to unbalanced classes and 2.5 points to uncurated "
-            "videos.",
+            title="Curated or uncurated videos?",
+            paper="With 240,000 videos, MoCo loses almost nothing with unbalanced classes and 2.5 points with "
+            "uncurated videos.",
             across="videos",
             seeds=1,
             cells=sets,
@@ -184,6 +200,6 @@ def questions() -> list[Question]:
     ]
 
 
-def all_runs(asked: Iterable[Question], seeds: int | None = None) -> list[Run]:
-    """Each run once, question by question."""
-    return list({run.name: run for question in asked for run in question.runs(seeds)}.values())
+def all_runs(chosen: Iterable[Question], seeds: int | None = None) -> list[Run]:
+    """Return each run once, question by question."""
+    return list({run.name: run for question in chosen for run in question.runs(seeds)}.values())

@@ -1,10 +1,10 @@
-"""The paper's questions on generated videos: make the shards, do all runs, write tables and plots.
+"""Answer the paper's questions on generated videos: make the shards, run everything, write tables and plots.
 
-    python -m benchmarks.study.study OUT                      what is missing in OUT: stopped, it goes on where it was
+    python -m benchmarks.study.study OUT                      run what is missing in OUT, also after a stop
     python -m benchmarks.study.study OUT --only rho --seeds 5
-    python -m benchmarks.study.study OUT --tables-only        of the runs that are there
+    python -m benchmarks.study.study OUT --tables-only        only tables and plots, of the finished runs
 
-Runs are programs of their own, `--jobs` at a time (default: one a core; with a GPU, one for two cores).
+Runs are separate processes, `--jobs` at a time (default: one per core; with a GPU, one per two cores).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from benchmarks.study.one import RESULT, asked
+from benchmarks.study.one import RESULT, run_digest
 from benchmarks.study.questions import CURATED, SETS, TEST, TUNING, Question, Run, all_runs, questions
 from benchmarks.study.tables import write_report
 
 HERE = Path(__file__).parent
-PAGE = HERE / "study.toml"
+CONFIG = HERE / "study.toml"
 
 SHARDS = ["--short-side", "64", "--fps", "12", "--samples-per-shard", "64"]
-# What a narrow network and few steps ask for, chosen on the tuning videos (README.md); the rest is the paper's.
+# Settings for a narrow network and few steps, chosen on the tuning videos (README.md); the rest is as in the paper.
 METHOD_OPTIONS: dict[str, dict[str, Any]] = {
     "moco": {
         "method.hidden": 256,
@@ -61,7 +61,7 @@ METHOD_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def make_shards(videos: Path, shards: Path, names: list[str]) -> None:
-    """With the tool itself; sets that are whole stay."""
+    """Make the missing sets with `rhofast shard`."""
     for name in names:
         if (shards / name / "dataset.json").is_file():
             continue
@@ -72,7 +72,7 @@ def make_shards(videos: Path, shards: Path, names: list[str]) -> None:
 
 
 def settings_of(run: Run, shards: Path) -> list[str]:
-    """What a run has beside the page, as `--set` takes it."""
+    """Return the settings of a run on top of the config, as for `--set`."""
     values: dict[str, Any] = {
         "seed": run.seed,
         "data.train": str(shards / run.data),
@@ -84,18 +84,20 @@ def settings_of(run: Run, shards: Path) -> list[str]:
 
 
 def command_of(run: Run, work: Path, shards: Path, test: str) -> list[str]:
-    """The command line of a run."""
+    """Return the command line of a run."""
     sets = [text for setting in settings_of(run, shards) for text in ("--set", setting)]
     sets += ["--untrained"] if run == Run(seed=run.seed) else []
     held = ["--bank", str(shards / CURATED), "--test", str(shards / test)]
-    return [sys.executable, "-m", "benchmarks.study.one", str(PAGE), str(work / run.name), *held, *sets]
+    return [sys.executable, "-m", "benchmarks.study.one", str(CONFIG), str(work / run.name), *held, *sets]
 
 
 def do(run: Run, work: Path, shards: Path, test: str, threads: int) -> str | None:
-    """Do one run unless it is there; what went wrong, or None."""
+    """Do one run unless it is finished; return an error message or None."""
     if (done := work / run.name / RESULT).is_file():
-        same = json.loads(done.read_text()).get("asked") == asked(PAGE, settings_of(run, shards))
-        return None if same else f"{done.parent}: of another page or other settings; move it away to have it made anew"
+        same = json.loads(done.read_text()).get("digest") == run_digest(CONFIG, settings_of(run, shards))
+        return (
+            None if same else f"{done.parent}: made with another config or other settings; move it away to run it again"
+        )
     log = work / f"{run.name}.log"
     with log.open("a") as sink:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -105,55 +107,61 @@ def do(run: Run, work: Path, shards: Path, test: str, threads: int) -> str | Non
 
 
 def do_all(runs: list[Run], work: Path, shards: Path, test: str, jobs: int) -> list[str]:
-    """All runs, `jobs` at a time; what went wrong."""
+    """Do all runs, `jobs` at a time, and return the error messages."""
     work.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     failed = []
     with Progress() as progress, ThreadPoolExecutor(jobs) as pool:
         task = progress.add_task("runs", total=len(runs))
         for done in as_completed([pool.submit(do, run, work, shards, test, threads) for run in runs]):
-            if (words := done.result()) is not None:
-                failed.append(words)
-                progress.console.print(words, style="red", highlight=False, soft_wrap=True)
+            if (message := done.result()) is not None:
+                failed.append(message)
+                progress.console.print(message, style="red", highlight=False, soft_wrap=True)
             progress.advance(task)
     return failed
 
 
 def results_of(runs: list[Run], work: Path) -> dict[str, dict[str, Any]]:
-    """Of the runs that are done, by name."""
+    """Return the results of the finished runs by name."""
     paths = {run.name: work / run.name / RESULT for run in runs}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
 
 
 def main() -> None:
-    """Make, do and tell."""
+    """Make the shards, do the runs, and write the report."""
     known = questions()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for shards, runs and results")
-    parser.add_argument("--only", nargs="+", choices=[question.key for question in known], help="some questions")
-    parser.add_argument("--seeds", type=int, help="of every question (default: 3 for rho, 1 for the others)")
-    parser.add_argument("--jobs", type=int, help="runs at the same time")
-    parser.add_argument("--tuning", action="store_true", help="evaluate on the tuning videos, not on the test videos")
-    parser.add_argument("--tables-only", action="store_true", help="write tables and plots of the runs that are there")
-    given = parser.parse_args()
+    parser.add_argument("--only", nargs="+", choices=[question.key for question in known], help="only these questions")
+    parser.add_argument("--seeds", type=int, help="seeds per question (default: 3 for rho and span, 1 for the others)")
+    parser.add_argument(
+        "--jobs", type=int, help="runs at the same time (default: one per core; with a GPU, one per two cores)"
+    )
+    parser.add_argument(
+        "--tuning", action="store_true", help="evaluate on the tuning videos instead of the test videos"
+    )
+    parser.add_argument("--tables-only", action="store_true", help="only write tables and plots of the finished runs")
+    arguments = parser.parse_args()
 
-    asked: list[Question] = [question for question in known if given.only is None or question.key in given.only]
+    chosen: list[Question] = [
+        question for question in known if arguments.only is None or question.key in arguments.only
+    ]
     runs, work, shards = (
-        all_runs(asked, given.seeds),
-        given.out / ("tuning" if given.tuning else "runs"),
-        given.out / "shards",
+        all_runs(chosen, arguments.seeds),
+        arguments.out / ("tuning" if arguments.tuning else "runs"),
+        arguments.out / "shards",
     )
     cores = os.cpu_count() or 1
-    jobs = given.jobs or (max(1, cores // 2) if torch.cuda.is_available() else cores)
+    jobs = arguments.jobs or (max(1, cores // 2) if torch.cuda.is_available() else cores)
     failed = []
-    test = TUNING if given.tuning else TEST
-    if not given.tables_only:
-        make_shards(given.out / "videos", shards, sorted({CURATED, test, *(run.data for run in runs)}))
+    test = TUNING if arguments.tuning else TEST
+    if not arguments.tables_only:
+        make_shards(arguments.out / "videos", shards, sorted({CURATED, test, *(run.data for run in runs)}))
         failed = do_all(runs, work, shards, test, jobs)
-    for path in write_report(asked, results_of(runs, work), given.out, given.seeds):
+    for path in write_report(chosen, results_of(runs, work), arguments.out, arguments.seeds):
         print(path)
     if failed:
-        raise SystemExit(f"{len(failed)} of {len(runs)} runs failed; the same command tries them again")
+        raise SystemExit(f"{len(failed)} of {len(runs)} runs failed; run the same command to try them again")
 
 
 if __name__ == "__main__":

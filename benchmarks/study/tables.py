@@ -1,4 +1,4 @@
-"""From the study's results to a page of tables, and plots beside it."""
+"""Write the study's results as tables and plots."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ PACKAGES = ("torch", "nvidia-dali-cuda130", "numpy")
 
 
 def values_of(run: Run, seeds: int, results: Results, measure: str) -> list[float]:
-    """Top-1 of a cell, one for each seed that is done."""
+    """Return the top-1 accuracies of a cell, one per finished seed."""
     names = [Run(method=run.method, changes=run.changes, data=run.data, seed=seed).name for seed in range(seeds)]
     return [results[name][measure]["top1"] for name in names if name in results]
 
 
-def told(values: Sequence[float]) -> str:
-    """In percent: mean, and standard deviation over seeds where there are several."""
+def mean_text(values: Sequence[float]) -> str:
+    """Return the mean in percent, with the standard deviation over seeds if there are several."""
     if not values:
         return ""
     spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -36,23 +36,28 @@ def told(values: Sequence[float]) -> str:
 
 
 def table(question: Question, results: Results, measure: str, seeds: int) -> list[str]:
-    """One measure of a question in Markdown."""
+    """Return the table of one measure of a question in Markdown."""
     rows, columns = question.sides
     lines = [f"| {MEASURES[measure]} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for row in rows:
         cells = [question.cells.get((row, column)) for column in columns]
-        texts = [told(values_of(run, seeds, results, measure)) if run is not None else "" for run in cells]
+        texts = [mean_text(values_of(run, seeds, results, measure)) if run is not None else "" for run in cells]
         lines.append(f"| {row} | {' | '.join(texts)} |")
     return lines
 
 
 def gains(question: Question, results: Results, measure: str, seeds: int) -> list[str]:
-    """Where rho is asked about, with several seeds: what more clips bring than one, in Markdown; the spread is that of
-    a difference of two runs."""
+    """Return the gain of several clips over one in Markdown, if the question is about rho and has several seeds.
+
+    The spread is that of a difference of two runs.
+    """
     rows, columns = question.sides
     if columns[0] != "1" or seeds < 2:
         return []
-    lines = [f"| {MEASURES[measure]}, points above one clip | {' | '.join(columns[1:])} |", "|---" * len(columns) + "|"]
+    lines = [
+        f"| {MEASURES[measure]}, gain over one clip in points | {' | '.join(columns[1:])} |",
+        "|---" * len(columns) + "|",
+    ]
     for row in rows:
         one, *others = (values_of(question.cells[row, clips], seeds, results, measure) for clips in columns)
         lines.append(f"| {row} | {' | '.join(_gain(one, more) for more in others)} |")
@@ -67,26 +72,28 @@ def _gain(one: Sequence[float], more: Sequence[float]) -> str:
 
 
 def untrained(results: Results, measure: str) -> list[float]:
-    """Top-1 of the same network before training, one for each seed."""
+    """Return the top-1 accuracies of the untrained network, one per seed."""
     known = [one[measure]["untrained_top1"] for one in results.values()]
     return [value for value in known if value is not None]
 
 
 def untrained_line(results: Results) -> str:
-    """What nothing learned is worth."""
+    """Return a sentence on the untrained network and chance."""
     known = {words: untrained(results, measure) for measure, words in MEASURES.items()}
-    before = ", ".join(f"{words} {told(values)}" for words, values in known.items() if values)
+    before = ", ".join(f"{words} {mean_text(values)}" for words, values in known.items() if values)
     some = next(iter(results.values()))["knn"]
     facts = f"Chance: {some['chance']:.1%}. {some['samples']} held-out videos."
     return f"Untrained: {before}. {facts}" if before else facts
 
 
 def plot(axes: Axes, question: Question, results: Results, measure: str, seeds: int) -> None:
-    """A line a row over the columns where these are a scale, bars where they are kinds: means over seeds. Where there
-    are several, each is a dot: a mean says little of runs of which some have learned and some have not."""
+    """Plot means over seeds: one line per row if the columns are a scale, else bars.
+
+    Several seeds are drawn as dots too, since a mean says little if some runs have learned and others have not.
+    """
     rows, columns = question.sides
     for number, (row, color) in enumerate(zip(rows, COLORS, strict=False)):
-        aside = number - (len(rows) - 1) / 2  # so that dots and bars stand beside each other
+        aside = number - (len(rows) - 1) / 2  # moves dots and bars beside each other
         points = [
             (columns.index(column), values)
             for (its, column), run in question.cells.items()
@@ -115,11 +122,11 @@ def plot(axes: Axes, question: Question, results: Results, measure: str, seeds: 
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw(asked: Sequence[Question], results: Results, path: Path, seeds: int | None) -> None:
-    """A row of plots a question: kNN left, the probe right."""
-    figure = Figure(figsize=(11, 3.3 * len(asked)), dpi=110, layout="constrained")
-    grid = figure.subplots(len(asked), 2, squeeze=False, sharey="row")
-    for question, pair in zip(asked, grid, strict=True):
+def draw(chosen: Sequence[Question], results: Results, path: Path, seeds: int | None) -> None:
+    """Draw a row of plots per question: kNN on the left, the linear probe on the right."""
+    figure = Figure(figsize=(11, 3.3 * len(chosen)), dpi=110, layout="constrained")
+    grid = figure.subplots(len(chosen), 2, squeeze=False, sharey="row")
+    for question, pair in zip(chosen, grid, strict=True):
         for axes, (measure, words) in zip(pair, MEASURES.items(), strict=True):
             plot(axes, question, results, measure, seeds or question.seeds)
             axes.set_ylabel(f"top-1, {words}")
@@ -128,14 +135,14 @@ def draw(asked: Sequence[Question], results: Results, path: Path, seeds: int | N
     figure.savefig(path)
 
 
-def write_report(asked: Sequence[Question], results: Results, out: Path, seeds: int | None) -> list[Path]:
-    """study.md, study.png and study.json in `out`; nothing where no run is done."""
+def write_report(chosen: Sequence[Question], results: Results, out: Path, seeds: int | None) -> list[Path]:
+    """Write study.md, study.png and study.json to `out`; return their paths, or none if no run is finished."""
     if not results:
         return []
     facts = facts_of_the_machine(PACKAGES)
     cost = sum(one["train_cpu_seconds"] + one["evaluate_cpu_seconds"] for one in results.values())
     lines = ["# The paper's questions, on generated videos", "", untrained_line(results), "", "![](study.png)", ""]
-    for question in asked:
+    for question in chosen:
         count = seeds or question.seeds
         lines += [f"## {question.title}", "", f"Paper: {question.paper}", ""]
         for measure in MEASURES:
@@ -144,6 +151,6 @@ def write_report(asked: Sequence[Question], results: Results, out: Path, seeds: 
     lines += [f"{len(results)} runs, {cost / 3600:.1f} CPU hours. {facts_line(facts)}", ""]
     paths = [out / f"study.{suffix}" for suffix in ("md", "png", "json")]
     paths[0].write_text("\n".join(lines))
-    draw(asked, results, paths[1], seeds)
+    draw(chosen, results, paths[1], seeds)
     paths[2].write_text(json.dumps({"machine": facts, "runs": results}, indent=1))
     return paths

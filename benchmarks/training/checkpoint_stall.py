@@ -1,9 +1,9 @@
-"""For how long a checkpoint holds up the training thread, and how long it takes until it is on the disk.
+"""Measure how long a checkpoint blocks the training thread, and how long it takes until it is on the disk.
 
     python -m benchmarks.training.checkpoint_stall [--backbone slow_r50] [--method byol] [--rounds 7] [--folder FOLDER]
 
-A checkpoint holds all that a run has: weights of both networks, heads, optimizer. As in training, memory for the copy
-is allocated beforehand, and no other checkpoint is being written when the next one is saved.
+The checkpoint has everything that a run has: weights of both networks, heads, and optimizer state. As in training,
+memory for the copy is reserved beforehand, and a checkpoint is on the disk before the next one is saved.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rhofast.training.optim import build_optimizer
 
 
 def make_checkpoint(backbone: str, method: str, folder: Path) -> Checkpoint:
-    """Return what is saved after a first step."""
+    """Return what is saved after the first step of a run."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = build_method(method, {}, build_backbone(backbone, {})).to(device)
     optimizer = build_optimizer(module, OptimConfig())
@@ -49,33 +49,33 @@ def make_checkpoint(backbone: str, method: str, folder: Path) -> Checkpoint:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--backbone", default="slow_r50")
-    parser.add_argument("--method", default="byol")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--folder", type=Path, help="where to write (default: a folder for temporary files)")
-    given = parser.parse_args()
+    parser.add_argument("--backbone", default="slow_r50", help="backbone (default: %(default)s)")
+    parser.add_argument("--method", default="byol", help="method (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="checkpoints to save (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="where checkpoints are written (default: a temporary folder)")
+    arguments = parser.parse_args()
     load = os.getloadavg()[0]
-    stalls, seconds = [], []
-    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        checkpoint = make_checkpoint(given.backbone, given.method, Path(folder))
+    blocked, seconds = [], []
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        checkpoint = make_checkpoint(arguments.backbone, arguments.method, Path(folder))
         size = sum(value.nbytes for value in checkpoint.method.values())
         run = Path(folder) / "run"
         run.mkdir()
         with AsyncCheckpointWriter(run, keep=1) as writer:
             writer.reserve(checkpoint)
-            for step in range(1, given.rounds + 1):
+            for step in range(1, arguments.rounds + 1):
                 writer.save(replace(checkpoint, step=step))
                 writer.wait()
                 time.sleep(0.2)
                 [written] = writer.poll()
                 if written.error is not None:
                     raise SystemExit(written.error)
-                stalls.append(1000 * written.stall_s)
+                blocked.append(1000 * written.stall_s)
                 seconds.append(written.seconds)
-    print(f"{given.method}, {given.backbone}: {size / 1e6:.0f} MB of weights and statistics, and the optimizer's state")
-    print(f"training thread held up: {statistics.median(stalls):.0f} ms ({min(stalls):.0f} to {max(stalls):.0f})")
+    print(f"{arguments.method}, {arguments.backbone}: {size / 1e6:.0f} MB of weights and buffers, plus optimizer state")
+    print(f"training thread blocked: {statistics.median(blocked):.0f} ms ({min(blocked):.0f} to {max(blocked):.0f})")
     print(f"on the disk after: {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})")
     print(facts_line(facts_of_the_machine(("torch", "safetensors")), load))
 

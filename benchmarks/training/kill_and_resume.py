@@ -1,13 +1,17 @@
-"""Training that is killed again and again, against training that is left alone.
+"""Compare training runs that are killed again and again with a run that is not killed.
 
     python -m benchmarks.training.kill_and_resume [--points 50] [--steps 60] [--seed 0] [--shards SET] [--out PATH]
 
-A short run of two processes on the CPU is hit at random moments, one in five while it starts: SIGKILL or SIGTERM to
-one of them; then both are started again with --resume, until the run is done. A finished run is followed by another,
-until all points are spent. Checked: the last checkpoints are the same files, to the bit, as those of a run that nothing
-happened to; each step of the run is in the metrics once, but for steps after a checkpoint that were lost and made
-again, and then with the same loss; and how long a process took to end after the other was hit. Processes are forked
-from one that has imported everything, so that a start takes no time of its own. It writes PATH.json and PATH.md.
+In a short run of two processes on the CPU, one process gets SIGKILL or SIGTERM at a random moment, in one of five cases
+while it starts. Then both processes are started again with --resume, until the run is done. More runs follow until all
+--points signals are sent. Checked is that
+
+* the last checkpoint has the same bytes as that of the run that was not killed,
+* the metrics have each step once, except steps after a checkpoint that were lost and repeated, with the same loss,
+* a process ends in time after the other one was killed.
+
+Processes are forked from one that has imported everything, so that a start takes no time. The results are written to
+PATH.json and PATH.md. The exit code is 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -33,14 +37,24 @@ from rhofast.checkpoint.run_folder import RunFolder
 
 PACKAGES = ("torch", "accelerate", "safetensors")
 RANKS = 2
-PATIENCE_S = 60.0  # how long a process may outlive the other, before it is ended as a launcher would
+TIMEOUT_S = 60.0  # how long a process may outlive the other before it is killed, as a launcher would
 EXIT_RESUMABLE = 75
 
 
 @dataclass(kw_only=True)
 class Point:
-    """A hit. after_s: since the start of both; since, at: the last step in the metrics then and now; codes: how both
-    ended; ended_s: how long that took; forced: whether one did not end by itself."""
+    """One signal.
+
+    Attributes:
+        signal: Name of the signal.
+        rank: Rank of the process that got it.
+        after_s: Seconds since the start of both processes.
+        since: Last step in the metrics when they started.
+        at: Last step in the metrics when the signal was sent.
+        codes: Exit codes of both processes.
+        ended_s: Seconds until both had ended.
+        forced: Whether a process did not end by itself.
+    """
 
     signal: str
     rank: int
@@ -53,8 +67,11 @@ class Point:
 
 
 def serve() -> None:
-    """A process that forks ranks on request: `{"place": environment, "config": ...}` in, `{"pid": ...}` out, and
-    `{"pid": ..., "code": ...}` when one has ended."""
+    """Fork ranks on request, as a server on standard input and output.
+
+    A request `{"place": environment, "config": ..., "log": ...}` is answered with `{"pid": ...}`; a request
+    `{"wait": pid, "block": ...}` with `{"code": exit code or None}`.
+    """
     import torch
     import torch._dynamo
     import torch.utils.tensorboard
@@ -77,7 +94,7 @@ def serve() -> None:
 
 
 def become_rank(request: dict[str, Any]) -> None:
-    """Train, in a process forked for it, and end as `rhofast train` does."""
+    """Train in this forked process, and exit with the code of `rhofast train`."""
     from rhofast.config.load import parse_config
     from rhofast.errors import RhofastError
     from rhofast.training.trainer import train
@@ -87,7 +104,11 @@ def become_rank(request: dict[str, Any]) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
-        code = 0 if train(parse_config(request["config"], where="kills"), resume=True).finished else EXIT_RESUMABLE
+        code = (
+            0
+            if train(parse_config(request["config"], where="kill_and_resume"), resume=True).finished
+            else EXIT_RESUMABLE
+        )
     except RhofastError as error:
         print(error, file=sys.stderr, flush=True)
         code = 2
@@ -99,7 +120,7 @@ def become_rank(request: dict[str, Any]) -> None:
 
 
 class Pair:
-    """Two ranks of a run, forked by the server."""
+    """The two ranks of a run, forked by the server."""
 
     def __init__(self, server: subprocess.Popen[str], config: dict[str, Any], log: Path) -> None:
         self.server = server
@@ -114,12 +135,13 @@ class Pair:
             self.pids.append(self._ask({"place": place, "config": config, "log": str(log)})["pid"])
         self.codes: list[int | None] = [None] * RANKS
 
-    def hit(self, rank: int, number: int) -> None:
+    def send_signal(self, rank: int, number: int) -> None:
+        """Send a signal to a rank that has not ended."""
         if self.codes[rank] is None:
             os.kill(self.pids[rank], number)
 
     def wait(self, seconds: float) -> bool:
-        """Until both have ended, but not longer. Whether they have."""
+        """Wait until both ranks have ended, at most `seconds`; return whether they have."""
         end = time.monotonic() + seconds
         while True:
             for rank, pid in enumerate(self.pids):
@@ -132,7 +154,7 @@ class Pair:
             time.sleep(0.01)
 
     def wait_for_a_moment(self, rng: random.Random, run: Path) -> bool:
-        """Until a random moment of the start, or of one of the next steps. Whether both had ended before."""
+        """Wait until a random moment of the start or of the next steps; return whether both ranks had ended before."""
         if rng.random() < 0.2:
             return self.wait(rng.uniform(0, 3))
         aim = last_step(run) + rng.randrange(1, 12)
@@ -149,7 +171,7 @@ class Pair:
 
 
 def run_of(out: Path, shards: Path, steps: int) -> dict[str, Any]:
-    """The configuration of a run of seconds; every third step is saved."""
+    """Return the config of a run of a few seconds with a checkpoint every three steps."""
     return {
         "name": "run",
         "out": str(out),
@@ -172,6 +194,7 @@ def run_of(out: Path, shards: Path, steps: int) -> dict[str, Any]:
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a run's metrics."""
     lines = []
     if (path := RunFolder(run).metrics).is_file():
         for line in path.read_text().splitlines():
@@ -181,18 +204,19 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
 
 
 def last_step(run: Path) -> int:
+    """Return the last step in a run's metrics, or 0."""
     return max((line["step"] for line in lines_of(run) if line["kind"] == "step"), default=0)
 
 
 def weights(run: Path) -> dict[str, bytes]:
-    """Return the files of the last checkpoint that hold tensors."""
+    """Return the tensor files of the last checkpoint."""
     folder = RunFolder(run)
     named = folder.checkpoints / folder.latest.read_text()
     return {path.name: path.read_bytes() for path in named.glob("*.safetensors")}
 
 
 def lineage(run: Path) -> list[tuple[int, float]]:
-    """(step, loss) of the steps that led to the end: a start forgets the steps after its checkpoint."""
+    """Return (step, loss) of the steps that led to the end, without those that were lost and repeated."""
     kept: list[tuple[int, float]] = []
     for line in lines_of(run):
         if line["kind"] == "start":
@@ -203,27 +227,29 @@ def lineage(run: Path) -> list[tuple[int, float]]:
 
 
 def problems(run: Path, alone: Path, steps: int) -> list[str]:
-    """How a killed run differs from the one that was left alone."""
+    """Return how a killed run differs from the one that was not killed."""
     found = []
     if [step for step, _ in lineage(run)] != list(range(1, steps + 1)):
-        found.append("steps are missing or there twice")
+        found.append("steps are missing or occur twice")
     losses = dict(lineage(alone))
     if others := [s for s in lines_of(run) if s["kind"] == "step" and s["loss"] != losses[s["step"]]]:
-        found.append(f"{len(others)} steps have another loss, the first: {others[0]['step']}")
+        found.append(f"{len(others)} steps have a different loss, the first is {others[0]['step']}")
     theirs, ours = weights(alone), weights(run)
-    found += [f"{name} has other bytes" for name in theirs if theirs[name] != ours.get(name)]
+    found += [f"{name} has different bytes" for name in theirs if theirs[name] != ours.get(name)]
     return found
 
 
-def torment(server: subprocess.Popen[str], folder: Path, shards: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All of it. The report."""
+def run_benchmark(
+    server: subprocess.Popen[str], folder: Path, shards: Path, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Run everything and return the report."""
     rng = random.Random(arguments.seed)
     log = folder / "log.txt"
     alone = folder / "alone"
     began = time.monotonic()
     pair = Pair(server, run_of(alone, shards, arguments.steps), log)
     if not pair.wait(300) or pair.codes != [0, 0]:
-        raise SystemExit(f"the run that was left alone ended with {pair.codes}: {log.read_text()[-2000:]}")
+        raise SystemExit(f"the run that was not killed ended with {pair.codes}: {log.read_text()[-2000:]}")
     whole_s = time.monotonic() - began
     points: list[Point] = []
     runs: list[dict[str, Any]] = []
@@ -237,11 +263,11 @@ def torment(server: subprocess.Popen[str], folder: Path, shards: Path, arguments
             if not (pair.wait_for_a_moment(rng, out / "run") if hit else pair.wait(300)) and hit:
                 kind, rank = rng.choice([signal.SIGKILL, signal.SIGTERM]), rng.randrange(RANKS)
                 after, at = time.monotonic() - began, last_step(out / "run")
-                pair.hit(rank, kind)
+                pair.send_signal(rank, kind)
                 began = time.monotonic()
-                forced = not pair.wait(PATIENCE_S)
+                forced = not pair.wait(TIMEOUT_S)
                 for other in range(RANKS):
-                    pair.hit(other, signal.SIGKILL)
+                    pair.send_signal(other, signal.SIGKILL)
                 pair.wait(10)
                 ended = time.monotonic() - began
                 codes = [code if code is not None else 999 for code in pair.codes]
@@ -262,7 +288,7 @@ def torment(server: subprocess.Popen[str], folder: Path, shards: Path, arguments
             if pair.codes == [0, 0]:
                 break
             if not hit:
-                raise SystemExit(f"a run that was left alone ended with {pair.codes}: {log.read_text()[-2000:]}")
+                raise SystemExit(f"a run that was not killed ended with {pair.codes}: {log.read_text()[-2000:]}")
         runs.append({"hits": hits, "problems": problems(out / "run", alone / "run", arguments.steps)})
         print(f"run {len(runs)}: {runs[-1]}", flush=True)
     return {
@@ -277,13 +303,15 @@ def torment(server: subprocess.Popen[str], folder: Path, shards: Path, arguments
 
 
 def markdown(report: dict[str, Any], load: float) -> str:
+    """Return the report as Markdown."""
     lines = [
-        "# Training that is killed",
+        "# Killed and resumed training",
         "",
-        f"{len(report['points'])} random hits on {len(report['runs'])} runs of {report['steps']} steps, two processes, "
-        f"MoCo, float32, a checkpoint every 3 steps; such a run takes {report['seconds_alone']:.1f} s.",
+        f"{len(report['points'])} random signals to {len(report['runs'])} runs of {report['steps']} steps, two "
+        f"processes, MoCo, float32, a checkpoint every 3 steps; undisturbed, a run takes "
+        f"{report['seconds_alone']:.1f} s.",
         "",
-        "| signal to one process | hits | before a new step | both ended in: median | longest | saved (75) |",
+        "| signal to one process | count | before a new step | both ended after, median | longest | saved (code 75) |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for name in ("SIGKILL", "SIGTERM"):
@@ -296,18 +324,18 @@ def markdown(report: dict[str, Any], load: float) -> str:
             lines.append(f"| {name} | {len(chosen)} | {early} | {times} | {saved} |")
     wrong = [problem for run in report["runs"] for problem in run["problems"]]
     forced = sum(point["forced"] for point in report["points"])
-    same = "the same bits in all of them, and no step twice or left out" if not wrong else "; ".join(wrong)
-    lines += ["", f"Weights, optimizer and losses against the run that was left alone: {same}."]
+    same = "the same bits in all of them, and no step occurs twice or is missing" if not wrong else "; ".join(wrong)
+    lines += ["", f"Weights, optimizer and losses compared with the undisturbed run: {same}."]
     lines += [
-        f"Processes that did not end by themselves within {PATIENCE_S:.0f} s: {forced}. One that waits for another to "
-        "start takes it for lost after `train.timeout_s`, 20 s here; a launcher would end it at once.",
+        f"Processes that did not end by themselves within {TIMEOUT_S:.0f} s: {forced}. A process that waits for "
+        "another to start gives up after `train.timeout_s`, here 20 s; a launcher would end it at once.",
         "",
     ]
     return "\n".join([*lines, facts_line(report["facts"], load), ""])
 
 
 def make_shards(folder: Path) -> Path:
-    """A small set of generated videos."""
+    """Make a small set of generated videos."""
     command = ["shard", str(folder / "videos"), str(folder / "shards"), "--recipe", "motions", "--short-side", "48"]
     options = ["--option", "videos=24", "--option", "frames=24"]
     subprocess.run([sys.executable, "-m", "rhofast", *command, *options], check=True, stdout=subprocess.DEVNULL)
@@ -316,9 +344,9 @@ def make_shards(folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--points", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--points", type=int, default=50, help="signals to send (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=60, help="steps per run (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments (default: %(default)s)")
     parser.add_argument("--shards", type=Path, help="a shard set (default: generated videos)")
     parser.add_argument("--out", type=Path, help="write PATH.json and PATH.md")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -338,7 +366,7 @@ def main() -> None:
             assert server.stdout is not None and server.stdin is not None
             server.stdout.readline()
             try:
-                report = torment(server, folder, shards, arguments)
+                report = run_benchmark(server, folder, shards, arguments)
             finally:
                 server.stdin.close()
     text = markdown(report, load)

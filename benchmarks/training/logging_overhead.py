@@ -1,4 +1,4 @@
-"""What logging costs per step: the calls that the trainer makes, with nothing between them.
+"""Measure what logging costs per step: the calls that the trainer makes, with nothing between them.
 
     python -m benchmarks.training.logging_overhead [--log-steps 10] [--passes 4]
 
@@ -97,8 +97,10 @@ def measure(folder: Path, passes: int, log_steps: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--log-steps", type=int, default=10, help="steps per window")
-    parser.add_argument("--passes", type=int, default=4, help="query clips, each with a backward pass of its own")
+    parser.add_argument("--log-steps", type=int, default=10, help="steps per window (default: %(default)s)")
+    parser.add_argument(
+        "--passes", type=int, default=4, help="backward passes, one per query clip (default: %(default)s)"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(Path(folder), given.passes, given.log_steps), indent=1))

@@ -1,9 +1,9 @@
-"""A training step as one writes it from the papers: what benchmarks/training/step_vs_plain.py holds rhofast's against.
+"""A straightforward training step, written from the papers; step_vs_plain.py compares rhofast's step with it.
 
-Eager PyTorch with the layout that it has by itself (contiguous NCTHW), a loop over parameters for the moving average
-and one for LARS. Nothing is slowed down: losses are vectorized, the key network makes no graph, activations are in
-place, gradients are set to None. Architecture, order of events and arithmetic are those of the released configurations
-at one process, and `state_dict` names are rhofast's, so that both can start from the same weights.
+It is eager PyTorch in its default layout (contiguous NCTHW), with loops over parameters for the moving average and for
+LARS. Nothing is slowed down: losses are vectorized, the momentum network builds no graph, activations are in place,
+gradients are set to None. Architecture, order of operations and arithmetic are those of the released configurations
+with one process. `state_dict` names are rhofast's, so that both can start from the same weights.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 
 class Bottleneck(nn.Module):
+    """A residual block of Slow-R50."""
+
     def __init__(self, wide: int, inner: int, kernel: int, stride: int) -> None:
         super().__init__()
         out = 4 * inner
@@ -71,6 +73,7 @@ class PlainSlow(nn.Module):
 
 
 def mlp(*widths: int, batch_norm: bool) -> nn.Sequential:
+    """Return a perceptron with these widths."""
     layers: list[nn.Module] = []
     for number, (wide, out) in enumerate(itertools.pairwise(widths)):
         last = number == len(widths) - 2
@@ -81,12 +84,13 @@ def mlp(*widths: int, batch_norm: bool) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def unit(x: Tensor) -> Tensor:
+def normalize(x: Tensor) -> Tensor:
+    """Scale vectors to length 1, in at least float32."""
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 
 class Plain(nn.Module):
-    """A method: backbone, projector, and where it has them a key network, a predictor, a queue, prototypes."""
+    """A method: backbone and projector; depending on the method a momentum network, predictor, queue or prototypes."""
 
     def __init__(self, name: str, width: int, *, hidden: int, queue: int) -> None:
         super().__init__()
@@ -108,19 +112,19 @@ class Plain(nn.Module):
             self.prototypes = nn.Linear(128, 1000, bias=False)
 
     def losses(self, clips: list[Tensor], momentum: float) -> Iterator[Tensor]:
-        """The step's losses; each is to be followed by its backward before the next is asked for."""
+        """Yield the losses of a step; call backward on each before drawing the next."""
         if self.name in ("byol", "moco"):
-            self.move_keys(momentum)
+            self.update_momentum_network(momentum)
             with torch.no_grad():
-                keys = [unit(self.momentum_projector(self.momentum_backbone(clip))) for clip in clips]
+                keys = [normalize(self.momentum_projector(self.momentum_backbone(clip))) for clip in clips]
         if self.name == "byol":
             for number, clip in enumerate(clips):
-                query = unit(self.predictor(self.projector(self.backbone(clip))))
+                query = normalize(self.predictor(self.projector(self.backbone(clip))))
                 others = [-(query * key).sum(dim=1).mean() for other, key in enumerate(keys) if other != number]
                 yield torch.stack(others).mean() / 0.5
         elif self.name == "moco":
             for number, clip in enumerate(clips):
-                query = unit(self.projector(self.backbone(clip)))
+                query = normalize(self.projector(self.backbone(clip)))
                 negative = query @ self.queue.T
                 rows = [
                     torch.cat([(query * key).sum(dim=1, keepdim=True), negative], dim=1)
@@ -132,14 +136,14 @@ class Plain(nn.Module):
             self.enqueue(torch.cat(keys))
         elif self.name == "simclr":
             for first, second in itertools.pairwise(clips):
-                own = torch.cat([unit(self.projector(self.backbone(clip))) for clip in (first, second)])
+                own = torch.cat([normalize(self.projector(self.backbone(clip))) for clip in (first, second)])
                 scores = (own @ own.T / 0.1).fill_diagonal_(-torch.inf)
                 videos = len(first)
                 yield F.cross_entropy(scores, torch.arange(2 * videos, device=own.device).roll(videos))
         else:
             with torch.no_grad():
                 self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
-            scores = [self.prototypes(unit(self.projector(self.backbone(clip)))) for clip in clips]
+            scores = [self.prototypes(normalize(self.projector(self.backbone(clip)))) for clip in clips]
             losses = []
             for target in range(2):
                 code = sinkhorn(scores[target].detach())
@@ -151,7 +155,8 @@ class Plain(nn.Module):
             yield torch.stack(losses).mean()
 
     @torch.no_grad()
-    def move_keys(self, momentum: float) -> None:
+    def update_momentum_network(self, momentum: float) -> None:
+        """Update the moving averages, one parameter at a time."""
         for key, query in zip(self.momentum_backbone.parameters(), self.backbone.parameters(), strict=True):
             key.mul_(momentum).add_(query, alpha=1 - momentum)
         for key, query in zip(self.momentum_projector.parameters(), self.projector.parameters(), strict=True):
@@ -159,11 +164,13 @@ class Plain(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
+        """Write keys to the queue."""
         self.queue[self.written : self.written + len(keys)] = keys
         self.written = (self.written + len(keys)) % len(self.queue)
 
 
 def sinkhorn(scores: Tensor) -> Tensor:
+    """Return SwAV's codes, [B, K], from scores [B, K]."""
     codes = (scores / 0.05).exp()
     codes /= codes.sum()
     for _ in range(3):
@@ -173,7 +180,7 @@ def sinkhorn(scores: Tensor) -> Tensor:
 
 
 class PlainLARS:
-    """LARS with Nesterov momentum, a parameter at a time."""
+    """LARS with Nesterov momentum, one parameter at a time."""
 
     def __init__(self, model: nn.Module, *, decay: float, adapt: bool) -> None:
         norms = {
@@ -210,7 +217,19 @@ class PlainLARS:
 def plain_step(
     model: Plain, optimizer: PlainLARS, pixels: Tensor, *, rate: float, momentum: float, autocast: Callable[[], Any]
 ) -> Tensor:
-    """One step: the loss summed over its backwards. pixels: [B, P, C, T, H, W]."""
+    """Run one training step.
+
+    Args:
+        model: The method.
+        optimizer: Its optimizer.
+        pixels: The batch, [B, P, C, T, H, W].
+        rate: Learning rate.
+        momentum: Momentum of the moving average.
+        autocast: Returns the context of the forward passes.
+
+    Returns:
+        The loss, summed over the backward passes.
+    """
     optimizer.zero_grad()
     total = torch.zeros((), device=pixels.device)
     losses = model.losses([pixels[:, clip] for clip in range(pixels.shape[1])], momentum)

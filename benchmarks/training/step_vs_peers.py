@@ -1,9 +1,9 @@
-"""A training step of rhofast's BYOL against those that one would write, or take from a library, on the same backbone.
+"""Compare a training step of rhofast's BYOL with steps made from parts of other libraries, on the same backbone.
 
     python -m benchmarks.training.step_vs_peers [--out benchmarks/results/NAME]
 
-All begin with the same weights; that a step in float64 moves them alike is checked first. Then they take steps in turn.
-benchmarks/README.md says what is measured and what is not.
+All start from the same weights. It is checked first that one step in float64 changes them alike; then the contenders
+run steps in rotating order. benchmarks/README.md explains what is measured and what is not.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from benchmarks.training.step_vs_plain import (
     make_pixels,
     measure,
     optim_section,
+    publish,
     shape_of,
-    tell,
 )
 from rhofast.models.activation_checkpointing import checkpoint_blocks
 from rhofast.models.backbones import build_backbone
@@ -46,48 +46,56 @@ try:
     from lightly.models.utils import update_momentum
     from lightly.utils.lars import LARS
 except ImportError as error:
-    WITHOUT_LIGHTLY = f"lightly's parts are left out: {error} (pip install lightly)."
+    WITHOUT_LIGHTLY = f"lightly is not measured: {error} (pip install lightly)."
 else:
     WITHOUT_LIGHTLY = ""
 
 PACKAGES = ("torch", "accelerate", "lightly", "numpy")
 METHOD, MOMENTUM = "byol", BASE["byol"]
-WIDTH_OUT = 256  # of an embedding
-SOLO, LIGHTLY, LAST = "solo-learn's way", "lightly's parts", ", channels last"
+WIDTH_OUT = 256  # width of an embedding
+SOLO, LIGHTLY, LAST = "as in solo-learn", "with lightly", ", channels last"
 AGAIN = "rhofast, checkpoint_activations"
 
 
 class Peer(nn.Module):
-    """rhofast's backbone under heads of another make, and a copy of both that follows. `state_dict` names are
-    rhofast's, but for what a head puts before its own."""
+    """rhofast's backbone with heads of another library, and the momentum network of both.
 
-    def __init__(self, width: int, projection: Callable[..., nn.Module], predictor: Callable[..., nn.Module]) -> None:
+    `state_dict` names are rhofast's, except for the prefix of lightly's heads.
+    """
+
+    def __init__(self, width: int, projector: Callable[..., nn.Module], predictor: Callable[..., nn.Module]) -> None:
         super().__init__()
         self.backbone = build_backbone("slow_r50", {"width": width})
-        self.projection = projection(self.backbone.num_features)
+        self.projector = projector(self.backbone.num_features)
         self.predictor = predictor(WIDTH_OUT)
         self.momentum_backbone = copy.deepcopy(self.backbone).requires_grad_(requires_grad=False)
-        self.momentum_projector = copy.deepcopy(self.projection).requires_grad_(requires_grad=False)
+        self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(requires_grad=False)
 
     def start_from(self, state: dict[str, Tensor]) -> None:
+        """Load the weights of a rhofast method."""
         self.load_state_dict({name: state[as_rhofast(name)] for name in self.state_dict()})
 
     def query(self, clip: Tensor) -> Tensor:
-        return self.predictor(self.projection(self.backbone(clip)))
+        """Return the predictions of a clip."""
+        return self.predictor(self.projector(self.backbone(clip)))
 
     @torch.no_grad()
     def key(self, clip: Tensor) -> Tensor:
+        """Return the targets of a clip."""
         return self.momentum_projector(self.momentum_backbone(clip))
 
 
 def as_rhofast(name: str) -> str:
-    """lightly's heads keep their layers in `layers`."""
+    """Return rhofast's name of an entry; lightly's heads keep their layers in `layers`."""
     return name.replace(".layers.", ".")
 
 
 def solo_contender(shape: Shape, state: dict[str, Tensor], pixels: Tensor) -> Contender:
-    """The order of solo-learn's BYOL: all clips through the network, then through the copy, a loss of every pair, one
-    backward, the optimizer, and after it a loop over parameters that moves the copy."""
+    """Return a step in the order of solo-learn's BYOL.
+
+    All clips go through the network, then through the momentum network; a loss per pair, one backward pass, the
+    optimizer, and then a loop over parameters that updates the momentum network.
+    """
 
     def head(wide: int) -> nn.Module:
         return mlp(wide, shape.hidden, WIDTH_OUT, batch_norm=True)
@@ -110,7 +118,7 @@ def solo_contender(shape: Shape, state: dict[str, Tensor], pixels: Tensor) -> Co
         with torch.no_grad():
             for mine, theirs in (
                 (model.momentum_backbone, model.backbone),
-                (model.momentum_projector, model.projection),
+                (model.momentum_projector, model.projector),
             ):
                 for key, query in zip(mine.parameters(), theirs.parameters(), strict=True):
                     key.data = MOMENTUM * key.data + (1 - MOMENTUM) * query.data
@@ -120,18 +128,18 @@ def solo_contender(shape: Shape, state: dict[str, Tensor], pixels: Tensor) -> Co
 
 
 def lightly_contender(shape: Shape, state: dict[str, Tensor], pixels: Tensor) -> Contender:
-    """lightly's heads, loss, moving average and LARS, in the order of its BYOL example."""
+    """Return a step with lightly's heads, loss, moving average and LARS, in the order of its BYOL example."""
 
-    def projection(wide: int) -> nn.Module:
+    def projector(wide: int) -> nn.Module:
         return BYOLProjectionHead(wide, shape.hidden, WIDTH_OUT)
 
     def predictor(wide: int) -> nn.Module:
         return BYOLPredictionHead(wide, shape.hidden, WIDTH_OUT)
 
-    model = prepare(Peer(shape.width, projection, predictor), state, pixels)
+    model = prepare(Peer(shape.width, projector, predictor), state, pixels)
     criterion = NegativeCosineSimilarity()
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [  # it does not adapt where there is no decay
+    groups = [  # lightly's LARS does not adapt where there is no decay
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim_section(METHOD).weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
@@ -139,7 +147,7 @@ def lightly_contender(shape: Shape, state: dict[str, Tensor], pixels: Tensor) ->
 
     def step() -> Tensor:
         update_momentum(model.backbone, model.momentum_backbone, m=MOMENTUM)
-        update_momentum(model.projection, model.momentum_projector, m=MOMENTUM)
+        update_momentum(model.projector, model.momentum_projector, m=MOMENTUM)
         clips = pixels.unbind(dim=1)
         queries = [model.query(clip) for clip in clips]
         keys = [model.key(clip) for clip in clips]
@@ -155,14 +163,14 @@ def lightly_contender(shape: Shape, state: dict[str, Tensor], pixels: Tensor) ->
 
 
 def prepare(model: Peer, state: dict[str, Tensor], pixels: Tensor) -> Peer:
-    """With weights, type, device and layout of what it is to be fed."""
+    """Load the weights into a model, and give it the type, device and layout of its input."""
     last = pixels[:, 0].is_contiguous(memory_format=torch.channels_last_3d)
     model.to(pixels.device, pixels.dtype).start_from(state)
     return model.to(memory_format=torch.channels_last_3d) if last else model
 
 
 def make_contenders(shape: Shape, accelerator: Accelerator, dtype: torch.dtype) -> list[Contender]:
-    """All of them, with the same weights; the plain step comes first."""
+    """Return all contenders, with the same weights; the plain step is the first."""
     contenders = list(make_pair(METHOD, shape, accelerator, dtype, "fp32"))
     state = {name: value.clone() for name, value in contenders[1].model.state_dict().items()}
     again = make_pair(METHOD, shape, accelerator, dtype, "fp32")[1]
@@ -178,10 +186,13 @@ def make_contenders(shape: Shape, accelerator: Accelerator, dtype: torch.dtype) 
 
 
 def check_all(accelerator: Accelerator) -> float:
-    """The largest relative difference between the movements that a step of each gives to the trained network, in
-    float64; of the plain step, two steps of everything. Exits where it is not rounding.
+    """Compare one step of each peer in float64 with rhofast's: the changes of the trained weights and statistics.
 
-    (Peers may move the key network behind the optimizer, so that it differs from the second step on.)
+    The plain step is compared by check_same_step. Peers may update the momentum network after the optimizer, so it
+    differs from the second step on. Exits if a difference is larger than rounding.
+
+    Returns:
+        The largest relative difference.
     """
     worst = check_same_step(METHOD, accelerator)
     shape = Shape(batch_size=3, clips=3, frames=2, size=32, width=4, hidden=32)
@@ -198,21 +209,24 @@ def check_all(accelerator: Accelerator) -> float:
             apart, moved = (value - after[name]).norm(), (after[name] - before[name]).norm()
             difference = float(apart / (moved + 1e-6 * value.norm() + 1e-9))
             if difference > 1e-6:
-                raise SystemExit(f"{one.name}: not rhofast's step: {name} differs by {difference:.1e}")
+                raise SystemExit(f"{one.name}: the step differs from rhofast's: {name} by {difference:.1e}")
             worst = max(worst, difference)
     return worst
 
 
 def sentences(contenders: list[Contender]) -> list[str]:
-    """rhofast's time of each peer's, round by round."""
+    """Return a sentence with rhofast's time relative to each peer's, and one on missing packages."""
     [ours] = [one for one in contenders if one.name == RHOFAST]
     shares = {
         one.name: statistics.median(a / b for a, b in zip(ours.seconds, one.seconds, strict=True))
         for one in contenders
         if one is not ours
     }
-    told = ", ".join(f"{share:.2f} of {name}" for name, share in shares.items())
-    return [f"rhofast's step takes {told} (medians over rounds).", *([WITHOUT_LIGHTLY] if WITHOUT_LIGHTLY else [])]
+    times = ", ".join(f"{share:.2f} of the time of {name!r}" for name, share in shares.items())
+    return [
+        f"rhofast's step takes {times} (medians over rounds).",
+        *([WITHOUT_LIGHTLY] if WITHOUT_LIGHTLY else []),
+    ]
 
 
 def main() -> None:
@@ -229,7 +243,7 @@ def main() -> None:
     shape = shape_of(METHOD, options)
     contenders = make_contenders(shape, accelerator, torch.float32)
     run: dict[str, Any] = measure(METHOD, shape, contenders, options.rounds, accelerator, difference)
-    tell([run], options, precision="fp32", packages=PACKAGES, notes=sentences(contenders))
+    publish([run], options, precision="fp32", packages=PACKAGES, notes=sentences(contenders))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A full training step of rhofast's against a straightforward one (plain_step.py), side by side.
+"""Compare a full training step of rhofast with a straightforward one (plain_step.py).
 
     python -m benchmarks.training.step_vs_plain [--method byol] [--compile] [--out benchmarks/results/NAME]
 
-Both do the same arithmetic from the same weights, which is checked first; then they take steps in turn, for several
-rounds. Only ratios within a round mean something: both suffer alike from what else the machine does.
-benchmarks/README.md says what is measured and what is not.
+Both do the same arithmetic from the same weights, which is checked first. Then they run steps alternately for several
+rounds. Only ratios within a round are meaningful, because other load on the machine affects both alike.
+benchmarks/README.md explains what is measured and what is not.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from rhofast.training.step import train_step
 
 PACKAGES = ("torch", "accelerate", "numpy")
 PLAIN, RHOFAST, COMPILED = "plain", "rhofast", "rhofast, train.compile"
-BASE = {"byol": 0.996, "moco": 0.994}  # of the moving average; it stays there at epoch 0 of a long run
+BASE = {"byol": 0.996, "moco": 0.994}  # momentum at epoch 0 of a long run
 RATE = 0.01
 MIB = 2**20
 
@@ -48,7 +48,16 @@ console = Console(width=120)
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What is trained on: B videos, P clips, T frames of S pixels; width of the backbone, hidden width of the heads."""
+    """Sizes of the batch and the network.
+
+    Attributes:
+        batch_size: Videos.
+        clips: Clips per video.
+        frames: Frames per clip.
+        size: Pixels per side.
+        width: Width of the backbone.
+        hidden: Hidden width of the heads.
+    """
 
     batch_size: int
     clips: int
@@ -60,9 +69,16 @@ class Shape:
 
 @dataclass(kw_only=True)
 class Contender:
-    """name; step: takes one step and returns its loss; model; seconds, cpu: of each timed step, by the clock and of all
-    threads; peak: bytes that a step
-    holds at most, beyond what is there before it."""
+    """An implementation of the step that is measured.
+
+    Attributes:
+        name: Its name in the table.
+        step: Runs one step and returns its loss.
+        model: The method.
+        seconds: Wall-clock seconds of each timed step.
+        cpu: CPU seconds of all threads for each timed step.
+        peak: Peak bytes allocated during a step, beyond those before it.
+    """
 
     name: str
     step: Callable[[], Tensor]
@@ -73,17 +89,18 @@ class Contender:
 
 
 def method_options(name: str, shape: Shape) -> dict[str, Any]:
-    """Released ones, but that updates begin at once."""
+    """Return the released options, except that updates begin at once."""
     begin = {"moco": {"fill_first": False}, "swav": {"frozen_epochs": 0.0}}
     return {"hidden": shape.hidden, **begin.get(name, {})}
 
 
 def optim_section(name: str) -> OptimConfig:
+    """Return the optimizer settings of a method."""
     return OptimConfig(name="sgd", weight_decay=1e-4) if name == "moco" else OptimConfig(name="lars")
 
 
 def make_pixels(shape: Shape, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Noise [B, P, C, T, H, W] as rhofast's loader gives it: channels last without a copy."""
+    """Return noise [B, P, C, T, H, W] in the layout of rhofast's loader: channels last without a copy."""
     noise = torch.randn(
         (shape.batch_size, shape.clips, shape.frames, shape.size, shape.size, 3),
         generator=torch.Generator().manual_seed(1),
@@ -95,7 +112,7 @@ def make_pixels(shape: Shape, device: torch.device, dtype: torch.dtype) -> Tenso
 def make_pair(
     name: str, shape: Shape, accelerator: Accelerator, dtype: torch.dtype, precision: str
 ) -> tuple[Contender, Contender]:
-    """(plain, rhofast) with the same weights."""
+    """Return (plain, rhofast) with the same weights."""
     device = accelerator.device
     torch.manual_seed(0)
     method = build_method(name, method_options(name, shape), build_backbone("slow_r50", {"width": shape.width}))
@@ -111,6 +128,7 @@ def make_pair(
 
 
 def plain_contender(name: str, model: Plain, pixels: Tensor, precision: str) -> Contender:
+    """Return the straightforward step."""
     section = optim_section(name)
     optimizer = PlainLARS(model, decay=section.weight_decay, adapt=section.name == "lars")
 
@@ -126,7 +144,7 @@ def plain_contender(name: str, model: Plain, pixels: Tensor, precision: str) -> 
 
 
 def rhofast_contender(name: str, method: Method, pixels: Tensor, accelerator: Accelerator) -> Contender:
-    """What the trainer does with default options: `train_step`, channels last."""
+    """Return the trainer's step with default options: `train_step`, channels last."""
     method = method.to(memory_format=torch.channels_last_3d)
     model, optimizer = accelerator.prepare(method, build_optimizer(method, optim_section(name)))
     moment = TrainingProgress(step=0, epoch=0.0, epochs=200.0)
@@ -138,8 +156,13 @@ def rhofast_contender(name: str, method: Method, pixels: Tensor, accelerator: Ac
 
 
 def check_same_step(name: str, accelerator: Accelerator) -> float:
-    """The largest relative difference of what two steps in float64 give: losses, and each tensor's movement. Exits
-    where it is not rounding."""
+    """Compare two steps of both in float64: losses, and the change of each tensor.
+
+    Exits if they differ by more than rounding.
+
+    Returns:
+        The largest relative difference.
+    """
     shape = Shape(batch_size=3, clips=3, frames=2, size=32, width=4, hidden=32)
     pair = make_pair(name, shape, accelerator, torch.float64, "fp32")
     before = {key: value.clone() for key, value in pair[0].model.state_dict().items()}
@@ -152,11 +175,12 @@ def check_same_step(name: str, accelerator: Accelerator) -> float:
         apart, moved = (value - state[key]).double().norm(), (value - before[key]).double().norm()
         worst = max(worst, float(apart / (moved + 1e-6 * value.double().norm() + 1e-9)))
     if worst > 1e-6:
-        raise SystemExit(f"{name}: plain_step.py and rhofast do not take the same step: they differ by {worst:.1e}")
+        raise SystemExit(f"{name}: the steps of plain_step.py and rhofast differ by {worst:.1e}")
     return worst
 
 
-def take_turn(contender: Contender, device: torch.device) -> None:
+def time_step(contender: Contender, device: torch.device) -> None:
+    """Run one step and record its time."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     began, cpu = time.perf_counter(), time.process_time()
@@ -167,7 +191,7 @@ def take_turn(contender: Contender, device: torch.device) -> None:
 
 
 def peak_bytes(contender: Contender, device: torch.device) -> int:
-    """Bytes allocated at most during a step, beyond those before it."""
+    """Return the peak bytes allocated during a step, beyond those before it."""
     contender.model.zero_grad(set_to_none=True)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -176,17 +200,17 @@ def peak_bytes(contender: Contender, device: torch.device) -> int:
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         contender.step()
-    held = peak = 0
+    allocated = peak = 0
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
         if event.device_type() == DeviceType.CPU:
-            held += event.nbytes()
-            peak = max(peak, held)
+            allocated += event.nbytes()
+            peak = max(peak, allocated)
     return peak
 
 
 def summarize(contenders: list[Contender]) -> list[dict[str, Any]]:
-    """Medians over rounds; `of_plain` is the contender's time over the plain one's, round by round."""
+    """Return medians over rounds; `of_plain` is the contender's time divided by the plain one's, per round."""
     plain = contenders[0]
     rows = []
     for one in contenders:
@@ -202,8 +226,8 @@ def summarize(contenders: list[Contender]) -> list[dict[str, Any]]:
                 "cpu_of_plain": statistics.median(a / b for a, b in zip(one.cpu, plain.cpu, strict=True)),
                 "peak_bytes": one.peak,
                 "peak_of_plain": one.peak / plain.peak,
-                "turns": one.seconds,
-                "cpu_turns": one.cpu,
+                "rounds": one.seconds,
+                "cpu_rounds": one.cpu,
             }
         )
     return rows
@@ -213,11 +237,11 @@ COLUMNS = (
     "contender",
     "ms/step, median",
     "lowest to highest",
-    "of plain's time",
+    "relative to plain",
     "quartiles",
-    "of its CPU s",
+    "CPU s relative to plain",
     "peak MiB",
-    "of plain's",
+    "peak relative to plain",
 )
 
 
@@ -236,6 +260,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def as_markdown(report: dict[str, Any]) -> str:
+    """Return the report as Markdown."""
     lines = []
     for run in report["runs"]:
         shape = run["shape"]
@@ -246,9 +271,9 @@ def as_markdown(report: dict[str, Any]) -> str:
             "",
             f"{report['precision']}, Slow-R50 of width {shape['width']}, heads {shape['hidden']} wide, "
             f"rho = {shape['clips']}, {shape['batch_size']} videos, {shape['frames']} frames of {shape['size']} px, "
-            f"{report['device']}, {report['threads']} threads, {run['rounds']} rounds of a step each, load average "
+            f"{report['device']}, {report['threads']} threads, {run['rounds']} rounds of one step each, load average "
             f"{run['load_average_before']:.1f} before and {run['load_average_after']:.1f} after. "
-            + (f"In float64 all do the same to {run['difference']:.0e}." if run["difference"] else ""),
+            + (f"In float64, all steps agree to {run['difference']:.0e}." if run["difference"] else ""),
             "",
         ]
     for note in report["notes"]:
@@ -257,7 +282,7 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def shape_of(name: str, options: argparse.Namespace) -> Shape:
-    """What the command line says."""
+    """Return the sizes that the command line asks for."""
     return Shape(
         batch_size=options.batch_size,
         clips=options.clips,
@@ -269,7 +294,7 @@ def shape_of(name: str, options: argparse.Namespace) -> Shape:
 
 
 def run_method(name: str, options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
-    """Check, and measure."""
+    """Check and measure one method."""
     difference = check_same_step(name, accelerator) if options.precision == "fp32" else None
     shape = shape_of(name, options)
     contenders = list(make_pair(name, shape, accelerator, torch.float32, options.precision))
@@ -289,7 +314,7 @@ def measure(
     accelerator: Accelerator,
     difference: float | None,
 ) -> dict[str, Any]:
-    """Warm up, take turns, measure memory."""
+    """Warm up, time the contenders in rotating order, and measure memory."""
     load = os.getloadavg()[0]
     for one in contenders:
         for _ in range(3):
@@ -297,7 +322,7 @@ def measure(
     for number in range(rounds):
         with console.status(f"{name}: round {number + 1} of {rounds}"):
             for place in range(len(contenders)):
-                take_turn(contenders[(place + number) % len(contenders)], accelerator.device)
+                time_step(contenders[(place + number) % len(contenders)], accelerator.device)
     for one in contenders:
         one.peak = peak_bytes(one, accelerator.device)
     accelerator.free_memory()
@@ -315,32 +340,39 @@ def measure(
 def main() -> None:
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--method", nargs="+", choices=("byol", "moco", "simclr", "swav"), default=["byol"])
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of both")
-    parser.add_argument("--compile", action="store_true", help="a third contender: rhofast with train.compile")
+    parser.add_argument(
+        "--method", nargs="+", choices=("byol", "moco", "simclr", "swav"), default=["byol"], help="methods"
+    )
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of both (default: fp32)")
+    parser.add_argument("--compile", action="store_true", help="measure rhofast with train.compile too")
     add_options(parser, gpu=gpu)
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
     accelerator = Accelerator(cpu=not gpu, mixed_precision="no" if options.precision == "fp32" else options.precision)
     runs = [run_method(name, options, accelerator) for name in options.method]
-    tell(runs, options, precision=options.precision, packages=PACKAGES)
+    publish(runs, options, precision=options.precision, packages=PACKAGES)
 
 
 def add_options(parser: argparse.ArgumentParser, *, gpu: bool) -> None:
-    """What is trained on, how often, and where the result goes."""
-    parser.add_argument("--width", type=int, default=64 if gpu else 16, help="of the backbone; 64 is Slow-R50's own")
-    parser.add_argument("--hidden", type=int, help="width of the heads; default: the released one, scaled like --width")
-    parser.add_argument("--size", type=int, default=224 if gpu else 112)
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--clips", type=int, default=2, help="rho")
-    parser.add_argument("--batch-size", type=int, default=8 if gpu else 4, help="videos")
-    parser.add_argument("--rounds", type=int, default=24)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--out", type=Path, help="path without suffix of the .json and .md to write")
+    """Add the options for sizes, number of rounds and output."""
+    parser.add_argument(
+        "--width",
+        type=int,
+        default=64 if gpu else 16,
+        help="width of the backbone (default: %(default)s)",
+    )
+    parser.add_argument("--hidden", type=int, help="width of the heads (default: released, scaled like --width)")
+    parser.add_argument("--size", type=int, default=224 if gpu else 112, help="pixels per side (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=8, help="frames per clip (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=2, help="clips per video, rho (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8 if gpu else 4, help="videos (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=24, help="number of rounds (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: one per core)")
+    parser.add_argument("--out", type=Path, help="write PATH.json and PATH.md", metavar="PATH")
 
 
-def tell(
+def publish(
     runs: list[dict[str, Any]],
     options: argparse.Namespace,
     *,
@@ -348,7 +380,7 @@ def tell(
     packages: tuple[str, ...],
     notes: Sequence[str] = (),
 ) -> None:
-    """Print the tables and what else there is to say, and write them where `options.out` says."""
+    """Print the tables and notes, and write them to `options.out`."""
     report = {
         "machine": facts_of_the_machine(packages),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",

@@ -1,10 +1,11 @@
-"""Weak scaling on the CPU: a training step in one process with one thread, against the same step in several processes.
+"""Measure weak scaling on the CPU: a training step in one process with one thread, and in several processes.
 
-    python -m benchmarks.training.weak_scaling [--page configs/demo.toml] [--set KEY=VALUE] [--processes 2] [--out PATH]
+    python -m benchmarks.training.weak_scaling [--config CONFIG] [--set KEY=VALUE] [--processes 2] [--out PATH]
 
-Every process has the page's batch, so several together take a batch as many times as large: nothing lost is 1.0.
-All contenders live side by side, one core a process, and take turns in rotating order; whoever is not asked sleeps in
-a pipe. Efficiency is formed within a round. benchmarks/README.md says what is measured and what is not.
+Each process has the batch of the config, so N processes train on a batch that is N times as large; an efficiency of 1.0
+means that nothing is lost. All contenders run at the same time, one core per process, and are measured one after
+another in rotating order; the others sleep meanwhile. Batch statistics and gradients travel over gloo. Efficiency is
+computed within a round. benchmarks/README.md explains what is measured and what is not.
 """
 
 from __future__ import annotations
@@ -27,16 +28,25 @@ from rich.table import Table
 from benchmarks.machine import facts_line, facts_of_the_machine
 
 PACKAGES = ("torch", "accelerate")
-PATIENCE_S = 300.0
+TIMEOUT_S = 300.0
+CONFIG = Path(__file__).parents[2] / "configs" / "demo.toml"
 
 console = Console(width=120)
 
 
 @dataclass(kw_only=True)
 class Contender:
-    """name; processes that train one model together; copies: groups of those that know nothing of each other;
-    settings: on top of the page; seconds: of a step, one a round; cpu: seconds of a core that the first process took
-    for one; pipes: to every process."""
+    """A group of processes that is measured.
+
+    Attributes:
+        name: Its name in the table.
+        processes: Processes that train one model together.
+        copies: Independent groups of such processes.
+        settings: Settings on top of the config.
+        seconds: Seconds per step, one value per round.
+        cpu: CPU seconds per step, mean over the processes, one value per round.
+        pipes: Connections to all processes.
+    """
 
     name: str
     processes: int = 1
@@ -48,12 +58,13 @@ class Contender:
 
 
 def contenders_of(processes: int) -> list[Contender]:
+    """Return the contenders; the first one is the baseline."""
     several = f"{processes} processes"
     return [
-        Contender(name="1 process, the other cores idle"),
-        Contender(name=f"{several} that do not talk (the machine's own limit)", copies=processes),
+        Contender(name="1 process, other cores idle"),
+        Contender(name=f"{several}, no communication (limit of the machine)", copies=processes),
         Contender(
-            name=f"{several}, batch norm of each (only gradients are exchanged)",
+            name=f"{several}, local batch norm (only gradients are exchanged)",
             processes=processes,
             settings=("method.batch_norm=local",),
         ),
@@ -63,8 +74,16 @@ def contenders_of(processes: int) -> list[Contender]:
     ]
 
 
-def work(pipe: Connection, page: Path, settings: list[str], place: dict[str, str], core: int) -> None:
-    """A process: make the model, then take as many steps as the pipe asks for, until it asks for none."""
+def work(pipe: Connection, path: Path, settings: list[str], place: dict[str, str], core: int) -> None:
+    """Run one process: make the model, then run as many steps as the pipe requests, until it requests 0.
+
+    Args:
+        pipe: Connection to the main process.
+        path: The config.
+        settings: Settings on top of it.
+        place: Environment variables that give the process its rank.
+        core: The core that the process runs on.
+    """
     os.environ.update(place)
     os.sched_setaffinity(0, {core})
     import torch
@@ -76,14 +95,14 @@ def work(pipe: Connection, page: Path, settings: list[str], place: dict[str, str
 
     torch.set_num_threads(1)
     ranks, rank = int(place["WORLD_SIZE"]), int(place["RANK"])
-    config = load_config(page, settings)
+    config = load_config(path, settings)
     share = config.train.batch_size // ranks
     accelerator = build_accelerator(config)
     model, method, optimizer = build_model(config, accelerator)
     clips, augment = config.clips, config.augment
     shape = (share, max(2, clips.num_clips), clips.num_frames, augment.size, augment.size, 3)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(rank))
-    pixels = noise.permute(0, 1, 5, 2, 3, 4)  # as the loader gives it
+    pixels = noise.permute(0, 1, 5, 2, 3, 4)  # the layout of the loader's batches
     moment = TrainingProgress(step=1000, epoch=50.0, epochs=100.0)
 
     def steps(count: int) -> tuple[float, float]:
@@ -100,13 +119,13 @@ def work(pipe: Connection, page: Path, settings: list[str], place: dict[str, str
     accelerator.end_training()
 
 
-def start(contender: Contender, page: Path, settings: list[str]) -> list[multiprocessing.Process]:
-    """Its processes, ready to be asked."""
+def start(contender: Contender, path: Path, settings: list[str]) -> list[multiprocessing.Process]:
+    """Start the processes of a contender and wait until they are ready."""
     from rhofast.config.load import load_config
 
     context = multiprocessing.get_context("spawn")
-    batch = load_config(page, settings).train.batch_size * contender.processes
-    given = [*settings, *contender.settings, f"train.batch_size={batch}"]
+    batch = load_config(path, settings).train.batch_size * contender.processes
+    changes = [*settings, *contender.settings, f"train.batch_size={batch}"]
     cores = sorted(os.sched_getaffinity(0))
     started = []
     for copy in range(contender.copies):
@@ -119,56 +138,65 @@ def start(contender: Contender, page: Path, settings: list[str]) -> list[multipr
             place |= {"ACCELERATE_USE_CPU": "true"}
             mine, theirs = context.Pipe()
             core = cores[(copy + rank) % len(cores)]
-            process = context.Process(target=work, args=(theirs, page, given, place, core), daemon=True)
+            process = context.Process(target=work, args=(theirs, path, changes, place, core), daemon=True)
             process.start()
             theirs.close()
             contender.pipes.append(mine)
             started.append(process)
     for pipe in contender.pipes:
-        listen(pipe)
+        receive(pipe)
     return started
 
 
-def listen(pipe: Connection) -> Any:
-    if not pipe.poll(PATIENCE_S):
-        raise SystemExit(f"a process has not answered for {PATIENCE_S:.0f} s")
+def receive(pipe: Connection) -> Any:
+    """Return the next message; exits if none comes in time."""
+    if not pipe.poll(TIMEOUT_S):
+        raise SystemExit(f"a process did not answer for {TIMEOUT_S:.0f} s")
     return pipe.recv()
 
 
-def take_turn(contender: Contender, steps: int) -> None:
-    """The slowest process's seconds a step count."""
+def measure(contender: Contender, steps: int) -> None:
+    """Run steps and record the seconds per step of the slowest process."""
     for pipe in contender.pipes:
         pipe.send(steps)
-    answers = [listen(pipe) for pipe in contender.pipes]
+    answers = [receive(pipe) for pipe in contender.pipes]
     contender.seconds.append(max(seconds for seconds, _ in answers))
     contender.cpu.append(statistics.mean(cpu for _, cpu in answers))
 
 
 def summarize(contenders: list[Contender], clips: int) -> list[dict[str, Any]]:
-    """Medians over rounds; `efficiency` is the first one's time over the contender's, round by round."""
+    """Return medians over rounds; `efficiency` is the first contender's time divided by the contender's, per round."""
     first = contenders[0]
     rows = []
     for one in contenders:
         ratios = [a / b for a, b in zip(first.seconds, one.seconds, strict=True)]
-        seconds, hands = statistics.median(one.seconds), one.processes * one.copies
+        seconds, workers = statistics.median(one.seconds), one.processes * one.copies
         rows.append(
             {
                 "name": one.name,
                 "seconds": seconds,
                 "lowest": min(one.seconds),
                 "highest": max(one.seconds),
-                "clips_per_second": hands * clips / seconds,
+                "clips_per_second": workers * clips / seconds,
                 "efficiency": statistics.median(ratios),
                 "quartiles": statistics.quantiles(ratios, n=4)[::2],
                 "cpu_efficiency": statistics.median(a / b for a, b in zip(first.cpu, one.cpu, strict=True)),
-                "turns": one.seconds,
-                "cpu_turns": one.cpu,
+                "rounds": one.seconds,
+                "cpu_rounds": one.cpu,
             }
         )
     return rows
 
 
-COLUMNS = ("contender", "ms/step, median", "lowest to highest", "clips/s", "efficiency", "quartiles", "by CPU s")
+COLUMNS = (
+    "contender",
+    "ms/step, median",
+    "lowest to highest",
+    "clips/s",
+    "efficiency",
+    "quartiles",
+    "efficiency by CPU s",
+)
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -186,27 +214,29 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--page", type=Path, default=Path(__file__).parents[2] / "configs" / "demo.toml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=2, help="steps a turn")
-    parser.add_argument("--rest", type=float, default=0.5, help="seconds between turns")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="path of a config (default: configs/demo.toml)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="change a setting"
+    )
+    parser.add_argument("--processes", type=int, default=2, help="processes, one per core (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="number of rounds (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2, help="steps per measurement (default: %(default)s)")
+    parser.add_argument("--rest", type=float, default=0.5, help="seconds between measurements (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="write PATH.json and PATH.md")
     options = parser.parse_args()
     if len(os.sched_getaffinity(0)) < options.processes:
-        parser.error(f"{options.processes} processes need as many cores")
+        parser.error(f"--processes={options.processes} needs as many cores (found {len(os.sched_getaffinity(0))})")
     from rhofast.config.load import load_config
 
-    config = load_config(options.page, options.settings)
+    config = load_config(options.config, options.settings)
     load = os.getloadavg()[0]
     contenders = contenders_of(options.processes)
-    started = [process for one in contenders for process in start(one, options.page, options.settings)]
+    started = [process for one in contenders for process in start(one, options.config, options.settings)]
     for number in range(options.rounds):
-        turn = number % len(contenders)
-        for one in contenders[turn:] + contenders[:turn]:
+        first = number % len(contenders)
+        for one in contenders[first:] + contenders[:first]:
             time.sleep(options.rest)
-            take_turn(one, options.steps)
+            measure(one, options.steps)
     for one in contenders:
         for pipe in one.pipes:
             pipe.send(0)
@@ -215,12 +245,12 @@ def main() -> None:
 
     rows = summarize(contenders, config.train.batch_size * max(2, config.clips.num_clips))
     facts = facts_of_the_machine(PACKAGES)
-    title = f"{' '.join([options.page.name, *options.settings])}, {config.train.batch_size} videos a process"
+    title = f"{' '.join([options.config.name, *options.settings])}, {config.train.batch_size} videos per process"
     table = Table(*COLUMNS, title=title)
     for row in rows:
         table.add_row(*cells(row))
     console.print(table)
-    foot = f"{options.rounds} rounds of {options.steps} steps, one thread and one core a process. "
+    foot = f"{options.rounds} rounds of {options.steps} steps, one thread and one core per process. "
     foot += facts_line(facts, load)
     console.print(foot)
     if options.out is not None:

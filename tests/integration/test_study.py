@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study import study
-from benchmarks.study.one import RESULT, asked
+from benchmarks.study.one import RESULT, run_digest
 from benchmarks.study.questions import SETS, Run, all_runs, questions
 from benchmarks.study.study import command_of
 from benchmarks.study.tables import gains, table
@@ -49,7 +49,7 @@ def test_a_run_that_was_made_with_other_settings_is_not_taken(tmp_path: Path, mo
     run, moved = Run(method="swav"), tmp_path / "elsewhere"
     result = tmp_path / run.name / RESULT
     result.parent.mkdir()
-    result.write_text(json.dumps({"asked": asked(study.PAGE, study.settings_of(run, tmp_path))}))
+    result.write_text(json.dumps({"digest": run_digest(study.CONFIG, study.settings_of(run, tmp_path))}))
     assert study.do(run, tmp_path, moved, "test", 1) is None
     monkeypatch.setitem(study.METHOD_OPTIONS["swav"], "method.prototypes", 3)
     assert "move it away" in str(study.do(run, tmp_path, moved, "test", 1))
