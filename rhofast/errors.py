@@ -1,14 +1,20 @@
-"""Every error that rhofast raises on purpose.
+"""The errors that rhofast raises on purpose.
 
-The command line prints one line for each of them (message, then hint) and exits with code 2. A message names the
-file, key or option at fault; a hint says what to do. Wrong arguments of pure functions are plain `ValueError`s.
+The command line prints one line for each of them (message, then hint) and exits with code 2. A message names the file,
+key or option at fault; a hint is the remedy. Wrong arguments of pure functions raise a plain `ValueError`.
 """
 
 
 class RhofastError(Exception):
-    """The root. `hint` is what the user can do about it, or None where the message says it all."""
+    """Base class of all errors of rhofast.
+
+    Attributes:
+        message: What is wrong, in one line.
+        hint: What the user can do, in one line; None if the message suffices.
+    """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        """Create an error from its message and hint."""
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -18,36 +24,52 @@ class RhofastError(Exception):
 
 
 class ConfigError(RhofastError):
-    """An unknown key, a wrong type, a value out of range or a combination that cannot work; raised before work."""
+    """A config has an unknown key, a wrong type, a value out of range or options that exclude each other."""
 
 
 class IngestError(RhofastError):
-    """The source of a shard set cannot be read or the shards cannot be written; finished shards stay usable."""
+    """The sources of a shard set cannot be read, or shards cannot be written; finished shards remain usable."""
 
 
 class ShardError(RhofastError):
-    """Something is wrong with a shard set as a whole."""
+    """A shard set cannot be used."""
 
 
 class ShardFormatError(ShardError):
-    """Another format version, a digest that does not match, or a file that was cut short."""
+    """A file of a shard set has another format version, another digest or another size."""
 
 
 class ShardMissingError(ShardError):
-    """A file that `dataset.json` names is not there, or there is no shard set at all."""
+    """There is no shard set, or a file that `dataset.json` lists is missing."""
 
 
 class SampleError(RhofastError):
-    """One sample cannot be used. Carries its address, so that it can be found and looked at."""
+    """One sample cannot be used; the error carries its address.
+
+    Attributes:
+        reason: What is wrong, without the address.
+        shard: File name of the shard.
+        key: Key of the sample.
+        offset: Position in the shard, in bytes.
+    """
 
     def __init__(self, message: str, *, shard: str, key: str, offset: int, hint: str | None = None) -> None:
+        """Create an error with the address of a sample.
+
+        Args:
+            message: What is wrong, in one line.
+            shard: File name of the shard.
+            key: Key of the sample.
+            offset: Position in the shard, in bytes.
+            hint: What the user can do, in one line.
+        """
         super().__init__(f"{message} [{shard}, key {key!r}, byte {offset}]", hint=hint)
         self.reason = message
         self.shard = shard
         self.key = key
         self.offset = offset
 
-    def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments, and yet crosses process boundaries
+    def __reduce__(self) -> tuple[object, ...]:  # pickle cannot pass keyword-only arguments by itself
         return (_rebuild_sample_error, (type(self), self.reason, self.shard, self.key, self.offset, self.hint))
 
 
@@ -58,35 +80,40 @@ def _rebuild_sample_error(
 
 
 class DecodeError(SampleError):
-    """The decoder refused bytes whose checksum was right."""
+    """The decoder rejected bytes whose checksum was right."""
 
 
 class UndecodableError(RhofastError):
-    """The decoder refused some samples of a batch. reasons: place in the batch -> why, in one line."""
+    """The decoder rejected some samples of a batch.
+
+    Attributes:
+        reasons: Place in the batch -> reason, in one line.
+    """
 
     def __init__(self, reasons: dict[int, str]) -> None:
+        """Create an error from the reason for each place in the batch."""
         super().__init__("; ".join(f"sample {place} of the batch: {reason}" for place, reason in reasons.items()))
         self.reasons = reasons
 
 
 class TooManyBadSamplesError(SampleError):
-    """The share of bad samples passed the limit of the run. The address is that of the last one."""
+    """The share of bad samples exceeds the limit of the run; the address is that of the last one."""
 
 
 class ResumeError(RhofastError):
-    """A checkpoint does not fit this run; one sentence for each mismatch."""
+    """A checkpoint does not fit the run; the message has one sentence per mismatch."""
 
 
 class SaveError(RhofastError):
-    """The checkpoint that a run ends with could not be written; older ones stay."""
+    """The last checkpoint of a run could not be written; older ones remain."""
 
 
 class RankLostError(RhofastError):
-    """Another process of the run is gone, or did not answer in time."""
+    """Another process of the run ended or did not answer in time."""
 
 
 class NotFiniteError(RhofastError):
-    """Losses or gradients were not finite in too many steps in succession, or what they touched no longer is."""
+    """Losses or gradients were not finite in too many successive steps, or weights or statistics no longer are."""
 
 
 class DependencyError(RhofastError):
