@@ -86,11 +86,11 @@ def read_official(backbone: Slow, state: dict[str, Tensor]) -> Imported:
 
 def run_of(config: dict[str, Any], **more: Any) -> Checkpoint:
     """A checkpoint of a method that has taken no step."""
-    page: Config = parse_config({"name": "run", **config}, where="test")
-    backbone = build_backbone(page.backbone.name, page.backbone.options)
-    method = build_method(page.method.name, page.method.options, backbone)
+    parsed: Config = parse_config({"name": "run", **config}, where="test")
+    backbone = build_backbone(parsed.backbone.name, parsed.backbone.options)
+    method = build_method(parsed.method.name, parsed.method.options, backbone)
     state = {"epoch": 5, "digest": "abc", **more}
-    return Checkpoint(step=40, config=page, loader=state, method=method.state_dict(), optimizer={})
+    return Checkpoint(step=40, config=parsed, loader=state, method=method.state_dict(), optimizer={})
 
 
 BYOL = {"backbone": {"name": "slow_r50", **SMALL}, "method": {"name": "byol", "hidden": 8, "out": 4}}
@@ -274,14 +274,14 @@ def build_and_load(name: str, official: nn.Module) -> nn.Module:
     return backbone
 
 
-def test_a_run_is_opened_in_one_line_without_its_page(shards: ShardSet, tmp_path: Path) -> None:
-    page = {
+def test_a_run_is_opened_in_one_line_without_its_config(shards: ShardSet, tmp_path: Path) -> None:
+    values = {
         **BYOL,
         "data": {"train": str(shards.root)},
         "clips": {"num_frames": 4, "frame_stride": 2, "fps": 12},
         "augment": {"size": 32, "mean": [0.5, 0.5, 0.5]},
     }
-    saved = run_of(page, digest=shards.info.digest)
+    saved = run_of(values, digest=shards.info.digest)
     lines = [
         {"kind": "knn", "step": 20, "top1": 0.1, "top5": 0.2, "samples": 9},
         {"kind": "knn", "step": 40, "top1": 0.3, "top5": 0.4, "samples": 9},

@@ -24,8 +24,8 @@ from rhofast.training.trainer import train
 from tests.helpers.reference import needs_vectors, numbers
 from tests.helpers.shards import ROOT, TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
 
-RECIPE = """
-name = "recipe"
+EVAL_CONFIG = """
+name = "classifier"
 [augment]
 crop = "short_side"
 size = 16
@@ -69,15 +69,15 @@ def one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def held_out(tmp_path: Path) -> ShardSet:
-    """Six other videos of the same three classes."""
+    """Return six other videos of the same three classes."""
     members = [encode_mjpeg([frame_pixels(video, 23 - frame) for frame in range(20)]) for video in range(6)]
     return write_shards(tmp_path / "held_out", members, labels=[video % 3 for video in range(6)])
 
 
 def task(shards: ShardSet, test: ShardSet, tmp_path: Path, *settings: str) -> EvalTask:
-    page = tmp_path / "recipe.toml"
-    page.write_text(RECIPE)
-    return open_task("random", test.root, train=shards.root, config_file=page, overrides=[*TINY, *settings])
+    path = tmp_path / "eval.toml"
+    path.write_text(EVAL_CONFIG)
+    return open_task("random", test.root, train=shards.root, config_file=path, overrides=[*TINY, *settings])
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -114,7 +114,7 @@ def test_batch_statistics_are_taken_by_name_as_the_release_does(
     assert moved and all("running" in key or "num_batches" in key for key in moved)
 
 
-def test_a_resumed_recipe_ends_with_the_same_weights(
+def test_a_resumed_training_ends_with_the_same_weights(
     shards: ShardSet, held_out: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train_classifier(task(shards, held_out, tmp_path, "name=whole"), kind="finetune")
@@ -138,7 +138,7 @@ def test_a_loss_that_is_not_finite_ends_it_and_is_not_saved(
 ) -> None:
     with pytest.raises(NotFiniteError, match="not finite"):
         train_classifier(task(shards, held_out, tmp_path, "optim.base_lr=1e30"), kind="finetune")
-    folder = latest_checkpoint(tmp_path / "runs/random/evals/recipe")
+    folder = latest_checkpoint(tmp_path / "runs/random/evals/classifier")
     assert folder is None or all(value.isfinite().all() for value in load_checkpoint(folder).method.values())
 
 
@@ -149,7 +149,7 @@ def test_two_ranks_give_what_one_gives(shards: ShardSet, held_out: ShardSet, tmp
     given = [text for setting in ("name=two", *TINY) for text in ("--set", setting)]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "rhofast"]
     subprocess.run(
-        [sys.executable, *launch, *command, "--config", str(tmp_path / "recipe.toml"), *given],
+        [sys.executable, *launch, *command, "--config", str(tmp_path / "eval.toml"), *given],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         check=True,
@@ -163,16 +163,16 @@ def test_two_ranks_give_what_one_gives(shards: ShardSet, held_out: ShardSet, tmp
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_a_recipe_takes_the_geometry_of_the_run_and_the_rest_of_the_page(
+def test_a_config_takes_the_geometry_of_the_run_and_the_rest_of_its_file(
     shards: ShardSet, held_out: ShardSet, tmp_path: Path
 ) -> None:
-    page = tmp_path / "tiny.toml"
-    page.write_text(TINY_PAGE)
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY_PAGE)
     settings = [f"out={tmp_path}", f"data.train={shards.root}", "clips.rule=stride", "augment.mean=[0.4, 0.4, 0.4]"]
-    train(load_config(page, settings))
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text('name = "r"\n[optim]\nname = "sgd"\n[train]\nsteps = 1\n')
-    opened = open_task(tmp_path / "tiny", held_out.root, config_file=recipe)
+    train(load_config(path, settings))
+    eval_config = tmp_path / "eval.toml"
+    eval_config.write_text('name = "r"\n[optim]\nname = "sgd"\n[train]\nsteps = 1\n')
+    opened = open_task(tmp_path / "tiny", held_out.root, config_file=eval_config)
     config = opened.config
     assert (config.clips.rule, config.clips.num_frames, config.augment.mean) == ("stride", 2, (0.4, 0.4, 0.4))
     assert (config.optim.name, config.train.steps, config.eval.views, config.backbone.options) == (
@@ -184,13 +184,13 @@ def test_a_recipe_takes_the_geometry_of_the_run_and_the_rest_of_the_page(
     assert len(open_task(tmp_path / "tiny", shards.root, train=held_out.root, allow_overlap=True).notes) == 1
 
 
-RECIPES = {page.stem: page for page in sorted((ROOT / "configs" / "eval").glob("*.toml"))}
+CONFIGS = {path.stem: path for path in sorted((ROOT / "configs" / "eval").glob("*.toml"))}
 
 
 @pytest.mark.parametrize(
     ("name", "rates", "settings"),
     [
-        # learning rate at (epoch, ...), with the batch of the page; then weight decay, dropout, epochs, batch norm
+        # learning rate at (epoch, ...), with the batch of the config; then weight decay, dropout, epochs, batch norm
         ("linear_k400", {0: 0.0, 8: 4.0 * 0.956773, 60: 0.0}, (0.0, 0.0, 60, "frozen")),
         ("ucf101_byol", {0: 0.01, 100: 0.005, 200: 0.0}, (0.0, 0.8, 200, "node")),
         ("ucf101_moco", {0: 0.005, 200: 0.0}, (1e-4, 0.5, 200, "local")),
@@ -199,11 +199,11 @@ RECIPES = {page.stem: page for page in sorted((ROOT / "configs" / "eval").glob("
         ("ssv2", {0: 1e-4, 1: 0.12, 14: 0.012, 18: 0.0012}, (1e-6, 0.5, 22, "node")),
     ],
 )
-def test_a_recipe_has_its_published_numbers(
+def test_a_config_has_its_published_numbers(
     name: str, rates: dict[float, float], settings: tuple[float, float, int, str]
 ) -> None:
-    page = RECIPES[name]
-    config = load_config(page)
+    path = CONFIGS[name]
+    config = load_config(path)
     optim, section = config.optim, config.eval
     for epoch, rate in rates.items():
         found = learning_rate(optim, config.train.batch_size, epoch, settings[2])
@@ -212,8 +212,8 @@ def test_a_recipe_has_its_published_numbers(
     assert optim.name == "sgd" and optim.nesterov and optim.momentum == 0.9 and section.test_size == 256
     assert (section.test_views, section.test_crops) == ((1, 1) if name == "ssv2" else (10, 3))
     assert (config.augment.crop, config.augment.size, config.augment.short_side) == ("short_side", 224, (256, 320))
-    head = page.read_text().partition("\nname =")[0]
-    assert config.name == page.stem and f"--config configs/eval/{page.name}" in head
+    head = path.read_text().partition("\nname =")[0]
+    assert config.name == path.stem and f"--config configs/eval/{path.name}" in head
     assert [
         word for word in ("Source", "Command", "Hardware", "Expected", "Not yet run here") if word not in head
     ] == []
@@ -229,13 +229,13 @@ def test_a_recipe_has_its_published_numbers(
         ("ssv2", "finetune_SSv2_Slow_R50_syn8.yaml NUM_SHARDS=1"),
     ],
 )
-def test_a_recipe_has_the_rates_of_the_released_configuration(name: str, released: str) -> None:
-    config, expected = load_config(RECIPES[name]), numbers("schedules")[released]
+def test_a_config_has_the_rates_of_the_released_configuration(name: str, released: str) -> None:
+    config, expected = load_config(CONFIGS[name]), numbers("schedules")[released]
     assert config.train.epochs == expected["max_epoch"]
     for epoch, rate in zip(expected["epochs"], expected["lr"], strict=True):
         found = learning_rate(config.optim, config.train.batch_size, epoch, expected["max_epoch"])
         assert found == pytest.approx(rate, rel=1e-9, abs=1e-12)
 
 
-def test_every_recipe_is_checked() -> None:
-    assert set(RECIPES) == {"linear_k400", "ucf101_byol", "ucf101_moco", "ucf101_paper", "hmdb51_paper", "ssv2"}
+def test_every_config_is_checked() -> None:
+    assert set(CONFIGS) == {"linear_k400", "ucf101_byol", "ucf101_moco", "ucf101_paper", "hmdb51_paper", "ssv2"}

@@ -43,13 +43,13 @@ def one_thread() -> None:
 @pytest.fixture
 def tiny(shards: ShardSet, tmp_path: Path) -> Callable[..., Config]:
     """Return the tiny configuration with overrides, over the tiny set."""
-    page = tmp_path / "tiny.toml"
-    page.write_text(TINY_PAGE)
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY_PAGE)
 
     def build(**options: Any) -> Config:
         sets = {"out": tmp_path, "data.train": shards.root, "data.test": shards.root}
         sets |= {f"train.{name}": json.dumps(value) for name, value in options.items()}
-        return load_config(page, [f"{key}={value}" for key, value in sets.items()])
+        return load_config(path, [f"{key}={value}" for key, value in sets.items()])
 
     return build
 
@@ -249,13 +249,13 @@ def test_numbers_go_to_weights_and_biases_and_a_resumed_run_goes_on_there(
     assert {"loss", "lr", "clips_per_second", "readiness"} <= set(wandb.logged[0][1])
 
 
-def rank_of_two(rank: int, page: str, sets: list[str], port: int) -> None:
+def rank_of_two(rank: int, path: str, sets: list[str], port: int) -> None:
     """Log from one of two ranks: rank 1 waits for data, and its loss differs."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
-    config = load_config(Path(page), sets)
+    config = load_config(Path(path), sets)
     config.folder.mkdir(exist_ok=True)
     accelerator = Accelerator(cpu=True)
     logger = MetricsLogger(config, accelerator, torch.nn.Linear(1, 1), TrainLoader([0.0, 2.0 * rank]), 9, None)  # type: ignore[arg-type]
@@ -272,14 +272,14 @@ def rank_of_two(rank: int, page: str, sets: list[str], port: int) -> None:
 def test_ranks_report_the_mean_loss_the_longest_wait_and_the_slowest_one_s_advice(
     shards: ShardSet, tmp_path: Path
 ) -> None:
-    page, sets = tmp_path / "tiny.toml", [f"out={tmp_path}", f"data.train={shards.root}"]
-    page.write_text(TINY_PAGE)
+    path, sets = tmp_path / "tiny.toml", [f"out={tmp_path}", f"data.train={shards.root}"]
+    path.write_text(TINY_PAGE)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     mp.start_processes(  # type: ignore[no-untyped-call]
-        rank_of_two, args=(str(page), sets, port), nprocs=2, start_method="forkserver"
+        rank_of_two, args=(str(path), sets, port), nprocs=2, start_method="forkserver"
     )
     lines = read_metrics(tmp_path / "tiny" / "metrics.jsonl")
     assert [line["kind"] for line in lines] == ["start", "step", "step", "advice", "advice"]

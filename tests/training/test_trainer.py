@@ -165,11 +165,11 @@ def test_changes_of_the_mathematics_must_be_accepted_and_all_are_reported(shards
     with pytest.raises(ResumeError, match=r"train\.steps was 1, is 2 \(.* --accept-changes"):
         train(config(shards, tmp_path, steps=2, log_steps=2), resume=True)
     assert train(config(shards, tmp_path, steps=1, log_steps=2), resume=True).finished
-    told = [line["text"] for line in metrics(tmp_path / "run", "note")]
-    assert told == ["changed: train.log_steps was 1, is 2"]
+    notes = [line["text"] for line in metrics(tmp_path / "run", "note")]
+    assert notes == ["changed: train.log_steps was 1, is 2"]
     assert train(config(shards, tmp_path, steps=2), resume=True, accept_changes=True).step == 2
-    told = [line["text"] for line in metrics(tmp_path / "run", "note")][1:]
-    assert told == ["changed, and accepted: train.steps was 1, is 2"]
+    notes = [line["text"] for line in metrics(tmp_path / "run", "note")][1:]
+    assert notes == ["changed, and accepted: train.steps was 1, is 2"]
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_continued(shards: ShardSet, tmp_path: Path) -> None:
@@ -181,8 +181,8 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_continued(shards
     (folder / "step-00000005" / "method.safetensors").write_bytes(content)
     resumed = train(config(shards, tmp_path / "damaged", checkpoint_steps=3), resume=True)
     assert metrics(resumed.run, "start")[-1]["step"] == 3
-    (told,) = metrics(resumed.run, "note")
-    assert told["text"] == (
+    (note,) = metrics(resumed.run, "note")
+    assert note["text"] == (
         "checkpoint step-00000005 is damaged (method.safetensors is damaged): now damaged-step-00000005; "
         "continuing from step-00000003"
     )
@@ -225,7 +225,7 @@ def test_a_run_whose_last_checkpoint_is_not_written_has_failed(
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, bad: set[int], where: str) -> None:
-    """Let the given steps (from 1) have a loss that is not a number, or gradients alone."""
+    """Give the steps in `bad` (from 1) a loss that is not a number, or gradients alone."""
     real = rhofast.training.step.forward_backward
 
     def forward_backward(model: Any, method: Any, pixels: torch.Tensor, progress: Any, **options: Any) -> Any:
@@ -250,8 +250,8 @@ def test_steps_that_are_not_finite_end_the_run_with_their_address(
     assert f"step 4 (epoch 1, position 0; {whose}), step 5 (epoch 1, position 4; {whose})" in caught.value.message
     assert caught.value.hint is not None and f"rhofast show {run} --step 4 --rank 0" in caught.value.hint
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5]
-    told = [line["text"] for line in metrics(run, "warning")]
-    assert told == [f"loss or gradients of step {step} were not finite: it changed no weight" for step in (2, 4, 5)]
+    notes = [line["text"] for line in metrics(run, "warning")]
+    assert notes == [f"loss or gradients of step {step} were not finite: it changed no weight" for step in (2, 4, 5)]
     assert latest_checkpoint(run) == run / "checkpoints" / "step-00000004"
     third, fourth = (load_checkpoint(run / "checkpoints" / f"step-{step:08d}") for step in (3, 4))
     trained = [name for name in third.method if name.endswith("weight") and not name.startswith("momentum_")]
@@ -299,8 +299,8 @@ def test_a_bad_batch_is_over_with_the_next_step(
         return views
 
     monkeypatch.setattr("rhofast.training.trainer._Trainer._next_views", next_views)
-    page = config(shards, tmp_path, checkpoint_steps=1, max_bad_steps=2)
-    outcome = train(page.model_copy(update={"method": parse_config({"name": "x", "method": method}, "x").method}))
+    settings = config(shards, tmp_path, checkpoint_steps=1, max_bad_steps=2)
+    outcome = train(settings.model_copy(update={"method": parse_config({"name": "x", "method": method}, "x").method}))
     assert [line["loss"] is None for line in metrics(outcome.run)] == [False, True, False, False, False]
     assert [line["step"] for line in metrics(outcome.run, "checkpoint")] == [1, 2, 3, 4, 5]
 
@@ -365,13 +365,13 @@ def test_knn_runs_before_between_and_after(shards: ShardSet, tmp_path: Path) -> 
     checks = metrics(outcome.run, "knn")
     assert [line["step"] for line in checks] == [0, 2, 4]
     assert all(line["samples"] == 13 for line in checks)
-    (told,) = (line["text"] for line in metrics(outcome.run, "warning"))
-    assert told.startswith("kNN is not on held-out videos: 13 of 13 test samples")
+    (warning,) = (line["text"] for line in metrics(outcome.run, "warning"))
+    assert warning.startswith("kNN is not on held-out videos: 13 of 13 test samples")
 
 
 def test_two_processes_train_on_the_batches_of_one(shards: ShardSet, tmp_path: Path) -> None:
-    page = tmp_path / "tiny.toml"
-    page.write_text(TINY_PAGE)
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY_PAGE)
     losses = []
     for processes in (1, 2):
         sets = [
@@ -381,7 +381,7 @@ def test_two_processes_train_on_the_batches_of_one(shards: ShardSet, tmp_path: P
             "train.steps=5",
             "train.log_steps=1",
         ]
-        command = ["rhofast", "train", str(page), *(text for value in sets for text in ("--set", value))]
+        command = ["rhofast", "train", str(path), *(text for value in sets for text in ("--set", value))]
         launcher = [sys.executable, "-m"]
         if processes == 2:  # `--multi_gpu` is the launcher's word for several processes, here on the CPU
             launcher += ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
@@ -396,8 +396,8 @@ def test_two_processes_train_on_the_batches_of_one(shards: ShardSet, tmp_path: P
     assert losses[1] == pytest.approx(losses[0], abs=2e-3)
 
 
-def _rank(rank: int, port: int, page: dict[str, Any], bad: dict[int, set[int]], told: str) -> None:
-    """One of two processes. bad: by rank, steps whose loss is not a number there."""
+def _rank(rank: int, port: int, values: dict[str, Any], bad: dict[int, set[int]], result: str) -> None:
+    """Train as one of two processes; `bad` holds, by rank, the steps whose loss is not a number there."""
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     os.environ.update(place, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
@@ -412,20 +412,20 @@ def _rank(rank: int, port: int, page: dict[str, Any], bad: dict[int, set[int]], 
 
     rhofast.training.step.forward_backward = forward_backward
     try:
-        end = f"step {train(parse_config(page, where='test'), resume=True).step}"
+        end = f"step {train(parse_config(values, where='test'), resume=True).step}"
     except NotFiniteError as error:
         end = str(error)
-    Path(f"{told}{rank}").write_text(end)
+    Path(f"{result}{rank}").write_text(end)
 
 
 def two_processes(folder: Path, run: Config, bad: dict[int, set[int]]) -> list[str]:
-    """How each of them ended."""
+    """Return how each of them ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told = str(folder / "told")
-    torch.multiprocessing.spawn(_rank, args=(port, dump_config(run), bad, told), nprocs=2)
-    return [Path(f"{told}{rank}").read_text() for rank in (0, 1)]
+    result = str(folder / "result")
+    torch.multiprocessing.spawn(_rank, args=(port, dump_config(run), bad, result), nprocs=2)
+    return [Path(f"{result}{rank}").read_text() for rank in (0, 1)]
 
 
 def test_two_processes_continue_what_one_began_skip_the_same_steps_and_name_the_rank(
