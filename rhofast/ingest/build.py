@@ -105,14 +105,14 @@ def build_shards(
         if append_to is not None:
             _check_same_kind(out, append_to.info, settings)
         out.mkdir(parents=True, exist_ok=True)
-        with _alone(out, shared=task is not None):
+        with _locked(out, shared=task is not None):
             plan = _Plan(listing, out, settings, first=_next_number(append_to))
             _clear_leftovers(out, task)
             _run(plan, executor, task, on_progress)
             if task is not None:
                 return None
             info = _merge(plan, listing, None if append_to is None else append_to.info)
-            _clear_leftovers(out, task)  # of nodes that were lost
+            _clear_leftovers(out, task)  # left by nodes that were lost
             return info
     except OSError as error:
         inside = str(error.filename).startswith(str(out))  # the name of a file inside `out` would not help
@@ -207,7 +207,7 @@ def _build_digest(listing: Listing, settings: BuildSettings) -> str:
 
 
 @contextmanager
-def _alone(out: Path, *, shared: bool) -> Iterator[None]:
+def _locked(out: Path, *, shared: bool) -> Iterator[None]:
     """Keep two commands from working in one folder.
 
     Tasks of a job array may share it (shared=True). If the file system has no locks, nothing is checked.
@@ -338,9 +338,9 @@ def _refused_now(plan: _Plan, shards: list[ShardInfo]) -> Iterator[dict[str, str
 
 def _delete_result_files(out: Path, info: DatasetInfo) -> None:
     last = max(shard_number(shard) for shard in info.shards)
-    for note in out.glob(".job-*.json"):
-        if int(note.name[6:12]) <= last:  # later ones are those of shards that are being appended
-            note.unlink()
+    for path in out.glob(".job-*.json"):
+        if int(path.stem.removeprefix(".job-")) <= last:  # later ones belong to shards that are being appended
+            path.unlink()
 
 
 def shard_number(shard: ShardInfo) -> int:

@@ -88,10 +88,10 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[VideoRecord]:
 
 
 class InProcess:
-    """An executor that runs the units here, one after another."""
+    """An executor that runs the jobs here, one after another."""
 
-    def run(self, function, units, *, on_ticks=None):  # type: ignore[no-untyped-def]
-        yield from map(function, units)
+    def run(self, function, jobs, *, on_ticks=None):  # type: ignore[no-untyped-def]
+        yield from map(function, jobs)
 
 
 def build(
@@ -149,9 +149,9 @@ def test_a_killed_build_continues_and_ends_with_the_same_bytes(
     built: Path, sources: list[VideoRecord], tmp_path: Path
 ) -> None:
     class Dies(InProcess):
-        def run(self, function, units, *, on_ticks=None):  # type: ignore[no-untyped-def]
-            yield from map(function, islice(units, 1))
-            (out / ".job-000001.x.tmp").mkdir()  # what a kill -9 in the next unit leaves
+        def run(self, function, jobs, *, on_ticks=None):  # type: ignore[no-untyped-def]
+            yield from map(function, islice(jobs, 1))
+            (out / ".job-000001.x.tmp").mkdir()  # what a kill -9 in the next job leaves
             (out / ".job-000001.x.tmp" / "shard-000001.tar").write_bytes(b"half")
             raise KeyboardInterrupt
 
@@ -168,7 +168,9 @@ def test_a_complete_set_is_left_alone_and_another_one_is_refused(
     built: Path, sources: list[VideoRecord], tmp_path: Path
 ) -> None:
     out = shutil.copytree(built, tmp_path / "set")
+    (out / ".job-000003.json").write_text("{}")  # left by a run that was killed after dataset.json was written
     build(sources, out)
+    assert contents(out) == contents(built)
     for records, side in ((sources, 48), (sources[:-1], 32)):
         with pytest.raises(IngestError, match="another"):
             build(records, out, side=side)
@@ -190,14 +192,14 @@ def test_the_same_videos_in_another_folder_make_the_same_set(
     assert new == old
 
 
-def test_parts_made_apart_make_the_same_set(built: Path, sources: list[VideoRecord], tmp_path: Path) -> None:
+def test_tasks_of_a_job_array_make_the_same_set(built: Path, sources: list[VideoRecord], tmp_path: Path) -> None:
     out = tmp_path / "set"
     assert build(sources, out, task=ArrayTask(number=1, count=3)) is None
-    assert sorted(path.name for path in out.glob("*.tar")) == []  # unit 1: both refused
+    assert sorted(path.name for path in out.glob("*.tar")) == []  # job 1: both refused
     assert build(sources, out, task=ArrayTask(number=0, count=3)) is None
     assert sorted(path.name for path in out.glob("*.tar")) == ["shard-000000.tar", "shard-000003.tar"]
     assert not (out / "dataset.json").exists()
-    (out / ".job-000002.y.tmp").mkdir()  # another part is at work
+    (out / ".job-000002.y.tmp").mkdir()  # another task is at work
     build(sources, out, task=ArrayTask(number=0, count=3))
     assert (out / ".job-000002.y.tmp").exists()
     build(sources, out)  # makes what is missing, and merges
@@ -236,10 +238,10 @@ def test_what_is_appended_must_be_of_the_same_kind(built: Path, sources: list[Vi
 
 def test_two_commands_do_not_work_in_one_folder(sources: list[VideoRecord], tmp_path: Path) -> None:
     class Checks(InProcess):
-        def run(self, function, units, *, on_ticks=None):  # type: ignore[no-untyped-def]
+        def run(self, function, jobs, *, on_ticks=None):  # type: ignore[no-untyped-def]
             with pytest.raises(IngestError, match="running in this folder"):
                 build(sources, tmp_path / "set")
-            return super().run(function, units)
+            return super().run(function, jobs)
 
     build(sources, tmp_path / "set", executor=Checks())
 
