@@ -199,7 +199,7 @@ class _Rig:
         return next(self._loader).pixels if source == "loader" else next(self._memory)
 
     def _step(self, pixels: Tensor) -> None:
-        """A step as the trainer takes it, metrics looked at as often; nothing where the loader is alone."""
+        """Do one step as the trainer does, and read metrics as often; do nothing if only the loader is measured."""
         if self._model_parts is None:
             return
         config, (model, method, optimizer) = self._config, self._model_parts

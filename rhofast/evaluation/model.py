@@ -201,9 +201,11 @@ def _of_file(
 
 def _merged(base: Mapping[str, Any], config_file: Path | None, overrides: Sequence[str]) -> Config:
     config = load_config(config_file, overrides, base=base)
-    if {"name": config.backbone.name, **config.backbone.options} != dict(base["backbone"]):
-        raise ConfigError(
-            f"backbone.name={config.backbone.name}: the weights belong to {base['backbone']['name']}",
-            hint="remove the backbone section from the configuration file and from --set",
-        )
+    found, expected = {"name": config.backbone.name, **config.backbone.options}, dict(base["backbone"])
+    for key in {**expected, **found}:
+        if found.get(key) != expected.get(key):
+            raise ConfigError(
+                f"backbone.{key}={found.get(key)!r}: the weights belong to backbone.{key}={expected.get(key)!r}",
+                hint="remove the backbone section from the configuration file and from --set",
+            )
     return config

@@ -34,9 +34,9 @@ def one_thread() -> None:
 
 @pytest.fixture
 def config(shards: ShardSet, tmp_path: Path) -> Config:
-    page = tmp_path / "tiny.toml"
-    page.write_text(TINY_PAGE)
-    return load_config(page, [f"data.train={shards.root}", f"out={tmp_path / 'runs'}", "data.prefetch=1"])
+    config_file = tmp_path / "tiny.toml"
+    config_file.write_text(TINY_PAGE)
+    return load_config(config_file, [f"data.train={shards.root}", f"out={tmp_path / 'runs'}", "data.prefetch=1"])
 
 
 def text_of(report: dict[str, Any]) -> str:
@@ -185,8 +185,8 @@ def test_the_command_writes_table_numbers_and_picture(
         return 0
 
     (tmp_path / "tiny.toml").write_text(TINY_PAGE)
-    page, numbers, picture = (tmp_path / name for name in ("tiny.toml", "bench.json", "bench.png"))
-    given = [page, "--set", f"data.train={shards.root}", "--batches", 1, "--rounds", 1]
+    config_file, numbers, picture = (tmp_path / name for name in ("tiny.toml", "bench.json", "bench.png"))
+    given = [config_file, "--set", f"data.train={shards.root}", "--batches", 1, "--rounds", 1]
     assert run("loader", *given, "--out", numbers, "--plot", picture) == 0
     assert "bench loader" in capsys.readouterr().out
     assert json.loads(numbers.read_text())["what"] == "loader" and picture.stat().st_size > 1000

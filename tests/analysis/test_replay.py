@@ -45,14 +45,14 @@ def one_thread() -> None:
 
 @pytest.fixture
 def config(shards: ShardSet, tmp_path: Path) -> Config:
-    page = tmp_path / "page.toml"
-    page.write_text(TINY_PAGE)
+    config_file = tmp_path / "tiny.toml"
+    config_file.write_text(TINY_PAGE)
     values = {"out": tmp_path / "runs", "data.train": shards.root, "train.steps": STEPS, "data.max_bad": 1.0}
-    return load_config(page, [f"{key}={value}" for key, value in values.items()])
+    return load_config(config_file, [f"{key}={value}" for key, value in values.items()])
 
 
 def frames_of(shown: Gallery) -> Frames:
-    """u8[B, P, T, H, W, 3] of what is drawn."""
+    """Return the drawn frames, u8[B, P, T, H, W, 3]."""
     return np.stack([[clip.frames for clip in video.clips] for video in shown.videos])
 
 
@@ -69,7 +69,7 @@ def open_loader(shards: ShardSet | Mixture, config: Config, **more: Any) -> Trai
 
 
 def write_run(config: Config, *lines: dict[str, Any]) -> Path:
-    """A run folder without checkpoints."""
+    """Write a run folder without checkpoints."""
     config.folder.mkdir(parents=True)
     (config.folder / "config.json").write_text(json.dumps(dump_config(config)))
     (config.folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
@@ -235,7 +235,7 @@ def test_displayable_undoes_the_normalization() -> None:
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[::5])
 @pytest.mark.parametrize("hue", [-0.45, -0.1, 0.15])
-def test_describe_color_are_the_factors_that_were_composed(order: tuple[int, ...], hue: float) -> None:
+def test_a_described_color_has_the_factors_that_were_composed(order: tuple[int, ...], hue: float) -> None:
     def words(*, apply: bool, gray: bool) -> list[str]:
         matrix = color_matrix(
             factors=np.array([[1.3, 0.5, 0.7, hue]]),
@@ -253,7 +253,7 @@ def test_describe_color_are_the_factors_that_were_composed(order: tuple[int, ...
 
 
 def clip(shade: int = 0, *, t: int = 4, size: int = 64, caption: tuple[str, ...] = ("short",)) -> DrawnClip:
-    """Frame i is of the gray `shade + i`."""
+    """Return a clip whose frame i has the gray value `shade + i`."""
     frames = np.empty((t, size, size, 3), dtype=np.uint8)
     frames[:] = np.arange(shade, shade + t, dtype=np.uint8)[:, None, None, None]
     return DrawnClip(frames=frames, caption=caption)
@@ -274,12 +274,12 @@ def test_every_frame_has_its_place_on_the_sheet() -> None:
         assert (sheet[33 : 33 + 128, left : left + 128] == 60 + number).all()
 
 
-def test_words_that_are_too_long_do_not_widen_a_picture() -> None:
+def test_text_that_is_too_long_do_not_widen_a_picture() -> None:
     caption = ("frames " + " ".join(map(str, range(100, 400))), "crop 10x10 at 0,0", "W" * 300)
     video = DrawnVideo(title=("k" * 400, "label"), clips=(clip(caption=caption),), note="reason " * 60)
-    page, plain = (contact_sheet([one]) for one in (video, DrawnVideo(title=("a",), clips=(clip(),))))
-    assert page.width == plain.width and page.height > plain.height + 5 * 16
-    margin = np.asarray(page)[:, -12:]
+    sheet, plain = (contact_sheet([one]) for one in (video, DrawnVideo(title=("a",), clips=(clip(),))))
+    assert sheet.width == plain.width and sheet.height > plain.height + 5 * 16
+    margin = np.asarray(sheet)[:, -12:]
     assert (margin == 255).all()
 
 

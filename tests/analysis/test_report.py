@@ -1,4 +1,4 @@
-"""The page about a run, from whatever the run left."""
+"""The report of a run, from the files that the run has written."""
 
 import json
 import re
@@ -48,7 +48,7 @@ KNN = {
 
 
 def whole_step(number: int, **more: Any) -> dict[str, Any]:
-    """With everything that a line of today has."""
+    """Return a step line with all metrics."""
     return step(
         number,
         grad_norm=2.0,
@@ -113,7 +113,7 @@ def test_the_later_line_of_a_step_counts_and_a_cut_line_is_ignored(tmp_path: Pat
         ([START, step(4), {"kind": "error", "step": 5, "text": "a loss"}], "failed at step 5"),
     ],
 )
-def test_it_says_how_a_run_stands(tmp_path: Path, lines: list[dict[str, Any]], state: str) -> None:
+def test_the_state_of_a_run_is_reported(tmp_path: Path, lines: list[dict[str, Any]], state: str) -> None:
     assert f"<td>state<td class=number>{state}" in write_report([make_run(tmp_path / "run", lines)]).read_text()
 
 
@@ -129,7 +129,7 @@ def test_every_run_is_in_the_legend_whatever_its_name(tmp_path: Path) -> None:
     assert "_hidden" in legend and "$x_1$ &amp; &lt;b&gt;" in legend and "long" * 30 in legend
 
 
-def test_a_loss_that_is_not_finite_is_said(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_reported(tmp_path: Path) -> None:
     assert "not finite" in write_report([make_run(tmp_path / "run", [START, step(1), step(2, loss=None)])]).read_text()
 
 
@@ -138,7 +138,7 @@ def test_a_folder_that_is_no_run_is_a_config_error(tmp_path: Path) -> None:
         write_report([tmp_path])
 
 
-def test_a_run_of_today_has_more_plots_and_what_it_said(tmp_path: Path) -> None:
+def test_a_run_with_all_metrics_has_more_plots_and_its_messages(tmp_path: Path) -> None:
     said = {"kind": "warning", "step": 2, "text": "the embeddings <collapse>"}
     run = make_run(tmp_path / "run", [{**START, "decoders": ["jpeg on the host"]}, whole_step(1), whole_step(2), said])
     page = write_report([run]).read_text()
@@ -172,13 +172,13 @@ def test_runs_whose_steps_differ_in_size_are_compared_by_epochs(tmp_path: Path) 
     assert "Loss over epochs" in page and "kNN accuracy over epochs" in page and "over steps" not in page
 
 
-def test_steps_after_the_checkpoint_that_a_run_went_on_from_are_void(tmp_path: Path) -> None:
+def test_steps_after_the_checkpoint_from_which_a_run_resumed_are_discarded(tmp_path: Path) -> None:
     lines = [START, *(step(number) for number in range(1, 6)), {**START, "step": 2}, step(3, loss=-0.333)]
     page = write_report([make_run(tmp_path / "run", lines)]).read_text()
     assert "3 (0.3 epochs)" in page and "-0.3330" in page
 
 
-def test_runs_of_one_name_are_told_apart_and_the_page_goes_where_it_should(tmp_path: Path) -> None:
+def test_runs_with_the_same_name_are_distinguished_and_the_target_is_used(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / folder / "run", [START, step(1)]) for folder in "ab"]
     page = write_report(runs, tmp_path / "out.html").read_text()
     assert f"<h3>{runs[0]}</h3>" in page and f"<h3>{runs[1]}</h3>" in page and "configurations are the same." in page

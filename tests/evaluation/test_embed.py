@@ -1,4 +1,4 @@
-"""Features as files with keys, and pictures of what is near."""
+"""Feature files with keys, pictures of nearest neighbors, and the commands of evaluation."""
 
 import csv
 import json
@@ -83,7 +83,7 @@ def test_unlabeled_samples_have_features_too(members: list[bytes], tmp_path: Pat
     assert pq.read_table(tmp_path / "x.parquet").column("class").to_pylist() == [None] * 3
 
 
-def test_nothing_is_left_where_nothing_can_be_read(members: list[bytes], tmp_path: Path) -> None:
+def test_no_file_is_left_if_no_sample_can_be_read(members: list[bytes], tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "one", members[:1], labels=[0])
     for unit in range(24):
         damage_unit(shards, 0, unit)
@@ -110,7 +110,7 @@ def test_two_ranks_write_what_one_writes(shards: ShardSet, tmp_path: Path) -> No
     assert np.allclose(*features, atol=1e-6)
 
 
-def test_rows_come_in_groups_of_one_size(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_groups_have_equal_size(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rhofast.evaluation.embed._GROUP", 5 * 32)
     model = open_model("random", overrides=SETTINGS)
     embed(model, shards, tmp_path / "x.parquet")
@@ -119,7 +119,7 @@ def test_rows_come_in_groups_of_one_size(shards: ShardSet, tmp_path: Path, monke
     assert file.read().column("sample").to_pylist() == list(range(13))
 
 
-def test_of_several_processes_one_draws(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_rank_0_draws(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damage_unit(shards, 5, 0)
     model, bank, queries, chosen = open_bank(
         "random", bank=shards.root, queries=None, keys=["v4"], samples=1, overrides=SETTINGS
@@ -130,7 +130,7 @@ def test_of_several_processes_one_draws(shards: ShardSet, tmp_path: Path, monkey
     assert not (tmp_path / "n.png").exists()
 
 
-def test_where_nothing_can_be_written_nothing_is_computed(
+def test_an_output_that_cannot_be_written_is_refused_before_computing(
     shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: object, **__: object) -> None:
@@ -141,9 +141,9 @@ def test_where_nothing_can_be_written_nothing_is_computed(
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "folder.npy").mkdir()
     sets = ["random", "--train", shards.root, "--test", shards.root]
-    page = ["--config", "page.toml"]
+    config = ["--config", "finetune.toml"]
     for target, said in (("no/x", "no folder"), ("folder", "a folder, not a file")):
-        for verb in (["knn", *sets], ["linear", *sets], ["finetune", *sets, *page]):
+        for verb in (["knn", *sets], ["linear", *sets], ["finetune", *sets, *config]):
             assert run("eval", *verb, "--out", f"{target}.json") == 2
             assert said in capsys.readouterr().err
         assert run("embed", "random", shards.root, f"{target}.npy") == 2
@@ -168,10 +168,10 @@ def test_files_that_are_not_weights_are_named(tmp_path: Path) -> None:
         assert "weights_only" not in str(caught.value)
 
 
-def test_every_kind_of_backbone_opens_by_one_word(shards: ShardSet, tmp_path: Path) -> None:
-    page = tmp_path / "tiny.toml"
-    page.write_text(TINY_PAGE)
-    train(load_config(page, [f"out={tmp_path}", f"data.train={shards.root}"]))
+def test_every_kind_of_backbone_opens_from_one_argument(shards: ShardSet, tmp_path: Path) -> None:
+    config_file = tmp_path / "tiny.toml"
+    config_file.write_text(TINY_PAGE)
+    train(load_config(config_file, [f"out={tmp_path}", f"data.train={shards.root}"]))
     of_run = open_model(tmp_path / "tiny")
     assert (of_run.step, of_run.config.clips.num_frames, of_run.folder) == (2, 2, tmp_path / "tiny")
     assert open_model(tmp_path / "tiny/checkpoints/step-00000002").origin == "rhofast run tiny, step 2"
@@ -201,7 +201,7 @@ def test_every_kind_of_backbone_opens_by_one_word(shards: ShardSet, tmp_path: Pa
     ):
         with pytest.raises(ConfigError, match=said):
             open_model(source)
-    with pytest.raises(ConfigError, match="the weights belong to"):
+    with pytest.raises(ConfigError, match=r"backbone\.width=8: the weights belong to backbone\.width=4"):
         open_model(tmp_path / "tiny", overrides=["backbone.width=8"])
 
 
@@ -226,7 +226,7 @@ def test_the_nearest_are_the_nearest_and_not_the_same_source(shards: ShardSet, t
     assert all(len(near.neighbors) == 12 and near.query not in near.neighbors for near in everything)
 
 
-def test_the_verbs_say_what_they_found(
+def test_the_commands_print_their_results(
     shards: ShardSet, members: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bank = write_shards(tmp_path / "bank", members[:9], labels=[video % 3 for video in range(9)])

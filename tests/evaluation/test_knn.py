@@ -68,7 +68,7 @@ def test_nothing_labeled_is_an_error_and_not_a_division_by_zero() -> None:
         summarize(np.zeros((0, 2)), np.zeros(0, dtype=np.int64), classes=["a", "b"], left_out=[])
 
 
-def test_spoiled_weights_have_no_accuracy(shards: ShardSet) -> None:
+def test_weights_that_are_not_finite_have_no_accuracy(shards: ShardSet) -> None:
     torch.set_num_threads(1)
     settings = ["backbone.name=slow_r18", "backbone.width=4", "augment.size=16", "clips.num_frames=2"]
     task = open_task("random", shards.root, train=shards.root, overrides=settings, allow_overlap=True)
@@ -79,7 +79,7 @@ def test_spoiled_weights_have_no_accuracy(shards: ShardSet) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 17, 101, 130])
-def test_the_files_hold_a_line_a_class_and_a_picture_of_any_number_of_them(count: int, tmp_path: Path) -> None:
+def test_the_files_have_one_line_per_class_and_a_picture_for_any_number_of_classes(count: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     classes = [f"{name} $x_{name}$ [1,\n 2] " + "long " * 20 for name in range(count)]
     scores = summarize(rng.random((400, count)), rng.integers(0, count, 400), classes=classes, left_out=[])
@@ -95,7 +95,7 @@ def test_the_files_hold_a_line_a_class_and_a_picture_of_any_number_of_them(count
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x-confusion.png", "x.json"]
 
 
-def test_a_summary_counts_what_it_says() -> None:
+def test_a_summary_counts_hits_per_class() -> None:
     scores = np.array([[3.0, 1, 0], [1, 2, 0], [1, 0, 0], [0, 0, 5]])
     result = summarize(scores, np.array([0, 0, 1, 2]), classes=["a", "b", "c"], left_out=["x"])
     assert (result.top1, result.top5, result.samples, result.left_out) == (0.5, 1.0, 4, ["x"])
@@ -103,7 +103,7 @@ def test_a_summary_counts_what_it_says() -> None:
     assert result.per_class == {"a": 0.5, "b": 0.0, "c": 1.0}
 
 
-def test_a_killed_extraction_goes_on_from_what_it_left(shards: ShardSet, tmp_path: Path) -> None:
+def test_an_interrupted_extraction_continues_from_its_cache(shards: ShardSet, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     model = open_model(
         "random",

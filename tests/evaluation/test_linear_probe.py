@@ -1,4 +1,4 @@
-"""The closed linear probe: its optimum is the optimum, its penalty is chosen without the test shards."""
+"""The linear probe in closed form: the fit is optimal, and the penalty is chosen without the test shards."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def test_it_predicts_what_scikit_learn_predicts(penalty: float) -> None:
     assert accuracy == pytest.approx(theirs.score(test.numpy(), y[600:].numpy()), abs=0.005)
 
 
-def test_folding_undoes_the_standardization() -> None:
+def test_unstandardize_undoes_the_standardization() -> None:
     x, y = problem()
     x = x * torch.linspace(0.01, 100, 20) + 7
     x[:, 3] = 2.5  # a feature that does not vary
@@ -85,7 +85,7 @@ def test_folding_undoes_the_standardization() -> None:
     assert torch.allclose(unstandardize(inside, mean, scale)(x), inside((x - mean) / scale), atol=1e-3)
 
 
-def test_a_sweep_takes_the_penalty_that_is_best_on_the_held_rows() -> None:
+def test_a_sweep_takes_the_penalty_that_is_best_on_the_validation_rows() -> None:
     x, y = problem(120, width=80, apart=0.25)  # few rows, many features: little penalty overfits
     held = torch.arange(120) % 4 == 0
     whole, penalty, tried = sweep(x, y, 5, held)
@@ -94,7 +94,7 @@ def test_a_sweep_takes_the_penalty_that_is_best_on_the_held_rows() -> None:
     assert torch.allclose(whole.weight, expected.weight, atol=1e-3)
 
 
-def test_the_held_part_is_a_fifth_of_each_class_and_keeps_sources_together() -> None:
+def test_the_validation_part_is_a_fifth_of_each_class_and_keeps_sources_together() -> None:
     rng = np.random.default_rng(0)
     label = np.repeat([0, 1, 2], [100, 50, 1])
     digest = np.array([rng.bytes(15) + b"x" for _ in label], dtype="S16")
@@ -113,9 +113,7 @@ def held_out(tmp_path: Path) -> ShardSet:
     return write_shards(tmp_path / "held_out", members, labels=[video % 3 for video in range(6)])
 
 
-def test_a_probe_of_random_features_says_all_that_it_found(
-    shards: ShardSet, held_out: ShardSet, tmp_path: Path
-) -> None:
+def test_a_probe_of_random_features_reports_all_results(shards: ShardSet, held_out: ShardSet, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     seen: list[tuple[int, int]] = []
     fits: list[tuple[int, int]] = []
@@ -152,14 +150,14 @@ def test_test_videos_that_are_in_the_training_shards_are_refused_or_named(
     assert len(task.notes) == 1 and "v1, v3" in task.notes[0]
 
 
-def test_what_a_run_was_trained_on_counts_too_and_what_is_gone_is_said(
+def test_pretraining_shards_count_too_and_missing_ones_are_reported(
     shards: ShardSet, held_out: ShardSet, members: list[bytes], tmp_path: Path
 ) -> None:
     torch.set_num_threads(1)
-    page = tmp_path / "tiny.toml"
-    page.write_text(TINY_PAGE)
+    config_file = tmp_path / "tiny.toml"
+    config_file.write_text(TINY_PAGE)
     seen = write_shards(tmp_path / "seen", members[:8], labels=[video % 3 for video in range(8)])
-    train(load_config(page, [f"out={tmp_path}", f"data.train={seen.root}"]))
+    train(load_config(config_file, [f"out={tmp_path}", f"data.train={seen.root}"]))
     test = write_shards(tmp_path / "test", members[7:], labels=[video % 3 for video in range(6)])
     assert open_task(tmp_path / "tiny", held_out.root).notes == ()
     assert open_task(tmp_path / "tiny", held_out.root, train=shards.root).notes == ()

@@ -22,14 +22,14 @@ from tests.helpers.shards import damage_unit, encode_mjpeg, frame_pixels, write_
 
 
 def config(**values: Any) -> Config:
-    page = {
+    values_of_test = {
         "name": "x",
         "clips": {"num_frames": 2, "frame_stride": 2, "fps": 12},
         "augment": {"size": 16},
         "eval": {"test_views": 3, "batch_size": 20},
         "data": {"threads": 2, "decode_threads": 1},
     }
-    return parse_config({**page, **values}, where="test")
+    return parse_config({**values_of_test, **values}, where="test")
 
 
 class Means(nn.Module):
@@ -74,7 +74,7 @@ def test_scores_are_the_mean_of_the_softmax_over_thirty_views_by_hand(shards: Sh
 
 
 def test_views_show_the_frames_and_squares_that_the_protocol_names(shards: ShardSet) -> None:
-    """Red tells the frame, blue how far to the right."""
+    """Red encodes the frame, blue the horizontal position."""
     at = config()
     geometry = Geometry(num_frames=np.array([24]), fps=np.array([12.0]), width=np.array([64]), height=np.array([48]))
     frames = uniform_clips(at.clips, geometry, 3).frames[0]
@@ -92,7 +92,7 @@ def test_two_ranks_see_each_video_once_and_the_same(shards: ShardSet) -> None:
     assert all(torch.equal(one[sample], two[sample]) for sample in one)
 
 
-def test_square_videos_are_not_looked_at_three_times(tmp_path: Path) -> None:
+def test_square_videos_have_one_crop_per_clip(tmp_path: Path) -> None:
     members = [encode_mjpeg([frame_pixels(video, frame, 48, 48) for frame in range(20)]) for video in range(3)]
     square, seen = write_shards(tmp_path / "square", members, labels=[0, 1, 2]), list[int]()
     network = Means()
@@ -109,7 +109,7 @@ def test_the_three_squares_lie_along_the_long_side() -> None:
     assert squares[2].tolist() == [[0, 0, 48, 48]] * 3
 
 
-def test_some_samples_can_be_asked_for(shards: ShardSet) -> None:
+def test_a_subset_of_samples_can_be_requested(shards: ShardSet) -> None:
     at, wanted = config(), np.array([11, 2, 7])
     with EvalLoader(
         shards, clips=at.clips, augment=at.augment, data=at.data, batch_size=2, views=1, samples=wanted

@@ -12,7 +12,7 @@ CACHE_SPACE = "cache space of a node"
 
 SHORTER_GROUPS = "use shorter groups (rhofast shard --gop), a lower --fps, a smaller --short-side, or --codec jpeg"
 FEWER_PICTURES = "use a smaller --short-side, fewer clips per video, or GPUs with more JPEG engines"
-SMALLER_PICTURES = "use a smaller --short-side or a lower JPEG quality (rhofast shard --quality)"
+SMALLER_PICTURES = "use a smaller --short-side or a coarser --quality (rhofast shard)"
 LARGER_BATCH = "increase train.batch_size, so that gradients are exchanged less often"
 LARGER_CACHE = "decrease data.block_shards or increase data.cache_gb"
 MORE_CORES = "use nodes with more cores per GPU"

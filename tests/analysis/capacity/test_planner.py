@@ -80,7 +80,7 @@ PLAIN = {
 def planned(
     remote: bool = False, measured: tuple[str, ...] = (), fixed_lanes: bool = False, **changes: float | None
 ) -> Plan:
-    """The plan of PLAIN with some inputs changed (`jpeg__x` for `jpeg.x`), or taken out by None."""
+    """Return the plan of PLAIN with some inputs changed (`jpeg__x` for `jpeg.x`), or removed by None."""
     values = {**PLAIN, **{name.replace("__", "."): value for name, value in changes.items()}}
     inputs = {
         name: Input(value=value, unit="", origin="measured" if name in measured else "given", source="")
@@ -100,7 +100,7 @@ def shares(plan: Plan) -> dict[str, float]:
 
 def test_the_plan_is_its_closed_forms() -> None:
     plan = planned()
-    rate = 64 * 1e15 * 0.25 / 1e12  # 16,000 videos a second
+    rate = 64 * 1e15 * 0.25 / 1e12  # 16,000 videos per second
     stored, frames = 5e5, 600
     assert fact(plan, "videos_per_second") == pytest.approx(rate)
     assert fact(plan, "steps_per_epoch") == 976 and fact(plan, "steps") == 9760
@@ -136,7 +136,7 @@ def test_with_a_lane_for_each_node_the_nodes_together_fetch_the_set_once() -> No
     plan, laned = planned(remote=True), planned(remote=True, lanes=8)
     assert fact(laned, "fetched_in_all") == pytest.approx(fact(plan, "fetched_per_node"))
     assert fact(laned, "cache_needed") == pytest.approx(fact(plan, "cache_needed"))
-    more = planned(remote=True, lanes=32)  # four a node, each with blocks of its own
+    more = planned(remote=True, lanes=32)  # four per node, each with its own blocks
     assert fact(more, "fetched_in_all") == pytest.approx(fact(laned, "fetched_in_all"))
     assert fact(more, "cache_needed") == pytest.approx(4 * fact(laned, "cache_needed"))
     few = planned(remote=True, lanes=2)
@@ -246,7 +246,7 @@ def test_a_run_that_fails_faster_than_it_restarts_never_finishes() -> None:
 
 
 @pytest.mark.parametrize("absurd", ["--videos inf", "--videos 1e30", "--mean-seconds 1e300", "--fps inf", "--gpus 0"])
-def test_absurd_numbers_are_refused_in_a_line(absurd: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_absurd_numbers_are_refused(absurd: str, capsys: pytest.CaptureFixture[str]) -> None:
     whole = f"plan --videos 1e6 --mean-seconds 26 --gpus 8 {absurd}"
     with pytest.raises(Exception, match="Input should be"):
         app(whole.split(), standalone_mode=False)
@@ -255,7 +255,7 @@ def test_absurd_numbers_are_refused_in_a_line(absurd: str, capsys: pytest.Captur
 
 
 @given(stall=st.floats(0.01, 100), mtbf=st.floats(2000, 1e7))
-def test_daly_s_interval_is_all_but_the_best(stall: float, mtbf: float) -> None:
+def test_daly_s_interval_is_nearly_optimal(stall: float, mtbf: float) -> None:
     def taken(interval: float) -> float:
         return expected_seconds(1.0, interval=interval, stall=stall, restart=60, mtbf=mtbf)
 
@@ -321,7 +321,7 @@ def build_small(config: Config) -> torch.nn.Module:
 
 def test_the_published_step_has_the_published_operations() -> None:
     """Slow-R50, 8 frames of 224 pixels: 54.5 G multiply-adds at 256 (Feichtenhofer et al., arXiv 1812.03982), less by
-    the area; BYOL does that 4 times a clip: once with keys, once forward, twice backward."""
+    the area; BYOL does that 4 times per clip: once in the momentum network, once forward, twice backward."""
     work = count_workload(load_config(None), 2)
     assert work.flops == pytest.approx(2 * 4 * 2 * 54.5e9 * (224 / 256) ** 2, rel=0.02)
 
@@ -329,7 +329,7 @@ def test_the_published_step_has_the_published_operations() -> None:
 # ---- codec costs ----
 
 
-def test_sizes_taken_for_granted_are_within_reach_of_those_measured() -> None:
+def test_default_sizes_are_close_to_measured_ones() -> None:
     rows = 0
     for report in json.loads(RESULTS.read_text())["dry_runs"]:
         for one in report["codecs"]:
@@ -474,7 +474,7 @@ def test_the_command_prints_a_plan_and_writes_all_of_it(
 
 
 def lever(**options: Any) -> list[str]:
-    """Cells of a row of the table of levers: a million videos of 26 seconds, on 128 GPUs."""
+    """Return the cells of one row of the table of levers: a million videos of 26 seconds, on 128 GPUs."""
     config = load_config(None, ["train.batch_size=1024", "train.epochs=200"])
     given_options: dict[str, Any] = {"gpus": 128, "videos": 1e6, "mean_seconds": 26.0, "codec_options": {}, **options}
     found = collect_inputs(config, PlannerOptions(**given_options))
@@ -499,11 +499,13 @@ LEVERS = {
 }
 
 
-def test_the_page_about_scale_shows_what_the_command_prints(
+def test_the_guide_shows_what_the_command_prints(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Blocks of that page that begin with `$ rhofast plan`, and its table of levers, are the program's own. Written
-    anew with RHOFAST_WRITE_DOCS=1."""
+    """Its blocks that begin with `$ rhofast plan`, and its table of levers, are output of the program.
+
+    RHOFAST_WRITE_DOCS=1 writes them again.
+    """
     counts: dict[str, Workload] = {}
 
     def count_once(config: Config, clips: int) -> Workload:
@@ -520,14 +522,14 @@ def test_the_page_about_scale_shows_what_the_command_prints(
         printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())
         return f"```console\n{block[1]}\n{printed}\n```"
 
-    page = root / "docs" / "guides" / "capacity_planning.md"
-    text = page.read_text(encoding="utf-8")
+    guide = root / "docs" / "guides" / "capacity_planning.md"
+    text = guide.read_text(encoding="utf-8")
     made = re.sub(r"```console\n(\$ rhofast plan (?:[^\n]*\\\n)*[^\n]*)\n.*?```", run, text, flags=re.DOTALL)
     rows = "".join(f"| {name} | {' | '.join(lever(**options))} |\n" for name, options in LEVERS.items())
     made = re.sub(r"(?<=<!-- levers -->\n\n)(\|[^\n]*\n\|[^\n]*\n)(?:\|[^\n]*\n)*", lambda head: head[1] + rows, made)
     if os.environ.get("RHOFAST_WRITE_DOCS") == "1":
-        page.write_text(made, encoding="utf-8")
-    assert made == page.read_text(encoding="utf-8")
+        guide.write_text(made, encoding="utf-8")
+    assert made == guide.read_text(encoding="utf-8")
     assert made.count("$ rhofast plan") == 5
 
 
