@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from rhofast.evaluation.results import confusion_figure
-from rhofast.training.metrics import METRICS
-from rhofast.training.step_timer import STEP_PHASES
+from rhofast.training.metrics import METRICS, STEP_PHASES
 
 Lines = list[dict[str, Any]]
 

@@ -1,29 +1,35 @@
-"""The commands that look at runs and data: `show`, `bench`, `report`."""
+"""The commands that look at runs and data: `show clips`, `show neighbors`, `bench`, `report`."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
-from rhofast.cli.console import is_main_process, out, print_left_out, progress_bar, progress_bars, say
-from rhofast.cli.evaluate import EvalModel
-from rhofast.cli.options import Settings, given
-from rhofast.cli.tables import (
-    bench_table,
+from rhofast.cli.console import is_main_process, out, print_left_out, print_line, progress_bar, progress_bars
+from rhofast.cli.options import (
+    DATA,
+    OUTPUT,
+    RUN,
+    CheckpointArgument,
+    ConfigArgument,
+    ConfigOption,
+    Overrides,
+    check_png,
+    given,
 )
+from rhofast.cli.tables import bench_table
 from rhofast.errors import ConfigError
 from rhofast.storage.files import check_writable
 
-Benches = Literal["loader", "step", "both", "headspace"]
+Benchmark = Literal["loader", "step", "both", "headspace"]
 
 
-class _ClipsUnlessSaid(TyperGroup):
-    """`show X` is `show clips X`."""
+class _ClipsByDefault(TyperGroup):
+    """A group in which `show X` is `show clips X`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
@@ -33,40 +39,63 @@ class _ClipsUnlessSaid(TyperGroup):
 
 
 show = typer.Typer(
-    cls=_ClipsUnlessSaid, help="Draw clips as training sees them, or nearest videos.", no_args_is_help=True
+    cls=_ClipsByDefault,
+    help="Draw augmented clips, or nearest videos. `rhofast show X` is `rhofast show clips X`.",
+    no_args_is_help=True,
 )
+OF_RUN, OF_SHARDS = "Batch of a run", "Samples of a shard set"
 
 
 @show.command()
 def clips(
     source: Annotated[
-        str, typer.Argument(metavar="SHARDS_OR_RUN", help="folder or address of a shard set, or folder of a run")
+        str,
+        typer.Argument(
+            metavar="SHARDS_OR_RUN", help="Folder or address of a shard set, or folder of a run.", show_default=False
+        ),
     ],
-    target: Annotated[
-        Path, typer.Option("--out", help="file to write: .png for a sheet; .gif or .mp4 for clips that play")
-    ] = Path("clips.png"),
-    samples: Annotated[int, typer.Option(min=1, help="how many samples, without --key")] = 8,
     step: Annotated[
-        int | None, typer.Option(help="of a run: optimizer step, as metrics.jsonl counts; step 1 has the first batch")
+        int | None,
+        typer.Option(help="Optimizer step, as in metrics.jsonl; step 1 has the first batch.", rich_help_panel=OF_RUN),
     ] = None,
-    rank: Annotated[int | None, typer.Option(help="of a run: whose part of the batch (default: 0)")] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Rank whose part of the batch is drawn. Default: 0.", rich_help_panel=OF_RUN)
+    ] = None,
     world_size: Annotated[
-        int | None, typer.Option(min=1, help="of a run: ranks that shared the batch (default: as it was in that step)")
+        int | None,
+        typer.Option(min=1, help="Number of ranks of the batch. Default: as in that step.", rich_help_panel=OF_RUN),
     ] = None,
     key: Annotated[
-        list[str] | None, typer.Option(help="of shards: key of a sample (default: some spread over the set)")
+        list[str] | None,
+        typer.Option(
+            help="Key of a sample. Repeatable. Default: samples spread over the set.", rich_help_panel=OF_SHARDS
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="of shards: seed of the augmentation (default: 0)")] = None,
-    epoch: Annotated[int | None, typer.Option(min=0, help="of shards: epoch of the plan (default: 0)")] = None,
-    page: Annotated[
-        Path | None, typer.Option("--config", help="of shards: take clips and augmentation from this page")
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the augmentation. Default: 0.", rich_help_panel=OF_SHARDS)
     ] = None,
-    settings: Settings = None,
+    epoch: Annotated[
+        int | None, typer.Option(min=0, help="Epoch of the augmentation. Default: 0.", rich_help_panel=OF_SHARDS)
+    ] = None,
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Number of samples to draw, without --key.", rich_help_panel=OUTPUT)
+    ] = 8,
+    target: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="File to write: .png for a sheet; .gif or .mp4 for clips that play.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = Path("clips.png"),
 ) -> None:
-    """Draw augmented clips as training sees them: of samples of a shard set, or the batch of a RUN that --rank consumed
-    in optimizer step --step, made again from its address. A run's shards may have moved: --set data.train=...
+    """Draw clips as training sees them.
 
-    `rhofast show X` is `rhofast show clips X`.
+    Of a shard set: augmented clips of chosen samples. Of a run: the batch that a rank consumed in a step, made again
+    from its address. If a run's shards have moved: --set data.train=FOLDER.
     """
     from rhofast.analysis.rendering import check_suffix, write_pictures
     from rhofast.analysis.replay import augmented_clips, is_run, replay_batch
@@ -77,77 +106,96 @@ def clips(
     check_suffix(target)
     run = Path(source)
     if is_run(run):
-        _refuse(f"{source} is a run", given(key=key, seed=seed, epoch=epoch, config=page))
+        _refuse(f"{source} is a run", given(key=key, seed=seed, epoch=epoch, config=config))
         if step is None:
             raise ConfigError(f"{source}: a run has a batch for every step", hint="say which: --step 100")
         shown = replay_batch(
-            run, step=step, rank=rank or 0, world_size=world_size, count=samples, overrides=settings or []
+            run, step=step, rank=rank or 0, world_size=world_size, count=samples, overrides=overrides or []
         )
     else:
         _refuse(f"{source} is not a run", given(step=step, rank=rank, world_size=world_size))
-        config = load_config(page, settings or [])
+        loaded = load_config(config, overrides or [])
         opened = open_shards(source)
         chosen = find_keys(opened, key) if key else choose_samples(opened, samples)
         shown = augmented_clips(
-            opened, clips=config.clips, augment=config.augment, samples=chosen, seed=seed or 0, epoch=epoch or 0
+            opened, clips=loaded.clips, augment=loaded.augment, samples=chosen, seed=seed or 0, epoch=epoch or 0
         )
     count = f"{len(shown.videos)} of {len(shown.samples)} samples"
     width, height = write_pictures(target, shown.videos, heading=(*shown.heading, count), fps=shown.fps)
-    say(f"{': '.join(shown.heading)}, samples {' '.join(map(str, shown.samples))}")
+    print_line(f"{': '.join(shown.heading)}, samples {' '.join(map(str, shown.samples))}")
     for note in shown.notes:
-        say(note)
-    say(f"{target}: {count}, {width}x{height} pixels")
+        print_line(note)
+    print_line(f"{target}: {count}, {width}x{height} pixels")
 
 
 def bench(
-    what: Annotated[Benches, typer.Argument(help="loader or step alone, both, or what a faster loader gains")],
-    page: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML page, see configs/")],
-    settings: Settings = None,
-    batches: Annotated[int, typer.Option(min=1, help="timed batches of a round")] = 20,
-    rounds: Annotated[int, typer.Option(min=1, help="of each source of batches; medians are told")] = 5,
-    target: Annotated[Path | None, typer.Option("--out", metavar="JSON", help="write every number, too")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="write a picture, too")] = None,
+    what: Annotated[
+        Benchmark,
+        typer.Argument(
+            metavar="WHAT",
+            help="loader, step, both, or headspace: what an infinitely fast loader would gain.",
+            show_default=False,
+        ),
+    ],
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    batches: Annotated[int, typer.Option(min=1, help="Timed batches per round.", rich_help_panel=RUN)] = 20,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds per source of batches; medians are reported.", rich_help_panel=RUN)
+    ] = 5,
+    target: Annotated[
+        Path | None, typer.Option("--out", metavar="JSON", help="File for all numbers.", rich_help_panel=OUTPUT)
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="File for a plot.", rich_help_panel=OUTPUT)] = None,
 ) -> None:
-    """Measure on your own shards how fast training can go, and what holds it up. Also under `accelerate launch`."""
+    """Measure how fast training can go on your shards, and what limits it."""
     from rhofast.analysis.bench import bench as measure
     from rhofast.analysis.bench_report import draw
     from rhofast.config.load import load_config
 
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise ConfigError(f"--plot {plot}: not a .png file")
-    config = load_config(page, settings or [])
+    if plot is not None:
+        check_png("--plot", plot)
+    loaded = load_config(config, overrides or [])
     with progress_bar() as progress:
         task = progress.add_task("warming up", total=None)
 
         def on_measurement(done: int, total: int) -> None:
             progress.update(task, description="measuring", completed=done, total=total)
 
-        result = measure(config, what, batches=batches, rounds=rounds, on_measurement=on_measurement)
-    if os.environ.get("RANK", "0") != "0":
+        result = measure(loaded, what, batches=batches, rounds=rounds, on_measurement=on_measurement)
+    if not is_main_process():
         return
     out.print(bench_table(result))
     if target is not None:
         target.write_text(json.dumps(result, indent=1))
-        say(f"written: {target}")
+        print_line(f"Wrote {target}")
     if plot is not None:
         draw(result, plot)
-        say(f"written: {plot}")
+        print_line(f"Wrote {plot}")
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folder; several are compared")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared.", show_default=False)
+    ],
     target: Annotated[
-        Path | None, typer.Option("--out", help="HTML file (default: RUN/report.html, or comparison.html beside RUN)")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="HTML",
+            help="File to write. Default: RUN/report.html, or comparison.html beside the runs.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
 ) -> None:
-    """Write plots and pictures of a run, or of several side by side, into one HTML file."""
+    """Write plots and pictures of one run, or a comparison of several, as one HTML file."""
     from rhofast.analysis.report import write_report
 
-    say(f"written: {write_report(runs, target)}")
+    print_line(f"Wrote {write_report(runs, target)}")
 
 
 def _refuse(why: str, options: dict[str, Any]) -> None:
-    """Options that were given for something else."""
+    """Raise ConfigError if there are options that do not apply."""
     for name in options:
         raise ConfigError(f"--{name.replace('_', '-')}: {why}", hint="see: rhofast show --help")
 
@@ -155,29 +203,43 @@ def _refuse(why: str, options: dict[str, Any]) -> None:
 @show.command("neighbours", hidden=True)
 @show.command()
 def neighbors(
-    checkpoint: EvalModel,
-    shards: Annotated[str | None, typer.Option("--test", metavar="SHARDS", help="queries (default: the bank)")] = None,
-    train: Annotated[str | None, typer.Option("--train", metavar="SHARDS", help="bank (default: the run's)")] = None,
-    key: Annotated[list[str] | None, typer.Option(help="a query's key (default: some, spread over the set)")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="how many queries, without --key")] = 8,
-    count: Annotated[int, typer.Option(min=1, help="neighbors of each")] = 5,
-    target: Annotated[Path, typer.Option("--out", help=".png, or .gif or .mp4 that play")] = Path("neighbors.png"),
-    settings: Settings = None,
+    checkpoint: CheckpointArgument,
+    test: Annotated[
+        str | None,
+        typer.Option("--test", metavar="SHARDS", help="Queries. Default: the bank.", rich_help_panel=DATA),
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            "--train", metavar="SHARDS", help="Bank that is searched. Default: the run's shards.", rich_help_panel=DATA
+        ),
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(help="Key of a query. Repeatable. Default: queries spread over the set.", rich_help_panel=DATA),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Number of queries, without --key.", rich_help_panel=OUTPUT)] = 8,
+    count: Annotated[int, typer.Option(min=1, help="Neighbors per query.", rich_help_panel=OUTPUT)] = 5,
+    target: Annotated[
+        Path,
+        typer.Option("--out", metavar="FILE", help="File to write: .png, .gif or .mp4.", rich_help_panel=OUTPUT),
+    ] = Path("neighbors.png"),
+    overrides: Overrides = None,
 ) -> None:
-    """A page of pictures: some videos, and beside each the ones that are nearest in feature space."""
+    """Draw videos beside their nearest neighbors in feature space."""
     from rhofast.analysis.neighbors import draw_neighbors, open_bank
     from rhofast.analysis.rendering import check_suffix
 
     check_suffix(target)
     check_writable(target)
     model, bank, queries, chosen = open_bank(
-        checkpoint, bank=train, queries=shards, keys=key or [], samples=samples, overrides=settings or []
+        checkpoint, bank=train, queries=test, keys=key or [], samples=samples, overrides=overrides or []
     )
     with progress_bars("features") as (progress,):
         drawn = draw_neighbors(model, bank, queries, chosen, target, count=count, progress=progress)
     if is_main_process():
         print_left_out(drawn.left_out)
-        asked = "1 query" if len(drawn.near) == 1 else f"{len(drawn.near)} queries"
+        queried = "1 query" if len(drawn.near) == 1 else f"{len(drawn.near)} queries"
         most = max((len(near.neighbors) for near in drawn.near), default=0)
-        few = "" if most == count else "; there are no more of another source"
-        say(f"{target}: {asked}, the {most} nearest of each{few}; {model.origin}")
+        few = "" if most == count else "; no more have another source"
+        print_line(f"{target}: {queried}, the {most} nearest of each{few}; {model.origin}")

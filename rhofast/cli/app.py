@@ -1,7 +1,7 @@
-"""The command line: verbs that parse, call one function, and show. No logic.
+"""The program `rhofast`: its commands and how errors are reported.
 
-Every deliberate error is one line and a hint on standard error, exit code 2; `--debug` shows the traceback. A run that
-was stopped by a signal or by `max_hours` and can be resumed ends with exit code 75.
+Every deliberate error is one line and a hint on standard error, with exit code 2; `--debug` prints the traceback. A run
+that was stopped by a signal or by `train.max_hours` and can be resumed ends with exit code 75.
 """
 
 from __future__ import annotations
@@ -17,19 +17,37 @@ from typing import Annotated
 
 import typer
 
+import rhofast
 from rhofast.cli import analysis, evaluate, ingest, train
-from rhofast.cli.console import err, say
+from rhofast.cli.console import err, print_line
+from rhofast.cli.options import examples
 from rhofast.cli.plan import plan
 from rhofast.errors import RhofastError
 
 app = typer.Typer(
     name="rhofast",
-    help="Self-supervised video pretraining through time: shards, training, evaluation.",
+    help="Pretrain video backbones on rho clips per video: shards, training, evaluation.",
+    epilog="Every command takes --debug: print the traceback of an error. Documentation: "
+    "https://github.com/rhofast/rhofast",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rhofast {rhofast.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Hold the options of the program itself."""
 
 
 def main() -> None:
@@ -37,30 +55,46 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        app()
-    except (RhofastError, OSError) as error:
-        if debug:
-            raise
-        ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        where = f"rank {os.environ.get('RANK', '?')}: " if ranks > 1 else ""
-        line = f"rhofast: error: {where}{_words(error)}"
-        err.print(line, markup=False, highlight=False, soft_wrap=True, style="red")
-        _tell_launcher(line)
-        sys.exit(2)
+        sys.exit(app(standalone_mode=False))
     except KeyboardInterrupt:
         err.print("rhofast: interrupted", style="red")
         sys.exit(130)
+    except Exception as error:
+        if debug or not isinstance(error, RhofastError | OSError):
+            _exit_on_usage_error(error)
+            raise
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        where = f"rank {os.environ.get('RANK', '?')}: " if ranks > 1 else ""
+        line = f"rhofast: error: {where}{_error_text(error)}"
+        err.print(line, markup=False, highlight=False, soft_wrap=True, style="red")
+        _report_to_launcher(line)
+        sys.exit(2)
 
 
-def _words(error: RhofastError | OSError) -> str:
+def _exit_on_usage_error(error: Exception) -> None:
+    """Print one line for a command line that cannot be parsed, and exit with 2; return for any other error."""
+    message = getattr(error, "format_message", None)  # Typer has exceptions of Click, or its own copies of them
+    if message is None:
+        return
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(message())
+    else:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "rhofast"
+        line = f"rhofast: error: {message().rstrip('.')}\n  hint: {command} --help"
+        err.print(line, markup=False, highlight=False, soft_wrap=True, style="red")
+    sys.exit(2)
+
+
+def _error_text(error: RhofastError | OSError) -> str:
     if isinstance(error, RhofastError):
         return error.message + (f"\n  hint: {error.hint}" if error.hint else "")
-    # A file or folder of the user's: a full disk, no permission, no such folder for the output.
+    # A file or folder of the user: a full disk, no permission, no such folder for the output.
     return f"{error.filename or 'system'}: {error.strerror or error}"
 
 
-def _tell_launcher(line: str) -> None:
-    """For torch's launcher, if that began this process: its summary, the end of a job's log, repeats the line."""
+def _report_to_launcher(line: str) -> None:
+    """Pass the line to torch's launcher, if it began this process: its summary ends a job's log with it."""
     if (file := os.environ.get("TORCHELASTIC_ERROR_FILE")) is None:
         return
     about = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
@@ -69,31 +103,75 @@ def _tell_launcher(line: str) -> None:
 
 
 def demo(
-    target: Annotated[Path, typer.Option("--out", help="folder for videos, shards and the run")] = Path("runs/demo"),
-    videos: Annotated[Path | None, typer.Option(help="your own class-per-folder videos (default: generated)")] = None,
-    page: Annotated[Path, typer.Option("--config", help="page of the run")] = Path("configs/demo.toml"),
+    target: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Folder for videos, shards and the run.")
+    ] = Path("runs/demo"),
+    videos: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Your own videos, in one folder per class. Default: generated videos."),
+    ] = None,
+    config: Annotated[str, typer.Option(metavar="CONFIG", help="TOML file, or name of a packaged config.")] = "demo",
 ) -> None:
-    """The main job on a small scale: videos, shards, pretraining, kNN, report; each step a command you could type."""
-    from rhofast.cli.demo import demo_commands, verdict
+    """Run the whole job on a small scale: videos, shards, pretraining, kNN, report.
 
-    for command in demo_commands(target, videos, page):
-        say(f"\n$ rhofast {shlex.join(command)}", style="bold")
+    Each step is printed as a command that you could type.
+    """
+    from rhofast.cli.demo import demo_commands, summarize_demo
+
+    for command in demo_commands(target, videos, config):
+        print_line(f"\n$ rhofast {shlex.join(command)}", style="bold")
         if code := app(command, standalone_mode=False):
             raise typer.Exit(code)
-    say(f"\n{verdict(target)}")
+    print_line(f"\n{summarize_demo(target)}")
 
 
-app.command()(ingest.shard)
-app.command()(ingest.recipes)
-app.command()(ingest.verify)
-app.command()(ingest.inspect)
-app.command()(train.train)
-app.command("import")(train.import_)
-app.command()(train.export)
-app.add_typer(evaluate.evaluate, name="eval")
-app.command()(evaluate.embed)
-app.add_typer(analysis.show, name="show")
-app.command()(analysis.report)
-app.command()(analysis.bench)
-app.command()(plan)
-app.command()(demo)
+DATA, TRAINING, EVALUATION, ANALYSIS = "Data", "Training", "Evaluation", "Analysis and planning"
+
+app.command(
+    rich_help_panel=DATA,
+    epilog=examples(
+        "rhofast shard videos shards/mine",
+        "rhofast shard videos shards/mine --dry-run 16 --codec jpeg --codec h264",
+        "rhofast shard kinetics400 s3://bucket/k400 --recipe kinetics --codec h264",
+    ),
+)(ingest.shard)
+app.command(rich_help_panel=DATA, epilog=examples("rhofast recipes", "rhofast recipes kinetics"))(ingest.recipes)
+app.command(rich_help_panel=DATA, epilog=examples("rhofast verify shards/mine --deep"))(ingest.verify)
+app.command(
+    rich_help_panel=DATA,
+    epilog=examples("rhofast inspect shards/mine --set clips.num_clips=4 --out inspect.png"),
+)(ingest.inspect)
+app.command(
+    rich_help_panel=TRAINING,
+    epilog=examples(
+        "rhofast train demo --set data.train=shards/mine --set name=first",
+        "rhofast train demo --set data.train=shards/mine --set name=first --resume",
+        "accelerate launch -m rhofast train byol_slow_r50_8x8_rho2 --set data.train=...",
+    ),
+)(train.train)
+app.add_typer(train.configs, name="configs", rich_help_panel=TRAINING)
+app.command(rich_help_panel=TRAINING, epilog=examples("rhofast demo", "rhofast demo --videos my_videos"))(demo)
+app.command(rich_help_panel=TRAINING, epilog=examples("rhofast export runs/first first.safetensors"))(train.export)
+app.command(
+    "import",
+    rich_help_panel=TRAINING,
+    epilog=examples("rhofast import official.pyth slow.safetensors --backbone slow_r50"),
+)(train.import_)
+app.add_typer(evaluate.evaluate, name="eval", rich_help_panel=EVALUATION)
+app.command(rich_help_panel=EVALUATION, epilog=examples("rhofast embed runs/first shards/test features.parquet"))(
+    evaluate.embed
+)
+app.add_typer(analysis.show, name="show", rich_help_panel=ANALYSIS)
+app.command(
+    rich_help_panel=ANALYSIS, epilog=examples("rhofast report runs/first", "rhofast report runs/first runs/second")
+)(analysis.report)
+app.command(
+    rich_help_panel=ANALYSIS,
+    epilog=examples("rhofast bench headspace demo --set data.train=shards/mine --out bench.json"),
+)(analysis.bench)
+app.command(
+    rich_help_panel=ANALYSIS,
+    epilog=examples(
+        "rhofast plan --videos 65e6 --mean-seconds 35 --gpus 512", "rhofast plan --gpus 64 --bench bench.json"
+    ),
+)(plan)

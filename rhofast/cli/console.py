@@ -23,8 +23,8 @@ out = Console()
 err = Console(stderr=True)
 
 
-def say(text: str, style: str | None = None) -> None:
-    """A line of plain text, however wide the terminal."""
+def print_line(text: str, style: str | None = None) -> None:
+    """Print plain text without wrapping, however narrow the terminal."""
     out.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -18,14 +18,14 @@ HOLDOUT = 0.2
 SMALLEST_BATCH = 4
 
 
-def demo_commands(out: Path, videos: Path | None, page: Path) -> Iterator[list[str]]:
+def demo_commands(out: Path, videos: Path | None, config: str) -> Iterator[list[str]]:
     """Command lines of `rhofast`, to be run one after another: later ones look at what the earlier ones made.
 
     videos: a folder of class folders; None: the generated motions. page: the run's configuration. Raises ConfigError
     where the videos are too few.
     """
-    config = load_config(page)
-    stored = ["--short-side", "64", "--fps", f"{config.clips.fps:g}", "--samples-per-shard", "64"]
+    loaded = load_config(config)
+    stored = ["--short-side", "64", "--fps", f"{loaded.clips.fps:g}", "--samples-per-shard", "64"]
     for split, count in (("train", TRAIN_VIDEOS), ("test", TEST_VIDEOS)):
         if videos is None:
             source = [str(out / "videos"), str(out / split), "--recipe", "motions"]
@@ -39,15 +39,15 @@ def demo_commands(out: Path, videos: Path | None, page: Path) -> Iterator[list[s
     train, test = open_folder(out / "train"), open_folder(out / "test")
     run = out / "run"
     where = {"name": run.name, "out": out, "data.train": train.root, "data.test": test.root}
-    changed = {**where, **_fitted(train, config.train.batch_size)}
+    changed = {**where, **_fitted(train, loaded.train.batch_size)}
     sets = [text for key, value in changed.items() for text in ("--set", f"{key}={value}")]
-    yield ["train", str(page), "--resume", *sets]
+    yield ["train", config, "--resume", *sets]
     yield ["eval", "knn", str(run), str(test.root), "--untrained"]
-    yield ["show", str(train.root), "--config", str(page), "--samples", "4", "--out", str(RunFolder(run).clips)]
+    yield ["show", str(train.root), "--config", config, "--samples", "4", "--out", str(RunFolder(run).clips)]
     yield ["report", str(run)]
 
 
-def verdict(out: Path) -> str:
+def summarize_demo(out: Path) -> str:
     """Whether training helped, in words. "Clearly" means by more than two standard errors of the difference."""
     result = json.loads(RunFolder(out / "run").result("knn").read_text(encoding="utf-8"))
     trained, untrained = result["trained"], result["untrained"]

@@ -1,4 +1,4 @@
-"""The verbs of `rhofast eval`, and `embed`. No logic."""
+"""The commands that evaluate a backbone: `eval knn`, `eval linear`, `eval finetune`, and `embed`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rhofast.checkpoint.run_folder import RunFolder
-from rhofast.cli.console import err, is_main_process, main_progress_bar, out, print_left_out, progress_bars, say
-from rhofast.cli.options import Settings
+from rhofast.cli.console import err, is_main_process, main_progress_bar, out, print_left_out, print_line, progress_bars
+from rhofast.cli.options import CONFIG, DATA, OUTPUT, RUN, CheckpointArgument, ConfigOption, Overrides, ShardsArgument
 from rhofast.cli.tables import class_table, score_table
 from rhofast.errors import ConfigError
 from rhofast.storage.files import check_writable
@@ -20,114 +20,157 @@ if TYPE_CHECKING:
 
 evaluate = typer.Typer(help="Evaluate a backbone on held-out shards.", no_args_is_help=True)
 
-EvalModel = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT",
-        help="run or checkpoint folder, .safetensors, official .pyth, torchvision's .pth, or: random",
-        show_default=False,
+TestArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[SHARDS]", help="Held-out shards, in place of --test.", show_default=False),
+]
+TestOption = Annotated[
+    str | None,
+    typer.Option("--test", metavar="SHARDS", help="Folder or address of the held-out shards.", rich_help_panel=DATA),
+]
+TrainOption = Annotated[
+    str | None,
+    typer.Option(
+        "--train", metavar="SHARDS", help="Labeled training shards. Default: those of the run.", rich_help_panel=DATA
     ),
 ]
-Held = Annotated[str | None, typer.Argument(metavar="[SHARDS]", help="held-out shards; or --test", show_default=False)]
-Test = Annotated[str | None, typer.Option("--test", metavar="SHARDS", help="held-out shards, a folder or an address")]
-Train = Annotated[str | None, typer.Option("--train", metavar="SHARDS", help="labeled shards (default: the run's)")]
-Page = Annotated[Path | None, typer.Option("--config", help="recipe, see configs/eval/")]
-Overlap = Annotated[
-    bool, typer.Option("--allow-overlap", help="only warn where test samples come from training videos")
+OverlapOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-overlap",
+        help="Warn, in place of refusing, if test samples come from training videos.",
+        rich_help_panel=DATA,
+    ),
 ]
-Untrained = Annotated[bool, typer.Option("--untrained", help="evaluate the same backbone untrained, too")]
-Out = Annotated[Path | None, typer.Option("--out", help="JSON file (default: in the run); the picture goes beside it")]
+UntrainedOption = Annotated[
+    bool,
+    typer.Option("--untrained", help="Evaluate the same backbone untrained, too.", rich_help_panel=OUTPUT),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="JSON",
+        help="File for the result; the picture goes beside it. Default: in the run folder.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+ResumeOption = Annotated[
+    bool,
+    typer.Option("--resume", help="Continue the training; begin if it has not begun.", rich_help_panel=RUN),
+]
 
 
 @evaluate.command()
 def knn(
-    checkpoint: EvalModel,
-    shards: Held = None,
-    train: Train = None,
-    test: Test = None,
-    untrained: Untrained = False,
-    page: Page = None,
-    allow_overlap: Overlap = False,
-    target: Out = None,
-    settings: Settings = None,
+    checkpoint: CheckpointArgument,
+    shards: TestArgument = None,
+    train: TrainOption = None,
+    test: TestOption = None,
+    untrained: UntrainedOption = False,
+    config: ConfigOption = None,
+    allow_overlap: OverlapOption = False,
+    target: OutOption = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Weighted k-nearest neighbors on held-out shards. Also under `accelerate launch`."""
+    """Weighted k-nearest neighbors on frozen features."""
     from rhofast.evaluation.knn import evaluate_neighbors
 
-    task = _open(checkpoint, _one_test(shards, test), train, page, settings, allow_overlap, target)
+    task = _open(checkpoint, _test_shards(shards, test), train, config, overrides, allow_overlap, target)
     with progress_bars("features") as (progress,):
         result = evaluate_neighbors(task, untrained=untrained, progress=progress)
-    _tell(result, target)
+    _report(result, target)
 
 
 @evaluate.command()
 def linear(
-    checkpoint: EvalModel,
-    shards: Held = None,
-    train: Train = None,
-    test: Test = None,
-    untrained: Untrained = False,
-    page: Page = None,
-    resume: Annotated[bool, typer.Option("--resume", help="with --config: continue, or begin")] = False,
-    allow_overlap: Overlap = False,
-    target: Out = None,
-    settings: Settings = None,
+    checkpoint: CheckpointArgument,
+    shards: TestArgument = None,
+    train: TrainOption = None,
+    test: TestOption = None,
+    untrained: UntrainedOption = False,
+    config: ConfigOption = None,
+    resume: ResumeOption = False,
+    allow_overlap: OverlapOption = False,
+    target: OutOption = None,
+    overrides: Overrides = None,
 ) -> None:
-    """A linear classifier on frozen features: logistic regression on features of center clips, its penalty chosen on a
-    part of the training shards. With --config: by SGD through the augmenting loader, as that page says."""
+    """A linear classifier on frozen features.
+
+    Without --config: logistic regression on the features of center clips, its penalty chosen on a part of the training
+    shards. With --config: SGD on augmented clips, as the config says.
+    """
     from rhofast.evaluation.linear_probe import evaluate_linear
 
-    if resume and page is None:
-        raise ConfigError("--resume: only with --config", hint="without it, --set eval.keep=FOLDER keeps the features")
-    task = _open(checkpoint, _one_test(shards, test), train, page, settings, allow_overlap, target)
-    if page is not None:
+    if resume and config is None:
+        raise ConfigError("--resume requires --config", hint="without it, --set eval.keep=FOLDER keeps the features")
+    task = _open(checkpoint, _test_shards(shards, test), train, config, overrides, allow_overlap, target)
+    if config is not None:
         if untrained:
-            raise ConfigError("--untrained: not with --config", hint="give `random` in place of the checkpoint")
+            raise ConfigError(
+                "--untrained cannot be combined with --config", hint="give `random` in place of the checkpoint"
+            )
         _classify(task, frozen=True, resume=resume, target=target)
         return
     with progress_bars("features", "fitting") as (progress, on_fit):
         result = evaluate_linear(task, untrained=untrained, progress=progress, on_fit=on_fit)
-    _tell(result, target)
+    _report(result, target)
 
 
 @evaluate.command()
 def finetune(
-    checkpoint: EvalModel,
-    page: Annotated[Path, typer.Option("--config", help="recipe, see configs/eval/")],
-    shards: Held = None,
-    train: Train = None,
-    test: Test = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue, or begin")] = False,
-    allow_overlap: Overlap = False,
-    target: Out = None,
-    settings: Settings = None,
+    checkpoint: CheckpointArgument,
+    config: Annotated[
+        str,
+        typer.Option(
+            "--config",
+            metavar="CONFIG",
+            help="TOML file, or name of a packaged config, such as eval/ucf101_paper.",
+            rich_help_panel=CONFIG,
+            show_default=False,
+        ),
+    ],
+    shards: TestArgument = None,
+    train: TrainOption = None,
+    test: TestOption = None,
+    resume: ResumeOption = False,
+    allow_overlap: OverlapOption = False,
+    target: OutOption = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Train the whole network on labeled shards as a recipe says, then test it. Also under `accelerate launch`."""
-    task = _open(checkpoint, _one_test(shards, test), train, page, settings, allow_overlap, target)
+    """Fine-tune the whole network on labeled shards, then test it."""
+    task = _open(checkpoint, _test_shards(shards, test), train, config, overrides, allow_overlap, target)
     _classify(task, frozen=False, resume=resume, target=target)
 
 
 def embed(
-    checkpoint: EvalModel,
-    shards: Annotated[str, typer.Argument(metavar="SHARDS", help="folder or address", show_default=False)],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help=".parquet, .arrow, or .npy with OUT-keys.csv beside")],
-    settings: Settings = None,
+    checkpoint: CheckpointArgument,
+    shards: ShardsArgument,
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            help="File to write: .parquet, .arrow, or .npy with OUT-keys.csv beside it.",
+            show_default=False,
+        ),
+    ],
+    overrides: Overrides = None,
 ) -> None:
-    """Write the features of all samples, with their keys. Also under `accelerate launch`."""
+    """Write the features of all samples of a set, with their keys."""
     from rhofast.data.sources import open_shards
     from rhofast.evaluation.embed import check_target
     from rhofast.evaluation.embed import embed as write_features
     from rhofast.evaluation.model import open_model
 
     check_target(target)
-    model = open_model(checkpoint, overrides=settings or [])
+    model = open_model(checkpoint, overrides=overrides or [])
     opened = open_shards(shards, data=model.config.data)
     with progress_bars("features") as (progress,):
         result = write_features(model, opened, target, progress=progress)
     if not is_main_process():
         return
     print_left_out(result.left_out)
-    say(f"{target}: {result.samples:,} samples, {result.width} numbers each; {model.origin}")
+    print_line(f"{target}: {result.samples:,} samples, {result.width} numbers each; {model.origin}")
 
 
 def _classify(task: EvalTask, *, frozen: bool, resume: bool, target: Path | None) -> None:
@@ -139,10 +182,6 @@ def _classify(task: EvalTask, *, frozen: bool, resume: bool, target: Path | None
         testing = progress.add_task("testing", total=None, note="", visible=False)
 
         def on_log(line: dict[str, Any]) -> None:
-            if "text" in line:
-                err.print(f"step {line['step']}: {line['kind']}: {line['text']}", markup=False, highlight=False)
-            if line["kind"] not in ("start", "step"):
-                return
             note = ""
             if line["kind"] == "step":
                 note = f"loss {line['loss']:.3f}  top-1 {line['top1']:.1%}  {line['clips_per_second']:.0f} clips/s"
@@ -156,14 +195,16 @@ def _classify(task: EvalTask, *, frozen: bool, resume: bool, target: Path | None
             progress=lambda done, total: progress.update(testing, completed=done, total=total, visible=True),
         )
     if isinstance(result, Stopped):
-        err.print(f"{result.run}: saved at step {result.step} of {result.steps}; go on with --resume", highlight=False)
+        err.print(
+            f"{result.run}: saved at step {result.step} of {result.steps}; continue with --resume", highlight=False
+        )
         raise typer.Exit(EXIT_RESUMABLE)
-    _tell(result, target)
+    _report(result, target)
 
 
-def _one_test(shards: str | None, test: str | None) -> str:
+def _test_shards(shards: str | None, test: str | None) -> str:
     if (shards is None) == (test is None):
-        raise ConfigError("give the held-out shards once: --test SHARDS")
+        raise ConfigError("the held-out shards must be given once", hint="--test SHARDS")
     return shards or test or ""
 
 
@@ -171,26 +212,24 @@ def _open(
     checkpoint: str,
     test: str,
     train: str | None,
-    page: Path | None,
-    settings: list[str] | None,
+    config: str | None,
+    overrides: list[str] | None,
     allow_overlap: bool,
     target: Path | None,
 ) -> EvalTask:
-    """target: where the result will be written; None: in the folder of the checkpoint, or of what is trained on it."""
+    """Open what is evaluated. target: the file for the result; None: a file in the folder of the run."""
     from rhofast.evaluation.task import open_task
 
     if target is not None:
         check_writable(target)
-    task = open_task(
-        checkpoint, test, train=train, config_file=page, overrides=settings or [], allow_overlap=allow_overlap
-    )
+    task = open_task(checkpoint, test, train=train, config_file=config, overrides=overrides or [], allow_overlap=allow_overlap)
     if is_main_process():
         for note in task.notes:
             err.print(f"warning: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     return task
 
 
-def _tell(result: Evaluation, target: Path | None) -> None:
+def _report(result: Evaluation, target: Path | None) -> None:
     from rhofast.evaluation.results import write_evaluation
 
     if not is_main_process():
@@ -202,4 +241,4 @@ def _tell(result: Evaluation, target: Path | None) -> None:
     out.print(score_table(result))
     out.print(class_table(result))
     print_left_out(result.trained.left_out)
-    say(f"written: {path}, {picture.name}")
+    print_line(f"Wrote {path} and {picture.name}")

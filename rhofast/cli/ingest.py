@@ -10,51 +10,141 @@ from typing import Annotated, Literal
 
 import typer
 
-from rhofast.cli.console import ShardProgress, err, out, progress_bar, say
-from rhofast.cli.options import Settings, check_png, given
+from rhofast.cli.console import ShardProgress, err, out, print_line, progress_bar
+from rhofast.cli.options import (
+    EXECUTION,
+    LIMITS,
+    OUTPUT,
+    SOURCE,
+    STORAGE,
+    Overrides,
+    ShardsArgument,
+    check_png,
+    given,
+)
 from rhofast.cli.tables import estimate_table, set_table, summary_table
 from rhofast.errors import ConfigError
 from rhofast.storage.files import as_path
 
-ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help="folder of a shard set", show_default=False)]
-SourceArgument = Annotated[
-    str, typer.Argument(metavar="SHARDS", help="folder or address of a shard set", show_default=False)
-]
-
-
-Executors = Literal["processes", "ray"]
+Executor = Literal["processes", "ray"]
 
 
 def shard(
-    source: Annotated[Path, typer.Argument(parser=as_path, help="folder of videos, list, or what the recipe asks for")],
-    target: Annotated[Path, typer.Argument(parser=as_path, metavar="OUT", help="folder for the shards: new or begun")],
-    recipe: Annotated[str | None, typer.Option(help="name or path of a recipe (default: by what SOURCE is)")] = None,
-    option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="option of the recipe")] = None,
-    name: Annotated[str | None, typer.Option(help="name of the set (default: OUT's)")] = None,
-    split: Annotated[str, typer.Option(help="written to dataset.json")] = "all",
-    codec: Annotated[list[str] | None, typer.Option(help="jpeg (default), h264, hevc or copy")] = None,
-    quality: Annotated[int | None, typer.Option(help="jpeg: ffmpeg's q, 2 (best) to 31; h264, hevc: CRF, 0-51")] = None,
-    gop: Annotated[int | None, typer.Option(help="h264, hevc: frames a group (default: 16)")] = None,
-    preset: Annotated[str | None, typer.Option(help="h264, hevc: the encoder's preset (default: medium)")] = None,
-    short_side: Annotated[int | None, typer.Option(help="pixels, a multiple of 16 (default: 256)")] = None,
-    fps: Annotated[float | None, typer.Option(help="frames a second (default: each video's own)")] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="keep only the beginning of longer videos")] = None,
-    min_duration: Annotated[float | None, typer.Option(help="refuse shorter videos (seconds)")] = None,
-    max_duration: Annotated[float | None, typer.Option(help="refuse longer videos (seconds)")] = None,
-    timeout: Annotated[float, typer.Option(help="seconds one video may take")] = 3600.0,
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="videos a shard")] = 256,
-    workers: Annotated[int | None, typer.Option(min=1, help="videos at once (default: one a core)")] = None,
-    executor: Annotated[Executors, typer.Option(help="where the work is done")] = "processes",
-    ray_address: Annotated[str | None, typer.Option(help="cluster (default: RAY_ADDRESS, or one of its own)")] = None,
-    task: Annotated[str | None, typer.Option(metavar="I/N", help="make part I of N only; without: the rest")] = None,
-    append: Annotated[bool, typer.Option("--append", help="add the videos that the set in OUT lacks")] = False,
-    dry_run: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="try N videos, and tell what to expect")
+    source: Annotated[
+        Path,
+        typer.Argument(
+            parser=as_path,
+            metavar="SOURCE",
+            help="Folder of videos, list of videos, or what the recipe asks for.",
+            show_default=False,
+        ),
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            parser=as_path,
+            metavar="OUT",
+            help="Folder or address for the shards: new, or to be continued.",
+            show_default=False,
+        ),
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Recipe, by name or path. Default: folder or csv_list.", rich_help_panel=SOURCE
+        ),
     ] = None,
-    report: Annotated[Path | None, typer.Option(metavar="JSON", help="with --dry-run: write the figures, too")] = None,
-    settings: Settings = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Option of the recipe. Repeatable.", rich_help_panel=SOURCE),
+    ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add the videos that the set in OUT lacks.", rich_help_panel=SOURCE)
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the set. Default: the name of OUT.", rich_help_panel=STORAGE)
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split, as written to dataset.json.", rich_help_panel=STORAGE)] = "all",
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Storage codec: jpeg, h264, hevc or copy. Repeatable with --dry-run. Default: jpeg.",
+            rich_help_panel=STORAGE,
+        ),
+    ] = None,
+    quality: Annotated[
+        int | None,
+        typer.Option(
+            help="Quality: of jpeg ffmpeg's q, 2 (best) to 31, default 3; of h264 and hevc the CRF, 0 (best) to 51.",
+            rich_help_panel=STORAGE,
+        ),
+    ] = None,
+    gop: Annotated[
+        int | None,
+        typer.Option(help="Frames per group of pictures, for h264 and hevc. Default: 16.", rich_help_panel=STORAGE),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Preset of the encoder, for h264 and hevc. Default: medium.", rich_help_panel=STORAGE),
+    ] = None,
+    short_side: Annotated[
+        int | None,
+        typer.Option(help="Short side in pixels, a multiple of 16. Default: 256.", rich_help_panel=STORAGE),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Frames per second. Default: the rate of each video.", rich_help_panel=STORAGE),
+    ] = None,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Videos per shard.", rich_help_panel=STORAGE)] = 256,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(help="Seconds that are kept of a longer video. Default: all.", rich_help_panel=LIMITS),
+    ] = None,
+    min_duration: Annotated[
+        float | None, typer.Option(help="Seconds below which a video is refused.", rich_help_panel=LIMITS)
+    ] = None,
+    max_duration: Annotated[
+        float | None, typer.Option(help="Seconds above which a video is refused.", rich_help_panel=LIMITS)
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds after which a video is refused.", rich_help_panel=LIMITS)
+    ] = 3600.0,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Videos in work at once. Default: one per core.", rich_help_panel=EXECUTION),
+    ] = None,
+    executor: Annotated[
+        Executor, typer.Option(help="Where the work is done.", rich_help_panel=EXECUTION)
+    ] = "processes",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster. Default: RAY_ADDRESS, or a cluster of its own.", rich_help_panel=EXECUTION),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Build only part I of N (job arrays). Finish with one run without --task.",
+            rich_help_panel=EXECUTION,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Number of videos to try. Prints size, time and quality to expect; writes no shards.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="JSON", help="File for all numbers of the dry run.", rich_help_panel=OUTPUT),
+    ] = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Turn videos into shards. The same command continues where it was stopped."""
+    """Convert videos to shards. The same command continues a build that was stopped."""
     from rhofast.config.load import load_config
     from rhofast.config.section import parse_section
     from rhofast.data.codecs import build_codecs
@@ -70,25 +160,28 @@ def shard(
 
     codecs = build_codecs(codec or ["jpeg"], given(quality=quality, gop=gop, preset=preset))
     if len(codecs) > 1 and dry_run is None:
-        raise ConfigError("--codec is given more than once", hint="one set has one codec; --dry-run N compares several")
+        raise ConfigError("--codec is given more than once", hint="a set has one codec; --dry-run N compares several")
     changes = given(short_side=short_side, fps=fps, max_seconds=max_seconds)
     if changes and dry_run is None and codecs[0].name == "copy":
-        raise ConfigError(f"--{next(iter(changes)).replace('_', '-')}: codec copy keeps every video as it is")
+        raise ConfigError(
+            f"--{next(iter(changes)).replace('_', '-')}: codec copy keeps every video as it is",
+            hint="omit the option, or choose --codec h264",
+        )
     limits = given(min_duration=min_duration, max_duration=max_duration, timeout=timeout)
     transcode = parse_section(TranscodeSettings, {**changes, **limits}, where="shard")
     array_task = None if task is None else parse_task(task)
-    hands = workers or os.cpu_count() or 1
+    processes = workers or os.cpu_count() or 1
     existing = open_folder(target) if append else None
     stored, classes = (stored_keys(existing), existing.info.classes) if existing is not None else ((), ())
-    begun = time.monotonic()
+    start = time.monotonic()
     with ShardProgress() as progress:
-        found = find_records(source, recipe, option or [])
-        with Listing(found, stored=stored, classes=classes, on_count=progress.on_count) as listing:
+        records = find_records(source, recipe, option or [])
+        with Listing(records, stored=stored, classes=classes, on_count=progress.on_count) as listing:
             progress.begin(listing.listed, len(listing))
             if dry_run is not None:
-                clips = load_config(None, settings or []).clips
-                expected = estimate_build(
-                    listing, codecs, transcode, clips, samples=dry_run, workers=hands, on_progress=progress.on_tried
+                clips = load_config(None, overrides or []).clips
+                estimate = estimate_build(
+                    listing, codecs, transcode, clips, samples=dry_run, workers=processes, on_progress=progress.on_tried
                 )
             else:
                 info = build_shards(
@@ -101,79 +194,89 @@ def shard(
                         transcode=transcode,
                         samples_per_shard=samples_per_shard,
                     ),
-                    RayCluster(address=ray_address, workers=workers) if executor == "ray" else LocalProcesses(hands),
+                    RayCluster(address=ray_address, workers=workers)
+                    if executor == "ray"
+                    else LocalProcesses(processes),
                     task=array_task,
                     append_to=existing,
                     on_progress=progress.on_videos,
                 )
     if dry_run is not None:
-        out.print(estimate_table(expected))
+        out.print(estimate_table(estimate))
         if report is not None:
-            report.write_text(json.dumps(expected.to_json(), indent=1))
-            say(f"written: {report}")
+            report.write_text(json.dumps(estimate.to_json(), indent=1))
+            print_line(f"Wrote {report}")
     elif info is None:
-        say(f"{target}: part {task} is done; when all are: the same command without --task completes the set")
+        print_line(
+            f"{target}: part {task} is done. When all parts are, the same command without --task ends the build."
+        )
     else:
         count = published_count(source, recipe, option or [])
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - start
         out.print(set_table(target, info, listed=progress.listed, as_published=count, seconds=seconds))
 
 
-def recipes(name: Annotated[str | None, typer.Argument(help="recipe to describe (default: list all)")] = None) -> None:
-    """List the recipes for data sets, or tell how to use one."""
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Recipe to describe. Default: list all.", show_default=False)
+    ] = None,
+) -> None:
+    """List the data set recipes, or describe one."""
     from rhofast.ingest.recipes import describe_recipe, recipe_names
 
     if name is not None:
-        say(describe_recipe(name))
+        print_line(describe_recipe(name))
         return
-    for one in recipe_names():
-        say(describe_recipe(one).partition("\n")[0])
+    for recipe in recipe_names():
+        print_line(describe_recipe(recipe).partition("\n")[0])
 
 
 def verify(
-    shards: ShardsArgument,
-    deep: Annotated[bool, typer.Option("--deep", help="decode everything too, as training does")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="processes (default: one a core)")] = None,
+    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of a shard set.", show_default=False)],
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every sample too, as training does.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")] = None,
 ) -> None:
-    """Check every promise of the shard format. Exit code 1 if one is broken."""
+    """Check a shard set against every promise of the format. Exit code 1 if one is broken."""
     from rhofast.data.format.dataset import open_folder
     from rhofast.ingest.verify import verify_shards
 
     opened = open_folder(shards, check_files=False)
     with progress_bar() as progress:
-        task = progress.add_task("verifying", total=len(opened))
+        bar = progress.add_task("verifying", total=len(opened))
         problems = 0
         for problem in verify_shards(
             opened,
             deep=deep,
             workers=workers or os.cpu_count() or 1,
-            on_progress=lambda done, _: progress.update(task, completed=done),
+            on_progress=lambda done, _: progress.update(bar, completed=done),
         ):
             progress.console.print(str(problem), markup=False, highlight=False, soft_wrap=True, style="red")
             problems += 1
     if problems:
         err.print(f"{shards}: {problems} problems", highlight=False, style="red")
         raise typer.Exit(1)
-    say(f"{shards}: {len(opened)} samples in {len(opened.info.shards)} shards are as promised")
+    print_line(f"{shards}: {len(opened)} samples in {len(opened.info.shards)} shards are as promised")
 
 
 def inspect(
-    shards: SourceArgument,
-    target: Annotated[Path | None, typer.Option("--out", help="PNG file for histograms")] = None,
-    settings: Settings = None,
+    shards: ShardsArgument,
+    target: Annotated[
+        Path | None, typer.Option("--out", metavar="PNG", help="File for histograms.", rich_help_panel=OUTPUT)
+    ] = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Print what is in a shard set, and what its clips cost to read (geometry: --set clips.num_clips=4 ...)."""
+    """Print the contents of a shard set, and what it costs to read clips from it."""
     from rhofast.config.load import load_config
     from rhofast.data.sources import open_shards
     from rhofast.ingest.summary import summarize
     from rhofast.ingest.summary_plot import draw_summary
 
     if target is not None:
-        check_png(target)
-    clips = load_config(None, settings or []).clips
+        check_png("--out", target)
+    clips = load_config(None, overrides or []).clips
     opened = open_shards(shards)
     summary = summarize(opened, clips)
     out.print(summary_table(opened.info, summary, clips))
     if target is not None:
         draw_summary(summary, target)
-        say(f"written: {target}")
+        print_line(f"Wrote {target}")

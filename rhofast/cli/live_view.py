@@ -15,8 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rhofast.training.metrics import METRICS
-from rhofast.training.step_timer import STEP_PHASES
+from rhofast.training.metrics import METRICS, STEP_PHASES
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDTH = 28  # of the bar and of the curve

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options, arguments and checks that several commands share."""
 
 from __future__ import annotations
 
@@ -9,14 +9,62 @@ import typer
 
 from rhofast.errors import ConfigError
 
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key, e.g. a.b=3")]
+# Panels of the help: options that belong together stand together.
+SOURCE, STORAGE, LIMITS, EXECUTION, CLIPS = "Source", "Storage", "Limits", "Execution", "Clips"
+CONFIG, OUTPUT, DATA, RUN = "Config", "Output", "Data", "Run"
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Config option to override, such as train.steps=100. Repeatable.",
+        rich_help_panel=CONFIG,
+        show_default=False,
+    ),
+]
+ConfigArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        help="TOML file, or name of a packaged config (see: rhofast configs list).",
+        show_default=False,
+    ),
+]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="CONFIG",
+        help="TOML file, or name of a packaged config. Default: the defaults of every option.",
+        rich_help_panel=CONFIG,
+        show_default=False,
+    ),
+]
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="Run or checkpoint folder, .safetensors file, PySlowFast .pyth, torchvision .pth, or the word random.",
+        show_default=False,
+    ),
+]
+ShardsArgument = Annotated[
+    str, typer.Argument(metavar="SHARDS", help="Folder or address of a shard set.", show_default=False)
+]
 
 
-def check_png(path: Path) -> None:
+def examples(*lines: str) -> str:
+    """Return the epilog of a command's help: example command lines."""
+    return "\n".join(["[bold]Examples[/bold]", *(f"  {line}" for line in lines)])
+
+
+def check_png(option: str, path: Path) -> None:
+    """Raise ConfigError unless the path given to an option ends with .png."""
     if path.suffix.lower() != ".png":
-        raise ConfigError(f"--out {path}: not a .png file")
+        raise ConfigError(f"{option} {path}: not a .png file")
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """Those options that the user gave."""
+    """Return the options that the user gave: those that are not None."""
     return {name: value for name, value in options.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The verb `plan`. No logic."""
+"""The command `plan`."""
 
 from __future__ import annotations
 
@@ -8,58 +8,107 @@ from typing import Annotated, Literal
 
 import typer
 
-from rhofast.cli.console import out, say
-from rhofast.cli.options import Settings
+from rhofast.cli.console import out, print_line
+from rhofast.cli.options import DATA, OUTPUT, RUN, ConfigOption, Overrides
 
-Gpus = Literal["a100", "h100", "h200"]
+Gpu = Literal["a100", "h100", "h200"]
+CLUSTER, MEASURED = "Cluster", "Measured on your system"
 
 
 def plan(
-    gpus: Annotated[int, typer.Option(min=1, max=10**6, help="GPUs of the run, one a rank")],
-    videos: Annotated[
-        float | None, typer.Option(min=1, max=1e12, help="to store, e.g. 65e6 (default: the dry run's)")
-    ] = None,
-    mean_seconds: Annotated[
-        float | None, typer.Option(min=0.1, max=1e6, help="of a video (default: the dry run's)")
-    ] = None,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a machine")] = 8,
-    gpu: Annotated[Gpus, typer.Option(help="which, where no bench tells their pace")] = "h100",
-    codec: Annotated[str | None, typer.Option(help="jpeg,h264,hevc,copy: those to compare")] = None,
-    epochs: Annotated[float | None, typer.Option(min=1e-6, max=1e9, help="in place of the page's")] = None,
-    page: Annotated[Path | None, typer.Option("--config", help="page of the run (default: rho-BYOL's)")] = None,
-    settings: Settings = None,
-    bench_report: Annotated[Path | None, typer.Option("--bench", help="what `rhofast bench --out` wrote")] = None,
-    dry_run: Annotated[Path | None, typer.Option(help="what `rhofast shard --dry-run --report` wrote")] = None,
-    gop: Annotated[int | None, typer.Option(help="h264, hevc: frames a group (default: 16)")] = None,
-    short_side: Annotated[
-        int | None, typer.Option(min=16, max=4096, help="pixels of the shorter side (default: 256)")
-    ] = None,
-    fps: Annotated[float | None, typer.Option(min=0.1, max=1000, help="frames a second (default: 30)")] = None,
-    samples_per_shard: Annotated[int | None, typer.Option(min=1, help="videos a shard (default: about 1 GB)")] = None,
-    remote: Annotated[
-        bool | None, typer.Option("--address/--mounted", help="where shards are (default: what data.train says)")
+    gpus: Annotated[
+        int, typer.Option(min=1, max=10**6, help="GPUs of the run; one rank per GPU.", rich_help_panel=RUN)
+    ],
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs per node.", rich_help_panel=RUN)] = 8,
+    gpu: Annotated[
+        Gpu, typer.Option(help="Kind of GPU, if --bench does not give its speed.", rich_help_panel=RUN)
+    ] = "h100",
+    epochs: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=1e9, help="Epochs. Default: those of the config.", rich_help_panel=RUN),
     ] = None,
     utilization: Annotated[
-        float | None, typer.Option(min=0.001, max=1, help="share of the GPU's peak that a step gets")
+        float | None,
+        typer.Option(min=0.001, max=1, help="Share of the GPU's peak that a step reaches.", rich_help_panel=RUN),
     ] = None,
-    cores_per_node: Annotated[int | None, typer.Option(min=1, help="CPU cores of a machine")] = None,
-    network: Annotated[float | None, typer.Option(min=0.001, help="GB/s from the storage to each machine")] = None,
-    fabric: Annotated[float | None, typer.Option(min=0.001, help="GB/s from machine to machine")] = None,
-    disk: Annotated[float | None, typer.Option(min=0.001, help="GB/s of a machine's own disk")] = None,
+    videos: Annotated[
+        float | None,
+        typer.Option(
+            min=1, max=1e12, help="Number of videos, such as 65e6. Default: the dry run's.", rich_help_panel=DATA
+        ),
+    ] = None,
+    mean_seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, max=1e6, help="Mean duration of a video, in seconds. Default: the dry run's.", rich_help_panel=DATA
+        ),
+    ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(help="Codecs to compare, such as jpeg,h264. Default: all that are known.", rich_help_panel=DATA),
+    ] = None,
+    gop: Annotated[
+        int | None, typer.Option(help="Frames per group, for h264 and hevc. Default: 16.", rich_help_panel=DATA)
+    ] = None,
+    short_side: Annotated[
+        int | None, typer.Option(min=16, max=4096, help="Short side in pixels. Default: 256.", rich_help_panel=DATA)
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(min=0.1, max=1000, help="Frames per second, as stored. Default: 30.", rich_help_panel=DATA),
+    ] = None,
+    samples_per_shard: Annotated[
+        int | None, typer.Option(min=1, help="Videos per shard. Default: about 1 GB.", rich_help_panel=DATA)
+    ] = None,
+    remote: Annotated[
+        bool | None,
+        typer.Option(
+            "--address/--mounted",
+            help="Whether shards are behind an address. Default: what data.train says.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    cores_per_node: Annotated[
+        int | None, typer.Option(min=1, help="CPU cores per node.", rich_help_panel=CLUSTER)
+    ] = None,
+    network: Annotated[
+        float | None, typer.Option(min=0.001, help="GB/s from the storage to one node.", rich_help_panel=CLUSTER)
+    ] = None,
+    fabric: Annotated[
+        float | None, typer.Option(min=0.001, help="GB/s between two nodes.", rich_help_panel=CLUSTER)
+    ] = None,
+    disk: Annotated[
+        float | None, typer.Option(min=0.001, help="GB/s of a node's own disk.", rich_help_panel=CLUSTER)
+    ] = None,
     storage: Annotated[
-        float | None, typer.Option(min=0.001, help="GB/s that the storage gives all machines together")
+        float | None, typer.Option(min=0.001, help="GB/s of the storage, to all nodes.", rich_help_panel=CLUSTER)
     ] = None,
     mtbf_hours: Annotated[
-        float | None, typer.Option(min=0.01, help="between two failures of one machine, hours")
+        float | None,
+        typer.Option(min=0.01, help="Hours between two failures of one node.", rich_help_panel=CLUSTER),
     ] = None,
     restart_minutes: Annotated[
-        float | None, typer.Option(min=0, help="from a failure to the next step, minutes")
+        float | None,
+        typer.Option(min=0, help="Minutes from a failure to the next step.", rich_help_panel=CLUSTER),
     ] = None,
-    sources: Annotated[bool, typer.Option("--sources", help="tell where every input comes from")] = False,
-    target: Annotated[Path | None, typer.Option("--out", metavar="JSON", help="write every number, too")] = None,
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    bench_report: Annotated[
+        Path | None,
+        typer.Option("--bench", metavar="JSON", help="Report of `rhofast bench --out`.", rich_help_panel=MEASURED),
+    ] = None,
+    dry_run: Annotated[
+        Path | None,
+        typer.Option(metavar="JSON", help="Report of `rhofast shard --dry-run --report`.", rich_help_panel=MEASURED),
+    ] = None,
+    sources: Annotated[
+        bool, typer.Option("--sources", help="Print the source of every input.", rich_help_panel=OUTPUT)
+    ] = False,
+    target: Annotated[
+        Path | None, typer.Option("--out", metavar="JSON", help="File for all numbers.", rich_help_panel=OUTPUT)
+    ] = None,
 ) -> None:
-    """What a run will need and how long it will take, on paper: storage, reading, decoding, checkpoints, failures; and
-    what starves first."""
+    """Plan a large run on paper: storage, reading, decoding, checkpoints, failures, and the first bottleneck."""
     from rhofast.analysis.capacity.inputs import collect_inputs
     from rhofast.analysis.capacity.options import PlannerOptions
     from rhofast.analysis.capacity.planner import plan_capacity
@@ -68,7 +117,7 @@ def plan(
 
     length = [] if epochs is None else [f"train.epochs={float(epochs)}"]
     inputs = collect_inputs(
-        override_config(load_config(page), [*(settings or []), *length]),
+        override_config(load_config(config), [*(overrides or []), *length]),
         PlannerOptions(
             gpus=gpus,
             gpus_per_node=gpus_per_node,
@@ -97,7 +146,7 @@ def plan(
     out.print(plan_tables(found, sources=sources))
     if target is not None:
         target.write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
-        say(f"written: {target}")
+        print_line(f"Wrote {target}")
 
 
 def _scaled(value: float | None, unit: float) -> float | None:

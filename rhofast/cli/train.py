@@ -1,73 +1,137 @@
-"""The commands that train and move weights: `train`, `export`, `import`."""
+"""The commands that train and move weights: `train`, `configs`, `export`, `import`."""
 
 from __future__ import annotations
 
-import os
 import shlex
+import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from rhofast.checkpoint.run_folder import run_of
-from rhofast.cli.console import err, out, say
+from rhofast.cli.console import err, is_main_process, out, print_line
 from rhofast.cli.live_view import TrainingView
-from rhofast.cli.options import Settings
+from rhofast.cli.options import CONFIG, OUTPUT, RUN, ConfigArgument, Overrides
 from rhofast.cli.tables import transfer_table
+from rhofast.errors import ConfigError
 
-Formats = Literal["safetensors", "pyslowfast"]
+WeightFormat = Literal["safetensors", "pyslowfast"]
+
+configs = typer.Typer(help="List, show and copy the configs that come with rhofast.", no_args_is_help=True)
+
+
+@configs.command("list")
+def list_configs() -> None:
+    """List the packaged configs by name, with their first line."""
+    from rhofast.config.load import config_names, find_config
+
+    names = config_names()
+    width = max(map(len, names))
+    for name in names:
+        first = find_config(name).read_text(encoding="utf-8").partition("\n")[0]
+        print_line(f"{name:<{width}}  {first.lstrip('# ')}")
+
+
+@configs.command("show")
+def show_config(name: ConfigArgument) -> None:
+    """Print a packaged config."""
+    from rhofast.config.load import find_config
+
+    typer.echo(find_config(name).read_text(encoding="utf-8"), nl=False)
+
+
+@configs.command("copy")
+def copy_config(
+    name: ConfigArgument,
+    target: Annotated[
+        Path | None,
+        typer.Argument(metavar="[TARGET]", help="File or folder. Default: the current folder.", show_default=False),
+    ] = None,
+) -> None:
+    """Copy a packaged config, to change it."""
+    from rhofast.config.load import find_config
+
+    source = find_config(name)
+    path = target or Path()
+    path = path / source.name if path.is_dir() else path
+    if path.exists():
+        raise ConfigError(f"{path}: the file exists", hint="give another TARGET")
+    shutil.copyfile(source, path)
+    print_line(f"Wrote {path}")
 
 
 def train(
-    page: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML page, see configs/")],
-    settings: Settings = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run, or begin it")] = False,
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue from the newest checkpoint; begin where there is none.", rich_help_panel=RUN
+        ),
+    ] = False,
     accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="continue even with settings that make it another experiment")
+        bool,
+        typer.Option(
+            "--accept-changes",
+            help="With --resume: continue under changed options that make it another experiment.",
+            rich_help_panel=RUN,
+        ),
     ] = False,
 ) -> None:
-    """Pretrain. Also under `accelerate launch -m rhofast train ...`."""
+    """Pretrain a backbone. Runs alone or under `accelerate launch -m rhofast train ...`."""
     from rhofast.config.load import load_config
     from rhofast.training.trainer import EXIT_RESUMABLE
     from rhofast.training.trainer import train as run_training
 
-    config = load_config(page, settings or [])
+    loaded = load_config(config, overrides or [])
     with TrainingView(err) as view:
-        outcome = run_training(config, resume=resume, accept_changes=accept_changes, on_log=view.on_log)
-    first = os.environ.get("RANK", "0") == "0"
-    if first and outcome.finished:
-        look = f"rhofast report {shlex.quote(str(outcome.run))}"
-        say(f"{outcome.run}: {outcome.step} steps done; look at it with: {look}")
-    elif first:
-        saved = f"{outcome.run}: saved at step {outcome.step} of {outcome.steps}; go on with --resume"
+        outcome = run_training(loaded, resume=resume, accept_changes=accept_changes, on_log=view.on_log)
+    if is_main_process() and outcome.finished:
+        command = f"rhofast report {shlex.quote(str(outcome.run))}"
+        print_line(f"{outcome.run}: {outcome.step} steps done. Look at the run: {command}")
+    elif is_main_process():
+        saved = f"{outcome.run}: saved at step {outcome.step} of {outcome.steps}. Continue with --resume."
         err.print(saved, markup=False, highlight=False, soft_wrap=True)
     if not outcome.finished:
         raise typer.Exit(EXIT_RESUMABLE)
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="run or checkpoint folder")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="file to write: .safetensors, or .pyth of PySlowFast")],
-    form: Annotated[Formats, typer.Option("--format", help="whose file it is to be")] = "safetensors",
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Folder of a run or of a checkpoint.", show_default=False),
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="File to write: .safetensors, or .pyth for PySlowFast.", show_default=False),
+    ],
+    weight_format: Annotated[
+        WeightFormat, typer.Option("--format", help="Format of the file.", rich_help_panel=OUTPUT)
+    ] = "safetensors",
 ) -> None:
-    """Write the trained backbone as one file."""
+    """Write the trained backbone of a run as one file."""
     from rhofast.checkpoint.checkpoint import find_checkpoint, load_checkpoint
     from rhofast.checkpoint.export import export_checkpoint
 
     folder = find_checkpoint(checkpoint)
     run = checkpoint if folder != checkpoint else run_of(folder).path
-    out.print(transfer_table(export_checkpoint(load_checkpoint(folder), target, format=form, run=run)))
+    out.print(transfer_table(export_checkpoint(load_checkpoint(folder), target, format=weight_format, run=run)))
 
 
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="official PySlowFast .pyth, or torchvision .pth")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="file to write: .safetensors")],
-    backbone: Annotated[str, typer.Option(help="name of the backbone that it holds")],
-    settings: Settings = None,
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE", help="PySlowFast .pyth or torchvision .pth file.", show_default=False)
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .safetensors.", show_default=False)],
+    backbone: Annotated[
+        str, typer.Option(help="Name of the backbone that the file holds.", rich_help_panel=CONFIG, show_default=False)
+    ],
+    overrides: Overrides = None,
 ) -> None:
-    """Turn foreign weights into a file that rhofast.load_backbone opens."""
+    """Convert weights of other projects to a file that `rhofast.load_backbone` opens."""
     from rhofast.checkpoint.export import import_weights
     from rhofast.config.load import load_config
 
-    section = load_config(None, [f"backbone.name={backbone}", *(settings or [])]).backbone
-    out.print(transfer_table(import_weights(source, target, backbone=section.name, options=section.options)))
+    component = load_config(None, [f"backbone.name={backbone}", *(overrides or [])]).backbone
+    out.print(transfer_table(import_weights(source, target, backbone=component.name, options=component.options)))

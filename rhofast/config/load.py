@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -10,21 +11,55 @@ from typing import Any
 
 from pydantic import BaseModel
 
+import rhofast
 from rhofast.config.schema import Config
 from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
+
+_PACKAGE = Path(rhofast.__file__).parent
+_FOLDERS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")  # of a checkout, of an installed wheel
 
 # Keys of `train` that exclude each other: setting one on the command line removes the other.
 _ALTERNATIVES = {"epochs": "steps", "steps": "epochs", "knn_epochs": "knn_steps", "knn_steps": "knn_epochs"}
 
 
-def load_config(path: Path | None, overrides: Iterable[str] = (), *, base: Mapping[str, Any] | None = None) -> Config:
-    """Load a config from a TOML file and `--set` overrides.
+def config_names() -> list[str]:
+    """Return the names of the configs that come with rhofast, such as `demo` and `eval/ucf101_paper`."""
+    return sorted(
+        {str(path.relative_to(folder).with_suffix("")) for folder in _FOLDERS for path in folder.rglob("*.toml")}
+    )
+
+
+def find_config(source: str | Path) -> Path:
+    """Return the TOML file that a path or the name of a packaged config stands for.
 
     Args:
-        path: the TOML file, or None for all defaults.
+        source: Path of a file, or name of a packaged config, with or without `.toml`. A file comes first.
+
+    Raises:
+        ConfigError: There is neither such a file nor such a config.
+    """
+    path = Path(source)
+    name = str(source).removesuffix(".toml")
+    if path.is_file():
+        return path
+    packaged = next((file for folder in _FOLDERS if (file := folder / f"{name}.toml").is_file()), None)
+    if packaged is None or path.is_absolute():
+        near = difflib.get_close_matches(name, config_names(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "rhofast configs list"
+        raise ConfigError(f"{source}: no such file, and no packaged config of this name", hint=hint)
+    return packaged
+
+
+def load_config(
+    source: str | Path | None, overrides: Iterable[str] = (), *, base: Mapping[str, Any] | None = None
+) -> Config:
+    """Load a config from TOML and `--set` overrides.
+
+    Args:
+        source: Path of a TOML file, or name of a packaged config (see `find_config`); None for all defaults.
         overrides: `key.path=value` each, where value is TOML or a bare string. Later ones win.
-        base: nested values used where the file has none.
+        base: Nested values used where the file has none.
 
     Returns:
         The checked config.
@@ -32,13 +67,14 @@ def load_config(path: Path | None, overrides: Iterable[str] = (), *, base: Mappi
     Raises:
         ConfigError: for a missing file, broken TOML, an unknown key, a wrong type or a bad value.
     """
+    path = None if source is None else find_config(source)
     content = {} if path is None else _read_toml(path)
     values = {} if path is not None and base is None else {"name": "default"}
     for layer in (base or {}, content):
         _merge(values, layer)
     for override in overrides:
         _apply_override(values, override)
-    return parse_section(Config, values, where=str(path or "--set"))
+    return parse_section(Config, values, where=str(source or "--set"))
 
 
 def override_config(config: Config, overrides: Iterable[str]) -> Config:
@@ -82,13 +118,12 @@ def dump_config(config: Config) -> dict[str, Any]:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    hint = "the configs that come with rhofast are in configs/"
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}", hint=hint) from None
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file", hint=hint) from None
+        raise ConfigError(f"{path}: not a text file") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}") from None
 

@@ -68,7 +68,7 @@ class EvalModel:
         return untrained_backbone(self.run or self.config).eval()
 
 
-def open_model(source: str | Path, *, config_file: Path | None = None, overrides: Sequence[str] = ()) -> EvalModel:
+def open_model(source: str | Path, *, config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> EvalModel:
     """Open a backbone and its configuration.
 
     Args:
@@ -98,7 +98,7 @@ def open_model(source: str | Path, *, config_file: Path | None = None, overrides
     return _checkpoint(path, config_file, overrides)
 
 
-def _checkpoint(path: Path, config_file: Path | None, overrides: Sequence[str]) -> EvalModel:
+def _checkpoint(path: Path, config_file: str | Path | None, overrides: Sequence[str]) -> EvalModel:
     """Open a checkpoint of a run.
 
     Without a configuration file all settings are those of the run. With one, only the input geometry and the way data
@@ -129,7 +129,7 @@ def _checkpoint(path: Path, config_file: Path | None, overrides: Sequence[str]) 
     )
 
 
-def _exported(path: Path, config_file: Path | None, overrides: Sequence[str]) -> EvalModel:
+def _exported(path: Path, config_file: str | Path | None, overrides: Sequence[str]) -> EvalModel:
     backbone = load_backbone(path).eval()
     with safe_open(path, framework="pt") as file:
         notes = json.loads(file.metadata()["rhofast"])
@@ -137,7 +137,7 @@ def _exported(path: Path, config_file: Path | None, overrides: Sequence[str]) ->
     return _of_file(path, backbone, notes["backbone"], card["input"], config_file, overrides, origin=card["origin"])
 
 
-def _foreign(path: Path, config_file: Path | None, overrides: Sequence[str]) -> EvalModel:
+def _foreign(path: Path, config_file: str | Path | None, overrides: Sequence[str]) -> EvalModel:
     loaded = read_weights(path)
     options: dict[str, Any] = {}
     name = backbone_in(path, loaded)
@@ -166,7 +166,7 @@ def _of_file(
     backbone: nn.Module,
     section: Mapping[str, Any],
     expects: Mapping[str, Any],
-    config_file: Path | None,
+    config_file: str | Path | None,
     overrides: Sequence[str],
     *,
     origin: str,
@@ -199,7 +199,7 @@ def _of_file(
     return EvalModel(backbone=backbone.eval(), config=config, origin=origin, step=None, folder=folder)
 
 
-def _merged(base: Mapping[str, Any], config_file: Path | None, overrides: Sequence[str]) -> Config:
+def _merged(base: Mapping[str, Any], config_file: str | Path | None, overrides: Sequence[str]) -> Config:
     config = load_config(config_file, overrides, base=base)
     found, expected = {"name": config.backbone.name, **config.backbone.options}, dict(base["backbone"])
     for key in {**expected, **found}:

@@ -59,7 +59,7 @@ def open_task(
     test: str | Path,
     *,
     train: str | Path | None = None,
-    config_file: Path | None = None,
+    config_file: str | Path | None = None,
     overrides: Sequence[str] = (),
     allow_overlap: bool = False,
 ) -> EvalTask:

@@ -35,10 +35,10 @@ from rhofast.distributed.collectives import gather_objects, reduce_max, reduce_m
 from rhofast.distributed.process_group import cores_of_rank
 from rhofast.errors import DependencyError
 from rhofast.training.environment import resident_bytes
-from rhofast.training.metrics import METRICS
+from rhofast.training.metrics import METRICS, STEP_PHASES
 from rhofast.training.metrics_file import MetricsFile, read_metrics
 from rhofast.training.profiler import StepProfiler
-from rhofast.training.step_timer import STEP_PHASES, StepTimer
+from rhofast.training.step_timer import StepTimer
 
 _WAITING = 0.03  # share of the time without data from which on the loader is worth a line of advice
 _COLLAPSED_STD, _COLLAPSED_WINDOWS = 0.1, 3  # a lower feature_std, for so many windows in a row, is a collapse

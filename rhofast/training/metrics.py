@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rhofast.training.step_timer import STEP_PHASES
+STEP_PHASES = ("data", "forward", "backward", "optimizer", "other")  # what the time of a step goes to
 
 LINE_KINDS = {
     "start": "A process begins or continues the run: the machine, the model, the data, who decodes what.",

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-STEP_PHASES = ("data", "forward", "backward", "optimizer", "other")
+from rhofast.training.metrics import STEP_PHASES
+
 _CPU = torch.device("cpu")
 
 

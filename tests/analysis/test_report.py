@@ -14,8 +14,8 @@ from rhofast.analysis.report import write_report
 from rhofast.config.load import dump_config
 from rhofast.config.schema import Config, TrainConfig
 from rhofast.errors import ConfigError
+from rhofast.training.metrics import STEP_PHASES
 from rhofast.training.metrics_file import read_metrics
-from rhofast.training.step_timer import STEP_PHASES
 
 
 def step(number: int, **more: Any) -> dict[str, Any]:

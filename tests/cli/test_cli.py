@@ -115,7 +115,7 @@ def test_a_broken_promise_is_exit_code_1(shards: ShardSet, capsys: pytest.Captur
         (["shard", "empty", "out", "--append"], "out: no such folder"),
         (["shard", "nosuch://bucket/x", "out"], "nosuch://bucket/x"),
         (["recipes", "nope"], "recipe 'nope' is not known"),
-        (["train", "none.toml"], "none.toml: No such file"),
+        (["train", "none.toml"], "none.toml: no such file"),
         (["train", "page.toml"], "data.train is not set"),
         (["train", "page.toml", "--set", "clips.num_clip=3"], "unknown key 'clips.num_clip'"),
         (["train", "page.toml", "--set", "clips.num_clips=x"], "clips.num_clips='x'"),

@@ -129,7 +129,7 @@ def test_a_broken_file_is_a_config_error(tmp_path: Path, content: bytes, said: s
 
 
 def test_a_missing_file_is_a_config_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "none.toml")
 
 

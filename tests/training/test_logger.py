@@ -29,8 +29,8 @@ from rhofast.data.loader.stats import LoaderStats
 from rhofast.data.loader.threaded_pipeline import StageClock
 from rhofast.errors import ConfigError, DependencyError
 from rhofast.training.logger import MetricsLogger
+from rhofast.training.metrics import STEP_PHASES
 from rhofast.training.metrics_file import MetricsFile, read_metrics
-from rhofast.training.step_timer import STEP_PHASES
 from rhofast.training.trainer import train
 from tests.helpers.shards import TINY_PAGE
 

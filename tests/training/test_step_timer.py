@@ -12,8 +12,9 @@ import torch
 
 from rhofast.training.environment import resident_bytes
 from rhofast.training.logger import LowValueAlarm
+from rhofast.training.metrics import STEP_PHASES
 from rhofast.training.metrics_file import MetricsFile, read_metrics
-from rhofast.training.step_timer import STEP_PHASES, StepTimer
+from rhofast.training.step_timer import StepTimer
 
 
 def test_waiting_is_told_apart_from_working() -> None:
