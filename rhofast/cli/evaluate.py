@@ -222,7 +222,9 @@ def _open(
 
     if target is not None:
         check_writable(target)
-    task = open_task(checkpoint, test, train=train, config_file=config, overrides=overrides or [], allow_overlap=allow_overlap)
+    task = open_task(
+        checkpoint, test, train=train, config_file=config, overrides=overrides or [], allow_overlap=allow_overlap
+    )
     if is_main_process():
         for note in task.notes:
             err.print(f"warning: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -68,7 +68,9 @@ class EvalModel:
         return untrained_backbone(self.run or self.config).eval()
 
 
-def open_model(source: str | Path, *, config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> EvalModel:
+def open_model(
+    source: str | Path, *, config_file: str | Path | None = None, overrides: Sequence[str] = ()
+) -> EvalModel:
     """Open a backbone and its configuration.
 
     Args:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch
 from PIL import Image
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+import rhofast
 from rhofast.checkpoint.export import load_backbone
-from rhofast.cli.app import main
+from rhofast.cli.app import app, main
 from rhofast.data.format.dataset import ShardSet
 from rhofast.models.backbones import build_backbone
 from rhofast.models.weight_formats import pyslowfast_state
@@ -86,7 +88,10 @@ def test_looking_at_shards(shards: ShardSet, tmp_path: Path, capsys: pytest.Capt
 def test_an_output_that_cannot_be_written_is_exit_code_2(
     shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, said in (("nowhere/x.png", "nowhere/x.png: No such file or directory"), ("x.bmp", "not a .png file")):
+    for name, said in (
+        ("nowhere/x.png", "nowhere/x.png: No such file or directory"),
+        ("x.bmp", "the suffix must be .png, .gif or .mp4"),
+    ):
         assert run("show", shards.root, "--out", tmp_path / name, "--set", "augment.size=16") == 2
         assert said in capsys.readouterr().err
 
@@ -208,3 +213,39 @@ def test_real_videos_go_in_and_are_as_promised(tmp_path: Path, capsys: pytest.Ca
     assert run("shard", tmp_path / "list.csv", tmp_path / "out", *options) == 0
     assert "3 samples" in capsys.readouterr().out
     assert run("verify", tmp_path / "out", "--deep") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--trian"], "No such option: --trian"),
+        (["shard", "videos"], "Missing argument"),
+        (["bench", "speed", "demo"], "'speed' is not one of"),
+        (["nope"], "No such command 'nope'"),
+        (["shard", "a", "b", "--samples-per-shard", "0"], "'--samples-per-shard'"),
+    ],
+)
+def test_a_command_line_that_cannot_be_parsed_is_one_line_and_a_hint(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("rhofast: error: ") and said in first
+    assert second.startswith("  hint: ") and second.endswith("--help")
+
+
+def test_every_command_has_a_panel_and_examples_or_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    program = capsys.readouterr().out
+    for panel in ("Data", "Training", "Evaluation", "Analysis and planning"):
+        assert f"─ {panel} ─" in program
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__
+        assert run(name, "--help") == 0
+        assert "Examples" in capsys.readouterr().out, name
+    assert run("--version") == 0 and capsys.readouterr().out == f"rhofast {rhofast.__version__}\n"
+
+
+def test_the_program_begins_without_torch() -> None:
+    code = "import sys; from rhofast.cli.app import app; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -149,7 +149,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_computing(
         assert run("embed", "random", shards.root, f"{target}.npy") == 2
         assert said in capsys.readouterr().err
     assert run("eval", "linear", *sets, "--resume") == 2
-    assert "only with --config" in capsys.readouterr().err
+    assert "--resume requires --config" in capsys.readouterr().err
     assert run("show", "neighbors", "random", "--train", shards.root, "--out", "no/x.png") == 2
     assert "no folder" in capsys.readouterr().err
 
