@@ -529,13 +529,13 @@ def test_a_set_larger_than_its_cache_is_gone_through_block_by_block(
 
 def open_loader(rank: int = 0, world_size: int = 1, **data: Any) -> TrainLoader:
     """Open a loader with batches of 4 and blocks of one shard. data: more options of the `data` config."""
-    section = DataConfig(block_shards=1, prefetch=1, threads=2, **data)
-    sources = open_training(section, world_size=world_size)
+    config = DataConfig(block_shards=1, prefetch=1, threads=2, **data)
+    sources = open_training(config, world_size=world_size)
     return TrainLoader(
         Mixture(sources.sets, sources.weights),
         clips=ClipConfig(num_frames=2, frame_stride=2, fps=12),
         augment=AugmentConfig(size=16),
-        data=section,
+        data=config,
         batch_size=4,
         seed=0,
         rank=rank,
@@ -556,14 +556,14 @@ def test_a_loader_gives_the_batches_of_the_local_set(site: Site, shards: ShardSe
 def test_with_lanes_each_rank_fetches_shards_of_its_own(
     tmp_path: Path, members: list[bytes], shards: ShardSet, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Told(DownloadAhead):
+    class Recording(DownloadAhead):
         def __init__(self, needed: Iterable[tuple[ShardSet, Iterator[int]]], *, threads: int) -> None:
             first = [(one, list(islice(names, 6))) for one, names in needed]
             ahead.extend(first[0][1])
             super().__init__([(one, iter(names)) for one, names in first], threads=threads)
 
     ahead: list[int] = []
-    monkeypatch.setattr("rhofast.data.loader.staged_loader.DownloadAhead", Told)
+    monkeypatch.setattr("rhofast.data.loader.staged_loader.DownloadAhead", Recording)
     shutil.rmtree(site.root)
     shards = write_shards(site.root, members, per_shard=1)
 

@@ -158,9 +158,9 @@ def test_color_follows_the_operations_one_by_one() -> None:
 
 def test_shares_are_the_asked_ones() -> None:
     count = 4000
-    section = AugmentConfig()
+    config = AugmentConfig()
     plan = random_augment(
-        section, geometry(340, 256, count), np.arange(count), np.full((count, 2, 3), 100.0), seed=0, epoch=0
+        config, geometry(340, 256, count), np.arange(count), np.full((count, 2, 3), 100.0), seed=0, epoch=0
     )
     assert abs(plan.flip.mean() - 0.5) < 0.03
     assert abs((plan.blur > 0).mean() - 0.5) < 0.03
@@ -203,8 +203,8 @@ def test_with_all_knobs_off_a_clip_is_as_in_testing() -> None:
 
 
 def test_gray_alone_is_luma() -> None:
-    section = AugmentConfig(color=0.0, gray=1.0)
-    plan = random_augment(section, geometry(340, 256), np.arange(1), np.full((1, 2, 3), 9.0), seed=0, epoch=0)
+    config = AugmentConfig(color=0.0, gray=1.0)
+    plan = random_augment(config, geometry(340, 256), np.arange(1), np.full((1, 2, 3), 9.0), seed=0, epoch=0)
     assert np.allclose(plan.color[..., :3], LUMA) and not plan.color[..., 3].any()
 
 

@@ -116,17 +116,17 @@ def test_two_views_of_one_clip_are_both_differences_or_neither() -> None:
 
 @pytest.mark.parametrize("rho", [1, 2, 7])
 def test_videos_of_one_frame_have_plans(rho: int) -> None:
-    augment, section = AugmentConfig(difference=0.5), ClipConfig(num_clips=rho, min_gap=1.0, max_span=2.0)
-    clips, augmented = plan([row(1)] * 4, np.arange(4), clips=section, augment=augment)
+    augment, config = AugmentConfig(difference=0.5), ClipConfig(num_clips=rho, min_gap=1.0, max_span=2.0)
+    clips, augmented = plan([row(1)] * 4, np.arange(4), clips=config, augment=augment)
     assert clips.frames.shape == (4, max(rho, 2), 8) and not clips.frames.any()
     assert clips.neighbor is not None and not clips.neighbor.any() and np.isfinite(augmented.color).all()
 
 
 def test_training_clips_are_those_of_the_plan() -> None:
     rows, samples = [row(100 + number, seed=number) for number in range(5)], np.arange(5)
-    section = ClipConfig(num_clips=3, max_span=1.0)
-    alone = training_clips(rows, samples, section, seed=3, epoch=2)
-    assert np.array_equal(alone.frames, plan(rows, samples, clips=section, epoch=2)[0].frames)
+    config = ClipConfig(num_clips=3, max_span=1.0)
+    alone = training_clips(rows, samples, config, seed=3, epoch=2)
+    assert np.array_equal(alone.frames, plan(rows, samples, clips=config, epoch=2)[0].frames)
 
 
 def test_evaluation_draws_nothing() -> None:

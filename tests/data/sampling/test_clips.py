@@ -18,7 +18,6 @@ from rhofast.data.sampling.clips import (
     window_frames,
     with_neighbors,
 )
-from rhofast.data.sampling.spacing import spaced_starts
 from rhofast.data.types import ClipPlan, Geometry
 from rhofast.errors import ConfigError
 from tests.helpers.shards import SHARED
@@ -43,15 +42,15 @@ def test_frames_are_those_of_the_released_decoder() -> None:
     cases = [case for case in json.loads(VECTORS.read_text()) if case["min_delta"] is case["max_delta"] is None]
     assert len(cases) > 30
     for case in cases:
-        section = ClipConfig(num_clips=case["rho"], num_frames=case["T"], frame_stride=case["tau"])
+        config = ClipConfig(num_clips=case["rho"], num_frames=case["T"], frame_stride=case["tau"])
         video = geometry(case["num_frames_video"], float(case["fps"]))
         if case["clip_idx"] >= 0:
-            frames = uniform_clips(section, video, case["num_views"]).frames[0, case["clip_idx"]][None]
+            frames = uniform_clips(config, video, case["num_views"]).frames[0, case["clip_idx"]][None]
         else:
-            length = clip_length(section, video.fps)
+            length = clip_length(config, video.fps)
             room = np.maximum(video.num_frames - length, 0)
             start = np.sort([case["uniform_draws"][: case["rho"]]], axis=1) * room[:, None]
-            ordered = window_frames(section, video, start, length, whole=reads_whole_video(section, video))[0]
+            ordered = window_frames(config, video, start, length, whole=reads_whole_video(config, video))[0]
             frames = np.empty_like(ordered)
             frames[case["output_permutation"] or range(case["rho"])] = ordered
         assert frames.tolist() == case["frame_indices"], case
@@ -60,8 +59,8 @@ def test_frames_are_those_of_the_released_decoder() -> None:
 def test_released_limits_on_gaps_are_kept() -> None:
     """The two cases with limits are rejections, which cannot be replayed: the same limits, kept."""
     for unit, low, high in (("frames", None, 0.0), ("frames", 60.0, None), ("seconds", 2.0, 2.5)):
-        section = ClipConfig(min_gap=low, max_gap=high, gap_unit=unit, shuffle=False)
-        frames = random_clips(section, geometry(300, 30.0, 500), np.arange(500), seed=0, epoch=0).frames
+        config = ClipConfig(min_gap=low, max_gap=high, gap_unit=unit, shuffle=False)
+        frames = random_clips(config, geometry(300, 30.0, 500), np.arange(500), seed=0, epoch=0).frames
         gap = frames[:, 1, 0] - frames[:, 0, -1]
         scale = 30 if unit == "seconds" else 1
         assert low is None or gap.min() >= low * scale
@@ -92,15 +91,15 @@ def test_frames_lie_in_the_video_and_in_order(
     jitter: tuple[float, float],
     short: str,
 ) -> None:
-    section = ClipConfig(
+    config = ClipConfig(
         num_clips=rho, num_frames=frames, frame_stride=stride, rule=rule, fps_jitter=jitter, short=short
     )
     video = geometry(num_frames, fps, count=3)
-    plan = random_clips(section, video, np.array([4, 8, 15]), seed=5, epoch=epoch)
-    for made in (plan, uniform_clips(section, video, 4)):
+    plan = random_clips(config, video, np.array([4, 8, 15]), seed=5, epoch=epoch)
+    for made in (plan, uniform_clips(config, video, 4)):
         assert made.frames.min() >= 0 and made.frames.max() < num_frames
         assert short == "loop" or (np.diff(made.frames, axis=-1) >= 0).all()
-        longest = clip_length(section, video.fps, section.fps * jitter[0])
+        longest = clip_length(config, video.fps, config.fps * jitter[0])
         assert short == "loop" or (np.ptp(made.frames, axis=-1) <= np.ceil(longest)[:, None]).all()
     assert plan.frames.shape == (3, max(rho, 2), frames)
 
@@ -129,7 +128,7 @@ def test_limits_are_kept_where_they_can_be(
     short: str,
 ) -> None:
     most = None if more is None else (least or 0.0) + more
-    section = ClipConfig(
+    config = ClipConfig(
         num_clips=rho + 1,
         num_frames=frames,
         frame_stride=stride,
@@ -143,7 +142,7 @@ def test_limits_are_kept_where_they_can_be(
         shuffle=False,
     )
     video, scale = geometry(num_frames, fps, count=4), fps if unit == "seconds" else 1.0
-    clips = random_clips(section, video, np.arange(4), seed=5, epoch=epoch).frames.astype(np.int64)
+    clips = random_clips(config, video, np.arange(4), seed=5, epoch=epoch).frames.astype(np.int64)
     assert clips.shape == (4, rho + 1, frames) and clips.min() >= 0 and clips.max() < num_frames
     if span is None and least is None and most is None:
         return
@@ -162,54 +161,16 @@ def test_limits_are_kept_where_they_can_be(
             assert (gaps[b] <= max(most * scale, -covered[b, 0]) + 1e-6).all()
 
 
-@pytest.mark.parametrize(
-    ("count", "room", "least", "most", "widest"),
-    [
-        (2, 236, 64, None, None),
-        (2, 236, 0, None, 60),
-        (3, 500, 64, 100, None),
-        (4, 800, 63, 120, 300),
-        (4, 236, 0, 9999, None),
-        (5, 1000, 30, None, 400),
-    ],
-)
-def test_placements_within_limits_are_all_equally_likely(
-    count: int, room: int, least: int, most: int | None, widest: int | None
-) -> None:
-    """Against plain rejection; each start and each spacing by the Kolmogorov-Smirnov distance, at 1 in 10^5."""
-    rng, tries = np.random.default_rng(1), 4000
-    kept = np.empty((0, count))
-    while len(kept) < tries:
-        drawn = np.sort(rng.uniform(0, room + 1, (100_000, count)), axis=1)
-        spacing = np.diff(drawn, axis=1)
-        fits = (spacing >= least).all(axis=1) & (drawn[:, -1] - drawn[:, 0] <= (room + 1 if widest is None else widest))
-        kept = np.concatenate([kept, drawn[fits & (spacing <= (room + 1 if most is None else most)).all(axis=1)]])
-    expected = np.floor(kept[:tries])
-    starts = spaced_starts(
-        rng.uniform(size=(tries, count)),
-        np.full(tries, room),
-        least=np.full(tries, least),
-        most=None if most is None else np.full(tries, most),
-        widest=None if widest is None else np.full(tries, widest),
-    )
-    for mine, theirs in zip(
-        (*starts.T, *np.diff(starts, axis=1).T), (*expected.T, *np.diff(expected, axis=1).T), strict=True
-    ):
-        grid = np.arange(room + 2)
-        shares = (np.searchsorted(np.sort(one), grid, side="right") / tries for one in (mine, theirs))
-        assert np.abs(np.subtract(*shares)).max() < 2.47 * np.sqrt(2 / tries)
-
-
 def test_many_clips_within_limits() -> None:
-    section = ClipConfig(num_clips=40, num_frames=4, frame_stride=2, min_gap=0.1, max_gap=0.5, shuffle=False)
-    frames = random_clips(section, geometry(3000, 30.0, 50), np.arange(50), seed=0, epoch=0).frames
+    config = ClipConfig(num_clips=40, num_frames=4, frame_stride=2, min_gap=0.1, max_gap=0.5, shuffle=False)
+    frames = random_clips(config, geometry(3000, 30.0, 50), np.arange(50), seed=0, epoch=0).frames
     gaps = frames[:, 1:, 0] - frames[:, :-1, -1]
     assert gaps.min() == 3 and gaps.max() == 15 and abs(gaps.mean() - 9) < 0.5
 
 
 def test_clips_that_do_not_fit_are_spread_evenly() -> None:
-    section = ClipConfig(num_clips=4, min_gap=1.0, shuffle=False)
-    frames = random_clips(section, geometry(154, 30.0, 20), np.arange(20), seed=0, epoch=0).frames
+    config = ClipConfig(num_clips=4, min_gap=1.0, shuffle=False)
+    frames = random_clips(config, geometry(154, 30.0, 20), np.arange(20), seed=0, epoch=0).frames
     assert (frames[..., 0] == [0, 30, 60, 90]).all()
 
 
@@ -248,17 +209,17 @@ def test_the_rules_pick_the_frames_that_their_names_promise() -> None:
         ("window", [0, 9, 18, 27, 36, 45, 54, 63]),
         ("stride", [0, 7, 15, 23, 31, 39, 47, 55]),
     ):
-        section = ClipConfig(rule=rule)
-        length = clip_length(section, video.fps)
-        assert window_frames(section, video, np.zeros((1, 1)), length, whole=whole)[0, 0].tolist() == expected
+        config = ClipConfig(rule=rule)
+        length = clip_length(config, video.fps)
+        assert window_frames(config, video, np.zeros((1, 1)), length, whole=whole)[0, 0].tolist() == expected
     assert clip_length(ClipConfig(rule="stride"), np.array([29.97, 25.0, 30.0, 60.0])).tolist() == [56, 47, 56, 112]
     assert clip_length(ClipConfig(rule="stride", num_frames=1), np.array([30.0])).tolist() == [1]
 
 
 def test_jitter_of_the_rate_stretches_all_clips_of_a_video_alike() -> None:
     video, samples = geometry(3000, 30.0, 2000), np.arange(2000)
-    section = ClipConfig(num_clips=3, fps_jitter=(0.5, 1.5))
-    covered = np.ptp(random_clips(section, video, samples, seed=0, epoch=0).frames, axis=-1)
+    config = ClipConfig(num_clips=3, fps_jitter=(0.5, 1.5))
+    covered = np.ptp(random_clips(config, video, samples, seed=0, epoch=0).frames, axis=-1)
     assert (np.ptp(covered, axis=1) <= 1).all()  # of a start between frames
     assert 40 <= covered.min() < 44 and 122 < covered.max() <= 128
     rate = 30 * 64 / (covered[:, 0] + 1.0)
@@ -279,11 +240,11 @@ def test_short_videos_are_repeated_looped_or_spread() -> None:
         ("loop", [0, 9, 8, 7, 6, 5, 4, 3]),
         ("spread", [0, 1, 2, 3, 5, 6, 7, 9]),
     ):
-        section = ClipConfig(short=short)
-        assert uniform_clips(section, geometry(10, 30.0), 2).frames[0].tolist() == [expected, expected]
+        config = ClipConfig(short=short)
+        assert uniform_clips(config, geometry(10, 30.0), 2).frames[0].tolist() == [expected, expected]
         for limits in ({}, {"min_gap": 0.5}):
-            section = ClipConfig(short=short, **limits)
-            frames = random_clips(section, geometry(10, 30.0), np.array([0]), seed=0, epoch=0).frames
+            config = ClipConfig(short=short, **limits)
+            frames = random_clips(config, geometry(10, 30.0), np.array([0]), seed=0, epoch=0).frames
             assert frames[0].tolist() == [expected, expected], (short, limits)
 
 
@@ -302,16 +263,16 @@ def test_rho_1_is_the_same_frames_twice() -> None:
 
 
 def test_a_plan_does_not_depend_on_the_batch() -> None:
-    section, samples = ClipConfig(num_clips=3), np.arange(6)
-    together = random_clips(section, geometry(300, 30.0, 6), samples, seed=0, epoch=1).frames
-    alone = random_clips(section, geometry(300, 30.0), samples[4:5], seed=0, epoch=1).frames
+    config, samples = ClipConfig(num_clips=3), np.arange(6)
+    together = random_clips(config, geometry(300, 30.0, 6), samples, seed=0, epoch=1).frames
+    alone = random_clips(config, geometry(300, 30.0), samples[4:5], seed=0, epoch=1).frames
     assert np.array_equal(together[4:5], alone)
 
 
 def test_samples_may_have_epochs_of_their_own() -> None:
-    section, samples, video = ClipConfig(num_clips=3, max_span=4.0), np.arange(4), geometry(300, 30.0, 4)
-    mixed = random_clips(section, video, samples, seed=0, epoch=np.array([0, 5, 0, 5])).frames
-    later = random_clips(section, video, samples, seed=0, epoch=5).frames
+    config, samples, video = ClipConfig(num_clips=3, max_span=4.0), np.arange(4), geometry(300, 30.0, 4)
+    mixed = random_clips(config, video, samples, seed=0, epoch=np.array([0, 5, 0, 5])).frames
+    later = random_clips(config, video, samples, seed=0, epoch=5).frames
     assert np.array_equal(mixed[1::2], later[1::2]) and not np.array_equal(mixed[::2], later[::2])
 
 
@@ -325,8 +286,8 @@ def test_clips_come_in_random_order_unless_told_otherwise() -> None:
 
 
 def test_starts_are_uniform_over_the_video() -> None:
-    section = ClipConfig(num_clips=2, num_frames=8, frame_stride=8)
-    starts = random_clips(section, geometry(300, 30.0, 4000), np.arange(4000), seed=0, epoch=0).frames[..., 0]
+    config = ClipConfig(num_clips=2, num_frames=8, frame_stride=8)
+    starts = random_clips(config, geometry(300, 30.0, 4000), np.arange(4000), seed=0, epoch=0).frames[..., 0]
     counts, _ = np.histogram(starts, bins=8, range=(0, 237))
     assert np.abs(counts - 1000).max() < 5 * np.sqrt(1000)
 
@@ -339,15 +300,15 @@ def test_uniform_views_start_evenly_and_end_before_the_video_does() -> None:
 
 @pytest.mark.parametrize("num_frames", [1, 5, 8, 37, 300])
 def test_segments_show_a_frame_of_each_part_of_the_video(num_frames: int) -> None:
-    section = ClipConfig(rule="segments", num_clips=2, shuffle=False)
+    config = ClipConfig(rule="segments", num_clips=2, shuffle=False)
     video = geometry(num_frames, 30.0, 400)
-    frames = random_clips(section, video, np.arange(400), seed=0, epoch=0).frames
+    frames = random_clips(config, video, np.arange(400), seed=0, epoch=0).frames
     edges = [round((num_frames - 1) / 8 * part) for part in range(9)]
     for part in range(8):
         assert set(np.unique(frames[..., part])) == set(range(edges[part], edges[part + 1] + 1))
-    middle = uniform_clips(section, video, 1).frames[0, 0]
+    middle = uniform_clips(config, video, 1).frames[0, 0]
     assert middle.tolist() == [(edges[part] + edges[part + 1]) // 2 for part in range(8)]
-    assert uniform_clips(section, video, 3).frames.shape == (400, 3, 8)
+    assert uniform_clips(config, video, 3).frames.shape == (400, 3, 8)
 
 
 def test_segments_know_no_limits_of_time() -> None:
