@@ -57,8 +57,7 @@ def summarize(ranks: list[list[Measurement]]) -> dict[str, Any]:
     Returns:
         `measurements`, each of all ranks; `summary`, per source the median, lowest and highest value over its rounds;
         `headspace`, where there are two sources; and, where a loader was measured, the median shares of its `stages`
-        and
-        the `advice` of the measurement with the median wait.
+        and the `advice` of the measurement with the median wait.
     """
     measurements = [_merge(same) for same in zip(*ranks, strict=True)]
     summary: dict[str, dict[str, dict[str, float]]] = {}

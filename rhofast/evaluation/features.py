@@ -81,8 +81,7 @@ class FeatureStream:
     """Iterator of FeatureBatches over the part of a shard set that belongs to this rank.
 
     The network runs in evaluation mode without gradients; its mode is restored at the end. The host waits for the
-    values
-    of a batch only after it has submitted the next batch to the device.
+    values of a batch only after it has submitted the next batch to the device.
     """
 
     def __init__(
@@ -103,10 +102,8 @@ class FeatureStream:
             network: [N, C, T, H, W] -> [N, D], on the device on which it runs.
             shards: The shard set.
             config: Sections `clips` and `augment` for the input, `data` for reading, `eval.batch_size` for the number
-                of
-                clips per forward pass and rank (at least the clips of one video), `train.precision` for the precision
-                on
-                a GPU.
+                of clips per forward pass and rank (at least the clips of one video), `train.precision` for the
+                precision on a GPU.
             views: Clips per video. None means `eval.views`.
             crops: Crops per clip. The features have V = views * crops views.
             samples: Sample numbers to process. None means all samples.
@@ -231,8 +228,8 @@ def extract_features(
     cache, cached = None, None
     if config.eval.keep is not None:
         pixels = {name: getattr(config.augment, name) for name in ("size", "mean", "std")}
-        seen = [config.clips.model_dump(), pixels, views or config.eval.views, crops]
-        how = [*seen, config.train.precision, None if reduce is None else reduce.__qualname__]
+        input_settings = [config.clips.model_dump(), pixels, views or config.eval.views, crops]
+        how = [*input_settings, config.train.precision, None if reduce is None else reduce.__qualname__]
         what = {"weights": weights_digest(backbone), "shards": shards.info.digest, "how": how}
         cache = FeatureCache(config.eval.keep, what)
         requested = np.arange(len(shards)) if samples is None else samples

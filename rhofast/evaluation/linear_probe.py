@@ -76,8 +76,7 @@ def validation_mask(digest: npt.NDArray[np.bytes_], label: npt.NDArray[np.int64]
     """Select the samples on which penalties are compared: a fifth of each class that has at least two samples.
 
     Samples are chosen by the order of the digests of their sources, so that the selection does not depend on the order
-    of
-    the set. Samples of one source stay together.
+    of the set. Samples of one source stay together.
 
     Args:
         digest: S16[N], digest of each sample's source.

@@ -104,8 +104,7 @@ def _checkpoint(path: Path, config_file: str | Path | None, overrides: Sequence[
     """Open a checkpoint of a run.
 
     Without a configuration file all settings are those of the run. With one, only the input geometry and the way data
-    are
-    read are taken from the run.
+    are read are taken from the run.
     """
     folder = find_checkpoint(path)
     backbone, run = trained_backbone(folder)

@@ -30,8 +30,7 @@ class Workload:
     Attributes:
         clips: Clips per video.
         flops: Operations per video: all forward and backward passes of backbones and heads. Only convolutions and
-            matrix
-            products count, as usual.
+            matrix products count, as usual.
         gradient_bytes: Bytes of all trained parameters in float32, which ranks exchange per step.
         checkpoint_bytes: Bytes of the method's parameters and buffers and of the optimizer state.
     """

@@ -3,7 +3,7 @@
 given     what the user typed, and what follows from the configuration alone: the operations of the network, the
           frames of the clips
 measured  by `rhofast shard --dry-run --report` on the user's videos, by `rhofast bench --out` on the user's machine
-default   published numbers, our codec_inputs measurements on other videos and machines, and, where there is neither,
+default   published numbers, our own measurements on other videos and machines, and, where there is neither,
           guesses that are marked as such
 """
 

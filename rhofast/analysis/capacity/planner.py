@@ -113,6 +113,7 @@ class _Run:
         self.exchange = exchanged / self.step_s
 
     def facts(self) -> dict[str, Fact]:
+        """Return the results that do not depend on the codec."""
         numbers = self.numbers
         return {
             "hours": self._fact("total video", numbers["videos"] * numbers["mean_seconds"] / 3600, "h"),
@@ -139,6 +140,7 @@ class _Run:
         }
 
     def notes(self) -> Iterator[str]:
+        """Yield what the plan does not know, in sentences."""
         numbers = self.numbers
         if "gpu_clips" not in numbers:
             yield from advice.speed_notes(
@@ -148,6 +150,7 @@ class _Run:
             yield advice.download_note(self.part.value, fixed=self.ever.value < 1)
 
     def plan_codec(self, codec: str) -> CodecPlan:
+        """Return the plan for one codec."""
         load = self._load(codec)
         limits = sorted(self._limits(codec, load), key=lambda limit: -limit.share)
         flows = [limit for limit in limits if limit.name != CACHE_SPACE]
