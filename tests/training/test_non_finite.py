@@ -1,4 +1,4 @@
-"""Running statistics stay finite: what is not finite goes back, and nothing else moves."""
+"""Running statistics stay finite: values that are not finite are set back, and nothing else changes."""
 
 import torch
 from torch import nn

@@ -29,7 +29,7 @@ def run_steps(trace: StepProfiler, count: int) -> list[bool]:
     return written
 
 
-def test_the_chosen_steps_and_their_stages_are_traced(tmp_path: Path) -> None:
+def test_the_chosen_steps_and_their_phases_are_traced(tmp_path: Path) -> None:
     path, going = tmp_path / "trace.json", threading.Event()
 
     def work() -> None:

@@ -31,25 +31,27 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 def step(method: str, options: dict[str, Any], optim: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
-    """Two steps of a small run: their metrics."""
+    """Return the metrics of two steps of a small run."""
     accelerator = Accelerator(cpu=device.type == "cpu")
     built = build_method(method, {"hidden": 16, **options}, build_backbone("slow_r18", {"width": 4})).to(device)
     built = built.to(memory_format=torch.channels_last_3d)
     section = OptimConfig(**optim)
     model, optimizer = accelerator.prepare(built, build_optimizer(built, section))
     pixels = torch.randn((4, 3, 2, 16, 16, 3), device=device).permute(0, 1, 5, 2, 3, 4)
-    moments = [TrainingProgress(step=number, epoch=0.1 * number, epochs=10) for number in range(2)]
+    progresses = [TrainingProgress(step=number, epoch=0.1 * number, epochs=10) for number in range(2)]
 
-    def take(moment: TrainingProgress) -> dict[str, Any]:
-        return train_step(accelerator, model, built, optimizer, pixels, moment, rate=0.01, clip=section.clip, log=True)
+    def take(progress: TrainingProgress) -> dict[str, Any]:
+        return train_step(
+            accelerator, model, built, optimizer, pixels, progress, rate=0.01, clip=section.clip, log=True
+        )
 
-    first = take(moments[0])  # kernels are loaded, states made
+    first = take(progresses[0])  # kernels are loaded, states made
     with no_waiting(device):
-        return [first, take(moments[1])]
+        return [first, take(progresses[1])]
 
 
 class NoValues(TorchDispatchMode):
-    """An error where Python asks a tensor for its value or for a shape that depends on it: `item`, `float`, `if`."""
+    """Raise an error where Python asks a tensor for its value, or for a shape that depends on it (`item`, `if`)."""
 
     ASKING = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select)
 
@@ -62,7 +64,7 @@ class NoValues(TorchDispatchMode):
 
 @contextmanager
 def no_waiting(device: torch.device) -> Iterator[None]:
-    """An error where the host would wait for the device; on a GPU torch itself sees all such places."""
+    """Raise an error where the host would wait for the device; on a GPU torch itself sees all such places."""
     if device.type != "cuda":
         with NoValues():
             yield
