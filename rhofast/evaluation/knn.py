@@ -1,4 +1,4 @@
-"""Weighted k-nearest neighbors on backbone features (Wu et al., arXiv 1805.01978, as in the monitor of the release).
+"""Weighted k-nearest neighbors on backbone features (Wu et al., arXiv 1805.01978, as in the monitor of PySlowFast).
 
 The bank holds the normalized mean over the views of each training sample. Each view of a test sample is a normalized
 query: its K nearest bank rows add exp(cosine / T) to the score of their class, and the scores of all views are added.

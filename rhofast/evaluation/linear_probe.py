@@ -4,7 +4,7 @@
     test shards  --> backbone --> W, b --> softmax, mean over the views of multiview.py
 
 The penalty is chosen on a part of the training samples, then the classifier is fitted on all of them. The test shards
-are used once, at the end. The release's linear probe by SGD with augmentation is in training/finetune.py.
+are used once, at the end. PySlowFast's linear probe by SGD with augmentation is in training/finetune.py.
 """
 
 from __future__ import annotations

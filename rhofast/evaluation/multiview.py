@@ -4,7 +4,7 @@
             [0]  [1]  [2]  ...                  [K-1]           each left, center, right (top, center, bottom)
 
 The softmax scores of a classifier are averaged over all K x 3 views of a video. Each video counts once, whatever the
-number of ranks. The release tests with crops of 256 pixels although it trains with 224, applies the classifier at all
+number of ranks. PySlowFast tests with crops of 256 pixels although it trains with 224, applies the classifier at all
 positions of the feature map and averages after the softmax. `Classifier` does the same for a Slow backbone.
 """
 

@@ -1,10 +1,12 @@
 """Collect the inputs of a capacity plan from the command line, the configuration, reports, and defaults.
 
-given     what the user typed, and what follows from the configuration alone: the operations of the network, the
-          frames of the clips
-measured  by `rhofast shard --dry-run --report` on the user's videos, by `rhofast bench --out` on the user's machine
-default   published numbers, our own measurements on other videos and machines, and, where there is neither,
-          guesses that are marked as such
+Every input has one of three origins:
+
+    given     what the user typed, and what follows from the configuration alone: the operations of the network, the
+              frames of the clips
+    measured  by `rhofast shard --dry-run --report` on the user's videos, by `rhofast bench --out` on the user's machine
+    default   published numbers, our own measurements on other videos and machines, and, where there is neither,
+              guesses that are marked as such
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Numbers that carry their origin (given, measured or a default), and their text with a unit.
 
-Input --Number--> arithmetic --Number--> Fact        each result carries the names of its inputs
+    Input --Number--> arithmetic --Number--> Fact
+
+Each result carries the names of its inputs.
 """
 
 from __future__ import annotations
