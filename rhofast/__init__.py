@@ -1,12 +1,15 @@
-"""rhofast: self-supervised video pretraining through time, built around its data path.
+"""rhofast: pretrain video backbones with MoCo, BYOL, SimCLR and SwAV on rho clips per video.
 
-Public names are imported when they are first used, so `import rhofast` costs nothing:
+Public names are imported when they are first used, so that `import rhofast` is cheap:
 
-    rhofast.open_shards(where)      a shard set             rhofast.TrainLoader, rhofast.EvalLoader    batches of clips
-    rhofast.load_config(page)       a run's configuration   rhofast.load_backbone(file)           an exported backbone
-    rhofast.RhofastError            the root of all errors
+    rhofast.open_shards(where)       open a shard set in a folder or behind an address
+    rhofast.TrainLoader              endless batches of augmented clips, for training
+    rhofast.EvalLoader               every sample exactly once, for evaluation
+    rhofast.load_config(source)      load a config from a TOML file, or a packaged one by name
+    rhofast.load_backbone(file)      load an exported backbone
+    rhofast.RhofastError             the root of all errors
 
-A run itself is `rhofast.training.trainer.train(config)`.
+`rhofast.training.trainer.train(config)` runs a whole training.
 """
 
 from importlib import import_module
@@ -15,9 +18,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "TrainLoader": "rhofast.data.loader.train_loader",
-    "RhofastError": "rhofast.errors",
     "EvalLoader": "rhofast.data.loader.eval_loader",
+    "RhofastError": "rhofast.errors",
+    "TrainLoader": "rhofast.data.loader.train_loader",
     "load_backbone": "rhofast.checkpoint.export",
     "load_config": "rhofast.config.load",
     "open_shards": "rhofast.data.sources",

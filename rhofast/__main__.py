@@ -1,4 +1,4 @@
-"""`python -m rhofast`, and so `accelerate launch -m rhofast train ...`."""
+"""Run the program as `python -m rhofast`, which launchers do: `accelerate launch -m rhofast train ...`."""
 
 from rhofast.cli.app import main
 

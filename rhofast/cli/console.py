@@ -29,7 +29,7 @@ def print_line(text: str, style: str | None = None) -> None:
 
 
 def progress_bar(*, note: bool = False) -> Progress:
-    """A progress bar on standard error; plain lines where that is no terminal. note: its tasks have a field `note`."""
+    """Return a progress bar on standard error. note: give its tasks a field `note`, shown at the end of the line."""
     more = [TextColumn("{task.fields[note]}")] if note else []
     return Progress(
         SpinnerColumn(),
@@ -44,7 +44,7 @@ def progress_bar(*, note: bool = False) -> Progress:
 
 
 class ShardProgress:
-    """The progress of `rhofast shard`: videos being found, then being tried or stored. A context manager."""
+    """The progress of `rhofast shard`, as a context manager: listing videos, then trying or storing them."""
 
     def __init__(self) -> None:
         self._progress = progress_bar(note=True)
@@ -61,15 +61,17 @@ class ShardProgress:
         self._progress.stop()
 
     def on_count(self, found: int) -> None:
+        """Show how many videos the source has listed so far."""
         self._progress.update(self._task, completed=found, visible=True)
 
     def begin(self, listed: int, total: int) -> None:
-        """The list is complete; the work begins, of which there is `total`."""
+        """Begin the bar of the work: `listed` videos were found, `total` of them are to be stored or tried."""
         self.listed, self._begun = listed, time.monotonic()
         self._progress.remove_task(self._task)
         self._task = self._progress.add_task("sharding", total=total, note="")
 
     def on_videos(self, done: int, source_bytes: int, refused: int) -> None:
+        """Show the videos done, with the rates since the start and the number of refused videos."""
         if self._skipped is None:
             self._skipped = done  # what an earlier run had finished
         seconds = max(time.monotonic() - self._begun, 1e-3)
@@ -77,10 +79,12 @@ class ShardProgress:
         self._progress.update(self._task, completed=done, note=f"{rates}  {refused} refused")
 
     def on_tried(self, done: int, total: int) -> None:
+        """Show how many videos of a dry run have been tried."""
         self._progress.update(self._task, description="trying", completed=done, total=total)
 
 
 def duration_text(seconds: float) -> str:
+    """Return a duration in the unit that suits it, such as `3.5 min`."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}"
@@ -88,6 +92,7 @@ def duration_text(seconds: float) -> str:
 
 
 def byte_text(count: float) -> str:
+    """Return a number of bytes in the decimal unit that suits it, such as `1.2 GB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000:
             return f"{count:.1f} {unit}" if unit != "B" else f"{count:.0f} B"
@@ -97,7 +102,7 @@ def byte_text(count: float) -> str:
 
 @contextmanager
 def progress_bars(*words: str) -> Iterator[list[Callable[[int, int], None]]]:
-    """A bar for each of the words, seen when it is told how far it is."""
+    """Yield one callback `(done, total)` per word; its bar appears with the first call."""
     with main_progress_bar() as progress:
 
         def reporter(task: TaskID) -> Callable[[int, int], None]:
@@ -107,17 +112,19 @@ def progress_bars(*words: str) -> Iterator[list[Callable[[int, int], None]]]:
 
 
 def main_progress_bar(*, note: bool = False) -> Progress:
-    """Of several processes, the first shows its own."""
+    """Return a progress bar that only the main process of a run shows."""
     bar = progress_bar(note=note)
     bar.disable = not is_main_process()
     return bar
 
 
 def print_left_out(left_out: list[str]) -> None:
+    """Print how many samples an evaluation left out, and the first of them."""
     if left_out:
         count = f"{len(left_out)} samples cannot be read and were left out"
         err.print(f"{count}; the first: {left_out[0]}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def is_main_process() -> bool:
+    """Return whether this is rank 0, by the launcher's environment variables."""
     return os.environ.get("RANK", "0") == "0"

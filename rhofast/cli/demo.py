@@ -1,4 +1,4 @@
-"""The main job on a small scale, as the command lines that do it: nothing here that a user could not type."""
+"""The whole job on a small scale, as a sequence of command lines that a user could type."""
 
 from __future__ import annotations
 
@@ -13,16 +13,24 @@ from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.errors import ConfigError
 
 TRAIN_VIDEOS, TEST_VIDEOS = 1024, 256
-PER_CLASS = 200  # of the user's own videos, so that the demo stays one
+PER_CLASS = 200  # at most so many of the user's own videos, so that the demo stays short
 HOLDOUT = 0.2
 SMALLEST_BATCH = 4
 
 
 def demo_commands(out: Path, videos: Path | None, config: str) -> Iterator[list[str]]:
-    """Command lines of `rhofast`, to be run one after another: later ones look at what the earlier ones made.
+    """Yield command lines of `rhofast`, to be run one after another: later ones depend on what earlier ones made.
 
-    videos: a folder of class folders; None: the generated motions. page: the run's configuration. Raises ConfigError
-    where the videos are too few.
+    Args:
+        out: Folder for videos, shards and the run.
+        videos: Folder with one folder per class; None for generated videos.
+        config: TOML file, or name of a packaged config.
+
+    Yields:
+        The arguments of one command.
+
+    Raises:
+        ConfigError: There are too few training videos.
     """
     loaded = load_config(config)
     stored = ["--short-side", "64", "--fps", f"{loaded.clips.fps:g}", "--samples-per-shard", "64"]
@@ -48,7 +56,7 @@ def demo_commands(out: Path, videos: Path | None, config: str) -> Iterator[list[
 
 
 def summarize_demo(out: Path) -> str:
-    """Whether training helped, in words. "Clearly" means by more than two standard errors of the difference."""
+    """Return whether training helped. "Clearly" means by more than two standard errors of the difference."""
     result = json.loads(RunFolder(out / "run").result("knn").read_text(encoding="utf-8"))
     trained, untrained = result["trained"], result["untrained"]
     gain = trained["top1"] - untrained["top1"]
@@ -68,7 +76,7 @@ def summarize_demo(out: Path) -> str:
 
 
 def _fitted(train: ShardSet, batch_size: int) -> dict[str, int]:
-    """The change that a set too small for the page's batch needs: the largest power of two that fits."""
+    """Return the batch size for a set that is smaller than the config's batch: the largest power of two that fits."""
     if len(train) >= batch_size:
         return {}
     if len(train) < SMALLEST_BATCH:

@@ -1,5 +1,7 @@
-"""A run as it goes, in a terminal: progress, the loss as a curve, speed, waits. Where there is no terminal, a line a
-minute, and what must not be missed: who decodes, accuracy, warnings, advice."""
+"""Show a run while it trains: progress, a curve of the loss, speed and waits.
+
+Outside a terminal it prints one line per minute, and every note, warning and accuracy.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,16 @@ from rich.text import Text
 from rhofast.training.metrics import METRICS, STEP_PHASES
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_WIDTH = 28  # of the bar and of the curve
-_PAUSE_S = 1.0  # between two drawings, which take milliseconds of the training thread
-_LINE_S = 60.0  # between two lines in a log, but for the first and the last
+_WIDTH = 28  # characters of the bar and of the curve
+_PAUSE_S = 1.0  # seconds between two drawings, which take milliseconds of the training thread
+_LINE_S = 60.0  # seconds between two lines in a log; the first and the last step always have one
 
 
 class TrainingView:
-    """What `train` calls with each line of metrics (`on_log`). A context manager; nothing is drawn before a line comes,
-    so the processes of other ranks leave the terminal alone."""
+    """The view of a run, as a context manager; `on_log` is the callback of `train`.
+
+    Nothing is drawn before the first line arrives, so processes of other ranks, which get none, draw nothing.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -44,22 +48,23 @@ class TrainingView:
             self._live.stop()  # draws it
 
     def on_log(self, line: dict[str, Any]) -> None:
+        """Take a line of metrics, and draw if it is time to."""
         kind = line["kind"]
         if kind == "start":
             for sentence in line["decoders"]:
-                self._say(sentence)
-        elif "text" in line and kind != "error":  # a warning, advice, a note; of an error, the end of the program tells
-            self._say(f"step {line['step']}: {kind}: {line['text']}", "bold red" if kind == "warning" else "yellow")
+                self._print(sentence)
+        elif "text" in line and kind != "error":  # not an error: the program ends with it
+            self._print(f"step {line['step']}: {kind}: {line['text']}", "bold red" if kind == "warning" else "yellow")
         elif kind == "knn":
             self._accuracy = line["top1"]
             if self._live is None:
-                self._say(f"step {line['step']:,} of {line['steps']:,}: kNN {line['top1']:.1%}")
+                self._print(f"step {line['step']:,} of {line['steps']:,}: kNN {line['top1']:.1%}")
         elif kind == "step":
             self._step = line
             self._losses.append(line["loss"])
             last = line["step"] == line["steps"]
             if self._live is None and (last or time.monotonic() >= self._drawn + _LINE_S):
-                self._say(_one_line(line))
+                self._print(_one_line(line))
                 self._drawn = time.monotonic()
         if self._live is not None and self._step and time.monotonic() >= self._drawn + _PAUSE_S:
             if not self._live.is_started:
@@ -67,8 +72,10 @@ class TrainingView:
             self._live.update(self._draw(), refresh=True)
             self._drawn = time.monotonic()
 
-    def _say(self, text: str, style: str | None = None) -> None:
-        self._console.print(Text(text, style or ""), soft_wrap=True)  # a style of the line's own: not the live view's
+    def _print(self, text: str, style: str | None = None) -> None:
+        self._console.print(
+            Text(text, style or ""), soft_wrap=True
+        )  # or the line would take the style of the live view
 
     def _draw(self) -> RenderableType:
         line = self._step
@@ -76,7 +83,7 @@ class TrainingView:
         head = Table.grid(padding=(0, 2))
         head.add_row(
             ProgressBar(total=total, completed=done, width=_WIDTH),
-            f"{done:,} of {total:,} steps, epoch {line['epoch']:.2f}, about {_left(line)} left",
+            f"{done:,} of {total:,} steps, epoch {line['epoch']:.2f}, about {_time_left(line)} left",
         )
         head.add_row(sparkline(self._losses, _WIDTH), f"loss {_number(line['loss'])}")
         shares = ", ".join(f"{name} {line[f'{name}_seconds'] / max(seconds, 1e-9):.0%}" for name in STEP_PHASES)
@@ -93,14 +100,14 @@ class TrainingView:
             else None,
             "bad_samples": f"{line['bad_samples']:,}" if line["bad_samples"] else None,
         }
-        told = "   ".join(f"{METRICS[name].label} {value}" for name, value in facts.items() if value is not None)
+        text = "   ".join(f"{METRICS[name].label} {value}" for name, value in facts.items() if value is not None)
         speed = f"{line['clips_per_second']:,.0f} {METRICS['clips_per_second'].unit}"
         speed = f"{speed}   step {1000 * seconds:,.0f} ms: {shares}"
-        return Group(head, Text(speed), Text(told))
+        return Group(head, Text(speed), Text(text))
 
 
 def _one_line(line: dict[str, Any]) -> str:
-    """A window in a log."""
+    """Return a window of steps as one line of a log."""
     facts = [
         f"loss {_number(line['loss'])}",
         f"{line['clips_per_second']:,.0f} {METRICS['clips_per_second'].unit}",
@@ -109,18 +116,22 @@ def _one_line(line: dict[str, Any]) -> str:
     if line["bad_samples"]:
         facts.append(f"{line['bad_samples']:,} bad samples")
     if line["step"] < line["steps"]:
-        facts.append(f"about {_left(line)} left")
+        facts.append(f"about {_time_left(line)} left")
     return f"step {line['step']:,} of {line['steps']:,}: {', '.join(facts)}"
 
 
-def _left(line: dict[str, Any]) -> timedelta:
-    """Until the last step, at the pace of this window."""
+def _time_left(line: dict[str, Any]) -> timedelta:
+    """Return the time until the last step, at the pace of this window."""
     return timedelta(seconds=round((line["steps"] - line["step"]) * line["step_seconds"]))
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:
-    """A curve of at most `width` characters; each stands for as many values, by their mean. A gap where none is
-    finite."""
+    """Return a curve of characters.
+
+    Args:
+        values: The values in order; None or not finite: a gap.
+        width: Number of characters at most; each is the mean of equally many values.
+    """
     count = min(width, len(values))
     means = []
     for number in range(count):

@@ -112,7 +112,7 @@ def plan(
     from rhofast.analysis.capacity.inputs import collect_inputs
     from rhofast.analysis.capacity.options import PlannerOptions
     from rhofast.analysis.capacity.planner import plan_capacity
-    from rhofast.cli.tables import plan_tables
+    from rhofast.cli.plan_tables import plan_tables
     from rhofast.config.load import load_config, override_config
 
     length = [] if epochs is None else [f"train.epochs={float(epochs)}"]

@@ -1,4 +1,4 @@
-"""What the command line prints: tables."""
+"""The tables that commands print: shard sets, dry runs, weights, scores, benchmarks."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
-from rhofast.analysis.capacity.quantities import Fact, amount, weakest
 from rhofast.cli.console import byte_text, duration_text
 
 if TYPE_CHECKING:  # a command loads what it needs, when it needs it
-    from rhofast.analysis.capacity.plan import Plan
     from rhofast.checkpoint.export import Transfer
     from rhofast.config.schema import ClipConfig
     from rhofast.data.format.dataset import DatasetInfo
@@ -28,7 +24,15 @@ _ENDS = 6  # classes that are shown of the best, and of the worst, where there a
 
 
 def set_table(target: Path, info: DatasetInfo, *, listed: int, as_published: int | None, seconds: float) -> Table:
-    """What `rhofast shard` made."""
+    """Return the table of a finished build, for `rhofast shard`.
+
+    Args:
+        target: Folder or address of the set.
+        info: The set's description.
+        listed: Number of videos that the source listed.
+        as_published: Number of videos that the data set had when it was published; None if it is not known.
+        seconds: Duration of the build, in seconds.
+    """
     count, refused = info.num_samples, sum(info.refused.values())
     reasons = ", ".join(f"{number} {reason}" for reason, number in info.refused.items())
     found = f"{listed:,}" if as_published is None else f"{listed:,} of {as_published:,} published"
@@ -54,7 +58,7 @@ def _facts(title: str, rows: dict[str, str]) -> Table:
 
 
 def summary_table(info: DatasetInfo, summary: Summary, clips: ClipConfig) -> Table:
-    """What `rhofast inspect` tells of a set."""
+    """Return the table of a set's contents and reading costs, for `rhofast inspect`."""
 
     def top(counts: dict[Any, int], form: Callable[[Any], str]) -> str:
         counts = {value: count for value, count in counts.items() if count}
@@ -73,7 +77,7 @@ def summary_table(info: DatasetInfo, summary: Summary, clips: ClipConfig) -> Tab
         "labels": top({**summary.labels, "unlabeled": summary.unlabeled}, str),
         "refused": top(summary.refused, str) or "none",
         "clip geometry": geometry,
-        "read a sample": byte_text(summary.clip_bytes),
+        "bytes read per sample": byte_text(summary.clip_bytes),
         "read amplification": f"{summary.read_amplification:.2f} (bytes read / bytes of the frames used)",
         "decode amplification": f"{summary.decode_amplification:.2f} (frames decoded / frames used)",
     }
@@ -81,7 +85,7 @@ def summary_table(info: DatasetInfo, summary: Summary, clips: ClipConfig) -> Tab
 
 
 def transfer_table(transfer: Transfer) -> Table:
-    """What became of weights that were exported or imported: every entry, by name where it was not taken over."""
+    """Return the table of exported or imported weights; entries that were not taken over are named."""
     entries = transfer.entries
     rows = {
         "written": str(transfer.target),
@@ -96,17 +100,17 @@ def transfer_table(transfer: Transfer) -> Table:
 
 
 def _entry_text(names: list[str]) -> str:
-    """Each of a few entries; of many, how many there are of each module."""
+    """Name a few entries; of many, count the entries of each module."""
     if len(names) > 12:
         counts = Counter(name.partition(".")[0] for name in names)
-        told = [f"{owner}.* ({count})" if count > 1 else owner for owner, count in counts.items()]
+        shown = [f"{owner}.* ({count})" if count > 1 else owner for owner, count in counts.items()]
     else:
-        told = names
-    return f"{len(names)}: {', '.join(told)}" if names else "none"
+        shown = names
+    return f"{len(names)}: {', '.join(shown)}" if names else "none"
 
 
 def score_table(evaluation: Evaluation) -> Table:
-    """What `rhofast eval` found."""
+    """Return the accuracies of an evaluation: trained, untrained and by chance."""
     table = Table(
         title=f"{evaluation.kind} on held-out videos",
         caption=escape(evaluation.origin),
@@ -124,7 +128,7 @@ def score_table(evaluation: Evaluation) -> Table:
 
 
 def class_table(evaluation: Evaluation) -> Table:
-    """Accuracy by class, the best first; of many classes, the two ends."""
+    """Return the accuracy per class, best first; of many classes, the best and the worst."""
     scores = evaluation.trained
     counts = {name: sum(row) for name, row in zip(evaluation.classes, scores.confusion, strict=True)}
     ranked = sorted(scores.per_class, key=lambda name: (-scores.per_class[name], name))
@@ -194,7 +198,7 @@ def bench_table(report: dict[str, Any]) -> Table:
 
 
 def estimate_table(estimate: DryRunEstimate) -> Table:
-    """What `rhofast shard --dry-run` tells: a column a codec."""
+    """Return the table of a dry run: one column per codec."""
     clips, tried, count = estimate.clips, estimate.tried, estimate.videos
     refused = [
         f"{one.codec['name']}: " + ", ".join(f"{number} {reason}" for reason, number in one.refused.items())
@@ -203,7 +207,7 @@ def estimate_table(estimate: DryRunEstimate) -> Table:
     ]
     geometry = f"{clips.num_clips} clips x {clips.num_frames} frames, stride {clips.frame_stride} at {clips.fps:g} fps"
     notes = [
-        f"Sources: {byte_text(estimate.total_source_bytes)} in all, {byte_text(estimate.source_bytes)} a video.",
+        f"Sources: {byte_text(estimate.total_source_bytes)} in all, {byte_text(estimate.source_bytes)} per video.",
         "Totals are for all videos" + (", with 95 % intervals." if 1 < tried < count else "."),
         "PSNR (higher is better; above 40 dB: hard to see) and SSIM (1: the same) against the resized source.",
         f"Clips: {geometry}. Bytes read and frames decoded: as multiples of what is used; 1 is the least.",
@@ -231,7 +235,7 @@ def estimate_table(estimate: DryRunEstimate) -> Table:
 
 
 def _estimate_cells(one: CodecEstimate, estimate: DryRunEstimate) -> dict[str, str]:
-    def told(form: Callable[[CodecMetrics], str]) -> str:
+    def number(form: Callable[[CodecMetrics], str]) -> str:
         return "-" if one.metrics is None else form(one.metrics)
 
     def between(text: Callable[[float], str], interval: tuple[float, float] | None) -> str:
@@ -244,83 +248,19 @@ def _estimate_cells(one: CodecEstimate, estimate: DryRunEstimate) -> dict[str, s
     refused = sum(one.refused.values()) / estimate.tried
     hands = f"{estimate.workers} {'worker' if estimate.workers == 1 else 'workers'}"
     return {
-        "total size": told(lambda f: byte_text(f.total_bytes) + between(byte_text, f.total_bytes_95)),
+        "total size": number(lambda f: byte_text(f.total_bytes) + between(byte_text, f.total_bytes_95)),
         f"total time, {hands}": duration_text(one.total_seconds) + between(duration_text, one.total_seconds_95),
-        "total video": told(lambda f: duration_text(3600 * f.total_hours)),
+        "total video": number(lambda f: duration_text(3600 * f.total_hours)),
         "videos refused": f"{refused:.1%}" if refused else "none",
-        "size a video": told(lambda f: byte_text(f.bytes_per_video)),
-        "size a frame": told(lambda f: byte_text(f.bytes_per_frame)),
-        "size / source": told(lambda f: f"{f.source_ratio:.2f} x"),
-        "bit rate": told(lambda f: f"{f.bits_per_second / 1e6:.2f} Mbit/s"),
-        "CPU time a video": duration_text(one.cpu_seconds),
-        "PSNR": told(lambda f: quality(f.psnr, ".1f", " dB")),
-        "SSIM": told(lambda f: quality(f.ssim, ".4f")),
-        "bytes read a sample": told(lambda f: byte_text(f.read_bytes)),
-        "bytes read / used": told(lambda f: f"{f.read_amplification:.2f}"),
-        "frames decoded / used": told(lambda f: f"{f.decode_amplification:.2f}"),
-        "--samples-per-shard": told(lambda f: f"{f.samples_per_shard}"),
+        "size per video": number(lambda f: byte_text(f.bytes_per_video)),
+        "size per frame": number(lambda f: byte_text(f.bytes_per_frame)),
+        "size / source": number(lambda f: f"{f.source_ratio:.2f} x"),
+        "bit rate": number(lambda f: f"{f.bits_per_second / 1e6:.2f} Mbit/s"),
+        "CPU time per video": duration_text(one.cpu_seconds),
+        "PSNR": number(lambda f: quality(f.psnr, ".1f", " dB")),
+        "SSIM": number(lambda f: quality(f.ssim, ".4f")),
+        "bytes read per sample": number(lambda f: byte_text(f.read_bytes)),
+        "bytes read / used": number(lambda f: f"{f.read_amplification:.2f}"),
+        "frames decoded / used": number(lambda f: f"{f.decode_amplification:.2f}"),
+        "--samples-per-shard": number(lambda f: f"{f.samples_per_shard}"),
     }
-
-
-def plan_tables(plan: Plan, *, sources: bool) -> Group:
-    """Return the plan as tables and sentences, with every input and its source if `sources` is set."""
-    parts: list[Table | Text] = [_plan_facts(plan), _plan_codecs(plan)]
-    parts.append(
-        Text(
-            "The planner assumes that all stages overlap. Utilization is demand at full GPU speed divided by capacity."
-        )
-    )
-    parts += [Text(f"{one.codec}: {sentence}") for one in plan.codecs for sentence in one.advice]
-    parts += [Text(f"Note: {sentence}") for sentence in plan.notes]
-    if sources:
-        parts.append(_plan_inputs(plan))
-    else:
-        parts.append(
-            Text("A result is as reliable as the weakest of its inputs. --sources lists the source of every input.")
-        )
-    return Group(*parts)
-
-
-def _plan_facts(plan: Plan) -> Table:
-    table = Table(title="The run", title_justify="left", show_header=False)
-    for justify in ("left", "right", "left"):
-        table.add_column(justify=justify)
-    for fact in plan.facts.values():
-        table.add_row(fact.label, _fact_text(fact), fact.origin)
-    return table
-
-
-def _plan_codecs(plan: Plan) -> Table:
-    table = Table(title="By codec, at full GPU speed", title_justify="left")
-    table.add_column("")
-    for one in plan.codecs:
-        table.add_column(escape(one.codec), justify="right")
-    table.add_column("origin")
-    for name, first in plan.codecs[0].facts.items():
-        row = [one.facts[name] for one in plan.codecs]
-        table.add_row(first.label, *map(_fact_text, row), weakest(fact.origin for fact in row))
-    table.add_section()
-    names = list(dict.fromkeys(limit.name for one in plan.codecs for limit in one.limits))
-    for name in names:
-        found = [{limit.name: limit for limit in one.limits}.get(name) for one in plan.codecs]
-        cells = ["-" if limit is None else amount(limit.share, "share") for limit in found]
-        origin = weakest(limit.origin for limit in found if limit is not None)
-        table.add_row(f"utilization of {name}", *cells, origin)
-    return table
-
-
-def _fact_text(fact: Fact) -> str:
-    """With its unit, unless the label says it."""
-    text = amount(fact.value, fact.unit)
-    return text.removesuffix(f" {fact.unit}") if fact.unit in fact.label.replace(",", "").split() else text
-
-
-def _plan_inputs(plan: Plan) -> Table:
-    table = Table(title="Inputs", title_justify="left")
-    table.add_column("input")
-    table.add_column("value", justify="right")
-    table.add_column("")
-    table.add_column("source", overflow="fold")
-    for name, one in plan.inputs.items():
-        table.add_row(escape(name), amount(one.value, one.unit), one.origin, escape(one.source))
-    return table
