@@ -209,10 +209,11 @@ def estimate_table(estimate: DryRunEstimate) -> Table:
     notes = [
         f"Sources: {byte_text(estimate.total_source_bytes)} in all, {byte_text(estimate.source_bytes)} per video.",
         "Totals are for all videos" + (", with 95 % intervals." if 1 < tried < count else "."),
-        "PSNR (higher is better; above 40 dB: hard to see) and SSIM (1: the same) against the resized source.",
-        f"Clips: {geometry}. Bytes read and frames decoded: as multiples of what is used; 1 is the least.",
-        "--samples-per-shard: what makes shards of about 1 GB.",
-        *(["Refused, of those tried: " + "; ".join(refused) + "."] if refused else []),
+        "PSNR (higher is better; above 40 dB, losses are hardly visible) and SSIM (1 is identical) are relative to the "
+        "resized source.",
+        f"Clips: {geometry}. Bytes read and frames decoded are relative to those used; 1 is the minimum.",
+        "--samples-per-shard is the value for shards of about 1 GB.",
+        *(["Refused videos, of those tried: " + "; ".join(refused) + "."] if refused else []),
         f"Made with {estimate.encoder}.",
     ]
     some = "all" if tried == count else f"{tried:,} of"
