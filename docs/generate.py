@@ -162,7 +162,7 @@ def _options(kind: type[BaseModel], *, prefix: str = "", leave_out_sections: boo
             continue
         default = "required" if field.default is PydanticUndefined else f"`{_toml(field.default)}`"
         limits = _limits(field.metadata)
-        described = " ".join((field.description or "").split())
+        described = " ".join((field.description or _attribute(kind, name)).split())
         cells = [
             f"`{prefix}{name}`",
             _type_name(field.annotation) + (f", {limits}" if limits else ""),
@@ -173,6 +173,16 @@ def _options(kind: type[BaseModel], *, prefix: str = "", leave_out_sections: boo
     if not rows:
         return ["It has no options.", ""]
     return ["| key | type | default | meaning |", "|---|---|---|---|", *rows, ""]
+
+
+def _attribute(kind: type, name: str) -> str:
+    """Return what the docstring of a class, or of one that it derives from, says of an attribute."""
+    for base in kind.__mro__:
+        attributes = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Attributes:")[2]
+        found = re.search(rf"^    {name}: (.*(?:\n {{5,}}.*)*)", attributes, flags=re.MULTILINE)
+        if found:
+            return found[1]
+    return ""
 
 
 def _toml(value: Any) -> str:
