@@ -356,9 +356,8 @@ def client(site: Site, folder: Path, name: str = TAR) -> subprocess.Popen[str]:
 def rest_of_output(process: subprocess.Popen[str]) -> str:
     """Read what follows the first line. `communicate` with a timeout would lose what is already in the buffer."""
     assert process.stdout is not None
-    rest = process.stdout.read()
-    process.wait(30)
-    return rest
+    with process:  # closes the pipe and waits for the process
+        return process.stdout.read()
 
 
 def test_processes_share_one_download(site: Site, tmp_path: Path) -> None:
