@@ -487,11 +487,10 @@ def data_wait(part: Part) -> None:
         report = bench(config, "headspace", batches=scale.batches, rounds=scale.rounds)
         part.results[name] = report
         fed, memory_fed = report["summary"]["loader"], report["summary"]["memory"]
-        device = f", device idle {fed['device_wait_share']['median']:.2%}" if "device_wait_share" in fed else ""
         part.say(
             f"{name}: step {fed['step_seconds']['median']:.3f} s, from memory "
-            f"{memory_fed['step_seconds']['median']:.3f} s; data-wait: host blocked "
-            f"{fed['data_wait_share']['median']:.2%}{device}; headspace {report['headspace']['median']:.3f} "
+            f"{memory_fed['step_seconds']['median']:.3f} s; data wait {fed['data_wait_share']['median']:.2%}, "
+            f"host blocked {fed['host_blocked_share']['median']:.2%}; headspace {report['headspace']['median']:.3f} "
             f"({report['headspace']['lowest']:.3f} to {report['headspace']['highest']:.3f}); "
             f"{fed['clips_per_second']['median']:,.0f} clips/s; {report['advice']}; "
             f"{time.perf_counter() - began:.0f} s"

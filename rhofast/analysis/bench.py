@@ -166,14 +166,14 @@ class _Rig:
         device, data = self._accelerator.device, self._config.data
         before = self._loader.stats if source == "loader" else None
         clips = frames = 0
-        wait_s, gaps = 0.0, []
+        blocked_s, gaps = 0.0, []
         _synchronize(device)
         began = time.perf_counter()
         for _ in range(batches):
             done = _mark(device)
             requested = time.perf_counter()
             pixels = self._next(source)
-            wait_s += time.perf_counter() - requested
+            blocked_s += time.perf_counter() - requested
             gaps.append((done, _mark(device)))
             clips += pixels.shape[0] * pixels.shape[1]
             frames += pixels.shape[0] * pixels.shape[1] * pixels.shape[3]
@@ -188,8 +188,8 @@ class _Rig:
             clips=clips,
             frames=frames,
             seconds=seconds,
-            wait_s=wait_s,
-            device_wait_s=_gap_seconds(gaps) if device.type == "cuda" else None,
+            blocked_s=blocked_s,
+            device_idle_s=_gap_seconds(gaps) if device.type == "cuda" else None,
             stats=stats,
             advice=None if stats is None else stats.advise(**resources),
             loader_idle=loader_idle,

@@ -29,8 +29,8 @@ class Measurement:
         clips: Number of clips.
         frames: Number of frames.
         seconds: Seconds of the whole measurement, including the work of the device.
-        wait_s: Seconds in which the host was blocked in `next(loader)`; training logs them as data-wait.
-        device_wait_s: Seconds in which the device had finished a step and had no next batch yet. None on the CPU.
+        blocked_s: Seconds in which the host was blocked in `next(loader)`.
+        device_idle_s: Seconds in which a CUDA device had nothing to do for lack of a batch. None on a CPU.
         stats: Statistics of the loader for this time. None where batches came from memory.
         advice: Advice of the loader for this time. None where batches came from memory.
         loader_idle: Whether the loader was idle at the beginning of a measurement from memory.
@@ -41,11 +41,16 @@ class Measurement:
     clips: int
     frames: int
     seconds: float
-    wait_s: float
-    device_wait_s: float | None
+    blocked_s: float
+    device_idle_s: float | None
     stats: LoaderStats | None
     advice: str | None
     loader_idle: bool
+
+    @property
+    def data_wait_share(self) -> float:
+        """Share of the time in which the device had nothing to do for lack of a batch, as training logs it."""
+        return (self.blocked_s if self.device_idle_s is None else self.device_idle_s) / self.seconds
 
 
 def summarize(ranks: list[list[Measurement]]) -> dict[str, Any]:
@@ -83,10 +88,15 @@ def summarize(ranks: list[list[Measurement]]) -> dict[str, Any]:
         }
     loaded = [measurement for rank in ranks for measurement in rank if measurement.stats is not None]
     if loaded:
-        loaded.sort(key=lambda measurement: measurement.wait_s / measurement.seconds)
+        loaded.sort(key=lambda measurement: measurement.data_wait_share)
         out["advice"] = loaded[len(loaded) // 2].advice
-        readiness = summary["loader"]["readiness"]["median"]
-        if "headspace" in out and readiness >= FED and out["headspace"]["median"] > _CONTENTION:
+        if loaded[0].device_idle_s is None:
+            fed = summary["loader"]["readiness"]["median"] >= FED
+        else:  # The host runs ahead: that it finds the queue empty says nothing.
+            fed = (waited := summary["loader"]["data_wait_share"]["median"]) <= 1 - FED
+            if fed:
+                out["advice"] = f"the device is the limit: it waits for data {waited:.1%} of the time"
+        if "headspace" in out and fed and out["headspace"]["median"] > _CONTENTION:
             out["advice"] += (
                 f"; a step still takes {out['headspace']['median']:.2f} times as long while the loader works, because "
                 "both use the same cores or GPU"
@@ -101,15 +111,8 @@ def _merge(same: tuple[Measurement, ...]) -> dict[str, Any]:
         "clips_per_second": sum(measurement.clips for measurement in same) / seconds,
         "frames_per_second": sum(measurement.frames for measurement in same) / seconds,
         "step_seconds": seconds / same[0].batches,
-        "data_wait_share": max(measurement.wait_s / measurement.seconds for measurement in same),
-        "device_wait_share": max(
-            (
-                measurement.device_wait_s / measurement.seconds
-                for measurement in same
-                if measurement.device_wait_s is not None
-            ),
-            default=None,
-        ),
+        "data_wait_share": max(measurement.data_wait_share for measurement in same),
+        "host_blocked_share": max(measurement.blocked_s / measurement.seconds for measurement in same),
     }
     merged: dict[str, Any] = {
         "source": same[0].source,

@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.load import dump_config
 from rhofast.config.schema import Config, TrainConfig
-from rhofast.data.loader.stats import LoaderStats
+from rhofast.data.loader.stats import FED, LoaderStats
 from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.distributed.collectives import gather_objects, reduce_max, reduce_mean
 from rhofast.distributed.process_group import cores_of_rank
@@ -85,6 +85,7 @@ class MetricsLogger:
         self._collapse = LowValueAlarm(_COLLAPSED_STD, _COLLAPSED_WINDOWS)
         self._advised = False
         self._windows = 0
+        self._idle_s = self._timed_s = 0.0  # seconds that this device waited for data, of those in all windows
         self._unwritable: set[str] = set()
         self._stats = loader.stats
         self._began = time.perf_counter()
@@ -158,6 +159,8 @@ class MetricsLogger:
         stacked = torch.stack([value.detach().to(device, torch.float64) for value in values.values()])
         means = reduce_mean(stacked).tolist()  # here the host waits for the device, once per window
         window = self._timer.window()
+        self._idle_s += window.phases["data"]
+        self._timed_s += window.seconds
         stats = self.loader.stats
         recent, self._stats = stats.since(self._stats), stats
         mine = {
@@ -165,6 +168,7 @@ class MetricsLogger:
             "step_seconds": window.step_seconds,
             **{f"{phase}_seconds": window.phases[phase] / max(1, window.steps) for phase in STEP_PHASES},
             "data_wait_share": window.data_wait_share,
+            "host_blocked_share": window.host_blocked_share,
             "readiness": recent.readiness,
             "memory_bytes": resident_bytes(),
             "bad_samples": stats.bad,
@@ -187,10 +191,12 @@ class MetricsLogger:
                 f"point) and has been below {_COLLAPSED_STD} for {_COLLAPSED_WINDOWS} windows",
             )
         self._windows += 1
-        waited = 1 - line["readiness"]
+        # On CUDA the host may find the queue empty while the device has work: only the device's wait counts.
+        waited = line["data_wait_share"] if device.type == "cuda" else 1 - line["readiness"]
         if waited > _WAITING and self._windows > 1 and not self._advised:  # the first window waits for the first batch
             self._advised = True
-            self._advise(step, recent, f"{waited:.1%} of the last {window.steps} steps went by waiting for data: ")
+            words = f"{waited:.1%} of the last {window.steps} steps went by waiting for data: "
+            self._advise(step, recent, window.data_wait_share if device.type == "cuda" else None, words)
 
     def knn(self, step: int, *, top1: float, top5: float, samples: int) -> None:
         """Write the accuracy on held-out videos.
@@ -224,7 +230,8 @@ class MetricsLogger:
         """Write advice about the loader, and what has been traced, after the last step of this process."""
         stats = self.loader.stats
         if stats.batches:
-            self._advise(step, stats)
+            cuda = self.accelerator.device.type == "cuda"
+            self._advise(step, stats, self._idle_s / self._timed_s if cuda and self._timed_s else None)
         if self._profiler is not None:
             self._profiler.close()
 
@@ -260,11 +267,21 @@ class MetricsLogger:
             self._on_log({"kind": "warning", "steps": self.steps, "step": step, "text": text})
         self._unwritable.add(what)
 
-    def _advise(self, step: int, stats: LoaderStats, words: str = "") -> None:
-        """Write what the rank that waited most says about its loader, after `words`."""
+    def _advise(self, step: int, stats: LoaderStats, waited: float | None, words: str = "") -> None:
+        """Write what the rank that waited most says about its loader.
+
+        Args:
+            step: Optimizer steps done.
+            stats: The loader's numbers of the time that the advice is about.
+            waited: Share of that time in which this rank's CUDA device waited for data; None on a CPU, where the
+                loader knows it by itself.
+            words: What the line begins with.
+        """
         data, cores = self.config.data, cores_of_rank()
         advice = stats.advise(threads=data.threads, decode_threads=data.decode_threads, cores=cores)
-        gathered = gather_objects((stats.readiness, advice))
+        if waited is not None and waited <= 1 - FED:
+            advice = f"the device is the limit: it waits for data {waited:.1%} of the time"
+        gathered = gather_objects((stats.readiness if waited is None else 1 - waited, advice))
         slowest = min(range(len(gathered)), key=lambda rank: gathered[rank])
         where = f"rank {slowest}: " if len(gathered) > 1 else ""
         self.write("advice", step=step, text=f"{words}{where}{gathered[slowest][1]}")

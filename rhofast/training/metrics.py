@@ -174,11 +174,23 @@ _ALL = (
         label="data wait",
         unit="",
         meaning=(
-            "Share of the window, in [0, 1], in which the host is blocked in next(loader). On CUDA the host runs ahead "
-            "of the device, so this is not yet idle time of the device: data_seconds is."
+            "Share of the window, in [0, 1], in which the device has nothing to do because the batch is not there. On "
+            "CUDA it is read from events in the device's stream."
         ),
-        high="The loader does not keep up on some rank; on CUDA look at data_seconds, too.",
-        low="Batches are ready when they are asked for.",
+        high="The loader does not keep up on some rank: `advice` lines name its slowest stage.",
+        low="The device never waits for video.",
+        over_ranks="max",
+    ),
+    Metric(
+        name="host_blocked_share",
+        label="host blocked",
+        unit="",
+        meaning=(
+            "Share of the window, in [0, 1], in which the training thread is blocked in next(loader). On a CPU it is "
+            "data_wait_share."
+        ),
+        high="On CUDA, by itself, nothing: the host runs ahead and waits while the device works.",
+        low="Batches are ready when the host asks for them.",
         over_ranks="max",
     ),
     Metric(

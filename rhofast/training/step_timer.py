@@ -1,9 +1,9 @@
 """Measure where the time of training steps goes: the wait for data, and each phase of a step.
 
-`Window.wait_s` is the time in which the training thread is blocked in `next(loader)`. On a CPU its share of the window
-says directly whether training starves: near 0 the loader keeps up; above a few percent, look at the loader's stages. On
-CUDA the host runs ahead of the device and may wait while the device works; there the "data" phase, which is the time in
-which the device had nothing to do, says whether training starves.
+`Window.data_wait_share` says whether training starves: near 0 the loader keeps up; above a few percent, look at the
+loader's stages. It is the share of the time in which the device had nothing to do because the batch was not there. On
+CUDA that is read from events in the device's stream, since the host runs ahead: it may be blocked in `next(loader)`
+while the device is busy (`Window.host_blocked_share`). On a CPU the two are the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Window:
 
     Attributes:
         seconds: Length of the window, in seconds of wall time.
-        wait_s: Seconds of it in which the host was blocked on the loader.
+        blocked_s: Seconds of it in which the host was blocked in `next(loader)`.
         steps: Steps that ended in it.
         clips: Clips in these steps, on this rank.
         phases: Seconds by phase (STEP_PHASES): of the host on a CPU, of the device on CUDA, where "data" is the time
@@ -36,15 +36,20 @@ class Window:
     """
 
     seconds: float
-    wait_s: float
+    blocked_s: float
     steps: int
     clips: int
     phases: dict[str, float] = field(default_factory=dict)
 
     @property
     def data_wait_share(self) -> float:
-        """Share of the window in which the host was blocked on the loader, in [0, 1]."""
-        return self.wait_s / self.seconds if self.seconds > 0 else 0.0
+        """Share of the window in which the device had nothing to do for lack of a batch, in [0, 1]."""
+        return self.phases.get("data", 0.0) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def host_blocked_share(self) -> float:
+        """Share of the window in which the host was blocked in `next(loader)`, in [0, 1]."""
+        return self.blocked_s / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def clips_per_second(self) -> float:
@@ -92,7 +97,7 @@ class StepTimer:
         try:
             yield
         finally:
-            self._wait_s += time.perf_counter() - began
+            self._blocked_s += time.perf_counter() - began
             self.enter("other")
 
     def step(self, clips: int) -> None:
@@ -108,13 +113,17 @@ class StepTimer:
         self.enter("other")
         self._read_marks()
         window = Window(
-            seconds=now - self._began, wait_s=self._wait_s, steps=self._steps, clips=self._clips, phases=self._seconds
+            seconds=now - self._began,
+            blocked_s=self._blocked_s,
+            steps=self._steps,
+            clips=self._clips,
+            phases=self._seconds,
         )
         self._open()
         return window
 
     def _open(self) -> None:
-        self._began, self._wait_s, self._steps, self._clips = time.perf_counter(), 0.0, 0, 0
+        self._began, self._blocked_s, self._steps, self._clips = time.perf_counter(), 0.0, 0, 0
         self._seconds = dict.fromkeys(STEP_PHASES, 0.0)
 
     def _pass(self, phase: str, now: float) -> None:

@@ -59,7 +59,7 @@ def test_each_measurement_reports_its_sources(
         assert 0 < numbers["clips_per_second"]["lowest"] <= numbers["clips_per_second"]["median"]
         assert numbers["frames_per_second"]["median"] == pytest.approx(2 * numbers["clips_per_second"]["median"])
         assert 0 <= numbers["data_wait_share"]["median"] <= 1
-        assert ("device_wait_share" in numbers) == torch.cuda.is_available()
+        assert "data_wait_share" in numbers and "host_blocked_share" in numbers
     assert ("headspace" in report) == (what == "headspace")
     assert ("advice" in report) == ("stages" in report) == ("loader" in sources)
     assert not (tmp_path / "runs").exists()  # it is no run
@@ -117,7 +117,14 @@ def test_shards_must_be_named(config: Config) -> None:
         bench(load_config(None, []), "loader")
 
 
-def measurement(source: Any = "loader", *, seconds: float = 2.0, wait_s: float = 0.5, advice: str = "a") -> Measurement:
+def measurement(
+    source: Any = "loader",
+    *,
+    seconds: float = 2.0,
+    wait_s: float = 0.5,
+    idle_s: float | None = None,
+    advice: str = "a",
+) -> Measurement:
     stats = LoaderStats(
         batches=4,
         clips=32,
@@ -136,8 +143,8 @@ def measurement(source: Any = "loader", *, seconds: float = 2.0, wait_s: float =
         clips=32,
         frames=256,
         seconds=seconds,
-        wait_s=wait_s,
-        device_wait_s=0.1,
+        blocked_s=wait_s,
+        device_idle_s=idle_s,
         stats=stats if source == "loader" else None,
         advice=advice if source == "loader" else None,
         loader_idle=True,
@@ -148,7 +155,7 @@ def test_ranks_add_up_and_the_slowest_one_counts() -> None:
     numbers = summarize([[measurement()], [measurement(seconds=4, wait_s=3)]])["measurements"][0]["numbers"]
     assert numbers["clips_per_second"] == 64 / 4 and numbers["step_seconds"] == 1
     assert numbers["data_wait_share"] == 0.75 and numbers["readiness"] == 0.25
-    assert numbers["device_wait_share"] == 0.05
+    assert numbers["host_blocked_share"] == 0.75
     assert numbers["gigabytes_per_second"] == 3 and numbers["bad_samples"] == 2
     assert numbers["read_amplification"] == 3 and numbers["decode_amplification"] == 2
 
@@ -171,6 +178,16 @@ def test_a_ready_loader_that_slows_the_step_is_reported() -> None:
     fed, memory = measurement(seconds=4, wait_s=0, advice="the consumer is the limit"), measurement("memory", seconds=2)
     text = summarize([[fed, memory]])["advice"]
     assert text.startswith("the consumer is the limit; a step still takes 2.00 times as long while the loader works")
+
+
+def test_on_a_device_its_own_idle_time_counts_and_not_the_host_s() -> None:
+    fed = measurement(seconds=4, wait_s=3, idle_s=0.02, advice="reading is the limit")
+    out = summarize([[fed, measurement("memory", seconds=4, idle_s=0)]])
+    numbers = out["measurements"][0]["numbers"]
+    assert numbers["data_wait_share"] == 0.005 and numbers["host_blocked_share"] == 0.75
+    assert out["advice"] == "the device is the limit: it waits for data 0.5% of the time"
+    starved = measurement(seconds=4, wait_s=3, idle_s=1, advice="reading is the limit")
+    assert summarize([[starved, measurement("memory", seconds=3, idle_s=0)]])["advice"] == "reading is the limit"
 
 
 def test_the_command_writes_table_numbers_and_picture(

@@ -14,7 +14,7 @@ from rhofast.training.environment import resident_bytes
 from rhofast.training.logger import LowValueAlarm
 from rhofast.training.metrics import STEP_PHASES
 from rhofast.training.metrics_file import MetricsFile, read_metrics
-from rhofast.training.step_timer import StepTimer
+from rhofast.training.step_timer import StepTimer, Window
 
 
 def test_waiting_is_told_apart_from_working() -> None:
@@ -26,8 +26,9 @@ def test_waiting_is_told_apart_from_working() -> None:
         timer.step(8)
     window = timer.window()
     assert (window.steps, window.clips) == (2, 16)
-    assert 0.04 <= window.wait_s <= window.seconds - 0.04
-    assert window.data_wait_share == window.wait_s / window.seconds
+    assert 0.04 <= window.blocked_s <= window.seconds - 0.04
+    assert window.host_blocked_share == window.blocked_s / window.seconds
+    assert window.data_wait_share == pytest.approx(window.host_blocked_share, abs=1e-3)
     assert window.clips_per_second == 16 / window.seconds
     assert window.step_seconds == window.seconds / 2
     assert timer.window().clips == 0
@@ -47,7 +48,7 @@ def test_every_moment_belongs_to_one_phase() -> None:
     timer.step(8)
     window = timer.window()
     assert tuple(window.phases) == STEP_PHASES
-    assert window.phases["data"] == pytest.approx(window.wait_s, abs=1e-3)
+    assert window.phases["data"] == pytest.approx(window.blocked_s, abs=1e-3)
     at_least = {"data": 0.01, "forward": 0.02, "backward": 0.04, "optimizer": 0.005, "other": 0.0}
     assert all(window.phases[name] >= seconds for name, seconds in at_least.items())
     assert sum(window.phases.values()) == pytest.approx(window.seconds, abs=1e-3)
@@ -94,6 +95,80 @@ def test_on_a_device_phases_end_when_it_gets_there_and_nobody_waits(monkeypatch:
     assert first.steps == 2
     device.passed = 62
     assert timer.window().phases["forward"] == pytest.approx(0.010)
+
+
+class Timeline:
+    """A host and a device whose times the test writes, in seconds: events lie in a stream, work is queued on it."""
+
+    def __init__(self) -> None:
+        self.host = 0.0
+        self.device = 0.0  # when what is queued will be done
+
+    def queue(self, seconds: float) -> None:
+        self.device = max(self.device, self.host) + seconds
+
+    def event(self, *, enable_timing: bool) -> Any:
+        mark = SimpleNamespace(at=0.0)
+
+        def record() -> None:
+            self.device = max(self.device, self.host)
+            mark.at = self.device
+
+        mark.record = record
+        mark.query = lambda: mark.at <= self.host
+        mark.elapsed_time = lambda later: 1000 * (later.at - mark.at)
+        return mark
+
+
+def run_of_steps(
+    timeline: Timeline, timer: StepTimer, period: float, *, step: float = 0.2, launch: float = 0.06
+) -> Window:
+    """Steps whose batches come every `period` seconds; the host launches ahead and stays one step before the device."""
+    ready = before_last = last = 0.0
+    for number in range(200):
+        ready = max(ready, timeline.host if number == 0 else ready) + (period if number else 0.0)
+        with timer.waiting():
+            timeline.host = max(timeline.host, ready)
+        timer.enter("forward")
+        timeline.queue(step)
+        timeline.host += launch
+        timer.step(64)
+        before_last, last = last, timeline.device
+        timeline.host = max(timeline.host, before_last)  # the consensus about the step before
+    timeline.host = max(timeline.host, timeline.device)
+    return timer.window()
+
+
+@pytest.mark.parametrize(
+    ("period", "idle", "blocked"),
+    [(0.1, 0.0, 0.0), (0.199, 0.0, 0.0), (0.201, 0.005, 0.6), (0.25, 0.2, 0.7), (0.3, 0.333, 0.75)],
+)
+def test_on_a_device_waiting_is_the_device_s_and_not_the_host_s(
+    period: float, idle: float, blocked: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeline = Timeline()
+    monkeypatch.setattr(torch.cuda, "Event", timeline.event)
+    monkeypatch.setattr("rhofast.training.step_timer.time.perf_counter", lambda: timeline.host)
+    window = run_of_steps(timeline, StepTimer(torch.device("cuda")), period)
+    assert window.data_wait_share == pytest.approx(idle, abs=0.01)
+    assert window.host_blocked_share >= blocked
+
+
+def test_a_host_that_waits_while_the_device_is_behind_starves_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeline = Timeline()
+    monkeypatch.setattr(torch.cuda, "Event", timeline.event)
+    monkeypatch.setattr("rhofast.training.step_timer.time.perf_counter", lambda: timeline.host)
+    timer = StepTimer(torch.device("cuda"))
+    timer.enter("forward")
+    timeline.queue(0.031)
+    with timer.waiting():
+        timeline.host += 0.020
+    timer.enter("forward")
+    timeline.queue(0.010)
+    timer.step(8)
+    timeline.host = timeline.device
+    window = timer.window()
+    assert window.host_blocked_share == pytest.approx(20 / 41) and window.data_wait_share == 0
 
 
 @pytest.mark.needs_gpu
