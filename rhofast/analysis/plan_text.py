@@ -7,8 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.data.sampling.augment import LUMA
-from rhofast.data.types import AugmentPlan, ClipPlan
+from rhofast.data.types import LUMA, AugmentPlan, ClipPlan
 
 
 def describe_plan(clips: ClipPlan, augment: AugmentPlan, b: int, p: int, *, fps: float) -> tuple[str, ...]:

@@ -1,1 +1,6 @@
-"""How shards become views, in reading order: types, index, codecs, order, clips, augment, reader, pipeline, loader."""
+"""Turn shards into batches of clips.
+
+In reading order: `types` (the values that flow), `sources` (opens the shard sets of a run), `format` (shards, indices
+and their reader), `codecs` (how videos are stored), `sampling` (order, clips and augmentation), `decode` (pixels on the
+device) and `loader` (the threads that connect them).
+"""

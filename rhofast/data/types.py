@@ -1,9 +1,10 @@
-"""What flows from a video file to the model. Frozen values, keyword-only, with shapes in their repr.
+"""The values that flow from a video file to the model: frozen, keyword-only, with shapes in their repr.
 
     VideoRecord --ingest--> shards --order, clips, augment--> plans --reader--> Sample --pipeline--> Views
 
-Plans are numbers, not callables: they can be printed, stored, replayed, and given to the CPU and the GPU graph alike.
-Shape legend: B videos, P clips a video (rho), T frames a clip, C H W pixels.
+Plans are numbers, not callables: they can be printed, stored and replayed, and the graphs of the CPU and of the GPU
+take the same ones. In shapes, B is the number of videos, P of clips per video (rho), T of frames per clip, and C, H, W
+are channels, height and width.
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ import numpy.typing as npt
 if TYPE_CHECKING:  # the plans need numpy alone; only Views holds tensors
     import torch
 
+LUMA = np.array([0.299, 0.587, 0.114])
+"""Weights of R, G and B in the luma of a pixel (ITU-R BT.601), f64[3]."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoRecord:
     """One video of a data set as its recipe found it.
 
-    key         short, ASCII, unique in the data set: letters, digits, `_` and `-`
-    path        the video file
-    label       class number >= 0, or None where there are no labels
-    label_name  the class's name, or None where only numbers are known
+    Attributes:
+        key: Short ASCII name, unique in the data set, of letters, digits, `_` and `-`.
+        path: The video file.
+        label: Class number >= 0, or None if there are no labels.
+        label_name: Name of the class, or None if only numbers are known.
     """
 
     key: str
@@ -38,7 +43,12 @@ class VideoRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Position:
-    """Where in the run: `position` samples of `epoch` were consumed before this batch."""
+    """A point of the run between two batches.
+
+    Attributes:
+        epoch: Number of the epoch, >= 0.
+        position: Number of samples of this epoch that were consumed before.
+    """
 
     epoch: int
     position: int
@@ -46,9 +56,14 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Units:
-    """The independently decodable pieces of one member, in order; `offset` counts from the member's first byte.
+    """The U pieces of one stored member that can be read and checked one by one, in their order.
 
-    frame i32[U], offset i64[U], size i32[U] bytes, crc u32[U], rgb f32[U, 3] mean color in 0..255
+    Attributes:
+        frame: Number of the first frame of each unit, i32[U].
+        offset: Position of each unit in bytes from the first byte of the member, i64[U].
+        size: Size of each unit in bytes, i32[U].
+        crc: Checksum of each unit, u32[U].
+        rgb: Mean color of each unit in 0..255, f32[U, 3].
     """
 
     frame: npt.NDArray[np.int32]
@@ -60,7 +75,14 @@ class Units:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Geometry:
-    """What planning needs to know of B samples: num_frames i32[B], fps f64[B], width i32[B], height i32[B]."""
+    """The properties of B samples that plans depend on.
+
+    Attributes:
+        num_frames: Frames per sample, i32[B].
+        fps: Frames per second, f64[B].
+        width: Width of the stored frames in pixels, i32[B].
+        height: Height of the stored frames in pixels, i32[B].
+    """
 
     num_frames: npt.NDArray[np.int32]
     fps: npt.NDArray[np.float64]
@@ -69,7 +91,7 @@ class Geometry:
 
 
 class _Shaped:
-    """A repr that shows what matters of arrays: dtype and shape."""
+    """A dataclass whose repr shows the dtype and the shape of arrays instead of their values."""
 
     def __repr__(self) -> str:
         parts = []
@@ -83,17 +105,17 @@ class _Shaped:
 
 
 class _Plan(_Shaped):
-    """Numbers for B samples: arrays with B in front."""
+    """Numbers for B samples: arrays whose first dimension is B."""
 
     def take(self, rows: npt.NDArray[Any] | Sequence[int]) -> Self:
-        """The plans of some of the samples: `rows` are places in [0, B), or a mask."""
+        """Return the plan of some of the samples; `rows` are places in [0, B), or a mask bool[B]."""
         return type(self)(**{name: array[rows] for name, array in self._arrays().items()})
 
     @classmethod
     def join(cls, plans: Sequence[Self]) -> Self:
-        """One plan of several, one after another, all of which have the same arrays."""
-        arrays = [plan._arrays() for plan in plans]
-        return cls(**{name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]})
+        """Concatenate plans, all of which have the same arrays."""
+        plan_arrays = [plan._arrays() for plan in plans]
+        return cls(**{name: np.concatenate([arrays[name] for arrays in plan_arrays]) for name in plan_arrays[0]})
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
@@ -108,11 +130,12 @@ def _check_leading(owner: str, leading: tuple[int, ...], **arrays: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True, repr=False, slots=True)
 class ClipPlan(_Plan):
-    """Which frames, by their numbers in the stored sample, each in [0, number of frames).
+    """The frames of each clip, by their numbers in the stored sample, in [0, number of frames).
 
-    frames    i32[B, P, T]  what the clips show
-    neighbor  i32[B, P, T]  what is subtracted from it in the clips of `AugmentPlan.difference`; the same as `frames` in
-                            all other clips. None where there can be no such clip
+    Attributes:
+        frames: The frames that the clips show, i32[B, P, T].
+        neighbor: The frames that are subtracted from them in the clips of `AugmentPlan.difference`, i32[B, P, T]; equal
+            to `frames` in all other clips. None if no clip can show differences.
     """
 
     frames: npt.NDArray[np.int32]
@@ -120,26 +143,29 @@ class ClipPlan(_Plan):
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 3:
-            raise ValueError(f"ClipPlan.frames must be [B, P, T], got shape {self.frames.shape}")
+            raise ValueError(f"ClipPlan.frames has shape {self.frames.shape}; it must be [B, P, T]")
         if self.neighbor is not None:
             _check_leading("ClipPlan", self.frames.shape, neighbor=self.neighbor)
 
     @property
     def needed(self) -> npt.NDArray[np.int32]:
-        """All frames that must be decoded, i32[B, 1 or 2, P, T], with repeats."""
+        """All frames that must be decoded, with repeats: i32[B, 1, P, T], or i32[B, 2, P, T] with neighbors."""
         return np.stack([self.frames] if self.neighbor is None else [self.frames, self.neighbor], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, slots=True)
 class AugmentPlan(_Plan):
-    """What happens to each clip, the same for all its frames.
+    """The augmentation of each clip, the same for all its frames.
 
-    crop        f32[B, P, 4]     left, top, width, height in stored pixels (whole numbers)
-    flip        bool[B, P]       mirror left to right
-    color       f32[B, P, 3, 4]  rgb' = color[:, :3] @ rgb + color[:, 3], on 0..255, clamped once at the end
-    blur        f32[B, P]        sigma of the Gaussian in output pixels; 0 leaves the clip as it is
-    difference  bool[B, P]       before `color`: r = g = b = (255 + luma(frame) - luma(neighbor)) / 2, with the frames
-                                 of ClipPlan. None where there can be no such clip
+    Attributes:
+        crop: Left, top, width and height in stored pixels (whole numbers), f32[B, P, 4].
+        flip: Whether the clip is mirrored left to right, bool[B, P].
+        color: Color matrix, f32[B, P, 3, 4]: rgb' = color[:, :3] @ rgb + color[:, 3], on 0..255, clamped once at the
+            end.
+        blur: Sigma of the Gaussian in output pixels, f32[B, P]; 0 leaves the clip as it is.
+        difference: Whether the clip shows differences in time, bool[B, P]: before `color`,
+            r = g = b = (255 + luma(frame) - luma(neighbor)) / 2, with the frames of ClipPlan. None if no clip can show
+            differences.
     """
 
     crop: npt.NDArray[np.float32]
@@ -151,7 +177,7 @@ class AugmentPlan(_Plan):
     def __post_init__(self) -> None:
         leading = self.flip.shape
         if len(leading) != 2:
-            raise ValueError(f"AugmentPlan.flip must be [B, P], got shape {leading}")
+            raise ValueError(f"AugmentPlan.flip has shape {leading}; it must be [B, P]")
         _check_leading("AugmentPlan", (*leading, 4), crop=self.crop)
         _check_leading("AugmentPlan", (*leading, 3, 4), color=self.color)
         _check_leading("AugmentPlan", leading, blur=self.blur)
@@ -163,9 +189,10 @@ class AugmentPlan(_Plan):
 class Stream(_Shaped):
     """A video for a decoder on the device, cut down to the groups of pictures that hold the wanted frames.
 
-    content  u8[bytes]  a whole video file
-    wanted   i32[F]     the numbers that the wanted frames have in it: distinct, ascending
-    frames   i32[F]     their numbers in the stored sample: distinct, ascending
+    Attributes:
+        content: A complete video file, u8[bytes].
+        wanted: Numbers of the wanted frames in `content`, i32[F]; distinct and ascending.
+        frames: Numbers of the same frames in the stored sample, i32[F]; distinct and ascending.
     """
 
     content: npt.NDArray[np.uint8]
@@ -178,17 +205,19 @@ class Stream(_Shaped):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """What one video's clips need, and no more: either pictures or a stream.
+    """The frames that the clips of one video need, and no more: either pictures or a stream.
 
-    sample      its number in the data set
-    key         its key
-    label       class number or None
-    pictures    frame number -> picture, for each distinct frame of the plan. Where the codec stores pictures
-                (`Codec.pictures`), each is one as stored, a complete JPEG file: u8[bytes]. Where it stores a stream of
-                video that was decoded on the host: RGB u8[H, W, 3], contiguous. Empty where there is a stream.
-    bytes_read  how many bytes were read from storage to get them: also headers, and groups of pictures to their end
-    stream      the frames of the plan, still encoded, where the device shall decode them
-    bytes_used, frames_decoded   of what was read, what holds the plan's frames; how many are decoded to get them
+    Attributes:
+        sample: Number of the sample in the data set.
+        key: Key of the video.
+        label: Class number, or None.
+        pictures: Frame number -> picture, for each distinct frame of the plan. If the codec stores pictures
+            (`Codec.pictures`), each picture is a complete JPEG file as stored, u8[bytes]. If it stores a video stream
+            that was decoded on the host, each is RGB u8[H, W, 3], contiguous. Empty if there is a stream.
+        bytes_read: Number of bytes that were read from storage, including headers and the rest of groups of pictures.
+        stream: The frames of the plan, still encoded, if the device will decode them; otherwise None.
+        bytes_used: Number of the bytes read that hold the frames of the plan (see `usage`).
+        frames_decoded: Number of frames that are decoded to get the frames of the plan.
     """
 
     sample: int
@@ -205,9 +234,11 @@ class Sample:
 class Views(_Shaped):
     """A batch as the model gets it.
 
-    pixels  [B, P, C, T, H, W] on the device, normalized; float32, or float16 on a GPU; channels-last in memory
-    sample  i64[B] numbers in the data set
-    label   i64[B]; -100 (torch's ignore index) where there is none
+    Attributes:
+        pixels: Normalized pixels [B, P, C, T, H, W] on the device, channels-last in memory; float32, or float16 on a
+            GPU if the loader was asked for it.
+        sample: Numbers of the samples in the data set, i64[B].
+        label: Class numbers, i64[B]; -100 (the ignore index of torch) for samples without a label.
     """
 
     pixels: torch.Tensor
@@ -216,18 +247,26 @@ class Views(_Shaped):
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 6:
-            raise ValueError(f"Views.pixels must be [B, P, C, T, H, W], got shape {tuple(self.pixels.shape)}")
+            raise ValueError(f"Views.pixels has shape {tuple(self.pixels.shape)}; it must be [B, P, C, T, H, W]")
         _check_leading("Views", (self.pixels.shape[0],), sample=self.sample, label=self.label)
 
     def clips(self) -> Iterator[torch.Tensor]:
-        """The P clips one after another, each [B, C, T, H, W]: a view, no copy."""
+        """Return the P clips one after another, each a view [B, C, T, H, W] without a copy."""
         return iter(self.pixels.unbind(dim=1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoLimits:
-    """What a device's video decoder takes of one codec, 8 bits 4:2:0: sides in pixels, inclusive; `blocks` of 16x16
-    pixels a frame. engines: how many frames it decodes at once."""
+    """The limits of a device's video decoder for one codec, 8 bits 4:2:0. All limits are inclusive.
+
+    Attributes:
+        engines: Number of frames that are decoded at the same time.
+        min_width: Smallest width in pixels.
+        min_height: Smallest height in pixels.
+        max_width: Largest width in pixels.
+        max_height: Largest height in pixels.
+        max_blocks: Largest number of blocks of 16 x 16 pixels per frame.
+    """
 
     engines: int
     min_width: int
@@ -237,7 +276,15 @@ class VideoLimits:
     max_blocks: int
 
     def fit(self, width: int, height: int) -> bool:
-        """Whether it takes frames of this size, which it counts in whole blocks."""
+        """Return whether frames of a size fit; the smallest size and the area count in whole blocks.
+
+        Args:
+            width: Width of the frames in pixels.
+            height: Height of the frames in pixels.
+
+        Returns:
+            True if the decoder accepts them.
+        """
         across, down = -(-width // 16), -(-height // 16)
         fits_width = self.min_width <= 16 * across and width <= self.max_width
         fits_height = self.min_height <= 16 * down and height <= self.max_height
@@ -245,20 +292,37 @@ class VideoLimits:
 
 
 def frames_in(units: Units, num_frames: int) -> npt.NDArray[np.int64]:
-    """How many frames each unit holds of its own: i64[U]."""
+    """Return how many frames each unit holds.
+
+    Args:
+        units: The U units of a member.
+        num_frames: Number of frames of the member.
+
+    Returns:
+        Number of frames of each unit, i64[U]; 0 for units that hold none (a header, all but the last block of a copied
+        file).
+    """
     return np.diff(units.frame, append=num_frames).astype(np.int64)
 
 
 def usage(units: Units, num_frames: int, wanted: npt.NDArray[np.int32]) -> tuple[float, int]:
-    """(bytes that hold the distinct, ascending, at least one `wanted` frames; frames that decoding them goes through).
+    """Return how much of a member is used to get some of its frames.
 
-    A frame's bytes are its share of its unit's. Of units without frames (the blocks of a copied file, a header) every
-    frame of the member has the same share. Frames are decoded from the beginning of a unit up to its last wanted one; a
-    copied file may be entered later than that, where it has key frames.
+    The bytes of a frame are its share of its unit. The bytes of units without frames (the blocks of a copied file, a
+    header) are shared equally by all frames of the member. Frames are decoded from the beginning of a unit up to the
+    last wanted one in it; a copied file may be entered later than that, at any of its key frames.
+
+    Args:
+        units: The units of the member.
+        num_frames: Number of frames of the member.
+        wanted: Numbers of the wanted frames, i32[F], distinct and ascending; F >= 1.
+
+    Returns:
+        The number of bytes that hold the wanted frames, and the number of frames that are decoded to get them.
     """
-    held = frames_in(units, num_frames)
+    frames_per_unit = frames_in(units, num_frames)
     holders = np.searchsorted(units.frame, wanted, side="right") - 1
-    shared = float(units.size[held == 0].sum(dtype=np.int64)) / num_frames
-    lasts = np.append(np.flatnonzero(np.diff(holders)), len(wanted) - 1)  # of each holder, the last that is wanted
+    shared = float(units.size[frames_per_unit == 0].sum(dtype=np.int64)) / num_frames
+    lasts = np.append(np.flatnonzero(np.diff(holders)), len(wanted) - 1)  # of each holder, the last wanted frame
     decoded = int((wanted[lasts] - units.frame[holders[lasts]] + 1).sum())
-    return float((units.size[holders] / held[holders] + shared).sum()), decoded
+    return float((units.size[holders] / frames_per_unit[holders] + shared).sum()), decoded

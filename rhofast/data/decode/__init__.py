@@ -1,1 +1,1 @@
-"""From encoded bytes to pixels on the device: the only modules that import DALI."""
+"""Decode stored bytes to pixels on the device. No other package imports DALI."""

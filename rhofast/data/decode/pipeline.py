@@ -38,11 +38,10 @@ from torch.nn import functional
 from rhofast.config.schema import AugmentConfig
 from rhofast.data.decode.dali import import_dali, parses, reason_of
 from rhofast.data.decode.video_decoder import VideoDecoder
-from rhofast.data.types import AugmentPlan, ClipPlan, Sample
+from rhofast.data.types import LUMA, AugmentPlan, ClipPlan, Sample
 from rhofast.errors import UndecodableError
 
 _BLUR_REACH = 2.5  # sigmas
-_LUMA = [0.299, 0.587, 0.114]
 
 
 class DecodePipeline:
@@ -223,7 +222,7 @@ def _graph(
         return image.gpu() if source == "frames" and gpu else image
 
     def luma(image: Any) -> Any:
-        return fn.coord_transform(image, M=_LUMA, dtype=types.FLOAT)
+        return fn.coord_transform(image, M=LUMA.tolist(), dtype=types.FLOAT)
 
     @pipeline_def(  # type: ignore[untyped-decorator]
         batch_size=batch_size,

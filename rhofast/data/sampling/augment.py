@@ -28,12 +28,11 @@ import numpy.typing as npt
 
 from rhofast.config.schema import AugmentConfig
 from rhofast.data.sampling.rng import Epoch, Stream, uniforms
-from rhofast.data.types import AugmentPlan, Geometry
+from rhofast.data.types import LUMA, AugmentPlan, Geometry
 
 Float = npt.NDArray[np.floating[Any]]
 
 CROP_TRIES = 10
-LUMA = np.array([0.299, 0.587, 0.114])
 _IDENTITY = np.eye(3, 4, dtype=np.float32)
 _GRAY = np.pad(np.tile(LUMA, (3, 1)), ((0, 0), (0, 1))).astype(np.float32)
 _ALMOST_ONE = 1.0 - 1e-6  # keeps floor(u * (n + 1)) at or below n

@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from rhofast.config.schema import AugmentConfig, ClipConfig
 from rhofast.data.format.index import IndexRow
-from rhofast.data.sampling.augment import LUMA, center_augment, random_augment, random_difference
+from rhofast.data.sampling.augment import center_augment, random_augment, random_difference
 from rhofast.data.sampling.clips import random_clips, uniform_clips, with_neighbors
 from rhofast.data.sampling.rng import Epoch
-from rhofast.data.types import AugmentPlan, ClipPlan, Geometry
+from rhofast.data.types import LUMA, AugmentPlan, ClipPlan, Geometry
 
 
 def training_plan(

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from rhofast.config.schema import AugmentConfig
 from rhofast.data.sampling.augment import (
     CROP_TRIES,
-    LUMA,
     area_crop,
     center_augment,
     color_matrix,
@@ -20,7 +19,7 @@ from rhofast.data.sampling.augment import (
     short_side_crop,
 )
 from rhofast.data.sampling.rng import Stream, uniform
-from rhofast.data.types import Geometry
+from rhofast.data.types import LUMA, Geometry
 from tests.helpers.shards import SHARED
 
 VECTORS = SHARED / "vectors" / "augment.json"

@@ -6,9 +6,8 @@ import pytest
 
 from rhofast.config.schema import AugmentConfig, ClipConfig
 from rhofast.data.format.index import IndexRow
-from rhofast.data.sampling.augment import LUMA
 from rhofast.data.sampling.batch_plan import evaluation_plan, training_clips, training_plan
-from rhofast.data.types import AugmentPlan, ClipPlan, Units
+from rhofast.data.types import LUMA, AugmentPlan, ClipPlan, Units
 
 PLANS = ("crop", "flip", "color", "blur")
 
