@@ -1,7 +1,9 @@
-"""A batch on its way from a position to the consumer: what each stage of the loader hands to the next.
+"""A batch on its way from its position to the consumer: what each stage of a loader hands to the next.
 
-Position --[plan]--> BatchInProgress (reads) --[read]--> BatchInProgress (batch) --[decode]--> DecodedBatch
-         --[finish]--> FinishedBatch
+    position --[plan]--> BatchInProgress, being read --[read]--> BatchInProgress, read
+             --[decode]--> DecodedBatch --[finish]--> FinishedBatch
+
+A *slot* is a place in this rank's batch, from 0.
 """
 
 from __future__ import annotations
@@ -23,10 +25,36 @@ Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """A batch of one rank, read: what stands in its slots, as numbers and as bytes.
+class BatchSelection:
+    """Which samples a batch consists of, before any is replaced.
 
-    slots i64[B], ascending; samples i64[B] numbers in the data, epochs i64[B]; rows, read: B each; clips, augment: of B
+    Attributes:
+        position: Position of the batch.
+        global_samples: Samples of the global batch, of all ranks, i64[batch size].
+        samples: Samples of this rank, i64[B]: numbers in the data.
+        epochs: Epoch of each of them, i64[B].
+        places: Place of each of them in the order of its epoch, i64[B].
+    """
+
+    position: Position
+    global_samples: Int64Array
+    samples: Int64Array
+    epochs: Int64Array
+    places: Int64Array
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """A batch of one rank, read.
+
+    Attributes:
+        slots: Slots that are filled, i64[B], ascending.
+        samples: Sample in each slot, i64[B].
+        epochs: Epoch of each sample, i64[B].
+        rows: Index row of each sample.
+        clips: Clip plan of the B samples.
+        augment: Augmentation plan of the B samples.
+        read: Bytes of each sample.
     """
 
     slots: Int64Array
@@ -41,7 +69,7 @@ class Batch:
         return len(self.slots)
 
     def take(self, places: Sequence[int]) -> Self:
-        """Some of the samples: `places` in [0, B)."""
+        """Return the batch of some of the samples: `places` in [0, B)."""
         some = np.array(places, dtype=np.int64)
         return replace(
             self,
@@ -56,7 +84,7 @@ class Batch:
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """One batch of several, by slots."""
+        """Join batches with different slots to one, in the order of slots."""
         if len(parts) == 1:
             return parts[0]
         joined = cls(
@@ -72,21 +100,19 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Replay:
-    """A batch of one rank, made again. replaced: by slot, why another sample stands there than the order says."""
-
-    views: Views
-    samples: list[Sample]
-    rows: list[IndexRow]
-    clips: ClipPlan
-    augment: AugmentPlan
-    replaced: dict[int, str]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class PendingReads:
-    """Samples that the pool is reading, and how they were planned, as in Batch. failed: by slot, those whose index row
-    cannot be had."""
+    """Samples that are being read, with their plans.
+
+    Attributes:
+        slots: Slots of the samples, i64[B].
+        samples: The samples, i64[B].
+        epochs: Epoch of each sample, i64[B].
+        rows: Index row of each sample.
+        clips: Clip plan of the B samples.
+        augment: Augmentation plan of the B samples.
+        reads: The pending read of each sample.
+        failed: By slot, why an index row could not be read; these samples are not among the B.
+    """
 
     slots: Int64Array
     samples: Int64Array
@@ -100,16 +126,20 @@ class PendingReads:
 
 @dataclass(kw_only=True, slots=True)
 class BatchInProgress:
-    """A batch on its way through the stages. at: its position; whole: the samples of the global batch as the order has
-    them; originals, epochs, places: this rank's; asked, batch: how far it has come; attempts, replaced: by slot."""
+    """A batch between planning and decoding.
 
-    at: Position
-    whole: Int64Array
-    originals: Int64Array
-    epochs: Int64Array
-    places: Int64Array
-    standing: Int64Array
-    asked: PendingReads
+    Attributes:
+        selection: The samples that the order has for it.
+        current: The samples that stand in its slots now, i64[B].
+        pending: The first reads, which planning asked for.
+        batch: What has been read; None before the read stage.
+        attempts: By slot, how many replacements were drawn.
+        replaced: By slot, why the planned sample was replaced.
+    """
+
+    selection: BatchSelection
+    current: Int64Array
+    pending: PendingReads
     batch: Batch | None = None
     attempts: dict[int, int] = field(default_factory=dict)
     replaced: dict[int, str] = field(default_factory=dict)
@@ -117,7 +147,13 @@ class BatchInProgress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodedBatch:
-    """A batch of which pixels [B, P, C, T, H, W] are to be finished."""
+    """A batch whose pixels are decoded and not finished yet.
+
+    Attributes:
+        batch: The batch.
+        replaced: By slot, why the planned sample was replaced.
+        pixels: [B, P, C, T, H, W] on the device.
+    """
 
     batch: Batch
     replaced: dict[int, str]
@@ -126,9 +162,37 @@ class DecodedBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinishedBatch:
-    """A batch that is ready. made: when its pixels are there, on a CUDA device; None on the CPU."""
+    """A batch that is ready for the consumer.
+
+    Attributes:
+        views: What the consumer gets.
+        batch: The batch.
+        replaced: By slot, why the planned sample was replaced.
+        ready: The event after which the pixels are there, on a CUDA device; None on the CPU.
+    """
 
     views: Views
     batch: Batch
     replaced: dict[int, str]
-    made: torch.cuda.Event | None
+    ready: torch.cuda.Event | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replay:
+    """A batch of one rank that was made again, with all that it was made from.
+
+    Attributes:
+        views: The views.
+        samples: The bytes of its samples.
+        rows: Index row of each sample.
+        clips: Clip plan.
+        augment: Augmentation plan.
+        replaced: By slot, why another sample stands there than the order says.
+    """
+
+    views: Views
+    samples: list[Sample]
+    rows: list[IndexRow]
+    clips: ClipPlan
+    augment: AugmentPlan
+    replaced: dict[int, str]

@@ -1,34 +1,50 @@
-"""The evaluation loader: every sample exactly once, in order."""
+"""The evaluation loader: every sample exactly once, in order; a bad sample is left out and reported."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.format.dataset import ShardSet
-from rhofast.data.format.index import IndexRow
-from rhofast.data.loader.bad_samples import BadSampleLog
-from rhofast.data.loader.batch import BatchInProgress, Int64Array
+from rhofast.data.loader.bad_samples import BadSampleLog, DropBadSamples
+from rhofast.data.loader.batch import Int64Array
+from rhofast.data.loader.batch_planner import EvaluationPlanner
 from rhofast.data.loader.staged_loader import StagedLoader
-from rhofast.data.loader.train_loader import _CPU
-from rhofast.data.sampling.batch_plan import evaluation_plan
 from rhofast.data.sampling.mixture import Mixture
-from rhofast.data.types import AugmentPlan, ClipPlan, Position, Views
-from rhofast.errors import SampleError
+from rhofast.data.types import Views
+
+_CPU = torch.device("cpu")
 
 
 class EvalLoader(StagedLoader):
-    """`views` uniform clips of every sample of this rank's part, each sample exactly once over all ranks; of each clip
-    the central square, or three squares along the long side (`crops`).
+    """Uniform clips of every sample of this rank's part, each sample exactly once over all ranks.
 
-    A bad sample is never replaced: it is left out, counted in `stats.bad` and named in `bad`.
+    A bad sample is left out, counted in `stats.bad`, and its error is in `bad`.
+
+    Args:
+        shards: The shard set.
+        clips: Options of clips.
+        augment: Options of augmentation: size and normalization; nothing is random.
+        data: Options of loading.
+        batch_size: Videos per batch on this rank.
+        views: Uniform clips per video.
+        crops: Squares per clip: 1 (the central one) or 3 (along the long side). A video has P = views * crops clips,
+            with the crops of a clip side by side.
+        samples: Samples to evaluate, each once; None for all, in order.
+        rank: This rank.
+        world_size: Number of ranks.
+        device: Device of the views.
+        dtype: Type of the pixels: float32, or float16 on a GPU.
+        bad_log: File to which a line of JSON is appended per bad sample; None for no file.
+
+    Attributes:
+        bad: The errors of the samples that were left out so far.
+
+    Raises:
+        ConfigError: A decoder is not available.
     """
-
-    __test__ = False  # not a test, whatever its name says to pytest
 
     def __init__(
         self,
@@ -47,48 +63,41 @@ class EvalLoader(StagedLoader):
         dtype: torch.dtype = torch.float32,
         bad_log: Path | None = None,
     ) -> None:
-        """batch_size: videos a batch on this rank. crops: 1 or 3; a video has P = views * crops clips, crops innermost.
-        samples: some of the set, each once; None: all of it, in order."""
+        self._evaluation_planner = EvaluationPlanner(
+            shards,
+            clips,
+            batch_size=batch_size,
+            views=views,
+            crops=crops,
+            samples=samples,
+            rank=rank,
+            world_size=world_size,
+        )
+        policy = DropBadSamples(BadSampleLog(bad_log, None), rank)
         super().__init__(
             Mixture([shards]),
-            augment,
-            data,
+            self._evaluation_planner,
+            policy,
+            augment=augment,
+            data=data,
             max_videos=batch_size,
             max_pictures=batch_size * views * crops * clips.num_frames,
-            plain=True,
             device=device,
             dtype=dtype,
-            quarantine=BadSampleLog(bad_log, None),
         )
-        self.bad: list[SampleError] = []
-        self._clip_section, self._views_of_each, self._crops, self._rank = clips, views, crops, rank
-        count = len(shards) if samples is None else len(samples)
-        first, last = (count * part // world_size for part in (rank, rank + 1))
-        part = np.arange(first, last) if samples is None else samples[first:last]
-        numbers = shards.starts.searchsorted(part, side="right") - 1
-        self._shards_of_part = list(dict.fromkeys(numbers.tolist()))
-        self._batches_of = [part[at : at + batch_size] for at in range(0, len(part), batch_size)]
+        self.bad = policy.errors
 
     def __len__(self) -> int:
-        """Batches on this rank, at most: one whose samples are all bad is left out."""
-        return len(self._batches_of)
+        """Return the number of batches on this rank, at most: a batch whose samples are all bad is left out."""
+        return len(self._evaluation_planner.batches)
 
     def __next__(self) -> Views:
-        """The next batch. Raises StopIteration at the end."""
-        self._start(iter(self._batches_of), [iter(self._shards_of_part)])
+        """Return the next batch.
+
+        Raises:
+            StopIteration: There are no more.
+            ShardError: The data as a whole cannot be read.
+        """
+        planner = self._evaluation_planner
+        self._start(iter(planner.batches), [iter(planner.shard_numbers)])
         return self._next()
-
-    def _plan(self, at: Int64Array) -> BatchInProgress:
-        epochs = np.zeros_like(at)
-        asked = self._ask(np.arange(len(at)), at, epochs)
-        first = Position(epoch=0, position=int(at[0]))
-        return BatchInProgress(at=first, whole=at, originals=at, epochs=epochs, places=at, standing=at, asked=asked)
-
-    def _numbers(self, rows: list[IndexRow], samples: Int64Array, epochs: Int64Array) -> tuple[ClipPlan, AugmentPlan]:
-        return evaluation_plan(rows, self._clip_section, self._views_of_each, self._crops)
-
-    def _mend(self, draft: BatchInProgress, failed: Mapping[int, SampleError]) -> None:
-        """They are named, and missing."""
-        for slot, error in failed.items():
-            self.bad.append(error)
-            self._quarantine.add(error, int(draft.originals[slot]), {"rank": self._rank}, 0)

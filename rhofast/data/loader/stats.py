@@ -1,8 +1,7 @@
-"""What a loader did, and what holds it up: numbers, and one sentence that says what to change.
+"""What a loader did, and what limits it: numbers, and one sentence that says what to change.
 
-`readiness` is the number to look at first. Near 1 the consumer never finds the queue empty, and no faster loader would
-help it. Near 0 the consumer does nothing but wait, and the loader's slowest stage sets the pace. What it is not: it
-measures nothing (conveyor.py and loader.py do).
+`readiness` is the number to look at first. Near 1 the consumer never finds the queue empty, and a faster loader would
+not help it. Near 0 the consumer does nothing but wait, and the loader's slowest stage sets the pace.
 """
 
 from __future__ import annotations
@@ -12,17 +11,19 @@ from typing import Self
 
 from rhofast.data.loader.threaded_pipeline import StageClock
 
-FED = 0.99  # readiness from which on the consumer counts as the limit
-_SATURATED = 0.8  # share of the time from which on a busy stage is taken to be the limit
-_WASTEFUL = 1.5  # amplification from which on the storage is worth a word
+FED = 0.99  # readiness from which the consumer counts as the limit
+_SATURATED = 0.8  # share of the time from which a busy stage counts as the limit
+_WASTEFUL = 1.5  # amplification from which the advice mentions how the data is stored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageShares:
-    """How a stage spent its time: shares in [0, 1] that add up to 1, or are all 0 where nothing was clocked.
+    """How a stage spent its time: shares in [0, 1] that add up to 1, or are all 0 if nothing was measured.
 
-    busy high: this stage works as fast as it can. starved high: the stage before it is slower. blocked high: what comes
-    behind it, another stage or the consumer, is slower.
+    Attributes:
+        busy: Share spent working. High: this stage works as fast as it can.
+        starved: Share spent waiting for input. High: the stage before it is slower.
+        blocked: Share spent waiting for room behind it. High: the next stage, or the consumer, is slower.
     """
 
     busy: float
@@ -32,14 +33,19 @@ class StageShares:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderStats:
-    """What a loader did since its first batch, or between two snapshots (`since`), on this rank.
+    """What a loader did on this rank since its first batch, or between two snapshots (`since`).
 
-    batches, clips, frames   handed to the consumer
-    frames_decoded           decoded for them, those included that the decoder had to go through on its way
-    bytes_read, bytes_used   read from the shards for them, and of those what holds the pictures that were wanted
-    bad                      samples that were replaced (training) or left out (test)
-    seconds, wait_s          since the first `next`, and of those spent blocked in it
-    stages                   for each stage, in the order of the flow, the seconds busy, starved and blocked
+    Attributes:
+        batches: Batches that the consumer got.
+        clips: Clips in them.
+        frames: Frames in them.
+        frames_decoded: Frames decoded for them, with those that the decoder had to pass on its way.
+        bytes_read: Bytes read from the shards for them.
+        bytes_used: Bytes of these that hold the wanted pictures.
+        bad: Samples that were replaced (training) or left out (evaluation).
+        seconds: Seconds since the first `next`.
+        wait_s: Seconds of these in which the consumer was blocked in `next`.
+        stages: Seconds that each stage was busy, starved and blocked, in the order of the flow.
     """
 
     batches: int
@@ -55,45 +61,53 @@ class LoaderStats:
 
     @property
     def readiness(self) -> float:
-        """1 - wait_s / seconds, in [0, 1]: the share of the time in which the consumer was not waiting for data.
+        """Share of the time in which the consumer did not wait for data, 1 - wait_s / seconds, in [0, 1].
 
-        High (above 0.99): the loader keeps up, and the consumer is the limit. Low: the loader is the limit; a consumer
+        High (above 0.99): the loader keeps up, and the consumer is the limit. Low: the loader is the limit. A consumer
         that does nothing but take batches sees a readiness near 0, however fast the loader is.
         """
         return 1.0 - min(1.0, max(0.0, self.wait_s / self.seconds)) if self.seconds > 0 else 1.0
 
     @property
     def clips_per_second(self) -> float:
+        """Clips that the consumer got per second."""
         return self._rate(self.clips)
 
     @property
     def frames_per_second(self) -> float:
+        """Frames that the consumer got per second."""
         return self._rate(self.frames)
 
     @property
     def gigabytes_per_second(self) -> float:
-        """10^9 bytes read a second."""
+        """Bytes read per second, in units of 10^9."""
         return self._rate(self.bytes_read) / 1e9
 
     @property
     def read_amplification(self) -> float | None:
-        """Bytes read / bytes used: 1 is the least; None where nothing was used."""
+        """Bytes read divided by bytes used: 1 at least; None if nothing was used."""
         return self.bytes_read / self.bytes_used if self.bytes_used else None
 
     @property
     def decode_amplification(self) -> float | None:
-        """Frames decoded / frames used: 1 where each picture is decoded by itself, more where a group of pictures must
-        be gone through, less where clips share frames; None where nothing was decoded."""
+        """Frames decoded divided by frames used; None if nothing was decoded.
+
+        It is 1 if each picture is decoded by itself, more if groups of pictures are decoded from their start, less if
+        clips share frames.
+        """
         return self.frames_decoded / self.frames if self.frames and self.frames_decoded else None
 
     @property
     def shares(self) -> dict[str, StageShares]:
-        """How each stage spent its time. A stage's clock moves when a piece of work is done, so a share is of what was
-        clocked, not of `seconds`; over a few batches or more the two agree."""
+        """How each stage spent its time.
+
+        A stage's clock advances when a piece of work is done, so the shares are of the measured time and not of
+        `seconds`; over a few batches or more the two agree.
+        """
         return {name: _shares(clock) for name, clock in self.stages.items()}
 
     def since(self, earlier: Self) -> LoaderStats:
-        """What happened after an earlier snapshot of the same loader."""
+        """Return what happened since an earlier snapshot of the same loader."""
         counts = {
             field.name: getattr(self, field.name) - getattr(earlier, field.name)
             for field in fields(self)
@@ -112,48 +126,51 @@ class LoaderStats:
         return LoaderStats(**counts, stages=stages)
 
     def advise(self, *, threads: int, decode_threads: int, cores: int) -> str:
-        """One sentence: what the limit is, by which numbers, and what to change.
+        """Say in one sentence what the limit is, by which numbers, and what to change.
 
-        threads, decode_threads: as in `data` of the configuration; cores: those that this process may use.
+        Args:
+            threads: `data.threads`.
+            decode_threads: `data.decode_threads`.
+            cores: Cores that this process may use.
         """
         shares = self.shares
         if not self.batches or not shares or self.seconds <= 0:
-            return "no batch was taken yet: nothing to say"
+            return "no batch has been taken yet"
         if self.readiness >= FED:
             return f"the consumer is the limit: the loader is ready {self.readiness:.1%} of the time"
         name, slowest = max(shares.items(), key=lambda item: item[1].busy)
         if slowest.busy < _SATURATED:
             return (
-                f"no stage is the limit (the busiest, {_doing(name)}, works {slowest.busy:.0%} of the time) and yet "
-                f"the consumer waits {1 - self.readiness:.1%} of it: batches come unevenly, or other programs take the "
-                "cores; raise data.prefetch"
+                f"no stage is the limit (the busiest, {_activity(name)}, works {slowest.busy:.0%} of the time), but "
+                f"the consumer waits {1 - self.readiness:.1%} of the time: batches come unevenly, or other programs "
+                "use the cores; raise data.prefetch"
             )
         before = list(shares)[: list(shares).index(name)]
-        seen = f"{slowest.busy:.0%} busy"
+        numbers = f"{slowest.busy:.0%} busy"
         if before:
-            seen += f", {_doing(before[-1])} blocked {shares[before[-1]].blocked:.0%}"
-        return f"{_doing(name)} is the limit ({seen}): {self._remedy(name, threads, decode_threads, cores)}"
+            numbers += f", {_activity(before[-1])} blocked {shares[before[-1]].blocked:.0%}"
+        return f"{_activity(name)} is the limit ({numbers}): {self._remedy(name, threads, decode_threads, cores)}"
 
     def _remedy(self, stage: str, threads: int, decode_threads: int, cores: int) -> str:
         if stage == "plan":
             return (
                 "it runs on one core under Python's lock; keep other Python threads out of this process, or give each "
-                "process fewer videos a batch (more processes)"
+                "process fewer videos per batch (more processes)"
             )
-        if stage == "read":  # where no device decodes streams, these threads do
+        if stage == "read":  # these threads also decode streams, if no device does
             ways = [f"raise data.threads ({threads} of {cores} cores)"] if threads < cores else []
-            gone_through, taken_along = self.decode_amplification or 0.0, self.read_amplification or 0.0
-            if max(gone_through, taken_along) >= _WASTEFUL:
+            frames_per_use, bytes_per_use = self.decode_amplification or 0.0, self.read_amplification or 0.0
+            if max(frames_per_use, bytes_per_use) >= _WASTEFUL:
                 ways.append(
-                    f"store shorter groups of pictures, or jpeg ({gone_through:.1f} frames are decoded and "
-                    f"{taken_along:.1f} bytes read for each one in use)"
+                    f"store shorter groups of pictures, or jpeg ({frames_per_use:.1f} frames are decoded and "
+                    f"{bytes_per_use:.1f} bytes are read for each one that is used)"
                 )
             return ", or ".join([*ways, "keep the shards on faster storage"])
         if stage == "decode":
             smaller = "store smaller pictures"
             if decode_threads < cores:
                 return f"raise data.decode_threads ({decode_threads} of {cores} cores), or {smaller}"
-            return f"all {cores} cores are at it; {smaller}, give the process more cores, or decode on a GPU"
+            return f"all {cores} cores decode; {smaller}, give the process more cores, or decode on a GPU"
         if stage == "finish":
             return "give the process more cores, or blur on a GPU"
         return f"make {stage!r} faster"
@@ -169,8 +186,8 @@ def _shares(clock: StageClock) -> StageShares:
     return StageShares(busy=clock.busy / total, starved=clock.starved / total, blocked=clock.blocked / total)
 
 
-def _doing(stage: str) -> str:
-    """A stage as it is spoken of."""
+def _activity(stage: str) -> str:
+    """Return what a stage does, as a noun."""
     return {"plan": "planning", "read": "reading", "decode": "decoding", "finish": "blurring"}.get(
         stage, f"stage {stage!r}"
     )

@@ -6,7 +6,7 @@ Order is preserved; a stage that makes None of an item drops it. An exception in
 the place of its item and is raised by `get`. No wait is endless: a thread that died, or a stage that takes longer over
 one item than its time limit, becomes an error in the consumer. Every stage counts the seconds in which it worked,
 starved (waited for input) or was blocked (waited for room), so that the slowest stage can be named. The first item goes
-through alone: whoever starts waits for it, and for nothing else. What it is not: it knows nothing of videos.
+through alone, so that whoever starts waits for that item and for nothing else.
 """
 
 from __future__ import annotations
@@ -21,17 +21,23 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 Out = TypeVar("Out")
-_CHECK_S = 1.0  # between two looks at whether what is waited for can still come
-_FAREWELL_S = 5.0  # for a thread to end after a stage has hung
-# How long a thread may keep Python's lock from others that want it. With Python's own 5 ms, stages at work delay each
-# operation that the consumer starts on a device or on other cores (0.92 of its rate, so 0.95:
+_CHECK_S = 1.0  # seconds between two checks of whether an item can still come
+_FAREWELL_S = 5.0  # seconds for a thread to end after a stage has hung
+# Seconds for which a thread may keep Python's lock while others want it. With Python's own 5 ms, working stages delay
+# each operation that the consumer starts on a device or on other cores (0.92 of its rate, now 0.95:
 # benchmarks/evaluation/feature_extraction.py).
-_TURN_S = 0.0002
+_SWITCH_S = 0.0002
 
 
 @dataclass(slots=True)
 class StageClock:
-    """Seconds a stage spent: `busy` in its work, `starved` waiting for input, `blocked` waiting for room behind it."""
+    """Seconds that a stage spent.
+
+    Attributes:
+        busy: Seconds of work.
+        starved: Seconds of waiting for input.
+        blocked: Seconds of waiting for room behind the stage.
+    """
 
     busy: float = 0.0
     starved: float = 0.0
@@ -39,11 +45,11 @@ class StageClock:
 
 
 class StalledError(RuntimeError):
-    """Nothing came out for too long; the message names the stage that holds it up, and since when."""
+    """No item came for too long; the message names the stage that holds it up, and for how long."""
 
 
 class _ChannelClosedError(Exception):
-    """The conveyor is being closed; the waiting thread should end."""
+    """The pipeline is being closed; the waiting thread ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,11 @@ class _Channel:
             self._changed.notify_all()
 
     def get(self, check: Callable[[], None] | None = None) -> Any:
-        """The next item. check: called about once a second while there is none; what it raises ends the wait."""
+        """Return the next item.
+
+        Args:
+            check: Called about once per second while there is none; what it raises ends the wait.
+        """
         with self._changed:
             while not self._items and not self._closed:
                 if not self._changed.wait(_CHECK_S) and not self._items and check is not None:
@@ -91,34 +101,43 @@ class _Channel:
             self._changed.notify_all()
 
 
-class _ShortTurns:
-    """Threads of the process take short turns with Python's lock while anybody asks for it."""
+class _SwitchInterval:
+    """Shortens the interval at which threads of the process switch, while any pipeline runs."""
 
     def __init__(self) -> None:
-        self._asking, self._lock, self._before = 0, threading.Lock(), 0.0
+        self._users, self._lock, self._before = 0, threading.Lock(), 0.0
 
     def begin(self) -> None:
         with self._lock:
-            if not self._asking:
+            if not self._users:
                 self._before = sys.getswitchinterval()
-                sys.setswitchinterval(min(self._before, _TURN_S))
-            self._asking += 1
+                sys.setswitchinterval(min(self._before, _SWITCH_S))
+            self._users += 1
 
     def end(self) -> None:
         with self._lock:
-            self._asking -= 1
-            if not self._asking:
+            self._users -= 1
+            if not self._users:
                 sys.setswitchinterval(self._before)
 
 
-_short_turns = _ShortTurns()
+_switch_interval = _SwitchInterval()
 
 
 class ThreadedPipeline(Generic[Out]):
-    """Runs `stages` over the items of `source`; `get` returns what the last stage makes of each, in order.
+    """Runs stages over the items of a source; `get` returns what the last stage makes of each, in order.
 
-    depth: items that may wait behind each stage. timeout_s: seconds that a stage may take over one item. Threads start
-    with the first `get` and end with `close`.
+    Threads start with the first `get` and end with `close`.
+
+    Args:
+        source: The items.
+        stages: By name, a function of an item; None as its result drops the item.
+        depth: Items that may wait behind each stage.
+        timeout_s: Seconds that a stage may take for one item.
+
+    Attributes:
+        clocks: By name, the seconds of each stage.
+        wait_s: Seconds for which the consumer was blocked in `get`.
     """
 
     def __init__(
@@ -140,19 +159,24 @@ class ThreadedPipeline(Generic[Out]):
             for number, name in enumerate(stages)
         ]
         self._timeout_s = timeout_s
-        self._since: list[float | None] = [None for _ in stages]  # when each began the item it works on
-        self._started = self._finished = self._stalled = self._hurried = False
+        self._since: list[float | None] = [None for _ in stages]  # when each stage began its current item
+        self._started = self._finished = self._stalled = self._shortened = False
         self._taken = 0  # items of the source
         self._first_through = threading.Event()
 
     def get(self) -> Out:
-        """The next item. Raises StopIteration at the end; whatever a stage raised, once, in its place; StalledError.
-        After each of them the conveyor is closed."""
+        """Return the next item. After an exception the pipeline is closed.
+
+        Raises:
+            StopIteration: There are no more.
+            StalledError: A stage hangs, or its thread has died.
+            BaseException: What a stage raised, in the place of its item.
+        """
         if self._finished:
             raise StopIteration
         if not self._started:
-            self._started = self._hurried = True
-            _short_turns.begin()
+            self._started = self._shortened = True
+            _switch_interval.begin()
             for thread in self._threads:
                 thread.start()
         began = time.perf_counter()
@@ -173,8 +197,11 @@ class ThreadedPipeline(Generic[Out]):
         return item  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """End all threads and drop what is under way. Safe to call twice. It waits for the work under way; only a
-        thread that hangs in it is left to itself in the end, and ends as soon as that work does."""
+        """End all threads and drop the items in them. It may be called twice.
+
+        It waits for the work under way; only a thread that hangs is abandoned after a while, and ends when its work
+        does.
+        """
         self._finished = True
         self._first_through.set()
         for channel in self._channels:
@@ -183,18 +210,18 @@ class ThreadedPipeline(Generic[Out]):
         for thread in self._threads:
             if thread.ident is not None and thread is not threading.current_thread():  # Ctrl-C may hit while they start
                 thread.join(wait)
-        if self._hurried:
-            self._hurried = False
-            _short_turns.end()
+        if self._shortened:
+            self._shortened = False
+            _switch_interval.end()
 
     def _check_all(self) -> None:
-        """Raises StalledError if a stage has died, or takes too long over an item."""
+        """Raise StalledError if a stage has died, or takes too long for an item."""
         now = time.perf_counter()
         for (name, _), thread, since in zip(self._stages, self._threads, self._since, strict=True):
             if since is not None and now - since > self._timeout_s:
-                raise StalledError(f"stage {name!r} has been busy with one item for {now - since:.0f} s")
+                raise StalledError(f"stage {name!r} has worked on one item for {now - since:.0f} s")
             if not thread.is_alive() and thread.ident is not None and not self._ended[name]:
-                raise StalledError(f"the thread of stage {name!r} has died without a word")
+                raise StalledError(f"the thread of stage {name!r} has died")
 
     def _work(self, number: int) -> None:
         name, function = self._stages[number]

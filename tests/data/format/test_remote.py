@@ -586,7 +586,7 @@ def test_with_lanes_each_rank_fetches_shards_of_its_own(
         assert mine == [sample for step in range(0, len(whole), 4) for sample in whole[step + 2 * rank :][:2]]
         assert len(mine) == 6 and set(mine) == set(ahead)  # a shard holds one sample
         ahead.clear()
-    with pytest.raises(ConfigError, match=r"data\.lanes: 13 samples cannot be divided among 16 lanes"):
+    with pytest.raises(ConfigError, match=r"data\.lanes=16: 13 samples cannot be divided among 16 lanes"):
         samples(str(shards.root), 0, 1, "none", lanes=16)
     with pytest.raises(ConfigError, match=r"batch of 4 cannot be divided among data\.lanes=3"):
         samples(str(shards.root), 0, 1, "none", lanes=3)

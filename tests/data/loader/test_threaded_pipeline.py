@@ -14,20 +14,20 @@ def rhofast_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("rhofast-")]
 
 
-def drain(conveyor: ThreadedPipeline[int]) -> list[int]:
+def drain(pipeline: ThreadedPipeline[int]) -> list[int]:
     out = []
     while True:
         try:
-            out.append(conveyor.get())
+            out.append(pipeline.get())
         except StopIteration:
             return out
 
 
 def test_items_come_out_in_order_and_all_threads_end() -> None:
-    conveyor: ThreadedPipeline[int] = ThreadedPipeline(
+    pipeline: ThreadedPipeline[int] = ThreadedPipeline(
         iter(range(50)), {"a": lambda x: x + 1, "b": lambda x: 2 * x}, depth=3
     )
-    assert drain(conveyor) == [2 * (x + 1) for x in range(50)]
+    assert drain(pipeline) == [2 * (x + 1) for x in range(50)]
     assert rhofast_threads() == []
 
 
@@ -37,13 +37,13 @@ def test_an_error_comes_out_in_its_place() -> None:
             raise ValueError("three")
         return x
 
-    conveyor: ThreadedPipeline[int] = ThreadedPipeline(iter(range(9)), {"a": fails_at_3, "b": lambda x: x}, depth=2)
-    assert [conveyor.get() for _ in range(3)] == [0, 1, 2]
+    pipeline: ThreadedPipeline[int] = ThreadedPipeline(iter(range(9)), {"a": fails_at_3, "b": lambda x: x}, depth=2)
+    assert [pipeline.get() for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
-        conveyor.get()
+        pipeline.get()
     assert rhofast_threads() == []
     with pytest.raises(StopIteration):
-        conveyor.get()
+        pipeline.get()
 
 
 def test_an_error_of_the_source_comes_out_too() -> None:
@@ -51,10 +51,10 @@ def test_an_error_of_the_source_comes_out_too() -> None:
         yield 1
         raise OSError("gone")
 
-    conveyor: ThreadedPipeline[int] = ThreadedPipeline(source(), {"a": lambda x: x}, depth=2)
-    assert conveyor.get() == 1
+    pipeline: ThreadedPipeline[int] = ThreadedPipeline(source(), {"a": lambda x: x}, depth=2)
+    assert pipeline.get() == 1
     with pytest.raises(OSError, match="gone"):
-        conveyor.get()
+        pipeline.get()
 
 
 def test_queues_are_bounded() -> None:
@@ -65,11 +65,11 @@ def test_queues_are_bounded() -> None:
             made.append(number)
             yield number
 
-    conveyor: ThreadedPipeline[int] = ThreadedPipeline(source(), {"a": lambda x: x, "b": lambda x: x}, depth=2)
-    conveyor.get()
+    pipeline: ThreadedPipeline[int] = ThreadedPipeline(source(), {"a": lambda x: x, "b": lambda x: x}, depth=2)
+    pipeline.get()
     time.sleep(0.1)
     assert len(made) <= 1 + 2 * 2 + 2
-    conveyor.close()
+    pipeline.close()
     assert rhofast_threads() == []
 
 
@@ -81,26 +81,26 @@ def test_close_ends_threads_that_wait_for_input() -> None:
         release.wait(10)
         yield 1
 
-    conveyor: ThreadedPipeline[int] = ThreadedPipeline(slow(), {"a": lambda x: x, "b": lambda x: x}, depth=1)
-    conveyor.get()
+    pipeline: ThreadedPipeline[int] = ThreadedPipeline(slow(), {"a": lambda x: x, "b": lambda x: x}, depth=1)
+    pipeline.get()
     threading.Timer(0.05, release.set).start()
-    conveyor.close()
+    pipeline.close()
     assert rhofast_threads() == []
-    conveyor.close()
+    pipeline.close()
 
 
 def test_the_slow_stage_is_seen_in_the_clocks() -> None:
-    conveyor: ThreadedPipeline[int] = ThreadedPipeline(
+    pipeline: ThreadedPipeline[int] = ThreadedPipeline(
         iter(range(10)), {"quick": lambda x: x, "slow": lambda x: (time.sleep(0.01), x)[1]}, depth=1
     )
-    drain(conveyor)
-    quick, slow = conveyor.clocks["quick"], conveyor.clocks["slow"]
+    drain(pipeline)
+    quick, slow = pipeline.clocks["quick"], pipeline.clocks["slow"]
     assert slow.busy >= 0.1 > quick.busy
     assert quick.blocked > slow.blocked
-    assert conveyor.wait_s > 0.05
+    assert pipeline.wait_s > 0.05
 
 
-def test_threads_take_short_turns_while_any_conveyor_runs() -> None:
+def test_threads_switch_often_while_any_pipeline_runs() -> None:
     usual = sys.getswitchinterval()
     first, second = (ThreadedPipeline[int](iter(range(9)), {"a": lambda x: x}, depth=1) for _ in range(2))
     first.get()
@@ -126,10 +126,10 @@ def test_the_first_item_goes_through_alone() -> None:
         free.wait(30)
         return x
 
-    conveyor: ThreadedPipeline[int] = ThreadedPipeline(iter(range(5)), {"a": first, "b": second}, depth=2)
+    pipeline: ThreadedPipeline[int] = ThreadedPipeline(iter(range(5)), {"a": first, "b": second}, depth=2)
     threading.Timer(0.2, free.set).start()
-    assert conveyor.get() == 0
-    assert began[:2] == [("first", 0), ("second", 0)] and drain(conveyor) == [1, 2, 3, 4]
+    assert pipeline.get() == 0
+    assert began[:2] == [("first", 0), ("second", 0)] and drain(pipeline) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("fate", ["dropped", "failed", "closed"])
@@ -139,13 +139,13 @@ def test_nobody_waits_for_a_first_item_that_never_comes(fate: str) -> None:
             raise ValueError("first")
         return None if x == 0 and fate == "dropped" else x
 
-    conveyor: ThreadedPipeline[int] = ThreadedPipeline(iter(range(3)), {"a": stage, "b": lambda x: x}, depth=2)
+    pipeline: ThreadedPipeline[int] = ThreadedPipeline(iter(range(3)), {"a": stage, "b": lambda x: x}, depth=2)
     if fate == "dropped":
-        assert drain(conveyor) == [1, 2]
+        assert drain(pipeline) == [1, 2]
     elif fate == "failed":
         with pytest.raises(ValueError, match="first"):
-            conveyor.get()
+            pipeline.get()
     else:
-        assert conveyor.get() == 0
-        conveyor.close()
+        assert pipeline.get() == 0
+        pipeline.close()
     assert rhofast_threads() == []

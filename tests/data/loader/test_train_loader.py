@@ -236,7 +236,7 @@ def test_an_error_of_the_decoder_that_no_sample_causes_ends_the_run(
     shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = loader(shards)
-    (pipeline,) = source._pipelines.values()
+    (pipeline,) = source._decoders._pipelines.values()
     run, calls = pipeline._run, []
 
     def failing(*given: object) -> torch.Tensor:
@@ -276,7 +276,7 @@ def test_a_read_that_hangs_ends_the_run_and_names_the_stage(shards: ShardSet, mo
     release = threading.Event()
     monkeypatch.setattr("rhofast.data.loader.threaded_pipeline._FAREWELL_S", 0.1)
     monkeypatch.setattr(source, "_read_one", lambda *_: release.wait(20))
-    with pytest.raises(ShardError, match="stage 'read' has been busy"):
+    with pytest.raises(ShardError, match="stage 'read' has worked on one item"):
         next(source)
     source.close()  # does not wait for it
     release.set()
@@ -286,9 +286,9 @@ def test_a_read_that_hangs_ends_the_run_and_names_the_stage(shards: ShardSet, mo
 def test_a_thread_that_dies_is_noticed(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     work = ThreadedPipeline._work
 
-    def dies(conveyor: ThreadedPipeline[object], number: int) -> None:
+    def dies(pipeline: ThreadedPipeline[object], number: int) -> None:
         if number != 1:
-            work(conveyor, number)
+            work(pipeline, number)
 
     monkeypatch.setattr(ThreadedPipeline, "_work", dies)
     with loader(shards) as source, pytest.raises(ShardError, match="thread of stage 'read' has died"):
@@ -422,7 +422,7 @@ def test_streams_resume_with_the_same_batches(stream_shards: ShardSet) -> None:
 
 
 @h264
-def test_a_bad_group_is_quarantined_where_a_clip_needs_it_and_else_unnoticed(
+def test_a_bad_group_is_a_bad_sample_where_a_clip_needs_it_and_else_unnoticed(
     stream_shards: ShardSet, tmp_path: Path
 ) -> None:
     before = take(loader(stream_shards), 3)
