@@ -1,55 +1,53 @@
-"""The DALI graph: pictures and plans in, normalized clips out.
+"""Decode, crop, resize and color the clips of a batch with one DALI graph.
 
-A batch is a flat list of N = B * P * T pictures, each with its own numbers, so any rho, any T and overlapping clips are
-one graph:
+A batch is a flat list of N = B * P * T pictures, each with its own numbers, so that one graph serves any rho, any T and
+overlapping clips:
 
     JPEG --decode--.
                    +--> crop --> resize, flip --> color matrix, normalize --> [N, H, W, C] --> clamp --> blur
     RGB -----------'
 
-The CPU decodes only the crop's blocks (`image_slice`); the GPU decodes whole pictures (nvJPEG, and its hardware where
-there is some) and then slices. Frames of a video that were decoded on the host (reader.py) or by NVDEC (video.py) enter
-past the decoder. Those of the host are cropped where they lie, without a copy, and only their crops go to a GPU.
-Everything after the crop is the same graph. A clip of differences in time goes up to the resize twice, as frames and as
-their neighbors; what it shows is then r = g = b = (255 + luma - the neighbor's luma) / 2, as released.
-The graph draws no random number and holds no position: a batch is a function of its inputs. Plans without color
-(evaluation) build a graph without that node.
+On the CPU only the blocks of the crop are decoded (`image_slice`). On a GPU nvJPEG decodes whole pictures, with its
+hardware engines if the GPU has some, and the crop follows. Frames of a video stream that were decoded on the host
+(format/reader.py) or by NVDEC (video_decoder.py) enter after the decoder. Frames on the host are cropped where they
+lie, without a copy, and only the crops are copied to a GPU. After the crop the graph is the same for all sources.
 
-The crop comes first, so that all else touches output pixels alone. A flip is a resize from right to left. Color is one
-pass: the normalization is folded into its matrix, its result is not rounded, and it is clamped once, to what 0 and 255
-become. Clamp and blur are torch's, on DALI's own output buffer: its convolution over the innermost channels takes a
-third of the time of DALI's blur on a CPU.
+A clip of differences in time takes the path up to the resize twice, once for its frames and once for their neighbors.
+It shows r = g = b = (255 + luma - luma of the neighbor) / 2, as in the released code.
 
-Resizing is linear with antialiasing, as torchvision's `antialias=True`. The blur is a Gaussian cut at 2.5 sigma; the
-released one is three passes of a box, which end at 2.3 sigma.
+The graph draws no random number and has no state: a batch is a function of its inputs. Plans without color (evaluation)
+use a graph without that node.
+
+The crop comes first, so that all other steps touch output pixels only. A flip is a resize from right to left. Color is
+one pass: the normalization is folded into its matrix, the result is not rounded, and it is clamped once, to the
+normalized values of 0 and 255. Clamp and blur are done by torch (finish.py) in the output buffer of DALI.
+
+Resizing is linear with antialiasing, like `antialias=True` of torchvision.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
 from rhofast.config.schema import AugmentConfig
 from rhofast.data.decode.dali import import_dali, parses, reason_of
+from rhofast.data.decode.finish import channel_bound, finish
 from rhofast.data.decode.video_decoder import VideoDecoder
 from rhofast.data.types import LUMA, AugmentPlan, ClipPlan, Sample
 from rhofast.errors import UndecodableError
 
-_BLUR_REACH = 2.5  # sigmas
-
 
 class DecodePipeline:
-    """One DALI pipeline for one device. Not thread-safe: run it in one thread at a time."""
+    """One DALI pipeline for one device. It is not thread-safe: only one thread at a time may use `decode`."""
 
     def __init__(
         self,
-        section: AugmentConfig,
+        config: AugmentConfig,
         *,
         max_pictures: int,
         color: bool,
@@ -62,17 +60,33 @@ class DecodePipeline:
         video: VideoDecoder | None = None,
         hw_decoder_load: float = 0.65,
     ) -> None:
-        """max_pictures: the largest N of a batch. color, blur, difference: what the plans may ask for. device_id: the
-        CUDA device, or None for the CPU. dtype: of the pixels, float32 or float16. decoded: the samples' pictures are
-        RGB u8[H, W, 3], not JPEG files. video: decodes the samples' streams first, on the same device (then
-        `decoded` says nothing). hw_decoder_load: share of the JPEG files that a GPU's engines for them decode, where it
-        has some. Raises DependencyError where DALI is not installed."""
-        self._section = section
+        """Build the graph.
+
+        Args:
+            config: The augmentation: the size of the clips, and the mean and standard deviation of the normalization.
+            max_pictures: Largest number N of pictures in a batch.
+            color: Whether plans may change colors.
+            blur: Whether plans may blur.
+            threads: Number of threads that DALI uses on the CPU.
+            difference: Whether plans may show differences in time.
+            device_id: Number of the CUDA device, or None for the CPU.
+            dtype: Dtype of the pixels on a GPU, float32 or float16.
+            decoded: Whether the pictures of the samples are RGB u8[H, W, 3] instead of JPEG files. Ignored with
+                `video`.
+            video: Decoder for the streams of the samples, on the same device; None if the samples hold no streams.
+            hw_decoder_load: Share of the JPEG files in [0, 1] that the hardware engines of a GPU decode, if it has
+                some.
+
+        Raises:
+            DependencyError: DALI is not installed.
+        """
+        self._config = config
         self._color, self._blur, self._decoded, self._dtype = color, blur, decoded, dtype
         self._device_id = device_id
-        self._mean, self._std = (np.array(value, dtype=np.float32) for value in (section.mean, section.std))
-        low, high = (0 - self._mean) / self._std, (1 - self._mean) / self._std
-        self._bounds = [_bound(value, device_id) for value in (low, high)]
+        self._mean, self._std = (np.array(value, dtype=np.float32) for value in (config.mean, config.std))
+        device = torch.device("cpu" if device_id is None else f"cuda:{device_id}")
+        black, white = (0 - self._mean) / self._std, (1 - self._mean) / self._std
+        self._bounds = channel_bound(black, device), channel_bound(white, device)
         self._video = video
         self._options: dict[str, Any] = {
             "color": color,
@@ -84,36 +98,60 @@ class DecodePipeline:
         self._max_pictures = max_pictures
         self._pipeline = self._build(max_pictures)
 
-    def _build(self, pictures: int) -> Any:
-        """A graph for batches of up to so many."""
-        return _graph(
-            self._section,
+    def _build(self, max_pictures: int) -> Any:
+        """Build a graph for batches of up to `max_pictures` pictures."""
+        return _build_graph(
+            self._config,
             source="video" if self._video else "frames" if self._decoded else "jpeg",
-            batch_size=pictures,
+            batch_size=max_pictures,
             **self._options,
         )
 
     def run(self, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> torch.Tensor:
-        """Decode and augment B samples: [B, P, C, T, H, W], channels last in memory. It is `finish` after `decode`."""
+        """Decode and augment B samples: `decode`, then `finish`.
+
+        Args:
+            samples: The B samples.
+            clips: Frames of their clips.
+            augment: Augmentation of their clips.
+
+        Returns:
+            Normalized pixels [B, P, C, T, H, W] on the device, channels-last in memory.
+
+        Raises:
+            UndecodableError: The decoder rejects the pictures of some samples; see `decode`.
+            RuntimeError: DALI fails for another reason.
+        """
         return self.finish(self.decode(samples, clips, augment), augment)
 
     def decode(self, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> torch.Tensor:
-        """What DALI does: all but clamp and blur. Decoded pictures are not copied: they must not be changed before the
-        next run.
+        """Do the part of DALI: everything but clamp and blur.
 
-        Raises UndecodableError where the pictures of some of the samples are refused, RuntimeError where DALI fails for
-        another reason; the pipeline can be used again afterwards.
+        Decoded pictures are not copied: they must not be changed before the next call. The pipeline can be used again
+        after an error.
+
+        Args:
+            samples: The B samples.
+            clips: Frames of their clips.
+            augment: Augmentation of their clips.
+
+        Returns:
+            Pixels f32[B, P, C, T, H, W] on the device, channels-last in memory that belongs to DALI.
+
+        Raises:
+            UndecodableError: The decoder rejects the pictures of some samples, which the error names.
+            RuntimeError: DALI fails for another reason.
         """
-        # What does not parse could crash the process from within DALI.
-        refused = {} if self._decoded or self._video else _unparsable(samples)
-        if refused:
-            raise UndecodableError(refused)
+        # Bytes that do not parse could crash the process from within DALI.
+        rejected = {} if self._decoded or self._video else _unparsable(samples)
+        if rejected:
+            raise UndecodableError(rejected)
         try:
             return self._run(self._pipeline, samples, clips, augment)
         except RuntimeError as error:
             self._pipeline = self._build(self._max_pictures)
-            refused = self._refused(samples, clips, augment)
-            raise UndecodableError(refused) if refused else error from None
+            rejected = self._find_rejected(samples, clips, augment)
+            raise UndecodableError(rejected) if rejected else error from None
 
     def _run(self, pipeline: Any, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> torch.Tensor:
         b, p, t = clips.frames.shape
@@ -124,40 +162,46 @@ class DecodePipeline:
             (output,) = pipeline.run()
         else:
             (output,) = pipeline.run(torch.cuda.current_stream(self._device_id))
-        size = self._section.size
+        size = self._config.size
         pixels = torch.utils.dlpack.from_dlpack(output.as_tensor()).view(b, p, t, size, size, 3)
         return pixels.permute(0, 1, 5, 2, 3, 4)
 
     def finish(self, pixels: torch.Tensor, augment: AugmentPlan) -> torch.Tensor:
-        """Clamp and blur, in place, what `decode` gave; it may be called in another thread than that. On a GPU the
-        result lies in torch's own memory, which knows on which streams it is in use."""
-        if self._color:
-            pixels.permute(0, 1, 3, 4, 5, 2).clamp_(*self._bounds)
-        if self._blur:
-            _blur(pixels.transpose(2, 3), augment.blur)
-        if self._device_id is None:
-            return pixels
-        return pixels.to(self._dtype, copy=True)
+        """Clamp and blur the output of `decode` in place; any thread may do this (see `finish.finish`).
+
+        Args:
+            pixels: Output of `decode`, f32[B, P, C, T, H, W].
+            augment: Augmentation of the same clips.
+
+        Returns:
+            The finished pixels, in the dtype of this pipeline on a GPU.
+        """
+        return finish(
+            pixels,
+            bounds=self._bounds if self._color else None,
+            sigmas=augment.blur if self._blur else None,
+            dtype=self._dtype,
+        )
 
     def _feed(self, pipeline: Any, samples: Sequence[Sample], clips: ClipPlan) -> None:
-        """The pictures of the clips' frames, and those that are subtracted from them."""
-        shown: Sequence[Mapping[int, Any]] = [sample.pictures for sample in samples]
+        """Feed the pictures of the clips' frames, and those that are subtracted from them."""
+        pictures: Sequence[Mapping[int, Any]] = [sample.pictures for sample in samples]
         options: dict[str, Any] = {}
         if self._video is not None:
-            shown = self._video.decode(samples)
-            if self._device_id is None:  # of a tensor DALI would ask for its CUDA stream
-                shown = [{frame: picture.numpy() for frame, picture in frames.items()} for frames in shown]
+            decoded = pictures = self._video.decode(samples)
+            if self._device_id is None:  # DALI would ask a tensor for its CUDA stream
+                pictures = [{frame: tensor.numpy() for frame, tensor in frames.items()} for frames in decoded]
             else:
                 options = {"cuda_stream": torch.cuda.current_stream(self._device_id), "use_copy_kernel": True}
         inputs = {"pictures": clips.frames}
         if self._options["difference"]:
             inputs["neighbors"] = clips.frames if clips.neighbor is None else clips.neighbor
         for name, frames in inputs.items():
-            every = zip(shown, frames.reshape(len(samples), -1).tolist(), strict=True)
-            pipeline.feed_input(name, [pictures[frame] for pictures, row in every for frame in row], **options)
+            pairs = zip(pictures, frames.reshape(len(samples), -1).tolist(), strict=True)
+            pipeline.feed_input(name, [by_frame[frame] for by_frame, numbers in pairs for frame in numbers], **options)
 
     def _arguments(self, plan: AugmentPlan) -> dict[str, npt.NDArray[Any]]:
-        """The graph's inputs for each clip: [B, P, ...]."""
+        """Return the numeric inputs of the graph for each clip, [B, P, ...] by name."""
         right = plan.flip.astype(np.float32)
         arguments: dict[str, npt.NDArray[Any]] = {
             "start": plan.crop[..., :2].astype(np.int32),
@@ -166,16 +210,15 @@ class DecodePipeline:
             "to": np.stack([np.ones_like(right), 1 - right], axis=-1),
         }
         if self._options["difference"]:
-            none = np.zeros_like(plan.flip)
-            arguments["differs"] = none if plan.difference is None else plan.difference
+            arguments["differs"] = np.zeros_like(plan.flip) if plan.difference is None else plan.difference
         if self._color:
             matrix, offset = plan.color[..., :3], plan.color[..., 3]
             arguments["matrix"] = matrix / (255 * self._std[:, None])
             arguments["offset"] = (offset / 255 - self._mean) / self._std
         return arguments
 
-    def _refused(self, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> dict[int, str]:
-        """The samples that the decoder refuses on their own, and why; slow, and only after an error."""
+    def _find_rejected(self, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> dict[int, str]:
+        """Return place -> reason of the samples that the decoder rejects on their own. Slow; only after an error."""
         reasons = {}
         single = self._build(clips.frames[0].size)
         for place, sample in enumerate(samples):
@@ -187,8 +230,8 @@ class DecodePipeline:
         return reasons
 
 
-def _graph(
-    section: AugmentConfig,
+def _build_graph(
+    config: AugmentConfig,
     *,
     color: bool,
     difference: bool,
@@ -198,21 +241,36 @@ def _graph(
     device_id: int | None,
     hw_decoder_load: float,
 ) -> Any:
-    """The graph, built. source: JPEG files, RGB in host memory, or RGB where a video decoder left it."""
+    """Define the graph and build it.
+
+    Args:
+        config: The augmentation.
+        color: Whether it has the color matrix as an input.
+        difference: Whether it has neighbors as an input.
+        source: Form of the pictures: JPEG files, RGB frames in host memory, or RGB frames where a VideoDecoder left
+            them (on the GPU, if there is one).
+        batch_size: Largest number of pictures in a batch.
+        num_threads: Number of CPU threads.
+        device_id: Number of the CUDA device, or None for the CPU.
+        hw_decoder_load: Share of the JPEG files in [0, 1] for the hardware engines of the GPU.
+
+    Returns:
+        The DALI pipeline.
+    """
     fn, pipeline_def, types = import_dali()
     gpu = device_id is not None
 
-    def given(name: str, kind: Any, ndim: int, **more: Any) -> Any:
-        return fn.external_source(name=name, dtype=kind, ndim=ndim, **more)
+    def external(name: str, dtype: Any, ndim: int, **options: Any) -> Any:
+        return fn.external_source(name=name, dtype=dtype, ndim=ndim, **options)
 
     def input_pictures(name: str) -> Any:
         if source == "jpeg":
-            return given(name, types.UINT8, 1)
+            return external(name, types.UINT8, 1)
         if source == "video" and gpu:
-            return given(name, types.UINT8, 3, layout="HWC", device="gpu")
-        return given(name, types.UINT8, 3, layout="HWC", no_copy=True)
+            return external(name, types.UINT8, 3, layout="HWC", device="gpu")
+        return external(name, types.UINT8, 3, layout="HWC", no_copy=True)
 
-    def cropped(pictures: Any, **window: Any) -> Any:
+    def crop(pictures: Any, **window: Any) -> Any:
         if source == "jpeg" and not gpu:
             return fn.decoders.image_slice(pictures, device="cpu", adjust_orientation=False, **window)
         if source == "jpeg":
@@ -232,29 +290,33 @@ def _graph(
         enable_conditionals=True,
     )
     def graph() -> Any:
-        window = {"start": given("start", types.INT32, 1), "shape": given("shape", types.INT32, 1), "axis_names": "WH"}
+        window = {
+            "start": external("start", types.INT32, 1),
+            "shape": external("shape", types.INT32, 1),
+            "axis_names": "WH",
+        }
         resizing = {
-            "size": [section.size, section.size],
-            "roi_start": given("from", types.FLOAT, 1),
-            "roi_end": given("to", types.FLOAT, 1),
+            "size": [config.size, config.size],
+            "roi_start": external("from", types.FLOAT, 1),
+            "roi_end": external("to", types.FLOAT, 1),
             "roi_relative": True,
             "interp_type": types.INTERP_LINEAR,
             "antialias": True,
         }
-        image = fn.resize(cropped(input_pictures("pictures"), **window), **resizing)
+        image = fn.resize(crop(input_pictures("pictures"), **window), **resizing)
         if difference:
             neighbors = input_pictures("neighbors")
-            if given("differs", types.BOOL, 0):
-                other = fn.resize(cropped(neighbors, **window), **resizing)
+            if external("differs", types.BOOL, 0):
+                other = fn.resize(crop(neighbors, **window), **resizing)
                 gray = fn.coord_transform(luma(image) - luma(other), M=[0.5] * 3, T=[127.5] * 3, dtype=types.FLOAT)
                 image = fn.cast(gray, dtype=types.UINT8)
         if color:
-            matrix, offset = given("matrix", types.FLOAT, 2), given("offset", types.FLOAT, 1)
+            matrix, offset = external("matrix", types.FLOAT, 2), external("offset", types.FLOAT, 1)
             return fn.coord_transform(image, M=matrix, T=offset, dtype=types.FLOAT)
         return fn.crop_mirror_normalize(
             image,
-            mean=[255 * value for value in section.mean],
-            std=[255 * value for value in section.std],
+            mean=[255 * value for value in config.mean],
+            std=[255 * value for value in config.std],
             dtype=types.FLOAT,
             output_layout="HWC",
         )
@@ -264,32 +326,11 @@ def _graph(
     return pipeline
 
 
-def _blur(pixels: torch.Tensor, sigmas: npt.NDArray[np.float32]) -> None:
-    """Blur, in place, the clips [T, C, H, W] of pixels [B, P, T, C, H, W], each by its own sigma, f32[B, P]; where that
-    is 0 a clip stays as it is. Beyond its edges a picture is mirrored."""
-    size = pixels.shape[-1]
-    for b, p in np.argwhere(sigmas > 0).tolist():
-        sigma = float(sigmas[b, p])
-        reach = min(math.ceil(_BLUR_REACH * sigma), size - 1)
-        weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=pixels.device) / sigma) ** 2)
-        across = (weights / weights.sum()).expand(pixels.shape[3], 1, 1, -1)
-        padded = functional.pad(pixels[b, p], (reach,) * 4, mode="reflect")
-        blurred = functional.conv2d(padded, across, groups=len(across))
-        pixels[b, p] = functional.conv2d(blurred, across.transpose(2, 3), groups=len(across))
-
-
 def _unparsable(samples: Sequence[Sample]) -> dict[int, str]:
-    """By place, the samples with a picture that does not parse as one."""
+    """Return place -> reason of the samples with bytes that do not parse as a picture."""
     reasons = {}
     for place, sample in enumerate(samples):
         broken = next((frame for frame, picture in sample.pictures.items() if not parses(picture)), None)
         if broken is not None:
             reasons[place] = f"frame {broken} is not a picture"
     return reasons
-
-
-def _bound(values: npt.NDArray[np.float32], device_id: int | None) -> Any:
-    """One bound a channel, as `clamp_` takes it: a number where all are the same, which is faster."""
-    if np.ptp(values) == 0:
-        return float(values[0])
-    return torch.from_numpy(values).to("cpu" if device_id is None else f"cuda:{device_id}")
