@@ -18,35 +18,65 @@ from rhofast.storage.files import as_path
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The training sets of a run and their weights, one each."""
+    """The training sets of a run.
+
+    Attributes:
+        sets: The shard sets, in the order of the configuration.
+        weights: Weight of each set in the mixture.
+    """
 
     sets: tuple[ShardSet, ...]
     weights: tuple[float, ...]
 
 
 def open_training(data: DataConfig, *, world_size: int = 1, node_size: int = 1) -> Sources:
-    """Open the training shards of a run of so many processes, of which each node has so many. Raises ConfigError where
-    there are none, or a node's cache cannot hold what is needed at a time; and as `open_shards` does."""
+    """Open the training shards of a run.
+
+    Args:
+        data: The data section of the configuration.
+        world_size: Number of processes of the run.
+        node_size: Number of processes per node, which share a cache.
+
+    Returns:
+        The sets and their weights.
+
+    Raises:
+        ConfigError: data.train is not set, or the cache of a node cannot hold the shards that it needs at a time.
+        RhofastError: A set cannot be opened; see `open_shards`.
+    """
     if not data.train:
-        raise ConfigError("data.train is not set", hint="give the folder of the training shards: --set data.train=...")
+        raise ConfigError(
+            "data.train is not set", hint="set the folder of the training shards: --set data.train=FOLDER"
+        )
     sets = tuple(open_shards(source.shards, data=data) for source in data.train)
-    if remote := [one for one in sets if isinstance(one, RemoteShardSet)]:
-        _divide(remote, data, _most_lanes(node_size, world_size, data.lanes), _most_lanes(1, world_size, data.lanes))
+    if remote := [shards for shards in sets if isinstance(shards, RemoteShardSet)]:
+        node_lanes = _most_lanes(node_size, world_size, data.lanes)
+        _divide_cache(remote, data, node_lanes, _most_lanes(1, world_size, data.lanes))
     return Sources(sets, tuple(source.weight for source in data.train))
 
 
 def open_test(data: DataConfig) -> ShardSet | None:
-    """Open the held-out shards of a run; None where there are none. Raises as `open_shards` does."""
+    """Open the held-out shards of a run; return None if data.test is not set. Errors are those of `open_shards`."""
     return None if data.test is None else open_shards(data.test, data=data)
 
 
 def open_shards(source: str | Path, *, check_files: bool = True, data: DataConfig | None = None) -> ShardSet:
-    """Open the shard set in a folder or behind an address. check_files: see that every shard is there and as long as it
-    should be; of a remote set, that is seen when a shard is fetched. data: where the cache is, and its bound; None: the
-    defaults.
+    """Open the shard set in a folder or at a URL.
 
-    Raises ShardMissingError, ShardFormatError, ConfigError for an address that nothing can open or a cache that cannot
-    be used, DependencyError where a package for it is missing.
+    Args:
+        source: The folder or the URL of the set.
+        check_files: Whether to check that every shard of a folder exists and has its recorded size. The shards of a
+            remote set are always checked when they are fetched, and not before.
+        data: The data section of the configuration, for the folder and the limit of the cache; None for the defaults.
+
+    Returns:
+        The shard set.
+
+    Raises:
+        ShardMissingError: The set or one of its shards does not exist.
+        ShardFormatError: The set is not in a format that this version reads, or is damaged.
+        ConfigError: Nothing can open the URL, or the cache cannot be used.
+        DependencyError: A package that the URL requires is not installed.
     """
     if isinstance(source, Path) or not is_remote(source):
         return open_folder(as_path(str(source)), check_files=check_files)
@@ -55,39 +85,48 @@ def open_shards(source: str | Path, *, check_files: bool = True, data: DataConfi
 
 
 def open_cache(data: DataConfig) -> Cache:
-    """The cache that a run's page describes. Raises ConfigError."""
+    """Open the cache that a configuration describes; raise ConfigError if it cannot be used."""
     return Cache(data.cache or default_folder(), max_bytes=int(data.cache_gb * 1e9))
 
 
-def _divide(sets: Sequence[RemoteShardSet], data: DataConfig, on_node: int, of_process: int) -> None:
-    """Say how much of the cache each set of a run may fill ahead. on_node, of_process: lanes whose shards a node needs,
-    and a process of it. Raises ConfigError where the cache cannot hold what is needed at a time: of each set and lane
-    two blocks, or all that it will ever need."""
+def _divide_cache(sets: Sequence[RemoteShardSet], data: DataConfig, node_lanes: int, process_lanes: int) -> None:
+    """Set how much of the cache each remote set of a run may fill in advance.
+
+    Args:
+        sets: The remote sets; they share one cache.
+        data: The data section of the configuration.
+        node_lanes: Number of lanes whose shards a node needs.
+        process_lanes: Number of lanes whose shards one process of a node needs.
+
+    Raises:
+        ConfigError: The cache cannot hold what is needed at a time: two blocks per set and lane, or, if that is less,
+            all shards that the node will ever need.
+    """
     blocks, needed, totals = [], [], []
-    for one in sets:
-        sizes = sorted(map(shard_bytes, one.info.shards), reverse=True)
+    for shards in sets:
+        sizes = sorted(map(shard_bytes, shards.info.shards), reverse=True)
         lane = sum(sizes) // data.lanes + 2 * sizes[0]  # it begins in one shard and ends in another
-        totals.append(min(on_node * lane, sum(sizes)) if data.fixed_lanes else sum(sizes))
-        blocks.append(on_node * (lane if data.block_shards is None else sum(sizes[: data.block_shards])))
+        totals.append(min(node_lanes * lane, sum(sizes)) if data.fixed_lanes else sum(sizes))
+        blocks.append(node_lanes * (lane if data.block_shards is None else sum(sizes[: data.block_shards])))
         needed.append(min(2 * blocks[-1], totals[-1]))
-    room = sets[0].cache.max_bytes
-    if sum(needed) > room:
+    limit = sets[0].cache.max_bytes
+    if sum(needed) > limit:
         what = "all remote shards" if data.block_shards is None else f"two blocks of {data.block_shards} shards"
         if data.lanes > 1:
-            what += f" of {on_node} {'lane' if on_node == 1 else 'lanes'}"
+            what += f" of {node_lanes} {'lane' if node_lanes == 1 else 'lanes'}"
         raise ConfigError(
-            f"data.cache_gb: {what} have {sum(needed) / 1e9:.3g} GB, the cache may have {room / 1e9:.3g} GB",
-            hint="need fewer shards at a time with --set data.block_shards=..., or allow more",
+            f"data.cache_gb={limit / 1e9:.3g} is too small: {what} need {sum(needed) / 1e9:.3g} GB",
+            hint="raise the limit (--set data.cache_gb=N) or use fewer shards at a time (--set data.block_shards=N)",
         )
-    for one, block, need, total in zip(sets, blocks, needed, totals, strict=True):
-        share = room * need // sum(needed)
-        # What a block is read from must stay. Processes of a node fetch what is ahead of their own lanes.
-        one.ahead_bytes = share if share >= total else (share - block) * of_process // on_node
+    for shards, block, need, total in zip(sets, blocks, needed, totals, strict=True):
+        share = limit * need // sum(needed)
+        # The shards of the block that is being read must stay. Each process of a node fetches ahead for its own lanes.
+        shards.ahead_bytes = share if share >= total else (share - block) * process_lanes // node_lanes
         if data.block_shards is not None:
-            one.keep_mapped(of_process * data.block_shards)
+            shards.keep_mapped(process_lanes * data.block_shards)
 
 
 def _most_lanes(ranks: int, world_size: int, lanes: int) -> int:
-    """Lanes that a node, or a process, of so many ranks needs at most."""
+    """Return the largest number of lanes that a group of `ranks` consecutive ranks needs."""
     parts = (range(first, min(first + ranks, world_size)) for first in range(0, world_size, ranks))
     return max(len(lanes_of(part, world_size, lanes)) for part in parts)

@@ -1,12 +1,11 @@
-"""What a GPU can decode by itself, asked of its driver before anything is built, and who decodes what then.
+"""Ask the driver what a GPU can decode in hardware, and choose the decoder for each storage codec.
 
-NVDEC decodes streams of video. Its library comes with the driver, but not into every container, and each generation of
-GPUs takes other codecs and sizes (CUVIDDECODECAPS in cuviddec.h of NVIDIA's Video Codec SDK). nvJPEG decodes pictures,
-some GPUs have engines for it, and others do it as ordinary computation.
+NVDEC decodes video streams. Its library comes with the driver, but is missing in some containers, and the accepted
+codecs and sizes depend on the generation of the GPU (CUVIDDECODECAPS in cuviddec.h of NVIDIA's Video Codec SDK). nvJPEG
+decodes pictures, on hardware engines if the GPU has some, and otherwise on its ordinary cores.
 
-What it is not: it decodes nothing. That a decoder is there does not mean that it gives frames of a codec in the right
-order, so those codecs alone are asked for of which each packet is one frame: not VP9 and AV1, which hide some, and not
-MPEG-4 part 2, which packs some together.
+Only codecs with one frame per packet are considered, because with others the decoder may not return the frames in the
+right order: VP9 and AV1 have hidden frames, and MPEG-4 part 2 packs several frames together.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any, Literal
 
 from rhofast.data.types import VideoLimits
 
-VIDEO_CODECS = {"h264": 4, "hevc": 8}  # FFmpeg's name: cudaVideoCodec
+VIDEO_CODECS = {"h264": 4, "hevc": 8}  # name in FFmpeg: cudaVideoCodec
 _CHROMA_420 = 1  # cudaVideoChromaFormat_420
 _NO_NVDEC = "libnvcuvid.so.1 is not installed (in a container, set NVIDIA_DRIVER_CAPABILITIES=compute,video,utility)"
 
@@ -31,12 +30,13 @@ Choice = Literal["host", "nvdec"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Capabilities:
-    """What the device can decode.
+    """The hardware decoders of a device.
 
-    device        its name; None for the CPU
-    video         codec -> its limits, for those that it decodes; empty where it decodes none
-    why_not       why there is no video decoder, where there is none
-    jpeg_engines  engines for JPEG; None where that could not be found out
+    Attributes:
+        device: Name of the GPU; None for the CPU.
+        video: Codec -> limits, for each video codec that it decodes; empty if it decodes none.
+        why_not: Reason why there is no video decoder; None if there is one.
+        jpeg_engines: Number of JPEG engines; None if it is not known.
     """
 
     device: str | None = None
@@ -46,8 +46,14 @@ class Capabilities:
 
 
 def detect(device_id: int | None) -> Capabilities:
-    """Ask the driver what CUDA device `device_id` can decode; None: the CPU. It never raises: what cannot be asked is
-    said in `why_not`."""
+    """Ask the driver what a device can decode.
+
+    Args:
+        device_id: Number of the CUDA device, or None for the CPU.
+
+    Returns:
+        Its capabilities. A failure is not raised: it is the reason in `why_not`.
+    """
     if device_id is None:
         return Capabilities(why_not="this runs on the CPU")
     driver = _library("libcuda.so.1")
@@ -66,42 +72,60 @@ def detect(device_id: int | None) -> Capabilities:
 
 
 def choose_decoder(codec: str, capabilities: Capabilities, wish: Wish = "auto") -> tuple[Choice, str]:
-    """(who decodes streams of this shard codec, the sentence that says so and why). codec: `h264`, `hevc` or `copy`.
+    """Choose the decoder for the streams of a storage codec.
 
-    `nvdec` means all samples within its limits; the others, and those of `copy` that are of another codec, are decoded
-    on the host. Raises ValueError if `nvdec` is wished for where it is not to be had.
+    Args:
+        codec: Storage codec of the shards: `h264`, `hevc` or `copy`.
+        capabilities: What the device can decode.
+        wish: Value of data.decoder: `auto`, `host` or `nvdec`.
+
+    Returns:
+        The decoder, and a sentence that names it and the reason. `nvdec` decodes all samples within its limits. The
+        others, and samples of `copy` in another codec, are decoded on the host.
+
+    Raises:
+        ValueError: `wish` is `nvdec`, but the device cannot decode the codec.
     """
     can = {name: limits for name, limits in capabilities.video.items() if codec in (name, "copy")}
     if can and wish != "host":
-        each = ", ".join(f"{name}: {limits.engines} engines" for name, limits in can.items())
-        return "nvdec", f"{codec} is decoded by NVDEC of {capabilities.device} ({each})"
-    why = "as wished" if wish == "host" else capabilities.why_not or f"{capabilities.device} does not decode it"
+        engines = ", ".join(f"{name}: {limits.engines} engines" for name, limits in can.items())
+        return "nvdec", f"{codec} is decoded by NVDEC of {capabilities.device} ({engines})"
+    why = "data.decoder=host" if wish == "host" else capabilities.why_not or f"{capabilities.device} does not decode it"
     if wish == "nvdec":
         raise ValueError(f"{codec} cannot be decoded by NVDEC: {why}")
     return "host", f"{codec} is decoded on the host: {why}"
 
 
 def say_pictures(codec: str, capabilities: Capabilities, hw_decoder_load: float) -> str:
-    """The sentence that says who decodes stored pictures, of which DALI always decodes some way."""
+    """Describe what decodes stored pictures, which DALI can decode on every device.
+
+    Args:
+        codec: Storage codec of the shards.
+        capabilities: What the device can decode.
+        hw_decoder_load: Share of the pictures in [0, 1] for the JPEG engines of the GPU.
+
+    Returns:
+        A sentence for the log.
+    """
     if capabilities.device is None:
         return f"{codec} is decoded on the host"
     if not capabilities.jpeg_engines:
-        return f"{codec} is decoded by nvJPEG on {capabilities.device}, without engines for it"
-    share = f"{hw_decoder_load:.0%} of it by its {capabilities.jpeg_engines} engines"
+        return f"{codec} is decoded by nvJPEG on {capabilities.device}, without JPEG engines"
+    share = f"{hw_decoder_load:.0%} of it by {capabilities.jpeg_engines} JPEG engines"
     return f"{codec} is decoded by nvJPEG on {capabilities.device}, {share}"
 
 
 class _DriverError(Exception):
-    """A call into the driver that failed."""
+    """A call to the driver failed."""
 
 
 def _check(call: str, status: int) -> None:
     if status != 0:
-        raise _DriverError(f"the NVIDIA driver refuses {call} (status {status})")
+        raise _DriverError(f"{call} of the NVIDIA driver failed with status {status}")
 
 
 def _library(name: str) -> Any:
-    """A shared library; None where it cannot be loaded."""
+    """Load a shared library; return None if that fails."""
     try:
         return ctypes.CDLL(name)
     except OSError:
@@ -110,7 +134,7 @@ def _library(name: str) -> Any:
 
 @contextmanager
 def _device(driver: Any, device_id: int) -> Iterator[str]:
-    """Make a device's primary context (which torch and DALI share) current for a while; gives the device's name."""
+    """Make the primary context of a device, which torch and DALI share, current; yield the name of the device."""
     device, context, name = ctypes.c_int(), ctypes.c_void_p(), ctypes.create_string_buffer(256)
     _check("cuInit", driver.cuInit(0))
     _check("cuDeviceGet", driver.cuDeviceGet(ctypes.byref(device), device_id))
@@ -127,7 +151,7 @@ def _device(driver: Any, device_id: int) -> Iterator[str]:
 
 
 class _DecodeCaps(ctypes.Structure):
-    """CUVIDDECODECAPS, 88 bytes: the first three are asked about, the driver fills in the rest."""
+    """CUVIDDECODECAPS, 88 bytes: the first three fields are the question, the driver fills in the others."""
 
     _fields_ = (
         ("codec", ctypes.c_int),
@@ -155,7 +179,7 @@ def _video_limits(decoder: Any, codec: str) -> VideoLimits | None:
     if not caps.is_supported:
         return None
     return VideoLimits(
-        engines=max(1, caps.engines),  # old drivers leave it 0
+        engines=max(1, caps.engines),  # old drivers leave this 0
         min_width=caps.min_width,
         min_height=caps.min_height,
         max_width=caps.max_width,
@@ -165,8 +189,10 @@ def _video_limits(decoder: Any, codec: str) -> VideoLimits | None:
 
 
 def _jpeg_engines() -> int | None:
-    """How many engines for JPEG the current device has, as nvJPEG says. It is loaded from where CUDA's wheels put it,
-    or from the system; before CUDA 12 it could not say."""
+    """Ask nvJPEG how many JPEG engines the current device has; return None if it cannot tell (before CUDA 12).
+
+    The library is loaded from the wheels of CUDA, or else from the system.
+    """
     spec = find_spec("nvidia")
     roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
     wheels = [str(path) for root in roots for path in sorted(root.glob("*/lib/libnvjpeg.so.*"))]

@@ -1,4 +1,4 @@
-"""Decode single pictures on the host with DALI, as training does; `rhofast verify --deep` uses it."""
+"""Decode single pictures on the host with DALI, like training does, for `rhofast verify --deep`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,31 @@ from rhofast.data.decode.dali import import_dali, parses
 
 
 class PictureDecoder:
-    """DALI's image decoder by itself, on the CPU: whole pictures, to see whether they can be decoded. Not thread-safe.
+    """The image decoder of DALI on the CPU, to check whether whole pictures can be decoded. It is not thread-safe.
 
-    Bytes that do not parse can crash the process from within DALI, so each picture's header is parsed before; after an
-    error the pictures of a batch are tried one by one, each in a new pipeline.
+    Bytes that do not parse can crash the process from within DALI, so the header of each picture is parsed first. After
+    an error the pictures of a batch are decoded one by one, each in a new pipeline.
+
+    Attributes:
+        batch: Largest number of pictures per call.
     """
 
-    batch = 8  # DALI parses so few in the calling thread
+    batch = 8  # up to this number DALI parses them in the calling thread
 
     def __init__(self) -> None:
-        """Raises DependencyError where DALI is not installed."""
+        """Build the pipeline.
+
+        Raises:
+            DependencyError: DALI is not installed.
+        """
         self._pipeline = self._build()
 
     def decode(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.uint8] | None]:
-        """RGB u8[H, W, 3] of each encoded picture u8[bytes], at most `batch` of them; None for one that the decoder
-        refuses."""
+        """Decode at most `batch` encoded pictures, u8[bytes] each.
+
+        Returns:
+            RGB u8[H, W, 3] for each picture, or None if the decoder rejects it.
+        """
         decoded: list[npt.NDArray[np.uint8] | None] = [None] * len(pictures)
         parsed = [number for number, picture in enumerate(pictures) if parses(picture)]
         try:

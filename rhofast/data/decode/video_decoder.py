@@ -1,21 +1,22 @@
-"""Streams of video, trimmed by the reader, decoded by DALI on the device: NVDEC on a GPU.
+"""Decode video streams, trimmed by the reader, with DALI on the device; on a GPU with NVDEC.
 
     Stream u8[bytes], wanted i32[F] --DALI: decoders.video--> RGB u8[F, H, W, 3] on the device --> F frames, each a view
 
-It is a pipeline of its own before the one that augments (pipeline.py): here a batch is B streams with a number of
-frames each, there it is N = B * P * T pictures, and a DALI graph has one batch size. What is passed on stays on the
-device; the augmenting graph copies it once, from device to device.
+This is a separate pipeline before the one that augments (pipeline.py). A batch has B streams here, with a number of
+frames each, and N = B * P * T pictures there, but a DALI graph has one batch size. The frames stay on the device; the
+augmenting graph copies them once, from device to device.
 
-DALI's decoder has three habits that decide how it is asked. It decodes from the beginning of what it is given to the
-last wanted frame, so it is given the needed groups alone. A frame asked for twice is decoded twice, so each is asked
-for once, and clips that overlap share it. A number past the end gives black without a word, unless told not to pad.
+Three properties of the decoder of DALI determine its inputs. It decodes from the beginning of a stream to the last
+wanted frame, so it gets only the groups of pictures that are needed. It decodes a frame twice if the frame is listed
+twice, so each frame is listed once, and overlapping clips share it. For a number past the end it returns black frames
+without an error, unless padding is off.
 
-On the GPU the frames are made in the order of torch's current stream of that device, without waiting for it: whoever
-uses them on another stream must let that one wait for this one. Their memory is DALI's, and is given back when the last
-frame of a sample is let go.
+On a GPU the frames are produced in the order of the current torch stream of the device, without waiting for it: a user
+on another stream must let that stream wait for this one. The memory of the frames belongs to DALI, and is released with
+the last frame of a sample.
 
-What it is not: it reads and trims nothing (reader.py, codecs.py), and does not decide who decodes (capabilities.py).
-DALI's CPU decoder takes MJPEG, VP8 and VP9, not H.264 and HEVC; for those, frames are decoded by the reader.
+Reading and trimming are done by format/reader.py and the codecs; capabilities.py chooses the decoder. The CPU decoder
+of DALI accepts MJPEG, VP8 and VP9, but not H.264 and HEVC, whose frames the reader decodes instead.
 """
 
 from __future__ import annotations
@@ -33,34 +34,50 @@ Frames = dict[int, torch.Tensor]
 
 
 class VideoDecoder:
-    """Not thread-safe: run it in one thread at a time."""
+    """A DALI pipeline that decodes video streams. It is not thread-safe: only one thread at a time may use it."""
 
     def __init__(self, *, max_samples: int, threads: int, device_id: int | None = None) -> None:
-        """max_samples: the largest number of samples in a batch. threads: how many streams are decoded at once; on a
-        GPU twice the engines of its decoder keep them busy. device_id: the CUDA device, or None for the CPU. Raises
-        DependencyError where DALI is not installed."""
+        """Build the graph.
+
+        Args:
+            max_samples: Largest number of samples in a batch.
+            threads: Number of streams that are decoded at the same time. On a GPU, twice the number of the engines of
+                its decoder keeps them busy.
+            device_id: Number of the CUDA device, or None for the CPU.
+
+        Raises:
+            DependencyError: DALI is not installed.
+        """
         self._options = {"batch_size": max_samples, "num_threads": threads, "device_id": device_id}
         self._device = torch.device("cpu" if device_id is None else f"cuda:{device_id}")
-        self._pipeline = _graph(**self._options)
+        self._pipeline = _build_graph(**self._options)
 
     def decode(self, samples: Sequence[Sample]) -> list[Frames]:
-        """For each sample, frame number -> RGB u8[H, W, 3] on the device. Those of its stream are decoded; pictures of
-        a sample that was decoded on the host are copied to the device.
+        """Decode the streams of samples, and copy pictures that were decoded on the host to the device.
 
-        Raises UndecodableError, which tells all samples whose streams are refused, and RuntimeError where DALI fails
-        for another reason. The decoder can be used again afterwards.
+        The decoder can be used again after an error.
+
+        Args:
+            samples: The samples of a batch, with a stream or with RGB pictures each.
+
+        Returns:
+            For each sample, frame number -> RGB u8[H, W, 3] on the device.
+
+        Raises:
+            UndecodableError: The decoder rejects some streams; the error names all of them.
+            RuntimeError: DALI fails for another reason.
         """
         streams = {place: sample.stream for place, sample in enumerate(samples) if sample.stream is not None}
         try:
             decoded = self._run(list(streams.values()))
         except RuntimeError as error:
-            self._pipeline = _graph(**self._options)
-            refused = self._refused(streams)
-            raise UndecodableError(refused) if refused else error from None
+            self._pipeline = _build_graph(**self._options)
+            rejected = self._find_rejected(streams)
+            raise UndecodableError(rejected) if rejected else error from None
         frames = dict(zip(streams, decoded, strict=True))
-        return [frames[place] if place in frames else self._placed(sample) for place, sample in enumerate(samples)]
+        return [frames[place] if place in frames else self._on_device(sample) for place, sample in enumerate(samples)]
 
-    def _placed(self, sample: Sample) -> Frames:
+    def _on_device(self, sample: Sample) -> Frames:
         return {frame: torch.from_numpy(picture).to(self._device) for frame, picture in sample.pictures.items()}
 
     def _run(self, streams: list[Stream]) -> list[Frames]:
@@ -72,27 +89,27 @@ class VideoDecoder:
             (output,) = self._pipeline.run()
         else:
             (output,) = self._pipeline.run(torch.cuda.current_stream(self._device))
-        # Each is a tensor of its own, since they differ in size and number of frames.
+        # One tensor per stream, since streams differ in size and number of frames.
         pixels = [torch.utils.dlpack.from_dlpack(output[place]) for place in range(len(streams))]
         return [
             dict(zip(stream.frames.tolist(), tensor.unbind(), strict=True))
             for stream, tensor in zip(streams, pixels, strict=True)
         ]
 
-    def _refused(self, streams: dict[int, Stream]) -> dict[int, str]:
-        """The streams that the decoder refuses on their own, and why; slow, and only after an error."""
-        refused = {}
+    def _find_rejected(self, streams: dict[int, Stream]) -> dict[int, str]:
+        """Return place -> reason of the streams that the decoder rejects on their own. Slow; only after an error."""
+        rejected = {}
         for place, stream in streams.items():
             try:
                 self._run([stream])
             except RuntimeError as error:
-                refused[place] = reason_of(error)
-                self._pipeline = _graph(**self._options)
-        return refused
+                rejected[place] = reason_of(error)
+                self._pipeline = _build_graph(**self._options)
+        return rejected
 
 
-def _graph(**options: Any) -> Any:
-    """The graph, built."""
+def _build_graph(**options: Any) -> Any:
+    """Define the graph and build it."""
     fn, pipeline_def, types = import_dali()
 
     # Decoding waits for the device at each frame, so a second batch in flight would only take memory.
@@ -105,7 +122,7 @@ def _graph(**options: Any) -> Any:
             device="cpu" if options["device_id"] is None else "mixed",
             frames=frames,
             pad_mode="none",
-            affine=False,  # ranks of one machine would pin their threads to the same cores
+            affine=False,  # with affinity, the ranks of one machine would pin their threads to the same cores
         )
 
     pipeline = graph()

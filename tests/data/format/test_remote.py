@@ -609,15 +609,15 @@ def test_a_node_with_fixed_lanes_fetches_its_part_of_the_shards_once(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({}, "all remote shards have"),
-        ({"block_shards": 2}, "two blocks of 2 shards have"),
-        ({"block_shards": 2, "lanes": 4}, "two blocks of 2 shards of 4 lanes have"),
+        ({}, "all remote shards need"),
+        ({"block_shards": 2}, "two blocks of 2 shards need"),
+        ({"block_shards": 2, "lanes": 4}, "two blocks of 2 shards of 4 lanes need"),
     ],
 )
 def test_a_cache_too_small_for_the_order_is_refused(
     site: Site, tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"data.cache_gb: {said} .*block_shards"):
+    with pytest.raises(ConfigError, match=f"data.cache_gb=1e-06 is too small: {said} .*block_shards"):
         open_training(DataConfig(train=site.url, cache=tmp_path / "cache", cache_gb=1e-6, **change))
 
 
