@@ -21,6 +21,9 @@ from tests.helpers.shards import (
     write_shards,
 )
 
+# A console that is made with COLUMNS in the environment keeps that width, whatever a test sets later.
+os.environ.pop("COLUMNS", None)
+
 # Machines are shared and noisy: an example that takes long says nothing.
 settings.register_profile("rhofast", deadline=None)
 settings.load_profile("rhofast")

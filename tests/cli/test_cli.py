@@ -14,7 +14,6 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 import rhofast
 from rhofast.checkpoint.export import load_backbone
-from rhofast.cli import console
 from rhofast.cli.app import app, main
 from rhofast.data.format.dataset import ShardSet
 from rhofast.models.backbones import build_backbone
@@ -36,7 +35,6 @@ def run(*arguments: object) -> int:
 def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [])
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(console.out, "width", 200)  # it was made with the width of the terminal that runs the tests
     torch.set_num_threads(1)
 
 
