@@ -113,7 +113,7 @@ def test_an_unknown_recipe_lists_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_a_recipe_of_one_s_own_is_given_by_path(tmp_path: Path) -> None:
-    recipe = tmp_path / "mine.py"
+    recipe = tmp_path / "recipe_of_a_user.py"
     recipe.write_text(
         "from pathlib import Path\nfrom rhofast.data.types import VideoRecord\n"
         "def records(source: Path, *, count: int = 1):\n"
