@@ -96,7 +96,7 @@ def test_a_file_of_another_family_is_named(tmp_path: Path) -> None:
     export_checkpoint(toy_run(), tmp_path / "toy.pth", format="toy")
     with pytest.raises(ConfigError, match=r"not a PySlowFast checkpoint, .* 'slow_r50' needs .it is a toy file"):
         import_weights(tmp_path / "toy.pth", tmp_path / "b.safetensors", backbone="slow_r50")
-    with pytest.raises(ConfigError, match="backbone.name=toy cannot be written as a PySlowFast checkpoint"):
+    with pytest.raises(ConfigError, match=r"backbone\.name=toy cannot be written as a PySlowFast checkpoint"):
         export_checkpoint(toy_run(), tmp_path / "x.pyth", format="pyslowfast")
     with pytest.raises(ConfigError, match=r"not a file of a known format, which backbone 'own' needs"):
         format_for(tmp_path / "x", {}, "own")
