@@ -22,6 +22,8 @@ from av.sidedata.sidedata import Type as SideData
 
 from rhofast.data.codecs.containers import video_stream
 
+# Metadata that is not UTF-8 must not refuse a video; PyAV escapes it by itself from version 19 on.
+_LENIENT: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 _MIN_RATE = Fraction(1, 100)  # frames per second; slower ones hardly move and would take a lot of space
 _MAX_RATE = 1000  # frames per second; slow-motion cameras included
 _MAX_ASPECT = 16  # of the longer to the shorter side, as shown
@@ -108,7 +110,7 @@ def probe(path: Path) -> SourceInfo:
     if size == 0:
         raise RefusedError(Refusal.EMPTY)
     try:
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
+        with av.open(f"file:{path}", **_LENIENT) as container:
             return _read_info(container)
     except PermissionError as error:
         raise RefusedError(Refusal.MISSING, error.strerror or "") from None
@@ -162,10 +164,11 @@ def _read_info(container: Any) -> SourceInfo:
 
 def _read_matrix(picture: Any) -> tuple[bool, int]:
     """Return (mirrored, rotation) from a picture's display matrix; raises RefusedError for other angles."""
-    data = next((bytes(data) for data in picture.side_data if data.type == SideData.DISPLAYMATRIX), None)
-    if data is None:
+    matrix = picture.side_data.get(SideData.DISPLAYMATRIX)
+    if matrix is None:
         return False, 0
-    across, across_down, _, down_across, down, *_ = struct.unpack("=9i", data)  # a pixel's x' = across * x + ...
+    # A pixel at (x, y) is shown at x' = across * x + down_across * y + ...
+    across, across_down, _, down_across, down, *_ = struct.unpack("=9i", bytes(matrix))
     mirrored = across * down < across_down * down_across
     angle = math.degrees(math.atan2(across_down, across)) + (180 if mirrored else 0)
     quarters = round(angle / 90)

@@ -38,7 +38,7 @@ class StepProfiler:
             if torch.cuda.is_available():
                 activities.append(ProfilerActivity.CUDA)
             all_threads = _ExperimentalConfig(profile_all_threads=True)  # the loader has threads of its own
-            self._profile = profile(activities=activities, experimental_config=all_threads)
+            self._profile = profile(activities=activities, experimental_config=all_threads, acc_events=True)
             self._profile.start()
         if self._profile is not None:
             self._mark(f"step {step}")
