@@ -10,7 +10,7 @@ import typer
 from rhofast.errors import ConfigError
 
 # Panels of the help: options that belong together stand together.
-SOURCE, STORAGE, LIMITS, EXECUTION, CLIPS = "Source", "Storage", "Limits", "Execution", "Clips"
+SOURCE, STORAGE, LIMITS, EXECUTION = "Source", "Storage", "Limits", "Execution"
 CONFIG, OUTPUT, DATA, RUN = "Config", "Output", "Data", "Run"
 
 Overrides = Annotated[
