@@ -7,14 +7,16 @@
         manifest.json           length and SHA-256 of the other files, so that damage is noticed
     RUN/checkpoints/latest      the name of the newest checkpoint
 
-A folder is written under another name, flushed to the disk, and renamed; `latest` moves only then. When to save is
-decided in manager.py, and async_writer.py saves in the background.
+A folder is written under a name that no other process uses, flushed to the disk, and renamed; `latest` moves only then.
+So the files of a folder, and the digests in its manifest, are those of one writer. When to save is decided in
+manager.py, async_writer.py saves in the background, and run_lock.py lets one process at a time into a run folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,9 +127,9 @@ def write_serialized(run: Path, serialized: SerializedCheckpoint) -> Path:
         OSError: It could not be written; nothing of it is left then.
     """
     folder = RunFolder(run).checkpoint(serialized.step)
-    aside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
+    aside.mkdir()
     try:
         save_file(_storable(serialized.method), aside / _METHOD)
         save_file(_storable(serialized.optimizer), aside / _OPTIMIZER)
@@ -152,7 +154,7 @@ def write_serialized(run: Path, serialized: SerializedCheckpoint) -> Path:
 
 
 def prune_checkpoints(folder: Path, *, keep: int, keep_every: int | None = None) -> None:
-    """Delete old checkpoints, and what killed writers have left; what cannot be deleted stays for the next time.
+    """Delete old checkpoints; what cannot be deleted stays for the next time.
 
     Args:
         folder: The newest checkpoint; only older ones are deleted.
@@ -163,7 +165,11 @@ def prune_checkpoints(folder: Path, *, keep: int, keep_every: int | None = None)
     for old in so_far[:-keep]:
         if keep_every is None or step_of(old) % keep_every:
             shutil.rmtree(old, ignore_errors=True)
-    for aside in folder.parent.glob(".step-*.tmp"):
+
+
+def remove_unfinished(run: Path) -> None:
+    """Delete what killed writers have left of checkpoints. No other process may be writing (see run_lock.py)."""
+    for aside in RunFolder(run).checkpoints.glob(".step-*.tmp"):
         shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -10,12 +10,14 @@ Pretraining and fine-tuning share it. Every rank makes the same calls.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol
 
 from rhofast.checkpoint.async_writer import AsyncCheckpointWriter
-from rhofast.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from rhofast.checkpoint.checkpoint import Checkpoint, load_checkpoint, remove_unfinished
 from rhofast.checkpoint.resume import OpenedRun, open_run
+from rhofast.checkpoint.run_lock import RunLock, claim_run
 from rhofast.config.schema import Config
 from rhofast.distributed.collectives import gather_objects
 from rhofast.distributed.process_group import rank
@@ -50,6 +52,7 @@ class CheckpointManager:
             config.folder, keep=section.keep_checkpoints, keep_every=section.keep_every
         )
         self._is_main = rank() == 0
+        self._lock: RunLock | None = None  # held by rank 0 for all
         self._reserved = False
         self._saved_step: int | None = None  # of the newest checkpoint, written or being written
         self._failed_step: int | None = None  # of the newest one that could not be written
@@ -73,16 +76,23 @@ class CheckpointManager:
 
         Raises:
             ConfigError: The folder exists and `resume` is off, or cannot be made; on every rank.
-            ResumeError: Nothing whole to continue from, or a change that is not accepted; on every rank.
+            ResumeError: Another process trains in the folder, there is nothing whole to continue from, or a change is
+                not accepted; on every rank.
         """
         opened, failure = OpenedRun(), None
         if self._is_main:
             try:
+                self._lock = claim_run(self._config.folder, resume=resume)
+                if self._lock.limits is None:  # no other process can be writing
+                    remove_unfinished(self._config.folder)
                 opened = open_run(self._config, resume=resume, accept_changes=accept_changes)
                 if check is not None:
                     check(opened)
+                if self._lock.limits is not None:
+                    opened = replace(opened, notes=(*opened.notes, self._lock.limits))
             except RhofastError as error:
                 failure = error
+                self._release()
         failure, folder = gather_objects((failure, opened.folder))[0]
         if failure is not None:
             raise failure
@@ -144,6 +154,11 @@ class CheckpointManager:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._writer.wait()
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _report(self, step: int) -> None:
         """Write a line about each checkpoint that was finished since the last call."""

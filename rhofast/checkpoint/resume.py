@@ -43,28 +43,23 @@ class OpenedRun:
 
 
 def open_run(config: Config, *, resume: bool, accept_changes: bool = False) -> OpenedRun:
-    """Make the run folder, or find where to continue. One process does it for all.
+    """Find where to continue in a run folder, and record the configuration in it. One process does it for all.
 
     Args:
-        config: The configuration of the run.
+        config: The configuration of the run. Its folder exists, and its lock is held (`run_lock.claim_run`).
         resume: Continue from the newest whole checkpoint, or begin if there is none.
         accept_changes: Continue even if settings differ on which the result depends.
 
     Raises:
-        ConfigError: The folder exists and `resume` is off, or it cannot be made.
+        ConfigError: The folder cannot be written.
         ResumeError: All checkpoints are damaged, or a change is not accepted.
     """
     run = config.folder
-    if run.exists() and not resume:
-        raise ConfigError(
-            f"{run}: the run folder exists", hint="continue it with --resume, or choose another name: --set name=..."
-        )
     opened = _find_whole(run) if resume else OpenedRun()
     notes = list(opened.notes)
     if opened.checkpoint is not None:
         notes += _accepted_changes(opened.checkpoint.config, config, accept=accept_changes)
     try:
-        run.mkdir(parents=True, exist_ok=True)
         write_atomically(RunFolder(run).config, json.dumps(dump_config(config), indent=1))
     except OSError as error:
         raise ConfigError(f"{run}: {error.strerror or error}") from None

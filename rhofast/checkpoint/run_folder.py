@@ -22,6 +22,7 @@ class RunFolder:
         report.html           metrics, curves, results                               rhofast report
         evals/NAME/           run folder of a classifier on top of this run          rhofast eval
         evals/NAME/task.json  what that classifier is trained on                     rhofast eval
+        .lock                 held by the process that trains (run_lock.py)          training
 
     Attributes:
         path: The folder itself. It need not exist.
@@ -77,6 +78,11 @@ class RunFolder:
     def task(self) -> Path:
         """In the folder of a trained classifier: what it is trained on, and on top of which weights."""
         return self.path / "task.json"
+
+    @property
+    def lock(self) -> Path:
+        """The file that is locked while a process trains in the folder."""
+        return self.path / ".lock"
 
     def result(self, kind: str) -> Path:
         """Return the file of an evaluation's result, by its kind: knn, linear, finetune."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -142,12 +143,12 @@ def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
         suffix: End of the temporary file's name, for writers that choose a format by it.
 
     Yields:
-        The path of a hidden file in the same folder. After an exception it is deleted.
+        The path of a hidden file in the same folder, which no other process uses. After an exception it is deleted.
 
     Raises:
         OSError: The file cannot be replaced.
     """
-    temporary = path.with_name(f".{path.name}.tmp{suffix}")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp{suffix}")
     try:
         yield temporary
         publish(temporary, path)

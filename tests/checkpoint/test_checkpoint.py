@@ -1,19 +1,24 @@
 """Checkpoints are whole or not there."""
 
+import contextlib
 import json
 import os
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import rhofast.checkpoint.checkpoint
 from rhofast.checkpoint.checkpoint import (
     Checkpoint,
     find_checkpoint,
     find_damage,
     latest_checkpoint,
     load_checkpoint,
+    remove_unfinished,
     save_checkpoint,
 )
 from rhofast.config.schema import Config, TrainConfig
@@ -108,10 +113,32 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
-    aside = tmp_path / "checkpoints" / ".step-00000001.tmp"
-    aside.mkdir(parents=True)
-    save_checkpoint(tmp_path, checkpoint(2), keep=5)
-    assert not aside.exists()
+    folder = save_checkpoint(tmp_path, checkpoint(2), keep=5)
+    (folder.parent / ".step-00000003.0123456789abcdef.tmp").mkdir()
+    remove_unfinished(tmp_path)
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, "latest"}
+
+
+def test_two_writers_of_one_checkpoint_never_mix_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, real, values = threading.Barrier(2), rhofast.checkpoint.checkpoint.save_file, (1.0, 2.0)
+
+    def save_file(*arguments: object) -> None:
+        real(*arguments)
+        both.wait(timeout=30)  # after each file of the one, the same file of the other is there
+
+    def write(value: float) -> None:
+        saved = replace(checkpoint(5), method={"weight": torch.full((3,), value)}, loader={"value": value})
+        with contextlib.suppress(OSError):  # the second of two renames finds the folder there
+            save_checkpoint(tmp_path, saved, keep=5)
+
+    monkeypatch.setattr("rhofast.checkpoint.checkpoint.save_file", save_file)
+    threads = [threading.Thread(target=write, args=(value,)) for value in values]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    loaded = load_checkpoint(find_checkpoint(tmp_path))
+    assert loaded.method["weight"].tolist() == [loaded.loader["value"]] * 3
 
 
 def test_a_failed_save_leaves_the_older_ones_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

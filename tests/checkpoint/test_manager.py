@@ -1,5 +1,6 @@
 """The checkpoints of a loop: when they are saved, what is reported, and how a run is opened."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,12 @@ def test_checkpoints_are_saved_every_so_many_steps_and_at_the_end(tmp_path: Path
 
 def test_what_is_saved_already_is_not_saved_again(tmp_path: Path) -> None:
     loop = Loop(tmp_path)
-    loop.checkpoints.open(resume=False)
-    loop.step = 2
-    assert loop.checkpoints.save(2) and not loop.checkpoints.save(2)
-    assert not loop.checkpoints.after_step(2, 5)
-    loop.checkpoints.finish(2)
+    with loop.checkpoints:
+        loop.checkpoints.open(resume=False)
+        loop.step = 2
+        assert loop.checkpoints.save(2) and not loop.checkpoints.save(2)
+        assert not loop.checkpoints.after_step(2, 5)
+        loop.checkpoints.finish(2)
     again = Loop(tmp_path)
     opened = again.checkpoints.open(resume=True)
     assert opened.checkpoint is not None and opened.checkpoint.step == 2
@@ -81,6 +83,19 @@ def test_a_run_can_be_checked_before_it_is_continued(tmp_path: Path) -> None:
         Loop(tmp_path).checkpoints.open(resume=True, check=refuse)
     with pytest.raises(ConfigError, match="the run folder exists"):
         Loop(tmp_path).checkpoints.open(resume=False)
+
+
+def test_a_folder_in_which_another_loop_trains_is_refused_until_that_ends(tmp_path: Path) -> None:
+    first, second = Loop(tmp_path), Loop(tmp_path)
+    with first.checkpoints:
+        first.checkpoints.open(resume=True)
+        left = RunFolder(first.config.folder).checkpoints / ".step-00000009.0123456789abcdef.tmp"
+        left.mkdir(parents=True)
+        with pytest.raises(ResumeError, match=f"process {os.getpid()} on .* training in this folder"):
+            second.checkpoints.open(resume=True)
+        assert left.is_dir()
+    second.checkpoints.open(resume=True)
+    assert not left.exists()
 
 
 def test_only_the_last_checkpoint_must_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from rhofast.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from rhofast.checkpoint.resume import open_run
+from rhofast.checkpoint.run_lock import claim_run
 from rhofast.config.load import override_config, parse_config
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError, ResumeError
@@ -30,11 +31,12 @@ def save(run: Config, *steps: int) -> list[Path]:
 
 
 def test_a_new_run_gets_a_folder_with_its_configuration(tmp_path: Path) -> None:
+    claim_run(tmp_path / "run", resume=False).release()
     opened = open_run(config(tmp_path), resume=True)
     assert (opened.folder, opened.checkpoint, opened.notes) == (None, None, ())
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["steps"] == 9
     with pytest.raises(ConfigError, match="the run folder exists"):
-        open_run(config(tmp_path), resume=False)
+        claim_run(tmp_path / "run", resume=False)
 
 
 def test_the_newest_whole_checkpoint_is_the_one_and_damaged_ones_get_another_name(tmp_path: Path) -> None:
