@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.schema import Config, DataConfig
 from rhofast.data.format.dataset import open_folder
-from rhofast.data.format.remote import is_remote
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.errors import ConfigError, ResumeError, ShardError
 from rhofast.models.backbones import build_backbone
 from rhofast.models.weight_conversion import Imported, read_weights
 from rhofast.models.weight_formats import WEIGHT_FORMATS, format_for, load_into
+from rhofast.storage.address import is_remote
 from rhofast.storage.files import as_path, check_writable, replacing
 
 VERSION = 1

@@ -23,6 +23,7 @@ from rhofast.cli.console import err, print_line
 from rhofast.cli.options import examples
 from rhofast.cli.plan import plan
 from rhofast.errors import RhofastError
+from rhofast.storage.address import redacted
 
 app = typer.Typer(
     name="rhofast",
@@ -65,7 +66,7 @@ def main() -> None:
             raise
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         where = f"rank {os.environ.get('RANK', '?')}: " if ranks > 1 else ""
-        line = f"rhofast: error: {where}{_error_text(error)}"
+        line = f"rhofast: error: {where}{redacted(_error_text(error))}"
         err.print(line, markup=False, highlight=False, soft_wrap=True, style="red")
         _report_to_launcher(line)
         sys.exit(2)
@@ -81,7 +82,7 @@ def _exit_on_usage_error(error: Exception) -> None:
     else:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "rhofast"
-        line = f"rhofast: error: {message().rstrip('.')}\n  hint: {command} --help"
+        line = f"rhofast: error: {redacted(message()).rstrip('.')}\n  hint: {command} --help"
         err.print(line, markup=False, highlight=False, soft_wrap=True, style="red")
     sys.exit(2)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from rhofast.config.section import Count, Finite, PathField, Positive, Probability, Range, Section, Triple
+from rhofast.storage.address import check_address
 
 
 class SourceConfig(Section):
@@ -20,6 +21,11 @@ class SourceConfig(Section):
 
     weight: Annotated[Finite, Field(gt=0)] = 1.0
     """Weight in the training mixture: the set's share of the training samples is weight / sum of all weights."""
+
+    @field_validator("shards")
+    @classmethod
+    def _check_address(cls, value: str) -> str:
+        return check_address(value, "data.train")
 
     @model_validator(mode="before")
     @classmethod
@@ -92,6 +98,11 @@ class DataConfig(Section):
     @classmethod
     def _path_to_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
+
+    @field_validator("test")
+    @classmethod
+    def _check_address(cls, value: str | None) -> str | None:
+        return None if value is None else check_address(value, "data.test")
 
     @field_validator("train")
     @classmethod

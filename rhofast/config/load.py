@@ -15,6 +15,7 @@ import rhofast
 from rhofast.config.schema import Config
 from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
+from rhofast.storage.address import redacted
 
 _PACKAGE = Path(rhofast.__file__).parent
 _FOLDERS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")  # of a checkout, of an installed wheel
@@ -142,7 +143,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(
-            f"--set {override!r}: not of the form key.path=value", hint="for example --set train.steps=100"
+            f"--set {redacted(override)!r}: not of the form key.path=value", hint="for example --set train.steps=100"
         )
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
@@ -154,7 +155,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     for key in keys[:-1]:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"--set {override!r}: {key!r} is a value, not a section")
+            raise ConfigError(f"--set {redacted(override)!r}: {key!r} is a value, not a section")
     if keys[0] == "train" and keys[-1] in _ALTERNATIVES:
         table.pop(_ALTERNATIVES[keys[-1]], None)
     table[keys[-1]] = value

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from rhofast.errors import ConfigError
+from rhofast.storage.address import is_address, redacted
 
 
 class Section(BaseModel):
@@ -29,7 +32,18 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Range = Annotated[tuple[float, float], Field(strict=False)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
-PathField = Annotated[Path, Field(strict=False)]
+_COLLAPSED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib makes one slash of two
+
+
+def _refuse_address(value: Any) -> Any:
+    """Refuse an address where a path is needed: as a path it would name a folder `https:` here, password included."""
+    text = str(value)
+    if (isinstance(value, str) and is_address(text)) or (isinstance(value, Path) and _COLLAPSED.match(text)):
+        raise PydanticCustomError("address", "must be a path on this machine, not an address")
+    return value
+
+
+PathField = Annotated[Path, BeforeValidator(_refuse_address), Field(strict=False)]
 
 
 def parse_section(kind: type[AnySection], values: Mapping[str, Any], where: str) -> AnySection:
@@ -74,7 +88,7 @@ def _explain(kind: type[Section], error: ValidationError, where: str) -> ConfigE
     if first["type"] == "value_error":  # raised by one of our validators, whose message names the options at fault
         return ConfigError(message if message.startswith(f"{where}.") else f"{where}: {message}")
     message = message[0].lower() + message[1:]
-    return ConfigError(f"{where}: {key}={first['input']!r}: {message}" if key else f"{where}: {message}")
+    return ConfigError(f"{where}: {key}={redacted(repr(first['input']))}: {message}" if key else f"{where}: {message}")
 
 
 def _keys_at(kind: type[Section], location: list[str]) -> list[str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from rhofast.config.schema import DataConfig
 from rhofast.data.format.dataset import ShardSet, open_folder
-from rhofast.data.format.remote import RemoteShardSet, is_remote, shard_bytes
+from rhofast.data.format.remote import RemoteShardSet, shard_bytes
 from rhofast.data.sampling.shuffle import lanes_of
 from rhofast.errors import ConfigError
+from rhofast.storage.address import check_address, is_remote
 from rhofast.storage.cache import Cache, default_folder
 from rhofast.storage.download import RemoteFolder
 from rhofast.storage.files import as_path
@@ -78,9 +79,12 @@ def open_shards(source: str | Path, *, check_files: bool = True, data: DataConfi
         ConfigError: Nothing can open the URL, or the cache cannot be used.
         DependencyError: A package that the URL requires is not installed.
     """
-    if isinstance(source, Path) or not is_remote(source):
-        return open_folder(as_path(str(source)), check_files=check_files)
-    folder = RemoteFolder(source)
+    if isinstance(source, Path):
+        return open_folder(source, check_files=check_files)
+    address = check_address(source, "shards")
+    if not is_remote(address):
+        return open_folder(as_path(address), check_files=check_files)
+    folder = RemoteFolder(address)
     return RemoteShardSet(folder, open_cache(data or DataConfig()))
 
 

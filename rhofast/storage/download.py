@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from rhofast.errors import ConfigError, DependencyError, ShardFormatError, ShardMissingError
+from rhofast.storage.address import check_address
 
 _CHUNK = 1 << 22
 _BLOCK = 1 << 24  # bytes to read ahead from stores that answer range requests
@@ -92,33 +93,22 @@ class RemoteFolder:
         """Check the URL; nothing is connected yet.
 
         Args:
-            url: URL of the folder, without a password, query or fragment.
+            url: URL of the folder, without user, password, query and fragment.
             retry_policy: How often and how long a download is tried; None for the defaults.
 
         Raises:
-            ConfigError: The URL is malformed, holds a password, or names an unknown kind of store.
+            ConfigError: The URL is malformed, holds a secret, or names an unknown kind of store.
             DependencyError: The package for this kind of store is not installed.
         """
-        self.url = url.rstrip("/")
+        self.url = url = check_address(url, "shards").rstrip("/")
         self.retry_policy = retry_policy or RetryPolicy()
-        try:
-            parts = urlsplit(url)
-        except ValueError as error:
-            raise ConfigError(f"{url}: {error}") from None
-        if parts.password is not None:
-            raise ConfigError(
-                f"{parts.scheme}://{parts.hostname}: the URL holds a password",
-                hint="give credentials in the environment, as fsspec documents for that store",
-            )
-        if parts.query or parts.fragment or "::" in url:
-            raise ConfigError(f"{url}: not the plain URL of a folder", hint="remove '?...', '#...' and '::'")
         try:
             import fsspec
         except ImportError:
             raise DependencyError(f"{url}: fsspec is not installed", hint=_INSTALL) from None
         try:
             self._fs, self._root = fsspec.core.url_to_fs(
-                self.url, **_options(parts.scheme, self.retry_policy.timeout_s)
+                self.url, **_options(urlsplit(url).scheme, self.retry_policy.timeout_s)
             )
         except ValueError as error:
             raise ConfigError(

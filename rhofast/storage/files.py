@@ -13,37 +13,45 @@ from typing import Any, TextIO, cast
 from urllib.parse import unquote, urlsplit
 
 from rhofast.errors import ConfigError, DependencyError
+from rhofast.storage.address import check_address, is_address, is_remote, redacted
 
 
-def as_path(text: str) -> Path:
+def as_path(text: str, option: str = "address", *, signed: bool = False) -> Path:
     """Return the path that a user named.
 
     Args:
         text: A path, a `file://` URL, or the URL of an object store (`s3://bucket/folder`).
+        option: What errors name: the option, or the file and line, that holds the text.
+        signed: Whether a web address may have a query; see `check_address`.
 
     Returns:
         A Path for a file of this machine, or a UPath, which behaves like one, for an object store.
 
     Raises:
-        ConfigError: No package opens URLs of this kind.
+        ConfigError: The URL is malformed, holds a secret, or is of an unknown kind; see `check_address`.
         DependencyError: The package for this kind of store is not installed.
     """
-    scheme, mark, _ = text.partition("://")
-    if not mark:
+    text = check_address(text, option, signed=signed)
+    if not is_address(text):
         return Path(text)
-    if scheme == "file":
+    if not is_remote(text):
         return Path(unquote(urlsplit(text).path))
+    shown = redacted(text)
     try:
         from upath import UPath
     except ImportError:
-        raise DependencyError(f"{text}: universal_pathlib is not installed", hint="pip install 'rhofast[s3]'") from None
+        raise DependencyError(
+            f"{shown}: universal_pathlib is not installed", hint="pip install 'rhofast[s3]'"
+        ) from None
     try:
         path = UPath(text)
         _ = path.fs
     except ValueError as error:
-        raise ConfigError(f"{text}: {error}", hint="use file://, s3:// or another scheme of fsspec") from None
+        raise ConfigError(
+            f"{option}={shown}: {redacted(str(error))}", hint="use file://, s3:// or another scheme of fsspec"
+        ) from None
     except ImportError as error:
-        raise DependencyError(f"{text}: {error}") from None
+        raise DependencyError(f"{shown}: {redacted(str(error))}") from None
     return cast(Path, path)
 
 

@@ -6,10 +6,10 @@ from torch import nn
 
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
-from rhofast.data.format.remote import is_remote
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.evaluation.knn import evaluate_knn
 from rhofast.evaluation.leakage import check_held_out
+from rhofast.storage.address import is_remote
 from rhofast.training.logger import MetricsLogger
 
 

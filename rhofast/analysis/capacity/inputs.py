@@ -23,9 +23,9 @@ from rhofast.analysis.capacity.reports import DryRun, bench_rates, read_dry_run
 from rhofast.config.schema import Config
 from rhofast.data.codecs import build_codecs
 from rhofast.data.codecs.codec import Codec
-from rhofast.data.format.remote import is_remote
 from rhofast.errors import ConfigError
 from rhofast.ingest.cost_estimate import samples_per_shard
+from rhofast.storage.address import is_remote
 
 _OWN = "rhofast, two H.264 clips of 340x256 on 2 cores of an Intel Xeon, benchmarks/results/capacity_*.md"
 _DALI = "DALI 2.4 on 2 cores of an Intel Xeon, 3,900 images/s of 340x256"

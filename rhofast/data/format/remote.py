@@ -29,12 +29,6 @@ _OPEN_ATTEMPTS = 3  # a file may be evicted between its download and its opening
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
-def is_remote(source: str) -> bool:
-    """Return whether a source is a URL of something that is not on this machine's disks."""
-    scheme, mark, _ = source.partition("://")
-    return bool(mark) and scheme != "file"
-
-
 class StoppedError(RhofastError):
     """A download was stopped because its loader is closing; this says nothing about the file."""
 

@@ -636,10 +636,10 @@ def test_sets_of_all_kinds_are_opened_together(site: Site, tmp_path: Path, membe
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("http://user:secret@host/set", "the URL holds a password"),
-        ("http://host/set?token=1", "not the plain URL"),
-        ("simplecache::http://host/set", "not the plain URL"),
-        ("pipe://cat%20file", "pipe"),
+        ("http://user:secret@host/set", "shards=http://host/set: the address holds a user name or a password"),
+        ("http://host/set?token=1", "query"),
+        ("simplecache::http://host/set", "not a scheme"),
+        ("pipe://cat%20file", "unknown scheme pipe:"),
         ("http://[host/set", "IPv6"),
     ],
 )
