@@ -29,6 +29,10 @@ settings.register_profile("rhofast", deadline=None)
 settings.load_profile("rhofast")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, default=None, metavar="N", help="cases of each fuzz test; default: its own")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """GPU tests skip without a GPU, and fail instead where one is required."""
     if item.get_closest_marker("needs_gpu") is None:

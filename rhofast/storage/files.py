@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 from urllib.parse import unquote, urlsplit
 
 from rhofast.errors import ConfigError, DependencyError
@@ -58,6 +60,34 @@ def as_path(text: str, option: str = "address", *, signed: bool = False) -> Path
 def is_local(path: Path) -> bool:
     """Return whether a path is on this machine."""
     return isinstance(path, Path)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file of this machine for reading; nothing but a regular file is opened, and nothing is waited for.
+
+    Args:
+        path: The file, or a link to it.
+
+    Returns:
+        The open file.
+
+    Raises:
+        OSError: The file does not exist, cannot be opened, or is a folder, a FIFO, a socket or a device.
+    """
+    return os.fdopen(open_regular_descriptor(path), "rb")
+
+
+def open_regular_descriptor(path: Path) -> int:
+    """Open a file of this machine as `open_regular` does and return its descriptor, which the caller closes."""
+    # Without O_NONBLOCK, opening a FIFO waits for somebody to write to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def check_writable(path: Path) -> None:
