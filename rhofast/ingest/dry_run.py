@@ -36,12 +36,13 @@ from rhofast.ingest.cost_estimate import (
 )
 from rhofast.ingest.executors import LocalProcesses, tick
 from rhofast.ingest.listing import Listing
-from rhofast.ingest.probe import Refusal, RefusedError
+from rhofast.ingest.probe import RefusedError
 from rhofast.ingest.quality import measure_quality
 from rhofast.ingest.shard_job import make_sample
+from rhofast.ingest.source import Deadline, read_source, retried
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
 from rhofast.ingest.writer import index_row
-from rhofast.storage.files import fetch
+from rhofast.storage.address import redacted
 
 
 def estimate_build(
@@ -163,15 +164,16 @@ def _try_video(job: _TrialJob) -> _TriedVideo:
     with tempfile.TemporaryDirectory(dir=job.folder) as folder:
         record, scratch = job.record, Path(folder)
         try:
-            record = replace(record, path=fetch(record.path, scratch / "original"))
-            num_bytes = record.path.stat().st_size
-        except FileNotFoundError as error:
-            missing = _CodecResult(cpu_seconds=0.0, refusal=Refusal.MISSING, detail=error.strerror or str(error))
-            results, num_bytes = [missing] * len(job.codecs), 0
+            deadline = Deadline(job.settings.timeout)
+            source = retried(lambda: read_source(record.path, scratch, deadline), deadline)
+        except RefusedError as error:
+            refused = _CodecResult(cpu_seconds=0.0, refusal=str(error.reason), detail=redacted(error.detail))
+            results, num_bytes = [refused] * len(job.codecs), 0
         else:
+            record, num_bytes = replace(record, path=source.path), source.path.stat().st_size
             results = [_try_codec(record, build_codec(codec), job.settings, scratch) for codec in job.codecs]
     tick(num_bytes)
-    return _TriedVideo(number=job.number, path=str(job.record.path), source_bytes=num_bytes, results=results)
+    return _TriedVideo(number=job.number, path=redacted(str(job.record.path)), source_bytes=num_bytes, results=results)
 
 
 def _try_codec(record: VideoRecord, codec: Codec, settings: TranscodeSettings, folder: Path) -> _CodecResult:

@@ -22,6 +22,8 @@ from rhofast.ingest.probe import Refusal, RefusedError
 ResultT = TypeVar("ResultT")
 
 _START_S = 120.0  # enough on a busy machine
+_END_S = 5.0  # from the closed pipe to the exit code
+_STOPPED = (-signal.SIGKILL, -signal.SIGTERM)
 _SERVE = "import sys; from rhofast.ingest.isolation import serve; serve(int(sys.argv[1]))"
 
 
@@ -49,7 +51,7 @@ class IsolatedProcess:
         Raises:
             Exception: Whatever the function raised.
             RefusedError: The call ended the child process, or took longer than `seconds`.
-            IngestError: The child process cannot be started.
+            IngestError: The child process cannot be started, or was stopped from outside (out of memory).
         """
         if self._process is None:
             self._start()
@@ -60,11 +62,24 @@ class IsolatedProcess:
                 raise RefusedError(Refusal.TIMEOUT, f"after {seconds:g} s")
             failed, value = self._pipe.recv()
         except (EOFError, OSError):
+            stopped = self._was_stopped()
             self.close()
+            if stopped:
+                raise IngestError(
+                    "the process that reads videos was stopped (killed, or out of memory)",
+                    hint="run the same command again: it continues",
+                ) from None
             raise RefusedError(Refusal.DAMAGED, "the library that reads it crashes") from None
         if failed:
             raise value
         return value  # type: ignore[no-any-return]
+
+    def _was_stopped(self) -> bool:
+        """Return whether somebody else ended the child process, which has closed its end of the pipe."""
+        try:
+            return self._process is not None and self._process.wait(_END_S) in _STOPPED
+        except subprocess.TimeoutExpired:
+            return False
 
     def close(self) -> None:
         """Kill the child process, if there is one."""

@@ -21,6 +21,7 @@ import av
 from av.sidedata.sidedata import Type as SideData
 
 from rhofast.data.codecs.containers import video_stream
+from rhofast.ingest.machine_errors import check_library_error
 
 # Metadata that is not UTF-8 must not refuse a video; PyAV escapes it by itself from version 19 on.
 _LENIENT: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
@@ -44,7 +45,8 @@ _JUMP = 10  # seconds; ffmpeg removes longer jumps of such a clock
 class Refusal(StrEnum):
     """Why a source did not become a sample; this is the complete list."""
 
-    MISSING = "missing"  # no such file, or not readable
+    MISSING = "missing"  # no such file
+    UNREADABLE = "unreadable"  # the disk, the network or the server does not give it, after several attempts
     EMPTY = "empty"  # zero bytes
     NOT_A_VIDEO = "not_a_video"  # not a container that ffmpeg knows, or cut before its table of contents
     NO_VIDEO_STREAM = "no_video_stream"  # for example audio only
@@ -102,7 +104,7 @@ class SourceInfo:
 
 
 def probe(path: Path) -> SourceInfo:
-    """Return what is inside a video file; raises RefusedError if it cannot become a sample."""
+    """Return what is inside a video file; raises RefusedError if it cannot become a sample, or UnreadableError."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -113,8 +115,9 @@ def probe(path: Path) -> SourceInfo:
         with av.open(f"file:{path}", **_LENIENT) as container:
             return _read_info(container)
     except PermissionError as error:
-        raise RefusedError(Refusal.MISSING, error.strerror or "") from None
+        raise RefusedError(Refusal.UNREADABLE, error.strerror or "") from None
     except (av.error.FFmpegError, ValueError) as error:
+        check_library_error(error)
         raise RefusedError(Refusal.NOT_A_VIDEO, str(getattr(error, "strerror", "") or error)) from None
 
 

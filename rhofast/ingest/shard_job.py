@@ -16,7 +16,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from rhofast.data.codecs import build_codec
@@ -27,14 +27,15 @@ from rhofast.data.format.index import VERSION
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError, ShardError
 from rhofast.ingest.executors import tick
-from rhofast.ingest.isolation import IsolatedProcess
 from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo, probe
+from rhofast.ingest.source import Deadline, ReadingTrouble, check_unchanged, isolated, read_source, retried
 from rhofast.ingest.transcode import TranscodeSettings, output_fps, transcode
 from rhofast.ingest.writer import NewSample, write_shard
-from rhofast.storage.files import fetch, is_local, write_atomically
+from rhofast.storage.address import redacted
+from rhofast.storage.files import is_local, write_atomically
 
 _MIN_FRAMES = 0.8  # share of the frames that the packets promise; some files are wrong about the last ones
-_isolated = IsolatedProcess()  # shared by all jobs of this process
+_trouble = ReadingTrouble()  # of all jobs of this process
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +95,7 @@ def run_shard_job(job: ShardJob) -> tuple[int, int]:
 
     Raises:
         OSError: The shard cannot be written.
-        IngestError: ffmpeg was stopped from outside.
+        IngestError: ffmpeg was stopped from outside, or too many sources in succession could not be read.
     """
     codec, refused = build_codec(job.codec), list[dict[str, str]]()
     digest = job.digest()  # before anything is read: a source that changes meanwhile is made again
@@ -104,15 +105,16 @@ def run_shard_job(job: ShardJob) -> tuple[int, int]:
 
         def samples() -> Iterator[NewSample]:
             for record in job.records:
-                num_bytes = 0
+                refusal = None
                 try:
-                    num_bytes = _size(record.path)
                     with tempfile.TemporaryDirectory(dir=scratch) as sample_folder:
                         yield make_sample(record, codec, job.settings, Path(sample_folder))
                 except RefusedError as error:
-                    line = {"key": record.key, "path": str(record.path), "reason": str(error.reason)}
-                    refused.append({**line, "detail": error.detail})
-                tick(num_bytes)
+                    refusal = error
+                    line = {"key": record.key, "path": redacted(str(record.path)), "reason": str(error.reason)}
+                    refused.append({**line, "detail": redacted(error.detail)})
+                _trouble.note(record.path, refusal)
+                tick(_size(record.path))
 
         shard = write_shard(job.out, job.name, samples(), scratch=scratch)
     content = {"digest": digest, "shard": None if shard is None else shard.model_dump(), "refused": refused}
@@ -181,10 +183,9 @@ def _state(path: Path) -> list[Any] | None:
 
 
 def _size(path: Path) -> int:
-    try:
-        return int(path.stat().st_size)
-    except OSError as error:
-        raise RefusedError(Refusal.MISSING, error.strerror or str(error)) from None
+    """Return the size of a source in bytes; 0 if it cannot be read."""
+    state = _state(path)
+    return 0 if state is None else int(state[0])
 
 
 def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, scratch: Path) -> NewSample:
@@ -204,19 +205,19 @@ def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, 
         OSError: `scratch` cannot be written.
         IngestError: ffmpeg was stopped from outside.
     """
+    deadline = Deadline(settings.timeout)
     try:
-        path = fetch(record.path, scratch / "source")
-    except FileNotFoundError as error:
-        raise RefusedError(Refusal.MISSING, error.strerror or str(error)) from None
-    source = _isolated.call(probe, path, seconds=settings.timeout)
-    _check_duration(source.seconds, settings)
-    file, member = _store(path, source, codec, settings, scratch)
-    with path.open("rb") as original:
-        digest = hashlib.file_digest(original, lambda: hashlib.blake2b(digest_size=16)).digest()
+        digest, file, member = retried(
+            lambda: _read_and_store(record.path, codec, settings, scratch, deadline), deadline
+        )
+    except RefusedError as error:
+        late = error.reason == Refusal.TIMEOUT
+        raise RefusedError(Refusal.TIMEOUT, f"after {settings.timeout:g} s") if late else error from None
+    shown = PurePath(redacted(str(record.path)))
     metadata = {
         "label": record.label,
         "label_name": record.label_name,
-        "source": record.path.name,
+        "source": shown.name,
         "source_digest": digest.hex(),
         "codec": codec.name,
         "fps": float(member.fps),
@@ -230,22 +231,52 @@ def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, 
         label=record.label,
         source_digest=digest,
         file=file,
-        suffix=codec.suffix or _suffix(record.path),
+        suffix=codec.suffix or _suffix(shown),
         member=member,
         metadata=metadata,
     )
 
 
+def _read_and_store(
+    path: Path, codec: Codec, settings: TranscodeSettings, scratch: Path, deadline: Deadline
+) -> tuple[bytes, Path, Member]:
+    """Return the source's digest, the member's file and what is in it.
+
+    Args:
+        path: The source.
+        codec: The codec that it is stored with.
+        settings: How it is transcoded.
+        scratch: A folder for files.
+        deadline: Time limit of the video.
+
+    Raises:
+        RefusedError: The video cannot become a sample.
+        UnreadableError: It cannot be read.
+        OSError: `scratch` cannot be written.
+        IngestError: ffmpeg was stopped from outside.
+    """
+    source = read_source(path, scratch, deadline)
+    try:
+        info = isolated.call(probe, source.path, seconds=deadline.left())
+        _check_duration(info.seconds, settings)
+        file, member = _store(source.path, info, codec, settings, scratch, deadline)
+    except RefusedError as refusal:
+        check_unchanged(source, refusal, deadline)
+        raise
+    return source.digest, file, member
+
+
 def _store(
-    path: Path, source: SourceInfo, codec: Codec, settings: TranscodeSettings, scratch: Path
+    path: Path, source: SourceInfo, codec: Codec, settings: TranscodeSettings, scratch: Path, deadline: Deadline
 ) -> tuple[Path, Member]:
-    """Return the member's file and what is in it; raises as `make_sample` does."""
+    """Return the member's file and what is in it; arguments and errors are those of `_read_and_store`."""
     if codec.untouched and (source.mirrored or source.rotation):
         raise RefusedError(Refusal.NOT_COPYABLE, "its display matrix rotates or mirrors it")
-    file = transcode(path, source, codec, settings, scratch / "member")
+    in_time = settings.model_copy(update={"timeout": deadline.left()})
+    file = transcode(path, source, codec, in_time, scratch / "member")
     try:
         if codec.untouched:  # bytes of unknown origin, not of our encoder
-            member = _isolated.call(_index_member, codec, file, seconds=settings.timeout)
+            member = isolated.call(_index_member, codec, file, seconds=deadline.left())
         else:
             member = _index_member(codec, file)
     except UnfitError as error:
@@ -281,7 +312,7 @@ def _check_duration(seconds: float, settings: TranscodeSettings) -> None:
         raise RefusedError(Refusal.TOO_LONG, f"{seconds:.2f} s")
 
 
-def _suffix(path: Path) -> str:
+def _suffix(path: PurePath) -> str:
     """Return a one-word suffix for a copied file; readers take everything behind the key's dot for the suffix."""
     suffix = re.sub(r"[^a-z0-9]", "", path.suffix.lower())
     return suffix if suffix and suffix != "json" else "video"

@@ -16,8 +16,6 @@ the file refuses the whole file.
 
 from __future__ import annotations
 
-import errno
-import os
 import re
 import shutil
 import signal
@@ -34,6 +32,7 @@ from pydantic import Field
 from rhofast.config.section import Positive, Section
 from rhofast.data.codecs.codec import SIDE_MULTIPLE, Codec
 from rhofast.errors import DependencyError, IngestError
+from rhofast.ingest.machine_errors import check_ffmpeg
 from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo
 
 _STOPPED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
@@ -104,6 +103,7 @@ def transcode(path: Path, source: SourceInfo, codec: Codec, settings: TranscodeS
 
     Raises:
         RefusedError: The source is damaged, or took longer than the time limit.
+        UnreadableError: `path` cannot be read.
         OSError: `out` cannot be written.
         IngestError: ffmpeg was stopped from outside (Ctrl-C, out of memory). This says nothing about the source, so the
             source is not refused.
@@ -118,8 +118,7 @@ def transcode(path: Path, source: SourceInfo, codec: Codec, settings: TranscodeS
     except subprocess.TimeoutExpired:
         raise RefusedError(Refusal.TIMEOUT, f"after {settings.timeout:g} s") from None
     message = _first_line(done.stderr)
-    if b"No space left on device" in done.stderr:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out.parent))
+    check_ffmpeg(done.stderr, done.returncode, source=path, out=out)
     if done.returncode in _STOPPED or (done.returncode == _FFMPEG_STOPPED and not message):
         raise IngestError(
             f"{path}: ffmpeg was stopped while reading this file (interrupted, or out of memory)",

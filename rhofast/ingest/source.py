@@ -1,0 +1,186 @@
+"""Read a source from its first byte to its last, before any library looks at it.
+
+    record --read, with retries--> local file and digest --> probe, transcode --a refusal?--> read again: same digest?
+
+So an error of the disk, the network or the process (EIO, ESTALE, EMFILE, ...) is never taken for damage. It is retried,
+then the source is refused as `unreadable`. If that happens to more than a few sources in succession, it is no matter of
+the sources, and the command stops.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from rhofast.errors import IngestError
+from rhofast.ingest.isolation import IsolatedProcess
+from rhofast.ingest.machine_errors import UnreadableError
+from rhofast.ingest.probe import Refusal, RefusedError
+from rhofast.storage.address import redacted
+from rhofast.storage.files import fetch, is_local
+
+ResultT = TypeVar("ResultT")
+
+_PAUSES = (0.5, 1.0)  # seconds between attempts at reading a source
+_MOST_IN_SUCCESSION = {"file": 3, "address": 10}  # addresses of a list go bad one by one, files of a disk together
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_FINAL = (errno.EACCES, errno.EPERM)
+_CHUNK = 1 << 20
+# Refusals that follow from the bytes of the source, and so would also follow from bytes that were misread.
+_BY_CONTENT = frozenset(
+    {Refusal.NOT_A_VIDEO, Refusal.NO_VIDEO_STREAM, Refusal.DAMAGED, Refusal.NO_FRAMES, Refusal.NOT_COPYABLE}
+)
+
+isolated = IsolatedProcess()  # shared by everything in this process that opens sources
+
+
+class Deadline:
+    """The time limit of one video, over all that is done with it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._end = seconds, time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Return the seconds that are left; raises RefusedError if there are none."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise RefusedError(Refusal.TIMEOUT, f"after {self._seconds:g} s")
+        return left
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source that was read once as a whole.
+
+    Attributes:
+        path: Its file on this machine.
+        digest: BLAKE2b digest of its bytes, 16 bytes.
+    """
+
+    path: Path
+    digest: bytes
+
+
+def read_source(path: Path, scratch: Path, deadline: Deadline) -> Source:
+    """Read a source as a whole; a remote one is copied to `scratch`.
+
+    Args:
+        path: The source, on this machine or behind an address.
+        scratch: A folder of this machine.
+        deadline: Time limit of the video.
+
+    Raises:
+        RefusedError: The source is missing, empty, not a file, or took too long.
+        UnreadableError: It cannot be read.
+        OSError: `scratch` cannot be written.
+    """
+    try:
+        local = fetch(path, scratch / "source")
+    except FileNotFoundError as error:
+        raise RefusedError(Refusal.MISSING, error.strerror or str(error)) from None
+    return Source(local, isolated.call(_read_digest, local, seconds=deadline.left()))
+
+
+def check_unchanged(source: Source, refusal: RefusedError, deadline: Deadline) -> None:
+    """Return if a refusal follows from the bytes of a source.
+
+    Args:
+        source: The source, as it was read before.
+        refusal: What a library that has read it since says.
+        deadline: Time limit of the video.
+
+    Raises:
+        UnreadableError: The source cannot be read any more, or reads differently now.
+        RefusedError: The time is over.
+    """
+    if refusal.reason not in _BY_CONTENT:
+        return
+    try:
+        digest = isolated.call(_read_digest, source.path, seconds=deadline.left())
+    except RefusedError as error:
+        if error.reason == Refusal.TIMEOUT:
+            raise
+        raise UnreadableError(f"it was there, and now is {error}") from None
+    if digest != source.digest:
+        raise UnreadableError("it reads differently each time, or is being written")
+
+
+def retried(attempt: Callable[[], ResultT], deadline: Deadline) -> ResultT:
+    """Call `attempt` until it can read what it reads.
+
+    Args:
+        attempt: Does all the work on one source, or a part of it.
+        deadline: Time limit of the video; pauses end with it.
+
+    Returns:
+        What `attempt` returned.
+
+    Raises:
+        RefusedError: Whatever `attempt` raised, or `unreadable` after the last attempt.
+    """
+    for pause in (*_PAUSES, None):
+        try:
+            return attempt()
+        except UnreadableError as error:
+            if pause is None or not error.passing:
+                raise RefusedError(Refusal.UNREADABLE, error.words) from None
+        time.sleep(min(pause, deadline.left()))
+    raise AssertionError("the last attempt returns or raises")
+
+
+class ReadingTrouble:
+    """Counts the sources that could not be read in succession, in one process."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def note(self, path: Path, refusal: RefusedError | None) -> None:
+        """Count one source.
+
+        Args:
+            path: The source.
+            refusal: Why it was refused; None if it was not.
+
+        Raises:
+            IngestError: Too many sources in succession could not be read.
+        """
+        if refusal is None or refusal.reason != Refusal.UNREADABLE:
+            self._count = 0
+            return
+        self._count += 1
+        if self._count > _MOST_IN_SUCCESSION["file" if is_local(path) else "address"]:
+            count, self._count = self._count, 0
+            raise IngestError(
+                f"{redacted(str(path))}: {refusal.detail}; {count} sources in succession could not be read",
+                hint="finished shards are kept: check the disk or the server, and run the same command again",
+            )
+
+
+def _read_digest(path: Path) -> bytes:
+    """Read a file to its end and return its digest; raises RefusedError or UnreadableError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would block
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise RefusedError(Refusal.NOT_A_VIDEO, "not a regular file")
+            digest, size = hashlib.blake2b(digest_size=16), 0
+            while chunk := os.read(descriptor, _CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        words = error.strerror or str(error)
+        if error.errno in _MISSING:
+            raise RefusedError(Refusal.MISSING, words) from None
+        raise UnreadableError(words, error.errno not in _FINAL) from None
+    if not size:
+        raise RefusedError(Refusal.EMPTY)
+    return digest.digest()
