@@ -80,8 +80,8 @@ class DataConfig(Section):
     """Share of the JPEG files, in [0, 1], that the GPU's JPEG engines decode, on GPUs that have such engines."""
 
     cache: PathField | None = None
-    """Folder of this node's copies of remote shards, preferably on a local disk. None: `rhofast-cache-UID` in the
-    folder for temporary files ($TMPDIR, else /tmp)."""
+    """Folder for copies of remote shards, preferably on a local disk of the node. They lie in its `rhofast-cache-UID`,
+    so users can share it. None: the folder for temporary files ($TMPDIR, else /tmp)."""
 
     cache_gb: Positive = 50.0
     """Maximum size of the cache in GB."""

@@ -12,7 +12,7 @@ from rhofast.data.format.remote import RemoteShardSet, shard_bytes
 from rhofast.data.sampling.shuffle import lanes_of
 from rhofast.errors import ConfigError
 from rhofast.storage.address import check_address, is_remote
-from rhofast.storage.cache import Cache, default_folder
+from rhofast.storage.cache import Cache, own_folder
 from rhofast.storage.download import RemoteFolder
 from rhofast.storage.files import as_path
 
@@ -90,7 +90,7 @@ def open_shards(source: str | Path, *, check_files: bool = True, data: DataConfi
 
 def open_cache(data: DataConfig) -> Cache:
     """Open the cache that a configuration describes; raise ConfigError if it cannot be used."""
-    return Cache(data.cache or default_folder(), max_bytes=int(data.cache_gb * 1e9))
+    return Cache(own_folder(data.cache), max_bytes=int(data.cache_gb * 1e9))
 
 
 def _divide_cache(sets: Sequence[RemoteShardSet], data: DataConfig, node_lanes: int, process_lanes: int) -> None:

@@ -1,10 +1,15 @@
 """A bounded folder of whole files, shared by the processes of a node and kept from run to run.
 
     FOLDER/KEY/shard-000003.tar         a whole file, checked and flushed to the disk: it gets its name only then
+    FOLDER/KEY/.shard-000003.tar.note   what was checked (cache_note.py)
     FOLDER/KEY/.shard-000003.tar.part   a file that is being written by the process that holds its lock; it has its
                                         final size from the beginning, so that its space is reserved
     FOLDER/.lock                        locked while space is reserved
     FOLDER/CACHEDIR.TAG                 tells rhofast and backup programs that the folder may be deleted
+
+A file is served only as the content with the digest that is asked for: it has a note that says so, or it is read and
+compared. FOLDER belongs to one user, and nobody else may write in it; users who share a disk have folders of their own
+(`own_folder`).
 
 Locks are those of the kernel (`flock`): they end with the process that holds them, however it ends. A part file without
 a lock was left by a killed process and is deleted. The least recently used files are evicted first. A file may be
@@ -17,6 +22,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +32,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rhofast.errors import ConfigError
+from rhofast.storage.cache_note import SUFFIX, digest_of, has_note, note_of, own_file, write_note
 from rhofast.storage.files import flush
 
 _POLL_S = 0.05
@@ -35,11 +43,16 @@ _ANOTHER_FOLDER = "choose a folder on a local disk: --set data.cache=FOLDER"
 
 WriteFile = Callable[[BinaryIO], None]
 Sleep = Callable[[float], None]
+_Identity = tuple[int, int, int]
 
 
-def default_folder() -> Path:
-    """Return the default cache folder: `rhofast-cache-UID` in the folder for temporary files (see $TMPDIR)."""
-    return Path(tempfile.gettempdir()) / f"rhofast-cache-{os.getuid()}"
+def own_folder(shared: Path | None = None) -> Path:
+    """Return this user's cache folder, `rhofast-cache-UID`, in a folder that other users may use as well.
+
+    Args:
+        shared: The folder; None: that for temporary files (see $TMPDIR).
+    """
+    return (shared or Path(tempfile.gettempdir())) / f"rhofast-cache-{os.getuid()}"
 
 
 class Cache:
@@ -59,16 +72,17 @@ class Cache:
             stall_s: Seconds without progress after which a file that another process writes is given up.
 
         Raises:
-            ConfigError: The folder belongs to another user, holds other files, is not writable, or its file system has
-                no locks.
+            ConfigError: The folder belongs to another user, others can write in it or replace it, it holds other files,
+                is not writable, or its file system has no locks.
         """
         self.folder = folder
         self.max_bytes = max_bytes
         self._stall_s = stall_s
+        self._checked: dict[Path, tuple[str, _Identity]] = {}  # files whose content this process knows
+        self._read_again: dict[Path, _Identity] = {}  # files that `recheck` has read
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if folder.stat().st_uid != os.getuid():
-                raise ConfigError(f"data.cache={folder} belongs to another user", hint=_ANOTHER_FOLDER)
+            _check_permissions(folder)
             self._mark_as_cache()
             with tempfile.TemporaryFile(dir=folder), self._locked():
                 pass
@@ -76,8 +90,8 @@ class Cache:
             message = f"data.cache={folder} cannot be used: {error.strerror or error}"
             raise ConfigError(message, hint=_ANOTHER_FOLDER) from None
 
-    def get(self, key: str, name: str, size: int, write: WriteFile, *, sleep: Sleep = time.sleep) -> Path:
-        """Return the path of a file, and write the file first if it is not in the cache.
+    def get(self, key: str, name: str, size: int, sha256: str, write: WriteFile, *, sleep: Sleep = time.sleep) -> Path:
+        """Return the path of a file, and write the file first if its content is not in the cache.
 
         Only one process at a time writes a file. If it fails, the next one that asks for the file tries.
 
@@ -85,7 +99,8 @@ class Cache:
             key: Folder of the file in the cache.
             name: Name of the file.
             size: Size of the file in bytes.
-            write: Function that writes the content to an open file.
+            sha256: Digest of its content, 64 hexadecimal characters.
+            write: Function that writes the content to an open file, and raises if it has another digest.
             sleep: Function that waits for a number of seconds. It may raise an exception to give up.
 
         Returns:
@@ -98,16 +113,16 @@ class Cache:
             Exception: Whatever `write` or `sleep` raise.
         """
         path = self.folder / key / name
-        while not self._touch(path, size):
+        while not self._touch(path, size, sha256):
             part = self._lock_part(path)
             if part is None:
                 self._await_other(path, sleep)
                 continue
             with part:
-                if self._touch(path, size):  # another process finished it before the lock was acquired
-                    _part_of(path).unlink(missing_ok=True)
-                else:
-                    self._write(path, part, size, write, sleep)
+                if not self._touch(path, size, sha256):
+                    self._write(path, part, size, sha256, write, sleep)
+                    return path
+                _part_of(path).unlink(missing_ok=True)  # another process finished it before the lock was acquired
         return path
 
     def is_being_written(self, key: str, name: str) -> bool:
@@ -117,7 +132,31 @@ class Cache:
 
     def drop(self, key: str, name: str) -> None:
         """Delete a file from the cache, if it is there."""
-        (self.folder / key / name).unlink(missing_ok=True)
+        _remove(self.folder / key / name)
+
+    def recheck(self, key: str, name: str, sha256: str) -> bool:
+        """Read a file that seems damaged, whatever its note says, and delete it if it is; once per file and process.
+
+        Args:
+            key: Folder of the file in the cache.
+            name: Name of the file.
+            sha256: Digest that it should have.
+
+        Returns:
+            Whether the file was deleted, so that `get` writes it again.
+        """
+        path = self.folder / key / name
+        status = own_file(path)
+        if status is None:
+            return False
+        if self._read_again.get(path) == _identity(status):
+            return False
+        if digest_of(path) == sha256:
+            self._read_again[path] = _identity(status)
+            return False
+        self._checked.pop(path, None)
+        _remove(path)
+        return True
 
     def num_bytes(self) -> int:
         """Return the total size of all files in bytes, including those that are being written."""
@@ -135,12 +174,18 @@ class Cache:
             )
         tag.write_text(_TAG, encoding="utf-8")
 
-    def _touch(self, path: Path, size: int) -> bool:
-        """Return whether the file is there with this size, and mark it as used just now."""
+    def _touch(self, path: Path, size: int, sha256: str) -> bool:
+        """Return whether the file is there with this content, and mark it as used just now."""
+        status = own_file(path)
+        if status is None or status.st_size != size:
+            return False
+        if self._checked.get(path) != (sha256, _identity(status)):
+            if not has_note(path, sha256, status):
+                if digest_of(path) != sha256:
+                    return False
+                write_note(path, sha256, status)
+            self._checked[path] = (sha256, _identity(status))
         try:
-            status = path.stat()
-            if status.st_size != size:
-                return False
             os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))  # st_mtime still shows when the content changed
         except FileNotFoundError:
             return False
@@ -171,15 +216,18 @@ class Cache:
         if idle > self._stall_s:
             raise TimeoutError(f"another process is downloading the file, and received nothing for {idle:.0f} s")
 
-    def _write(self, path: Path, part: BinaryIO, size: int, write: WriteFile, sleep: Sleep) -> None:
-        """Write the locked part file, then give it its name. After a failure the part file is deleted."""
+    def _write(self, path: Path, part: BinaryIO, size: int, sha256: str, write: WriteFile, sleep: Sleep) -> None:
+        """Write the locked part file, then its note, then give it its name; delete the part file after a failure."""
         part_path = _part_of(path)
         try:
             self._reserve(path, part, size, sleep)
             write(part)
             part.truncate(size)
             os.fsync(part.fileno())
+            status = os.fstat(part.fileno())
+            write_note(path, sha256, status)
             part_path.replace(path)
+            self._checked[path] = (sha256, _identity(status))
             flush(path.parent)
         except OSError as error:
             part_path.unlink(missing_ok=True)
@@ -218,16 +266,18 @@ class Cache:
             if path.suffix == ".part":
                 total -= size if _remove_unused(path) else 0
             else:
-                path.unlink(missing_ok=True)
+                _remove(path)
                 total -= size
         return total <= self.max_bytes
 
     def _files(self) -> Iterator[tuple[int, int, Path]]:
-        """Yield (time of last use in ns, size in bytes, path) of every file and part file."""
+        """Yield (time of last use in ns, size in bytes, path) of every file and part file, not of notes."""
         for folder in self.folder.iterdir():
             if not folder.is_dir():
                 continue
             for path in folder.iterdir():
+                if path.suffix == SUFFIX:
+                    continue
                 try:
                     status = path.stat()
                 except FileNotFoundError:
@@ -240,6 +290,34 @@ class Cache:
         with (self.folder / _LOCK).open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _check_permissions(folder: Path) -> None:
+    """Raise ConfigError if another user owns a folder, or could write in it or put another one in its place."""
+    status, above = folder.lstat(), folder.parent.stat()
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+        raise ConfigError(f"data.cache={folder} belongs to another user, or is a link", hint=_ANOTHER_FOLDER)
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(
+            f"data.cache={folder}: other users can write in it, so its files cannot be trusted",
+            hint=f"delete it, or what others wrote there, and run: chmod 700 {shlex.quote(str(folder))}",
+        )
+    if above.st_mode & stat.S_IWOTH and not above.st_mode & stat.S_ISVTX:
+        raise ConfigError(
+            f"data.cache={folder.parent}: every user can rename what others have in it",
+            hint=f"run: chmod +t {shlex.quote(str(folder.parent))}",
+        )
+
+
+def _remove(path: Path) -> None:
+    """Delete a file and its note."""
+    path.unlink(missing_ok=True)
+    note_of(path).unlink(missing_ok=True)
+
+
+def _identity(status: os.stat_result) -> _Identity:
+    """Return values that change when a file is replaced or written."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _part_of(path: Path) -> Path:

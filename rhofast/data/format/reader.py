@@ -7,7 +7,7 @@ decoder, which may crash on bytes that cannot be parsed.
 Stored pictures are passed on as they are; decode/ decodes them. A video stream that the device will decode is trimmed
 to the groups of pictures that are needed. Any other stream is decoded here, in the calling thread (the decoder releases
 the GIL), and each frame of the plan is kept once. A sample that cannot be read raises an error; loader/ decides what
-happens then.
+happens then. Where a shard was damaged in a cache, it is downloaded again first.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rhofast.data.codecs import build_codec
 from rhofast.data.codecs.codec import Part
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
+from rhofast.data.format.remote import RemoteShardSet
 from rhofast.data.types import Sample, Units, VideoLimits, usage
 from rhofast.errors import DecodeError, SampleError, ShardError
 
@@ -136,7 +137,19 @@ class Reader:
         )
 
     def _read_units(self, shard: int, row: IndexRow, first: int, last: int) -> list[memoryview]:
-        """Read the adjacent units from `first` to `last` at once, and check each of them."""
+        """Read the adjacent units from `first` to `last` at once, and check each of them.
+
+        A damaged copy of a remote shard is read once more, after it was fetched again.
+        """
+        try:
+            return self._read_checked(shard, row, first, last)
+        except SampleError:
+            remote, name = self.shards, self.shards.info.shards[shard].tar
+            if not isinstance(remote, RemoteShardSet) or not remote.recheck(name):
+                raise
+        return self._read_checked(shard, row, first, last)
+
+    def _read_checked(self, shard: int, row: IndexRow, first: int, last: int) -> list[memoryview]:
         run = slice(first, last + 1)
         begins, sizes, crcs = (part[run].tolist() for part in (row.units.offset, row.units.size, row.units.crc))
         start = begins[0]

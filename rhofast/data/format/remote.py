@@ -10,6 +10,8 @@ they are needed, in the order in which they will be. A shard is always downloade
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import re
 import time
@@ -59,7 +61,7 @@ class RemoteShardSet(ShardSet):
         """
         info = parse_dataset(folder.read(DATASET_FILE), f"{folder.url}/{DATASET_FILE}")
         _check_names(info, folder.url)
-        self._key = info.digest[:32]
+        self._key = _cache_key(info)
         super().__init__(cache.folder / self._key, info)
         self.where = folder.url
         self.cache = cache
@@ -143,6 +145,20 @@ class RemoteShardSet(ShardSet):
                 self.cache.drop(self._key, name)
         raise self._evicted(name)
 
+    def recheck(self, name: str) -> bool:
+        """Delete a file from the cache if it is damaged, so that it is downloaded again; return whether it was."""
+        _, sha256 = self._recorded(name)
+        with contextlib.suppress(OSError):
+            return self.cache.recheck(self._key, name, sha256)
+        return False
+
+    def _recorded(self, name: str) -> tuple[int, str]:
+        """Return size and SHA-256 of a file, as `dataset.json` gives them."""
+        shard = self.info.shards[self._number[_stem(name)]]
+        if name == shard.index:
+            return shard.index_bytes, shard.index_sha256
+        return shard.bytes, shard.tar_sha256
+
     def _evicted(self, name: str) -> ShardMissingError:
         return ShardMissingError(
             f"{self.where}/{name}: evicted from the cache before it was read, {_OPEN_ATTEMPTS} times",
@@ -153,9 +169,7 @@ class RemoteShardSet(ShardSet):
         since, error = self._failed.get(name, (0.0, None))
         if error is not None and time.monotonic() - since < self._folder.retry_policy.failed_for_s:
             raise type(error)(error.message, hint=error.hint)
-        shard = self.info.shards[self._number[_stem(name)]]
-        is_index = name == shard.index
-        size, sha256 = (shard.index_bytes, shard.index_sha256) if is_index else (shard.bytes, shard.tar_sha256)
+        size, sha256 = self._recorded(name)
 
         def sleep(seconds: float) -> None:
             if stop.wait(seconds):
@@ -165,7 +179,7 @@ class RemoteShardSet(ShardSet):
             self._folder.download(name, file, size=size, sha256=sha256, sleep=sleep)
 
         try:
-            return self.cache.get(self._key, name, size, write, sleep=sleep)
+            return self.cache.get(self._key, name, size, sha256, write, sleep=sleep)
         except ShardError as error:
             self._failed[name] = (time.monotonic(), error)
             raise
@@ -282,6 +296,14 @@ class _DownloadQueue:
 def shard_bytes(shard: ShardInfo) -> int:
     """Return the size of a shard's tar and index together, in bytes."""
     return shard.bytes + shard.index_bytes
+
+
+def _cache_key(info: DatasetInfo) -> str:
+    """Return a digest of all files of a set: sets that differ in any byte of a tar share nothing in a cache."""
+    files = [
+        [shard.name, shard.bytes, shard.tar_sha256, shard.index_bytes, shard.index_sha256] for shard in info.shards
+    ]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:32]
 
 
 def _check_names(info: DatasetInfo, url: str) -> None:

@@ -321,6 +321,44 @@ def test_a_damaged_index_in_the_cache_is_fetched_again(site: Site, tmp_path: Pat
     assert site.requests["shard-000001.arrow"] == 2
 
 
+def test_a_rotten_tar_in_the_cache_is_fetched_again(site: Site, shards: ShardSet, tmp_path: Path) -> None:
+    frames = np.array([3], dtype=np.int32)
+    remote = open_remote(site, tmp_path / "cache")
+    cached = remote.local(TAR)
+    before = cached.stat()
+    whole = cached.read_bytes()
+    cached.write_bytes(bytes(len(whole)))  # the disk gives other bytes, and nothing else tells
+    os.utime(cached, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert Reader(remote).read(6, frames).bytes_read == Reader(shards).read(6, frames).bytes_read
+    assert site.requests[TAR] == 2 and sha256(remote.local(TAR)) == remote.info.shards[1].tar_sha256
+
+
+def test_a_tar_of_another_content_is_fetched_again_before_it_is_read(site: Site, tmp_path: Path) -> None:
+    cached = open_remote(site, tmp_path / "cache").local(TAR)
+    cached.write_bytes(bytes(cached.stat().st_size))
+    again = open_remote(site, tmp_path / "cache")
+    assert sha256(again.local(TAR)) == again.info.shards[1].tar_sha256 and site.requests[TAR] == 2
+
+
+def test_a_set_with_the_same_indices_and_other_pictures_shares_nothing(
+    site: Site, shards: ShardSet, tmp_path: Path
+) -> None:
+    described, tar = shards.root / "dataset.json", shards.root / TAR
+    honest, whole = described.read_text(), tar.read_bytes()
+    forged = whole[:-1] + b"x"
+    tar.write_bytes(forged)
+    info = json.loads(honest)
+    info["shards"][1]["tar_sha256"] = sha256(tar)
+    described.write_text(json.dumps(info))
+    stranger = open_remote(site, tmp_path / "cache")
+    assert stranger.local(TAR).read_bytes() == forged
+    described.write_text(honest)
+    tar.write_bytes(whole)
+    mine = open_remote(site, tmp_path / "cache")
+    assert mine.info.digest == stranger.info.digest
+    assert mine.local(TAR).read_bytes() == whole
+
+
 def test_a_sample_damaged_at_its_origin_is_one_bad_sample(shards: ShardSet, site: Site, tmp_path: Path) -> None:
     damage_unit(shards, 6, 3)
     info = json.loads((shards.root / "dataset.json").read_text())
