@@ -16,6 +16,7 @@ from types import TracebackType
 
 from rhofast.data.types import PassedOver, VideoRecord
 from rhofast.errors import IngestError
+from rhofast.storage.address import redacted
 from rhofast.storage.files import as_path
 
 MAX_CLASSES = 1_000_000
@@ -106,7 +107,7 @@ class Listing:
             label_name = None if name is None else os.fsdecode(name)
             yield VideoRecord(
                 key=key,
-                path=as_path(os.fsdecode(path)),
+                path=as_path(os.fsdecode(path), signed=True),
                 label=label,
                 label_name=label_name,
                 where=os.fsdecode(place),
@@ -141,12 +142,12 @@ class Listing:
             return
         path = str(record.path)
         if "\0" in path:
-            raise IngestError(f"{where}: the path {path!r} has a NUL character")
+            raise IngestError(f"{where}: the path {redacted(path)!r} has a NUL character")
         try:
             name = None if record.label_name is None else os.fsencode(record.label_name)
             row = (record.key, os.fsencode(path), label, name, os.fsencode(record.where))
         except UnicodeEncodeError:
-            raise IngestError(f"{where}: the path or the name of the class is not text: {path!r}") from None
+            raise IngestError(f"{where}: the path or the name of the class is not text: {redacted(path)!r}") from None
         try:
             self._db.execute("INSERT INTO records (key, path, label, name, place) VALUES (?, ?, ?, ?, ?)", row)
         except sqlite3.IntegrityError:
@@ -154,7 +155,7 @@ class Listing:
 
     def _twice(self, where: str, key: str) -> IngestError:
         row = self._db.execute("SELECT path, place FROM records WHERE key = ?", (key,)).fetchone()
-        before = os.fsdecode(row[1] or row[0])
+        before = redacted(os.fsdecode(row[1] or row[0]))
         return IngestError(
             f"{where}: key {key!r} occurs twice, first in {before}",
             hint="list every video once; every video needs its own key",
@@ -251,4 +252,5 @@ def _where(record: VideoRecord) -> str:
         raise IngestError(f"the recipe yields {str(record)[:80]!r}, which is not a VideoRecord with a key")
     if record.label_name is not None and not isinstance(record.label_name, str):
         raise IngestError(f"{record.path}: the name of the class, {record.label_name!r}, is not text")
-    return f"{record.where}: {record.path}" if record.where else str(record.path)
+    path = redacted(str(record.path))
+    return f"{record.where}: {path}" if record.where else path

@@ -25,6 +25,7 @@ from pydantic import ConfigDict, ValidationError, validate_call
 import rhofast
 from rhofast.data.types import PassedOver, VideoRecord
 from rhofast.errors import ConfigError, IngestError
+from rhofast.storage.address import redacted
 from rhofast.storage.files import as_path
 
 _PACKAGE = Path(rhofast.__file__).parent
@@ -217,8 +218,8 @@ def _only_records(
                 if on_passed_over is not None:
                     on_passed_over(one)
             else:
-                is_address = isinstance(getattr(one, "path", None), str)
-                yield replace(one, path=as_path(one.path)) if is_address else one
+                is_text = isinstance(getattr(one, "path", None), str)
+                yield replace(one, path=as_path(one.path, one.where or "path", signed=True)) if is_text else one
 
 
 @contextmanager
@@ -229,6 +230,6 @@ def _named_errors(source: Path) -> Iterator[None]:
     except ValidationError:  # an option's, explained elsewhere
         raise
     except ValueError as error:
-        raise IngestError(str(error), hint=" ".join(getattr(error, "__notes__", ())) or None) from None
+        raise IngestError(redacted(str(error)), hint=" ".join(getattr(error, "__notes__", ())) or None) from None
     except OSError as error:
         raise IngestError(f"{error.filename or source}: {error.strerror or error}") from None
