@@ -21,6 +21,7 @@ import av
 from av.sidedata.sidedata import Type as SideData
 
 from rhofast.data.codecs.containers import video_stream
+from rhofast.data.codecs.frame_rate import FrameRate, measure_rate
 from rhofast.ingest.machine_errors import check_library_error
 
 # Metadata that is not UTF-8 must not refuse a video; PyAV escapes it by itself from version 19 on.
@@ -28,7 +29,6 @@ _LENIENT: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 els
 _MIN_RATE = Fraction(1, 100)  # frames per second; slower ones hardly move and would take a lot of space
 _MAX_RATE = 1000  # frames per second; slow-motion cameras included
 _MAX_ASPECT = 16  # of the longer to the shorter side, as shown
-_RATE_TOLERANCE = 0.02  # share of the stated frame rate; if it is farther off, the packets' rate is used
 _INTERLACED = {2, 3, 4, 5}  # FFmpeg's AVFieldOrder: TT, BB, TB, BT
 _HDR = {16, 18}  # transfer characteristics of ISO/IEC 23091-2: PQ (SMPTE ST 2084) and HLG
 # Color matrices of ISO/IEC 23091-2 that swscale cannot convert: YCgCo, constant-luminance BT.2020, ICtCp, ...
@@ -76,6 +76,40 @@ class RefusedError(Exception):
         return f"{self.reason}: {self.detail}" if self.detail else str(self.reason)
 
 
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """When the pictures of a stream are shown.
+
+    Attributes:
+        frames: Number of displayed packets.
+        ticks: Their times in ticks, as far as they are known.
+        tick: Seconds per tick.
+        last: Ticks for which the last picture is shown; 0 if unknown.
+        reordered: Whether pictures are decoded in another order than they are shown.
+    """
+
+    frames: int
+    ticks: array[int]
+    tick: Fraction
+    last: int
+    reordered: bool
+
+    @property
+    def shown(self) -> int:
+        """Number of pictures: those with a time, if any have one."""
+        return len(self.ticks) or self.frames
+
+    @property
+    def span_s(self) -> Fraction:
+        """Seconds from the first picture to the last."""
+        return (max(self.ticks, default=0) - min(self.ticks, default=0)) * self.tick
+
+    @property
+    def last_s(self) -> Fraction:
+        """Seconds for which the last picture is shown; 0 if unknown."""
+        return self.last * self.tick
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceInfo:
     """What transcoding needs to know about a source.
@@ -83,9 +117,10 @@ class SourceInfo:
     Attributes:
         codec: FFmpeg's name of the video codec.
         stream: Number of the video stream in the container.
-        fps: Average frame rate of the stream, in frames per second.
+        fps: Frame rate of the stream, in frames per second; the average one if it varies.
         frames: Number of pictures, as far as the container tells them apart.
         seconds: Time from the first picture to the end of the last.
+        constant: Whether picture n is shown at n / fps, whatever its timestamp says.
         interlaced: Whether pictures are pairs of fields.
         hdr: Whether brightness is coded with PQ or HLG.
         mirrored: Whether left and right must be exchanged before rotating.
@@ -97,6 +132,7 @@ class SourceInfo:
     fps: Fraction
     frames: int
     seconds: float
+    constant: bool = False
     interlaced: bool = False
     hdr: bool = False
     mirrored: bool = False
@@ -139,24 +175,25 @@ def _read_info(container: Any) -> SourceInfo:
         raise RefusedError(Refusal.ODD_COLORS, f"color matrix {int(context.colorspace)} of ISO/IEC 23091-2")
     stream.thread_count = 1
     pictures: list[Any] = []
-    frames, span, last = _measure(_packets(container, stream, pictures), stream, has_jumps=kind in _JUMPY)
-    if frames == 0:
+    times = _measure(_packets(container, stream, pictures), stream, has_jumps=kind in _JUMPY)
+    if times.frames == 0:
         raise RefusedError(Refusal.NO_FRAMES)
     mirrored, rotation = (
         _read_matrix(pictures[0]) if pictures else (False, 0)
     )  # if it does not decode, transcoding reports why
-    fps = _rate(stream, frames, span, last)
-    if span == 0:  # without timestamps, as in a raw H.264 stream
-        span = (frames - 1) / fps
-    seconds = span + max(last, 1 / fps)
-    if frames < _MIN_RATE * seconds:
-        raise RefusedError(Refusal.NOT_A_VIDEO, f"{frames} pictures in {float(seconds):.0f} s")
+    found = _rate(stream, times)
+    # Without timestamps, as in a raw H.264 stream, there is no span.
+    span = times.span_s if times.span_s and not found.constant else (times.shown - 1) / found.rate
+    seconds = span + max(times.last_s, 1 / found.rate)
+    if times.frames < _MIN_RATE * seconds:
+        raise RefusedError(Refusal.NOT_A_VIDEO, f"{times.frames} pictures in {float(seconds):.0f} s")
     return SourceInfo(
         codec=str(context.name),
         stream=stream.index,
-        fps=fps,
-        frames=frames,
+        fps=found.rate,
+        frames=times.frames,
         seconds=float(seconds),
+        constant=found.constant,
         interlaced=int(getattr(context, "field_order", 0)) in _INTERLACED
         and min(context.width, context.height) >= _MIN_INTERLACED,
         hdr=int(context.color_trc) in _HDR,
@@ -167,43 +204,56 @@ def _read_info(container: Any) -> SourceInfo:
 
 def _read_matrix(picture: Any) -> tuple[bool, int]:
     """Return (mirrored, rotation) from a picture's display matrix; raises RefusedError for other angles."""
-    matrix = picture.side_data.get(SideData.DISPLAYMATRIX)
+    try:
+        matrix = picture.side_data.get(SideData.DISPLAYMATRIX)
+    except ValueError:  # some other side data, such as EXIF, has no name in PyAV 18
+        return _quarter_turns(-picture.rotation, mirrored=False)
     if matrix is None:
         return False, 0
     # A pixel at (x, y) is shown at x' = across * x + down_across * y + ...
     across, across_down, _, down_across, down, *_ = struct.unpack("=9i", bytes(matrix))
     mirrored = across * down < across_down * down_across
-    angle = math.degrees(math.atan2(across_down, across)) + (180 if mirrored else 0)
+    return _quarter_turns(math.degrees(math.atan2(across_down, across)) + (180 if mirrored else 0), mirrored=mirrored)
+
+
+def _quarter_turns(angle: float, *, mirrored: bool) -> tuple[bool, int]:
     quarters = round(angle / 90)
     if abs(angle - 90 * quarters) > 1:
         raise RefusedError(Refusal.ODD_SHAPE, f"rotated by {angle:.0f} degrees")
     return mirrored, quarters % 4 * 90
 
 
-def _measure(packets: Iterator[Any], stream: Any, *, has_jumps: bool) -> tuple[int, Fraction, Fraction]:
-    """Count the displayed packets and measure their times.
+def _measure(packets: Iterator[Any], stream: Any, *, has_jumps: bool) -> _Times:
+    """Read the times of the displayed packets.
 
-    Returns:
-        (number of displayed packets, seconds from the first to the last of them, seconds that the last is displayed).
-        A time is 0 if the packets carry no timestamps.
+    Args:
+        packets: The displayed packets, in the order of decoding.
+        stream: Their stream.
+        has_jumps: Whether the clock of the container may jump.
     """
-    frames, end, duration = 0, None, 0
     shown, decoded = array("q"), array("q")  # timestamps in units of the stream's time base
+    frames, first, end, duration, offset, step = 0, None, None, 0, 0, 0
+    longest = _JUMP / Fraction(stream.time_base or 1)
     for packet in packets:
         frames += 1
-        if packet.pts is not None:
-            shown.append(packet.pts)
-            if end is None or packet.pts > end:
-                end, duration = packet.pts, packet.duration or 0
         if packet.dts is not None:
-            decoded.append(packet.dts)
-    tick = Fraction(stream.time_base or 0)
-    if has_jumps:
-        steps = [after - before for before, after in pairwise(decoded)]
-        usual = [step for step in steps if 0 < step * tick < _JUMP]
-        return frames, Fraction(sum(usual) * len(steps), max(1, len(usual))) * tick, duration * tick
+            dts = packet.dts + offset
+            if has_jumps and decoded and not 0 <= dts - decoded[-1] < longest:
+                offset += decoded[-1] + step - dts
+                dts = packet.dts + offset
+            elif decoded:
+                step = dts - decoded[-1]
+            decoded.append(dts)
+        if packet.pts is not None:
+            shown.append(packet.pts + offset)
+            first = shown[-1] if frames == 1 and packet.is_keyframe else first
+            if end is None or shown[-1] > end:
+                end, duration = shown[-1], packet.duration or 0
     times = shown if 2 * len(shown) > frames else decoded  # AVI stores decoding times only
-    return frames, (max(times, default=0) - min(times, default=0)) * tick, duration * tick
+    if first is not None and min(times, default=first) < first:  # shown before the first key frame: not decodable
+        times = array("q", [time for time in times if time >= first])
+    reordered = any(after < before for before, after in pairwise(shown))
+    return _Times(frames, times, Fraction(stream.time_base or 0), duration, reordered)
 
 
 def _packets(container: Any, stream: Any, pictures: list[Any]) -> Iterator[Any]:
@@ -219,20 +269,16 @@ def _packets(container: Any, stream: Any, pictures: list[Any]) -> Iterator[Any]:
         return
 
 
-def _rate(stream: Any, frames: int, span: Fraction, last: Fraction) -> Fraction:
-    """Return the average frame rate; raises RefusedError if it is outside [_MIN_RATE, _MAX_RATE].
-
-    A stated rate is used if the packets agree with it, else the packets' rate: some containers state their clock rate.
-    """
+def _rate(stream: Any, times: _Times) -> FrameRate:
+    """Return the frame rate; raises RefusedError if it is outside [_MIN_RATE, _MAX_RATE]."""
     stated = [Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
-    if frames > 1 and span > 0:
-        measured = (frames - 1) / span
-        agreed = [rate for rate in stated if abs(rate - measured) <= _RATE_TOLERANCE * measured + 1 / span]
-        rate = agreed[0] if agreed else measured
-    elif frames == 1 and last * _MAX_RATE >= 1:
-        rate = 1 / last
-    else:  # in a raw stream, the average rate is only ffmpeg's default
-        rate = stated[-1] if stated else Fraction(0)
-    if not _MIN_RATE <= rate <= _MAX_RATE:
-        raise RefusedError(Refusal.NOT_A_VIDEO, f"frame rate {float(rate):g}")
-    return rate.limit_denominator(10_000)
+    found = measure_rate(times.ticks, times.tick, stated, reordered=times.reordered)
+    if not found.rate:
+        last = times.last_s
+        # In a raw stream, the average rate is only ffmpeg's default.
+        rate = 1 / last if times.frames == 1 and last * _MAX_RATE >= 1 else stated[-1] if stated else Fraction(0)
+        found = FrameRate(rate, constant=True)
+    if not _MIN_RATE <= found.rate <= _MAX_RATE:
+        raise RefusedError(Refusal.NOT_A_VIDEO, f"frame rate {float(found.rate):g}")
+    stays = times.last_s * found.rate > 1.5 and not times.reordered  # as the last picture of an animation may
+    return FrameRate(found.rate.limit_denominator(10_000), found.constant and not (stays and times.frames > 1))

@@ -272,6 +272,22 @@ def _store(
     """Return the member's file and what is in it; arguments and errors are those of `_read_and_store`."""
     if codec.untouched and (source.mirrored or source.rotation):
         raise RefusedError(Refusal.NOT_COPYABLE, "its display matrix rotates or mirrors it")
+    file, member = _transcode(path, source, codec, settings, scratch, deadline)
+    if codec.untouched:
+        return file, member if member.fps else replace(member, fps=source.fps)
+    if source.constant and not _is_counted(member, source, settings):
+        # Its packets are not its pictures, as those of single fields: only its timestamps remain.
+        source = replace(source, constant=False)
+        file, member = _transcode(path, source, codec, settings, scratch, deadline)
+    member = replace(member, fps=output_fps(source, settings))
+    _check_complete(member, source, settings)
+    return file, member
+
+
+def _transcode(
+    path: Path, source: SourceInfo, codec: Codec, settings: TranscodeSettings, scratch: Path, deadline: Deadline
+) -> tuple[Path, Member]:
+    """Return the member's file and what is in it; arguments and errors are those of `_read_and_store`."""
     in_time = settings.model_copy(update={"timeout": deadline.left()})
     file = transcode(path, source, codec, in_time, scratch / "member")
     try:
@@ -285,11 +301,13 @@ def _store(
         raise RefusedError(Refusal.DAMAGED, str(error)) from None
     if member.num_frames == 0:
         raise RefusedError(Refusal.NO_FRAMES)
-    if codec.untouched:
-        return file, member if member.fps else replace(member, fps=source.fps)
-    member = replace(member, fps=output_fps(source, settings))
-    _check_complete(member, source, settings)
     return file, member
+
+
+def _is_counted(member: Member, source: SourceInfo, settings: TranscodeSettings) -> bool:
+    """Return whether about as many frames were stored as there are packets, one for each interval."""
+    expected = min(source.seconds, settings.max_seconds or math.inf) * float(output_fps(source, settings))
+    return abs(member.num_frames - expected) <= 0.05 * expected + 2
 
 
 def _check_complete(member: Member, source: SourceInfo, settings: TranscodeSettings) -> None:

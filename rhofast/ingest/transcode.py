@@ -157,7 +157,7 @@ def ffmpeg_command(path: Path, source: SourceInfo, codec: Codec, settings: Trans
             "out_range": "full" if encoder["pix_fmt"].startswith("yuvj") else "limited",
         }
         tone_mapped = source.hdr and _has_filter("zscale") and _has_filter("tonemap")
-        stream = video.filter("setpts", "PTS-STARTPTS")  # otherwise a late first picture is repeated
+        stream = _timed(video, source)
         if source.interlaced:
             stream = stream.filter("bwdif", deint="interlaced")
         stream = stream.filter("fps", fps=f"{rate.numerator}/{rate.denominator}", eof_action="pass")
@@ -187,6 +187,17 @@ def ffmpeg_command(path: Path, source: SourceInfo, codec: Codec, settings: Trans
     )
     command: list[str] = ffmpeg.compile(output, cmd=find_ffmpeg())
     return [f"file:{path}" if argument == _SOURCE else argument for argument in command]
+
+
+def _timed(stream: Any, source: SourceInfo) -> Any:
+    """Let time begin with the first picture, which is otherwise repeated if it comes late.
+
+    At a constant rate, pictures are counted: their timestamps are rounded, and sometimes wrong or missing.
+    """
+    if not source.constant:
+        return stream.filter("setpts", "PTS-STARTPTS")
+    tick = f"{source.fps.denominator}/{source.fps.numerator}"
+    return stream.filter("settb", tick).filter("setpts", "N")
 
 
 def _tone_mapped(stream: Any) -> Any:
