@@ -1,4 +1,4 @@
-"""Helpers of several recipes: names of videos, keys from paths, lines of text files, and finding files. Not a recipe.
+"""Helpers of several recipes: keys from paths, and finding files and videos. Not a recipe.
 
 Paths are used through pathlib's own methods only, so that they may lie in an object store.
 """
@@ -7,19 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 
-VIDEO_SUFFIXES = {
-    f".{name}"
-    for names in ("3gp asf avi flv gif", "m2ts m4v mkv mov mp4 mpeg mpg mts mxf", "ogv ts vob webm wmv")
-    for name in names.split()
-}
-
-
-def is_video_name(name: str) -> bool:
-    """Return whether a file name has the suffix of a video; hidden files do not count."""
-    return PurePath(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")
+from _walk import Kind, entries
 
 
 def digest_of(path: str, size: int = 6) -> str:
@@ -42,14 +33,6 @@ def key_of(path: str, size: int = 6) -> str:
     digest = digest_of(path, size)
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePath(path).stem).strip("_-")[:40]
     return f"{readable}_{digest}" if readable else digest
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, stripped text) for each line of a text file that is not empty."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=None) as file:
-        for number, text in enumerate(file, start=1):
-            if line := text.strip():
-                yield number, line
 
 
 def first_folder(folders: Iterable[Path]) -> Path:
@@ -102,10 +85,10 @@ class VideoFolders:
 
     def _list(self, folder: Path) -> dict[str, str]:
         names: dict[str, str] = {}
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if is_video_name(path.name):
-                stem = self._normalize(path.stem)
-                names[stem] = min(path.name, names.get(stem, path.name))
+        for entry in entries(folder) if folder.is_dir() else ():
+            if entry.kind is Kind.VIDEO:
+                stem = self._normalize(entry.path.stem)
+                names.setdefault(stem, entry.path.name)
         return names
 
     def _normalize(self, stem: str) -> str:

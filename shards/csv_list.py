@@ -1,109 +1,239 @@
 """csv_list: a text file with one video per line, optionally with a label: `path label`, as PySlowFast writes it.
 
     rhofast shard train.csv OUT --option root=/videos
+    rhofast shard train.csv OUT --option classes=names.txt
+    rhofast shard table.csv OUT --option path_column=file --option label_column=action
 
-SOURCE is the text file. Relative paths are relative to `root`, or to the folder of the file. Addresses such as
-s3://bucket/x.mp4 are used unchanged. A path may be quoted. A label is a number or a name; names are numbered in sorted
-order.
+SOURCE is the text file, in UTF-8, or in UTF-16 with a byte order mark. Relative paths are relative to `root`, or to the
+folder of the file. Addresses such as s3://bucket/x.mp4 are used unchanged. Skipped are empty lines and comments, which
+begin with "# " (without the space, # is part of a name).
 
-The separator is found as follows: the comma, tab or space behind the suffix of the path (`.mp4`), or else the first
-comma or tab, or else the last space. So paths may contain all of these characters. `separator` (comma, tab or space)
-sets it.
+Fields are separated by commas, tabs, semicolons, bars or spaces, whichever makes sense of most lines; `separator` sets
+it. A field that contains the separator is quoted. If spaces separate the fields, a path with a suffix may contain
+spaces, but a label may not.
 
-Skipped are empty lines, lines that begin with "# " (without the space, # is part of a name), and a first line with
-column names such as `path,label`.
+The first line may have the names of the columns; `header` says whether it has. Without one, a line is a path and a
+label. With one, columns are recognized by what is in them and by usual names (path, file_name, video; label, class,
+target, category), and one column may have the number and another the name of a class. A column whose meaning is not
+known is an error. `path_column` and `label_column` (a name, a number from 1, or none) choose; all other columns are
+then ignored.
+
+Labels are whole numbers >= 0 (1.0 is one), or names, which are numbered in sorted order. A list that has both is an
+error; with `labels=names` numbers are taken as names too, sorted as text. `unlabeled` is the label that means none,
+such as -1. `classes` is a file with the name of each class, one per line from class 0 on, or a JSON file with numbers
+by name. It gives numbers their names, and names their numbers; without it, numbers are names of themselves.
 """
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
-from _paths import key_of, numbered_lines
+from _columns import Layout, Row, find_layout, is_number, rows
+from _lists import names_by_number, numbered_lines, problem, read_json
+from _paths import key_of
 
 from rhofast.data.types import VideoRecord
 
-HEADS = {"path", "file", "filename", "video"}
-SEPARATORS = {"comma": ",", "tab": "\t", "space": " "}
+MAX_NAMES = 1_000_000
+Labels = Literal["numbers", "names"]
 
 
-def records(source: Path, *, root: Path | None = None, separator: str | None = None) -> Iterator[VideoRecord]:
+def records(
+    source: Path,
+    *,
+    root: Path | None = None,
+    separator: Literal["comma", "tab", "semicolon", "pipe", "space", "none"] | None = None,
+    header: bool | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    labels: Labels | None = None,
+    unlabeled: str | None = None,
+    classes: Path | None = None,
+) -> Iterator[VideoRecord]:
     """Yield the videos of the list, in its order.
 
     Args:
         source: The list.
         root: Folder of relative paths; None: the folder of the list.
-        separator: `comma`, `tab` or `space`; None: found for each line.
+        separator: What separates the fields; None: found.
+        header: Whether the first line has the names of the columns; None: found.
+        path_column: Column of the paths; None: found.
+        label_column: Column of the labels, or `none`; None: found.
+        labels: What labels are; None: found.
+        unlabeled: The label that means none; None: a list has labels in all lines or in none.
+        classes: File with the names of the classes; None: numbers have no names, names are numbered in sorted order.
 
     Raises:
         ValueError: A line cannot be understood.
     """
-    if separator is not None and separator not in SEPARATORS:
-        raise ValueError(f"separator={separator} must be one of {', '.join(SEPARATORS)}")
+    layout = find_layout(source, separator=separator, header=header, path_column=path_column, label_column=label_column)
     folder = source.parent if root is None else root
-    names = label_names(source, separator)
-    numbers = {name: number for number, name in enumerate(names)}
-    for line, path, label in entries(source, separator):
-        if label is None and names:
-            raise ValueError(f"{source}:{line}: this line has no label, but others have one")
+    numbering = find_numbering(source, layout, labels, unlabeled, classes)
+    for row in rows(source, layout):
+        label, name = numbering.label_of(row)
+        address = "://" in row.path
         yield VideoRecord(
-            key=key_of(path),
-            path=path if "://" in path else folder / path,
-            label=None if label is None else numbers[label] if names else int(label),
-            label_name=label if names else None,
+            key=key_of(row.path if address else PurePosixPath(row.path).as_posix()),
+            path=row.path if address else folder / row.path,  # type: ignore[arg-type]
+            label=label,
+            label_name=name,
+            where=f"{source}:{row.line}",
         )
 
 
-def label_names(source: Path, separator: str | None) -> list[str]:
-    """Return the sorted class names; an empty list if all labels are numbers or there are none.
+def classes(source: Path, *, classes: Path | None = None, **_: object) -> list[str]:
+    """Return the names of all classes, by number, if a file gives them; otherwise only the list itself knows them."""
+    return [] if classes is None else class_names(classes)
+
+
+@dataclass
+class Numbering:
+    """How the labels of a list become class numbers.
+
+    Attributes:
+        source: The list.
+        unlabeled: The label that means none; None: there is no such label.
+        as_names: Whether all labels are names, whatever they look like.
+        mark: The separator of the list.
+        numbers: Number of each name; empty if labels are numbers.
+        names: Name of each number; empty if numbers have no names, or a column has them.
+    """
+
+    source: Path
+    unlabeled: str | None
+    as_names: bool
+    mark: str
+    numbers: dict[str, int] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+
+    def text_of(self, row: Row) -> str | None:
+        """Return the label of an entry as it is written, or None."""
+        if row.label is None or self.unlabeled is None:
+            return row.label
+        both = is_number(row.label) and is_number(self.unlabeled)
+        same = Decimal(row.label) == Decimal(self.unlabeled) if both else row.label == self.unlabeled
+        return None if same else row.label
+
+    def number_of(self, row: Row, label: str) -> int | None:
+        """Return the number that a label is; None if it is a name. Raises ValueError if it is neither."""
+        if self.as_names:
+            return None
+        where, remedy = f"{self.source}:{row.line}: label {label[:80]!r}", "take labels as names: --option labels=names"
+        several = re.fullmatch(r"\d+(\s*[ ,;|/]\s*\d+)+", label) or re.search(r"[;|]", label)
+        if several or (self.mark == " " and "," in label):
+            raise problem(f"{where} looks like several labels, but a video has one", remedy)
+        if not is_number(label):
+            if label.lower() == "nan":
+                raise problem(f"{where} is not a number", f"say that it means none: --option unlabeled={label}")
+            return None
+        value = Decimal(label)
+        if abs(value.adjusted()) > 18 or value != value.to_integral_value():
+            raise problem(f"{where} is not a class number", remedy)
+        if value < 0:
+            raise problem(f"{where} is below 0", f"say that it means none: --option unlabeled={label}; or {remedy}")
+        return int(value)
+
+    def label_of(self, row: Row) -> tuple[int | None, str | None]:
+        """Return the class number of an entry and the name of the class; raises ValueError if there is none such."""
+        label = self.text_of(row)
+        if label is None:
+            return None, None
+        number = self.number_of(row, label)
+        if number is None:
+            if label not in self.numbers:
+                raise ValueError(f"{self.source}:{row.line}: class {label[:80]!r} is not in the file of classes")
+            return self.numbers[label], label
+        if self.names and number >= len(self.names):
+            raise ValueError(f"{self.source}:{row.line}: label {number}, but there are {len(self.names)} classes")
+        return number, self.names[number] if self.names else row.label_name
+
+
+class Tally:
+    """Counts entries of two kinds, of which a list may have one only."""
+
+    def __init__(self) -> None:
+        self._count: dict[bool, int] = {True: 0, False: 0}
+        self._first: dict[bool, Row] = {}
+
+    def add(self, kind: bool, row: Row) -> None:
+        """Count an entry."""
+        self._count[kind] += 1
+        self._first.setdefault(kind, row)
+
+    def rarer(self) -> tuple[Row, bool] | None:
+        """Return the first entry of the rarer kind and the kind; None if all are of one kind."""
+        if len(self._first) < 2:
+            return None
+        kind = self._count[True] < self._count[False]
+        return self._first[kind], kind
+
+
+def find_numbering(
+    source: Path, layout: Layout, labels: Labels | None, unlabeled: str | None, names_file: Path | None
+) -> Numbering:
+    """Read all labels of a list, and find out how they become numbers.
 
     Args:
-        source: The list, which is read once; only the names are kept.
-        separator: As for records.
+        source: The list.
+        layout: How it is written.
+        labels: What labels are; None: found.
+        unlabeled: The label that means none.
+        names_file: File with the names of the classes, or None.
+
+    Raises:
+        ValueError: A label cannot be understood, or is of another kind than the others.
     """
-    names, numeric = set(), True
-    for line, _, label in entries(source, separator):
-        if label is not None:
-            numeric = numeric and re.fullmatch(r"\d+", label) is not None
+    numbering = Numbering(source, unlabeled, labels == "names", layout.mark)
+    labeled, numeric, names = Tally(), Tally(), set[str]()
+    for row in rows(source, layout):
+        label = numbering.text_of(row)
+        labeled.add(label is not None, row)
+        if label is None:
+            continue
+        number = numbering.number_of(row, label)
+        numeric.add(number is not None, row)
+        if number is None:
+            if labels == "numbers":
+                raise ValueError(f"{source}:{row.line}: label {label[:80]!r} is not a number")
             names.add(label)
-            if len(names) > 1_000_000:
-                raise ValueError(
-                    f"{source}:{line}: more than a million labels; set the separator (comma, tab or space)"
-                )
-    return [] if numeric else sorted(names)
+            if len(names) > MAX_NAMES:
+                raise ValueError(f"{source}:{row.line}: more than {MAX_NAMES:,} different labels")
+    if unlabeled is None and (odd := labeled.rarer()):
+        row, has_label = odd
+        what = "has a label, but most others have none" if has_label else "has no label, but others have one"
+        raise problem(f"{source}:{row.line}: this line {what}", "accept lines without a label: --option unlabeled=")
+    if odd := numeric.rarer():
+        row, is_numeric = odd
+        what = "is a number, but others are names" if is_numeric else "is a name, but others are numbers"
+        raise problem(
+            f"{source}:{row.line}: label {str(row.label)[:80]!r} {what}",
+            "correct the line, or take all labels as names: --option labels=names",
+        )
+    if names_file is not None:
+        numbering.names = class_names(names_file)
+        names = set(numbering.names)
+    ordered = numbering.names or sorted(names)
+    numbering.numbers = {name: number for number, name in enumerate(ordered)}
+    return numbering
 
 
-def entries(source: Path, separator: str | None) -> Iterator[tuple[int, str, str | None]]:
-    """Yield (line number, path, label or None) for each entry of the list."""
-    for number, line in numbered_lines(source):
-        if line == "#" or line.startswith("# "):
-            continue
-        fields = split(line, separator)
-        if number == 1 and is_header(fields):
-            continue
-        if len(fields) > 2 or not fields[0] or re.fullmatch(r"-\d+", fields[-1]):
-            raise ValueError(f"{source}:{number}: expected `path label` with a label >= 0, got {line!r}")
-        yield number, fields[0], fields[1] if len(fields) == 2 else None
+def class_names(path: Path) -> list[str]:
+    """Return class names by number, from a text file with one name per line or a JSON file.
 
+    Lines may begin with the number, from 0 on. A JSON file has a list of names, or numbers by name.
 
-def is_header(fields: list[str]) -> bool:
-    """Return whether the fields are column names, path first; raises ValueError if the label comes first."""
-    names = [field.lower() for field in fields]
-    if names[0] == "label" and len(names) > 1:
-        raise ValueError(f"columns {', '.join(fields)}: expected the path first and the label second")
-    return names[0] in HEADS and names[1:] in (["label"], ["class"], [])
-
-
-def split(line: str, separator: str | None) -> list[str]:
-    """Return the unquoted fields of a line; `separator` is as for records."""
-    if separator:
-        mark = SEPARATORS[separator]
-    else:
-        behind_suffix = re.findall(r'\.[A-Za-z]\w{1,4}"?\s*([,\t ])', line)
-        mark = behind_suffix[-1] if behind_suffix else next((mark for mark in ",\t" if mark in line), " ")
-    if mark == " " and not line.startswith('"'):
-        parts = re.fullmatch(r"(.*\.[A-Za-z]\w{1,4}) +([^./]+)", line) or re.fullmatch(r"(.*\S) +([^ ./]+)", line)
-        return [parts[1], parts[2]] if parts else [line]
-    return [field.strip() for field in next(csv.reader([line], delimiter=mark, skipinitialspace=True)) if field.strip()]
+    Raises:
+        ValueError: A name or number occurs twice, or a number is missing.
+    """
+    if path.suffix.lower() == ".json":
+        return names_by_number(path, read_json(path))
+    names = [text for _, text in numbered_lines(path)]
+    parts = [match for name in names if (match := re.fullmatch(r"(\d+)[\s,]+(.+)", name, re.ASCII))]
+    if len(parts) == len(names) <= MAX_NAMES:
+        return names_by_number(path, {part[2]: part[1] for part in parts})
+    return names_by_number(path, names)

@@ -4,8 +4,11 @@
     rhofast shard FOLDER OUT/train --option split=train --option holdout=0.2
     rhofast shard FOLDER OUT/test  --option split=test  --option holdout=0.2
 
-SOURCE is the folder. Each folder directly in it is a class. Classes are numbered by sorted name over the whole tree, so
-that both splits agree.
+SOURCE is the folder. Each folder directly in it is a class if there is a video anywhere below it. Classes are numbered
+by sorted name over the whole tree, so that both splits agree.
+
+Linked folders are followed once, and a link to nothing is listed and counts as missing. Other files and hidden files
+and folders are passed over and counted. A folder that cannot be read is an error.
 
 `split` is all, train or test. `holdout` is the share of each class that goes to the test split: at least one video if
 the class has two, chosen by a hash of the path, so that the choice is stable when videos are added. `per_class` keeps
@@ -18,9 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from _paths import VIDEO_SUFFIXES, digest_of, is_video_name, key_of
+from _paths import digest_of, key_of
+from _walk import REASONS, VIDEO_SUFFIXES, Entry, Kind, Walk, entries, is_video_name
 
-from rhofast.data.types import VideoRecord
+from rhofast.data.types import PassedOver, VideoRecord
+
+FOLDERS = (Kind.FOLDER, Kind.LINKED_FOLDER)
 
 
 def records(
@@ -29,8 +35,8 @@ def records(
     split: Literal["all", "train", "test"] = "all",
     holdout: float = 0.0,
     per_class: int | None = None,
-) -> Iterator[VideoRecord]:
-    """Yield the videos under a folder, sorted by path.
+) -> Iterator[VideoRecord | PassedOver]:
+    """Yield the videos under a folder, sorted by path, and what is passed over.
 
     Args:
         source: The folder.
@@ -39,37 +45,91 @@ def records(
         per_class: Videos per class of the split; None: all.
 
     Raises:
-        ValueError: The source is not a folder or has no videos.
+        ValueError: The source is not a folder, has no videos, or has some in class folders and some beside them.
+        OSError: A folder cannot be read.
     """
-    if not source.is_dir():
-        raise ValueError(f"{source}: not a folder")
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout={holdout} must be in [0, 1)")
-    flat = sorted(path for path in source.iterdir() if is_video(path))
-    classes = sorted(folder.name for folder in source.iterdir() if folder.is_dir() and any_video(folder))
-    if not flat and not classes:
-        raise ValueError(f"{source}: no videos ({', '.join(sorted(VIDEO_SUFFIXES))}) in this folder or its subfolders")
-    if flat and classes:
-        raise ValueError(
-            f"{source}: videos both in class folders and directly in this folder (e.g. {flat[0].name}); move them"
-        )
-    groups = [(None, None, flat)] if flat else [(label, name, None) for label, name in enumerate(classes)]
-    for label, name, videos in groups:
-        found = videos if videos is not None else sorted(filter(is_video, (source / str(name)).rglob("*")))
-        test = held_out(source, found, holdout)
-        chosen = [path for path in found if split == "all" or (path in test) == (split == "test")]
+    if per_class is not None and per_class < 1:
+        raise ValueError(f"per_class={per_class} must be at least 1")
+    flat, folders = flat_and_folders(source)
+    walk = Walk(source)
+    yield from passed_over(source, walk, [*flat, *folders])
+    groups = (
+        [(None, None, flat)] if flat else [(label, entry.path.name, [entry]) for label, entry in enumerate(folders)]
+    )
+    for label, name, members in groups:
+        videos: list[Path] = []
+        for member in members:
+            for found in below(walk, member):
+                if isinstance(found, PassedOver):
+                    yield found
+                else:
+                    videos.append(found)
+        test = held_out(source, videos, holdout)
+        chosen = [path for path in videos if split == "all" or (path in test) == (split == "test")]
         for path in chosen[:per_class]:
             yield VideoRecord(key=key_of(path.relative_to(source).as_posix()), path=path, label=label, label_name=name)
 
 
-def is_video(path: Path) -> bool:
-    """Return whether a path is a file with the suffix of a video."""
-    return is_video_name(path.name) and path.is_file()
+def classes(source: Path, **_: object) -> list[str]:
+    """Return the names of all classes, by number."""
+    return [entry.path.name for entry in flat_and_folders(source)[1]]
 
 
-def any_video(folder: Path) -> bool:
-    """Return whether there is a video anywhere under a folder that is not hidden."""
-    return not folder.name.startswith(".") and any(map(is_video, folder.rglob("*")))
+def flat_and_folders(source: Path) -> tuple[list[Entry], list[Entry]]:
+    """Return the videos directly in a folder, and the class folders in it; one of the lists is empty.
+
+    A link to nothing whose name has no suffix was a class folder, unless videos lie beside it.
+    """
+    if not source.is_dir():
+        raise ValueError(f"{source}: not a folder")
+    top = entries(source)
+    flat = [entry for entry in top if entry.kind in (Kind.VIDEO, Kind.MISSING) and is_video_name(entry.path.name)]
+    dead = [entry for entry in top if entry.kind is Kind.MISSING and entry not in flat]
+    folders = [entry for entry in top if entry.kind in FOLDERS and has_video(source, entry)]
+    if flat and folders:
+        raise ValueError(
+            f"{source}: videos both in class folders (e.g. {folders[0].path.name}) and directly in this folder (e.g. "
+            f"{flat[0].path.name}); move them"
+        )
+    if not flat and not folders and not dead:
+        raise ValueError(
+            f"{source}: no videos in this folder or below it; videos are files that are not hidden and end in "
+            f"{', '.join(sorted(VIDEO_SUFFIXES))}"
+        )
+    by_name = {entry.path.name: entry for entry in (flat or folders) + dead}
+    ordered = [by_name[name] for name in sorted(by_name)]
+    return (ordered, []) if flat else ([], ordered)
+
+
+def has_video(source: Path, entry: Entry) -> bool:
+    """Return whether there is a video anywhere below a folder in `source`."""
+    return any(not isinstance(found, PassedOver) for found in below(Walk(source), entry))
+
+
+def below(walk: Walk, entry: Entry) -> Iterator[Path | PassedOver]:
+    """Yield the videos in one entry of the source, and what is passed over."""
+    if entry.kind not in FOLDERS:
+        yield entry.path
+    elif walk.enters(entry):
+        yield from walk.videos(entry.path, linked=entry.kind is Kind.LINKED_FOLDER)
+    else:
+        yield PassedOver(path=entry.path, reason="folders listed elsewhere")
+
+
+def passed_over(source: Path, walk: Walk, listed: list[Entry]) -> Iterator[PassedOver]:
+    """Yield what is passed over in the source, outside of what is listed."""
+    for entry in entries(source):
+        if entry in listed:
+            continue
+        if entry.kind not in FOLDERS:
+            yield PassedOver(path=entry.path, reason=REASONS[entry.kind])
+        elif walk.enters(entry):
+            yield PassedOver(path=entry.path, reason="folders without videos")
+            yield from (found for found in walk.videos(entry.path) if isinstance(found, PassedOver))
+        else:
+            yield PassedOver(path=entry.path, reason="folders listed elsewhere")
 
 
 def held_out(source: Path, videos: list[Path], share: float) -> set[Path]:

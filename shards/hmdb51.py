@@ -22,7 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Literal
 
-from _paths import VideoFolders, first_folder, key_of, numbered_lines
+from _lists import numbered_lines
+from _paths import VideoFolders, first_folder, key_of
 
 from rhofast.data.types import VideoRecord
 
@@ -49,12 +50,10 @@ def records(
     """
     if fold not in (1, 2, 3):
         raise ValueError(f"fold={fold} must be 1, 2 or 3")
-    ending = f"_test_split{fold}.txt"
-    lists = class_lists([annotations] if annotations else places(source), ending)
+    lists = class_lists(source, fold, annotations)
     videos = root or first_folder([source / "hmdb51_org", source / "videos", source])
     finder = VideoFolders()
-    for label, listing in enumerate(lists):
-        label_name = listing.name.removesuffix(ending)
+    for label, (label_name, listing) in enumerate(lists.items()):
         for line, text in numbered_lines(listing):
             name, mark = (*text.rsplit(maxsplit=1), "")[:2]
             if mark not in MARKS:
@@ -66,7 +65,13 @@ def records(
                     path=finder.find(folder, PurePath(name).stem) or folder / name,
                     label=label,
                     label_name=label_name,
+                    where=f"{listing}:{line}",
                 )
+
+
+def classes(source: Path, *, fold: int = 1, annotations: Path | None = None, **_: object) -> list[str]:
+    """Return the names of all classes, by number. The options are those of records."""
+    return list(class_lists(source, fold, annotations))
 
 
 def published(source: Path, *, split: Split = "train", **_: object) -> int:
@@ -80,10 +85,15 @@ def places(source: Path) -> list[Path]:
     return [source / name, source / "test_train_splits" / name, source / "annotations", source, source.parent / name]
 
 
-def class_lists(folders: list[Path], ending: str) -> list[Path]:
-    """Return the lists of all classes, sorted by class: the files with this ending in the first folder that has any."""
+def class_lists(source: Path, fold: int, annotations: Path | None) -> dict[str, Path]:
+    """Return the lists of a fold by class, sorted: those in the first folder that has any.
+
+    The arguments are as for records; raises ValueError if there are no lists.
+    """
+    ending = f"_test_split{fold}.txt"
+    folders = [annotations] if annotations else places(source)
     for folder in folders:
         found = [path for path in folder.glob(f"*{ending}") if not path.name.startswith(".")] if folder.is_dir() else []
         if found:
-            return sorted(found, key=lambda path: path.name.removesuffix(ending))
+            return dict(sorted((path.name.removesuffix(ending), path) for path in found))
     raise ValueError(f"no CLASS{ending} in {', '.join(map(str, folders))}")

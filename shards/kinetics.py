@@ -29,13 +29,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from csv import Error as CsvError
-from csv import reader as csv_reader
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import csv_list
+from _lists import fields_of, lines
 from _paths import VideoFolders, first_folder
+from _walk import Kind, entries
 
 from rhofast.data.types import VideoRecord
 
@@ -92,7 +93,20 @@ def records(
             path=videos.find(key, row_split, label),
             label=None if label is None else numbers[label],
             label_name=label,
+            where=f"{listing}:{line}",
         )
+
+
+def classes(
+    source: Path,
+    *,
+    split: Literal["train", "val", "test"] | None = None,
+    annotations: Path | None = None,
+    **_: object,
+) -> list[str]:
+    """Return the names of all classes, by number; empty if there are none. The options are those of records."""
+    listing = find_listing(source, split, annotations)
+    return label_names(listing) if is_published(listing) else csv_list.classes(listing)
 
 
 def published(
@@ -154,24 +168,27 @@ def find_listing(source: Path, split: str | None, annotations: Path | None) -> P
 
 def is_published(listing: Path) -> bool:
     """Return whether the first line has the published column names, and not a video."""
-    with listing.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        return COLUMNS[0] in file.readline().lower()
+    return any(COLUMNS[0] in text.lower() for _, text in islice(lines(listing), 1))
 
 
 def rows(listing: Path) -> Iterator[tuple[int, Row]]:
     """Yield (line number, fields by column name) for each row."""
-    with listing.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv_reader(file, skipinitialspace=True)
+    names: list[str] = []
+    for line, text in lines(listing):
         try:
-            names = [name.strip().lower() for name in next(reader)]
+            fields = fields_of(text, ",")
+        except ValueError as error:
+            raise ValueError(f"{listing}:{line}: {error}") from None
+        if not names:
+            names = list(map(str.lower, fields))
             if absent := [name for name in COLUMNS if name not in names]:
-                raise ValueError(f"{listing}:1: no column {', '.join(absent)} in {', '.join(names)}")
-            for fields in filter(any, reader):
-                if len(fields) != len(names):
-                    raise ValueError(f"{listing}:{reader.line_num}: {len(fields)} fields in {len(names)} columns")
-                yield reader.line_num, dict(zip(names, map(str.strip, fields), strict=True))
-        except CsvError as error:
-            raise ValueError(f"{listing}:{reader.line_num}: {error}") from None
+                raise ValueError(f"{listing}:{line}: no column {', '.join(absent)} in {', '.join(names)}")
+            if len(set(names)) != len(names):
+                raise ValueError(f"{listing}:{line}: two columns of one name in {', '.join(names)}")
+        elif len(fields) != len(names):
+            raise ValueError(f"{listing}:{line}: {len(fields)} fields in {len(names)} columns")
+        else:
+            yield line, dict(zip(names, fields, strict=True))
 
 
 def label_names(listing: Path) -> list[str]:
@@ -252,8 +269,9 @@ class _Videos:
 
     def _class_folders(self, folder: Path) -> dict[str, Path]:
         """Return class folders by the letters and digits of their names; copies differ in all other characters."""
-        found = folder.iterdir() if folder.is_dir() else ()
-        return {_plain(path.name): path for path in found if _plain(path.name) in self._labels}
+        found = entries(folder) if folder.is_dir() else ()
+        folders = [entry.path for entry in found if entry.kind in (Kind.FOLDER, Kind.LINKED_FOLDER)]
+        return {_plain(path.name): path for path in folders if _plain(path.name) in self._labels}
 
 
 def _plain(name: str) -> str:

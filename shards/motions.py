@@ -343,6 +343,11 @@ def make_videos(folder: Path, settings: Settings, videos: int, workers: int | No
         pool.shutdown(cancel_futures=True)
 
 
+def classes(source: Path, **_: object) -> list[str]:
+    """Return the names of all classes, by number."""
+    return list(CLASSES)
+
+
 def records(
     source: Path,
     *,

@@ -19,12 +19,12 @@ split has labels if test-answers.csv (`id;template` lines) lies beside the JSON 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from _paths import VideoFolders, first_file, first_folder, numbered_lines
+from _lists import numbered_lines, read_json
+from _paths import VideoFolders, first_file, first_folder
 
 from rhofast.data.types import VideoRecord
 
@@ -49,9 +49,8 @@ def records(
     Raises:
         ValueError: A file is missing or an entry of it cannot be understood.
     """
-    beside = [source / "labels", source / "annotations", source]
-    listing = first_file([annotations] if annotations else beside, named(f"{FILES[split]}.json"))
-    labels = read_labels(first_file([listing.parent], named("labels.json")))
+    listing = find_listing(source, split, annotations)
+    labels = read_labels(listing)
     answers = read_answers(listing.parent) if split == "test" else {}
     archive = "20bn-something-something-v2"
     videos = root or first_folder([source / archive, source / "videos" / archive, source / "videos", source])
@@ -65,7 +64,14 @@ def records(
             path=finder.find(videos, key) or videos / f"{key}.webm",
             label=None if name is None else labels[name],
             label_name=name,
+            where=f"{listing}: entry {number}",
         )
+
+
+def classes(source: Path, *, split: Split = "train", annotations: Path | None = None, **_: object) -> list[str]:
+    """Return the names of all classes, by number. The options are those of records."""
+    names = {number: name for name, number in read_labels(find_listing(source, split, annotations)).items()}
+    return [names.get(number, str(number)) for number in range(max(names, default=-1) + 1)]
 
 
 def published(source: Path, *, split: Split = "train", **_: object) -> int:
@@ -78,31 +84,40 @@ def named(name: str) -> list[str]:
     return [prefix + name for prefix in PREFIXES]
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; raises ValueError with the line if it is invalid."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+def find_listing(source: Path, split: Split, annotations: Path | None) -> Path:
+    """Return the JSON file of a split; the arguments are as for records."""
+    beside = [source / "labels", source / "annotations", source]
+    return first_file([annotations] if annotations else beside, named(f"{FILES[split]}.json"))
 
 
-def read_labels(path: Path) -> dict[str, int]:
-    """Return label numbers by template; the file has the numbers as text."""
-    labels = read_json(path)
+def read_labels(listing: Path) -> dict[str, int]:
+    """Return the number of each class by its template, from labels.json beside the file of a split.
+
+    Raises:
+        ValueError: The file has something else, or two classes have one number. It has the numbers as text.
+    """
+    path = first_file([listing.parent], named("labels.json"))
+    content = read_json(path)
     try:
-        return {name: int(number) for name, number in labels.items()}
-    except (AttributeError, TypeError, ValueError):
+        labels = {name: int(str(number)) for name, number in content.items()}
+    except (AttributeError, ValueError):
         raise ValueError(f"{path}: expected numbers by template") from None
+    if len(set(labels.values())) != len(labels) or not all(0 <= number < 1_000_000 for number in labels.values()):
+        raise ValueError(f"{path}: expected numbers by template, each once, from 0 on")
+    return labels
 
 
 def read_entries(path: Path) -> list[tuple[str, str | None]]:
     """Return (id, template without brackets or None) for each video; nothing else of the large file is kept."""
     entries: list[tuple[str, str | None]] = []
-    for number, entry in enumerate(read_json(path), start=1):
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise ValueError(f"{path}: expected a list of videos")
+    for number, entry in enumerate(content, start=1):
         if not isinstance(entry, dict) or "id" not in entry:
             raise ValueError(f"{path}: entry {number}: expected an object with an id, got {str(entry)[:80]}")
         template = entry.get("template")
-        entries.append((str(entry["id"]), None if template is None else without_brackets(template)))
+        entries.append((str(entry["id"]), None if template is None else without_brackets(str(template))))
     return entries
 
 

@@ -24,7 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Literal
 
-from _paths import VideoFolders, first_file, first_folder, numbered_lines
+from _lists import numbered_lines
+from _paths import VideoFolders, first_file, first_folder
 
 from rhofast.data.types import VideoRecord
 
@@ -50,8 +51,7 @@ def records(
     """
     if fold not in (1, 2, 3):
         raise ValueError(f"fold={fold} must be 1, 2 or 3")
-    beside = [source / "ucfTrainTestlist", source / "annotations", source, source.parent / "ucfTrainTestlist"]
-    listing = first_file([annotations] if annotations else beside, [f"{split}list{fold:02d}.txt"])
+    listing = find_listing(source, split, fold, annotations)
     names = class_names(listing.parent / "classInd.txt")
     labels = {name.casefold(): label for label, name in enumerate(names)}
     videos = root or first_folder([source / "UCF-101", source / "UCF101", source / "videos", source])
@@ -72,12 +72,26 @@ def records(
             path=finder.find(folder, stem) or folder / name,
             label=label,
             label_name=names[label],
+            where=f"{listing}:{line}",
         )
+
+
+def classes(
+    source: Path, *, split: Split = "train", fold: int = 1, annotations: Path | None = None, **_: object
+) -> list[str]:
+    """Return the names of all classes, by number. The options are those of records."""
+    return class_names(find_listing(source, split, fold, annotations).parent / "classInd.txt")
 
 
 def published(source: Path, *, split: Split = "train", fold: int = 1, **_: object) -> int:
     """Return how many videos the published list has."""
     return PUBLISHED[split][fold - 1]
+
+
+def find_listing(source: Path, split: Split, fold: int, annotations: Path | None) -> Path:
+    """Return the list of a split; the arguments are as for records."""
+    beside = [source / "ucfTrainTestlist", source / "annotations", source, source.parent / "ucfTrainTestlist"]
+    return first_file([annotations] if annotations else beside, [f"{split}list{fold:02d}.txt"])
 
 
 def class_names(path: Path) -> list[str]:
@@ -87,5 +101,7 @@ def class_names(path: Path) -> list[str]:
         number, _, name = text.partition(" ")
         if number != str(len(names) + 1) or not name.strip():
             raise ValueError(f"{path}:{line}: expected `{len(names) + 1} CLASS`, got {text!r}")
+        if name.strip().casefold() in map(str.casefold, names):
+            raise ValueError(f"{path}:{line}: class {name.strip()!r} occurs twice")
         names.append(name.strip())
     return names

@@ -150,12 +150,12 @@ def shard(
     from rhofast.data.codecs import build_codecs
     from rhofast.data.format.dataset import open_folder
     from rhofast.ingest.array_task import parse_task
-    from rhofast.ingest.build import BuildSettings, build_shards, stored_keys
+    from rhofast.ingest.build import BuildSettings, build_shards, known_classes, stored_keys
     from rhofast.ingest.dry_run import estimate_build
     from rhofast.ingest.executors import LocalProcesses
-    from rhofast.ingest.listing import Listing
+    from rhofast.ingest.listing import Listing, PassedOverCount
     from rhofast.ingest.ray_cluster import RayCluster
-    from rhofast.ingest.recipes import find_records, published_count
+    from rhofast.ingest.recipes import find_classes, find_records, published_count
     from rhofast.ingest.transcode import TranscodeSettings
 
     codecs = build_codecs(codec or ["jpeg"], given(quality=quality, gop=gop, preset=preset))
@@ -172,11 +172,20 @@ def shard(
     array_task = None if task is None else parse_task(task)
     processes = workers or os.cpu_count() or 1
     existing = open_folder(target) if append else None
-    stored, classes = (stored_keys(existing), existing.info.classes) if existing is not None else ((), ())
+    stored, known = (stored_keys(existing), known_classes(existing)) if existing is not None else ((), {})
     start = time.monotonic()
     with ShardProgress() as progress:
-        records = find_records(source, recipe, option or [])
-        with Listing(records, stored=stored, classes=classes, on_count=progress.on_count) as listing:
+        passed_over = PassedOverCount()
+        records = find_records(source, recipe, option or [], on_passed_over=passed_over.add)
+        classes = find_classes(source, recipe, option or [])
+        with Listing(
+            records,
+            stored=stored,
+            known=known,
+            classes=classes,
+            passed_over=passed_over,
+            on_count=progress.on_count,
+        ) as listing:
             progress.begin(listing.listed, len(listing))
             if dry_run is not None:
                 clips = load_config(None, overrides or []).clips
@@ -202,7 +211,7 @@ def shard(
                     on_progress=progress.on_videos,
                 )
     if dry_run is not None:
-        out.print(estimate_table(estimate))
+        out.print(estimate_table(estimate, passed_over.counts))
         if report is not None:
             report.write_text(json.dumps(estimate.to_json(), indent=1))
             print_line(f"Wrote {report}")
@@ -213,7 +222,16 @@ def shard(
     else:
         count = published_count(source, recipe, option or [])
         seconds = time.monotonic() - start
-        out.print(set_table(target, info, listed=progress.listed, as_published=count, seconds=seconds))
+        out.print(
+            set_table(
+                target,
+                info,
+                listed=progress.listed,
+                passed_over=passed_over.counts,
+                as_published=count,
+                seconds=seconds,
+            )
+        )
 
 
 def recipes(

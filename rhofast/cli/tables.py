@@ -20,16 +20,26 @@ if TYPE_CHECKING:  # a command loads what it needs, when it needs it
     from rhofast.ingest.cost_estimate import CodecEstimate, CodecMetrics, DryRunEstimate
     from rhofast.ingest.summary import Summary
 
+_REASONS = 12  # kinds of things passed over that are shown
 _ENDS = 6  # classes that are shown of the best, and of the worst, where there are many
 
 
-def set_table(target: Path, info: DatasetInfo, *, listed: int, as_published: int | None, seconds: float) -> Table:
+def set_table(
+    target: Path,
+    info: DatasetInfo,
+    *,
+    listed: int,
+    passed_over: Counter[str],
+    as_published: int | None,
+    seconds: float,
+) -> Table:
     """Return the table of a finished build, for `rhofast shard`.
 
     Args:
         target: Folder or address of the set.
         info: The set's description.
         listed: Number of videos that the source listed.
+        passed_over: Number of other things in the source, by reason.
         as_published: Number of videos that the data set had when it was published; None if it is not known.
         seconds: Duration of the build, in seconds.
     """
@@ -38,6 +48,7 @@ def set_table(target: Path, info: DatasetInfo, *, listed: int, as_published: int
     found = f"{listed:,}" if as_published is None else f"{listed:,} of {as_published:,} published"
     rows = {
         "videos listed": found,
+        **({"passed over": _passed_over_text(passed_over)} if passed_over else {}),
         "stored": f"{count:,} samples in {len(info.shards):,} shards, {byte_text(info.num_bytes)}",
         "refused": f"{refused:,} ({reasons}); see {target / 'refused.jsonl'}" if refused else "none",
         "duration": f"{duration_text(info.seconds)}, {info.num_frames:,} frames",
@@ -46,6 +57,11 @@ def set_table(target: Path, info: DatasetInfo, *, listed: int, as_published: int
         "time": duration_text(seconds),
     }
     return _facts(f"{target}: {info.name} ({info.split})", rows)
+
+
+def _passed_over_text(counts: Counter[str]) -> str:
+    shown = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common(_REASONS))
+    return shown if len(counts) <= _REASONS else f"{shown}, ... ({sum(counts.values()):,} in all)"
 
 
 def _facts(title: str, rows: dict[str, str]) -> Table:
@@ -197,8 +213,13 @@ def bench_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def estimate_table(estimate: DryRunEstimate) -> Table:
-    """Return the table of a dry run: one column per codec."""
+def estimate_table(estimate: DryRunEstimate, passed_over: Counter[str]) -> Table:
+    """Return the table of a dry run: one column per codec.
+
+    Args:
+        estimate: The result of the dry run.
+        passed_over: Number of things in the source that are not listed, by reason.
+    """
     clips, tried, count = estimate.clips, estimate.tried, estimate.videos
     refused = [
         f"{one.codec['name']}: " + ", ".join(f"{number} {reason}" for reason, number in one.refused.items())
@@ -213,6 +234,7 @@ def estimate_table(estimate: DryRunEstimate) -> Table:
         "resized source.",
         f"Clips: {geometry}. Bytes read and frames decoded are relative to those used; 1 is the minimum.",
         "--samples-per-shard is the value for shards of about 1 GB.",
+        *([f"Passed over: {_passed_over_text(passed_over)}."] if passed_over else []),
         *(["Refused videos, of those tried: " + "; ".join(refused) + "."] if refused else []),
         f"Made with {estimate.encoder}.",
     ]

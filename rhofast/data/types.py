@@ -10,7 +10,7 @@ are channels, height and width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -33,12 +33,27 @@ class VideoRecord:
         path: The video file.
         label: Class number >= 0, or None if there are no labels.
         label_name: Name of the class, or None if only numbers are known.
+        where: Where the record stands, such as `list.csv:7`, for messages; empty where nothing but the path says it.
     """
 
     key: str
     path: Path
     label: int | None = None
     label_name: str | None = None
+    where: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PassedOver:
+    """A file or folder that a recipe found and does not list.
+
+    Attributes:
+        path: The file or folder.
+        reason: Why, in a few words, such as `hidden`; things that are passed over are counted by it.
+    """
+
+    path: Path
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,12 +110,12 @@ class _Shaped:
 
     def __repr__(self) -> str:
         parts = []
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
+        for one in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, one.name)
             shape = getattr(value, "shape", None)
             kind = str(getattr(value, "dtype", "")).removeprefix("torch.")
             text = repr(value) if shape is None else f"{kind}{list(shape)}"
-            parts.append(f"{field.name}={text}")
+            parts.append(f"{one.name}={text}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,25 +107,36 @@ def summarize(
 def class_map(train: ShardSet, test: ShardSet) -> npt.NDArray[np.int64]:
     """Map the class numbers of a test set to those of a training set, by name.
 
+    Only the classes that have test samples need to be classes of the training set.
+
     Args:
         train: Labeled training shards.
         test: Labeled test shards.
 
     Returns:
-        i64[test classes], the training class number of each test class.
+        i64[test classes], the training class number of each test class; -1 for a class that the training set lacks.
 
     Raises:
-        ConfigError: If a set has no classes, or the test set has a class that the training set lacks.
+        ConfigError: If a set has no classes, a name occurs twice, or a test sample has a class that the training set
+            lacks.
+        ShardError: If an index cannot be read.
     """
     for shards in (train, test):
         if not shards.info.classes:
             raise ConfigError(f"{shards.where}: the set has no labels", hint="evaluate on shards of a labeled set")
+        if len(set(shards.info.classes)) != len(shards.info.classes):
+            twice, _ = Counter(shards.info.classes).most_common(1)[0]
+            raise ConfigError(
+                f"{shards.where}: two classes have the name {twice!r}", hint="make the shards again with unique names"
+            )
     number = {name: place for place, name in enumerate(train.info.classes)}
-    unknown = [name for name in test.info.classes if name not in number]
+    indices = map(test.index, range(len(test.info.shards)))
+    with_samples = {int(label) for index in indices for label in np.unique(index.label) if label >= 0}
+    unknown = [name for label, name in enumerate(test.info.classes) if name not in number and label in with_samples]
     if unknown:
         more = f" (and {len(unknown) - 1} more classes)" if len(unknown) > 1 else ""
         raise ConfigError(
             f"{test.where}: class {unknown[0]!r} is not a class of {train.where}{more}",
             hint="classes are matched by name; the test set may have fewer classes, but no others",
         )
-    return np.array([number[name] for name in test.info.classes], dtype=np.int64)
+    return np.array([number.get(name, -1) for name in test.info.classes], dtype=np.int64)

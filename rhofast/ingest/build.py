@@ -24,6 +24,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rhofast.data.codecs import codec_settings
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.dataset import DatasetInfo, ShardInfo, ShardSet, open_folder
@@ -34,7 +36,7 @@ from rhofast.ingest.executors import Executor
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.shard_job import ShardJob, finished_shard, run_shard_job, shard_result, source_identity
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
-from rhofast.storage.files import is_local, write_atomically, writing_atomically
+from rhofast.storage.files import create_folder, is_local, write_atomically, writing_atomically
 
 REFUSED_FILE, SIZES_FILE = "refused.jsonl", "sizes.json"
 _LIMITS = {"min_duration", "max_duration"}
@@ -104,7 +106,7 @@ def build_shards(
             return complete
         if append_to is not None:
             _check_same_kind(out, append_to.info, settings)
-        out.mkdir(parents=True, exist_ok=True)
+        create_folder(out)
         with _locked(out, shared=task is not None):
             plan = _Plan(listing, out, settings, first=_next_number(append_to))
             _clear_leftovers(out, task)
@@ -148,6 +150,13 @@ def stored_keys(shards: ShardSet) -> Iterator[str]:
     for number in range(len(shards.info.shards)):
         index = shards.index(number)
         yield from (index.key(row) for row in range(len(index)))
+
+
+def known_classes(shards: ShardSet) -> dict[int, str]:
+    """Return the names of a set's classes by label, without mere numbers of classes that have no sample."""
+    used = {int(label) for number in range(len(shards.info.shards)) for label in np.unique(shards.index(number).label)}
+    names = enumerate(shards.info.classes)
+    return {label: name for label, name in names if label in used or name != str(label)}
 
 
 def _next_number(existing: ShardSet | None) -> int:
@@ -198,8 +207,14 @@ def _check_same_kind(out: Path, existing: DatasetInfo, settings: BuildSettings) 
 
 
 def _build_digest(listing: Listing, settings: BuildSettings) -> str:
-    """Return a digest of the sources (keys, labels, sizes) and the settings, independent of the sources' folder."""
-    what = [VERSION, codec_settings(settings.codec), settings.written(), settings.samples_per_shard]
+    """Return a digest of sources (keys, labels, sizes), classes and settings, independent of the sources' folder."""
+    what = [
+        VERSION,
+        codec_settings(settings.codec),
+        settings.written(),
+        settings.samples_per_shard,
+        listing.class_names(),
+    ]
     digest = hashlib.sha256(json.dumps(what).encode())
     for record in listing:
         digest.update(json.dumps(source_identity(record)).encode())

@@ -9,26 +9,39 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import index
 from types import TracebackType
 
-from rhofast.data.types import VideoRecord
+from rhofast.data.types import PassedOver, VideoRecord
 from rhofast.errors import IngestError
+from rhofast.storage.address import redacted
 from rhofast.storage.files import as_path
 
+MAX_CLASSES = 1_000_000
+_FEW_CLASSES = 10_000  # more than these must occur, one in a hundred, or the labels are no class numbers
 _KEY_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 _KEY_LENGTH = 80
+_REASONS = 1_000  # reasons, with suffixes, that are counted one by one
 
 
 class Listing:
-    """The records of a data set, in their order; a context manager that frees its disk space at the end."""
+    """The records of a data set, in their order; a context manager that frees its disk space at the end.
+
+    Attributes:
+        listed: Number of records.
+        skipped: Number of them that are stored already.
+    """
 
     def __init__(
         self,
         records: Iterable[VideoRecord],
         *,
         stored: Iterable[str] = (),
+        known: Mapping[int, str] | None = None,
         classes: Iterable[str] = (),
+        passed_over: PassedOverCount | None = None,
         on_count: Callable[[int], None] | None = None,
     ) -> None:
         """Read all records.
@@ -36,38 +49,40 @@ class Listing:
         Args:
             records: The records, as a recipe yields them.
             stored: Keys of samples that are stored already; their records are skipped.
-            classes: Names of the labels that are known already.
+            known: Names of the labels of samples that are stored already.
+            classes: Names of all classes by number, as the recipe knows them, also of those without a record.
+            passed_over: What the recipe does not list, for the message that there are no records.
             on_count: Called from time to time with the number of records read.
 
         Raises:
-            IngestError: There are no records, a key is invalid or occurs twice, or a label has two names.
+            IngestError: There are no records, one is invalid, a key occurs twice, a label has two names, or a name has
+                two labels.
         """
+        self.listed = self.skipped = 0
+        self._classes = _Classes(known or {}, classes)
         self._db = sqlite3.connect("", isolation_level=None)
-        self._db.execute("PRAGMA journal_mode = OFF")
-        self._db.execute("PRAGMA synchronous = OFF")
-        self._db.execute("CREATE TABLE stored (key TEXT PRIMARY KEY) WITHOUT ROWID")
-        self._db.execute(
-            "CREATE TABLE records (number INTEGER PRIMARY KEY, key TEXT UNIQUE, path BLOB, label INTEGER, name BLOB)"
-        )
-        self._names: dict[int, str] = dict(enumerate(classes))
-        self.skipped = 0
-        self._db.execute("BEGIN")
-        self._db.executemany("INSERT INTO stored VALUES (?)", ((key,) for key in stored))
-        count = 0
         try:
-            for number, record in enumerate(records):
+            self._create(stored)
+            for record in records:
                 self._insert(record)
-                count = number + 1
-                if on_count is not None and count % 64 == 0:
-                    on_count(count)
+                self.listed += 1
+                if on_count is not None and self.listed % 64 == 0:
+                    on_count(self.listed)
+            if not self.listed:
+                raise IngestError(
+                    f"the source has no videos{passed_over or ''}",
+                    hint="check the folder or list, and the options of the recipe (rhofast recipes NAME)",
+                )
+            self._classes.check()
+        except sqlite3.OperationalError as error:
+            self.close()
+            raise IngestError(
+                f"the listing cannot be kept in the temporary folder: {error}",
+                hint="name a folder on another disk: export SQLITE_TMPDIR=FOLDER",
+            ) from None
         except BaseException:
             self.close()
             raise
-        if not count:
-            self.close()
-            hint = "check the folder or list, and the options of the recipe (rhofast recipes NAME)"
-            raise IngestError("the source has no videos", hint=hint)
-        self.listed = count
 
     def __enter__(self) -> Listing:
         return self
@@ -87,34 +102,155 @@ class Listing:
         return self._db.execute("SELECT 1 FROM records WHERE key = ?", (key,)).fetchone() is not None
 
     def __iter__(self) -> Iterator[VideoRecord]:
-        for key, path, label, name in self._db.execute("SELECT key, path, label, name FROM records ORDER BY number"):
+        rows = self._db.execute("SELECT key, path, label, name, place FROM records ORDER BY number")
+        for key, path, label, name, place in rows:
             label_name = None if name is None else os.fsdecode(name)
-            yield VideoRecord(key=key, path=as_path(os.fsdecode(path)), label=label, label_name=label_name)
+            yield VideoRecord(
+                key=key,
+                path=as_path(os.fsdecode(path), signed=True),
+                label=label,
+                label_name=label_name,
+                where=os.fsdecode(place),
+            )
 
     def class_names(self) -> list[str]:
         """Return the class names by label; a label without a name gets its number. The list is empty without labels."""
-        return [self._names.get(label, str(label)) for label in range(max(self._names, default=-1) + 1)]
+        return self._classes.names()
+
+    def _create(self, stored: Iterable[str]) -> None:
+        for statement in (
+            "PRAGMA journal_mode = OFF",
+            "PRAGMA synchronous = OFF",
+            "CREATE TABLE stored (key TEXT PRIMARY KEY) WITHOUT ROWID",
+            "CREATE TABLE records (number INTEGER PRIMARY KEY, key TEXT UNIQUE, path BLOB, label INTEGER, name BLOB,"
+            " place BLOB)",
+            "BEGIN",
+        ):
+            self._db.execute(statement)
+        self._db.executemany("INSERT INTO stored VALUES (?)", ((key,) for key in stored))
 
     def _insert(self, record: VideoRecord) -> None:
+        where = _where(record)
         if not record.key or len(record.key) > _KEY_LENGTH or not set(record.key) <= _KEY_CHARACTERS:
             raise IngestError(
-                f"{record.path}: key {record.key!r} is not 1 to {_KEY_LENGTH} letters, digits, '_' or '-'",
+                f"{where}: key {record.key[:100]!r} is not 1 to {_KEY_LENGTH} letters, digits, '_' or '-'",
                 hint="correct the key in the recipe",
             )
-        if record.label is not None:
-            label_name = record.label_name if record.label_name is not None else str(record.label)
-            if record.label < 0 or self._names.setdefault(record.label, label_name) != label_name:
-                known = self._names.get(record.label)
-                message = f"{record.path}: label {record.label} is named {label_name!r} here and {known!r} before"
-                raise IngestError(message, hint="correct the labels in the recipe or list")
+        label = None if record.label is None else self._classes.add(where, record.label, record.label_name)
         if self._db.execute("SELECT 1 FROM stored WHERE key = ?", (record.key,)).fetchone():
             self.skipped += 1
             return
-        name = None if record.label_name is None else os.fsencode(record.label_name)
-        row = (record.key, os.fsencode(str(record.path)), record.label, name)
+        path = str(record.path)
+        if "\0" in path:
+            raise IngestError(f"{where}: the path {redacted(path)!r} has a NUL character")
         try:
-            self._db.execute("INSERT INTO records (key, path, label, name) VALUES (?, ?, ?, ?)", row)
+            name = None if record.label_name is None else os.fsencode(record.label_name)
+            row = (record.key, os.fsencode(path), label, name, os.fsencode(record.where))
+        except UnicodeEncodeError:
+            raise IngestError(f"{where}: the path or the name of the class is not text: {redacted(path)!r}") from None
+        try:
+            self._db.execute("INSERT INTO records (key, path, label, name, place) VALUES (?, ?, ?, ?, ?)", row)
         except sqlite3.IntegrityError:
+            raise self._twice(where, record.key) from None
+
+    def _twice(self, where: str, key: str) -> IngestError:
+        row = self._db.execute("SELECT path, place FROM records WHERE key = ?", (key,)).fetchone()
+        before = redacted(os.fsdecode(row[1] or row[0]))
+        return IngestError(
+            f"{where}: key {key!r} occurs twice, first in {before}",
+            hint="list every video once; every video needs its own key",
+        )
+
+
+class PassedOverCount:
+    """Counts what a recipe finds and does not list: by reason, and other files by suffix.
+
+    Attributes:
+        counts: The number of things by reason.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def add(self, found: PassedOver) -> None:
+        """Count one thing."""
+        reason = found.reason
+        if reason == "other files":
+            reason = f"other files ({found.path.suffix.lower() or 'no suffix'})"
+        if reason not in self.counts and len(self.counts) >= _REASONS:
+            reason = found.reason
+        self.counts[reason] += 1
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{count:,} {reason}" for reason, count in self.counts.most_common(5))
+        return f"; passed over: {shown}" if shown else ""
+
+
+class _Classes:
+    """The names of the labels that occur, and of those that the recipe knows."""
+
+    def __init__(self, known: Mapping[int, str], classes: Iterable[str]) -> None:
+        self._names: dict[int, str] = {}
+        self._labels: dict[str, int] = {}
+        declared = dict(enumerate(classes))
+        for label, name in [*known.items(), *declared.items()]:
+            self._agree("the set" if label not in declared else "the recipe", label, name)
+        self._declared = len(declared)
+        self._found = set(known)
+
+    def add(self, where: str, label: int, name: str | None) -> int:
+        """Check the label of a record and return it; raises IngestError if it cannot be a class number."""
+        try:
+            label = index(label)
+        except TypeError:
+            raise IngestError(f"{where}: label {label!r} is not a whole number") from None
+        if not 0 <= label < MAX_CLASSES:
             raise IngestError(
-                f"{record.path}: key {record.key!r} occurs twice", hint="every video needs its own key"
-            ) from None
+                f"{where}: label {label} is not in [0, {MAX_CLASSES:,})",
+                hint="number the classes from 0, or give them names (csv_list: --option labels=names)",
+            )
+        self._agree(where, label, str(label) if name is None else name)
+        self._found.add(label)
+        return label
+
+    def check(self) -> None:
+        """Raise IngestError if the labels of all records together are no class numbers."""
+        count = max(self._found, default=-1) + 1
+        if count > max(_FEW_CLASSES, self._declared, 100 * len(self._found)):
+            raise IngestError(
+                f"label {count - 1} makes {count:,} classes, of which only {len(self._found):,} occur",
+                hint="number the classes from 0, or give them names (csv_list: --option labels=names or classes=FILE)",
+            )
+        for label in range(count if self._found else 0):
+            if label not in self._names and (other := self._labels.get(str(label))) is not None:
+                raise IngestError(
+                    f"label {other} has the name {str(label)!r}, which is the number of another class",
+                    hint="give all classes names, or none of them",
+                )
+
+    def names(self) -> list[str]:
+        """Return the names by label; without a label in any record the list is empty."""
+        count = max(self._names) + 1 if self._found else 0
+        return [self._names.get(label, str(label)) for label in range(count)]
+
+    def _agree(self, where: str, label: int, name: str) -> None:
+        """Note the name of a label; raises IngestError if the label has another name, or the name another label."""
+        known = self._names.setdefault(label, name)
+        other = self._labels.setdefault(name, label)
+        if known != name:
+            message = f"{where}: label {label} is named {name!r} here and {known!r} before"
+        elif other != label:
+            message = f"{where}: labels {other} and {label} have one name, {name!r}"
+        else:
+            return
+        raise IngestError(message, hint="correct the labels in the recipe or list")
+
+
+def _where(record: VideoRecord) -> str:
+    """Return where a record stands; raises IngestError if it is none."""
+    if not isinstance(record, VideoRecord) or not isinstance(record.key, str):
+        raise IngestError(f"the recipe yields {str(record)[:80]!r}, which is not a VideoRecord with a key")
+    if record.label_name is not None and not isinstance(record.label_name, str):
+        raise IngestError(f"{record.path}: the name of the class, {record.label_name!r}, is not text")
+    path = redacted(str(record.path))
+    return f"{record.where}: {path}" if record.where else path

@@ -1,7 +1,8 @@
 """Find, describe and run recipes: Python files that list the videos of a data set.
 
 A recipe is a Python file with a function `records(source: Path, *, option=default, ...) -> Iterator[VideoRecord]` and
-optionally `published(source, *, the same options) -> int | None`. It is chosen by its path, or by name if it comes with
+optionally `classes(source, *, the same options) -> list[str]` and `published(source, *, the same options) -> int |
+None`. It is chosen by its path, or by name if it comes with
 rhofast (the folder `shards/` of a checkout; files whose names begin with `_` are helpers). shards/README.md explains
 how to write one.
 """
@@ -12,6 +13,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +23,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, ValidationError, validate_call
 
 import rhofast
-from rhofast.data.types import VideoRecord
+from rhofast.data.types import PassedOver, VideoRecord
 from rhofast.errors import ConfigError, IngestError
+from rhofast.storage.address import redacted
 from rhofast.storage.files import as_path
 
 _PACKAGE = Path(rhofast.__file__).parent
@@ -55,13 +58,20 @@ def describe_recipe(name: str) -> str:
     return "\n".join([inspect.getdoc(module) or f"{name}: this recipe has no description", "", head, *options])
 
 
-def find_records(source: Path, recipe: str | None, options: Sequence[str]) -> Iterator[VideoRecord]:
+def find_records(
+    source: Path,
+    recipe: str | None,
+    options: Sequence[str],
+    *,
+    on_passed_over: Callable[[PassedOver], None] | None = None,
+) -> Iterator[VideoRecord]:
     """List the videos of a source.
 
     Args:
         source: The folder, list or other source that the recipe reads.
         recipe: Name or path of a recipe. None: `folder` for a folder, `csv_list` for a list.
         options: Options of the recipe, as `name=value`.
+        on_passed_over: Called with each thing that the recipe finds and does not list.
 
     Returns:
         An iterator over the records. It raises IngestError if the source cannot be understood.
@@ -73,7 +83,33 @@ def find_records(source: Path, recipe: str | None, options: Sequence[str]) -> It
     recipe = recipe or _recipe_for(source)
     module = _load(recipe)
     try:
-        return _named_errors(iter(_checked(module.records, source)(**_parse_options(options))), source)
+        found = iter(_checked(module.records, source)(**_parse_options(options)))
+    except ValidationError as error:
+        raise _explain(recipe, module, error) from None
+    return _only_records(found, source, on_passed_over)
+
+
+def find_classes(source: Path, recipe: str | None, options: Sequence[str]) -> list[str]:
+    """Return the names of all classes of a data set, also of those without a video in this split.
+
+    Args:
+        source: As for find_records.
+        recipe: As for find_records.
+        options: As for find_records, where they are checked.
+
+    Returns:
+        The names, by class number; empty if the recipe does not know them.
+
+    Raises:
+        IngestError: The source cannot be understood.
+    """
+    recipe = recipe or _recipe_for(source)
+    module = _load(recipe)
+    if not hasattr(module, "classes"):
+        return []
+    try:
+        with _named_errors(source):
+            return list(_checked(module.classes, source)(**_parse_options(options)))
     except ValidationError as error:
         raise _explain(recipe, module, error) from None
 
@@ -101,6 +137,8 @@ def published_count(source: Path, recipe: str | None, options: Sequence[str]) ->
 
 def _recipe_for(source: Path) -> str:
     """Return the recipe for a folder or a list; raises IngestError for any other source."""
+    if source.exists() and not source.is_file() and not source.is_dir():
+        raise IngestError(f"{source}: not a regular file or folder", hint="write the list to a file")
     if not source.exists():
         raise IngestError(f"{source}: no such file or folder", hint="give a folder of videos, or a list of them")
     if source.is_file() and source.suffix.lower() not in _LISTS:
@@ -170,16 +208,28 @@ def _explain(recipe: str, module: ModuleType, error: ValidationError) -> ConfigE
     return ConfigError(f"recipe {recipe}: {name}={first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}")
 
 
-def _named_errors(records: Iterator[Any], source: Path) -> Iterator[VideoRecord]:
-    """Yield a recipe's records with paths in place of addresses, and its errors as IngestError.
+def _only_records(
+    found: Iterator[Any], source: Path, on_passed_over: Callable[[PassedOver], None] | None
+) -> Iterator[VideoRecord]:
+    """Yield a recipe's records with paths in place of addresses, which recipes give as text, and its errors by name."""
+    with _named_errors(source):
+        for one in found:
+            if isinstance(one, PassedOver):
+                if on_passed_over is not None:
+                    on_passed_over(one)
+            else:
+                is_text = isinstance(getattr(one, "path", None), str)
+                yield replace(one, path=as_path(one.path, one.where or "path", signed=True)) if is_text else one
 
-    Recipes do not depend on this package: they raise ValueError or OSError, and give addresses of an object store as
-    text.
-    """
+
+@contextmanager
+def _named_errors(source: Path) -> Iterator[None]:
+    """Turn the errors of a recipe, which does not depend on this package, into IngestError; a note is the hint."""
     try:
-        for record in records:
-            yield replace(record, path=as_path(record.path)) if isinstance(record.path, str) else record
+        yield
+    except ValidationError:  # an option's, explained elsewhere
+        raise
     except ValueError as error:
-        raise IngestError(str(error)) from None
+        raise IngestError(redacted(str(error)), hint=" ".join(getattr(error, "__notes__", ())) or None) from None
     except OSError as error:
         raise IngestError(f"{error.filename or source}: {error.strerror or error}") from None

@@ -29,7 +29,7 @@ from rhofast.errors import IngestError
 from rhofast.ingest import transcode as transcoding
 from rhofast.ingest import writer
 from rhofast.ingest.array_task import ArrayTask
-from rhofast.ingest.build import BuildSettings, build_shards, stored_keys
+from rhofast.ingest.build import BuildSettings, build_shards, known_classes, stored_keys
 from rhofast.ingest.executors import Executor, LocalProcesses
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import Refusal, RefusedError, probe
@@ -105,7 +105,7 @@ def build(
     append: bool = False,
 ) -> DatasetInfo | None:
     existing = open_folder(out) if append else None
-    stored, classes = (stored_keys(existing), existing.info.classes) if existing is not None else ((), ())
+    stored, known = (stored_keys(existing), known_classes(existing)) if existing is not None else ((), {})
     settings = BuildSettings(
         name="tiny",
         split="train",
@@ -113,7 +113,7 @@ def build(
         transcode=TranscodeSettings(short_side=side),
         samples_per_shard=2,
     )
-    with Listing(iter(records), stored=stored, classes=classes) as listing:
+    with Listing(iter(records), stored=stored, known=known) as listing:
         return build_shards(listing, out, settings, executor or InProcess(), task=task, append_to=existing)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from rhofast.errors import ConfigError, IngestError
-from rhofast.ingest.recipes import describe_recipe, find_records, published_count, recipe_names
+from rhofast.ingest.listing import Listing
+from rhofast.ingest.recipes import describe_recipe, find_classes, find_records, published_count, recipe_names
 
 Entry = tuple[str, str, int | None, str | None]
 
@@ -343,6 +344,29 @@ def test_a_lake_elsewhere_is_linked_into_it(tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- all
+
+
+def test_every_split_has_the_classes_of_the_data_set(tmp_path: Path) -> None:
+    ssv2 = replica(tmp_path / "ssv2", {**ssv2_files(""), "labels.json": json.dumps({"Holding x": 0, "Putting x": 1})})
+    replica(ssv2, {"validation.json": json.dumps([{"id": "9", "template": "Putting [x]"}])})
+    ucf = replica(tmp_path / "ucf", {**UCF, "testlist01.txt": "HandstandPushups/v_HandStandPushups_g01_c01.avi\n"})
+    lists = {f"{name}_test_split1.txt": f"{name}.avi {mark}\n" for name, mark in (("wave", 2), ("hug", 1))}
+    hmdb, k400 = replica(tmp_path / "hmdb", lists), replica(tmp_path / "k400", CSV)
+    folder = replica(tmp_path / "folder", {}, "run/a.mp4", "walk/a.mp4", "walk/b.mp4")
+    expected = {
+        ("ssv2", ssv2, "split=val"): (["Holding x", "Putting x"], {1}),
+        ("ucf101", ucf, "split=test"): (["ApplyEyeMakeup", "HandstandPushups"], {1}),
+        ("hmdb51", hmdb, "split=test"): (["hug", "wave"], {1}),
+        ("kinetics", k400, "split=val"): (["air drumming", "massaging person's head", "zumba"], {2}),
+        ("folder", folder, "split=test"): (["run", "walk"], {1}),
+    }
+    for (recipe, source, split), (names, labels) in expected.items():
+        options = [split, "holdout=0.5"] if recipe == "folder" else [split]
+        with Listing(find_records(source, recipe, options), classes=find_classes(source, recipe, options)) as listing:
+            assert listing.class_names() == names
+            assert {record.label for record in listing} == labels
+    assert find_classes(tmp_path, "motions", [])[0] == "bob"
+    assert find_classes(tmp_path, "uncurated", []) == []
 
 
 def test_helpers_of_recipes_are_none() -> None:

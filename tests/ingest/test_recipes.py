@@ -1,4 +1,4 @@
-"""Recipes: what a folder or a list means, and one clear error for what it cannot mean."""
+"""Recipes: what a folder means, options, and one clear error for what a source cannot mean."""
 
 from pathlib import Path
 
@@ -7,17 +7,6 @@ import pytest
 from rhofast.errors import ConfigError, IngestError
 from rhofast.ingest.recipes import find_records
 
-Entry = tuple[str, int | None, str | None]
-
-
-def listed(folder: Path, text: str, *options: str) -> list[Entry]:
-    source = folder / "list.csv"
-    source.write_bytes(text.encode())
-    return [
-        (record.path.relative_to(folder).as_posix(), record.label, record.label_name)
-        for record in find_records(source, None, options)
-    ]
-
 
 def tree(folder: Path, *names: str) -> Path:
     for name in names:
@@ -25,53 +14,6 @@ def tree(folder: Path, *names: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     return folder
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a.mp4 3\nb.mp4 0\n", [("a.mp4", 3, None), ("b.mp4", 0, None)]),
-        ("a.mp4,1\r\nsub/b.mp4,2\r\n", [("a.mp4", 1, None), ("sub/b.mp4", 2, None)]),
-        ("a.mp4\tjump high\n", [("a.mp4", 0, "jump high")]),
-        ("clip.mp4 air drumming\n", [("clip.mp4", 0, "air drumming")]),
-        ("b.mp4,zumba\na.mp4,abseiling\n", [("b.mp4", 1, "zumba"), ("a.mp4", 0, "abseiling")]),
-        ("my clip 2.mp4 3\n", [("my clip 2.mp4", 3, None)]),
-        ('"my clip.mp4" 3\n', [("my clip.mp4", 3, None)]),
-        ("a.mp4\nmy b.mp4\n", [("a.mp4", None, None), ("my b.mp4", None, None)]),
-        ("path,label\na.mp4,1\n", [("a.mp4", 1, None)]),
-        ("filename,label\na.mp4,1\n", [("a.mp4", 1, None)]),
-        ("# made by hand\n\na.mp4 1\n", [("a.mp4", 1, None)]),
-        ("\ufeffa.mp4 1\n", [("a.mp4", 1, None)]),
-    ],
-)
-def test_a_list_is_read_as_it_is_usually_written(tmp_path: Path, text: str, expected: list[Entry]) -> None:
-    assert listed(tmp_path, text) == expected
-
-
-def test_a_name_may_begin_with_a_hash_as_hmdb51_names_do(tmp_path: Path) -> None:
-    assert listed(tmp_path, "#20_Rhythm_clap.avi 0\nb.avi 1\n")[0] == ("#20_Rhythm_clap.avi", 0, None)
-
-
-def test_a_line_may_be_an_address(tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text("file:///videos/a%20b.mp4 1\nb.mp4 0\n")
-    paths = [record.path for record in find_records(tmp_path / "list.csv", None, [])]
-    assert paths == [Path("/videos/a b.mp4"), tmp_path / "b.mp4"]
-
-
-def test_a_comma_in_a_path_does_not_part_it(tmp_path: Path) -> None:
-    assert listed(tmp_path, "a, b.mp4 3\n-c#&()!.mp4 1\n") == [("a, b.mp4", 3, None), ("-c#&()!.mp4", 1, None)]
-
-
-@pytest.mark.parametrize("text", ["a.mp4,1,2\n", "a.mp4 -1\n", "label,path\n1,a.mp4\n", "a.mp4,x\nb.mp4\n"])
-def test_a_list_that_makes_no_sense_is_an_error(tmp_path: Path, text: str) -> None:
-    with pytest.raises(IngestError):
-        listed(tmp_path, text)
-
-
-def test_relative_paths_count_from_root(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("a.mp4 1\n/x/b.mp4 2\n")
-    found = [str(record.path) for record in find_records(tmp_path / "list.txt", None, ["root=/videos"])]
-    assert found == ["/videos/a.mp4", "/x/b.mp4"]
 
 
 def test_classes_are_numbered_over_the_whole_tree_and_splits_share_no_video(tmp_path: Path) -> None:

@@ -98,6 +98,18 @@ def test_a_set_made_in_an_object_store_is_the_one_made_on_the_disk(store: dict[s
     assert missing == "s3://bucket/nothing/dataset.json: no such file\n"
 
 
+def test_a_bucket_that_is_not_there_is_not_created(store: dict[str, str], tmp_path: Path) -> None:
+    call(store, "-c", "import s3fs; s3fs.S3FileSystem().makedirs('here', exist_ok=True)")
+    (tmp_path / "a.mp4").write_bytes(encode_mjpeg([frame_pixels(1, 1)] * 4))
+    command = [sys.executable, "-m", "rhofast", "shard", str(tmp_path), "s3://heer/set", "--short-side", "32"]
+    done = subprocess.run(command, env=store, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "s3://heer: no such bucket" in " ".join(done.stderr.split())
+    assert call(store, "-c", "import s3fs; print(s3fs.S3FileSystem().exists('heer'))") == "False\n"
+    command[5] = "s3://here/set"
+    call(store, *command[1:])
+
+
 def test_an_address_of_no_known_store_is_one_error() -> None:
     with pytest.raises(ConfigError, match="nosuch"):
         as_path("nosuch://bucket/folder")
