@@ -1,8 +1,16 @@
 """The errors that rhofast raises on purpose.
 
 The command line prints one line for each of them (message, then hint) and exits with code 2. A message names the file,
-key or option at fault; a hint is the remedy. Wrong arguments of pure functions raise a plain `ValueError`.
+key or option at fault; a hint is the remedy. Both are one line of printable characters, whatever names and texts they
+quote. Wrong arguments of pure functions raise a plain `ValueError`.
 """
+
+
+def one_line(text: str) -> str:
+    """Return a text in which line breaks, control characters and surrogates are written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 class RhofastError(Exception):
@@ -15,9 +23,9 @@ class RhofastError(Exception):
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         """Create an error from its message and hint."""
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = one_line(message)
+        self.hint = None if hint is None else one_line(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
