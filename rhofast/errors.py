@@ -39,6 +39,10 @@ class IngestError(RhofastError):
     """The sources of a shard set cannot be read, or shards cannot be written; finished shards remain usable."""
 
 
+class StoreError(RhofastError):
+    """An object store or a web server cannot be reached, or refuses access."""
+
+
 class ShardError(RhofastError):
     """A shard set cannot be used."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,7 +34,7 @@ def shard(
     source: Annotated[
         Path,
         typer.Argument(
-            parser=as_path,
+            parser=partial(as_path, option="SOURCE", signed=True),
             metavar="SOURCE",
             help="Folder of videos, list of videos, or what the recipe asks for.",
             show_default=False,
@@ -42,7 +43,7 @@ def shard(
     target: Annotated[
         Path,
         typer.Argument(
-            parser=as_path,
+            parser=partial(as_path, option="OUT"),
             metavar="OUT",
             help="Folder or address for the shards: new, or to be continued.",
             show_default=False,
@@ -154,6 +155,7 @@ def shard(
     from rhofast.ingest.dry_run import estimate_build
     from rhofast.ingest.executors import LocalProcesses
     from rhofast.ingest.listing import Listing, PassedOverCount
+    from rhofast.ingest.out_folder import check_out
     from rhofast.ingest.ray_cluster import RayCluster
     from rhofast.ingest.recipes import find_classes, find_records, published_count
     from rhofast.ingest.transcode import TranscodeSettings
@@ -171,6 +173,7 @@ def shard(
     transcode = parse_section(TranscodeSettings, {**changes, **limits}, where="shard")
     array_task = None if task is None else parse_task(task)
     processes = workers or os.cpu_count() or 1
+    check_out(target)
     existing = open_folder(target) if append else None
     stored, known = (stored_keys(existing), known_classes(existing)) if existing is not None else ((), {})
     start = time.monotonic()

@@ -11,14 +11,10 @@ result files are deleted. Several machines may each run a share of the jobs (arr
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -28,17 +24,22 @@ import numpy as np
 
 from rhofast.data.codecs import codec_settings
 from rhofast.data.codecs.codec import Codec
-from rhofast.data.format.dataset import DatasetInfo, ShardInfo, ShardSet, open_folder
+from rhofast.data.format.dataset import DatasetInfo, ShardInfo, ShardSet
 from rhofast.data.format.index import DATASET_FILE, VERSION
-from rhofast.errors import IngestError, ShardError
+from rhofast.errors import IngestError, StoreError
 from rhofast.ingest.array_task import ArrayTask
 from rhofast.ingest.executors import Executor
 from rhofast.ingest.listing import Listing
-from rhofast.ingest.shard_job import ShardJob, finished_shard, run_shard_job, shard_result, source_identity
+from rhofast.ingest.out_folder import check_out, clear_leftovers, complete_set, locked
+from rhofast.ingest.shard_job import ShardJob, finished_shard, run_shard_job, shard_result
+from rhofast.ingest.source import source_state
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
-from rhofast.storage.files import create_folder, is_local, write_atomically, writing_atomically
+from rhofast.storage.address import redacted
+from rhofast.storage.files import create_folder, write_atomically, writing_atomically
+from rhofast.storage.network import network_errors, words
 
 REFUSED_FILE, SIZES_FILE = "refused.jsonl", "sizes.json"
+_RESUME = "finished shards are kept: fix the cause and run the same command again"
 _LIMITS = {"min_duration", "max_duration"}
 
 
@@ -97,9 +98,11 @@ def build_shards(
     Raises:
         IngestError: `out` holds another set, another process works there, or the disk is full. Finished shards are
             kept.
+        StoreError: The store of `out` cannot be reached.
     """
     try:
-        if append_to is None and (complete := _complete_set(out)) is not None:
+        check_out(out)
+        if append_to is None and (complete := complete_set(out)) is not None:
             _check_same(out, complete, listing, settings)
             if on_progress is not None:
                 on_progress(len(listing), 0, sum(complete.refused.values()))
@@ -107,20 +110,22 @@ def build_shards(
         if append_to is not None:
             _check_same_kind(out, append_to.info, settings)
         create_folder(out)
-        with _locked(out, shared=task is not None):
+        with locked(out, shared=task is not None):
             plan = _Plan(listing, out, settings, first=_next_number(append_to))
-            _clear_leftovers(out, task)
+            clear_leftovers(out, task)
             _run(plan, executor, task, on_progress)
             if task is not None:
                 return None
             info = _merge(plan, listing, None if append_to is None else append_to.info)
-            _clear_leftovers(out, task)  # left by nodes that were lost
+            clear_leftovers(out, task)  # left by nodes that were lost
             return info
-    except OSError as error:
+    except network_errors() as error:
+        if not isinstance(error, OSError):
+            raise StoreError(f"{redacted(str(out))}: {words(error)}", hint=_RESUME) from None
         inside = str(error.filename).startswith(str(out))  # the name of a file inside `out` would not help
         raise IngestError(
-            f"{out if inside else error.filename or out}: {error.strerror or error}",
-            hint="finished shards are kept: fix the cause and run the same command again",
+            redacted(f"{out if inside else error.filename or out}: {error.strerror or error}"),
+            hint=_RESUME,
         ) from None
 
 
@@ -165,27 +170,12 @@ def _next_number(existing: ShardSet | None) -> int:
     return 1 + max(shard_number(shard) for shard in existing.info.shards)
 
 
-def _complete_set(out: Path) -> DatasetInfo | None:
-    if not (out / DATASET_FILE).exists():
-        if out.is_dir() and any(out.iterdir()) and not any(out.glob(".job-*")):
-            raise IngestError(
-                f"{out}: the folder is not empty and holds no shards", hint="choose a new or empty folder"
-            )
-        if out.exists() and not out.is_dir():
-            raise IngestError(f"{out}: is a file", hint="choose a new or empty folder")
-        return None
-    try:
-        return open_folder(out).info
-    except ShardError as error:
-        raise IngestError(error.message, hint=error.hint or "choose another folder, or delete this one") from None
-
-
 def _check_same(out: Path, complete: DatasetInfo, listing: Listing, settings: BuildSettings) -> None:
     """Raise IngestError unless the set in `out` is the requested one."""
     hint = "choose another folder, or delete this one; add videos to the set with --append"
     if (complete.name, complete.split) != (settings.name, settings.split):
         raise IngestError(f"{out}: holds the set {complete.name!r}, split {complete.split!r}", hint=hint)
-    if complete.build != _build_digest(listing, settings):
+    if complete.build != _build_digest(listing, settings, (source_state(record.path) for record in listing)):
         raise IngestError(f"{out}: holds another shard set (other videos or settings)", hint=hint)
     _delete_result_files(out, complete)
 
@@ -206,8 +196,14 @@ def _check_same_kind(out: Path, existing: DatasetInfo, settings: BuildSettings) 
             )
 
 
-def _build_digest(listing: Listing, settings: BuildSettings) -> str:
-    """Return a digest of sources (keys, labels, sizes), classes and settings, independent of the sources' folder."""
+def _build_digest(listing: Listing, settings: BuildSettings, states: Iterable[list[Any] | None]) -> str:
+    """Return a digest of sources (keys, labels, sizes), classes and settings, independent of the sources' folder.
+
+    Args:
+        listing: The sources.
+        settings: The settings.
+        states: What `source_state` returns for each source.
+    """
     what = [
         VERSION,
         codec_settings(settings.codec),
@@ -216,45 +212,10 @@ def _build_digest(listing: Listing, settings: BuildSettings) -> str:
         listing.class_names(),
     ]
     digest = hashlib.sha256(json.dumps(what).encode())
-    for record in listing:
-        digest.update(json.dumps(source_identity(record)).encode())
+    for record, state in zip(listing, states, strict=True):
+        size = None if state is None else state[0]
+        digest.update(json.dumps([record.key, record.label, record.label_name, size]).encode())
     return digest.hexdigest()
-
-
-@contextmanager
-def _locked(out: Path, *, shared: bool) -> Iterator[None]:
-    """Keep two commands from working in one folder.
-
-    Tasks of a job array may share it (shared=True). If the file system has no locks, nothing is checked.
-    """
-    if not is_local(out):
-        yield
-        return
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise IngestError(
-                f"{out}: another `rhofast shard` is running in this folder", hint="wait for it, or stop it"
-            ) from None
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _clear_leftovers(out: Path, task: ArrayTask | None) -> None:
-    """Delete the unfinished files of a killed run; with `task`, only those of its jobs."""
-    for path in out.glob(".*.tmp"):
-        number = path.name.removeprefix(".job-")[:6]
-        if task is not None and not (number.isdigit() and task.includes(int(number))):
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _run(plan: _Plan, executor: Executor, task: ArrayTask | None, on_progress: OnProgress | None) -> None:
@@ -312,7 +273,7 @@ def _merge(plan: _Plan, listing: Listing, existing: DatasetInfo | None) -> Datas
         if not shards and existing is None:
             reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
             raise IngestError(f"every video was refused ({reasons}); for example {example}")
-    build, encoders = _build_digest(listing, settings), [plan.encoder]
+    build, encoders = _build_digest(listing, settings, _states(plan)), [plan.encoder]
     if existing is not None:
         build = hashlib.sha256((existing.build + build).encode()).hexdigest() if shards else existing.build
         encoders = list(dict.fromkeys([*existing.encoders, *(encoders if shards else [])]))
@@ -349,6 +310,13 @@ def _refused_now(plan: _Plan, shards: list[ShardInfo]) -> Iterator[dict[str, str
         if result.shard is not None:
             shards.append(result.shard)
         yield from result.refused
+
+
+def _states(plan: _Plan) -> Iterator[list[Any] | None]:
+    """Yield what each source was when it was read."""
+    for job in plan.jobs():
+        result = shard_result(job)
+        yield from [None] * len(job.records) if result is None else result.states
 
 
 def _delete_result_files(out: Path, info: DatasetInfo) -> None:

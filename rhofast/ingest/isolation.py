@@ -122,11 +122,14 @@ def serve(descriptor: int) -> None:
     while True:
         try:
             request = pipe.recv_bytes()
-        except EOFError:
+        except (EOFError, OSError):  # the parent has ended, perhaps with an answer unread
             return
         try:
             function, arguments = pickle.loads(request)
             answer = (False, function(*arguments))
         except Exception as error:  # noqa: BLE001  the parent raises it
             answer = (True, error)
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except OSError:
+            return

@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
@@ -26,7 +26,8 @@ import rhofast
 from rhofast.data.types import PassedOver, VideoRecord
 from rhofast.errors import ConfigError, IngestError
 from rhofast.storage.address import redacted
-from rhofast.storage.files import as_path
+from rhofast.storage.files import as_path, is_local
+from rhofast.storage.network import check_store, network_errors, words
 
 _PACKAGE = Path(rhofast.__file__).parent
 _FOLDERS = (_PACKAGE.parent / "shards", _PACKAGE / "recipes")  # of a checkout, of an installed wheel
@@ -80,6 +81,8 @@ def find_records(
         ConfigError: The recipe or an option is unknown, or a value is invalid.
         IngestError: There is no such source, or no recipe is known for it.
     """
+    if not is_local(source):
+        check_store(cast(Any, source).fs, cast(Any, source).path, redacted(str(source)))
     recipe = recipe or _recipe_for(source)
     module = _load(recipe)
     try:
@@ -130,7 +133,7 @@ def published_count(source: Path, recipe: str | None, options: Sequence[str]) ->
         return None
     try:
         count: int | None = _checked(module.published, source)(**_parse_options(options))
-    except (ValueError, OSError):
+    except network_errors(ValueError):
         return None
     return count
 
@@ -231,5 +234,6 @@ def _named_errors(source: Path) -> Iterator[None]:
         raise
     except ValueError as error:
         raise IngestError(redacted(str(error)), hint=" ".join(getattr(error, "__notes__", ())) or None) from None
-    except OSError as error:
-        raise IngestError(f"{error.filename or source}: {error.strerror or error}") from None
+    except network_errors() as error:
+        where = getattr(error, "filename", None) or source
+        raise IngestError(redacted(f"{where}: {words(error)}")) from None

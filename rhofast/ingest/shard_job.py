@@ -28,7 +28,15 @@ from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError, ShardError
 from rhofast.ingest.executors import tick
 from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo, probe
-from rhofast.ingest.source import Deadline, ReadingTrouble, check_unchanged, isolated, read_source, retried
+from rhofast.ingest.source import (
+    Deadline,
+    ReadingTrouble,
+    check_unchanged,
+    isolated,
+    read_source,
+    retried,
+    source_state,
+)
 from rhofast.ingest.transcode import TranscodeSettings, output_fps, transcode
 from rhofast.ingest.writer import NewSample, write_shard
 from rhofast.storage.address import redacted
@@ -69,8 +77,8 @@ class ShardJob:
         return self.out / f".job-{self.number:06d}.json"
 
     def digest(self) -> str:
-        """Return a digest of everything that decides the result, as far as is known without reading the videos."""
-        sources = [[*_identity(record), _state(record.path)] for record in self.records]
+        """Return a digest of everything that decides the result, except the sources' content."""
+        sources = [[record.key, record.label, record.label_name] for record in self.records]
         what = [VERSION, self.encoder, self.codec, self.settings.model_dump(exclude={"timeout"}), sources]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
@@ -83,11 +91,13 @@ class ShardResult:
         number: Number of the shard.
         shard: The shard; None if every source was refused.
         refused: Key, path, reason and detail of each refused source.
+        states: What `source_state` returned for each source before it was read.
     """
 
     number: int
     shard: ShardInfo | None
     refused: list[dict[str, str]]
+    states: list[list[Any] | None]
 
 
 def run_shard_job(job: ShardJob) -> tuple[int, int]:
@@ -98,13 +108,14 @@ def run_shard_job(job: ShardJob) -> tuple[int, int]:
         IngestError: ffmpeg was stopped from outside, or too many sources in succession could not be read.
     """
     codec, refused = build_codec(job.codec), list[dict[str, str]]()
-    digest = job.digest()  # before anything is read: a source that changes meanwhile is made again
+    # Before anything is read: a source that changes meanwhile is noticed.
+    states = [source_state(record.path) for record in job.records]
     home = job.out if is_local(job.out) else None
     with tempfile.TemporaryDirectory(dir=home, prefix=f".job-{job.number:06d}.", suffix=".tmp") as folder:
         scratch = Path(folder)
 
         def samples() -> Iterator[NewSample]:
-            for record in job.records:
+            for record, state in zip(job.records, states, strict=True):
                 refusal = None
                 try:
                     with tempfile.TemporaryDirectory(dir=scratch) as sample_folder:
@@ -114,10 +125,11 @@ def run_shard_job(job: ShardJob) -> tuple[int, int]:
                     line = {"key": record.key, "path": redacted(str(record.path)), "reason": str(error.reason)}
                     refused.append({**line, "detail": redacted(error.detail)})
                 _trouble.note(record.path, refusal)
-                tick(_size(record.path))
+                tick(0 if state is None else state[0])
 
         shard = write_shard(job.out, job.name, samples(), scratch=scratch)
-    content = {"digest": digest, "shard": None if shard is None else shard.model_dump(), "refused": refused}
+    shard_written = None if shard is None else shard.model_dump()
+    content = {"digest": job.digest(), "states": states, "shard": shard_written, "refused": refused}
     write_atomically(job.result_file, json.dumps(content))
     return job.number, len(refused)
 
@@ -125,18 +137,27 @@ def run_shard_job(job: ShardJob) -> tuple[int, int]:
 def finished_shard(job: ShardJob) -> ShardResult | None:
     """Return the result of a job that is done and whose files are there, or None.
 
+    A job is not done if one of its sources could not be read, or has come since.
+
     Raises:
         IngestError: The result file belongs to another shard set.
     """
     content = _read_result_file(job)
     if content is None:
         return None
-    if content["digest"] != job.digest():
+    result = _parse_result(job, content)
+    now = [source_state(record.path) for record in job.records]
+    pairs = list(zip(result.states, now, strict=True)) if len(result.states) == len(now) else []
+    changed = any(None not in pair and pair[0] != pair[1] for pair in pairs)
+    if content["digest"] != job.digest() or len(pairs) != len(now) or changed:
         raise IngestError(
             f"{job.out}: holds the beginning of another shard set (other videos, settings or ffmpeg)",
             hint="choose another folder, or delete this one",
         )
-    result = _parse_result(job, content)
+    if any(line["reason"] == Refusal.UNREADABLE for line in result.refused):
+        return None
+    if any(before is None and after is not None for before, after in pairs):
+        return None
     if result.shard is not None:
         try:
             check_shard_files(job.out, result.shard)
@@ -153,7 +174,7 @@ def shard_result(job: ShardJob) -> ShardResult | None:
 
 def _parse_result(job: ShardJob, content: dict[str, Any]) -> ShardResult:
     shard = None if content["shard"] is None else ShardInfo.model_validate(content["shard"])
-    return ShardResult(number=job.number, shard=shard, refused=content["refused"])
+    return ShardResult(number=job.number, shard=shard, refused=content["refused"], states=content["states"])
 
 
 def _read_result_file(job: ShardJob) -> dict[str, Any] | None:
@@ -161,31 +182,6 @@ def _read_result_file(job: ShardJob) -> dict[str, Any] | None:
         return dict(json.loads(job.result_file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
-
-
-def source_identity(record: VideoRecord) -> list[Any]:
-    """Return [key, label, label name, size in bytes], which identify a source wherever it lies."""
-    state = _state(record.path)
-    return [*_identity(record), None if state is None else state[0]]
-
-
-def _identity(record: VideoRecord) -> list[Any]:
-    return [record.key, record.label, record.label_name]
-
-
-def _state(path: Path) -> list[Any] | None:
-    """Return the size and, where the storage knows it, the modification time; None if the file is missing."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return [stat.st_size, getattr(stat, "st_mtime_ns", None) or str(getattr(stat, "st_mtime", ""))]
-
-
-def _size(path: Path) -> int:
-    """Return the size of a source in bytes; 0 if it cannot be read."""
-    state = _state(path)
-    return 0 if state is None else int(state[0])
 
 
 def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, scratch: Path) -> NewSample:

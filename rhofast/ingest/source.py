@@ -17,14 +17,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rhofast.errors import IngestError
 from rhofast.ingest.isolation import IsolatedProcess
 from rhofast.ingest.machine_errors import UnreadableError
 from rhofast.ingest.probe import Refusal, RefusedError
 from rhofast.storage.address import redacted
-from rhofast.storage.files import fetch, is_local
+from rhofast.storage.fetch import FetchError, fetch, remote_state
+from rhofast.storage.files import is_local
+from rhofast.storage.network import RetryPolicy
 
 ResultT = TypeVar("ResultT")
 
@@ -32,6 +34,8 @@ _PAUSES = (0.5, 1.0)  # seconds between attempts at reading a source
 _MOST_IN_SUCCESSION = {"file": 3, "address": 10}  # addresses of a list go bad one by one, files of a disk together
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _FINAL = (errno.EACCES, errno.EPERM)
+_POLICY, _STATE_POLICY = RetryPolicy(attempts=4), RetryPolicy(attempts=3, timeout_s=15.0)
+_STATE_S = 60.0  # seconds that a store has to describe a source
 _CHUNK = 1 << 20
 # Refusals that follow from the bytes of the source, and so would also follow from bytes that were misread.
 _BY_CONTENT = frozenset(
@@ -81,11 +85,28 @@ def read_source(path: Path, scratch: Path, deadline: Deadline) -> Source:
         UnreadableError: It cannot be read.
         OSError: `scratch` cannot be written.
     """
-    try:
-        local = fetch(path, scratch / "source")
-    except FileNotFoundError as error:
-        raise RefusedError(Refusal.MISSING, error.strerror or str(error)) from None
+    local = path
+    if not is_local(path):
+        local = scratch / "source"
+        isolated.call(_fetch, str(path), local, seconds=deadline.left())
     return Source(local, isolated.call(_read_digest, local, seconds=deadline.left()))
+
+
+def source_state(path: Path) -> list[Any] | None:
+    """Return the size of a source and, where the storage knows it, its version or modification time.
+
+    None: the source is missing, or the storage says neither.
+    """
+    if not is_local(path):
+        try:
+            return isolated.call(remote_state, str(path), _STATE_POLICY, seconds=_STATE_S)
+        except RefusedError:
+            return None
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
 
 
 def check_unchanged(source: Source, refusal: RefusedError, deadline: Deadline) -> None:
@@ -161,6 +182,16 @@ class ReadingTrouble:
                 f"{redacted(str(path))}: {refusal.detail}; {count} sources in succession could not be read",
                 hint="finished shards are kept: check the disk or the server, and run the same command again",
             )
+
+
+def _fetch(address: str, copy: Path) -> None:
+    """Copy a remote source to this machine; raises RefusedError, UnreadableError, or OSError for the copy itself."""
+    try:
+        fetch(address, copy, _POLICY)
+    except FetchError as error:
+        if error.missing:
+            raise RefusedError(Refusal.MISSING, str(error)) from None
+        raise UnreadableError(str(error), passing=False) from None
 
 
 def _read_digest(path: Path) -> bytes:

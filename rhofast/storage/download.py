@@ -8,47 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import random
-import sys
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from collections.abc import Callable, Generator
+from typing import BinaryIO
 
-from rhofast.errors import ConfigError, DependencyError, ShardFormatError, ShardMissingError
+from rhofast.errors import ShardFormatError, ShardMissingError
 from rhofast.storage.address import check_address
+from rhofast.storage.files import write_all
+from rhofast.storage.network import (
+    CHUNK,
+    RetryPolicy,
+    TooLargeError,
+    is_final,
+    is_missing,
+    network_errors,
+    open_store,
+    open_stream,
+    read_chunk,
+    read_small,
+    words,
+)
 
-_CHUNK = 1 << 22
-_BLOCK = 1 << 24  # bytes to read ahead from stores that answer range requests
-_INSTALL = "pip install 'rhofast[s3]'"
-_FINAL_STATUS = range(400, 500)  # HTTP status codes for which a retry will not help,
-_TRY_LATER = (408, 425, 429)  # except for these
-_PARTIAL = 206
+_LARGEST_METADATA = 1 << 28  # bytes; a dataset.json of a million shards
 
 Sleep = Callable[[float], None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RetryPolicy:
-    """How often and how long a download is tried.
-
-    The pause after the n-th failed attempt is min(first_pause_s * 2**n, max_pause_s), times a random number in
-    [0.5, 1).
-
-    Attributes:
-        attempts: Limit on successive attempts for one file that make no progress.
-        first_pause_s: Pause after the first failed attempt, in seconds.
-        max_pause_s: Limit on a pause, in seconds.
-        timeout_s: Limit on a connection, and on each chunk of an answer, in seconds.
-        failed_for_s: Seconds for which a file that failed is not requested again.
-    """
-
-    attempts: int = 6
-    first_pause_s: float = 0.5
-    max_pause_s: float = 20.0
-    timeout_s: float = 30.0
-    failed_for_s: float = 60.0
 
 
 class _NetworkError(Exception):
@@ -71,7 +54,7 @@ class _Received:
         self.clear()
 
     def add(self, chunk: bytes) -> None:
-        _write_all(self._file, chunk)
+        write_all(self._file, chunk)
         self.digest.update(chunk)
         self.size += len(chunk)
 
@@ -102,33 +85,29 @@ class RemoteFolder:
         """
         self.url = url = check_address(url, "shards").rstrip("/")
         self.retry_policy = retry_policy or RetryPolicy()
-        try:
-            import fsspec
-        except ImportError:
-            raise DependencyError(f"{url}: fsspec is not installed", hint=_INSTALL) from None
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(
-                self.url, **_options(urlsplit(url).scheme, self.retry_policy.timeout_s)
-            )
-        except ValueError as error:
-            raise ConfigError(
-                f"{url}: {error}", hint="use file://, s3://, https:// or another scheme of fsspec"
-            ) from None
-        except ImportError as error:
-            raise DependencyError(f"{url}: {error}", hint=_INSTALL) from None
-        self._network_errors = _network_errors()
+        self._store, self._root = open_store(url, self.retry_policy.timeout_s)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, *, max_bytes: int = _LARGEST_METADATA) -> bytes:
         """Return the content of a small file.
 
+        Args:
+            name: Name of the file in the folder.
+            max_bytes: Limit on its size in bytes.
+
         Raises:
-            ShardMissingError: The file is not there, or cannot be read after all attempts.
+            ShardMissingError: The file is not there, or cannot be read after all attempts or within the time limit.
+            ShardFormatError: The file is larger than `max_bytes`.
         """
+        end = time.monotonic() + self.retry_policy.total_s
         for attempt in range(self.retry_policy.attempts):
             try:
-                return bytes(self._fs.cat_file(f"{self._root}/{name}"))
-            except self._network_errors as error:
-                self._pause_or_raise(name, error, attempt, time.sleep)
+                left = max(0.1, end - time.monotonic())
+                return read_small(self._store, f"{self._root}/{name}", max_bytes=max_bytes, seconds=left)
+            except TooLargeError:
+                raise ShardFormatError(f"{self.url}/{name}: larger than {max_bytes / 1e6:.0f} MB") from None
+            except network_errors(ValueError) as error:
+                is_last = time.monotonic() >= end
+                self._pause_or_raise(name, error, attempt, _sleep_until(end), is_last=is_last)
         raise AssertionError("the last attempt raises")
 
     def download(self, name: str, file: BinaryIO, *, size: int, sha256: str, sleep: Sleep) -> None:
@@ -160,7 +139,7 @@ class RemoteFolder:
                 differed = True
             except _NetworkError as error:
                 # Progress counts only beyond the best attempt: a store that always starts again must not loop forever.
-                failed = 0 if received.size >= most + _CHUNK else failed + 1
+                failed = 0 if received.size >= most + CHUNK else failed + 1
                 most = max(most, received.size)
                 self._pause_or_raise(name, error.cause, max(0, failed - 1), sleep)
             else:
@@ -186,79 +165,30 @@ class RemoteFolder:
             _NetworkError: The connection failed.
         """
         try:
-            with self._opened(f"{self._root}/{name}", size, received.size) as (remote, begins):
+            path = f"{self._root}/{name}"
+            with open_stream(self._store, path, begin=received.size) as (remote, begins, _):
                 if begins != received.size:
                     received.clear()
-                while received.size <= size and (chunk := remote.read(_CHUNK)):
+                while received.size <= size:
+                    chunk = read_chunk(self._store, remote, 2 * self.retry_policy.timeout_s)
+                    if not chunk:
+                        return
                     yield chunk
-        except self._network_errors as error:
+        except network_errors() as error:
             raise _NetworkError(error) from error
 
-    @contextlib.contextmanager
-    def _opened(self, path: str, size: int, begin: int) -> Iterator[tuple[Any, int]]:
-        """Open a remote file at byte `begin`. Yield the file and its position, which is 0 if it cannot seek."""
-        if not self._http:
-            with self._fs.open(path, "rb", block_size=_BLOCK, cache_type="readahead") as remote:
-                yield remote, remote.seek(begin) if begin and remote.seekable() else 0
-            return
-        # One request for the whole rest: fsspec would request one part after the other, and wait for each.
-        headers = {**self._fs.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
-        headers |= {"Range": f"bytes={begin}-"} if begin else {}
-        with self._fs.open(path, "rb", size=size, block_size=0, headers=headers) as remote:
-            yield remote, begin if remote.r.status == _PARTIAL else 0
-
-    @property
-    def _http(self) -> bool:
-        return urlsplit(self.url).scheme in ("http", "https")
-
-    def _pause_or_raise(self, name: str, error: BaseException, attempt: int, sleep: Sleep) -> None:
+    def _pause_or_raise(
+        self, name: str, error: BaseException, attempt: int, sleep: Sleep, *, is_last: bool = False
+    ) -> None:
         """Pause before the next attempt. Raise ShardMissingError if a retry will not help or none is left."""
-        status = getattr(error, "status", None)
-        final = isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError)
-        final |= status in _FINAL_STATUS and status not in _TRY_LATER
-        final |= type(error).__name__ == "NoCredentialsError"
-        if final or attempt + 1 == self.retry_policy.attempts:
-            reason = "no such file" if isinstance(error, FileNotFoundError) else _one_line(error)
+        final = is_final(error) or is_missing(error)
+        if final or is_last or attempt + 1 == self.retry_policy.attempts:
+            reason = "no such file" if is_missing(error) else words(error)
             tries = "" if final else f", in {attempt + 1} attempts"
             raise ShardMissingError(f"{self.url}/{name}: {reason}{tries}") from None
-        pause = min(self.retry_policy.first_pause_s * 2**attempt, self.retry_policy.max_pause_s)
-        sleep(pause * (0.5 + 0.5 * random.SystemRandom().random()))
+        sleep(self.retry_policy.pause(attempt, error))
 
 
-def _write_all(file: BinaryIO, content: bytes) -> None:
-    """Write all bytes: one call of an unbuffered file may write only some of them."""
-    rest = memoryview(content)
-    while rest:
-        rest = rest[file.write(rest) :]
-
-
-def _options(scheme: str, timeout_s: float) -> dict[str, Any]:
-    """Return options for fsspec that add time limits to its own configuration."""
-    from fsspec.config import conf
-
-    if scheme in ("http", "https"):
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=None, connect=timeout_s, sock_connect=timeout_s, sock_read=timeout_s)
-        return {"client_kwargs": {**conf.get(scheme, {}).get("client_kwargs", {}), "timeout": timeout}}
-    if scheme == "s3":
-        limits = {"connect_timeout": timeout_s, "read_timeout": timeout_s}
-        return {"config_kwargs": {**conf.get(scheme, {}).get("config_kwargs", {}), **limits}}
-    return {}
-
-
-def _network_errors() -> tuple[type[Exception], ...]:
-    """Return the exceptions that the loaded packages raise for a failed network; not all are OSErrors."""
-    names = (
-        ("aiohttp", "ClientError"),
-        ("botocore.exceptions", "BotoCoreError"),
-        ("botocore.exceptions", "ClientError"),
-    )
-    found = (getattr(sys.modules.get(module), name, None) for module, name in names)
-    return (OSError, EOFError, *(kind for kind in found if kind is not None))
-
-
-def _one_line(error: BaseException) -> str:
-    status = getattr(error, "status", None)
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if status is None else f"{status} {getattr(error, 'message', '')}".strip()
+def _sleep_until(end: float) -> Sleep:
+    """Return a function that sleeps, but not beyond `end` of the monotonic clock."""
+    return lambda seconds: time.sleep(max(0.0, min(seconds, end - time.monotonic())))

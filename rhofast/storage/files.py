@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from rhofast.errors import ConfigError, DependencyError
 from rhofast.storage.address import check_address, is_address, is_remote, redacted
+from rhofast.storage.network import as_system_errors, network_errors, store_options, words
 
 _BUCKET_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "obs", "cos"}
 
@@ -48,14 +48,14 @@ def as_path(text: str, option: str = "address", *, signed: bool = False) -> Path
             f"{shown}: universal_pathlib is not installed", hint="pip install 'rhofast[s3]'"
         ) from None
     try:
-        path = UPath(text)
+        path = UPath(text, **store_options(text))
         _ = path.fs
-    except ValueError as error:
+    except network_errors(ValueError) as error:
         raise ConfigError(
-            f"{option}={shown}: {redacted(str(error))}", hint="use file://, s3:// or another scheme of fsspec"
+            f"{option}={shown}: {words(error)}", hint="use file://, s3:// or another scheme of fsspec"
         ) from None
     except ImportError as error:
-        raise DependencyError(f"{shown}: {redacted(str(error))}") from None
+        raise DependencyError(f"{shown}: {words(error)}") from None
     return cast(Path, path)
 
 
@@ -145,28 +145,9 @@ def publish(temporary: Path, target: Path) -> None:
         temporary.replace(target)
     else:
         remote = cast(Any, target)
-        remote.fs.put_file(str(temporary), remote.path)
+        with as_system_errors(target):
+            remote.fs.put_file(str(temporary), remote.path)
         temporary.unlink()
-
-
-def fetch(source: Path, copy: Path) -> Path:
-    """Make a file available on this machine.
-
-    Args:
-        source: A file on this machine or in an object store.
-        copy: Where a remote file is copied to.
-
-    Returns:
-        `source` itself if it is local, otherwise `copy`.
-
-    Raises:
-        OSError: The file cannot be copied.
-    """
-    if is_local(source):
-        return source
-    with source.open("rb") as remote, copy.open("wb") as local:
-        shutil.copyfileobj(remote, local, 1 << 22)
-    return copy
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -218,6 +199,13 @@ def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_all(file: BinaryIO, content: bytes) -> None:
+    """Write all bytes: one call of an unbuffered file may write only some of them."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def flush(path: Path) -> None:

@@ -35,7 +35,8 @@ from rhofast.data.sampling.shuffle import Order
 from rhofast.data.sources import open_shards, open_training
 from rhofast.errors import ConfigError, SampleError, ShardFormatError, ShardMissingError
 from rhofast.storage.cache import Cache
-from rhofast.storage.download import RemoteFolder, RetryPolicy
+from rhofast.storage.download import RemoteFolder
+from rhofast.storage.network import RetryPolicy
 from tests.helpers.shards import damage_unit, write_shards
 
 pytest.importorskip("aiohttp")
@@ -218,7 +219,8 @@ def test_a_download_goes_on_where_the_network_failed(
     assert site.begins == [size // 2, size // 2, size // 2 + (size - size // 2) // 2]
 
     # An attempt that brings a piece does not count as failed, so a file of many pieces comes over a bad network, too.
-    monkeypatch.setattr("rhofast.storage.download._CHUNK", 64)
+    monkeypatch.setattr("rhofast.storage.network.CHUNK", 64)
+    monkeypatch.setattr("rhofast.storage.download.CHUNK", 64)
     site.faults[TAR] = [drop] * 5  # more than the attempts
     other = open_remote(site, tmp_path / "other")
     assert sha256(other.local(TAR)) == remote.info.shards[1].tar_sha256
@@ -228,7 +230,8 @@ def test_a_store_that_always_begins_again_is_given_up(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every other attempt comes further than the one before it, and none further than the first."""
-    monkeypatch.setattr("rhofast.storage.download._CHUNK", 64)
+    monkeypatch.setattr("rhofast.storage.network.CHUNK", 64)
+    monkeypatch.setattr("rhofast.storage.download.CHUNK", 64)
     remote = open_remote(site, tmp_path / "cache")
     site.faults[TAR] = [drop, partial(drop, share=4)] * 4
     with pytest.raises(ShardMissingError, match="4 attempts"):
@@ -254,7 +257,7 @@ def test_a_store_that_can_seek_is_read_on_from_there(
             begins.append(place)
             return super().seek(place, whence)
 
-    monkeypatch.setattr(folder._fs, "open", lambda *_, **__: Failing(content))
+    monkeypatch.setattr(folder._store, "open", lambda *_, **__: Failing(content))
     with (tmp_path / "copy").open("w+b") as file:
         folder.download(name, file, size=len(content), sha256=shards.info.shards[0].tar_sha256, sleep=lambda _: None)
     assert (tmp_path / "copy").read_bytes() == content and begins == [1000, 2000, 3000]
@@ -374,7 +377,8 @@ CLIENT = """
 import sys
 from pathlib import Path
 from rhofast.storage.cache import Cache
-from rhofast.storage.download import RetryPolicy, RemoteFolder
+from rhofast.storage.download import RemoteFolder
+from rhofast.storage.network import RetryPolicy
 from rhofast.data.format.remote import RemoteShardSet
 url, folder, name = sys.argv[1:]
 remote = RemoteShardSet(RemoteFolder(url, RetryPolicy(attempts=2)), Cache(Path(folder), max_bytes=10**9))
