@@ -34,7 +34,7 @@ from benchmarks.machine import facts_line, facts_of_the_machine
 from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.codecs import codec_settings
 from rhofast.data.codecs.jpeg import JpegCodec
-from rhofast.data.format.dataset import DatasetInfo, ShardInfo
+from rhofast.data.format.dataset_json import DatasetInfo, ShardInfo
 from rhofast.data.format.index import IndexRow, write_index
 from rhofast.data.sampling.shuffle import Order
 
@@ -90,7 +90,7 @@ def make_set(root: Path, *, samples: int, shards: int, frames: int) -> None:
     each = samples // shards
     digest = write_index(first.with_suffix(".arrow"), [row] * each, {})
     known = ShardInfo(
-        name="",
+        name="shard-000000",
         samples=each,
         frames=each * frames,
         seconds=each * frames / FPS,

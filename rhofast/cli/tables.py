@@ -15,7 +15,7 @@ from rhofast.cli.console import byte_text, duration_text
 if TYPE_CHECKING:  # a command loads what it needs, when it needs it
     from rhofast.checkpoint.export import Transfer
     from rhofast.config.schema import ClipConfig
-    from rhofast.data.format.dataset import DatasetInfo
+    from rhofast.data.format.dataset_json import DatasetInfo
     from rhofast.evaluation.scores import Evaluation
     from rhofast.ingest.cost_estimate import CodecEstimate, CodecMetrics, DryRunEstimate
     from rhofast.ingest.summary import Summary

@@ -24,7 +24,8 @@ import numpy as np
 
 from rhofast.data.codecs import codec_settings
 from rhofast.data.codecs.codec import Codec
-from rhofast.data.format.dataset import DatasetInfo, ShardInfo, ShardSet
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.dataset_json import DatasetInfo, ShardInfo
 from rhofast.data.format.index import DATASET_FILE, VERSION
 from rhofast.errors import IngestError, StoreError
 from rhofast.ingest.array_task import ArrayTask

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from rhofast.data.format.dataset import DatasetInfo, open_folder
+from rhofast.data.format.dataset import open_folder
+from rhofast.data.format.dataset_json import DatasetInfo
 from rhofast.data.format.index import DATASET_FILE
 from rhofast.errors import ConfigError, IngestError, ShardError
 from rhofast.ingest.array_task import ArrayTask

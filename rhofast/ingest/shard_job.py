@@ -22,7 +22,8 @@ from typing import Any
 from rhofast.data.codecs import build_codec
 from rhofast.data.codecs.codec import Codec, Member
 from rhofast.data.codecs.stream_copy import UnfitError
-from rhofast.data.format.dataset import ShardInfo, check_shard_files
+from rhofast.data.format.dataset import check_shard_files
+from rhofast.data.format.dataset_json import ShardInfo
 from rhofast.data.format.index import VERSION
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError, ShardError

@@ -10,23 +10,31 @@ again alone, and the one whose process dies again is reported. Nothing is repair
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel
 
-from rhofast.data.codecs import build_codec
 from rhofast.data.format.dataset import ShardSet
-from rhofast.data.format.index import open_index
-from rhofast.errors import ConfigError, IngestError
+from rhofast.data.format.dataset_json import index_facts
+from rhofast.data.format.index_file import open_index
+from rhofast.errors import IngestError, ShardFormatError
 from rhofast.ingest.executors import LocalProcesses
 from rhofast.ingest.verify_member import FormatProblem
 from rhofast.ingest.verify_shard import ShardReport, VerifyJob, check_shard
+from rhofast.storage.strict_json import read_lines, read_record
+
+
+class _RefusedLine(BaseModel):
+    """What the check needs of a line of refused.jsonl."""
+
+    reason: str
 
 
 def verify_shards(
@@ -52,11 +60,6 @@ def verify_shards(
         IngestError: No process can be started.
     """
     root, info = shards.root, shards.info
-    try:
-        build_codec(info.codec)
-    except ConfigError as error:
-        yield FormatProblem(file="dataset.json", what=error.message)
-        return
 
     def progress(samples: int) -> None:
         if on_progress is not None:
@@ -69,7 +72,7 @@ def verify_shards(
                 number=number,
                 root=root,
                 shard=shard,
-                codec=info.codec,
+                facts=index_facts(shard, info),
                 classes=tuple(info.classes),
                 deep=deep,
                 marker=Path(markers) / str(number),
@@ -148,7 +151,7 @@ def _repeated_keys(shards: ShardSet, keys: Sequence[npt.NDArray[np.uint64]]) -> 
         if not len(rows):
             continue
         shard = shards.info.shards[number]
-        index = open_index(shards.root / shard.index)
+        index = open_index(shards.root / shard.index, index_facts(shard, shards.info))
         for row in rows.tolist():
             key = index.key(row)
             if key in first:
@@ -159,17 +162,15 @@ def _repeated_keys(shards: ShardSet, keys: Sequence[npt.NDArray[np.uint64]]) -> 
 def _folder_problems(shards: ShardSet) -> Iterator[FormatProblem]:
     """Check the files beside the shards."""
     root, info = shards.root, shards.info
-    try:
-        sizes = json.loads((root / "sizes.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        sizes = None
+    sizes: dict[str, int] | None = None
+    with suppress(ShardFormatError):
+        sizes = read_record(root / "sizes.json", dict[str, int], raises=ShardFormatError)
     if sizes != {shard.tar: shard.samples for shard in info.shards}:
         yield FormatProblem(file="sizes.json", what="does not match the samples per shard in dataset.json")
-    try:
-        with (root / "refused.jsonl").open(encoding="utf-8") as file:
-            refused = dict(Counter(json.loads(line)["reason"] for line in file))
-    except (OSError, ValueError, KeyError, TypeError):
-        refused = None
+    refused: dict[str, int] | None = None
+    with suppress(ShardFormatError):
+        lines = read_lines(root / "refused.jsonl", _RefusedLine, raises=ShardFormatError)
+        refused = dict(Counter(line.reason for line in lines))
     if refused != info.refused:
         yield FormatProblem(
             file="refused.jsonl",

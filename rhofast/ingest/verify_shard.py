@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,19 +17,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.data.codecs import build_codec
 from rhofast.data.codecs.codec import Codec
-from rhofast.data.format.dataset import ShardInfo
-from rhofast.data.format.index import IndexRow, ShardIndex, open_index
-from rhofast.errors import ShardError
+from rhofast.data.format.dataset_json import ShardInfo
+from rhofast.data.format.index import IndexRow, ShardIndex
+from rhofast.data.format.index_file import IndexFacts, open_index
+from rhofast.errors import ShardError, ShardFormatError
 from rhofast.ingest.executors import tick
 from rhofast.ingest.verify_member import FormatProblem, decoding_problems, unit_problems
 from rhofast.ingest.writer import file_digest, tar_members, wds2idx_text
+from rhofast.storage.strict_json import parse_record
 
 if TYPE_CHECKING:
     from rhofast.data.decode.picture_decoder import PictureDecoder
 
 _MAX_METADATA_BYTES = 1 << 20  # a longer KEY.json is not one of ours
+_SHOWN = 80  # characters of a value in a message
 
 ByteSpan = tuple[int, int]  # offset of the first byte in the tar, size
 
@@ -43,7 +44,7 @@ class VerifyJob:
         number: Number of the shard within the set, from 0.
         root: Folder of the set.
         shard: What dataset.json says of the shard.
-        codec: Settings of the codec, as in dataset.json.
+        facts: What dataset.json says of the shard's index.
         classes: Class names by label.
         deep: Decode all samples too.
         marker: A file that exists while the shard is being checked. While a member is being decoded, it holds the
@@ -53,7 +54,7 @@ class VerifyJob:
     number: int
     root: Path
     shard: ShardInfo
-    codec: dict[str, Any]
+    facts: IndexFacts
     classes: tuple[str, ...]
     deep: bool
     marker: Path
@@ -84,11 +85,9 @@ def check_shard(job: VerifyJob) -> ShardReport:
     shard, index, problems = job.shard, None, list[FormatProblem]()
     path = job.root / shard.index
     try:
-        index = open_index(path, digest=shard.index_sha256)
+        index = open_index(path, job.facts)
     except ShardError as error:
         problems.append(FormatProblem(file=shard.index, what=error.message.removeprefix(f"{path}: ")))
-    except ValueError as error:
-        problems.append(FormatProblem(file=shard.index, what=str(error)))
     try:
         for problem in _shard_problems(job, index):
             problems.append(problem)  # one by one, so that those before a read error are kept
@@ -106,13 +105,13 @@ def _key_digests(index: ShardIndex | None) -> npt.NDArray[np.uint64]:
 def _shard_problems(job: VerifyJob, index: ShardIndex | None) -> Iterator[FormatProblem]:
     shard, tar, idx = job.shard, job.root / job.shard.tar, f"{job.shard.name}.idx"
     if index is not None:
-        with np.errstate(all="ignore"):
-            frames, seconds = int(index.num_frames.sum()), float((index.num_frames / index.fps).sum())
-        if (len(index), frames) != (shard.samples, shard.frames) or not np.isclose(seconds, shard.seconds):
+        frames, seconds = int(index.num_frames.sum(dtype=np.int64)), float((index.num_frames / index.fps).sum())
+        if frames != shard.frames or not np.isclose(seconds, shard.seconds):
             facts = f"{len(index)} samples, {frames} frames, {seconds:.2f} s"
             yield FormatProblem(file=shard.index, what=f"{facts}; dataset.json disagrees")
     if not tar.is_file():
-        yield FormatProblem(file=shard.tar, what="no such file, but dataset.json lists it")
+        what = "not a regular file" if tar.exists() else "no such file, but dataset.json lists it"
+        yield FormatProblem(file=shard.tar, what=what)
         return
     if (size := tar.stat().st_size) != shard.bytes:
         yield FormatProblem(file=shard.tar, what=f"is {size} bytes long; dataset.json says {shard.bytes}")
@@ -123,14 +122,19 @@ def _shard_problems(job: VerifyJob, index: ShardIndex | None) -> Iterator[Format
     except tarfile.TarError as error:
         yield FormatProblem(file=shard.tar, what=f"is not a complete tar file: {error}")
         return
-    if not (job.root / idx).is_file() or (job.root / idx).read_bytes() != wds2idx_text(spans).encode():
+    if not _holds(job.root / idx, wds2idx_text(spans).encode("utf-8", "surrogateescape")):
         yield FormatProblem(file=idx, what="does not match the tar (wds2idx index)")
     if index is not None:
         yield from _sample_problems(job, index, spans)
 
 
+def _holds(path: Path, content: bytes) -> bool:
+    """Return whether a file has exactly this content."""
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
 def _sample_problems(job: VerifyJob, index: ShardIndex, spans: dict[str, ByteSpan]) -> Iterator[FormatProblem]:
-    name, codec = job.shard.tar, build_codec(job.codec)
+    name, codec = job.shard.tar, job.facts.codec
     decoder = _picture_decoder() if job.deep and codec.pictures else None
     members: dict[str, dict[str, ByteSpan]] = {}
     for member, span in spans.items():
@@ -148,15 +152,12 @@ def _sample_problems(job: VerifyJob, index: ShardIndex, spans: dict[str, ByteSpa
                 )
             else:
                 yield from _metadata_problems(name, row, file, metadata, codec, job.classes)
-                problems = list(unit_problems(name, row, file, codec))
+                problems = list(unit_problems(name, row, file))
                 if job.deep and not problems:  # a decoder gets only bytes whose checksum is right
                     job.marker.write_text(f"{row.key} {row.offset}")
                     problems += decoding_problems(name, row, file, codec, decoder)
                     job.marker.write_text("")
                 yield from problems
-            if row.label is not None and row.label >= len(job.classes):
-                what = f"label {row.label} is not below the number of classes, {len(job.classes)}"
-                yield FormatProblem(file=job.shard.index, key=row.key, what=what)
             tick(row.size)
     for key in members:
         yield FormatProblem(file=name, key=ascii(key)[1:-1], what="the sample is in the tar but not in the index")
@@ -175,12 +176,11 @@ def _metadata_problems(
     """Check KEY.json against the index."""
     offset, size = span
     tar.seek(offset)
+    content = tar.read(min(size, _MAX_METADATA_BYTES))
     try:
-        metadata = json.loads(tar.read(min(size, _MAX_METADATA_BYTES)))
-    except (ValueError, RecursionError):
-        metadata = None
-    if not isinstance(metadata, dict):
-        yield FormatProblem(file=file, key=row.key, offset=offset, what="KEY.json is not a JSON object")
+        metadata: dict[str, Any] = parse_record(content, dict[str, Any], where="KEY.json", raises=ShardFormatError)
+    except ShardFormatError as error:
+        yield FormatProblem(file=file, key=row.key, offset=offset, what=error.message)
         return
     expected = {
         "label": row.label,
@@ -191,9 +191,9 @@ def _metadata_problems(
         "source_digest": row.source_digest.hex(),
         "codec": codec.name,
     }
-    if row.label is not None and row.label < len(classes) and metadata.get("label_name") is not None:
+    if row.label is not None and metadata.get("label_name") is not None:
         expected["label_name"] = classes[row.label]
     for name, value in expected.items():
         if metadata.get(name) != value:
-            what = f"KEY.json says {name}={metadata.get(name)!r}, the index {value!r}"
+            what = f"KEY.json says {name}={ascii(metadata.get(name))[:_SHOWN]}, the index {value!r}"
             yield FormatProblem(file=file, key=row.key, offset=offset, what=what)

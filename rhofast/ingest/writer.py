@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rhofast.data.codecs.codec import Member
-from rhofast.data.format.dataset import ShardInfo
+from rhofast.data.format.dataset_json import ShardInfo
 from rhofast.data.format.index import VERSION, IndexRow, write_index
-from rhofast.storage.files import publish
+from rhofast.storage.files import open_regular, publish
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,9 +90,30 @@ def write_shard(folder: Path, name: str, samples: Iterable[NewSample], *, scratc
 
 
 def tar_members(path: Path) -> dict[str, tuple[int, int]]:
-    """Return (offset of the first byte, size) by name of all regular members, in order; raises tarfile.TarError."""
-    with tarfile.open(path, "r:") as tar:
-        return {member.name: (member.offset_data, member.size) for member in tar if member.isreg()}
+    """Return (offset of the first byte, size) by name of all members, in order.
+
+    The tar must be plain: long names and other extensions, for which a reader allocates what they ask for, are refused.
+
+    Raises:
+        OSError: The file cannot be read, or is not a regular file.
+        tarfile.TarError: It is cut short, or not a plain tar of files.
+    """
+    members, offset = dict[str, tuple[int, int]](), 0
+    with open_regular(path) as file:
+        end = file.seek(0, io.SEEK_END)
+        while True:
+            file.seek(offset)
+            header = file.read(tarfile.BLOCKSIZE)
+            if header == bytes(tarfile.BLOCKSIZE):
+                return members
+            entry = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+            offset += tarfile.BLOCKSIZE
+            if entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                raise tarfile.ReadError(f"member {ascii(entry.name)[:80]} is not a plain file")
+            if entry.size < 0 or offset + entry.size > end:
+                raise tarfile.ReadError("unexpected end of data")
+            members[entry.name] = offset, entry.size
+            offset += -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def wds2idx_text(spans: dict[str, tuple[int, int]]) -> str:

@@ -76,7 +76,7 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
         OSError: The file does not exist, cannot be opened, or is a folder, a FIFO, a socket or a device.
     """
-    return os.fdopen(open_regular_descriptor(path), "rb")
+    return open(path, "rb", opener=lambda name, _: open_regular_descriptor(Path(name)))
 
 
 def open_regular_descriptor(path: Path) -> int:

@@ -28,7 +28,7 @@ MAX_DEPTH = 32
 # Python needs up to about 250 bytes per value.
 MAX_VALUES = 2_000_000
 
-_MAX_INTEGER = 2**64
+_MAX_NUMBER = {int: 2**64, float: math.inf}
 _SHOWN = 60  # characters of a value or a field in a message
 
 
@@ -183,12 +183,17 @@ def _parse(content: bytes, kind: type[T]) -> T:
     if sum(map(content.count, (b",", b"[", b"{"))) > MAX_VALUES:
         raise _MisfitError(f"has more than {MAX_VALUES} values")
     try:
-        values = json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
+        values = json.loads(text)
+        if (
+            _check_values(values) != content.count(b":") or b"\\u003" in content
+        ):  # maybe; or a colon is written as \u003a
+            json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
-        raise _MisfitError(f"is nested more than {MAX_DEPTH} levels deep") from None
+        raise _MisfitError(f"nested more than {MAX_DEPTH} levels deep") from None
     except json.JSONDecodeError as error:
         raise _MisfitError(f"not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
-    _check_values(values)
+    except ValueError:  # Python limits the digits of a number
+        raise _MisfitError("a number has thousands of digits") from None
     try:
         value: T = _adapter(cast(Hashable, kind)).validate_json(content, strict=True)
     except ValidationError as error:
@@ -213,45 +218,48 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _integer(text: str) -> float:
-    return int(text) if len(text) <= len(str(_MAX_INTEGER)) + 1 else math.inf
+def _check_values(root: Any) -> int:
+    """Check that all values can be stored, shown and counted with. Does not recurse.
 
+    Returns:
+        The number of colons in a JSON text of these values. A text with a key that occurs twice has more of them.
 
-def _check_values(root: Any) -> None:
-    """Raise _MisfitError for what JSON allows and no file of rhofast holds. Does not recurse."""
-    level: list[tuple[Any, Any]] = [(None, root)]  # (chain of keys from the inside out, value)
+    Raises:
+        _MisfitError: A number is not finite or has more than 64 bits, or a text has a lone surrogate.
+    """
+    level: list[tuple[Any, Any]] = [(None, [root])]  # (chain of keys from the inside out, list or object)
+    colons = 0
     for _ in range(MAX_DEPTH + 1):
         following: list[tuple[Any, Any]] = []
-        for place, value in level:
-            if isinstance(value, dict):
-                for key, item in value.items():
-                    if not _is_text(key):
+        for place, holder in level:
+            if type(holder) is dict:
+                items = holder.items()
+                colons += len(holder)
+                for key in holder:
+                    colons += key.count(":")
+                    if not (key.isascii() or _is_text(key)):
                         raise _MisfitError(f"{_field(_keys(place))}: a key is not text: {_shown(key)}")
-                    following.append(((place, key), item))
-            elif isinstance(value, list):
-                following.extend(((place, number), item) for number, item in enumerate(value))
-            elif (fault := _fault(value)) is not None:
-                raise _MisfitError(f"{_field(_keys(place))}: {fault}")
+            else:
+                items = enumerate(holder)  # type: ignore[assignment]
+            for key, value in items:
+                kind = type(value)
+                if kind is str:
+                    colons += value.count(":")
+                    if not (value.isascii() or _is_text(value)):
+                        raise _MisfitError(f"{_field(_keys((place, key)))}: not text: {_shown(value)}")
+                elif kind is int or kind is float:
+                    if not -_MAX_NUMBER[kind] < value < _MAX_NUMBER[kind]:  # also NaN
+                        raise _MisfitError(f"{_field(_keys((place, key)))}: not a finite number, or too large")
+                elif kind is dict or kind is list:
+                    following.append(((place, key), value))
         if not following:
-            return
+            return colons
         level = following
     raise _MisfitError(f"{_field(_keys(level[0][0]))}: nested more than {MAX_DEPTH} levels deep")
 
 
-def _fault(value: Any) -> str | None:
-    if isinstance(value, str):
-        return None if _is_text(value) else f"not text: {_shown(value)}"
-    if isinstance(value, float) and not math.isfinite(value):
-        return "not a finite number, or too large"
-    if isinstance(value, int) and abs(value) >= _MAX_INTEGER:
-        return "not a finite number, or too large"
-    return None
-
-
 def _is_text(text: str) -> bool:
     """Return whether a text can be written as UTF-8: it has no lone surrogate."""
-    if text.isascii():
-        return True
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -264,7 +272,7 @@ def _keys(place: Any) -> list[Any]:
     while place is not None:
         place, key = place
         keys.append(key)
-    return keys[::-1]
+    return keys[-2::-1]  # the outermost is the place of the root in the list around it
 
 
 def _explain(error: ValidationError) -> str:

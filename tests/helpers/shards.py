@@ -21,7 +21,8 @@ from rhofast.data.codecs.codec import Codec
 from rhofast.data.codecs.h26x import H264Codec, HevcCodec
 from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.codecs.stream_copy import CopyCodec
-from rhofast.data.format.dataset import DatasetInfo, ShardInfo, ShardSet, open_folder
+from rhofast.data.format.dataset import ShardSet, open_folder
+from rhofast.data.format.dataset_json import DatasetInfo, ShardInfo
 from rhofast.data.format.index import IndexRow, write_index
 from rhofast.ingest.transcode import find_ffmpeg
 

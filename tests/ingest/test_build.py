@@ -23,7 +23,8 @@ from rhofast.data.codecs.codec import Codec
 from rhofast.data.codecs.h26x import H264Codec, HevcCodec
 from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.codecs.stream_copy import CopyCodec
-from rhofast.data.format.dataset import DatasetInfo, open_folder
+from rhofast.data.format.dataset import open_folder
+from rhofast.data.format.dataset_json import DatasetInfo
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
 from rhofast.ingest import transcode as transcoding

@@ -28,6 +28,7 @@ from rhofast.data.codecs.containers import Picture
 from rhofast.data.types import Stream, Units
 
 SIDE_MULTIPLE = 16  # of the sides of stored pictures: whole 4:2:0 JPEG blocks and H.264 macroblocks, without padding
+MAX_SIDE = 16_384  # pixels
 MEASURED = 16  # the color of one frame in so many is measured when a shard is made
 
 
@@ -80,11 +81,13 @@ class Codec(Section):
         name: Name in `dataset.json` and on the command line.
         suffix: Suffix of the member in the tar; None for the suffix of the source.
         pictures: Whether a unit is a picture for an image decoder; otherwise it is a piece of a video stream.
+        max_pixels: Largest number of pixels of a frame, which bounds the memory of decoders.
     """
 
     name: ClassVar[str]
     suffix: ClassVar[str | None] = "mp4"
     pictures: ClassVar[bool] = False
+    max_pixels: ClassVar[int] = 1 << 25  # 8K, 7680x4320
 
     @abstractmethod
     def encoder_arguments(self) -> dict[str, Any] | None:
@@ -110,6 +113,18 @@ class Codec(Section):
         Raises:
             ValueError: The member is damaged, or not of the layout of this codec.
         """
+
+    @classmethod
+    def check_size(cls, width: int, height: int) -> None:
+        """Raise ValueError if frames are larger than the codec stores.
+
+        Args:
+            width: Width of the frames in pixels.
+            height: Height of the frames in pixels.
+        """
+        if max(width, height) > MAX_SIDE or width * height > cls.max_pixels:
+            limit = f"{MAX_SIDE} pixels per side and {cls.max_pixels} pixels"
+            raise ValueError(f"frames of {width}x{height} are larger than codec {cls.name} stores: {limit}")
 
     @abstractmethod
     def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

@@ -13,114 +13,25 @@ described in full in docs/reference/shard_format.md.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import stat
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError
 
-from rhofast.config.section import Section
-from rhofast.data.format.index import DATASET_FILE, VERSION, IndexRow, ShardIndex, open_index
+from rhofast.data.codecs import build_codec
+from rhofast.data.format.dataset_json import MAX_DATASET_BYTES, DatasetInfo, ShardInfo, index_facts, parse_dataset
+from rhofast.data.format.index import DATASET_FILE, IndexRow, ShardIndex
+from rhofast.data.format.index_file import open_index
 from rhofast.errors import ConfigError, ShardFormatError, ShardMissingError
+from rhofast.storage.files import is_local, open_regular_descriptor
+from rhofast.storage.strict_json import read_bounded
 
 _OPEN_INDICES = 1024  # memory-mapped shard indices kept at once; each costs a mapping, not memory
-
-
-class ShardInfo(Section):
-    """One shard as `dataset.json` lists it.
-
-    Attributes:
-        name: Name of its files without the suffix (`shard-000000`).
-        samples: Number of samples.
-        frames: Number of frames of all samples.
-        seconds: Duration of all samples.
-        bytes: Size of the tar.
-        index_bytes: Size of the index.
-        tar_sha256: SHA-256 of the tar, hexadecimal.
-        index_sha256: SHA-256 of the index, hexadecimal.
-    """
-
-    name: str
-    samples: int
-    frames: int
-    seconds: float
-    bytes: int
-    index_bytes: int
-    tar_sha256: str
-    index_sha256: str
-
-    @property
-    def tar(self) -> str:
-        """The file name of the tar."""
-        return f"{self.name}.tar"
-
-    @property
-    def index(self) -> str:
-        """The file name of the index."""
-        return f"{self.name}.arrow"
-
-
-class DatasetInfo(Section):
-    """The content of `dataset.json`.
-
-    Attributes:
-        format: Constant that marks the file as the description of a shard set.
-        version: Version of the format.
-        name: Name of the data set.
-        split: Name of the split.
-        codec: Name and settings of the storage codec.
-        transcode: Settings with which videos were converted to the codec.
-        encoders: Versions of the ffmpeg programs that converted them.
-        classes: Name of each class, by label; empty for a data set without labels.
-        shards: The shards, in the order in which samples are numbered.
-        refused: Number of refused sources for each reason.
-        build: Digest of the list of sources and of the settings.
-    """
-
-    format: Literal["rhofast-shards"] = "rhofast-shards"
-    version: int = VERSION
-    name: str
-    split: str
-    codec: dict[str, Any]
-    transcode: dict[str, Any] = Field(default_factory=dict)
-    encoders: list[str] = Field(default_factory=list)
-    classes: list[str]
-    shards: list[ShardInfo]
-    refused: dict[str, int]
-    build: str
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples of all shards."""
-        return sum(shard.samples for shard in self.shards)
-
-    @property
-    def num_frames(self) -> int:
-        """Number of frames of all shards."""
-        return sum(shard.frames for shard in self.shards)
-
-    @property
-    def seconds(self) -> float:
-        """Duration of all samples in seconds."""
-        return sum(shard.seconds for shard in self.shards)
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of all tars in bytes."""
-        return sum(shard.bytes for shard in self.shards)
-
-    @property
-    def digest(self) -> str:
-        """Digest of the content, 64 hexadecimal characters. Equal digests mean equal samples in equal order."""
-        text = json.dumps([self.version, [(shard.samples, shard.index_sha256) for shard in self.shards]])
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 class ShardSet:
@@ -133,6 +44,7 @@ class ShardSet:
         root: Folder of the set.
         where: Name of the set in messages: its folder or URL.
         info: The content of `dataset.json`.
+        codec: The storage codec of the samples.
         starts: Number of each shard's first sample, and the number of samples at the end, i64[shards + 1].
         keeps_files: Whether files stay in place while the set is open. If not (remote.py), a file is opened for each
             read and closed afterwards.
@@ -151,6 +63,7 @@ class ShardSet:
         self.root = root
         self.where = str(root)
         self.info = info
+        self.codec = build_codec(info.codec)
         self.starts: npt.NDArray[np.int64] = np.cumsum([0, *(shard.samples for shard in info.shards)], dtype=np.int64)
         self._open: OrderedDict[int, ShardIndex] = OrderedDict()
         self._open_indices = open_indices
@@ -174,7 +87,7 @@ class ShardSet:
             OSError: The file cannot be opened.
             ShardError: The file cannot be downloaded (remote sets).
         """
-        return os.open(self.local(name), os.O_RDONLY | os.O_CLOEXEC)
+        return open_regular_descriptor(self.local(name))
 
     def locate(self, sample: int) -> tuple[int, int]:
         """Return the shard of a sample and the row in its index.
@@ -206,14 +119,12 @@ class ShardSet:
         return index
 
     def _load_index(self, shard: int) -> ShardIndex:
-        """Map an index. It is hashed only once, as long as the file does not change."""
+        """Map an index. It is checked only once, as long as the file does not change."""
         info = self.info.shards[shard]
         path = self.local(info.index)
         file = _identity(path)
-        known = file is not None and self._checked.get(shard) == file
-        index = open_index(path, digest=None if known else info.index_sha256)
-        if len(index) != info.samples:
-            raise ShardFormatError(f"{path}: {len(index)} rows, but {DATASET_FILE} lists {info.samples} samples")
+        checked = file is not None and self._checked.get(shard) == file
+        index = open_index(path, index_facts(info, self.info), checked=checked)
         if file is not None:
             self._checked[shard] = file
         return index
@@ -241,53 +152,18 @@ def open_folder(root: Path, *, check_files: bool = True) -> ShardSet:
     path = root / DATASET_FILE
     if not root.is_dir():
         raise ShardMissingError(f"{root}: no such folder", hint="make shards: rhofast shard SOURCE OUT")
-    if not path.is_file():
+    if not path.exists():
         is_incomplete = any(root.glob("shard-*.arrow"))
         hint = "the set is incomplete: run the same `rhofast shard` command again"
         if not is_incomplete:
             hint = "not a shard set; make one: rhofast shard SOURCE OUT"
         raise ShardMissingError(f"{root}: no {DATASET_FILE}", hint=hint)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ShardFormatError(f"{path}: cannot be read: {error}") from None
+    content = read_bounded(path, raises=ShardFormatError, max_bytes=MAX_DATASET_BYTES)
     info = parse_dataset(content, str(path))
     if check_files:
         for shard in info.shards:
             check_shard_files(root, shard)
     return ShardSet(root, info)
-
-
-def parse_dataset(content: bytes, where: str) -> DatasetInfo:
-    """Parse a `dataset.json`.
-
-    Args:
-        content: The bytes of the file.
-        where: Name of the file in messages.
-
-    Returns:
-        Its content.
-
-    Raises:
-        ShardFormatError: The content is not valid, or of another format or version.
-    """
-    try:
-        values = json.loads(content)
-    except ValueError as error:
-        raise ShardFormatError(f"{where}: cannot be read: {error}") from None
-    if not isinstance(values, dict) or values.get("format") != "rhofast-shards":
-        raise ShardFormatError(f"{where}: not the description of a rhofast shard set")
-    if values.get("version") != VERSION:
-        raise ShardFormatError(
-            f"{where}: format version {values.get('version')}, but this rhofast reads version {VERSION}",
-            hint="install the rhofast that wrote the set, or make the shards again: rhofast shard SOURCE OUT",
-        )
-    try:
-        return DatasetInfo.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ShardFormatError(f"{where}: {key}: {first['msg']}") from None
 
 
 def check_shard_files(root: Path, shard: ShardInfo) -> None:
@@ -299,16 +175,21 @@ def check_shard_files(root: Path, shard: ShardInfo) -> None:
 
     Raises:
         ShardMissingError: A file is not there.
-        ShardFormatError: A file has another size.
+        ShardFormatError: A file has another size, or is not a regular file.
     """
     hint = f"copy the file again; check the whole set: rhofast verify {root}"
+    is_here = is_local(root)
     for name, expected in ((shard.tar, shard.bytes), (shard.index, shard.index_bytes)):
         try:
-            size = (root / name).stat().st_size
+            # Names as texts, because a set has thousands of files and a Path costs more than its stat.
+            status = os.stat(f"{root}/{name}") if is_here else (root / name).stat()  # noqa: PTH116
         except OSError as error:
             raise ShardMissingError(f"{root / name}: {error.strerror or error}", hint=hint) from None
-        if size != expected:
-            raise ShardFormatError(f"{root / name}: {size} bytes, but {DATASET_FILE} lists {expected}", hint=hint)
+        if is_here and not stat.S_ISREG(status.st_mode):
+            raise ShardFormatError(f"{root / name}: not a regular file")
+        if status.st_size != expected:
+            what = f"{status.st_size} bytes, but {DATASET_FILE} lists {expected}"
+            raise ShardFormatError(f"{root / name}: {what}", hint=hint)
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:

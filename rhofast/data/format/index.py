@@ -7,7 +7,7 @@ A *unit* is the smallest piece of a member that can be decoded by itself: one pi
 pictures of an `h264` member. The index holds each unit's place, checksum and mean color. So the bytes of a clip are
 found without opening the container, a damaged unit is detected before any decoder sees it, and the center of the
 contrast jitter is known before decoding. SCHEMA lists the columns; the `unit_*` columns are lists with one entry per
-unit, or three in `unit_rgb`.
+unit, or three in `unit_rgb`. index_file.py opens an index and checks it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rhofast.data.types import Units
-from rhofast.errors import ShardFormatError, ShardMissingError
 
 VERSION = 1
 DATASET_FILE = "dataset.json"
@@ -89,20 +88,12 @@ class ShardIndex:
         fps: f64[N].
         width: i32[N].
         height: i32[N].
+        unit_starts: Place of each sample's first unit in `every_unit`, and the number of units at the end, i32[N + 1].
+        every_unit: The units of all samples, one sample after another.
     """
 
-    def __init__(self, table: pa.Table) -> None:
-        """Use the columns of a table.
-
-        Args:
-            table: Rows with the columns of SCHEMA.
-
-        Raises:
-            ValueError: There are no rows, or the unit columns differ in length.
-        """
-        batch = table.combine_chunks().to_batches()[0] if table.num_rows else None
-        if batch is None:
-            raise ValueError("the index has no rows")
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        """Use the columns of a record batch that index_file.py has checked: SCHEMA, and no null but in `label`."""
         column = {name: batch.column(name) for name in SCHEMA.names}
         self._key, self._source = column["key"], column["source_digest"]
         rows, before = len(self._source), self._source.offset
@@ -114,12 +105,11 @@ class ShardIndex:
         self.offset, self.size = column["offset"].to_numpy(), column["size"].to_numpy()
         self.num_frames, self.fps = column["num_frames"].to_numpy(), column["fps"].to_numpy()
         self.width, self.height = column["width"].to_numpy(), column["height"].to_numpy()
-        units = [column[f"unit_{part}"] for part in ("frame", "offset", "size", "crc", "rgb")]
-        self._starts = units[0].offsets.to_numpy()
-        if any(not np.array_equal(unit.offsets.to_numpy(), self._starts) for unit in units[1:4]):
-            raise ValueError("the unit columns have different lengths")
-        frame, offset, size, crc, rgb = (unit.values.to_numpy() for unit in units)
-        self._units = Units(frame=frame, offset=offset, size=size, crc=crc, rgb=rgb.reshape(-1, 3))
+        frame, offset, size, crc, rgb = (
+            column[f"unit_{part}"].values.to_numpy() for part in ("frame", "offset", "size", "crc", "rgb")
+        )
+        self.unit_starts = column["unit_frame"].offsets.to_numpy()
+        self.every_unit = Units(frame=frame, offset=offset, size=size, crc=crc, rgb=rgb.reshape(-1, 3))
 
     def __len__(self) -> int:
         return len(self.num_frames)
@@ -128,10 +118,17 @@ class ShardIndex:
         """Return the key of one sample."""
         return str(self._key[row].as_py())
 
+    def key_bytes(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+        """Return the length of each key in bytes, i32[N], and the bytes of all keys, one after another."""
+        _, offsets, content = self._key.buffers()
+        starts = np.frombuffer(offsets, dtype=np.int32, count=len(self) + 1)
+        every = np.frombuffer(content, dtype=np.uint8) if content is not None else np.zeros(0, dtype=np.uint8)
+        return np.diff(starts), every[int(starts[0]) : int(starts[-1])]
+
     def units(self, row: int) -> Units:
         """Return the units of one sample as views, without a copy."""
-        part = slice(int(self._starts[row]), int(self._starts[row + 1]))
-        every = self._units
+        part = slice(int(self.unit_starts[row]), int(self.unit_starts[row + 1]))
+        every = self.every_unit
         return Units(
             frame=every.frame[part],
             offset=every.offset[part],
@@ -155,23 +152,6 @@ class ShardIndex:
             height=int(self.height[row]),
             units=self.units(row),
         )
-
-
-def open_index(path: Path, *, digest: str | None = None) -> ShardIndex:
-    """Map the index of one shard.
-
-    Args:
-        path: The `.arrow` file.
-        digest: Expected SHA-256, hexadecimal; None to skip the check.
-
-    Returns:
-        The mapped index.
-
-    Raises:
-        ShardMissingError: There is no such file.
-        ShardFormatError: The file has another digest, or is not an index of this format version.
-    """
-    return ShardIndex(_read_table(path, digest))
 
 
 def write_index(path: Path, rows: Sequence[IndexRow], metadata: Mapping[str, str]) -> str:
@@ -198,28 +178,3 @@ def write_index(path: Path, rows: Sequence[IndexRow], metadata: Mapping[str, str
     content = sink.getvalue().to_pybytes()
     path.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
-
-
-def _read_table(path: Path, digest: str | None) -> pa.Table:
-    if not path.is_file():
-        raise ShardMissingError(f"{path}: no such file, although {DATASET_FILE} lists it")
-    try:
-        if digest is not None and _sha256(path) != digest:
-            raise ShardFormatError(
-                f"{path}: its digest differs from the one in {DATASET_FILE}: the file was damaged or replaced",
-                hint="copy it again, or delete it and run the same `rhofast shard` command again",
-            )
-        table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(pa.memory_map(str(path)).read_buffer()))).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ShardFormatError(f"{path}: not a shard index: {str(error).splitlines()[0]}") from None
-    if not table.schema.equals(SCHEMA, check_metadata=False):
-        raise ShardFormatError(f"{path}: not a shard index of format version {VERSION}: its columns differ")
-    if table.num_rows == 0:
-        raise ShardFormatError(f"{path}: the index has no rows")
-    return table
-
-
-def _sha256(path: Path) -> str:
-    """Hash a file by reading it; mapped, all of its pages would count as memory of this process."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,8 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -21,14 +19,15 @@ from pathlib import Path
 from threading import Condition, Event, Thread
 from typing import BinaryIO
 
-from rhofast.data.format.dataset import DatasetInfo, ShardInfo, ShardSet, parse_dataset
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.dataset_json import DatasetInfo, ShardInfo, parse_dataset
 from rhofast.data.format.index import DATASET_FILE, ShardIndex
 from rhofast.errors import RhofastError, ShardError, ShardFormatError, ShardMissingError
 from rhofast.storage.cache import Cache
 from rhofast.storage.download import RemoteFolder
+from rhofast.storage.files import open_regular_descriptor
 
 _OPEN_ATTEMPTS = 3  # a file may be evicted between its download and its opening
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 class StoppedError(RhofastError):
@@ -60,7 +59,6 @@ class RemoteShardSet(ShardSet):
             ShardFormatError: `dataset.json` has another format or version, or unsafe file names.
         """
         info = parse_dataset(folder.read(DATASET_FILE), f"{folder.url}/{DATASET_FILE}")
-        _check_names(info, folder.url)
         self._key = _cache_key(info)
         super().__init__(cache.folder / self._key, info)
         self.where = folder.url
@@ -87,7 +85,7 @@ class RemoteShardSet(ShardSet):
         """
         for _ in range(_OPEN_ATTEMPTS):
             with contextlib.suppress(FileNotFoundError):
-                descriptor = os.open(self.local(name), os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = open_regular_descriptor(self.local(name))
                 for queue in self._queues:
                     queue.used(self._number[_stem(name)])
                 return descriptor
@@ -304,13 +302,6 @@ def _cache_key(info: DatasetInfo) -> str:
         [shard.name, shard.bytes, shard.tar_sha256, shard.index_bytes, shard.index_sha256] for shard in info.shards
     ]
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:32]
-
-
-def _check_names(info: DatasetInfo, url: str) -> None:
-    """Raise ShardFormatError for a name that would lead out of the cache's folder."""
-    for shard in info.shards:
-        if not _SAFE_NAME.fullmatch(shard.name):
-            raise ShardFormatError(f"{url}/{DATASET_FILE}: {shard.name!r} is not a valid name of a shard")
 
 
 def _stem(name: str) -> str:

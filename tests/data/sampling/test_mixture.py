@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhofast.data.format.dataset import DatasetInfo, ShardInfo, ShardSet
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.dataset_json import DatasetInfo, ShardInfo
 from rhofast.data.sampling.mixture import Mixture, MixtureOrder
 from rhofast.data.types import Position
 from tests.helpers.shards import NUM_VIDEOS, write_shards
