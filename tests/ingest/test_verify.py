@@ -449,7 +449,7 @@ def test_an_unknown_codec_is_one_line(whole: dict[str, Path], tmp_path: Path) ->
     root = shutil.copytree(whole["jpeg"], tmp_path / "set")
     info = json.loads((root / "dataset.json").read_text())
     (root / "dataset.json").write_text(json.dumps({**info, "codec": {"name": "gif"}}))
-    with pytest.raises(ShardFormatError, match=r"dataset\.json: codec=.*codec='gif' is not known"):
+    with pytest.raises(ShardFormatError, match=r"dataset\.json: codec='gif' is not known"):
         said(root)
 
 

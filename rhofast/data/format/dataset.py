@@ -23,7 +23,6 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.data.codecs import build_codec
 from rhofast.data.format.dataset_json import MAX_DATASET_BYTES, DatasetInfo, ShardInfo, index_facts, parse_dataset
 from rhofast.data.format.index import DATASET_FILE, IndexRow, ShardIndex
 from rhofast.data.format.index_file import open_index
@@ -44,7 +43,6 @@ class ShardSet:
         root: Folder of the set.
         where: Name of the set in messages: its folder or URL.
         info: The content of `dataset.json`.
-        codec: The storage codec of the samples.
         starts: Number of each shard's first sample, and the number of samples at the end, i64[shards + 1].
         keeps_files: Whether files stay in place while the set is open. If not (remote.py), a file is opened for each
             read and closed afterwards.
@@ -63,7 +61,6 @@ class ShardSet:
         self.root = root
         self.where = str(root)
         self.info = info
-        self.codec = build_codec(info.codec)
         self.starts: npt.NDArray[np.int64] = np.cumsum([0, *(shard.samples for shard in info.shards)], dtype=np.int64)
         self._open: OrderedDict[int, ShardIndex] = OrderedDict()
         self._open_indices = open_indices

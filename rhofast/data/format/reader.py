@@ -21,6 +21,7 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
+from rhofast.data.codecs import build_codec
 from rhofast.data.codecs.codec import Part
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
@@ -59,7 +60,7 @@ class Reader:
         """
         self.shards = shards
         self._limits = limits or {}
-        self.codec = shards.codec
+        self.codec = build_codec(shards.info.codec)
         self._files: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = Lock()
 
