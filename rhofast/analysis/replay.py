@@ -139,16 +139,17 @@ def replay_batch(
     """
     config, lines = read_run(run, overrides)
     start = start_of_step(run, config, lines, step, any_step=world_size is not None)
-    ranks = start["world_size"] if world_size is None else world_size
+    ranks = start.get("world_size", 1) if world_size is None else world_size
     if config.train.batch_size % ranks:
         raise ConfigError(f"--world-size {ranks}: must divide train.batch_size={config.train.batch_size}")
     if not 0 <= rank < ranks:
         raise ConfigError(f"--rank {rank}: must be in [0, {ranks - 1}]; step {step} of {run} ran on {ranks} rank(s)")
     with _open_loader(run, config, rank, ranks) as loader:
         digest = loader.state_dict()["digest"]
-        if digest != start["digest"]:
+        before = start.get("digest")
+        if digest != before:
             raise ResumeError(
-                f"{run}: the data set is not that of the run: its digest was {start['digest']}, and is {digest} now",
+                f"{run}: the data set is not that of the run: its digest was {before}, and is {digest} now",
                 hint="name the data set of the run: --set data.train=FOLDER",
             )
         epoch, number = divmod(step - 1, loader.steps_per_epoch)

@@ -16,8 +16,8 @@ from typing import Any
 
 from rhofast.analysis.report_plots import Lines, RunLog, confusion_image, draw_legend, draw_plots
 from rhofast.checkpoint.run_folder import RunFolder
+from rhofast.checkpoint.run_lines import read_metrics
 from rhofast.errors import ConfigError
-from rhofast.training.metrics_file import read_metrics
 
 _MAX_MESSAGES = 20  # the last ones are shown
 _MAX_TITLE_NAMES = 4  # runs whose names fit into the title

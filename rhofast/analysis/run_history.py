@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rhofast.checkpoint.checkpoint import latest_checkpoint, step_of
 from rhofast.checkpoint.run_folder import RunFolder
+from rhofast.checkpoint.run_lines import read_bad_samples, read_metrics
 from rhofast.config.load import override_config, parse_config
 from rhofast.config.schema import Config
 from rhofast.data.types import Position
 from rhofast.errors import ConfigError
-from rhofast.training.metrics_file import read_metrics
+from rhofast.storage.strict_json import read_record
 
 
 def read_run(run: Path, overrides: Sequence[str]) -> tuple[Config, list[dict[str, Any]]]:
@@ -33,10 +33,7 @@ def read_run(run: Path, overrides: Sequence[str]) -> tuple[Config, list[dict[str
     if other:
         raise ConfigError(f"--set {other[0]}: only data.* can be set, because a run is replayed as it was")
     path = RunFolder(run).config
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not the configuration of a run: {error}") from None
+    values = read_record(path, dict[str, Any], raises=ConfigError, hint="not the configuration of a run")
     lines = read_metrics(RunFolder(run).metrics)
     if not any(line["kind"] == "start" for line in lines):
         raise ConfigError(f"{run}: the run has not started: metrics.jsonl has no start line")
@@ -67,7 +64,7 @@ def start_of_step(
             if spans:  # This process resumed from a checkpoint of the previous one, or from an older one.
                 spans[-1] = (spans[-1][0], max(spans[-1][1], line["step"]))
             spans.append((line, line["step"]))
-        elif line["kind"] == "step":
+        elif line["kind"] == "step" and spans:
             spans[-1] = (spans[-1][0], max(spans[-1][1], line["step"]))
     saved = latest_checkpoint(run)
     if saved is not None:
@@ -99,7 +96,7 @@ def changes_since(run: Path, position: Position, planned: set[int], bad: dict[in
     """
     recorded = {
         line["sample"]
-        for line in read_metrics(RunFolder(run).bad_samples)
+        for line in read_bad_samples(RunFolder(run).bad_samples)
         if (line["epoch"], line["position"]) == (position.epoch, position.position) and line["sample"] in planned
     }
     readable = [

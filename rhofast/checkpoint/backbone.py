@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rhofast.checkpoint.checkpoint import load_checkpoint
 from rhofast.config.schema import Config
 from rhofast.data.sampling.rng import Stream, bits
 from rhofast.errors import ResumeError
 from rhofast.models.backbones import build_backbone
+from rhofast.models.weight_fit import find_misfit, state_on_meta
+
+
+class SavedWeights(Protocol):
+    """What is read of a checkpoint; `rhofast.checkpoint.checkpoint.Checkpoint` has it."""
+
+    @property
+    def config(self) -> Config:
+        """The run's configuration."""
+        ...
+
+    @property
+    def method(self) -> dict[str, Tensor]:
+        """State dict of the method."""
+        ...
 
 
 def untrained_backbone(config: Config) -> nn.Module:
@@ -30,15 +46,30 @@ def trained_backbone(folder: Path) -> tuple[nn.Module, Config]:
         ResumeError: The folder is not a whole checkpoint, or its weights do not fit its configuration.
     """
     checkpoint = load_checkpoint(folder)
-    backbone = _build(checkpoint.config)
-    prefix = "backbone."
+    return backbone_of(checkpoint, str(folder)), checkpoint.config
+
+
+def backbone_of(checkpoint: SavedWeights, where: str) -> nn.Module:
+    """Build the backbone of a checkpoint; nothing is allocated that its weights do not fill.
+
+    Args:
+        checkpoint: The checkpoint.
+        where: What the checkpoint is called in errors.
+
+    Raises:
+        ResumeError: The weights do not fit the configuration.
+    """
+    config, prefix = checkpoint.config, "backbone."
     weights = {key.removeprefix(prefix): value for key, value in checkpoint.method.items() if key.startswith(prefix)}
     try:
-        backbone.load_state_dict(weights)
-    except RuntimeError as error:
-        name = checkpoint.config.backbone.name
-        raise ResumeError(f"{folder}: its weights do not fit backbone.name={name}: {error}") from None
-    return backbone, checkpoint.config
+        misfit = find_misfit(state_on_meta(lambda: _build(config)), weights)
+    except ValueError as error:
+        misfit = str(error)
+    if misfit is not None:
+        raise ResumeError(f"{where}: its weights do not fit backbone.name={config.backbone.name}: {misfit}")
+    backbone = _build(config)
+    backbone.load_state_dict(weights)
+    return backbone
 
 
 def _build(config: Config) -> nn.Module:

@@ -16,28 +16,42 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from rhofast.checkpoint.records import FileRecord, Manifest, OptimizerRecord, State, Version
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.load import dump_config, parse_config
 from rhofast.config.schema import Config
-from rhofast.errors import ResumeError
-from rhofast.storage.files import flush, write_atomically
+from rhofast.errors import ResumeError, RhofastError
+from rhofast.models.weight_fit import shown
+from rhofast.storage.files import flush, open_regular, write_atomically
+from rhofast.storage.strict_json import parse_record, read_bounded
+from rhofast.storage.tensor_file import read_tensors
 
 VERSION = 2
 _MANIFEST = "manifest.json"
 _METHOD, _OPTIMIZER, _STATE = "method.safetensors", "optimizer.safetensors", "state.json"
 _FILES = (_METHOD, _OPTIMIZER, _STATE)
+_MAX_JSON = 16 << 20  # bytes of a JSON file
+_MAX_NAME = 255  # bytes of the name in `latest`
+_FOLDER = re.compile(r"step-[0-9]{8,16}")
+_SLOT = re.compile(r"(0|[1-9][0-9]{0,8})\.[A-Za-z_][A-Za-z0-9_]{0,63}")  # the name of an optimizer's tensor
 _OTHER = "give another checkpoint of the run, or the run folder for its newest whole one"
+
+
+class _DamageError(RhofastError):
+    """What is wrong with a manifest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +150,7 @@ def write_serialized(run: Path, serialized: SerializedCheckpoint) -> Path:
         (aside / _STATE).write_text(serialized.state, encoding="utf-8")
         for name in (_METHOD, _OPTIMIZER):  # safetensors makes files that nobody else may read, whatever the umask
             shutil.copymode(aside / _STATE, aside / name)
-        manifest = {name: _measure(aside / name) for name in _FILES}
+        manifest = {name: _measure(aside / name).model_dump() for name in _FILES}
         (aside / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (*aside.iterdir(), aside):
             flush(path)
@@ -161,7 +175,8 @@ def prune_checkpoints(folder: Path, *, keep: int, keep_every: int | None = None)
         keep: How many of the newest checkpoints stay, `folder` included.
         keep_every: Checkpoints whose step is a multiple of this stay as well; None: no others.
     """
-    so_far = sorted(other for other in folder.parent.glob("step-*") if other.name <= folder.name)
+    others = (other for other in folder.parent.glob("step-*") if _FOLDER.fullmatch(other.name))
+    so_far = sorted(other for other in others if other.name <= folder.name)
     for old in so_far[:-keep]:
         if keep_every is None or step_of(old) % keep_every:
             shutil.rmtree(old, ignore_errors=True)
@@ -180,11 +195,13 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 def checkpoints_of(run: Path) -> list[Path]:
     """Return a run's checkpoint folders, whole or not: the one to continue from first, then those before it."""
-    folders = sorted(RunFolder(run).checkpoints.glob("step-*"), reverse=True)
-    named = RunFolder(run).latest
-    if not named.is_file():
+    found = RunFolder(run).checkpoints.glob("step-*")
+    folders = sorted((folder for folder in found if _FOLDER.fullmatch(folder.name)), reverse=True)
+    try:
+        with open_regular(RunFolder(run).latest) as file:
+            name = file.read(_MAX_NAME).decode(errors="replace").strip()
+    except OSError:
         return folders
-    name = named.read_text(encoding="utf-8", errors="replace").strip()
     return sorted(folders, key=lambda folder: folder.name > name)  # newer ones were left behind by going back
 
 
@@ -199,19 +216,20 @@ def find_damage(folder: Path, *, deep: bool = True) -> str | None:
         ResumeError: The files cannot be read, which says nothing about what they hold.
     """
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        for name in _FILES:
+        content = _read_small(folder / _MANIFEST)
+        manifest = parse_record(content, Manifest, where=_MANIFEST, raises=_DamageError)
+        for name, record in manifest.files.items():
             length = (folder / name).stat().st_size
-            if length != manifest[name]["bytes"]:
-                return f"{name} has {length} bytes instead of {manifest[name]['bytes']}"
-            if deep and _measure(folder / name) != manifest[name]:
+            if length != record.bytes:
+                return f"{name} has {length} bytes instead of {record.bytes}"
+            if deep and _measure(folder / name) != record:
                 return f"{name} is damaged"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:
         raise ResumeError(f"{folder}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError):
-        return f"{_MANIFEST} is damaged"
+    except _DamageError as error:
+        return f"{_MANIFEST} is damaged: {error.message.removeprefix(f'{_MANIFEST}: ')}"
     return None
 
 
@@ -228,23 +246,26 @@ def load_checkpoint(folder: Path, *, check: bool = True) -> Checkpoint:
     damage = find_damage(folder) if check else None
     if damage is not None:
         raise ResumeError(f"{folder}: not a whole checkpoint: {damage}", hint=_OTHER)
-    try:
-        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        method, tensors = load_file(folder / _METHOD), load_file(folder / _OPTIMIZER)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ResumeError(f"{folder}: not a whole checkpoint: {error}", hint=_OTHER) from None
-    if state.get("version") != VERSION:
+    path = folder / _STATE
+    content = read_bounded(path, raises=ResumeError, max_bytes=_MAX_JSON, hint=_OTHER)
+    version = parse_record(content, Version, where=path, raises=ResumeError, hint=_OTHER).version
+    if version != VERSION:
         raise ResumeError(
-            f"{folder}: checkpoint version {state.get('version')}, and this rhofast reads version {VERSION}",
+            f"{folder}: checkpoint version {version}, and this rhofast reads version {VERSION}",
             hint="use the rhofast that wrote it, or begin a new run",
         )
+    state = parse_record(content, State, where=path, raises=ResumeError, hint=_OTHER)
+    tensors = read_tensors(folder / _OPTIMIZER, raises=ResumeError, hint=_OTHER)
+    for key in tensors:
+        if not _SLOT.fullmatch(key):
+            raise ResumeError(f"{folder / _OPTIMIZER}: {shown(key)} is no entry of an optimizer", hint=_OTHER)
     return Checkpoint(
-        step=state["step"],
-        config=parse_config(state["config"], where=str(folder / _STATE)),
-        loader=state["loader"],
-        method=method,
-        optimizer=_join_optimizer(tensors, state["optimizer"]),
-        scaler=state["scaler"],
+        step=state.step,
+        config=parse_config(state.config, where=str(path)),
+        loader=dict(state.loader),
+        method=read_tensors(folder / _METHOD, raises=ResumeError, hint=_OTHER),
+        optimizer=_join_optimizer(tensors, state.optimizer),
+        scaler=state.scaler,
     )
 
 
@@ -260,10 +281,16 @@ def find_checkpoint(path: Path) -> Path:
     return found
 
 
-def _measure(path: Path) -> dict[str, Any]:
+def _read_small(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read(_MAX_JSON)
+
+
+def _measure(path: Path) -> FileRecord:
     """Return what the manifest records about a file."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    with open_regular(path) as file:
+        length = os.fstat(file.fileno()).st_size
+        return FileRecord(bytes=length, sha256=hashlib.file_digest(cast(Any, file), "sha256").hexdigest())
 
 
 def step_of(folder: Path) -> int:
@@ -284,12 +311,12 @@ def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str
     return tensors, {"values": values, "groups": state["param_groups"]}
 
 
-def _join_optimizer(tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {int(number): dict(slots) for number, slots in plain["values"].items()}
+def _join_optimizer(tensors: dict[str, Tensor], plain: OptimizerRecord) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {int(number): dict(slots) for number, slots in plain.values.items()}
     for key, value in tensors.items():
         number, _, name = key.partition(".")
         state.setdefault(int(number), {})[name] = value
-    return {"state": state, "param_groups": plain["groups"]}
+    return {"state": state, "param_groups": [dict(group) for group in plain.groups]}
 
 
 def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,20 +18,28 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rhofast.checkpoint.backbone import backbone_of
+from rhofast.checkpoint.card import InputCard, Notes
+from rhofast.checkpoint.records import Version
 from rhofast.checkpoint.run_folder import RunFolder
+from rhofast.checkpoint.run_lines import read_metrics
 from rhofast.config.schema import Config, DataConfig
+from rhofast.config.section import parse_section
 from rhofast.data.format.dataset import open_folder
 from rhofast.data.sampling.mixture import Mixture
-from rhofast.errors import ConfigError, ResumeError, ShardError
+from rhofast.errors import ConfigError, NotFiniteError, ShardError
 from rhofast.models.backbones import build_backbone
-from rhofast.models.weight_conversion import Imported, read_weights
+from rhofast.models.weight_conversion import Imported
+from rhofast.models.weight_file import read_weights
+from rhofast.models.weight_fit import find_misfit, find_not_finite, state_on_meta
 from rhofast.models.weight_formats import WEIGHT_FORMATS, format_for, load_into
 from rhofast.storage.address import is_remote
 from rhofast.storage.files import as_path, check_writable, replacing
+from rhofast.storage.strict_json import parse_record
+from rhofast.storage.tensor_file import read_tensor_header, read_tensors
 
 VERSION = 1
 
@@ -92,16 +100,17 @@ def export_checkpoint(saved: SavedRun, target: Path, *, format: str, run: Path |
     Raises:
         ConfigError: The file cannot be written, or the format does not hold this backbone.
         ResumeError: The checkpoint's weights do not fit its configuration.
+        NotFiniteError: The weights have values that are not finite.
     """
     check_writable(target)
     config, prefix = saved.config, "backbone."
     name, options = config.backbone.name, config.backbone.options
-    backbone = build_backbone(name, options)
-    weights = {key.removeprefix(prefix): value for key, value in saved.method.items() if key.startswith(prefix)}
-    try:
-        backbone.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ResumeError(f"the checkpoint's weights do not fit backbone.name={name}: {_one_line(error)}") from None
+    backbone = backbone_of(saved, "the checkpoint")
+    broken = find_not_finite(backbone.state_dict())
+    if broken is not None:
+        raise NotFiniteError(
+            f"the checkpoint's weights are not finite: {broken}", hint="export an earlier checkpoint of the run"
+        )
     card: dict[str, Any] = {
         "origin": f"rhofast run {config.name}, step {saved.step}",
         "input": _input_card(
@@ -135,7 +144,7 @@ def export_checkpoint(saved: SavedRun, target: Path, *, format: str, run: Path |
         with replacing(target) as aside:
             torch.save(content, aside)
     dropped = [key for key in saved.method if not key.startswith(prefix)]
-    entries = Imported(matched=[f"{prefix}{key}" for key in weights], dropped=dropped, missing=[])
+    entries = Imported(matched=[key for key in saved.method if key.startswith(prefix)], dropped=dropped, missing=[])
     return Transfer(origin=card["origin"], target=target, backbone=name, entries=entries, card=card)
 
 
@@ -159,9 +168,11 @@ def import_weights(source: Path, target: Path, *, backbone: str, options: Mappin
     loaded = read_weights(source)
     known = format_for(source, loaded, backbone)
     entries = load_into(network, name=backbone, known=known, loaded=loaded)
+    expects = known.expected_input(backbone, loaded)
+    parse_section(InputCard, expects, where=f"{source}: the input of the network")
     card: dict[str, Any] = {
         "origin": f"{known.title} {source.name}, SHA-256 {_sha256(source)}",
-        "input": _input_card(**known.expected_input(backbone, loaded)),
+        "input": _input_card(**expects),
         "num_features": network.num_features,
     }
     save_backbone(network, target, name=backbone, options=options, card=card)
@@ -198,30 +209,46 @@ def load_backbone(path: str | Path) -> nn.Module:
     Raises:
         ConfigError: The file is no such export, or cannot be read.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            notes = json.loads((file.metadata() or {}).get("rhofast", "null"))
-        weights = load_file(path)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    if notes is None:
+    backbone, notes = load_with_notes(Path(path))
+    backbone.card = notes.card.model_dump(exclude_unset=True)  # type: ignore[assignment]
+    return backbone
+
+
+def load_with_notes(path: Path) -> tuple[nn.Module, Notes]:
+    """Load a backbone in evaluation mode, and what its file says about it.
+
+    Raises:
+        ConfigError: The file is no export, cannot be read, or holds the weights of another network than it says.
+    """
+    header = read_tensor_header(path, raises=ConfigError)
+    text = header.metadata.get("rhofast")
+    if text is None:
         raise ConfigError(
             f"{path}: not a backbone exported by rhofast", hint="make one: rhofast export, rhofast import"
         )
-    if notes.get("version") != VERSION:
+    where = f"{path}: metadata"
+    version = parse_record(text.encode(), Version, where=where, raises=ConfigError).version
+    if version != VERSION:
         raise ConfigError(
-            f"{path}: export version {notes.get('version')}, and this rhofast reads version {VERSION}",
+            f"{path}: export version {version}, and this rhofast reads version {VERSION}",
             hint="export or import it again with this rhofast",
         )
-    options = dict(notes["backbone"])
-    name = options.pop("name")
-    backbone = build_backbone(name, options)
+    notes = parse_record(text.encode(), Notes, where=where, raises=ConfigError)
+    name, options = notes.backbone.name, notes.options
+    weights = read_tensors(path, raises=ConfigError)
     try:
-        backbone.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ConfigError(f"{path}: its weights do not fit backbone.name={name}: {_one_line(error)}") from None
-    backbone.card = notes["card"]
-    return backbone.eval()
+        misfit = find_misfit(state_on_meta(lambda: build_backbone(name, options)), weights)
+    except ValueError as error:
+        misfit = str(error)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}", hint=error.hint) from None
+    if misfit is None and (broken := find_not_finite(weights)) is not None:
+        raise ConfigError(f"{path}: its weights are not finite: {broken}", hint="export an earlier checkpoint")
+    if misfit is not None:
+        raise ConfigError(f"{path}: its weights do not fit backbone.name={name}: {misfit}")
+    backbone = build_backbone(name, options)
+    backbone.load_state_dict(weights)
+    return backbone.eval(), notes
 
 
 def _input_card(
@@ -260,18 +287,10 @@ def _data_card(data: DataConfig, digest: str | None) -> dict[str, Any]:
 
 def _metrics_at(path: Path, step: int) -> dict[str, float]:
     """Return the kNN accuracy that a run logged at a step, or nothing."""
-    if not path.is_file():
-        return {}
-    whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    lines = [json.loads(line) for line in whole]  # the last one of a killed run may be cut short
-    found = [line for line in lines if line.get("kind") == "knn" and line.get("step") == step]
-    return {f"knn_{key}": found[-1][key] for key in ("top1", "top5", "samples")} if found else {}
+    found = [line for line in read_metrics(path) if line["kind"] == "knn" and line["step"] == step]
+    return {f"knn_{key}": found[-1][key] for key in ("top1", "top5", "samples") if key in found[-1]} if found else {}
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -12,7 +12,6 @@ The clips have the geometry that the weights were trained with, as far as the fi
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,18 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import nn
 
-from rhofast.checkpoint.backbone import trained_backbone, untrained_backbone
+from rhofast.checkpoint.backbone import backbone_of, untrained_backbone
+from rhofast.checkpoint.card import InputCard
 from rhofast.checkpoint.checkpoint import find_checkpoint, load_checkpoint
-from rhofast.checkpoint.export import load_backbone
+from rhofast.checkpoint.export import load_with_notes
 from rhofast.checkpoint.run_folder import RunFolder, run_of
 from rhofast.config.load import dump_config, load_config
 from rhofast.config.schema import Config
+from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
 from rhofast.models.backbones import build_backbone
-from rhofast.models.weight_conversion import read_weights
+from rhofast.models.weight_file import read_weights
 from rhofast.models.weight_formats import backbone_in, format_for, load_into
 
 RANDOM = "random"
@@ -107,8 +107,9 @@ def _checkpoint(path: Path, config_file: str | Path | None, overrides: Sequence[
     are read are taken from the run.
     """
     folder = find_checkpoint(path)
-    backbone, run = trained_backbone(folder)
-    saved, step = dump_config(run), load_checkpoint(folder).step
+    checkpoint = load_checkpoint(folder)
+    backbone, run = backbone_of(checkpoint, str(folder)), checkpoint.config
+    saved, step = dump_config(run), checkpoint.step
     base = saved
     if config_file is not None:
         base = {
@@ -131,11 +132,9 @@ def _checkpoint(path: Path, config_file: str | Path | None, overrides: Sequence[
 
 
 def _exported(path: Path, config_file: str | Path | None, overrides: Sequence[str]) -> EvalModel:
-    backbone = load_backbone(path).eval()
-    with safe_open(path, framework="pt") as file:
-        notes = json.loads(file.metadata()["rhofast"])
-    card = notes["card"]
-    return _of_file(path, backbone, notes["backbone"], card["input"], config_file, overrides, origin=card["origin"])
+    backbone, notes = load_with_notes(path)
+    section, expects = {"name": notes.backbone.name, **notes.options}, notes.card.input
+    return _of_file(path, backbone, section, expects, config_file, overrides, origin=notes.card.origin)
 
 
 def _foreign(path: Path, config_file: str | Path | None, overrides: Sequence[str]) -> EvalModel:
@@ -149,7 +148,8 @@ def _foreign(path: Path, config_file: str | Path | None, overrides: Sequence[str
     backbone = build_backbone(name, options)
     with _naming(path):
         load_into(backbone, name=name, known=known, loaded=loaded)
-    expects, origin = known.expected_input(name, loaded), f"{known.title} {path.name}"
+    expects = parse_section(InputCard, known.expected_input(name, loaded), where=f"{path}: the input of the network")
+    origin = f"{known.title} {path.name}"
     return _of_file(path, backbone, {"name": name, **options}, expects, config_file, overrides, origin=origin)
 
 
@@ -166,7 +166,7 @@ def _of_file(
     path: Path,
     backbone: nn.Module,
     section: Mapping[str, Any],
-    expects: Mapping[str, Any],
+    expects: InputCard,
     config_file: str | Path | None,
     overrides: Sequence[str],
     *,
@@ -186,7 +186,7 @@ def _of_file(
     Returns:
         The model, without step and run.
     """
-    known = {key: value for key, value in expects.items() if value is not None}
+    known = expects.model_dump(exclude_none=True)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)
     folder = Path("runs") / name
     base = {

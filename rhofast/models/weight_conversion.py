@@ -2,25 +2,22 @@
 
     file --read_weights--> content --WeightFormat.unwrap--> state dict --fill_backbone--> backbone, Imported
 
-`WeightFormat` says what a format is; `weight_formats.py` holds those that there are. Nothing is skipped silently: an
-import reports the entries that it used, ignored and missed, and refuses the weights of another network. No code that is
-pickled in a file is ever run.
+`WeightFormat` says what a format is; `weight_formats.py` holds those that there are, and weight_file.py reads files.
+Nothing is skipped or converted silently: an import reports the entries that it used, ignored and missed, and refuses
+the weights of another network, other types of numbers, and values that are not finite.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError
+from rhofast.models.weight_fit import find_not_finite, misfit_of, shown
 
 _SHOWN = 4  # names of a list that an error message shows
 
@@ -95,18 +92,20 @@ def fill_backbone(backbone: nn.Module, state: Mapping[str, Tensor], table: KeyTa
         What happened to each entry.
 
     Raises:
-        ConfigError: if an entry of the backbone other than batch norm's counters is missing or has another shape, or
-            if an entry of the state dict is unknown.
+        ConfigError: if an entry of the backbone other than batch norm's counters is missing, or has another shape or
+            another type of number, or values that are not finite, or if an entry of the state dict is unknown.
     """
     own = backbone.state_dict()
     matched = [key for key in state if key in table.names]
     dropped = [key for key in state if key not in table.names and table.is_other(key)]
     missing = [key for key in table.names if key not in state]
     unlike = [key for key in matched if state[key].shape != own[table.names[key]].shape]
+    misfits = {key: misfit_of(own[table.names[key]], state[key], exact=False) for key in matched if key not in unlike}
     wrong = {
         "of another shape": [
             f"{key} {list(state[key].shape)}, here {list(own[table.names[key]].shape)}" for key in unlike
         ],
+        "of another type": [f"{key} {misfit}" for key, misfit in misfits.items() if misfit is not None],
         "not known": [key for key in state if key not in table.names and not table.is_other(key)],
         "missing": [key for key in missing if not key.endswith("num_batches_tracked")],
     }
@@ -117,35 +116,11 @@ def fill_backbone(backbone: nn.Module, state: Mapping[str, Tensor], table: KeyTa
         raise ConfigError(
             f"the file's weights are those of another network; entries {'; '.join(lists)}", hint=table.hint
         )
+    broken = find_not_finite({key: state[key] for key in matched})
+    if broken is not None:
+        raise ConfigError(f"the file's weights are not finite: {broken}", hint="the training that wrote it diverged")
     backbone.load_state_dict({table.names[key]: state[key] for key in matched}, strict=False)
     return Imported(matched=matched, dropped=dropped, missing=missing)
-
-
-def read_weights(path: Path) -> dict[str, Any]:
-    """Read a file with torch.load without running any code that is pickled in it.
-
-    Raises:
-        ConfigError: if the file cannot be read so, or does not hold a dict.
-    """
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    # Which error torch's restricted unpickler raises for a file of another kind depends on its first bytes.
-    except (OSError, RuntimeError, UnpicklingError, EOFError, LookupError, ValueError, TypeError) as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found is not None:
-            raise ConfigError(
-                f"{path}: refused: to read it, code pickled in it would have to run ({found[1]})",
-                hint="if you trust it, save only its tensors: torch.save({'model_state': ...}, path)",
-            ) from None
-        if isinstance(error, OSError):
-            raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
-        # Torch's own message guesses at the cause and advises to read the file without the restriction.
-        raise ConfigError(
-            f"{path}: cannot be read as a checkpoint of torch", hint="it is another kind of file, or was cut short"
-        ) from None
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{path}: holds a {type(loaded).__name__}, not a checkpoint")
-    return loaded
 
 
 def is_state(loaded: object) -> bool:
@@ -158,4 +133,4 @@ def is_state(loaded: object) -> bool:
 def list_names(names: list[str]) -> str:
     """Return the first names of a list and the number of the others, for a message."""
     rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(map(shown, names[:_SHOWN])) + (f" and {rest} more" if rest > 0 else "")

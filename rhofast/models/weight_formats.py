@@ -22,6 +22,7 @@ from rhofast.models.weight_conversion import Imported, KeyTable, WeightFormat, f
 # What a PySlowFast checkpoint holds besides the backbone: projection, predictor or classifier; the momentum network;
 # MoCo's queue and counters (BYOL has them too); prototypes; the memory bank of the kNN evaluation.
 _PYSLOWFAST_OTHER = re.compile(r"(backbone\.)?head\.|backbone_hist\.|queue_x$|ptr$|iter$|swav_prototypes\.|knn_mem\.")
+_MAX_NUMBER = 1e9  # of a configuration; what is beyond is refused anyway
 
 
 def pyslowfast_keys(name: str, backbone: nn.Module, state: Mapping[str, Tensor]) -> KeyTable:
@@ -103,7 +104,7 @@ def _pyslowfast_input(name: str, loaded: Mapping[str, Any]) -> dict[str, Any]:
 
     def whole(key: str) -> int | None:
         found = first(key)
-        return None if found is None else int(found)
+        return None if found is None else int(min(found, _MAX_NUMBER))
 
     return {
         "num_frames": whole("NUM_FRAMES"),
@@ -123,7 +124,7 @@ def _describe_slow(state: Mapping[str, Tensor]) -> str:
         return "it must be a checkpoint of PySlowFast's slow pathway"
     depths = [depth for depth, known in DEPTHS.items() if known == counts]
     kind = "bottleneck" if any(".branch2.c." in key for key in state) else "basic"
-    stem = [value.shape[0] for key, value in state.items() if key.endswith("pathway0_stem.conv.weight")]
+    stem = [value.shape[0] for key, value in state.items() if key.endswith("pathway0_stem.conv.weight") and value.ndim]
     width = f", width {stem[0]}" if stem else ""
     return f"it has {list(counts)} {kind} blocks{f' (depth {depths[-1]})' if depths else ''}{width}"
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rhofast.checkpoint.run_folder import RunFolder
+from rhofast.checkpoint.run_lines import read_metrics
 from rhofast.config.load import dump_config
 from rhofast.config.schema import Config, TrainConfig
 from rhofast.data.loader.stats import FED, LoaderStats
@@ -36,7 +37,7 @@ from rhofast.distributed.process_group import cores_of_rank
 from rhofast.errors import DependencyError
 from rhofast.training.environment import resident_bytes
 from rhofast.training.metrics import METRICS, STEP_PHASES
-from rhofast.training.metrics_file import MetricsFile, read_metrics
+from rhofast.training.metrics_file import MetricsFile
 from rhofast.training.profiler import StepProfiler
 from rhofast.training.step_timer import StepTimer
 

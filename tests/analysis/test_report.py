@@ -11,11 +11,11 @@ from PIL import Image
 
 import rhofast.analysis.report_plots
 from rhofast.analysis.report import write_report
+from rhofast.checkpoint.run_lines import read_metrics
 from rhofast.config.load import dump_config
 from rhofast.config.schema import Config, TrainConfig
 from rhofast.errors import ConfigError
 from rhofast.training.metrics import STEP_PHASES
-from rhofast.training.metrics_file import read_metrics
 
 
 def step(number: int, **more: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rhofast.checkpoint.run_lines import read_metrics
 from rhofast.config.load import load_config
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
@@ -30,7 +31,7 @@ from rhofast.data.loader.threaded_pipeline import StageClock
 from rhofast.errors import ConfigError, DependencyError
 from rhofast.training.logger import MetricsLogger
 from rhofast.training.metrics import STEP_PHASES
-from rhofast.training.metrics_file import MetricsFile, read_metrics
+from rhofast.training.metrics_file import MetricsFile
 from rhofast.training.trainer import train
 from tests.helpers.shards import TINY_PAGE
 

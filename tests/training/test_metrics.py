@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from rhofast.checkpoint.run_folder import RunFolder
+from rhofast.checkpoint.run_lines import read_metrics
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.training.metrics import LINE_KINDS, METRICS, find_metric
-from rhofast.training.metrics_file import read_metrics
 from rhofast.training.trainer import train
 from tests.helpers.shards import TINY_PAGE
 

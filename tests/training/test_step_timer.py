@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from rhofast.checkpoint.run_lines import read_metrics
 from rhofast.training.environment import resident_bytes
 from rhofast.training.logger import LowValueAlarm
 from rhofast.training.metrics import STEP_PHASES
-from rhofast.training.metrics_file import MetricsFile, read_metrics
+from rhofast.training.metrics_file import MetricsFile
 from rhofast.training.step_timer import StepTimer, Window
 
 

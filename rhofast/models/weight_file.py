@@ -1,0 +1,122 @@
+"""Read weight files of torch (.pth, .pyth) that somebody else may have written.
+
+Torch itself refuses to run pickled code (`weights_only`). What it would still do for a hostile file is checked before:
+it unpacks compressed entries, and allocates what a pickle asks for. So an archive must hold its entries uncompressed,
+as torch writes them, and a pickle may name nothing but tensors, their storages and dicts.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+import torch
+
+from rhofast.errors import ConfigError
+from rhofast.storage.files import open_regular
+
+_ZIP = b"PK\x03\x04"
+_MAX_ENTRIES = 100_000
+_MAX_PICKLE = 64 << 20  # bytes
+_MAX_OPCODES = 2_000_000
+_LEGACY_PICKLES = 5  # magic number, version, facts about the system, the content, names of the storages
+# What the pickle of a checkpoint may name. Torch would take more, and some of that allocates memory by a number alone.
+_HARMLESS = re.compile(
+    r"collections OrderedDict|torch Size|torch device|torch [A-Za-z]+Storage|torch(\.storage)? (Untyped|Typed)Storage|"
+    r"torch b?(float|int|uint)\d+|torch bool|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|"
+    r"torch\.nn\.parameter Parameter|builtins (set|complex)"
+)
+
+
+class _Refused(Exception):  # noqa: N818 - a reason, not an error of the program
+    """A name in a pickle that is not needed for weights."""
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """Read a file with torch.load without running any code that is pickled in it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ConfigError: The file cannot be read so, or does not hold a dict.
+    """
+    try:
+        with open_regular(path) as file:
+            _check(file)
+            file.seek(0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about what a damaged file seems to be
+                loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except _Refused as error:
+        raise _needs_code(path, str(error)) from None
+    # Which error the restricted unpickler raises for a file of another kind depends on its first bytes.
+    except Exception as error:  # noqa: BLE001
+        found = re.search(r"GLOBAL ([\w.]{1,200})", str(error))
+        if found is not None:
+            raise _needs_code(path, found[1]) from None
+        # Torch's own message guesses at the cause and advises to read the file without the restriction.
+        raise ConfigError(
+            f"{path}: cannot be read as a checkpoint of torch", hint="it is another kind of file, or was cut short"
+        ) from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path}: holds a {type(loaded).__name__}, not a checkpoint")
+    return loaded
+
+
+def _needs_code(path: Path, name: str) -> ConfigError:
+    return ConfigError(
+        f"{path}: refused: to read it, code pickled in it would have to run ({name})",
+        hint="if you trust it, save only its tensors: torch.save({'model_state': ...}, path)",
+    )
+
+
+def _check(file: BinaryIO) -> None:
+    """Raise an exception if reading a file could take more than the file holds, or anything but tensors."""
+    begins = file.read(len(_ZIP))
+    file.seek(0)
+    if begins != _ZIP:
+        count = 0
+        for _ in range(_LEGACY_PICKLES):
+            count = _check_pickle(file, count)
+        return
+    size = file.seek(0, 2)
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if len(entries) > _MAX_ENTRIES or sum(entry.file_size for entry in entries) > size:
+            raise ValueError("holds more than its size")
+        for entry in entries:
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("is compressed")
+            if entry.filename.endswith(".pkl"):
+                if entry.file_size > _MAX_PICKLE:
+                    raise ValueError("its pickle is too large")
+                with archive.open(entry) as pickled:
+                    _check_pickle(pickled, 0)
+
+
+def _check_pickle(file: IO[bytes], count: int) -> int:
+    """Check the next pickle of a file, and return the number of opcodes so far.
+
+    Args:
+        file: The file.
+        count: Number of opcodes before this pickle.
+    """
+    for opcode, argument, _ in pickletools.genops(file):
+        count += 1
+        if count > _MAX_OPCODES:
+            raise ValueError("its pickle has too many parts")
+        if opcode.name == "STACK_GLOBAL":
+            raise ValueError("torch does not read this version of pickles")
+        if opcode.name in ("GLOBAL", "INST") and not _HARMLESS.fullmatch(str(argument)):
+            raise _Refused(str(argument).replace(" ", ".")[:200])
+    return count
