@@ -20,12 +20,10 @@ from typing import Any
 import av
 from av.sidedata.sidedata import Type as SideData
 
-from rhofast.data.codecs.containers import video_stream
+from rhofast.data.codecs.containers import LENIENT, video_stream
 from rhofast.data.codecs.frame_rate import FrameRate, measure_rate
 from rhofast.ingest.machine_errors import check_library_error
 
-# Metadata that is not UTF-8 must not refuse a video; PyAV escapes it by itself from version 19 on.
-_LENIENT: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 _MIN_RATE = Fraction(1, 100)  # frames per second; slower ones hardly move and would take a lot of space
 _MAX_RATE = 1000  # frames per second; slow-motion cameras included
 _MAX_ASPECT = 16  # of the longer to the shorter side, as shown
@@ -57,6 +55,7 @@ class Refusal(StrEnum):
     TIMEOUT = "timeout"  # it took longer than `timeout`
     TOO_SHORT = "too_short"  # shorter than `min_duration`
     TOO_LONG = "too_long"  # longer than `max_duration`
+    NO_DECODER = "no_decoder"  # ffmpeg has no decoder for its video codec, which the detail names
     NOT_COPYABLE = "not_copyable"  # codec `copy` only: rotated, non-square pixels, or a variable frame rate
 
 
@@ -115,7 +114,9 @@ class SourceInfo:
     """What transcoding needs to know about a source.
 
     Attributes:
+        container: FFmpeg's name of the container format.
         codec: FFmpeg's name of the video codec.
+        decoder: FFmpeg's name of its decoder.
         stream: Number of the video stream in the container.
         fps: Frame rate of the stream, in frames per second; the average one if it varies.
         frames: Number of pictures, as far as the container tells them apart.
@@ -127,7 +128,9 @@ class SourceInfo:
         rotation: Clockwise rotation to apply, in degrees: 0, 90, 180 or 270.
     """
 
+    container: str
     codec: str
+    decoder: str
     stream: int
     fps: Fraction
     frames: int
@@ -148,7 +151,7 @@ def probe(path: Path) -> SourceInfo:
     if size == 0:
         raise RefusedError(Refusal.EMPTY)
     try:
-        with av.open(f"file:{path}", **_LENIENT) as container:
+        with av.open(f"file:{path}", **LENIENT) as container:
             return _read_info(container)
     except PermissionError as error:
         raise RefusedError(Refusal.UNREADABLE, error.strerror or "") from None
@@ -188,7 +191,9 @@ def _read_info(container: Any) -> SourceInfo:
     if times.frames < _MIN_RATE * seconds:
         raise RefusedError(Refusal.NOT_A_VIDEO, f"{times.frames} pictures in {float(seconds):.0f} s")
     return SourceInfo(
-        codec=str(context.name),
+        container=kind,
+        codec=str(context.codec.canonical_name),
+        decoder=str(context.name),
         stream=stream.index,
         fps=found.rate,
         frames=times.frames,

@@ -28,6 +28,7 @@ from rhofast.data.format.index import VERSION
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError, ShardError
 from rhofast.ingest.executors import tick
+from rhofast.ingest.ffmpeg_messages import pictures_are_whole
 from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo, probe
 from rhofast.ingest.source import (
     Deadline,
@@ -286,7 +287,11 @@ def _transcode(
 ) -> tuple[Path, Member]:
     """Return the member's file and what is in it; arguments and errors are those of `_read_and_store`."""
     in_time = settings.model_copy(update={"timeout": deadline.left()})
-    file = transcode(path, source, codec, in_time, scratch / "member")
+
+    def are_whole(path: Path, stream: int) -> bool:
+        return isolated.call(pictures_are_whole, path, stream, seconds=deadline.left())
+
+    file = transcode(path, source, codec, in_time, scratch / "member", are_whole=are_whole)
     try:
         if codec.untouched:  # bytes of unknown origin, not of our encoder
             member = isolated.call(_index_member, codec, file, seconds=deadline.left())

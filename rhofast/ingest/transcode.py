@@ -10,8 +10,8 @@ Colors are converted to BT.601 from whatever the source has, since JPEG implies 
 without color metadata is taken for BT.601, as in ffmpeg. High dynamic range (PQ, HLG) is tone-mapped if the ffmpeg
 program has `zscale`; else it is converted without tone mapping, and looks flat.
 
-The same input gives the same bytes: one thread, no timestamps, no metadata. An error that ffmpeg reports anywhere in
-the file refuses the whole file.
+The same input gives the same bytes: one thread, no timestamps, no metadata. An error in any picture refuses the whole
+file; ffmpeg_messages.py tells it from errors in what is not kept.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,7 @@ from pydantic import Field
 from rhofast.config.section import Positive, Section
 from rhofast.data.codecs.codec import SIDE_MULTIPLE, Codec
 from rhofast.errors import DependencyError, IngestError
+from rhofast.ingest.ffmpeg_messages import LOG_LEVEL, pictures_are_whole, read_messages
 from rhofast.ingest.machine_errors import check_ffmpeg
 from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo
 
@@ -87,7 +89,15 @@ def output_fps(source: SourceInfo, settings: TranscodeSettings) -> Fraction:
     return source.fps if settings.fps is None else Fraction(settings.fps).limit_denominator(10_000)
 
 
-def transcode(path: Path, source: SourceInfo, codec: Codec, settings: TranscodeSettings, out: Path) -> Path:
+def transcode(
+    path: Path,
+    source: SourceInfo,
+    codec: Codec,
+    settings: TranscodeSettings,
+    out: Path,
+    *,
+    are_whole: Callable[[Path, int], bool] = pictures_are_whole,
+) -> Path:
     """Make the member for one source.
 
     Args:
@@ -96,6 +106,8 @@ def transcode(path: Path, source: SourceInfo, codec: Codec, settings: TranscodeS
         codec: The codec to store it with.
         settings: How it is transcoded.
         out: File to write.
+        are_whole: Decides whether the pictures of a stream (path, number) are whole if ffmpeg leaves a doubt. It opens
+            the file in this process by default.
 
     Returns:
         The member's file: `out`, or `path` itself if the codec keeps sources as they are. In that case ffmpeg only
@@ -117,14 +129,17 @@ def transcode(path: Path, source: SourceInfo, codec: Codec, settings: TranscodeS
         done = subprocess.run(command, capture_output=True, timeout=settings.timeout, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
         raise RefusedError(Refusal.TIMEOUT, f"after {settings.timeout:g} s") from None
-    message = _first_line(done.stderr)
-    check_ffmpeg(done.stderr, done.returncode, source=path, out=out)
+    said = read_messages(done.stderr, source)
+    check_ffmpeg(said.serious, done.returncode, source=path, out=out)
+    message = said.damage or said.doubt
     if done.returncode in _STOPPED or (done.returncode == _FFMPEG_STOPPED and not message):
         raise IngestError(
             f"{path}: ffmpeg was stopped while reading this file (interrupted, or out of memory)",
             hint="run the same command again: it continues",
         )
-    if done.returncode != 0 or message:
+    if said.no_decoder:
+        raise RefusedError(Refusal.NO_DECODER, source.codec)
+    if done.returncode != 0 or said.damage or (said.doubt and not are_whole(path, source.stream)):
         raise RefusedError(Refusal.DAMAGED, message or f"ffmpeg exited with code {done.returncode}")
     return path if codec.untouched else out
 
@@ -183,7 +198,7 @@ def ffmpeg_command(path: Path, source: SourceInfo, codec: Codec, settings: Trans
     if settings.max_seconds is not None:
         arguments["t"] = settings.max_seconds
     output = ffmpeg.output(stream, f"file:{out}", **arguments).global_args(
-        "-nostdin", "-hide_banner", "-loglevel", "error", "-xerror"
+        "-nostdin", "-hide_banner", "-nostats", "-loglevel", LOG_LEVEL, "-xerror"
     )
     command: list[str] = ffmpeg.compile(output, cmd=find_ffmpeg())
     return [f"file:{path}" if argument == _SOURCE else argument for argument in command]
@@ -215,8 +230,3 @@ def _tone_mapped(stream: Any) -> Any:
 def _has_filter(name: str) -> bool:
     done = subprocess.run([find_ffmpeg(), "-hide_banner", "-filters"], capture_output=True, stdin=subprocess.DEVNULL)
     return re.search(rf"^ *\S+ {name} ".encode(), done.stdout, flags=re.MULTILINE) is not None
-
-
-def _first_line(text: bytes) -> str:
-    lines = [line.strip() for line in text.decode("utf-8", "replace").splitlines() if line.strip()]
-    return lines[0][:200] if lines else ""

@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 Picture = npt.NDArray[np.uint8]
 
+# Metadata that is not UTF-8 must not refuse a video; PyAV escapes it by itself from version 19 on.
+LENIENT: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 _THUMB = 16  # sides in pixels of the picture whose mean is a frame's mean color; divides the sides of stored pictures
 
 
@@ -53,7 +55,7 @@ def open_container(file: BinaryIO, *, probe: bool = True) -> Any:
     """
     file.seek(0)
     try:
-        return av.open(file, "r", options={} if probe else {"probesize": "32", "analyzeduration": "0"})
+        return av.open(file, "r", options={} if probe else {"probesize": "32", "analyzeduration": "0"}, **LENIENT)
     except (av.error.FFmpegError, ValueError) as error:
         raise ValueError(f"the stored member cannot be opened: {error}") from None
 

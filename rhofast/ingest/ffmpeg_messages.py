@@ -1,0 +1,159 @@
+"""Tell from the messages of ffmpeg whether a picture is damaged, or only something that is not kept.
+
+    [mp3float @ 0x1] [error] Header missing              before "Input #0": ffmpeg looks into all streams of the file
+    [info] Input #0, avi, from 'file:x.avi':
+    [h264 @ 0x2] [error] SEI type 128 truncated          behind it: it decodes the one stream that is kept
+    [in#0/avi @ 0x3] [error] File ended prematurely      the container, in both parts
+
+A message about another stream says nothing about the pictures. One of the decoder of the pictures is a doubt: it may be
+about a picture, or about what comes along with it (captions, EXIF). `pictures_are_whole` settles it with the decoder's
+own flags. Everything else counts: ffmpeg conceals damage and goes on.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+from av.bitstream import BitStreamFilterContext
+
+from rhofast.data.codecs.containers import LENIENT
+from rhofast.ingest.ogg_pages import video_pages_are_whole
+from rhofast.ingest.probe import SourceInfo
+
+LOG_LEVEL = "level+info"  # the level of each message, and the line that ends the opening of the input
+_SERIOUS = re.compile(rb"^(?P<context>(\[[^\]]* @ [^\]]*\] )*)\[(error|fatal|panic)\] (?P<text>.*)$")
+_OPENED = re.compile(rb"^\[info\] Input #0, ", re.MULTILINE)
+_MAX_LENGTH = 200  # characters of a message
+_OTHER_STREAM = re.compile(rb"\bstream #?(?:0:)?(\d+)", re.IGNORECASE)
+_NO_DECODER = re.compile(
+    rb"no decoder found for|Decoder \(codec \S+\) not found|doesn't support hardware accelerated", re.IGNORECASE
+)
+# Parts of a stream that no picture is made of, by FFmpeg's filter `filter_units`: SEI, delimiters, filler, user data.
+_ATTACHED = {
+    "h264": "6|9|12",
+    "hevc": "35|38-40",
+    "vvc": "20|23-25",
+    "av1": "5|15",
+    "mpeg2video": "178",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """What ffmpeg said of a file.
+
+    Attributes:
+        serious: All messages that count as errors, one per line, without their level.
+        damage: The first that tells of damage; empty without one.
+        doubt: The first that may be about something else than pictures; empty without one.
+        no_decoder: Whether ffmpeg has no decoder for the pictures.
+    """
+
+    serious: bytes
+    damage: str
+    doubt: str
+    no_decoder: bool
+
+
+def read_messages(output: bytes, source: SourceInfo) -> Messages:
+    """Sort the messages of an ffmpeg process that ran at `LOG_LEVEL`.
+
+    Args:
+        output: What it wrote to standard error.
+        source: What is inside its input.
+    """
+    opened = _OPENED.search(output)
+    serious, damage, doubt = [], "", ""
+    position = 0
+    for line in output.splitlines(keepends=True):
+        opening = opened is None or position < opened.start()
+        position += len(line)
+        found = _SERIOUS.match(line.rstrip())
+        if found is None:
+            continue
+        said = found["context"] + found["text"]
+        serious.append(said)
+        speaker = found["context"].split(b" @ ")[-2].rpartition(b"[")[2].decode() if found["context"] else ""
+        if speaker.startswith("in#") or speaker == source.container:
+            other = _OTHER_STREAM.search(found["text"])
+            if other is not None and int(other[1]) != source.stream:
+                continue
+            if source.container == "ogg" and found["text"].startswith(b"CRC mismatch"):
+                doubt = doubt or _shown(said)
+            else:
+                damage = damage or _shown(said)
+        elif opening and speaker and opened is not None:
+            continue
+        elif speaker in (source.codec, source.decoder):
+            doubt = doubt or _shown(said)
+        else:
+            damage = damage or _shown(said)
+    return Messages(b"\n".join(serious), damage, doubt, _NO_DECODER.search(b"\n".join(serious)) is not None)
+
+
+def _shown(line: bytes) -> str:
+    return line.decode("utf-8", "replace").strip()[:_MAX_LENGTH]
+
+
+def pictures_are_whole(path: Path, stream: int) -> bool:
+    """Return whether a stream decodes without any error, apart from what comes along with its pictures.
+
+    The decoder is told to conceal nothing. The pictures must be those that a tolerant decoder makes of all packets.
+
+    Args:
+        path: The file.
+        stream: Number of the video stream.
+    """
+    try:
+        with av.open(f"file:{path}", **LENIENT) as container:
+            if container.format.name == "ogg" and not video_pages_are_whole(path):
+                return False
+        return list(_digests(path, stream, strict=True)) == list(_digests(path, stream, strict=False))
+    except (av.error.FFmpegError, ValueError):
+        return False
+
+
+def _digests(path: Path, number: int, *, strict: bool) -> Iterator[tuple[int, int, int]]:
+    """Yield width, height and CRC-32 of each picture.
+
+    Raises:
+        FFmpegError: A packet cannot be decoded.
+        ValueError: `strict`, and a picture is damaged, or no picture at all.
+    """
+    with av.open(f"file:{path}", **LENIENT) as container:
+        stream = container.streams[number]
+        decoder = stream.codec_context
+        stream.thread_count = 1
+        cleaner = None
+        if strict:
+            cleaner = _cleaner(stream)
+            decoder.options = {**decoder.options, "err_detect": "explode"}
+        shown = 0
+        for packet in container.demux(stream):
+            for part in [packet] if cleaner is None or not packet.size else cleaner.filter(packet):
+                for frame in decoder.decode(part):
+                    if strict and (frame.is_corrupt or part.is_corrupt):
+                        raise ValueError("a picture is marked as damaged")
+                    shown += 1
+                    yield frame.width, frame.height, zlib.crc32(frame.to_ndarray(format="rgb24"))
+        if not shown:
+            raise ValueError("no pictures")
+
+
+def _cleaner(stream: Any) -> Any:
+    """Return a filter that removes from packets what no picture is made of, and remove it from the stream's header."""
+    units = _ATTACHED.get(stream.codec_context.codec.canonical_name)
+    if units is None:
+        return None
+    with av.open(io.BytesIO(), "w", format="matroska") as unused:
+        header = unused.add_stream_from_template(stream)
+        cleaner = BitStreamFilterContext(f"filter_units=remove_types={units}", stream, header)
+        stream.codec_context.extradata = header.codec_context.extradata
+    return cleaner
