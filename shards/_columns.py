@@ -27,7 +27,7 @@ def _words(*rows: str) -> list[str]:
 # Names of columns, of letters and digits alone, the likeliest first
 PATHS = _words(
     "path filepath videopath file filename videofile videofilename videoname video clippath clipname clip relpath",
-    "relativepath fullpath uri url src source location name videoid clipid id",
+    "relativepath fullpath uri url src source location name youtubeid videoid clipid id",
 )
 LABELS = _words(
     "label labels labelid labelindex labelidx class classid classindex classidx classlabel target targets category",
@@ -53,12 +53,14 @@ class Layout:
         header: Number of the line with the names of the columns; None without one.
         columns: Number of each column by its role, from 0.
         width: Number of columns; None: a label may be absent.
+        chosen: Whether the user chose the separator.
     """
 
     mark: str
     header: int | None
     columns: dict[Role, int]
     width: int | None
+    chosen: bool
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def find_layout(
     sample = list(islice(entry_lines(path), SURVEYED + 1))
     if not sample:
         raise ValueError(f"{path}: no entries")
+    if re.match(r"\s*([{\[]\s*\"|[{\[]\s*$|\[\s*[{\[])", sample[0][1]):
+        raise problem(f"{path}:{sample[0][0]}: JSON is not a list of lines", "write one line per video: path,label")
     mark = SEPARATORS[separator] if separator else likeliest_mark([text for _, text in sample])
     table = [_split(path, line, text, mark) for line, text in sample]
     where = f"{path}:{sample[0][0]}"
@@ -114,7 +118,9 @@ def find_layout(
     named = is_header(where, table[0], table[1:]) if header is None else header
     choose = _Columns(where, table[0] if named else None, table[1:] if named else table)
     columns, width = choose.columns(path_column, label_column)
-    return Layout(mark=mark, header=sample[0][0] if named else None, columns=columns, width=width)
+    return Layout(
+        mark=mark, header=sample[0][0] if named else None, columns=columns, width=width, chosen=separator is not None
+    )
 
 
 def rows(path: Path, layout: Layout) -> Iterator[Row]:
@@ -287,23 +293,23 @@ def _split(path: Path, line: int, text: str, mark: str) -> list[str]:
 def _check_fields(where: str, text: str, fields: list[str], layout: Layout) -> None:
     """Raise ValueError unless a line has the fields of its layout."""
     shown = repr(text.strip()[:100])
-    if layout.width is None and len(fields) > 2:
-        raise problem(
-            f"{where}: {len(fields)} fields, expected a path and a label: {shown}",
-            "quote what belongs together, or choose columns: --option path_column=1 --option label_column=2",
-        )
     if layout.width is not None and len(fields) != layout.width:
         raise ValueError(f"{where}: {len(fields)} fields in {layout.width} columns: {shown}")
     path = fields[layout.columns["path"]]
     if not path:
         raise ValueError(f"{where}: no path: {shown}")
-    others = fields[1:] if layout.width is None else []
-    swapped = not ends_in_video(path) and any(map(ends_in_video, others))
-    if swapped or (layout.mark == "" and VIDEO_IN_TEXT.search(path) and not ends_in_video(path)):
+    if layout.width is not None:
+        return
+    if len(fields) > 2:
         raise problem(
-            f"{where}: the path is not in the first of the fields {', '.join(fields)[:100]!r}"
-            if swapped
-            else f"{where}: text behind the path: {shown}",
-            "choose a separator (--option separator=comma, tab, semicolon, pipe, space or none) or the columns "
-            "(--option path_column=2 --option label_column=1)",
+            f"{where}: {len(fields)} fields, expected a path and a label: {shown}",
+            f"quote what belongs together, or choose: --option path_column=1 --option label_column={len(fields)}",
         )
+    remedy = (
+        "choose a separator (--option separator=comma, tab, semicolon, pipe, space or none) or the columns (--option "
+        "path_column=2 --option label_column=1)"
+    )
+    if any(map(ends_in_video, fields[1:])):
+        raise problem(f"{where}: the path is not the first of the fields, or not the only one: {shown}", remedy)
+    if not layout.chosen and not ends_in_video(path) and VIDEO_IN_TEXT.search(path):
+        raise problem(f"{where}: text behind the path: {shown}", remedy)

@@ -10,7 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from _walk import VIDEO_SUFFIXES
@@ -86,7 +86,7 @@ def ends_in_video(text: str) -> bool:
     """Return whether a path or address ends in the suffix of a video."""
     if "://" in text:
         text = re.split(r"[?#]", text, maxsplit=1)[0]
-    return PurePath(text).suffix.lower() in VIDEO_SUFFIXES
+    return text[text.rfind(".") :].lower() in VIDEO_SUFFIXES
 
 
 def fields_of(text: str, mark: str) -> list[str]:

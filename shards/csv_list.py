@@ -40,6 +40,7 @@ from _paths import key_of
 from rhofast.data.types import VideoRecord
 
 MAX_NAMES = 1_000_000
+REMEMBERED = 100_000  # labels whose meaning is not found out again
 Labels = Literal["numbers", "names"]
 
 
@@ -77,8 +78,9 @@ def records(
     for row in rows(source, layout):
         label, name = numbering.label_of(row)
         address = "://" in row.path
+        odd = not address and ("./" in row.path or "//" in row.path)  # may be written in a plainer way
         yield VideoRecord(
-            key=key_of(row.path if address else PurePosixPath(row.path).as_posix()),
+            key=key_of(PurePosixPath(row.path).as_posix() if odd else row.path),
             path=row.path if address else folder / row.path,  # type: ignore[arg-type]
             label=label,
             label_name=name,
@@ -110,6 +112,7 @@ class Numbering:
     mark: str
     numbers: dict[str, int] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    _parsed: dict[str, int | None] = field(default_factory=dict)
 
     def text_of(self, row: Row) -> str | None:
         """Return the label of an entry as it is written, or None."""
@@ -123,8 +126,16 @@ class Numbering:
         """Return the number that a label is; None if it is a name. Raises ValueError if it is neither."""
         if self.as_names:
             return None
+        if label not in self._parsed:
+            if len(self._parsed) >= REMEMBERED:
+                self._parsed.clear()
+            self._parsed[label] = self._parse(row, label)
+        return self._parsed[label]
+
+    def _parse(self, row: Row, label: str) -> int | None:
         where, remedy = f"{self.source}:{row.line}: label {label[:80]!r}", "take labels as names: --option labels=names"
         several = re.fullmatch(r"\d+(\s*[ ,;|/]\s*\d+)+", label) or re.search(r"[;|]", label)
+        several = several or re.fullmatch(r"[\[({].*,.*[\])}]", label)
         if several or (self.mark == " " and "," in label):
             raise problem(f"{where} looks like several labels, but a video has one", remedy)
         if not is_number(label):

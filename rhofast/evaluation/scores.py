@@ -13,6 +13,9 @@ import numpy.typing as npt
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
 
+MAX_CLASSES = 10_000
+"""Most classes of an evaluation: the confusion matrix has their square of entries."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
@@ -117,13 +120,18 @@ def class_map(train: ShardSet, test: ShardSet) -> npt.NDArray[np.int64]:
         i64[test classes], the training class number of each test class; -1 for a class that the training set lacks.
 
     Raises:
-        ConfigError: If a set has no classes, a name occurs twice, or a test sample has a class that the training set
-            lacks.
+        ConfigError: If a set has no classes or too many, a name occurs twice, or a test sample has a class that the
+            training set lacks.
         ShardError: If an index cannot be read.
     """
     for shards in (train, test):
         if not shards.info.classes:
             raise ConfigError(f"{shards.where}: the set has no labels", hint="evaluate on shards of a labeled set")
+        if len(shards.info.classes) > MAX_CLASSES:
+            raise ConfigError(
+                f"{shards.where}: {len(shards.info.classes):,} classes; an evaluation takes {MAX_CLASSES:,} at most",
+                hint="evaluate on a set with class labels; labels that are ids of videos are none",
+            )
         if len(set(shards.info.classes)) != len(shards.info.classes):
             twice, _ = Counter(shards.info.classes).most_common(1)[0]
             raise ConfigError(

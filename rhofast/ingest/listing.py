@@ -197,6 +197,7 @@ class _Classes:
             self._agree("the set" if label not in declared else "the recipe", label, name)
         self._declared = len(declared)
         self._found = set(known)
+        self._largest = (max(known, default=-1), "the set")
 
     def add(self, where: str, label: int, name: str | None) -> int:
         """Check the label of a record and return it; raises IngestError if it cannot be a class number."""
@@ -211,14 +212,17 @@ class _Classes:
             )
         self._agree(where, label, str(label) if name is None else name)
         self._found.add(label)
+        if label > self._largest[0]:
+            self._largest = (label, where)
         return label
 
     def check(self) -> None:
         """Raise IngestError if the labels of all records together are no class numbers."""
-        count = max(self._found, default=-1) + 1
+        largest, where = self._largest
+        count = largest + 1
         if count > max(_FEW_CLASSES, self._declared, 100 * len(self._found)):
             raise IngestError(
-                f"label {count - 1} makes {count:,} classes, of which only {len(self._found):,} occur",
+                f"{where}: label {largest} makes {count:,} classes, of which only {len(self._found):,} occur",
                 hint="number the classes from 0, or give them names (csv_list: --option labels=names or classes=FILE)",
             )
         for label in range(count if self._found else 0):
