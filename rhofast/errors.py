@@ -5,12 +5,9 @@ key or option at fault; a hint is the remedy. Both are one line of printable cha
 quote. Wrong arguments of pure functions raise a plain `ValueError`.
 """
 
+from rhofast.display import printable
 
-def one_line(text: str) -> str:
-    """Return a text in which line breaks, control characters and surrogates are written as escapes."""
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+_LIMIT = 4_000  # characters of a message; far more than any that people wrote, far less than a hostile name
 
 
 class RhofastError(Exception):
@@ -23,8 +20,8 @@ class RhofastError(Exception):
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         """Create an error from its message and hint."""
-        self.message = one_line(message)
-        self.hint = None if hint is None else one_line(hint)
+        self.message = printable(message, _LIMIT)
+        self.hint = None if hint is None else printable(hint, _LIMIT)
         super().__init__(self.message)
 
     def __str__(self) -> str:

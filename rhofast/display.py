@@ -1,0 +1,92 @@
+r"""Any text made safe to show: on one line of a terminal, in HTML, in a plot.
+
+Names of classes, files and keys come from the disks of strangers. Such a text can hold line breaks, escape sequences
+that rewrite the terminal, marks that turn the direction of writing, characters without width, bytes that were not UTF-8
+(as lone surrogates), markup, or a million letters. What cannot be shown as itself is shown as the escape that Python
+writes for it (`\n`, `\x1b`, `\u202e`, `\udce9`). What is stored is never changed here.
+"""
+
+import html
+
+# Printable by their Unicode category, yet drawn as nothing: fillers, joiners and the selectors of rare variants. The
+# two selectors that choose between the text and the emoji form of a character (U+FE0E, U+FE0F) stay.
+_INVISIBLE = frozenset(
+    (
+        *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x2800, 0x3164, 0xFFA0),
+        *range(0xFE00, 0xFE0E),
+        *range(0xE0100, 0xE01F0),
+    )
+)
+_ELLIPSIS = "..."
+
+
+def printable(text: str, limit: int = 200) -> str:
+    r"""Return a text as one line that is safe to print and no longer than a limit.
+
+    Control characters, line breaks, marks of direction, characters without width, unassigned and private characters and
+    lone surrogates are written as escapes. A text that is too long loses its middle, between whole characters and
+    escapes. The result is unchanged if it is given again.
+
+    Args:
+        text: Any text.
+        limit: Largest number of characters of the result, at least 16.
+
+    Returns:
+        The line. The text itself if it is short and has nothing to escape.
+    """
+    if len(text) <= limit:
+        escaped = text if _is_plain(text) else "".join(map(_escaped, text))
+        if len(escaped) <= limit:
+            return escaped
+    room = limit - len(_ELLIPSIS)
+    head = _fitting(text[:limit], (room + 1) // 2)
+    tail = _fitting(text[: -limit - 1 : -1], room // 2)
+    return "".join([*head, _ELLIPSIS, *reversed(tail)])
+
+
+def html_text(text: str, limit: int = 200) -> str:
+    """Return a text as `printable` does, escaped for the text and the quoted attributes of HTML.
+
+    Args:
+        text: Any text.
+        limit: Largest number of characters that are shown, at least 16.
+
+    Returns:
+        Text without markup; longer than the limit where characters have become entities.
+    """
+    return html.escape(printable(text, limit), quote=True)
+
+
+def plot_text(text: str, limit: int = 200) -> str:
+    """Return a text as `printable` does, in which Matplotlib finds no mathematics.
+
+    Args:
+        text: Any text.
+        limit: Largest number of characters that are drawn, at least 16.
+
+    Returns:
+        The line with each dollar sign escaped, as Matplotlib draws it.
+    """
+    return printable(text, limit).replace("$", r"\$")
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
+def _escaped(one: str) -> str:
+    """Return a character, or its escape if it does not show as itself."""
+    if one.isprintable() and ord(one) not in _INVISIBLE:
+        return one
+    return one.encode("unicode_escape").decode("ascii")
+
+
+def _fitting(text: str, room: int) -> list[str]:
+    """Return the first characters of a text, escaped, that take no more than `room` characters together."""
+    pieces: list[str] = []
+    for piece in map(_escaped, text):
+        room -= len(piece)
+        if room < 0:
+            break
+        pieces.append(piece)
+    return pieces
