@@ -16,14 +16,16 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import av
+import av.logging
 from av.bitstream import BitStreamFilterContext
 
-from rhofast.data.codecs.containers import LENIENT
+from rhofast.data.codecs.containers import LENIENT, demux
 from rhofast.ingest.ogg_pages import video_pages_are_whole
 from rhofast.ingest.probe import SourceInfo
 
@@ -102,20 +104,22 @@ def _shown(line: bytes) -> str:
     return line.decode("utf-8", "replace").strip()[:_MAX_LENGTH]
 
 
-def pictures_are_whole(path: Path, stream: int) -> bool:
-    """Return whether a stream decodes without any error, apart from what comes along with its pictures.
+def pictures_are_whole(path: Path, source: SourceInfo) -> bool:
+    """Return whether the pictures are whole, and the decoder complains only of what comes along with them.
 
-    The decoder is told to conceal nothing. The pictures must be those that a tolerant decoder makes of all packets.
+    Without that, the decoder must have nothing to say, although it is told to conceal nothing. The pictures must be
+    those that a tolerant decoder makes of everything.
 
     Args:
         path: The file.
-        stream: Number of the video stream.
+        source: What is inside it.
     """
     try:
-        with av.open(f"file:{path}", **LENIENT) as container:
-            if container.format.name == "ogg" and not video_pages_are_whole(path):
-                return False
-        return list(_digests(path, stream, strict=True)) == list(_digests(path, stream, strict=False))
+        if source.container == "ogg" and not video_pages_are_whole(path):
+            return False
+        with _logging():
+            strict = list(_digests(path, source.stream, strict=True))
+        return strict == list(_digests(path, source.stream, strict=False))
     except (av.error.FFmpegError, ValueError):
         return False
 
@@ -136,15 +140,30 @@ def _digests(path: Path, number: int, *, strict: bool) -> Iterator[tuple[int, in
             cleaner = _cleaner(stream)
             decoder.options = {**decoder.options, "err_detect": "explode"}
         shown = 0
-        for packet in container.demux(stream):
+        for packet in demux(container, stream):
             for part in [packet] if cleaner is None or not packet.size else cleaner.filter(packet):
-                for frame in decoder.decode(part):
-                    if strict and (frame.is_corrupt or part.is_corrupt):
-                        raise ValueError("a picture is marked as damaged")
+                with av.logging.Capture() as errors:
+                    frames = decoder.decode(part)
+                if strict and (errors or part.is_corrupt or any(frame.is_corrupt for frame in frames)):
+                    raise ValueError("a picture is damaged")
+                for frame in frames:
                     shown += 1
                     yield frame.width, frame.height, zlib.crc32(frame.to_ndarray(format="rgb24"))
         if not shown:
             raise ValueError("no pictures")
+
+
+@contextmanager
+def _logging() -> Iterator[None]:
+    """Let PyAV pass on what FFmpeg logs as an error, each time anew."""
+    level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
+    try:
+        yield
+    finally:
+        av.logging.set_level(level)
+        av.logging.set_skip_repeated(skip)
 
 
 def _cleaner(stream: Any) -> Any:

@@ -6,6 +6,7 @@ All packets of the video stream are read, and the first picture is decoded.
 from __future__ import annotations
 
 import math
+import re
 import struct
 from array import array
 from collections.abc import Iterator
@@ -18,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.logging
 from av.sidedata.sidedata import Type as SideData
 
-from rhofast.data.codecs.containers import LENIENT, video_stream
+from rhofast.data.codecs.containers import LENIENT, demux, video_stream
 from rhofast.data.codecs.frame_rate import FrameRate, measure_rate
 from rhofast.ingest.machine_errors import check_library_error
 
@@ -38,6 +40,8 @@ _STILL, _LIST = ("image2", "tty", "_pipe"), ("concat", "dash", "hls")
 _FIRST_PACKETS = 100  # the first picture is decoded from these
 _JUMPY = ("mpeg", "mpegts", "ogg")  # formats whose clock may jump in the middle
 _JUMP = 10  # seconds; ffmpeg removes longer jumps of such a clock
+# How FFmpeg describes a stream: "Stream #0:0: Video: evc (Main) (evc1 / 0x31637665), ..."; the codec may be "none".
+_DESCRIBED = re.compile(r"Stream #\d+:\d+.*?: Video: (?P<name>[\w.-]+)(?: \([^/()]*\))*(?: \((?P<tag>.+?) / 0x\w+\))?")
 
 
 class Refusal(StrEnum):
@@ -167,7 +171,7 @@ def _read_info(container: Any) -> SourceInfo:
     try:
         stream = video_stream(container)
     except ValueError:
-        raise RefusedError(Refusal.NO_VIDEO_STREAM) from None
+        raise _no_stream(container) from None
     context = stream.codec_context
     sar = stream.sample_aspect_ratio or 1
     if context.width and context.height:
@@ -205,6 +209,25 @@ def _read_info(container: Any) -> SourceInfo:
         mirrored=mirrored,
         rotation=rotation,
     )
+
+
+def _no_stream(container: Any) -> RefusedError:
+    """Return why a container has no video stream that can be decoded."""
+    attached = av.stream.Disposition.attached_pic
+    missing = [stream for stream in container.streams if stream.type == "video" and not stream.disposition & attached]
+    if not missing:
+        return RefusedError(Refusal.NO_VIDEO_STREAM)
+    # PyAV tells the name of a codec without decoder only here, and only if it logs.
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)
+    try:
+        described = str(container.dumps_format())
+    finally:
+        av.logging.set_level(level)
+    found = _DESCRIBED.search(described)
+    name, tag = (found["name"], found["tag"]) if found else ("none", None)
+    known = name if name != "none" else f"unknown codec {tag.strip()}" if tag else "unknown codec"
+    return RefusedError(Refusal.NO_DECODER, known)
 
 
 def _read_matrix(picture: Any) -> tuple[bool, int]:
@@ -264,7 +287,7 @@ def _measure(packets: Iterator[Any], stream: Any, *, has_jumps: bool) -> _Times:
 def _packets(container: Any, stream: Any, pictures: list[Any]) -> Iterator[Any]:
     """Yield packets up to the first error, which transcoding reports; append the first picture to `pictures`."""
     try:
-        for number, packet in enumerate(container.demux(stream)):
+        for number, packet in enumerate(demux(container, stream)):
             if not pictures and number < _FIRST_PACKETS:
                 with suppress(av.error.FFmpegError):
                     pictures.extend(packet.decode()[:1])

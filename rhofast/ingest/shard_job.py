@@ -288,8 +288,8 @@ def _transcode(
     """Return the member's file and what is in it; arguments and errors are those of `_read_and_store`."""
     in_time = settings.model_copy(update={"timeout": deadline.left()})
 
-    def are_whole(path: Path, stream: int) -> bool:
-        return isolated.call(pictures_are_whole, path, stream, seconds=deadline.left())
+    def are_whole(path: Path, source: SourceInfo) -> bool:
+        return isolated.call(pictures_are_whole, path, source, seconds=deadline.left())
 
     file = transcode(path, source, codec, in_time, scratch / "member", are_whole=are_whole)
     try:

@@ -96,7 +96,7 @@ def transcode(
     settings: TranscodeSettings,
     out: Path,
     *,
-    are_whole: Callable[[Path, int], bool] = pictures_are_whole,
+    are_whole: Callable[[Path, SourceInfo], bool] = pictures_are_whole,
 ) -> Path:
     """Make the member for one source.
 
@@ -106,8 +106,8 @@ def transcode(
         codec: The codec to store it with.
         settings: How it is transcoded.
         out: File to write.
-        are_whole: Decides whether the pictures of a stream (path, number) are whole if ffmpeg leaves a doubt. It opens
-            the file in this process by default.
+        are_whole: Decides whether the pictures of a file are whole if ffmpeg leaves a doubt. It opens the file in this
+            process by default.
 
     Returns:
         The member's file: `out`, or `path` itself if the codec keeps sources as they are. In that case ffmpeg only
@@ -139,7 +139,7 @@ def transcode(
         )
     if said.no_decoder:
         raise RefusedError(Refusal.NO_DECODER, source.codec)
-    if done.returncode != 0 or said.damage or (said.doubt and not are_whole(path, source.stream)):
+    if done.returncode != 0 or said.damage or (said.doubt and not are_whole(path, source)):
         raise RefusedError(Refusal.DAMAGED, message or f"ffmpeg exited with code {done.returncode}")
     return path if codec.untouched else out
 

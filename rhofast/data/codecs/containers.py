@@ -10,6 +10,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, BinaryIO
@@ -79,6 +80,18 @@ def video_stream(container: Any) -> Any:
     return next((stream for stream in streams if stream.disposition & disposition.default), streams[0])
 
 
+def demux(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the packets of one stream, then the empty one that flushes its decoder.
+
+    Streams that appear behind the header (FLV, MPEG) make PyAV fail when it flushes them; by then all packets are read.
+
+    Raises:
+        FFmpegError: The file cannot be read.
+    """
+    with suppress(IndexError):
+        yield from container.demux(stream)
+
+
 def read_packets(file: BinaryIO) -> tuple[int, int, Fraction, list[Packet]]:
     """Read the packets of a member's video stream.
 
@@ -95,7 +108,7 @@ def read_packets(file: BinaryIO) -> tuple[int, int, Fraction, list[Packet]]:
         try:
             packets = [
                 Packet(int(packet.pos), int(packet.size), bool(packet.is_keyframe))
-                for packet in container.demux(stream)
+                for packet in demux(container, stream)
                 if packet.size
             ]
         except av.error.FFmpegError as error:
@@ -157,7 +170,8 @@ def decode_all(container: Any, stream: Any) -> Iterator[Any]:
         ValueError: A frame cannot be decoded.
     """
     try:
-        yield from container.decode(stream)
+        for packet in demux(container, stream):
+            yield from packet.decode()
     except av.error.FFmpegError as error:
         raise ValueError(f"the stored member cannot be decoded: {error}") from None
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
-from rhofast.data.codecs.containers import Picture, decode_all, open_container, video_stream
+from rhofast.data.codecs.containers import Picture, decode_all, demux, open_container, video_stream
 
 _BT601 = (2, 5, 6)  # AVColorSpace: unspecified, or BT.601 with 625 or 525 lines (ITU-T H.273, table 4)
 _FULL_RANGE, _PROGRESSIVE = 2, 1  # AVColorRange, AVFieldOrder (0: unknown)
@@ -76,7 +76,7 @@ def read_timeline(container: Any, stream: Any, num_frames: int) -> Timeline | No
     if container.format.name == "avi":  # AVI stores only times of decoding
         return None
     try:
-        packets = [packet for packet in container.demux(stream) if packet.size]
+        packets = [packet for packet in demux(container, stream) if packet.size]
     except av.error.FFmpegError:
         return None  # decoding from the beginning may still reach the wanted frames
     if any(packet.pts is None or packet.has_sidedata("new_extradata") for packet in packets):
