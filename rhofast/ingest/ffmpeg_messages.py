@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,14 +37,17 @@ _OTHER_STREAM = re.compile(rb"\bstream #?(?:0:)?(\d+)", re.IGNORECASE)
 _NO_DECODER = re.compile(
     rb"no decoder found for|Decoder \(codec \S+\) not found|doesn't support hardware accelerated", re.IGNORECASE
 )
-# Parts of a stream that no picture is made of, by FFmpeg's filter `filter_units`: SEI, delimiters, filler, user data.
+# Parts of a stream that no picture is made of, by FFmpeg's filter `filter_units`: SEI, delimiters, filler, user data,
+# and units that the standard leaves open (Dolby Vision).
 _ATTACHED = {
-    "h264": "6|9|12",
-    "hevc": "35|38-40",
+    "h264": "6|9|12|24-31",
+    "hevc": "35|38-40|48-63",
     "vvc": "20|23-25",
     "av1": "5|15",
     "mpeg2video": "178",
 }
+_JPEG_ATTACHED = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # APP1 to APP13, APP15 and comments; APP0 and APP14 tell the format
+_SCAN = 0xDA  # the marker behind which a JPEG has its picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +138,15 @@ def _digests(path: Path, number: int, *, strict: bool) -> Iterator[tuple[int, in
         stream = container.streams[number]
         decoder = stream.codec_context
         stream.thread_count = 1
-        cleaner = None
         if strict:
-            cleaner = _cleaner(stream)
+            clean = _cleaner(stream)
             decoder.options = {**decoder.options, "err_detect": "explode"}
         shown = 0
         for packet in demux(container, stream):
-            for part in [packet] if cleaner is None or not packet.size else cleaner.filter(packet):
+            for part in clean(packet) if strict and packet.size else [packet]:
                 with av.logging.Capture() as errors:
                     frames = decoder.decode(part)
-                if strict and (errors or part.is_corrupt or any(frame.is_corrupt for frame in frames)):
+                if strict and (errors or packet.is_corrupt or any(frame.is_corrupt for frame in frames)):
                     raise ValueError("a picture is damaged")
                 for frame in frames:
                     shown += 1
@@ -155,24 +157,38 @@ def _digests(path: Path, number: int, *, strict: bool) -> Iterator[tuple[int, in
 
 @contextmanager
 def _logging() -> Iterator[None]:
-    """Let PyAV pass on what FFmpeg logs as an error, each time anew."""
+    """Let PyAV capture what FFmpeg logs as an error, each time anew, and print nothing."""
     level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)
     try:
-        yield
+        with av.logging.Capture():
+            yield
     finally:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(skip)
 
 
-def _cleaner(stream: Any) -> Any:
-    """Return a filter that removes from packets what no picture is made of, and remove it from the stream's header."""
-    units = _ATTACHED.get(stream.codec_context.codec.canonical_name)
-    if units is None:
-        return None
+def _cleaner(stream: Any) -> Callable[[Any], list[Any]]:
+    """Return a function that removes from a packet what no picture is made of; the stream's header loses it at once."""
+    codec = stream.codec_context.codec.canonical_name
+    if codec == "mjpeg":
+        return lambda packet: [av.Packet(_without_attachments(bytes(packet)))]
+    if codec not in _ATTACHED:
+        return lambda packet: [packet]
     with av.open(io.BytesIO(), "w", format="matroska") as unused:
         header = unused.add_stream_from_template(stream)
-        cleaner = BitStreamFilterContext(f"filter_units=remove_types={units}", stream, header)
+        cleaner = BitStreamFilterContext(f"filter_units=remove_types={_ATTACHED[codec]}", stream, header)
         stream.codec_context.extradata = header.codec_context.extradata
-    return cleaner
+    return lambda packet: list(cleaner.filter(packet))
+
+
+def _without_attachments(picture: bytes) -> bytes:
+    """Remove the segments that no picture is made of from a JPEG (ITU-T T.81, B.1.1.4)."""
+    kept, at = [picture[:2]], 2
+    while picture[at : at + 1] == b"\xff" and len(picture) >= at + 4 and picture[at + 1] != _SCAN:
+        end = at + 2 + int.from_bytes(picture[at + 2 : at + 4], "big")
+        if picture[at + 1] not in _JPEG_ATTACHED:
+            kept.append(picture[at:end])
+        at = end
+    return b"".join([*kept, picture[at:]])

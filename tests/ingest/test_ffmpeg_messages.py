@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -45,6 +46,7 @@ def make(path: Path, *encoder: str) -> Path:
 
 def stored(path: Path) -> bytes:
     out = path.with_suffix(".member")
+    out.unlink(missing_ok=True)
     settings = TranscodeSettings(short_side=64)
     return transcode(path, probe(path), JpegCodec(quality=3), settings, out).read_bytes()
 
@@ -63,6 +65,18 @@ def spoil(path: Path, kind: str, rng: np.random.Generator) -> Path:
     target = path.with_name(f"spoiled.{path.name}")
     target.write_bytes(content)
     return target
+
+
+SOURCE = SourceInfo(
+    container="mov,mp4,m4a,3gp,3g2,mj2",
+    codec="h264",
+    decoder="h264",
+    stream=0,
+    fps=Fraction(25),
+    frames=25,
+    seconds=1.0,
+)
+OPENED = b"[info] Input #0, mov,mp4,m4a,3gp,3g2,mj2, from 'x.mp4':\n"
 
 
 @pytest.mark.parametrize("suffix", KINDS)
@@ -106,16 +120,38 @@ def test_a_truncated_sei_message_refuses_no_video(codec: str, message: bytes, tm
     assert stored(paths[1]) == stored(paths[0])
 
 
-def test_motion_jpeg_with_exif_is_stored(tmp_path: Path) -> None:
+EXIF = {"whole": b"II*\0\x08\0\0\0\1\0\x0f\1\2\0\3\0\0\0Me\0\0\0\0\0\0", "broken": b"II*\0\xff\xff\xff\xff"}
+
+
+def motion_jpeg(folder: Path, exif: bytes | None) -> Path:
     for number in range(5):
         image = Image.new("RGB", (96, 64), (40 * number, 80, 200))
-        exif = image.getexif()
-        exif[0x010F] = "Camera"
-        image.save(tmp_path / f"{number}.jpg", exif=exif)
-    run("-framerate", "10", "-i", tmp_path / "%d.jpg", "-c", "copy", tmp_path / "x.mov")
-    source = probe(tmp_path / "x.mov")
+        image.save(folder / f"{number}.jpg", exif=b"Exif\0\0" + exif if exif else b"")
+    run("-framerate", "10", "-i", folder / "%d.jpg", "-c", "copy", folder / "x.mov")
+    return folder / "x.mov"
+
+
+@pytest.mark.parametrize("exif", ["whole", "broken"])
+def test_motion_jpeg_with_exif_is_stored(exif: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = motion_jpeg(tmp_path, EXIF[exif])
+    source = probe(path)
     assert (source.fps, source.frames, source.rotation) == (10, 5, 0)
-    assert stored(tmp_path / "x.mov")
+    capfd.readouterr()
+    found = stored(path)
+    assert capfd.readouterr() == ("", "")
+    assert found == stored(motion_jpeg(tmp_path, None))
+
+
+def test_a_codec_without_decoder_is_named(tmp_path: Path) -> None:
+    path = make(tmp_path / "x.mp4", *X264)
+    for tag, name in ((b"xyzw", "unknown codec xyzw"), (b"evc1", "evc")):
+        other = tmp_path / "other.mp4"
+        other.write_bytes(path.read_bytes().replace(b"avc1", tag))
+        with pytest.raises(RefusedError) as refused:
+            probe(other)
+        assert (refused.value.reason, refused.value.detail) == (Refusal.NO_DECODER, name)
+    said = read_messages(OPENED + b"[error] Decoding requested, but no decoder found for: h264\n", SOURCE)
+    assert said.no_decoder
 
 
 @pytest.mark.parametrize("place", ["sound", "pictures", "end"])
@@ -127,12 +163,6 @@ def test_pages_of_an_ogg_file_tell_whose_is_damaged(place: str, tmp_path: Path) 
     else:
         path = spoil(path, "audio" if place == "sound" else "video", np.random.default_rng(1))
     assert video_pages_are_whole(path) == (place == "sound")
-
-
-SOURCE = SourceInfo(
-    container="mov,mp4,m4a,3gp,3g2,mj2", codec="h264", decoder="h264", stream=0, fps=25, frames=25, seconds=1.0
-)  # type: ignore[arg-type]
-OPENED = b"[info] Input #0, mov,mp4,m4a,3gp,3g2,mj2, from 'x.mp4':\n"
 
 
 @pytest.mark.parametrize(
