@@ -17,7 +17,7 @@ from rhofast.errors import ConfigError, IngestError, ShardError
 from rhofast.ingest.array_task import ArrayTask
 from rhofast.storage.address import redacted
 from rhofast.storage.files import is_local
-from rhofast.storage.network import check_store, is_http
+from rhofast.storage.network import check_store
 
 _BUCKETS = {"s3", "s3a", "gs", "gcs"}  # stores of objects, which have no folders
 
@@ -53,10 +53,10 @@ def check_out(out: Path) -> None:
     if is_local(out):
         return
     remote, shown = cast(Any, out), redacted(str(out))
-    if is_http(remote.fs):
+    if remote.protocol in ("http", "https"):
         raise ConfigError(f"OUT={shown}: shards cannot be written to a web server", hint="write to a folder or s3://")
     bucket = remote.path.partition("/")[0]
-    if remote.protocol in _BUCKETS and check_store(remote.fs, bucket, shown) is None:
+    if remote.protocol in _BUCKETS and check_store(remote, bucket) is None:
         raise IngestError(
             f"{remote.protocol}://{bucket}: no such bucket", hint="correct the address, or create the bucket"
         )

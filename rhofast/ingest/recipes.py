@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
@@ -82,7 +82,7 @@ def find_records(
         IngestError: There is no such source, or no recipe is known for it.
     """
     if not is_local(source):
-        check_store(cast(Any, source).fs, cast(Any, source).path, redacted(str(source)))
+        check_store(source)
     recipe = recipe or _recipe_for(source)
     module = _load(recipe)
     try:

@@ -76,7 +76,8 @@ def check_address(text: str, option: str, *, signed: bool = False) -> str:
     if not is_address(text):
         return text
     scheme, _, rest = text.partition("://")
-    shown = f"{option}={redacted(text)[:_SHOWN]}"
+    # An option is shown with its value; a place, such as `list.csv:3`, is followed by what stands there.
+    shown = f"{option}{': ' if re.search(r'[:/ ]', option) else '='}{redacted(text)[:_SHOWN]}"
     if _has_user(scheme.lower(), rest):
         raise ConfigError(
             f"{shown}: the address holds a user name or a password",

@@ -85,7 +85,10 @@ class RemoteFolder:
         """
         self.url = url = check_address(url, "shards").rstrip("/")
         self.retry_policy = retry_policy or RetryPolicy()
-        self._store, self._root = open_store(url, self.retry_policy.timeout_s)
+        try:
+            self._store, self._root = open_store(url, self.retry_policy.timeout_s)
+        except network_errors() as error:
+            raise ShardMissingError(f"{url}: {words(error)}") from None
 
     def read(self, name: str, *, max_bytes: int = _LARGEST_METADATA) -> bytes:
         """Return the content of a small file.

@@ -58,9 +58,9 @@ def fetch(address: str, copy: Path, policy: RetryPolicy) -> None:
         OSError: `copy` cannot be written.
         RhofastError: Nothing opens such an address.
     """
-    store, path = open_store(address, policy.timeout_s, **_as_signed(address))
     for attempt in range(policy.attempts):
         try:
+            store, path = open_store(address, policy.timeout_s, **_as_signed(address))
             _receive(store, path, copy, policy.timeout_s)
             return
         except _WriteError as error:
@@ -81,9 +81,9 @@ def remote_state(address: str, policy: RetryPolicy) -> list[Any] | None:
         address: Its address.
         policy: How often and how long the store is asked.
     """
-    store, path = open_store(address, policy.timeout_s, **_as_signed(address))
     for attempt in range(policy.attempts):
         try:
+            store, path = open_store(address, policy.timeout_s, **_as_signed(address))
             info = file_info(store, path, min(_INFO_S, policy.total_s))
             break
         except network_errors(ValueError) as error:

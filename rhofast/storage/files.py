@@ -42,14 +42,15 @@ def as_path(text: str, option: str = "address", *, signed: bool = False) -> Path
         return Path(unquote(urlsplit(text).path))
     shown = redacted(text)
     try:
+        from fsspec import get_filesystem_class
         from upath import UPath
     except ImportError:
         raise DependencyError(
             f"{shown}: universal_pathlib is not installed", hint="pip install 'rhofast[s3]'"
         ) from None
     try:
+        get_filesystem_class(urlsplit(text).scheme)
         path = UPath(text, **store_options(text))
-        _ = path.fs
     except network_errors(ValueError) as error:
         raise ConfigError(
             f"{option}={shown}: {words(error)}", hint="use file://, s3:// or another scheme of fsspec"

@@ -96,7 +96,7 @@ def store_options(address: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
 
 
 def open_store(address: str, timeout_s: float = TIMEOUT_S, **more: Any) -> tuple[Any, str]:
-    """Return the file system of fsspec for an address, and the path in it; nothing is connected yet.
+    """Return the file system of fsspec for an address, and the path in it.
 
     Args:
         address: A checked address; see `check_address`.
@@ -106,6 +106,7 @@ def open_store(address: str, timeout_s: float = TIMEOUT_S, **more: Any) -> tuple
     Raises:
         ConfigError: The address is of an unknown kind, or the configuration of the store is malformed.
         DependencyError: The package for this kind of store is not installed.
+        Exception: One of `network_errors()`, from stores that connect at once.
     """
     try:
         import fsspec
@@ -115,7 +116,7 @@ def open_store(address: str, timeout_s: float = TIMEOUT_S, **more: Any) -> tuple
         return fsspec.core.url_to_fs(address, **store_options(address, timeout_s), **more)  # type: ignore[no-any-return]
     except ImportError as error:
         raise DependencyError(f"{redacted(address)}: {words(error)}", hint=_INSTALL) from None
-    except network_errors(ValueError) as error:
+    except ValueError as error:
         raise ConfigError(
             f"{redacted(address)}: {words(error)}", hint="use file://, s3://, https:// or another scheme of fsspec"
         ) from None
@@ -142,24 +143,24 @@ def file_info(store: Any, path: str, seconds: float) -> dict[str, Any] | None:
         raise cause from None
 
 
-def check_store(store: Any, path: str, shown: str) -> dict[str, Any] | None:
+def check_store(path: Any, within: str | None = None) -> dict[str, Any] | None:
     """Return what a store says of a path, before anything else is asked of it; None if there is no such thing.
 
     Args:
-        store: The file system of fsspec.
-        path: The path in it.
-        shown: The address in messages.
+        path: A UPath.
+        within: A path in its store to ask for instead.
 
     Raises:
         StoreError: The store cannot be reached, or refuses.
     """
     try:
-        return file_info(store, path, 2 * TIMEOUT_S)
+        return file_info(path.fs, within or path.path, 2 * TIMEOUT_S)
     except PermissionError:
         return {}  # it may be written or read all the same
     except network_errors(ValueError) as error:
         raise StoreError(
-            f"{shown}: {words(error)}", hint="check the address, the endpoint and the credentials in the environment"
+            f"{redacted(str(path))}: {words(error)}",
+            hint="check the address, the endpoint and the credentials in the environment",
         ) from None
 
 
