@@ -12,6 +12,8 @@ from pathlib import Path, PurePath
 
 from _walk import Kind, entries
 
+from rhofast.storage.address import identity, redacted
+
 
 def digest_of(path: str, size: int = 6) -> str:
     """Return a digest of a path, in hexadecimal.
@@ -26,12 +28,14 @@ def digest_of(path: str, size: int = 6) -> str:
 def key_of(path: str, size: int = 6) -> str:
     """Return a short ASCII key: the readable characters of the file's name, and a digest that keeps it unique.
 
+    The key of a signed address stays the same when the address is signed again.
+
     Args:
-        path: The path.
+        path: The path or address.
         size: Bytes of the digest, as for digest_of.
     """
-    digest = digest_of(path, size)
-    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePath(path).stem).strip("_-")[:40]
+    digest = digest_of(identity(path), size)
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePath(redacted(path)).stem).strip("_-")[:40]
     return f"{readable}_{digest}" if readable else digest
 
 

@@ -15,6 +15,7 @@ from rhofast.storage.address import check_address, is_remote
 from rhofast.storage.cache import Cache, own_folder
 from rhofast.storage.download import RemoteFolder
 from rhofast.storage.files import as_path
+from rhofast.storage.network import TIMEOUT_S, RetryPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,9 @@ def open_shards(source: str | Path, *, check_files: bool = True, data: DataConfi
     address = check_address(source, "shards")
     if not is_remote(address):
         return open_folder(as_path(address), check_files=check_files)
-    folder = RemoteFolder(address)
-    return RemoteShardSet(folder, open_cache(data or DataConfig()))
+    data = data or DataConfig()
+    policy = RetryPolicy(timeout_s=min(TIMEOUT_S, data.timeout_s), total_s=data.timeout_s)
+    return RemoteShardSet(RemoteFolder(address, policy), open_cache(data))
 
 
 def open_cache(data: DataConfig) -> Cache:

@@ -29,8 +29,6 @@ from rhofast.storage.network import (
     words,
 )
 
-_LARGEST_METADATA = 1 << 28  # bytes; a dataset.json of a million shards
-
 Sleep = Callable[[float], None]
 
 
@@ -90,7 +88,7 @@ class RemoteFolder:
         except network_errors() as error:
             raise ShardMissingError(f"{url}: {words(error)}") from None
 
-    def read(self, name: str, *, max_bytes: int = _LARGEST_METADATA) -> bytes:
+    def read(self, name: str, *, max_bytes: int) -> bytes:
         """Return the content of a small file.
 
         Args:
@@ -107,7 +105,7 @@ class RemoteFolder:
                 left = max(0.1, end - time.monotonic())
                 return read_small(self._store, f"{self._root}/{name}", max_bytes=max_bytes, seconds=left)
             except TooLargeError:
-                raise ShardFormatError(f"{self.url}/{name}: larger than {max_bytes / 1e6:.0f} MB") from None
+                raise ShardFormatError(f"{self.url}/{name}: larger than {max_bytes} bytes") from None
             except network_errors(ValueError) as error:
                 is_last = time.monotonic() >= end
                 self._pause_or_raise(name, error, attempt, _sleep_until(end), is_last=is_last)
@@ -125,14 +123,21 @@ class RemoteFolder:
                 between attempts. It may raise an exception to stop the download.
 
         Raises:
-            ShardMissingError: The file is not there, or cannot be read after all attempts.
+            ShardMissingError: The file is not there, or cannot be read after all attempts or within the time limit.
             ShardFormatError: The file had another content in two attempts.
             OSError: `file` cannot be written.
         """
         received, differed, failed, most = _Received(file), False, 0, 0
+        end = time.monotonic() + self.retry_policy.total_s + size / self.retry_policy.min_rate
+
+        def sleep_in_time(seconds: float) -> None:
+            if time.monotonic() >= end:
+                raise _NetworkError(TimeoutError(f"too slow: {received.size} of {size} bytes"))
+            sleep(seconds)
+
         while True:
             try:
-                self._attempt(name, received, size, sha256, sleep)
+                self._attempt(name, received, size, sha256, sleep_in_time)
             except _DigestError:
                 if differed:
                     raise ShardFormatError(
@@ -144,7 +149,8 @@ class RemoteFolder:
                 # Progress counts only beyond the best attempt: a store that always starts again must not loop forever.
                 failed = 0 if received.size >= most + CHUNK else failed + 1
                 most = max(most, received.size)
-                self._pause_or_raise(name, error.cause, max(0, failed - 1), sleep)
+                is_last = time.monotonic() >= end
+                self._pause_or_raise(name, error.cause, max(0, failed - 1), sleep, is_last=is_last)
             else:
                 return
 

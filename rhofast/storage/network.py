@@ -46,7 +46,8 @@ class RetryPolicy:
         first_pause_s: Pause after the first failed attempt, in seconds.
         max_pause_s: Limit on a pause, in seconds.
         timeout_s: Limit on a connection, and on each chunk of an answer, in seconds.
-        total_s: Limit on reading one small file, all attempts together, in seconds.
+        total_s: Limit on one file, all attempts together, in seconds; a large file has more (`min_rate`).
+        min_rate: Bytes per second for which `total_s` is extended.
         failed_for_s: Seconds for which a file that failed is not requested again.
     """
 
@@ -55,6 +56,7 @@ class RetryPolicy:
     max_pause_s: float = 20.0
     timeout_s: float = TIMEOUT_S
     total_s: float = 600.0
+    min_rate: float = 10_000.0
     failed_for_s: float = 60.0
 
     def pause(self, attempt: int, error: BaseException | None = None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -108,6 +109,39 @@ def test_a_bucket_that_is_not_there_is_not_created(store: dict[str, str], tmp_pa
     assert call(store, "-c", "import s3fs; print(s3fs.S3FileSystem().exists('heer'))") == "False\n"
     command[5] = "s3://here/set"
     call(store, *command[1:])
+
+
+PUT = """
+import sys
+import s3fs
+store = s3fs.S3FileSystem()
+store.makedirs("cold", exist_ok=True)
+content = open(sys.argv[1], "rb").read()
+store.pipe("cold/warm.mp4", content)
+store.call_s3("put_object", Bucket="cold", Key="archived.mp4", Body=content, StorageClass="GLACIER")
+"""
+
+
+def test_objects_that_cannot_be_read_are_refused_by_name(store: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(encode_mjpeg([frame_pixels(1, 1)] * 4))
+    call(store, "-c", PUT, str(tmp_path / "a.mp4"))
+    names = ("warm", "archived", "gone")
+    (tmp_path / "list.txt").write_text("".join(f"s3://cold/{name}.mp4\n" for name in names))
+    call(store, "-m", "rhofast", "shard", str(tmp_path / "list.txt"), str(tmp_path / "set"), "--short-side", "32")
+    lines = [json.loads(line) for line in (tmp_path / "set" / "refused.jsonl").read_text().splitlines()]
+    assert [(line["path"], line["reason"]) for line in lines] == [
+        ("s3://cold/archived.mp4", "unreadable"),
+        ("s3://cold/gone.mp4", "missing"),
+    ]
+    assert "storage class" in lines[0]["detail"]
+
+
+def test_without_credentials_the_error_names_the_source(store: dict[str, str], tmp_path: Path) -> None:
+    bare = {name: value for name, value in store.items() if not name.startswith("AWS_")}
+    bare |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL": store["AWS_ENDPOINT_URL"], "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "rhofast", "shard", "s3://cold", str(tmp_path / "set")]
+    done = subprocess.run(command, env=bare, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "rhofast: error: s3://cold/: Unable to locate credentials" in done.stderr
 
 
 def test_an_address_of_no_known_store_is_one_error() -> None:

@@ -20,7 +20,7 @@ from threading import Condition, Event, Thread
 from typing import BinaryIO
 
 from rhofast.data.format.dataset import ShardSet
-from rhofast.data.format.dataset_json import DatasetInfo, ShardInfo, parse_dataset
+from rhofast.data.format.dataset_json import MAX_DATASET_BYTES, DatasetInfo, ShardInfo, parse_dataset
 from rhofast.data.format.index import DATASET_FILE, ShardIndex
 from rhofast.errors import RhofastError, ShardError, ShardFormatError, ShardMissingError
 from rhofast.storage.cache import Cache
@@ -58,7 +58,7 @@ class RemoteShardSet(ShardSet):
             ShardMissingError: `dataset.json` is not there or cannot be read.
             ShardFormatError: `dataset.json` has another format or version, or unsafe file names.
         """
-        info = parse_dataset(folder.read(DATASET_FILE), f"{folder.url}/{DATASET_FILE}")
+        info = parse_dataset(folder.read(DATASET_FILE, max_bytes=MAX_DATASET_BYTES), f"{folder.url}/{DATASET_FILE}")
         self._key = _cache_key(info)
         super().__init__(cache.folder / self._key, info)
         self.where = folder.url

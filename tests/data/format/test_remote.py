@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -33,7 +34,7 @@ from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sampling.shuffle import Order
 from rhofast.data.sources import open_shards, open_training
-from rhofast.errors import ConfigError, SampleError, ShardFormatError, ShardMissingError
+from rhofast.errors import ConfigError, SampleError, ShardError, ShardFormatError, ShardMissingError
 from rhofast.storage.cache import Cache
 from rhofast.storage.download import RemoteFolder
 from rhofast.storage.network import RetryPolicy
@@ -689,6 +690,64 @@ def test_an_address_that_is_none_is_refused(address: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
         open_shards(address)
     assert "secret" not in str(caught.value)
+
+
+def stall(handler: Handler, content: bytes) -> bool:
+    handler.answer(content[:10], len(content))
+    time.sleep(5)
+    return True
+
+
+def drip(handler: Handler, content: bytes) -> bool:
+    """A byte at a time, which no limit on a single wait ends."""
+    handler.answer(content[:1], len(content))
+    with contextlib.suppress(OSError):
+        for position in range(1, 50):
+            time.sleep(0.1)
+            handler.wfile.write(content[position : position + 1])
+    return True
+
+
+def endless(handler: Handler, content: bytes) -> bool:
+    handler.send_response(200)
+    handler.end_headers()
+    handler.close_connection = True
+    with contextlib.suppress(OSError):
+        while True:
+            handler.wfile.write(b" " * (1 << 20))
+    return True
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (stall, r"dataset\.json: .*[Tt]ime"),
+        (drip, r"dataset\.json: timed out"),
+        (endless, r"dataset\.json: larger than"),
+    ],
+)
+def test_the_description_of_a_set_comes_in_time_or_is_one_line(
+    fault: Callable[[Handler, bytes], bool], said: str, site: Site, tmp_path: Path
+) -> None:
+    site.faults["dataset.json"] = [fault] * 9
+    begun = time.monotonic()
+    with pytest.raises(ShardError, match=said) as caught:
+        open_shards(site.url, data=DataConfig(cache=tmp_path / "cache", timeout_s=1.0))
+    assert time.monotonic() - begun < 8 and "\n" not in caught.value.message
+
+
+def test_a_description_that_stalls_once_is_read_again(site: Site, tmp_path: Path) -> None:
+    site.faults["dataset.json"] = [drop, error_500]
+    assert len(open_shards(site.url, data=DataConfig(cache=tmp_path / "cache"))) == 13
+
+
+def test_a_download_that_drips_ends(site: Site, tmp_path: Path) -> None:
+    policy = RetryPolicy(attempts=2, first_pause_s=0.01, timeout_s=1.0, total_s=0.5, min_rate=1e9)
+    site.faults[TAR] = [drip] * 9
+    begun = time.monotonic()
+    with pytest.raises(ShardMissingError, match=r"tar: .*too slow|tar: timed out"):
+        open_remote(site, tmp_path / "cache", retry_policy=policy).local(TAR)
+    assert time.monotonic() - begun < 5
 
 
 def test_a_name_that_leads_out_of_the_cache_is_refused(site: Site, tmp_path: Path) -> None:
