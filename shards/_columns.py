@@ -51,6 +51,7 @@ class Layout:
     Attributes:
         mark: The separator.
         header: Number of the line with the names of the columns; None without one.
+        names: The names of the columns; empty without a header.
         columns: Number of each column by its role, from 0.
         width: Number of columns; None: a label may be absent.
         chosen: Whether the user chose the separator.
@@ -58,6 +59,7 @@ class Layout:
 
     mark: str
     header: int | None
+    names: list[str]
     columns: dict[Role, int]
     width: int | None
     chosen: bool
@@ -119,7 +121,12 @@ def find_layout(
     choose = _Columns(where, table[0] if named else None, table[1:] if named else table)
     columns, width = choose.columns(path_column, label_column)
     return Layout(
-        mark=mark, header=sample[0][0] if named else None, columns=columns, width=width, chosen=separator is not None
+        mark=mark,
+        header=sample[0][0] if named else None,
+        names=table[0] if named else [],
+        columns=columns,
+        width=width,
+        chosen=separator is not None,
     )
 
 
@@ -133,6 +140,8 @@ def rows(path: Path, layout: Layout) -> Iterator[Row]:
         if line == layout.header:
             continue
         fields = _split(path, line, text, layout.mark)
+        if fields == layout.names:
+            raise ValueError(f"{path}:{line}: the names of the columns again: {text.strip()[:100]!r}")
         while len(fields) > (layout.width or 2) and not fields[-1]:
             fields.pop()
         _check_fields(f"{path}:{line}", text, fields, layout)

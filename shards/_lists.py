@@ -63,8 +63,9 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                     )
                 if len(text) > LONGEST_LINE:
                     raise ValueError(f"{path}:{number}: field larger than {LONGEST_LINE} characters")
-                if not text.isspace():
-                    yield number, text.rstrip("\n")
+                text = text.rstrip("\n").lstrip("\ufeff")  # of files that were put one behind another
+                if text and not text.isspace():
+                    yield number, text
     except UnicodeError as error:
         raise ValueError(f"{path}:{number + 1}: not {encoding.upper()}: {error}") from None
 

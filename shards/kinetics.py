@@ -240,7 +240,7 @@ class _Videos:
         self._replacement = replacement or first_folder([replaced / "replacement_for_corrupted_k400", replaced])
         self._labels = {_plain(label) for label in labels}
         self._finder = VideoFolders()
-        self._folders: dict[str | None, list[tuple[Path, dict[str, Path]]]] = {}
+        self._folders: dict[str | None, list[tuple[Path, dict[str, list[Path]]]]] = {}
 
     def find(self, stem: str, split: str | None, label: str | None) -> Path:
         """Return the path of a video, or the path where it should be.
@@ -256,8 +256,7 @@ class _Videos:
             self._folders[split] = [(folder, self._class_folders(folder)) for folder in self._split_folders(split)]
         places = []
         for folder, classes in self._folders[split]:
-            if label is not None and (of_class := classes.get(_plain(label))):
-                places.append(of_class)
+            places += classes.get(_plain(label), ()) if label is not None else ()
             places.append(folder)
         return next(filter(None, (self._finder.find(place, stem) for place in places)), places[0] / f"{stem}.mp4")
 
@@ -267,11 +266,14 @@ class _Videos:
         found = [base / name for base in bases for name in names if (base / name).is_dir()]
         return found or [base for base in bases if base.is_dir()] or [self._root]
 
-    def _class_folders(self, folder: Path) -> dict[str, Path]:
+    def _class_folders(self, folder: Path) -> dict[str, list[Path]]:
         """Return class folders by the letters and digits of their names; copies differ in all other characters."""
-        found = entries(folder) if folder.is_dir() else ()
-        folders = [entry.path for entry in found if entry.kind in (Kind.FOLDER, Kind.LINKED_FOLDER)]
-        return {_plain(path.name): path for path in folders if _plain(path.name) in self._labels}
+        folders: dict[str, list[Path]] = {}
+        for entry in entries(folder) if folder.is_dir() else ():
+            name = _plain(entry.path.name)
+            if name in self._labels and entry.kind in (Kind.FOLDER, Kind.LINKED_FOLDER):
+                folders.setdefault(name, []).append(entry.path)
+        return folders
 
 
 def _plain(name: str) -> str:

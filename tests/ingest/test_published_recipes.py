@@ -89,7 +89,8 @@ def test_kinetics_in_class_folders_however_they_are_spelled(tmp_path: Path, abov
         f"{above}massaging_persons_head/{HEAD}.mp4",
         f"{above}air_drumming/._gone4567890_000000_000010.mp4",
     ]
-    missing = f"{above}air_drumming/gone4567890_000000_000010.mp4"
+    replica(tmp_path, {}, f"{above}air drumming/other.mp4")  # two folders of one class
+    missing = f"{above}air drumming/gone4567890_000000_000010.mp4"
     assert paths(replica(tmp_path, CSV, *videos), "kinetics") == [*videos[:3], missing]
 
 
