@@ -200,8 +200,8 @@ def shard(
                     listing,
                     target,
                     BuildSettings(
-                        name=name or target.resolve().name,
-                        split=split,
+                        name=_stored_option("--name", name or target.resolve().name),
+                        split=_stored_option("--split", split),
                         codec=codecs[0],
                         transcode=transcode,
                         samples_per_shard=samples_per_shard,
@@ -235,6 +235,15 @@ def shard(
                 seconds=seconds,
             )
         )
+
+
+def _stored_option(option: str, text: str) -> str:
+    from rhofast.ingest.stored_names import stored_name
+
+    try:
+        return stored_name(text)
+    except ValueError:
+        raise ConfigError(f"{option}={text!r}: not text") from None
 
 
 def recipes(

@@ -16,6 +16,7 @@ from types import TracebackType
 
 from rhofast.data.types import PassedOver, VideoRecord
 from rhofast.errors import IngestError
+from rhofast.ingest.stored_names import stored_name
 from rhofast.storage.address import redacted
 from rhofast.storage.files import as_path
 
@@ -104,12 +105,11 @@ class Listing:
     def __iter__(self) -> Iterator[VideoRecord]:
         rows = self._db.execute("SELECT key, path, label, name, place FROM records ORDER BY number")
         for key, path, label, name, place in rows:
-            label_name = None if name is None else os.fsdecode(name)
             yield VideoRecord(
                 key=key,
                 path=as_path(os.fsdecode(path), signed=True),
                 label=label,
-                label_name=label_name,
+                label_name=name,
                 where=os.fsdecode(place),
             )
 
@@ -122,7 +122,7 @@ class Listing:
             "PRAGMA journal_mode = OFF",
             "PRAGMA synchronous = OFF",
             "CREATE TABLE stored (key TEXT PRIMARY KEY) WITHOUT ROWID",
-            "CREATE TABLE records (number INTEGER PRIMARY KEY, key TEXT UNIQUE, path BLOB, label INTEGER, name BLOB,"
+            "CREATE TABLE records (number INTEGER PRIMARY KEY, key TEXT UNIQUE, path BLOB, label INTEGER, name TEXT,"
             " place BLOB)",
             "BEGIN",
         ):
@@ -136,7 +136,8 @@ class Listing:
                 f"{where}: key {record.key[:100]!r} is not 1 to {_KEY_LENGTH} letters, digits, '_' or '-'",
                 hint="correct the key in the recipe",
             )
-        label = None if record.label is None else self._classes.add(where, record.label, record.label_name)
+        label_name = _stored(where, record.label_name)
+        label = None if record.label is None else self._classes.add(where, record.label, label_name)
         if self._db.execute("SELECT 1 FROM stored WHERE key = ?", (record.key,)).fetchone():
             self.skipped += 1
             return
@@ -144,10 +145,9 @@ class Listing:
         if "\0" in path:
             raise IngestError(f"{where}: the path {redacted(path)!r} has a NUL character")
         try:
-            name = None if record.label_name is None else os.fsencode(record.label_name)
-            row = (record.key, os.fsencode(path), label, name, os.fsencode(record.where))
+            row = (record.key, os.fsencode(path), label, label_name, os.fsencode(record.where))
         except UnicodeEncodeError:
-            raise IngestError(f"{where}: the path or the name of the class is not text: {redacted(path)!r}") from None
+            raise IngestError(f"{where}: the path is not text: {redacted(path)!r}") from None
         try:
             self._db.execute("INSERT INTO records (key, path, label, name, place) VALUES (?, ?, ?, ?, ?)", row)
         except sqlite3.IntegrityError:
@@ -192,7 +192,7 @@ class _Classes:
     def __init__(self, known: Mapping[int, str], classes: Iterable[str]) -> None:
         self._names: dict[int, str] = {}
         self._labels: dict[str, int] = {}
-        declared = dict(enumerate(classes))
+        declared = {label: str(_stored("the recipe", name)) for label, name in enumerate(classes)}
         for label, name in [*known.items(), *declared.items()]:
             self._agree("the set" if label not in declared else "the recipe", label, name)
         self._declared = len(declared)
@@ -248,6 +248,14 @@ class _Classes:
         else:
             return
         raise IngestError(message, hint="correct the labels in the recipe or list")
+
+
+def _stored(where: str, name: str | None) -> str | None:
+    """Return the name of a class as it is stored; raises IngestError if it is not text."""
+    try:
+        return None if name is None else stored_name(name)
+    except ValueError:
+        raise IngestError(f"{where}: the name of the class is not text: {name!r}") from None
 
 
 def _where(record: VideoRecord) -> str:

@@ -26,6 +26,7 @@ from rhofast.data.format.dataset import check_shard_files
 from rhofast.data.format.dataset_json import ShardInfo
 from rhofast.data.format.index import VERSION
 from rhofast.data.types import VideoRecord
+from rhofast.display import printable
 from rhofast.errors import IngestError, ShardError
 from rhofast.ingest.executors import tick
 from rhofast.ingest.ffmpeg_messages import pictures_are_whole
@@ -39,11 +40,13 @@ from rhofast.ingest.source import (
     retried,
     source_state,
 )
+from rhofast.ingest.stored_names import stored_path
 from rhofast.ingest.transcode import TranscodeSettings, output_fps, transcode
 from rhofast.ingest.writer import NewSample, write_shard
 from rhofast.storage.address import redacted
 from rhofast.storage.files import is_local, write_atomically
 
+_DETAIL = 1_000  # characters of what is written about a refused video
 _MIN_FRAMES = 0.8  # share of the frames that the packets promise; some files are wrong about the last ones
 _trouble = ReadingTrouble()  # of all jobs of this process
 
@@ -124,8 +127,12 @@ def run_shard_job(job: ShardJob) -> tuple[int, int]:
                         yield make_sample(record, codec, job.settings, Path(sample_folder))
                 except RefusedError as error:
                     refusal = error
-                    line = {"key": record.key, "path": redacted(str(record.path)), "reason": str(error.reason)}
-                    refused.append({**line, "detail": redacted(error.detail)})
+                    line = {
+                        "key": record.key,
+                        "path": stored_path(redacted(str(record.path))),
+                        "reason": str(error.reason),
+                    }
+                    refused.append({**line, "detail": printable(redacted(error.detail), _DETAIL)})
                 _trouble.note(record.path, refusal)
                 tick(0 if state is None else state[0])
 
@@ -215,7 +222,7 @@ def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, 
     metadata = {
         "label": record.label,
         "label_name": record.label_name,
-        "source": shown.name,
+        "source": stored_path(shown.name),
         "source_digest": digest.hex(),
         "codec": codec.name,
         "fps": float(member.fps),
