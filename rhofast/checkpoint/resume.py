@@ -8,15 +8,20 @@ is checked by the loader, and nothing overrides that.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from rhofast.checkpoint.checkpoint import Checkpoint, checkpoints_of, find_damage, load_checkpoint
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.load import dump_config
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError, ResumeError
+from rhofast.models.weight_fit import find_misfit, shown
 from rhofast.storage.files import write_atomically
 
 # Settings that a run's result does not depend on. The loader compares the data by their digest, wherever they are.
@@ -64,6 +69,52 @@ def open_run(config: Config, *, resume: bool, accept_changes: bool = False) -> O
     except OSError as error:
         raise ConfigError(f"{run}: {error.strerror or error}") from None
     return OpenedRun(folder=opened.folder, checkpoint=opened.checkpoint, notes=tuple(notes))
+
+
+def check_resumable(checkpoint: Checkpoint, network: Mapping[str, Tensor], steps: int) -> None:
+    """Check that a network can continue from a checkpoint, before anything is loaded.
+
+    Args:
+        checkpoint: The checkpoint.
+        network: State dict of what is trained.
+        steps: Steps of the whole run.
+
+    Raises:
+        ResumeError: The weights do not fit the network, or the step is beyond the run's last one.
+    """
+    misfit = find_misfit(network, checkpoint.method)
+    if misfit is not None:
+        raise ResumeError(f"the checkpoint's weights do not fit this configuration: {misfit}")
+    if checkpoint.step > steps:
+        raise ResumeError(
+            f"step={checkpoint.step} of the checkpoint is beyond the last step of the run, {steps}",
+            hint="set train.steps or train.epochs to at least as much",
+        )
+
+
+def check_scaler(state: Mapping[str, float], own: Mapping[str, float]) -> None:
+    """Check the state of a loss scaler before it is loaded.
+
+    Args:
+        state: The state in the checkpoint.
+        own: The state of this run's scaler.
+
+    Raises:
+        ResumeError: A value is missing or not known, or is not positive.
+    """
+    for key in {**own, **state}:
+        value = state.get(key)
+        if key not in own or value is None or isinstance(value, bool) or value < 0 or type(value) is not type(own[key]):
+            raise ResumeError(f"the state of the loss scaler does not fit: scaler.{shown(key)}={value!r}")
+
+
+@contextmanager
+def naming(folder: Path | None) -> Iterator[None]:
+    """Name the checkpoint in errors about what does not fit."""
+    try:
+        yield
+    except ResumeError as error:
+        raise ResumeError(f"{folder}: {error.message}", hint=error.hint) from None
 
 
 def _find_whole(run: Path) -> OpenedRun:

@@ -129,6 +129,8 @@ def _read(path: Path, kind: Any) -> Iterator[dict[str, Any]]:
                     values = json.loads(line)
                 except (ValueError, RecursionError):
                     continue
+                if not isinstance(values, dict):  # the end of a line whose beginning is lost
+                    continue
                 parse_record(line, kind, where=f"{path}: line {number}", raises=ConfigError)
                 yield values
     except FileNotFoundError:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rhofast.checkpoint.checkpoint import Checkpoint
 from rhofast.checkpoint.manager import CheckpointManager
-from rhofast.checkpoint.resume import OpenedRun
+from rhofast.checkpoint.resume import OpenedRun, check_resumable, naming
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.schema import Config
 from rhofast.data.sampling.rng import Stream, torch_seed
@@ -42,7 +42,8 @@ from rhofast.storage.files import write_atomically
 from rhofast.training.consensus import BAD_LOSS, OK, StepConsensus
 from rhofast.training.environment import versions
 from rhofast.training.metrics_file import MetricsFile
-from rhofast.training.optim import build_optimizer, learning_rate, load_optimizer
+from rhofast.training.optim import build_optimizer, learning_rate
+from rhofast.training.optimizer_state import load_optimizer
 from rhofast.training.precision_check import check_reduced_precision
 from rhofast.training.preemption import PreemptionHandler
 from rhofast.training.setup import build_accelerator, build_loader, prepare, run_length
@@ -104,7 +105,8 @@ def train_classifier(
         with PreemptionHandler(config.train.max_hours) as preemption, trainer.checkpoints, trainer.loader:
             opened = trainer.checkpoints.open(resume=resume, check=trainer.check_same_task)
             if opened.checkpoint is not None:
-                trainer.restore(opened.checkpoint)
+                with naming(opened.folder):
+                    trainer.restore(opened.checkpoint)
             finished = trainer.run(preemption)
         if not finished:
             return Stopped(run=config.folder, step=trainer.step, steps=trainer.steps)
@@ -176,10 +178,8 @@ class _ClassifierTrainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue where a checkpoint left off; raise ResumeError if it does not fit."""
-        try:
-            self.classifier.load_state_dict(checkpoint.method)
-        except RuntimeError as error:
-            raise ResumeError(f"the checkpoint's weights do not fit this configuration: {error}") from None
+        check_resumable(checkpoint, self.classifier.state_dict(), self.steps)
+        self.classifier.load_state_dict(checkpoint.method)
         load_optimizer(self.optimizer.optimizer, checkpoint.optimizer)
         self.loader.load_state_dict(checkpoint.loader)
         self.step = checkpoint.step

@@ -68,7 +68,7 @@ class LARS(torch.optim.Optimizer):
             gradients, decay = _adapt(params, gradients, decay, group["trust"]), 0.0
         buffers = [self._momentum_of(p) if group["momentum"] else None for p in params]
         # Fused kernels go through memory and do not look at strides: all tensors must lie as their parameters do.
-        gradients = [_laid_out_as(p, gradient) for p, gradient in zip(params, gradients, strict=True)]
+        gradients = [laid_out_as(p, gradient) for p, gradient in zip(params, gradients, strict=True)]
         sgd(
             params,
             gradients,
@@ -87,7 +87,7 @@ class LARS(torch.optim.Optimizer):
         state = self.state[p]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
-        buffer = state["momentum_buffer"] = _laid_out_as(p, state["momentum_buffer"])
+        buffer = state["momentum_buffer"] = laid_out_as(p, state["momentum_buffer"])
         return buffer
 
 
@@ -120,22 +120,6 @@ def build_optimizer(model: nn.Module, section: OptimConfig) -> torch.optim.Optim
     return torch.optim.AdamW([plain, other], lr, betas=section.betas, fused=True)
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the state of an optimizer, whose tensors may lie in memory in another way than the parameters do.
-
-    They get their parameters' strides, which fused kernels take for granted.
-
-    Args:
-        optimizer: The optimizer to load into.
-        state: What its `state_dict` gave.
-    """
-    optimizer.load_state_dict(state)
-    for p, slots in optimizer.state.items():
-        for name, value in slots.items():
-            if isinstance(value, Tensor) and value.shape == p.shape:
-                slots[name] = _laid_out_as(p, value)
-
-
 def learning_rate(section: OptimConfig, batch_size: int, epoch: float, epochs: float) -> float:
     """Return the learning rate at a fractional epoch.
 
@@ -156,7 +140,7 @@ def learning_rate(section: OptimConfig, batch_size: int, epoch: float, epochs: f
     return start + epoch * (peak * _curve(section, section.warmup_epochs, epochs) - start) / section.warmup_epochs
 
 
-def _laid_out_as(p: Tensor, x: Tensor) -> Tensor:
+def laid_out_as(p: Tensor, x: Tensor) -> Tensor:
     """Return x, or a copy of it, with the strides of p."""
     return x if _strides(x) == _strides(p) else torch.empty_like(p, dtype=x.dtype).copy_(x)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rhofast.checkpoint.checkpoint import Checkpoint
 from rhofast.checkpoint.manager import CheckpointManager
+from rhofast.checkpoint.resume import check_resumable, check_scaler, naming
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
@@ -29,14 +30,15 @@ from rhofast.data.sampling.rng import torch_seed
 from rhofast.data.sources import open_test
 from rhofast.data.types import Views
 from rhofast.distributed.collectives import raise_on_lost_ranks
-from rhofast.errors import ResumeError, RhofastError
+from rhofast.errors import RhofastError
 from rhofast.models.methods.method import TrainingProgress
 from rhofast.training.consensus import StepConsensus, StepStatus
 from rhofast.training.environment import start_facts
 from rhofast.training.knn_monitor import KnnMonitor
 from rhofast.training.logger import MetricsLogger, check_trackers
 from rhofast.training.non_finite import BatchNormGuard, NonFiniteSteps
-from rhofast.training.optim import learning_rate, load_optimizer
+from rhofast.training.optim import learning_rate
+from rhofast.training.optimizer_state import load_optimizer
 from rhofast.training.preemption import PreemptionHandler
 from rhofast.training.setup import build_accelerator, build_loader, build_model, open_training_shards, run_length
 from rhofast.training.step import no_garbage_collection, train_step
@@ -99,7 +101,8 @@ def train(
         with PreemptionHandler(config.train.max_hours) as preemption, trainer.checkpoints, trainer.loader:
             opened = trainer.checkpoints.open(resume=resume, accept_changes=accept_changes)
             if opened.checkpoint is not None:
-                trainer.restore(opened.checkpoint)
+                with naming(opened.folder):
+                    trainer.restore(opened.checkpoint)
             try:
                 outcome = trainer.run(preemption, opened.notes)
             except RhofastError as error:
@@ -138,12 +141,11 @@ class _Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue where a checkpoint left off; raise ResumeError if it does not fit."""
-        try:
-            self.method.load_state_dict(checkpoint.method)
-        except RuntimeError as error:
-            raise ResumeError(f"the checkpoint's weights do not fit this configuration: {error}") from None
+        check_resumable(checkpoint, self.method.state_dict(), self.steps)
+        self.method.load_state_dict(checkpoint.method)
         load_optimizer(self.optimizer.optimizer, checkpoint.optimizer)
         if checkpoint.scaler is not None and self.accelerator.scaler is not None:
+            check_scaler(checkpoint.scaler, self.accelerator.scaler.state_dict())
             self.accelerator.scaler.load_state_dict(checkpoint.scaler)
         self.loader.load_state_dict(checkpoint.loader)
         self.step = checkpoint.step

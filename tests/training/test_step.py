@@ -15,7 +15,8 @@ from rhofast.config.schema import OptimConfig
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import METHODS, build_method
 from rhofast.models.methods.method import TrainingProgress
-from rhofast.training.optim import LARS, build_optimizer, load_optimizer
+from rhofast.training.optim import LARS, build_optimizer
+from rhofast.training.optimizer_state import load_optimizer
 from rhofast.training.step import train_step
 
 # (method, its options, optimizer): released choices, and those with another path through the code.

@@ -25,6 +25,7 @@ from rhofast.data.types import Position, Views
 from rhofast.errors import ConfigError, ResumeError
 
 STATE_VERSION = 4
+_MAX_EPOCH = 1 << 31
 _CPU = torch.device("cpu")
 
 
@@ -166,13 +167,21 @@ class TrainLoader(StagedLoader):
         if self.started:
             raise ResumeError("a loader that has started cannot take another position")
         wrong = [
-            f"{key} was {state.get(key)!r}, is {value!r}"
+            f"{key} was {repr(state.get(key))[:80]}, is {value!r}"
             for key, value in self._identity().items()
             if state.get(key) != value
         ]
         if wrong:
             raise ResumeError("the data does not fit the checkpoint: " + "; ".join(wrong))
-        self._position = Position(epoch=int(state["epoch"]), position=int(state["position"]))
+        numbers = {}
+        for key, limit in (("epoch", _MAX_EPOCH), ("position", len(self.shards) + 1)):
+            value = state.get(key)
+            if type(value) is not int or not 0 <= value < limit:
+                raise ResumeError(
+                    f"the data does not fit the checkpoint: loader.{key}={repr(value)[:80]} must be in [0, {limit})"
+                )
+            numbers[key] = value
+        self._position = Position(**numbers)
 
     def samples(self, at: Position) -> Int64Array:
         """Return the samples of the global batch at a position, before any is replaced, i64[batch_size]."""
