@@ -227,7 +227,7 @@ def find_damage(folder: Path, *, deep: bool = True) -> str | None:
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:
-        raise ResumeError(f"{folder}: {error.strerror or error}") from None
+        raise ResumeError(f"{error.filename or folder}: {error.strerror or error}") from None
     except _DamageError as error:
         return f"{_MANIFEST} is damaged: {error.message.removeprefix(f'{_MANIFEST}: ')}"
     return None
