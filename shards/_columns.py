@@ -6,7 +6,7 @@ file --find_layout--> Layout --rows--> Row: the fields of each entry by their ro
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -177,7 +177,7 @@ def is_header(where: str, first: list[str], others: list[list[str]]) -> bool:
         ValueError: This cannot be told.
     """
     names = list(map(plain, first))
-    has_videos = bool(others) and all(any(map(ends_in_video, fields)) for fields in others)
+    has_videos = most(any(map(ends_in_video, fields)) for fields in others)
     if any(ends_in_video(field) or "://" in field for field in first):
         return False
     numbers = any(is_number(field) for field in first)
@@ -186,11 +186,11 @@ def is_header(where: str, first: list[str], others: list[list[str]]) -> bool:
         return True
     if not has_videos or any(re.search(r"\w\.[A-Za-z]\w{1,4}$", field) for field in first):
         return False
-    numeric = [place for place in range(len(first)) if all(is_number(fields[place : place + 1]) for fields in others)]
+    numeric = [place for place in range(len(first)) if most(is_number(fields[place : place + 1]) for fields in others)]
     if not numbers and (any(known) or numeric):
         return True
     raise problem(
-        f"{where}: {', '.join(first)[:80]!r}: no video is named here, but in all other lines",
+        f"{where}: {', '.join(first)[:80]!r}: no video is named here, but in other lines",
         "say what the line is with --option header=true (names of the columns) or --option header=false",
     )
 
@@ -200,6 +200,12 @@ def is_number(field: str | list[str]) -> bool:
     if not isinstance(field, str):
         return len(field) == 1 and is_number(field[0])
     return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", field, re.ASCII) is not None
+
+
+def most(values: Iterable[bool]) -> bool:
+    """Return whether more than half of the values are true."""
+    counted = list(values)
+    return 2 * sum(counted) > len(counted)
 
 
 def plain(name: str) -> str:
@@ -282,8 +288,7 @@ class _Columns:
         )
 
     def _most(self, column: int, holds: Callable[[str], bool]) -> bool:
-        values = [fields[column] for fields in self._sample if column < len(fields)]
-        return 2 * sum(map(holds, values)) > len(values)
+        return most(holds(fields[column]) for fields in self._sample if column < len(fields))
 
     def _problem(self, message: str) -> ValueError:
         return problem(

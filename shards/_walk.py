@@ -28,7 +28,7 @@ VIDEO_SUFFIXES = {
         "mpeg mpg mps mpv mqv mts mtv mxf mxg nsv nut nuv ogm ogv ogx pmp psp pva qt r3d rm rmvb roq rpl skm smk swf",
         "thp tod tp trp ts ty usm viv vob vro webm wm wmv wtv xesc xmv xvid y4m",
         "264 265 266 avc avs2 avs3 cavs drc evc h261 h263 h264 h265 h266 h26l hevc ipu m1v m2v mjpeg mjpg",  # streams
-        "mp2v mpv2 obu vc1 vvc",
+        "mp2v mpv2 obu rcv vc1 vvc",
     )
     for name in names.split()
 }

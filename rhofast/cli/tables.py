@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rhofast.cli.console import byte_text, duration_text
+from rhofast.display import printable
 
 if TYPE_CHECKING:  # a command loads what it needs, when it needs it
     from rhofast.checkpoint.export import Transfer
@@ -60,7 +61,7 @@ def set_table(
 
 
 def _passed_over_text(counts: Counter[str]) -> str:
-    shown = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common(_REASONS))
+    shown = ", ".join(f"{count:,} {printable(reason, 40)}" for reason, count in counts.most_common(_REASONS))
     return shown if len(counts) <= _REASONS else f"{shown}, ... ({sum(counts.values()):,} in all)"
 
 

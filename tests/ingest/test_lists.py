@@ -183,6 +183,8 @@ NUMBERS = "".join(f"{number}.mp4,{number}\n" for number in range(300))
         ("1,a.mp4\n2,b.mp4\n", "list.csv:1: the path is not the first"),
         ("1 a.mp4\n2 b.mp4\n", "list.csv:1: every line begins with a number"),
         ("foo,bar\na.mp4,run\nb.mp4,jump\n", "list.csv:1: 'foo, bar': no video is named here"),
+        ("foo,bar\na.mp4,run\nb,jump\nc.mp4,swim\n", "list.csv:1: 'foo, bar': no video is named here"),
+        ("foo,bar\na.mp4,1\nb,?\nc.mp4,3\n", "list.csv:3: label '?' is a name, but others are numbers"),
         ("path,label\na.mp4,1\nb.mp4,2,3\n", "list.csv:3: 3 fields in 2 columns"),
         ("path,split,label\na.mp4,train,4\n", "list.csv:1: it is not known what these columns mean: split"),
         ("path,label,start,end\na.mp4,4,1,2\n", "list.csv:1: it is not known what these columns mean: start, end"),
