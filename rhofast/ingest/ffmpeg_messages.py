@@ -25,7 +25,7 @@ import av
 import av.logging
 from av.bitstream import BitStreamFilterContext
 
-from rhofast.data.codecs.containers import LENIENT, demux
+from rhofast.data.codecs.containers import demux, open_source
 from rhofast.ingest.ogg_pages import video_pages_are_whole
 from rhofast.ingest.probe import SourceInfo
 
@@ -134,7 +134,7 @@ def _digests(path: Path, number: int, *, strict: bool) -> Iterator[tuple[int, in
         FFmpegError: A packet cannot be decoded.
         ValueError: `strict`, and a picture is damaged, or no picture at all.
     """
-    with av.open(f"file:{path}", **LENIENT) as container:
+    with open_source(path) as container:
         stream = container.streams[number]
         decoder = stream.codec_context
         stream.thread_count = 1

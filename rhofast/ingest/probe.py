@@ -22,7 +22,7 @@ import av
 import av.logging
 from av.sidedata.sidedata import Type as SideData
 
-from rhofast.data.codecs.containers import LENIENT, demux, video_stream
+from rhofast.data.codecs.containers import demux, open_source, video_stream
 from rhofast.data.codecs.frame_rate import FrameRate, measure_rate
 from rhofast.ingest.machine_errors import check_library_error
 
@@ -35,8 +35,6 @@ _HDR = {16, 18}  # transfer characteristics of ISO/IEC 23091-2: PQ (SMPTE ST 208
 _ODD_MATRICES = {8, *range(10, 18)}
 _MIN_INTERLACED = 16  # pixels per side; ffmpeg cannot deinterlace smaller pictures, and no camera makes them
 
-# FFmpeg formats that are not videos: a single picture, text, a list of other files.
-_STILL, _LIST = ("image2", "tty", "_pipe"), ("concat", "dash", "hls")
 _FIRST_PACKETS = 100  # the first picture is decoded from these
 _JUMPY = ("mpeg", "mpegts", "ogg")  # formats whose clock may jump in the middle
 _JUMP = 10  # seconds; ffmpeg removes longer jumps of such a clock
@@ -155,19 +153,19 @@ def probe(path: Path) -> SourceInfo:
     if size == 0:
         raise RefusedError(Refusal.EMPTY)
     try:
-        with av.open(f"file:{path}", **LENIENT) as container:
+        with open_source(path) as container:
             return _read_info(container)
     except PermissionError as error:
         raise RefusedError(Refusal.UNREADABLE, error.strerror or "") from None
     except (av.error.FFmpegError, ValueError) as error:
+        if isinstance(error, av.error.ArgumentError):  # the format is not one of WHITELIST
+            raise RefusedError(Refusal.NOT_A_VIDEO, "a picture, a list of files, text, or an unknown format") from None
         check_library_error(error)
         raise RefusedError(Refusal.NOT_A_VIDEO, str(getattr(error, "strerror", "") or error)) from None
 
 
 def _read_info(container: Any) -> SourceInfo:
     kind = str(container.format.name)
-    if kind.endswith(_STILL) or kind in _LIST:
-        raise RefusedError(Refusal.NOT_A_VIDEO, f"the format is {kind}")
     try:
         stream = video_stream(container)
     except ValueError:

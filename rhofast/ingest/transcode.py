@@ -32,6 +32,7 @@ from pydantic import Field
 
 from rhofast.config.section import Positive, Section
 from rhofast.data.codecs.codec import SIDE_MULTIPLE, Codec
+from rhofast.data.codecs.containers import ONLY_FILES, WHITELIST
 from rhofast.errors import DependencyError, IngestError
 from rhofast.ingest.ffmpeg_messages import LOG_LEVEL, pictures_are_whole, read_messages
 from rhofast.ingest.machine_errors import check_ffmpeg
@@ -162,7 +163,8 @@ def ffmpeg_command(path: Path, source: SourceInfo, codec: Codec, settings: Trans
     # A filter graph that is rebuilt at each change of size or format begins again at time 0, and pictures are lost; but
     # the filters that rotate or deinterlace pictures need it.
     rebuild = int(source.interlaced or source.mirrored or source.rotation != 0)
-    video = ffmpeg.input(_SOURCE, threads=1, max_pixels=_MAX_PIXELS, reinit_filter=rebuild)[str(source.stream)]
+    options = {"threads": 1, "max_pixels": _MAX_PIXELS, "reinit_filter": rebuild, **WHITELIST, **ONLY_FILES}
+    video = ffmpeg.input(_SOURCE, **options)[str(source.stream)]
     encoder = codec.encoder_arguments()
     if encoder is None:
         stream, encoder = video, {"f": "null"}

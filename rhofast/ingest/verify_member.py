@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, JpegImagePlugin
 
 from rhofast.data.codecs.codec import MEASURED, Codec, Part
 from rhofast.data.format.index import IndexRow
@@ -131,7 +130,7 @@ def _picture_faults(row: IndexRow, tar: io.BufferedReader, codec: Codec, decoder
         for unit in range(first, min(first + decoder.batch, row.num_frames)):
             tar.seek(row.offset + int(row.units.offset[unit]))
             picture = tar.read(int(row.units.size[unit]))
-            if fault := _jpeg_fault(picture, row):
+            if fault := codec.find_fault(unit, memoryview(picture), row.width, row.height):
                 faults[unit] = fault
             else:
                 encoded[unit] = np.frombuffer(picture, dtype=np.uint8)
@@ -151,21 +150,6 @@ def _picture_faults(row: IndexRow, tar: io.BufferedReader, codec: Codec, decoder
                     if _is_far(pixels, _mean_color(host)):
                         faults[unit] = "its mean color differs from the stored one"
     return faults
-
-
-def _jpeg_fault(picture: bytes, row: IndexRow) -> str | None:
-    """Return why a picture is not the JPEG that the format requires, judged by its markers and header alone."""
-    if picture[:2] != b"\xff\xd8" or picture[-2:] != b"\xff\xd9":
-        return "not a complete JPEG"
-    try:
-        with Image.open(io.BytesIO(picture), formats=["JPEG"]) as image:
-            if image.size != (row.width, row.height):
-                return f"is {image.width}x{image.height}, expected {row.width}x{row.height}"
-            if image.mode != "RGB" or "progressive" in image.info or JpegImagePlugin.get_sampling(image) != 2:
-                return "not a baseline 4:2:0 JPEG"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises for broken headers
-        return "not a JPEG"
-    return None
 
 
 def _mean_color(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
@@ -201,7 +185,15 @@ def _group_faults(row: IndexRow, tar: io.BufferedReader, codec: Codec) -> dict[i
 
 
 def _make_part(row: IndexRow, frame: npt.NDArray[np.int32], rows: npt.NDArray[np.int64], pieces: Sequence[Any]) -> Part:
-    return Part(units=row.units, num_frames=row.num_frames, frames=frame, rows=rows, pieces=pieces)
+    return Part(
+        units=row.units,
+        num_frames=row.num_frames,
+        width=row.width,
+        height=row.height,
+        frames=frame,
+        rows=rows,
+        pieces=pieces,
+    )
 
 
 def _first_problem(file: str, row: IndexRow, faults: dict[int, str]) -> Iterator[FormatProblem]:

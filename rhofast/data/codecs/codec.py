@@ -58,6 +58,8 @@ class Part:
     Attributes:
         units: All units of the member.
         num_frames: Number of frames of the member.
+        width: Width of the frames in pixels.
+        height: Height of the frames in pixels.
         frames: The wanted frames, i32[F], distinct and ascending.
         rows: The units that were read, i64[U], as `Codec.units_for` returned them.
         pieces: The bytes of each of these units.
@@ -65,6 +67,8 @@ class Part:
 
     units: Units
     num_frames: int
+    width: int
+    height: int
     frames: npt.NDArray[np.int32]
     rows: npt.NDArray[np.int64]
     pieces: Sequence[Any]
@@ -148,6 +152,20 @@ class Codec(Section):
         Raises:
             ValueError: A frame cannot be decoded.
         """
+
+    def find_fault(self, unit: int, piece: memoryview, width: int, height: int) -> str | None:
+        """Return why the bytes of a unit must not reach a decoder, or None.
+
+        Args:
+            unit: Number of the unit in its member.
+            piece: Its bytes, whose checksum is right.
+            width: Width of the frames in pixels, as the index says.
+            height: Height of the frames in pixels.
+
+        Returns:
+            What is wrong, in a few words.
+        """
+        return None
 
     def trim(self, part: Part, accepted: Collection[str]) -> Stream | None:
         """Cut the wanted frames out of a stream for a video decoder on the device, without decoding them.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
@@ -41,11 +42,34 @@ class Packet:
     is_key: bool
 
 
-def open_container(file: BinaryIO, *, probe: bool = True) -> Any:
+# FFmpeg's demuxers of files that hold video or sound by themselves. Playlists and descriptions (hls, dash, concat, sdp,
+# imf, vobsub, ...) are not among them: they make FFmpeg open other files, or sockets.
+_FORMATS = (
+    "3dostr,4xm,aac,ac3,aiff,amr,anm,ape,apng,apv,argo_brp,asf,asf_o,au,av1,avi,avs,avs2,avs3,"
+    "bethsoftvid,bfi,bink,bmv,c93,caf,cavsvideo,cdg,cdxl,cine,dfa,dhav,dirac,dnxhd,dsicin,dts,"
+    "dtshd,dv,dxa,ea,eac3,evc,film_cpk,filmstrip,flac,flic,flv,gdv,gif,gxf,h261,h263,h264,hevc,"
+    "hnm,idcin,iff,ifv,ingenient,ipmovie,ipu,iv8,ivf,ivr,jpegxl_anim,jv,kux,latm,live_flv,lmlm4,"
+    "loas,luodat,lvf,lxf,m4v,matroska,mgsts,mjpeg,mjpeg_2000,mlp,mm,mods,moflex,mov,mp3,mpc,mpc8,"
+    "mpeg,mpegts,mpegtsraw,mpegvideo,mpjpeg,mtv,mv,mvi,mxf,mxg,nc,nsv,nut,nuv,obu,ogg,oma,paf,"
+    "pdv,pmp,psxstr,pva,r3d,rl2,rm,roq,rpl,sdr2,sga,siff,simbiosis_imx,smjpeg,smk,smush,sol,svs,"
+    "swf,tak,thp,tiertexseq,tmv,truehd,tta,txd,ty,usm,vc1,vc1test,vividas,vivo,vmd,voc,vvc,w64,"
+    "wav,wc3movie,webm,wsvqa,wtv,wv,xa,xmv,xwma,yop,yuv4mpegpipe"
+)
+WHITELIST = {"format_whitelist": _FORMATS}
+"""FFmpeg's option that refuses all formats but files of video and sound; which one a file is, only its bytes say."""
+
+ONLY_FILES = {"protocol_whitelist": "file"}
+"""FFmpeg's option by which no address can be opened, whatever a file names."""
+
+_NO_PROTOCOL = {"protocol_whitelist": "none"}  # the file is read by Python; nothing else may be opened
+
+
+def open_container(file: BinaryIO, *, mp4: bool = True, probe: bool = True) -> Any:
     """Open a member with PyAV.
 
     Args:
         file: The member.
+        mp4: Whether it has to be an MP4; otherwise it may be any that WHITELIST has.
         probe: Whether to decode a little, to find what the header does not state. It costs as much as some frames.
 
     Returns:
@@ -56,9 +80,20 @@ def open_container(file: BinaryIO, *, probe: bool = True) -> Any:
     """
     file.seek(0)
     try:
-        return av.open(file, "r", options={} if probe else {"probesize": "32", "analyzeduration": "0"}, **LENIENT)
+        options = {**WHITELIST, **_NO_PROTOCOL, **({} if probe else {"probesize": "32", "analyzeduration": "0"})}
+        return av.open(file, "r", format="mp4" if mp4 else None, options=options, **LENIENT)
     except (av.error.FFmpegError, ValueError) as error:
         raise ValueError(f"the stored member cannot be opened: {error}") from None
+
+
+def open_source(path: Path) -> Any:
+    """Open a video file that somebody else made, which may be of any format of WHITELIST, with PyAV.
+
+    Raises:
+        FFmpegError: The file cannot be opened, or is of another format: a picture, a playlist, an address.
+        ValueError: Its path or its metadata cannot be read.
+    """
+    return av.open(f"file:{path}", options={**WHITELIST, **ONLY_FILES}, **LENIENT)
 
 
 def video_stream(container: Any) -> Any:

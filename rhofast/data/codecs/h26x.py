@@ -26,7 +26,7 @@ from rhofast.data.codecs.containers import (
     key_frame_colors,
     read_packets,
 )
-from rhofast.data.codecs.timeline import decode_wanted
+from rhofast.data.codecs.timeline import Source, decode_wanted
 from rhofast.data.types import Stream, Units, frames_in
 
 
@@ -59,6 +59,7 @@ class _GroupCodec(Codec):
             ValueError: The member is damaged, or its fragments are not groups of up to `gop` frames.
         """
         width, height, fps, packets = read_packets(file)
+        self.check_size(width, height)
         starts = fragment_starts(file)
         if not starts:
             raise ValueError("the stored member has no fragments")
@@ -84,6 +85,11 @@ class _GroupCodec(Codec):
         )
         return Member(num_frames=len(packets), fps=fps, width=width, height=height, units=units)
 
+    def find_fault(self, unit: int, piece: memoryview, width: int, height: int) -> str | None:
+        """Return why a unit does not begin as the header or a fragment of an MP4 does, or None."""
+        kind = b"moof" if unit else b"ftyp"
+        return None if piece[4:8] == kind else "not a piece of a fragmented MP4"
+
     def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         """Return the header (row 0) and the groups of the wanted frames."""
         groups = np.unique(np.searchsorted(units.frame, frames, side="right") - 1)
@@ -92,7 +98,9 @@ class _GroupCodec(Codec):
     def decode(self, part: Part) -> dict[int, Picture]:
         """Decode the wanted frames on the host, from the file that header and groups make."""
         wanted, num_frames = _renumbered(part)
-        decoded = decode_wanted(part.joined(), num_frames, wanted, probe=False)  # the header says everything
+        # The header says everything, so nothing is probed.
+        source = Source(part.joined(), (part.width, part.height), codecs=(self.name,), probe=False)
+        decoded = decode_wanted(source, num_frames, wanted)
         return by_frame(part, [decoded.get(number) for number in wanted.tolist()])
 
     def trim(self, part: Part, accepted: Collection[str]) -> Stream | None:

@@ -9,7 +9,6 @@ Any clip costs exactly its own frames. Any player plays a member, and both nvJPE
 from __future__ import annotations
 
 import io
-import struct
 import zlib
 from collections.abc import Sequence
 from typing import Annotated, Any, BinaryIO, ClassVar
@@ -23,7 +22,9 @@ from rhofast.data.codecs.codec import MEASURED, Codec, Member, Part
 from rhofast.data.codecs.containers import Picture, read_packets
 from rhofast.data.types import Units
 
-_BASELINE = b"\xff\xc0\x00\x11\x08"  # how a frame header of three 8-bit components begins (ITU-T T.81, B.2.2)
+_SOF0, _DHT, _SOS, _DQT, _DRI, _COM = 0xC0, 0xC4, 0xDA, 0xDB, 0xDD, 0xFE  # markers (ITU-T T.81, table B.1)
+_SKIPPED = frozenset((_DHT, _DQT, _DRI, _COM, *range(0xE0, 0xF0)))
+_SAMPLING = b"\x22\x11\x11"  # 4:2:0: of Y, Cb and Cr
 
 
 class JpegCodec(Codec):
@@ -35,6 +36,7 @@ class JpegCodec(Codec):
 
     name: ClassVar[str] = "jpeg"
     pictures: ClassVar[bool] = True
+    max_pixels: ClassVar[int] = 1 << 24  # 4096x4096, of which a batch may hold hundreds
 
     quality: Annotated[int, Field(ge=2, le=31)] = 3
 
@@ -59,6 +61,7 @@ class JpegCodec(Codec):
             ValueError: A picture is damaged, not a baseline JPEG, or of another size.
         """
         width, height, fps, packets = read_packets(file)
+        self.check_size(width, height)
         crcs, measured, means = [], [], []
         for number, packet in enumerate(packets):
             file.seek(packet.offset)
@@ -80,6 +83,10 @@ class JpegCodec(Codec):
         )
         return Member(num_frames=len(packets), fps=fps, width=width, height=height, units=units)
 
+    def find_fault(self, unit: int, piece: memoryview, width: int, height: int) -> str | None:
+        """Return why a picture is not a baseline JPEG of the given size, or None."""
+        return find_fault(piece, width, height)
+
     def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         """Return the frames themselves: each is one unit."""
         return frames.astype(np.int64)
@@ -91,9 +98,49 @@ class JpegCodec(Codec):
             try:
                 with Image.open(io.BytesIO(piece), formats=["JPEG"]) as image:
                     decoded[frame] = np.asarray(image.convert("RGB"))
-            except OSError as error:
+            except (OSError, SyntaxError) as error:
                 raise ValueError(f"frame {frame} cannot be decoded: {error}") from None
         return decoded
+
+
+def find_fault(picture: bytes | memoryview, width: int, height: int) -> str | None:
+    """Return why bytes are not a baseline JPEG of a size, or None. It takes 3 microseconds.
+
+    The marker segments up to the first scan are read (ITU-T T.81, B.2). They must be those of one frame of three 8-bit
+    components, 4:2:0, in one scan; so a decoder is asked for exactly the picture that the index promises.
+
+    Args:
+        picture: The encoded picture.
+        width: Expected width in pixels.
+        height: Expected height in pixels.
+
+    Returns:
+        What is wrong, in a few words.
+    """
+    end = len(picture) - 2
+    if end < 4 or picture[0] != 0xFF or picture[1] != 0xD8 or picture[end] != 0xFF or picture[end + 1] != 0xD9:
+        return "not a whole JPEG"
+    at, tables, has_frame = 2, set[int](), False
+    while at + 4 <= end and picture[at] == 0xFF:
+        kind, length = picture[at + 1], picture[at + 2] << 8 | picture[at + 3]
+        if kind == _SOF0:
+            if has_frame or length != 17 or picture[at + 4] != 8 or picture[at + 9] != 3:
+                break
+            if bytes(picture[at + 11 : at + 18 : 3]) != _SAMPLING:
+                break
+            high, wide = picture[at + 5] << 8 | picture[at + 6], picture[at + 7] << 8 | picture[at + 8]
+            if (wide, high) != (width, height):
+                return f"a picture of {wide}x{high}, not {width}x{height}"
+            has_frame = True
+        elif kind == _SOS:
+            is_whole = has_frame and length == 12 and picture[at + 4] == 3 and tables >= {_DHT, _DQT}
+            return None if is_whole and at + 2 + length <= end else "not a baseline 4:2:0 JPEG"
+        elif kind not in _SKIPPED or length < 2:
+            break
+        else:
+            tables.add(kind)
+        at += 2 + length
+    return "not a baseline 4:2:0 JPEG"
 
 
 def _interpolated(
@@ -106,19 +153,15 @@ def _interpolated(
 
 def _mean_color(picture: bytes, size: tuple[int, int], number: int, *, measure: bool) -> npt.NDArray[np.float32] | None:
     """Check the form and size of a picture. If `measure`, also decode it and return its mean color."""
-    header = picture.find(_BASELINE)
-    if picture[:2] != b"\xff\xd8" or picture[-2:] != b"\xff\xd9" or header < 0:
-        raise ValueError(f"picture {number} of the stored member is not a whole baseline JPEG")
-    height, width = struct.unpack_from(">HH", picture, header + len(_BASELINE))
-    if (width, height) != size:
-        raise ValueError(f"picture {number} of the stored member is {width}x{height}, not {size[0]}x{size[1]}")
+    if fault := find_fault(picture, *size):
+        raise ValueError(f"picture {number} of the stored member: {fault}")
     if not measure:
         return None
     try:
         with Image.open(io.BytesIO(picture), formats=["JPEG"]) as image:
             image.draft("RGB", (max(1, size[0] // 8), max(1, size[1] // 8)))  # only DC terms: fast, and exact
             pixels = np.asarray(image, dtype=np.float32)
-    except OSError as error:
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"picture {number} of the stored member cannot be decoded: {error}") from None
     mean: npt.NDArray[np.float32] = pixels.reshape(-1, 3).mean(axis=0)
     return mean

@@ -25,7 +25,7 @@ from rhofast.data.codecs.containers import (
     open_container,
     video_stream,
 )
-from rhofast.data.codecs.timeline import decode_wanted, trim
+from rhofast.data.codecs.timeline import Source, decode_wanted, trim
 from rhofast.data.types import Stream, Units
 
 _BLOCK = 1 << 24  # bytes per checksum
@@ -65,7 +65,7 @@ class CopyCodec(Codec):
         """
         times: list[float] = []
         means, sizes = [], set()
-        with open_container(file) as container:
+        with open_container(file, mp4=False) as container:
             stream = video_stream(container)
             stream.thread_count = 1
             fps = Fraction(stream.average_rate or stream.guessed_rate or 0)
@@ -82,6 +82,10 @@ class CopyCodec(Codec):
         if len(sizes) > 1:
             raise UnfitError("its size changes in the middle")
         ((width, height),) = sizes or {(0, 0)}
+        try:
+            self.check_size(width, height)
+        except ValueError as error:
+            raise UnfitError(str(error)) from None
         end = file.seek(0, io.SEEK_END)
         offsets = np.array([*range(0, end, _BLOCK), end], dtype=np.int64)
         blocks = len(offsets) - 1
@@ -100,16 +104,20 @@ class CopyCodec(Codec):
 
     def decode(self, part: Part) -> dict[int, Picture]:
         """Decode the groups of pictures that hold the wanted frames; if these are not certain, the whole file."""
-        decoded = decode_wanted(part.joined(), part.num_frames, part.frames)
+        decoded = decode_wanted(_source(part), part.num_frames, part.frames)
         return by_frame(part, [decoded.get(number) for number in part.frames.tolist()])
 
     def trim(self, part: Part, accepted: Collection[str]) -> Stream | None:
         """Copy the packets of the wanted frames to a new file; None if these are not certain."""
-        trimmed = trim(part.joined(), part.num_frames, part.frames, accepted)
+        trimmed = trim(_source(part), part.num_frames, part.frames, accepted)
         if trimmed is None:
             return None
         content, wanted = trimmed
         return Stream(content=np.frombuffer(content, dtype=np.uint8), wanted=wanted, frames=part.frames)
+
+
+def _source(part: Part) -> Source:
+    return Source(part.joined(), (part.width, part.height), mp4=False)
 
 
 def _constant_rate(times: Sequence[float], stated: Fraction) -> Fraction:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import av
@@ -24,6 +24,7 @@ from rhofast.data.codecs.containers import Picture, decode_all, demux, open_cont
 
 _BT601 = (2, 5, 6)  # AVColorSpace: unspecified, or BT.601 with 625 or 525 lines (ITU-T H.273, table 4)
 _FULL_RANGE, _PROGRESSIVE = 2, 1  # AVColorRange, AVFieldOrder (0: unknown)
+_PADDING = 256  # pixels per side by which decoders enlarge frames: whole blocks, and edges around them
 _REORDERED = 4  # frames that a decoder on a device reliably holds back until they are shown
 
 
@@ -120,18 +121,61 @@ def _restarts(codec: str, extradata: bytes, packet: Any) -> bool:
     return bool(kinds & refreshes) and not kinds & others
 
 
-def decode_wanted(
-    file: BinaryIO, num_frames: int, frames: npt.NDArray[np.int32], *, probe: bool = True
-) -> dict[int, Picture]:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that a stranger may have made, and what it has to be.
+
+    Attributes:
+        file: The file, which can seek.
+        size: Width and height of its frames in pixels.
+        mp4: Whether it is an MP4; otherwise any container that ingest takes.
+        codecs: Codecs that its frames may have, by their FFmpeg names; any if it is empty.
+        probe: Whether to look into the stream before decoding it; not needed if the header states everything.
+    """
+
+    file: BinaryIO
+    size: tuple[int, int]
+    mp4: bool = True
+    codecs: Collection[str] = ()
+    probe: bool = True
+
+    def open(self) -> tuple[Any, Any]:
+        """Return the opened container, which the caller closes, and its video stream, for one thread.
+
+        Raises:
+            ValueError: The file cannot be opened, or its frames are not as they have to be.
+        """
+        container = open_container(self.file, mp4=self.mp4, probe=self.probe)
+        try:
+            stream = video_stream(container)
+            context = stream.codec_context
+            if self.codecs and context.codec.canonical_name not in self.codecs:
+                raise ValueError(f"its codec is {context.codec.canonical_name}, not {' or '.join(self.codecs)}")
+            # A container may round sizes up; what the decoder returns is compared exactly.
+            width, height = (side + _PADDING for side in self.size)
+            if context.width > width or context.height > height:
+                raise ValueError(_other_size(context, self.size))
+        except ValueError:
+            container.close()
+            raise
+        stream.thread_count = 1
+        context.options = {"max_pixels": str(width * height)}
+        return container, stream
+
+
+def _other_size(frame: Any, size: tuple[int, int]) -> str:
+    return f"its frames are {frame.width}x{frame.height}, not {size[0]}x{size[1]}"
+
+
+def decode_wanted(source: Source, num_frames: int, frames: npt.NDArray[np.int32]) -> dict[int, Picture]:
     """Decode some frames of a file.
 
     Only the packets that the frames need are decoded; if these are not certain, all packets from the beginning.
 
     Args:
-        file: The file.
+        source: The file.
         num_frames: Number of frames of the whole file, as counted by an earlier decoding.
         frames: The wanted frames, i32[F], distinct.
-        probe: Whether to look into the stream before decoding it; not needed if the header states everything.
 
     Returns:
         Frame number -> RGB u8[H, W, 3], contiguous, for each wanted frame that could be decoded.
@@ -139,18 +183,16 @@ def decode_wanted(
     Raises:
         ValueError: The file cannot be decoded.
     """
-    with open_container(file, probe=probe) as container:
-        stream = video_stream(container)
-        stream.thread_count = 1
+    container, stream = source.open()
+    with container:
         timeline = read_timeline(container, stream, num_frames)
         if timeline is not None:
-            pictures = _decode_runs(stream, timeline, frames)
+            pictures = _decode_runs(stream, timeline, frames, source.size)
             if len(pictures) == len(frames):
                 return pictures
-    wanted, pictures, convert = set(frames.tolist()), {}, _converter()
-    with open_container(file) as container:
-        stream = video_stream(container)
-        stream.thread_count = 1
+    wanted, pictures, convert = set(frames.tolist()), {}, _converter(source.size)
+    container, stream = replace(source, probe=True).open()
+    with container:
         for number, frame in enumerate(decode_all(container, stream)):
             if number in wanted:
                 pictures[number] = convert(frame)
@@ -159,9 +201,11 @@ def decode_wanted(
     return pictures
 
 
-def _decode_runs(stream: Any, timeline: Timeline, frames: npt.NDArray[np.int32]) -> dict[int, Picture]:
+def _decode_runs(
+    stream: Any, timeline: Timeline, frames: npt.NDArray[np.int32], size: tuple[int, int]
+) -> dict[int, Picture]:
     frame_at = {timeline.packets[place].pts: int(timeline.rank[place]) for place in np.flatnonzero(timeline.rank >= 0)}
-    wanted, pictures, convert = set(frames.tolist()), dict[int, Picture](), _converter()
+    wanted, pictures, convert = set(frames.tolist()), dict[int, Picture](), _converter(size)
     decoder = stream.codec_context
     try:
         for first, last in timeline.runs_for(frames):
@@ -176,11 +220,13 @@ def _decode_runs(stream: Any, timeline: Timeline, frames: npt.NDArray[np.int32])
     return dict(sorted(pictures.items()))
 
 
-def _converter() -> Callable[[Any], Picture]:
-    """Return a conversion to RGB for many frames: setting it up costs more than converting a small frame."""
+def _converter(size: tuple[int, int]) -> Callable[[Any], Picture]:
+    """Return a conversion to RGB for many frames of a size: setting it up costs more than converting a small frame."""
     reformatter = VideoReformatter()
 
     def convert(frame: Any) -> Picture:
+        if (frame.width, frame.height) != size:  # a stream may change it at any frame
+            raise ValueError(_other_size(frame, size))
         # The decoder pads the rows of some widths, which DALI does not accept.
         return np.ascontiguousarray(reformatter.reformat(frame, format="rgb24").to_ndarray())
 
@@ -188,14 +234,14 @@ def _converter() -> Callable[[Any], Picture]:
 
 
 def trim(
-    file: BinaryIO, num_frames: int, frames: npt.NDArray[np.int32], accepted: Collection[str]
+    source: Source, num_frames: int, frames: npt.NDArray[np.int32], accepted: Collection[str]
 ) -> tuple[bytes, npt.NDArray[np.int32]] | None:
     """Copy the packets that some frames need to a new MP4, for a video decoder on a device.
 
     The decoder must accept streams of 8 bits, 4:2:0, progressive, in the colors of BT.601, with few reordered frames.
 
     Args:
-        file: The file.
+        source: The file.
         num_frames: Number of frames of the whole file, as counted by an earlier decoding.
         frames: The wanted frames, i32[F], distinct and ascending.
         accepted: Codecs that the decoder accepts, by their FFmpeg names.
@@ -207,8 +253,8 @@ def trim(
     Raises:
         ValueError: The file cannot be opened.
     """
-    with open_container(file) as container:
-        stream = video_stream(container)
+    container, stream = source.open()
+    with container:
         decoder = stream.codec_context
         codec = decoder.codec.canonical_name
         is_plain = decoder.pix_fmt == "yuv420p" and decoder.colorspace in _BT601 and decoder.color_range != _FULL_RANGE

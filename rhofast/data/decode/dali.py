@@ -1,11 +1,8 @@
-"""Import NVIDIA DALI, shorten its error messages, and check pictures before it sees them."""
+"""Import NVIDIA DALI, and shorten its error messages."""
 
 from __future__ import annotations
 
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from rhofast.errors import DependencyError
 
@@ -33,13 +30,3 @@ def reason_of(error: RuntimeError) -> str:
     text = str(error)
     lines = (text.partition("encountered:")[2] or text).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
-
-
-def parses(picture: npt.NDArray[np.uint8]) -> bool:
-    """Return whether encoded bytes, u8[bytes], begin with the header of a picture. It takes 4 microseconds."""
-    from nvidia import nvimgcodec
-
-    try:
-        return int(nvimgcodec.CodeStream(picture).height) > 0  # the header is parsed at the first access
-    except RuntimeError:
-        return False

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.data.decode.dali import import_dali, parses
+from rhofast.data.decode.dali import import_dali
 
 
 class PictureDecoder:
     """The image decoder of DALI on the CPU, to check whether whole pictures can be decoded. It is not thread-safe.
 
-    Bytes that do not parse can crash the process from within DALI, so the header of each picture is parsed first. After
-    an error the pictures of a batch are decoded one by one, each in a new pipeline.
+    Bytes that are not a picture can crash the process from within DALI, so callers check each picture first
+    (`Codec.find_fault`). After an error the pictures of a batch are decoded one by one, each in a new pipeline.
 
     Attributes:
         batch: Largest number of pictures per call.
@@ -39,22 +39,20 @@ class PictureDecoder:
             RGB u8[H, W, 3] for each picture, or None if the decoder rejects it.
         """
         decoded: list[npt.NDArray[np.uint8] | None] = [None] * len(pictures)
-        parsed = [number for number, picture in enumerate(pictures) if parses(picture)]
         try:
-            for number, pixels in zip(parsed, self._run([pictures[number] for number in parsed]), strict=True):
-                decoded[number] = pixels
+            decoded[:] = self._run(pictures)
         except RuntimeError:
-            for number in parsed:
+            for number, picture in enumerate(pictures):
                 self._pipeline = self._build()
                 with suppress(RuntimeError):
-                    (decoded[number],) = self._run([pictures[number]])
+                    (decoded[number],) = self._run([picture])
             self._pipeline = self._build()
         return decoded
 
-    def _run(self, pictures: list[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.uint8]]:
+    def _run(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.uint8]]:
         if not pictures:
             return []
-        self._pipeline.feed_input("encoded", pictures)
+        self._pipeline.feed_input("encoded", list(pictures))
         (output,) = self._pipeline.run()
         return [np.array(output.at(number)) for number in range(len(pictures))]
 

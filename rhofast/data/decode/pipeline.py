@@ -35,7 +35,7 @@ import numpy.typing as npt
 import torch
 
 from rhofast.config.schema import AugmentConfig
-from rhofast.data.decode.dali import import_dali, parses, reason_of
+from rhofast.data.decode.dali import import_dali, reason_of
 from rhofast.data.decode.finish import channel_bound, finish
 from rhofast.data.decode.video_decoder import VideoDecoder
 from rhofast.data.types import LUMA, AugmentPlan, ClipPlan, Sample
@@ -142,10 +142,6 @@ class DecodePipeline:
             UndecodableError: The decoder rejects the pictures of some samples, which the error names.
             RuntimeError: DALI fails for another reason.
         """
-        # Bytes that do not parse could crash the process from within DALI.
-        rejected = {} if self._decoded or self._video else _unparsable(samples)
-        if rejected:
-            raise UndecodableError(rejected)
         try:
             return self._run(self._pipeline, samples, clips, augment)
         except RuntimeError as error:
@@ -324,13 +320,3 @@ def _build_graph(
     pipeline = graph()
     pipeline.build()
     return pipeline
-
-
-def _unparsable(samples: Sequence[Sample]) -> dict[int, str]:
-    """Return place -> reason of the samples with bytes that do not parse as a picture."""
-    reasons = {}
-    for place, sample in enumerate(samples):
-        broken = next((frame for frame, picture in sample.pictures.items() if not parses(picture)), None)
-        if broken is not None:
-            reasons[place] = f"frame {broken} is not a picture"
-    return reasons

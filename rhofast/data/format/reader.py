@@ -1,8 +1,9 @@
 """Read exactly the bytes that a plan needs, and check them before any decoder sees them.
 
 There is one `pread` for each run of adjacent units. Nothing is read twice, and threads share no file position. Each
-unit must have the checksum that was recorded when the shard was made and its content was checked. This protects the
-decoder, which may crash on bytes that cannot be parsed.
+unit must have the checksum that was recorded when the shard was made and its content was checked, and must begin as the
+codec stores it: a picture is a baseline JPEG of the size that the index says. This protects the decoders, which may
+crash on bytes that cannot be parsed.
 
 Stored pictures are passed on as they are; decode/ decodes them. A video stream that the device will decode is trimmed
 to the groups of pictures that are needed. Any other stream is decoded here, in the calling thread (the decoder releases
@@ -111,7 +112,15 @@ class Reader:
             found = (np.frombuffer(piece, dtype=np.uint8) for piece in pieces)
             pictures = dict(zip(distinct.tolist(), found, strict=True))
         else:
-            part = Part(units=row.units, num_frames=row.num_frames, frames=distinct, rows=rows, pieces=pieces)
+            part = Part(
+                units=row.units,
+                num_frames=row.num_frames,
+                width=row.width,
+                height=row.height,
+                frames=distinct,
+                rows=rows,
+                pieces=pieces,
+            )
             try:
                 stream = self.codec.trim(
                     part, [name for name, limits in self._limits.items() if limits.fit(row.width, row.height)]
@@ -156,10 +165,13 @@ class Reader:
         content = self._pread(shard, row.offset + start, begins[-1] + sizes[-1] - start, row.key)
         pieces = [content[begin - start : begin - start + size] for begin, size in zip(begins, sizes, strict=True)]
         for unit, (piece, crc) in enumerate(zip(pieces, crcs, strict=True), start=first):
-            if zlib.crc32(piece) != crc:
+            fault: str | None = "checksum mismatch"
+            if zlib.crc32(piece) == crc:
+                fault = self.codec.find_fault(unit, piece, row.width, row.height)
+            if fault is not None:
                 what = f"frame {int(row.units.frame[unit])}" if self.codec.pictures else f"unit {unit}"
                 raise SampleError(
-                    f"{what}: checksum mismatch",
+                    f"{what}: {fault}",
                     shard=self.shards.info.shards[shard].tar,
                     key=row.key,
                     offset=row.offset + begins[unit - first],

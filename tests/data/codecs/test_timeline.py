@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rhofast.data.codecs import containers, timeline
+from rhofast.data.codecs import timeline
 from rhofast.data.codecs.containers import decode_all, open_container
 from rhofast.data.codecs.containers import video_stream as stream_of
-from rhofast.data.codecs.timeline import Timeline, decode_wanted, read_timeline, trim
+from rhofast.data.codecs.timeline import Source, Timeline, decode_wanted, read_timeline, trim
 from rhofast.ingest.transcode import find_ffmpeg
 from tests.helpers.shards import REAL_VIDEOS
 
@@ -45,16 +45,22 @@ PARTS = {"h264 closed", "h264 interlaced", "hevc closed", "mpeg4 closed", "vp9 h
 def encoded(name: str, more: str = "") -> bytes:
     suffix, encoder = STREAMS[name]
     form = {"mkv": "matroska", "ts": "mpegts"}.get(suffix, suffix) + (" -movflags frag_keyframe" * (suffix == "mp4"))
-    source = f"-f lavfi -i testsrc2=size=80x48:rate=12 -frames:v {NUM_FRAMES} {more} -pix_fmt yuv420p".split()
-    command = [find_ffmpeg(), "-loglevel", "error", *source, "-c:v", *f"{encoder} -threads 1 -f {form} pipe:".split()]
+    pictures = f"-f lavfi -i testsrc2=size=80x48:rate=12 -frames:v {NUM_FRAMES} {more} -pix_fmt yuv420p".split()
+    command = [find_ffmpeg(), "-loglevel", "error", *pictures, "-c:v", *f"{encoder} -threads 1 -f {form} pipe:".split()]
     if suffix == "avi":  # needs a file that can seek
         command[-1:] = ["-y", "/dev/stdout"]
     return subprocess.run(command, check=True, capture_output=True).stdout
 
 
+def source(content: bytes) -> Source:
+    with open_container(io.BytesIO(content), mp4=False) as container:
+        context = stream_of(container).codec_context
+        return Source(io.BytesIO(content), (context.width, context.height), mp4=False)
+
+
 def whole(content: bytes, frames: set[int] | None = None) -> dict[int, npt.NDArray[np.uint8]]:
     """The frames of a file, decoded from its beginning to its end."""
-    with open_container(io.BytesIO(content)) as container:
+    with open_container(io.BytesIO(content), mp4=False) as container:
         return {
             number: frame.to_ndarray(format="rgb24")
             for number, frame in enumerate(decode_all(container, stream_of(container)))
@@ -71,7 +77,7 @@ def test_a_part_decodes_as_in_the_whole(name: str) -> None:
     content, rng = encoded(name), np.random.default_rng(3)
     expected = whole(content)
     for frames in (some(rng, len(expected)) for _ in range(12)):
-        pictures = decode_wanted(io.BytesIO(content), len(expected), frames)
+        pictures = decode_wanted(source(content), len(expected), frames)
         assert list(pictures) == frames.tolist()
         for number, picture in pictures.items():
             np.testing.assert_array_equal(picture, expected[number])
@@ -81,7 +87,7 @@ def test_a_part_decodes_as_in_the_whole(name: str) -> None:
 @pytest.mark.parametrize("name", STREAMS)
 def test_decoding_begins_only_where_nothing_earlier_is_needed(name: str) -> None:
     content = encoded(name)
-    with open_container(io.BytesIO(content)) as container:
+    with open_container(io.BytesIO(content), mp4=False) as container:
         timeline = read_timeline(container, stream_of(container), len(whole(content)))
     entries = 1 if timeline is None else int(timeline.entry.sum())
     assert (entries > 1) == (name in PARTS), entries
@@ -93,12 +99,13 @@ def test_decoding_begins_only_where_nothing_earlier_is_needed(name: str) -> None
 )
 def test_a_part_of_a_real_video_decodes_as_in_the_whole(video: str) -> None:
     content = (REAL_VIDEOS / video).read_bytes()
-    num_frames = containers.count_frames(io.BytesIO(content))
+    with open_container(io.BytesIO(content), mp4=False) as container:
+        num_frames = sum(1 for _ in decode_all(container, stream_of(container)))
     rng = np.random.default_rng(5)
     parts = [some(rng, num_frames) for _ in range(2)]
     expected = whole(content, {int(frame) for part in parts for frame in part})
     for part in parts:
-        pictures = decode_wanted(io.BytesIO(content), num_frames, part)
+        pictures = decode_wanted(source(content), num_frames, part)
         assert list(pictures) == part.tolist()
         for number, picture in pictures.items():
             np.testing.assert_array_equal(picture, expected[number])
@@ -124,10 +131,10 @@ def test_runs_begin_at_entries_and_end_with_what_is_wanted() -> None:
 
 def test_what_a_stream_says_of_itself_is_checked_against_what_was_counted() -> None:
     content = encoded("h264 closed")
-    with open_container(io.BytesIO(content)) as container:
+    with open_container(io.BytesIO(content), mp4=False) as container:
         assert read_timeline(container, stream_of(container), NUM_FRAMES - 1) is None
     frames = np.array([7, 40], dtype=np.int32)
-    pictures, expected = decode_wanted(io.BytesIO(content), NUM_FRAMES - 1, frames), whole(content)
+    pictures, expected = decode_wanted(source(content), NUM_FRAMES - 1, frames), whole(content)
     assert all(np.array_equal(pictures[number], expected[number]) for number in (7, 40))
 
 
@@ -135,17 +142,17 @@ def test_only_wanted_frames_are_converted(monkeypatch: pytest.MonkeyPatch) -> No
     converted: list[int] = []
     make = timeline._converter
 
-    def counting() -> Callable[[Any], npt.NDArray[np.uint8]]:
-        convert = make()
+    def counting(size: tuple[int, int]) -> Callable[[Any], npt.NDArray[np.uint8]]:
+        convert = make(size)
         return lambda frame: (converted.append(frame.pts), convert(frame))[1]
 
     monkeypatch.setattr(timeline, "_converter", counting)
-    decode_wanted(io.BytesIO(encoded("h264 closed")), NUM_FRAMES, np.array([5, 30, 31], dtype=np.int32))
+    decode_wanted(source(encoded("h264 closed")), NUM_FRAMES, np.array([5, 30, 31], dtype=np.int32))
     assert len(converted) == 3
 
 
 def test_a_frame_past_the_end_is_left_out() -> None:
-    pictures = decode_wanted(io.BytesIO(encoded("h264 closed")), NUM_FRAMES, np.array([2, NUM_FRAMES], dtype=np.int32))
+    pictures = decode_wanted(source(encoded("h264 closed")), NUM_FRAMES, np.array([2, NUM_FRAMES], dtype=np.int32))
     assert list(pictures) == [2]
 
 
@@ -154,7 +161,7 @@ def test_a_trimmed_file_holds_the_same_frames_under_its_own_numbers(name: str) -
     content, rng = encoded(name), np.random.default_rng(4)
     expected, sizes = whole(content), []
     for frames in (some(rng, NUM_FRAMES) for _ in range(8)):
-        trimmed = trim(io.BytesIO(content), NUM_FRAMES, frames, {"h264", "hevc"})
+        trimmed = trim(source(content), NUM_FRAMES, frames, {"h264", "hevc"})
         assert trimmed is not None
         smaller, wanted = trimmed
         sizes.append(len(smaller))
@@ -179,7 +186,7 @@ def test_a_trimmed_file_holds_the_same_frames_under_its_own_numbers(name: str) -
     ],
 )
 def test_a_file_that_a_device_would_show_otherwise_is_not_trimmed(name: str, more: str, takes: set[str]) -> None:
-    assert trim(io.BytesIO(encoded(name, more)), NUM_FRAMES, np.array([3], dtype=np.int32), takes) is None
+    assert trim(source(encoded(name, more)), NUM_FRAMES, np.array([3], dtype=np.int32), takes) is None
 
 
 @pytest.mark.parametrize("width", [34, 50, 64])
@@ -187,5 +194,5 @@ def test_rows_are_not_padded(width: int, tmp_path: Path) -> None:
     command = f"-loglevel error -f lavfi -i testsrc2=size={width}x18:rate=12 -frames:v 1 -pix_fmt yuv420p -c:v libx264"
     path = tmp_path / "one.mp4"
     subprocess.run([find_ffmpeg(), *command.split(), str(path)], check=True)
-    ((number, picture),) = decode_wanted(io.BytesIO(path.read_bytes()), 1, np.array([0], dtype=np.int32)).items()
+    ((number, picture),) = decode_wanted(source(path.read_bytes()), 1, np.array([0], dtype=np.int32)).items()
     assert number == 0 and picture.shape == (18, width, 3) and picture.flags.c_contiguous
