@@ -323,8 +323,8 @@ def resealed(unit: int, offset: int, content: bytes) -> Injury:
 
 DEEP: dict[str, list[tuple[Injury, list[str]]]] = {
     "jpeg": [
-        (resealed(5, 0, b"\0\0"), [r"shard-N.tar, key vK, byte U: frame 5: not a complete JPEG"]),
-        (resealed(5, 2, b"\0" * 30), [r"shard-N.tar, key vK, byte U: frame 5: not a JPEG"]),
+        (resealed(5, 0, b"\0\0"), [r"shard-N.tar, key vK, byte U: frame 5: not a whole JPEG"]),
+        (resealed(5, 2, b"\0" * 30), [r"shard-N.tar, key vK, byte U: frame 5: not a baseline 4:2:0 JPEG"]),
         (bad_tables, [r"shard-N.tar, key vK, byte U: frame 5: the decoder rejects it"]),
         (
             lambda root, n: reseal(root, n, with_units(rgb=lambda units: changed(units.rgb, 8, 3))),
@@ -509,7 +509,9 @@ def test_the_picture_decoder_decodes_exactly_and_refuses_alone_what_is_damaged()
     for sink in sinks:
         Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(sink, "JPEG", subsampling=2)
     encoded = [np.frombuffer(sink.getvalue(), dtype=np.uint8) for sink in sinks]
-    damaged = [b"", b"\0" * 500, encoded[0].tobytes()[:100], encoded[0].tobytes()[: len(encoded[0]) // 2], b"x" * 900]
+    table = encoded[0].tobytes().index(b"\xff\xc4") + 5
+    impossible = encoded[0].tobytes()[:table] + b"\xff" * 16 + encoded[0].tobytes()[table + 16 :]
+    damaged = [encoded[0].tobytes()[: len(encoded[0]) // 2], impossible]
     decoder = PictureDecoder()
     for place, bad in enumerate(damaged):
         given = [*encoded[:place], np.frombuffer(bad, dtype=np.uint8), *encoded[place + 1 :]]

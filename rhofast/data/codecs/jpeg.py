@@ -124,7 +124,7 @@ def find_fault(picture: bytes | memoryview, width: int, height: int) -> str | No
     while at + 4 <= end and picture[at] == 0xFF:
         kind, length = picture[at + 1], picture[at + 2] << 8 | picture[at + 3]
         if kind == _SOF0:
-            if has_frame or length != 17 or picture[at + 4] != 8 or picture[at + 9] != 3:
+            if has_frame or length != 17 or at + 19 > end or picture[at + 4] != 8 or picture[at + 9] != 3:
                 break
             if bytes(picture[at + 11 : at + 18 : 3]) != _SAMPLING:
                 break
