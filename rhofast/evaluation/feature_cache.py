@@ -1,15 +1,18 @@
 """Cache of computed features on disk, from which an interrupted evaluation continues.
 
-    FOLDER/IDENTITY/part-NNNN-RANK.arrow      Arrow IPC streams: sample, label, values (V x D float32)
+    FOLDER/IDENTITY/part-NNNN-RANK            one frame per batch: length, SHA-256, and an Arrow IPC stream with the
+                                              columns sample, label, values (V x D float32)
 
 IDENTITY is a digest of the weights, the shards, the clips and the views, so that features of something else are never
-used. A part that ends early is valid up to its last whole batch. `rhofast embed` writes features for other programs.
+used. A batch whose digest is wrong is not used, and is computed again; so is what follows a part's last whole batch.
+The digests detect damage; they do not authenticate. `rhofast embed` writes features for other programs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +23,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import nn
+
+from rhofast.storage.files import open_regular, write_atomically
+
+_HEAD = struct.Struct("<Q32s")  # length in bytes, SHA-256 of identity and content
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -45,9 +52,10 @@ class FeatureCache:
             OSError: If the folder cannot be created.
         """
         text = json.dumps(identity, sort_keys=True)
-        self._folder = folder / hashlib.sha256(text.encode()).hexdigest()[:20]
+        self._identity = hashlib.sha256(text.encode()).digest()
+        self._folder = folder / self._identity.hex()[:20]
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "identity.json").write_text(text, encoding="utf-8")
+        write_atomically(self._folder / "identity.json", text)
         self._next = len(list(self._folder.glob("part-*")))
 
     def read(
@@ -61,7 +69,7 @@ class FeatureCache:
         Returns:
             (values f32[N, V, D], sample i64[N] ascending, label i64[N]); N may be 0.
         """
-        rows = [row for part in sorted(self._folder.glob("part-*")) for row in _whole_batches(part)]
+        rows = [row for part in sorted(self._folder.glob("part-*")) for row in self._sound_batches(part)]
         if not rows:
             return np.empty((0, 0, 0), np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
         views = int(rows[0].schema.metadata[b"views"])
@@ -76,18 +84,32 @@ class FeatureCache:
     @contextmanager
     def writing(self, rank: int) -> Iterator[_Part]:
         """Open a new part for a rank. The file is created with the first batch and flushed after each batch."""
-        part = _Part(self._folder / f"part-{self._next:04d}-{rank}")
+        part = _Part(self._folder, self._next, rank, self._identity)
         try:
             yield part
         finally:
             part.close()
 
+    def _sound_batches(self, path: Path) -> list[pa.RecordBatch]:
+        """Return the batches of a part whose digests are right; it ends where a process was killed."""
+        rows: list[pa.RecordBatch] = []
+        with suppress(OSError), open_regular(path) as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            while len(head := file.read(_HEAD.size)) == _HEAD.size:
+                length, digest = _HEAD.unpack(head)
+                if length > size - file.tell():  # cut short, or a damaged length
+                    break
+                content = file.read(length)
+                if hashlib.sha256(self._identity + content).digest() == digest:
+                    rows.extend(pa.ipc.open_stream(pa.py_buffer(content)))
+        return rows
+
 
 class _Part:
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, folder: Path, number: int, rank: int, identity: bytes) -> None:
+        self._folder, self._number, self._rank, self._identity = folder, number, rank, identity
         self._file: BinaryIO | None = None
-        self._writer: Any = None
 
     def write(
         self, values: npt.NDArray[np.float32], sample: npt.NDArray[np.int64], label: npt.NDArray[np.int64]
@@ -104,22 +126,24 @@ class _Part:
             [("sample", pa.int64()), ("label", pa.int64()), ("values", pa.list_(pa.float32(), views * width))],
             metadata={"views": str(views)},
         )
-        if self._file is None:
-            self._file = self._path.open("wb")
-            self._writer = pa.ipc.new_stream(self._file, schema)
         flat = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), views * width)
-        self._writer.write_batch(pa.record_batch([pa.array(sample), pa.array(label), flat], schema=schema))
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, schema) as stream:
+            stream.write_batch(pa.record_batch([pa.array(sample), pa.array(label), flat], schema=schema))
+        content = sink.getvalue().to_pybytes()
+        if self._file is None:
+            self._file = self._create()
+        digest = hashlib.sha256(self._identity + content).digest()
+        self._file.write(_HEAD.pack(len(content), digest) + content)
         self._file.flush()
+
+    def _create(self) -> BinaryIO:
+        """Create the file; another evaluation may keep the same features at the same time."""
+        while True:
+            with suppress(FileExistsError):
+                return (self._folder / f"part-{self._number:04d}-{self._rank}").open("xb")
+            self._number += 1
 
     def close(self) -> None:
         if self._file is not None:
-            self._writer.close()
             self._file.close()
-
-
-def _whole_batches(path: Path) -> list[pa.RecordBatch]:
-    rows: list[pa.RecordBatch] = []
-    with suppress(pa.ArrowInvalid, OSError):  # The file ends where the process was killed.
-        stream = pa.ipc.open_stream(pa.py_buffer(path.read_bytes()))
-        rows.extend(stream)
-    return rows
