@@ -14,9 +14,10 @@ spaces, but a label may not.
 
 The first line may have the names of the columns; `header` says whether it has. Without one, a line is a path and a
 label. With one, columns are recognized by what is in them and by usual names (path, file_name, video; label, class,
-target, category), and one column may have the number and another the name of a class. A column whose meaning is not
-known is an error. `path_column` and `label_column` (a name, a number from 1, or none) choose; all other columns are
-then ignored.
+target, category), and one column may have the number and another the name of a class. Columns that only describe a
+video (frames, duration, fps) are ignored; those that choose a part of it or a split (start, end, split), and those
+whose meaning is not known, are an error. `path_column` and `label_column` (a name, a number from 1, or none) choose; if
+both are given, all other columns are ignored.
 
 Labels are whole numbers >= 0 (1.0 is one), or names, which are numbered in sorted order. A list that has both is an
 error; with `labels=names` numbers are taken as names too, sorted as text. `unlabeled` is the label that means none,

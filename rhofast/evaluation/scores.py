@@ -13,7 +13,7 @@ import numpy.typing as npt
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
 
-MAX_CLASSES = 10_000
+MAX_CLASSES = 5_000
 """Most classes of an evaluation: the confusion matrix has their square of entries."""
 
 

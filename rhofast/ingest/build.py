@@ -31,12 +31,12 @@ from rhofast.errors import IngestError, StoreError
 from rhofast.ingest.array_task import ArrayTask
 from rhofast.ingest.executors import Executor
 from rhofast.ingest.listing import Listing
-from rhofast.ingest.out_folder import check_out, clear_leftovers, complete_set, locked
+from rhofast.ingest.out_folder import check_out, clear_leftovers, complete_set, create_folder, locked
 from rhofast.ingest.shard_job import ShardJob, finished_shard, run_shard_job, shard_result
 from rhofast.ingest.source import source_state
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
 from rhofast.storage.address import redacted
-from rhofast.storage.files import create_folder, write_atomically, writing_atomically
+from rhofast.storage.files import write_atomically, writing_atomically
 from rhofast.storage.network import network_errors, words
 
 REFUSED_FILE, SIZES_FILE = "refused.jsonl", "sizes.json"

@@ -19,7 +19,8 @@ from rhofast.storage.address import redacted
 from rhofast.storage.files import is_local
 from rhofast.storage.network import check_store
 
-_BUCKETS = {"s3", "s3a", "gs", "gcs"}  # stores of objects, which have no folders
+_CHECKED = {"s3", "s3a", "gs", "gcs"}  # stores of which it is known how they tell that a bucket is not there
+_BUCKETS = _CHECKED | {"az", "abfs", "abfss", "adl", "oss", "obs", "cos"}  # stores of objects, which have no folders
 
 
 def complete_set(out: Path) -> DatasetInfo | None:
@@ -56,10 +57,20 @@ def check_out(out: Path) -> None:
     if remote.protocol in ("http", "https"):
         raise ConfigError(f"OUT={shown}: shards cannot be written to a web server", hint="write to a folder or s3://")
     bucket = remote.path.partition("/")[0]
-    if remote.protocol in _BUCKETS and check_store(remote, bucket) is None:
+    if remote.protocol in _CHECKED and check_store(remote, bucket) is None:
         raise IngestError(
             f"{remote.protocol}://{bucket}: no such bucket", hint="correct the address, or create the bucket"
         )
+
+
+def create_folder(out: Path) -> None:
+    """Create the folder of a set and the folders above it, but never a bucket: its name may be a typing error.
+
+    Raises:
+        OSError: The folder cannot be created.
+    """
+    if is_local(out) or cast(Any, out).protocol not in _BUCKETS:  # stores with buckets have no folders
+        out.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

@@ -17,8 +17,6 @@ from rhofast.errors import ConfigError, DependencyError
 from rhofast.storage.address import check_address, is_address, is_remote, redacted
 from rhofast.storage.network import as_system_errors, network_errors, store_options, words
 
-_BUCKET_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "obs", "cos"}
-
 
 def as_path(text: str, option: str = "address", *, signed: bool = False) -> Path:
     """Return the path that a user named.
@@ -91,30 +89,6 @@ def open_regular_descriptor(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def create_folder(path: Path) -> None:
-    """Create a folder for output and the folders above it, but never a bucket.
-
-    Object stores have no folders; creating one there would create the bucket, of a name that may be a typing error.
-
-    Raises:
-        OSError: The folder cannot be created, or there is no such bucket.
-    """
-    if is_local(path):
-        path.mkdir(parents=True, exist_ok=True)
-        return
-    remote = cast(Any, path)
-    if remote.protocol not in _BUCKET_STORES:
-        path.mkdir(parents=True, exist_ok=True)
-        return
-    bucket = remote.path.strip("/").partition("/")[0]
-    try:
-        known = remote.fs.exists(bucket)
-    except PermissionError:  # the rights to write need not include those to list
-        known = True
-    if not known:
-        raise FileNotFoundError(errno.ENOENT, "no such bucket", f"{remote.protocol}://{bucket}")
 
 
 def check_writable(path: Path) -> None:
