@@ -9,6 +9,7 @@ import codecs
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from _walk import VIDEO_SUFFIXES
 
 SEPARATORS = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "none": ""}
 LONGEST_LINE = 1 << 16
+CLASSES_BYTES = 4 << 20  # largest JSON file of class names
 ENCODINGS = (  # by the mark at the beginning of the file; the marks of UTF-32 begin with those of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -126,25 +128,31 @@ def _space_fields(text: str) -> list[str]:
     return parse(text) if parts is None else [parts[1], *parse(parts[2])]
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, most: int, unique: bool = False) -> Any:
     """Return the content of a JSON file.
 
+    Args:
+        path: The file.
+        most: Largest size in bytes. A small file can become large in memory, and takes long with `unique`.
+        unique: Whether a name that occurs twice in one object is an error.
+
     Raises:
-        ValueError: The file is not JSON, or a name occurs twice in one object.
+        ValueError: The file is not JSON, or too large.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(pairs)
         if len(content) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
             raise ValueError(f"{path}: {twice[:80]!r} occurs twice in one object")
         return content
 
     if not path.is_file():
         raise ValueError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
+    if path.stat().st_size > most:
+        raise ValueError(f"{path}: {path.stat().st_size:,} bytes, which is more than {most:,}")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once if unique else None)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     except UnicodeError as error:

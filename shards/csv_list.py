@@ -35,7 +35,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from _columns import Layout, Row, find_layout, is_number, rows
-from _lists import names_by_number, numbered_lines, problem, read_json
+from _lists import CLASSES_BYTES, names_by_number, numbered_lines, problem, read_json
 from _paths import key_of
 
 from rhofast.data.types import VideoRecord
@@ -243,7 +243,7 @@ def class_names(path: Path) -> list[str]:
         ValueError: A name or number occurs twice, or a number is missing.
     """
     if path.suffix.lower() == ".json":
-        return names_by_number(path, read_json(path))
+        return names_by_number(path, read_json(path, most=CLASSES_BYTES, unique=True))
     names = [text for _, text in numbered_lines(path)]
     parts = [match for name in names if (match := re.fullmatch(r"(\d+)[\s,]+(.+)", name, re.ASCII))]
     if len(parts) == len(names) <= MAX_NAMES:

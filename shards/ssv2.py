@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from _lists import numbered_lines, read_json
+from _lists import CLASSES_BYTES, numbered_lines, read_json
 from _paths import VideoFolders, first_file, first_folder
 
 from rhofast.data.types import VideoRecord
@@ -32,6 +32,7 @@ Split = Literal["train", "val", "test"]
 
 FILES = {"train": "train", "val": "validation", "test": "test"}
 PUBLISHED = {"train": 168_913, "val": 24_777, "test": 27_157}
+LISTING_BYTES = 96 << 20  # the published one of training has some 40 MB
 PREFIXES = ("something-something-v2-", "")
 
 
@@ -97,7 +98,7 @@ def read_labels(listing: Path) -> dict[str, int]:
         ValueError: The file has something else, or two classes have one number. It has the numbers as text.
     """
     path = first_file([listing.parent], named("labels.json"))
-    content = read_json(path)
+    content = read_json(path, most=CLASSES_BYTES, unique=True)
     try:
         labels = {name: int(str(number)) for name, number in content.items()}
     except (AttributeError, ValueError):
@@ -110,7 +111,7 @@ def read_labels(listing: Path) -> dict[str, int]:
 def read_entries(path: Path) -> list[tuple[str, str | None]]:
     """Return (id, template without brackets or None) for each video; nothing else of the large file is kept."""
     entries: list[tuple[str, str | None]] = []
-    content = read_json(path)
+    content = read_json(path, most=LISTING_BYTES)
     if not isinstance(content, list):
         raise ValueError(f"{path}: expected a list of videos")
     for number, entry in enumerate(content, start=1):
