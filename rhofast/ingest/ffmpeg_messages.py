@@ -32,6 +32,7 @@ from rhofast.ingest.probe import SourceInfo
 LOG_LEVEL = "level+info"  # the level of each message, and the line that ends the opening of the input
 _SERIOUS = re.compile(rb"^(?P<context>(\[[^\]]* @ [^\]]*\] )*)\[(error|fatal|panic)\] (?P<text>.*)$")
 _OPENED = re.compile(rb"^\[info\] Input #0, ", re.MULTILINE)
+_NOWHERE = "null"  # the muxer of decoding without output, which complains of timestamps
 _MAX_LENGTH = 200  # characters of a message
 _OTHER_STREAM = re.compile(rb"\bstream #?(?:0:)?(\d+)", re.IGNORECASE)
 _NO_DECODER = re.compile(
@@ -94,7 +95,7 @@ def read_messages(output: bytes, source: SourceInfo) -> Messages:
                 doubt = doubt or _shown(said)
             else:
                 damage = damage or _shown(said)
-        elif opening and speaker and opened is not None:
+        elif (opening and speaker and opened is not None) or speaker == _NOWHERE:
             continue
         elif speaker in (source.codec, source.decoder):
             doubt = doubt or _shown(said)
@@ -121,13 +122,13 @@ def pictures_are_whole(path: Path, source: SourceInfo) -> bool:
         if source.container == "ogg" and not video_pages_are_whole(path):
             return False
         with _logging():
-            strict = list(_digests(path, source.stream, strict=True))
-        return strict == list(_digests(path, source.stream, strict=False))
+            strict = list(_digests(path, source, strict=True))
+        return strict == list(_digests(path, source, strict=False))
     except (av.error.FFmpegError, ValueError):
         return False
 
 
-def _digests(path: Path, number: int, *, strict: bool) -> Iterator[tuple[int, int, int]]:
+def _digests(path: Path, source: SourceInfo, *, strict: bool) -> Iterator[tuple[int, int, int]]:
     """Yield width, height and CRC-32 of each picture.
 
     Raises:
@@ -135,7 +136,7 @@ def _digests(path: Path, number: int, *, strict: bool) -> Iterator[tuple[int, in
         ValueError: `strict`, and a picture is damaged, or no picture at all.
     """
     with open_source(path) as container:
-        stream = container.streams[number]
+        stream = container.streams[source.stream]
         decoder = stream.codec_context
         stream.thread_count = 1
         if strict:

@@ -164,6 +164,8 @@ def ffmpeg_command(path: Path, source: SourceInfo, codec: Codec, settings: Trans
     # the filters that rotate or deinterlace pictures need it.
     rebuild = int(source.interlaced or source.mirrored or source.rotation != 0)
     options = {"threads": 1, "max_pixels": _MAX_PIXELS, "reinit_filter": rebuild, **WHITELIST, **ONLY_FILES}
+    if source.container == "mpegts":
+        options["f"] = "mpegts"  # ffmpeg takes short ones for program streams
     video = ffmpeg.input(_SOURCE, **options)[str(source.stream)]
     encoder = codec.encoder_arguments()
     if encoder is None:

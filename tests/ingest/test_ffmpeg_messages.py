@@ -177,6 +177,8 @@ def test_pages_of_an_ogg_file_tell_whose_is_damaged(place: str, tmp_path: Path) 
         (b"", b"[h264 @ 0x1] [warning] Increasing reorder buffer to 2\n", False, False),
         (b"", b"[vist#0:0/h264 @ 0x1] [dec:h264 @ 0x2] [error] Error submitting packet to decoder\n", True, False),
         (b"", b"[in#0/mov,mp4,m4a,3gp,3g2,mj2 @ 0x1] [error] Error during demuxing: Input/output error\n", True, False),
+        (b"", b"[null @ 0x1] [error] Application provided invalid, non monotonically increasing dts\n", False, False),
+        (b"", b"[mp4 @ 0x1] [error] Application provided invalid, non monotonically increasing dts\n", True, False),
         (b"", b"[fatal] Conversion failed!\n", True, False),
     ],
 )

@@ -24,6 +24,7 @@ Picture = npt.NDArray[np.uint8]
 
 # Metadata that is not UTF-8 must not refuse a video; PyAV escapes it by itself from version 19 on.
 LENIENT: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+_SHORT_STREAM, _SYNC_BYTE = 1 << 16, 0x47  # bytes of a transport stream, and the first of each of its packets
 _THUMB = 16  # sides in pixels of the picture whose mean is a frame's mean color; divides the sides of stored pictures
 
 
@@ -78,10 +79,11 @@ def open_container(file: BinaryIO, *, mp4: bool = True, probe: bool = True) -> A
     Raises:
         ValueError: The member cannot be opened.
     """
+    kind = None if mp4 else _known_format(file)
     file.seek(0)
     try:
         options = {**WHITELIST, **_NO_PROTOCOL, **({} if probe else {"probesize": "32", "analyzeduration": "0"})}
-        return av.open(file, "r", format="mp4" if mp4 else None, options=options, **LENIENT)
+        return av.open(file, "r", format="mp4" if mp4 else kind, options=options, **LENIENT)
     except (av.error.FFmpegError, ValueError) as error:
         raise ValueError(f"the stored member cannot be opened: {error}") from None
 
@@ -93,7 +95,26 @@ def open_source(path: Path) -> Any:
         FFmpegError: The file cannot be opened, or is of another format: a picture, a playlist, an address.
         ValueError: Its path or its metadata cannot be read.
     """
-    return av.open(f"file:{path}", options={**WHITELIST, **ONLY_FILES}, **LENIENT)
+    kind = None
+    with suppress(OSError), path.open("rb") as file:
+        kind = _known_format(file)
+    return av.open(f"file:{path}", format=kind, options={**WHITELIST, **ONLY_FILES}, **LENIENT)
+
+
+def _known_format(file: BinaryIO) -> str | None:
+    """Return the format of a file that FFmpeg takes for another one; None to let FFmpeg find out.
+
+    Transport streams of a few packets (ISO/IEC 13818-1, 2.4.3.2) are taken for program streams.
+    """
+    size = file.seek(0, io.SEEK_END)
+    if not 0 < size <= _SHORT_STREAM:
+        return None
+    file.seek(0)
+    content = file.read(size)
+    for begin, step in ((0, 188), (4, 192), (0, 204)):
+        if size % step == 0 and set(content[begin::step]) == {_SYNC_BYTE}:
+            return "mpegts"
+    return None
 
 
 def video_stream(container: Any) -> Any:

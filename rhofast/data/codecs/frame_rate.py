@@ -137,7 +137,10 @@ def _named_rate(measured: _Intervals, tick: Fraction, stated: Sequence[Fraction]
     off = rate * max(Fraction(pieces, total), Fraction(_ROUNDED))
     told = [_usual(each) for each in stated]
     near = [each for each in [*told, *_USUAL] if abs(each - rate) <= off]
-    near.sort(key=lambda each: (each not in _USUAL, each not in told, abs(each - rate)))
+    # Between 30 and 29.97, a few rounded times do not decide.
+    near.sort(
+        key=lambda each: (each not in _USUAL, each not in told, abs(each - rate) // (rate / 100), each.denominator)
+    )
     return near[0] if near else rate
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Collection, Sequence
 from fractions import Fraction
-from typing import BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from rhofast.data.codecs.containers import (
     open_container,
     video_stream,
 )
+from rhofast.data.codecs.frame_rate import measure_rate
 from rhofast.data.codecs.timeline import Source, decode_wanted, trim
 from rhofast.data.types import Stream, Units
 
@@ -50,7 +51,7 @@ class CopyCodec(Codec):
         return
 
     def index_member(self, file: BinaryIO, *, deep: bool = False) -> Member:
-        """Decode every frame, and check that frame n is shown at n / fps, within half an interval.
+        """Decode every frame, and check that the frames follow one another at a constant rate.
 
         Args:
             file: The member, open for reading.
@@ -63,12 +64,11 @@ class CopyCodec(Codec):
             UnfitError: The pixels are not square, the frames are rotated, or the size or the rate changes.
             ValueError: The file cannot be decoded.
         """
-        times: list[float] = []
+        times: list[int | None] = []
         means, sizes = [], set()
         with open_container(file, mp4=False) as container:
             stream = video_stream(container)
             stream.thread_count = 1
-            fps = Fraction(stream.average_rate or stream.guessed_rate or 0)
             timed = container.format.name != "avi"  # AVI stores no times: all frames last equally long
             if stream.sample_aspect_ratio not in (None, 0, 1):
                 raise UnfitError(f"its pixels are not square ({stream.sample_aspect_ratio})")
@@ -78,7 +78,8 @@ class CopyCodec(Codec):
                 if len(times) % MEASURED == 0:
                     means.append(mean_color(frame))
                 sizes.add((frame.width, frame.height))
-                times.append(frame.time if timed and frame.time is not None else float("nan"))
+                times.append(frame.pts if timed else None)
+            fps = _constant_rate(times, stream)
         if len(sizes) > 1:
             raise UnfitError("its size changes in the middle")
         ((width, height),) = sizes or {(0, 0)}
@@ -96,7 +97,7 @@ class CopyCodec(Codec):
             crc=checksums(file, offsets),
             rgb=np.tile(np.mean(means or [np.zeros(3)], axis=0).astype(np.float32), (blocks, 1)),
         )
-        return Member(num_frames=len(times), fps=_constant_rate(times, fps), width=width, height=height, units=units)
+        return Member(num_frames=len(times), fps=fps, width=width, height=height, units=units)
 
     def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         """Return all units."""
@@ -120,12 +121,12 @@ def _source(part: Part) -> Source:
     return Source(part.joined(), (part.width, part.height), mp4=False)
 
 
-def _constant_rate(times: Sequence[float], stated: Fraction) -> Fraction:
+def _constant_rate(times: Sequence[int | None], stream: Any) -> Fraction:
     """Return the constant rate at which frames are shown.
 
     Args:
-        times: When each frame is shown, in seconds; NaN if unknown.
-        stated: The rate that the file states.
+        times: When each frame is shown, in ticks; None if unknown.
+        stream: The stream of the frames.
 
     Returns:
         Frames per second.
@@ -133,11 +134,12 @@ def _constant_rate(times: Sequence[float], stated: Fraction) -> Fraction:
     Raises:
         UnfitError: The rate is not constant.
     """
-    if len(times) < 2 or np.isnan(times[0]) or np.isnan(times[-1]):
-        return stated
-    span = times[-1] - times[0]
-    rate = (len(times) - 1) / span if span > 0 else 0.0
-    off = np.abs((np.array(times) - times[0]) * rate - np.arange(len(times)))
-    if rate == 0 or np.nanmax(off) > 0.5:
+    stated = [Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
+    known = [time for time in times if time is not None]
+    if len(known) < max(2, len(times)):
+        return stated[0] if stated else Fraction(0)
+    reordered = bool(stream.codec_context.has_b_frames)
+    found = measure_rate(known, Fraction(stream.time_base), stated, reordered=reordered)
+    if not found.constant:
         raise UnfitError("its frame rate is not constant")
-    return stated if abs(float(stated) - rate) <= 0.001 * rate else Fraction(rate).limit_denominator(10_000)
+    return found.rate.limit_denominator(10_000)
