@@ -61,7 +61,7 @@ def main() -> None:
         err.print("rhofast: interrupted", style="red")
         sys.exit(130)
     except Exception as error:
-        if debug or not isinstance(error, RhofastError | OSError):
+        if debug or not isinstance(error, RhofastError | OSError | MemoryError):
             _exit_on_usage_error(error)
             raise
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
@@ -87,7 +87,9 @@ def _exit_on_usage_error(error: Exception) -> None:
     sys.exit(2)
 
 
-def _error_text(error: RhofastError | OSError) -> str:
+def _error_text(error: RhofastError | OSError | MemoryError) -> str:
+    if isinstance(error, MemoryError):
+        return f"out of memory{f': {error}' if str(error) else ''}"
     if isinstance(error, RhofastError):
         return error.message + (f"\n  hint: {error.hint}" if error.hint else "")
     # A file or folder of the user: a full disk, no permission, no such folder for the output.

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import rhofast
 from rhofast.errors import IngestError
+from rhofast.ingest.machine_errors import UnreadableError
 from rhofast.ingest.probe import Refusal, RefusedError
 
 ResultT = TypeVar("ResultT")
@@ -50,6 +51,7 @@ class IsolatedProcess:
 
         Raises:
             Exception: Whatever the function raised.
+            UnreadableError: There was no memory for the call.
             RefusedError: The call ended the child process, or took longer than `seconds`.
             IngestError: The child process cannot be started, or was stopped from outside (out of memory).
         """
@@ -70,6 +72,8 @@ class IsolatedProcess:
                     hint="run the same command again: it continues",
                 ) from None
             raise RefusedError(Refusal.DAMAGED, "the library that reads it crashes") from None
+        if isinstance(value, MemoryError):
+            raise UnreadableError("Cannot allocate memory")
         if failed:
             raise value
         return value  # type: ignore[no-any-return]

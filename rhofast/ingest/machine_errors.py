@@ -25,6 +25,8 @@ _OUTPUT = re.compile(
     rb"^\[(out|vost|aost|ost)#|submitting a packet to the muxer|av_interleaved_write_frame|Could not write header|"
     rb"Error (writing trailer|closing file|opening output|muxing a packet)"
 )
+# Lines between input and output, where no damage leads: there is no memory, or no thread.
+_MIDDLE = re.compile(rb"^\[(vf#|fc#|enc|swscaler|swscale|Parsed_|auto_|graph|lib)|[Ff]ilter|[Ee]ncod|thread")
 _INPUT = re.compile(rb"^\[in#|Error opening input|Error during demuxing|: ")
 
 
@@ -61,7 +63,7 @@ def check_ffmpeg(messages: bytes, code: int, *, source: Path, out: Path) -> None
 
     Raises:
         OSError: `out` could not be written.
-        UnreadableError: `source` could not be read.
+        UnreadableError: `source` could not be read, or there was no memory for it.
     """
     if code == -signal.SIGXFSZ:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(out.parent))
@@ -73,5 +75,8 @@ def check_ffmpeg(messages: bytes, code: int, *, source: Path, out: Path) -> None
             if os.strerror(number).encode() in line:
                 raise OSError(number, os.strerror(number), str(out.parent))
         for number in () if wrote or not _INPUT.search(line) else _NEVER_DAMAGE:
+            if os.strerror(number).encode() in line:
+                raise UnreadableError(os.strerror(number))
+        for number in (errno.ENOMEM, errno.EAGAIN) if _MIDDLE.search(line) else ():
             if os.strerror(number).encode() in line:
                 raise UnreadableError(os.strerror(number))

@@ -260,6 +260,7 @@ def _read_and_store(
         OSError: `scratch` cannot be written.
         IngestError: ffmpeg was stopped from outside.
     """
+    scratch = Path(tempfile.mkdtemp(dir=scratch))  # nothing of an earlier attempt is in the way
     source = read_source(path, scratch, deadline)
     try:
         info = isolated.call(probe, source.path, seconds=deadline.left())

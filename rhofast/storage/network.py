@@ -117,7 +117,8 @@ def open_store(address: str, timeout_s: float = TIMEOUT_S, **more: Any) -> tuple
     try:
         return fsspec.core.url_to_fs(address, **store_options(address, timeout_s), **more)  # type: ignore[no-any-return]
     except ImportError as error:
-        raise DependencyError(f"{redacted(address)}: {words(error)}", hint=_INSTALL) from None
+        hint = _INSTALL if urlsplit(address).scheme in ("s3", *_HTTP) else None
+        raise DependencyError(f"{redacted(address)}: {words(error)}", hint=hint) from None
     except ValueError as error:
         raise ConfigError(
             f"{redacted(address)}: {words(error)}", hint="use file://, s3://, https:// or another scheme of fsspec"

@@ -9,17 +9,20 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
+from rhofast.ingest import shard_job
 from rhofast.ingest import source as sources
 from rhofast.ingest.isolation import IsolatedProcess
 from rhofast.ingest.machine_errors import UnreadableError, check_ffmpeg, check_library_error
 from rhofast.ingest.probe import Refusal, RefusedError
 from rhofast.ingest.source import Deadline, ReadingTrouble, Source, check_unchanged, read_source, retried
-from rhofast.ingest.transcode import find_ffmpeg
+from rhofast.ingest.transcode import TranscodeSettings, find_ffmpeg
 from tests.helpers.shards import encode_mjpeg, frame_pixels
 
 IN, OUT = Path("/in/video.mp4"), Path("/out/.job-000000.tmp/member")
@@ -68,6 +71,7 @@ def test_what_ffmpeg_cannot_open_is_unreadable(name: str) -> None:
     [
         "[in#0/avi @ 0x5] Error during demuxing: Input/output error",
         "[in#0/mov,mp4 @ 0x5] Error opening input: Cannot allocate memory",
+        "[mov,mp4 @ 0x5] Cannot allocate memory",
         "[in#0/mov,mp4 @ 0x5] corrupt input packet in stream 0",
         "[out#0/mp4 @ 0x5] Nothing was written into output file, because streams received no packets.",
         "[vost#0:0/mjpeg @ 0x5] Error submitting a packet to the muxer: Invalid argument",
@@ -78,6 +82,15 @@ def test_what_damaged_files_cause_as_well_is_not_the_machine_s(line: str) -> Non
     ffmpeg_says(line)
     check_library_error(OSError(errno.EIO, "PyAV"))
     check_library_error(ValueError("PyAV"))
+
+
+def test_memory_or_threads_that_ffmpeg_cannot_get_are_no_damage() -> None:
+    for line in (
+        "[swscaler @ 0x5] Failed initializing scaling graph (Resource temporarily unavailable): fmt:yuv420p",
+        "[vf#0:0 @ 0x5] Error reinitializing filters!: Cannot allocate memory",
+    ):
+        with pytest.raises(UnreadableError, match=r"unavailable|memory"):
+            ffmpeg_says(line)
 
 
 def test_a_file_that_is_named_after_an_error_does_not_cause_one() -> None:
@@ -181,6 +194,25 @@ def test_a_killed_child_process_is_no_damage() -> None:
             guard.call(os.kill, guard.call(os.getpid, seconds=60), signal.SIGKILL, seconds=60)
     finally:
         guard.close()
+
+
+def test_a_video_that_misreads_once_is_stored_at_the_second_attempt(
+    videos: list[VideoRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk gives wrong bytes to ffmpeg once: the refusal does not hold, since the file reads as before."""
+    transcode, calls = shard_job.transcode, list[Path]()
+
+    def misread(path: Path, *arguments: Any, **options: Any) -> Path:
+        made: Path = transcode(path, *arguments, **options)
+        calls.append(made)
+        if len(calls) == 1:
+            raise UnreadableError("Stale file handle")
+        return made
+
+    monkeypatch.setattr(sources, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(shard_job, "transcode", misread)
+    sample = shard_job.make_sample(videos[0], JpegCodec(), TranscodeSettings(short_side=32), tmp_path)
+    assert sample.member.num_frames == 4 and len(set(calls)) == 2 and sample.file == calls[1]
 
 
 # ---- the whole command ----
