@@ -34,8 +34,8 @@ from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo, probe
 from rhofast.ingest.source import (
     Deadline,
     ReadingTrouble,
+    call_reader,
     check_unchanged,
-    isolated,
     read_source,
     retried,
     source_state,
@@ -263,7 +263,7 @@ def _read_and_store(
     scratch = Path(tempfile.mkdtemp(dir=scratch))  # nothing of an earlier attempt is in the way
     source = read_source(path, scratch, deadline)
     try:
-        info = isolated.call(probe, source.path, seconds=deadline.left())
+        info = call_reader(probe, source.path, deadline=deadline)
         _check_duration(info.seconds, settings)
         file, member = _store(source.path, info, codec, settings, scratch, deadline)
     except RefusedError as refusal:
@@ -297,12 +297,12 @@ def _transcode(
     in_time = settings.model_copy(update={"timeout": deadline.left()})
 
     def are_whole(path: Path, source: SourceInfo) -> bool:
-        return isolated.call(pictures_are_whole, path, source, seconds=deadline.left())
+        return call_reader(pictures_are_whole, path, source, deadline=deadline)
 
     file = transcode(path, source, codec, in_time, scratch / "member", are_whole=are_whole)
     try:
         if codec.untouched:  # bytes of unknown origin, not of our encoder
-            member = isolated.call(_index_member, codec, file, seconds=deadline.left())
+            member = call_reader(_index_member, codec, file, deadline=deadline)
         else:
             member = _index_member(codec, file)
     except UnfitError as error:

@@ -89,7 +89,7 @@ def read_source(path: Path, scratch: Path, deadline: Deadline) -> Source:
     if not is_local(path):
         local = scratch / "source"
         isolated.call(_fetch, str(path), local, seconds=deadline.left())
-    return Source(local, isolated.call(_read_digest, local, seconds=deadline.left()))
+    return Source(local, call_reader(_read_digest, local, deadline=deadline))
 
 
 def source_state(path: Path) -> list[Any] | None:
@@ -109,6 +109,24 @@ def source_state(path: Path) -> list[Any] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
+def call_reader(function: Callable[..., ResultT], *arguments: Any, deadline: Deadline) -> ResultT:
+    """Call a function that reads a source, in the isolated process.
+
+    Args:
+        function: As for `IsolatedProcess.call`.
+        *arguments: As for `IsolatedProcess.call`.
+        deadline: Time limit of the video.
+
+    Raises:
+        Exception: Whatever `IsolatedProcess.call` raises; an OSError becomes an UnreadableError, since nothing is
+            written there.
+    """
+    try:
+        return isolated.call(function, *arguments, seconds=deadline.left())
+    except OSError as error:
+        raise UnreadableError(error.strerror or str(error)) from None
+
+
 def check_unchanged(source: Source, refusal: RefusedError, deadline: Deadline) -> None:
     """Return if a refusal follows from the bytes of a source.
 
@@ -124,7 +142,7 @@ def check_unchanged(source: Source, refusal: RefusedError, deadline: Deadline) -
     if refusal.reason not in _BY_CONTENT:
         return
     try:
-        digest = isolated.call(_read_digest, source.path, seconds=deadline.left())
+        digest = call_reader(_read_digest, source.path, deadline=deadline)
     except RefusedError as error:
         if error.reason == Refusal.TIMEOUT:
             raise

@@ -202,7 +202,7 @@ def ffmpeg_command(path: Path, source: SourceInfo, codec: Codec, settings: Trans
     if settings.max_seconds is not None:
         arguments["t"] = settings.max_seconds
     output = ffmpeg.output(stream, f"file:{out}", **arguments).global_args(
-        "-nostdin", "-hide_banner", "-nostats", "-loglevel", LOG_LEVEL, "-xerror"
+        "-nostdin", "-y", "-hide_banner", "-nostats", "-loglevel", LOG_LEVEL, "-xerror"
     )
     command: list[str] = ffmpeg.compile(output, cmd=find_ffmpeg())
     return [f"file:{path}" if argument == _SOURCE else argument for argument in command]

@@ -196,6 +196,11 @@ def test_a_killed_child_process_is_no_damage() -> None:
         guard.close()
 
 
+def test_an_error_of_the_system_in_reading_by_ourselves_is_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableError, match="Is a directory"):
+        sources.call_reader(Path.read_bytes, tmp_path, deadline=Deadline(60))
+
+
 def test_a_video_that_misreads_once_is_stored_at_the_second_attempt(
     videos: list[VideoRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
