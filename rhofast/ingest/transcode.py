@@ -51,7 +51,7 @@ class TranscodeSettings(Section):
 
     Attributes:
         short_side: Short side of the stored pictures in pixels; a multiple of 16.
-        fps: Frames per second; None keeps each source's own average rate.
+        fps: Frames per second; None keeps each source's own rate.
         max_seconds: Keep only the beginning of longer videos; None keeps all.
         min_duration: Refuse shorter videos (seconds); None accepts all.
         max_duration: Refuse longer videos (seconds); None accepts all.
