@@ -52,7 +52,7 @@ class _Intervals:
         all: The intervals, i64[N].
         period: The usual one, a mean of all that are near the median.
         usual: Which intervals are near the median, bool[N].
-        rounded: Whether the period is long enough in ticks for times to be rounded to them.
+        rounded: Whether times are rounded to ticks; otherwise a tick is a period, or a simple part of it.
     """
 
     all: npt.NDArray[np.int64]
@@ -96,8 +96,10 @@ def _measure(intervals: npt.NDArray[np.int64]) -> _Intervals | None:
     if not len(positive):
         return None
     median = int(positive[(len(positive) - 1) // 2])
-    usual = np.abs(intervals - median) <= median // 4  # of 33 and 34 ms, or a camera's 30 to 36
-    return _Intervals(intervals, float(intervals[usual].mean()), usual, rounded=median >= 4)
+    is_even = int(intervals.max() - intervals.min()) == 1  # 3 and 4 ticks, as in a GIF
+    rounded = median >= 4 or (median >= 2 and is_even)
+    usual = np.abs(intervals - median) <= max(median // 4, int(rounded))  # of 33 and 34 ms, or a camera's 30 to 36
+    return _Intervals(intervals, float(intervals[usual].mean()), usual, rounded)
 
 
 def _head(intervals: npt.NDArray[np.int64], tick: Fraction, stated: Sequence[Fraction]) -> int:

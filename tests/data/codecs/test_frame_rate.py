@@ -30,6 +30,11 @@ def test_times_at_a_constant_rate_give_this_rate_however_they_are_rounded(
     assert found.rate == rate and found.constant
 
 
+def test_centiseconds_of_a_gif_are_rounded_times() -> None:
+    found = measure_rate(rounded(NTSC, 60, Fraction(1, 100)), Fraction(1, 100), [Fraction(100, 3)])
+    assert found.rate == pytest.approx(float(NTSC), rel=5e-3) and found.constant
+
+
 @pytest.mark.parametrize("stated", [[Fraction(1000, 33)], [Fraction(31)], [Fraction(90_000)], []], ids=str)
 def test_a_wrong_rate_in_the_header_is_not_believed(stated: list[Fraction]) -> None:
     found = measure_rate(rounded(NTSC, 60, Fraction(1, 30_000)), Fraction(1, 30_000), stated)
