@@ -17,7 +17,10 @@ from typing import Any
 from rhofast.analysis.report_plots import Lines, RunLog, confusion_image, draw_legend, draw_plots
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.checkpoint.run_lines import read_metrics
+from rhofast.config.load import parse_config
 from rhofast.errors import ConfigError
+from rhofast.evaluation.result_file import read_result
+from rhofast.storage.strict_json import read_record
 
 _MAX_MESSAGES = 20  # the last ones are shown
 _MAX_TITLE_NAMES = 4  # runs whose names fit into the title
@@ -74,9 +77,11 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 
 def _read_run(run: Path, name: str) -> RunLog:
-    config, lines = _read_json(RunFolder(run).config), read_metrics(RunFolder(run).metrics)
-    if config is None or not lines:
+    path, lines = RunFolder(run).config, read_metrics(RunFolder(run).metrics)
+    if not path.exists() or not lines:
         raise ConfigError(f"{run}: not a run folder: config.json or metrics.jsonl is missing", hint="pass runs/NAME")
+    config = read_record(path, dict[str, Any], raises=ConfigError)
+    parse_config(config, where=str(path))  # the values are shown as they were written
     lines = _without_discarded(lines)
     return RunLog(
         folder=run,
@@ -87,7 +92,7 @@ def _read_run(run: Path, name: str) -> RunLog:
         checks=_last_per_step([line for line in lines if line["kind"] == "knn"]),
         messages=[line for line in lines if "text" in line],
         state=_state(lines, config),
-        knn=_read_json(RunFolder(run).result("knn")),
+        knn=read_result(RunFolder(run).result("knn")),
     )
 
 
@@ -262,10 +267,3 @@ def _pictures(run: RunLog) -> list[str]:
             f"<p class=wide><img alt='augmented clips' src='data:image/png;base64,{encoded}'></p>",
         ]
     return parts
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

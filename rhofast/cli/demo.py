@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.errors import ConfigError
+from rhofast.evaluation.result_file import read_result
 
 TRAIN_VIDEOS, TEST_VIDEOS = 1024, 256
 PER_CLASS = 200  # at most so many of the user's own videos, so that the demo stays short
@@ -57,7 +57,8 @@ def demo_commands(out: Path, videos: Path | None, config: str) -> Iterator[list[
 
 def summarize_demo(out: Path) -> str:
     """Return whether training helped. "Clearly" means by more than two standard errors of the difference."""
-    result = json.loads(RunFolder(out / "run").result("knn").read_text(encoding="utf-8"))
+    result = read_result(RunFolder(out / "run").result("knn"))
+    assert result is not None, "rhofast eval knn has just written it"
     trained, untrained = result["trained"], result["untrained"]
     gain = trained["top1"] - untrained["top1"]
     variance = sum(one["top1"] * (1 - one["top1"]) / one["samples"] for one in (trained, untrained))

@@ -10,7 +10,6 @@ Nothing is chosen by the test shards; they are looked at when training is over.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask
 from rhofast.models.batch_norm import synchronize_batch_norm
 from rhofast.storage.files import write_atomically
+from rhofast.storage.strict_json import read_record
 from rhofast.training.consensus import BAD_LOSS, OK, StepConsensus
 from rhofast.training.environment import versions
 from rhofast.training.metrics_file import MetricsFile
@@ -166,10 +166,12 @@ class _ClassifierTrainer:
         if opened.checkpoint is None:
             write_atomically(path, json.dumps(now, indent=1))
             return
-        before: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError):
-            before = json.loads(path.read_text(encoding="utf-8"))
-        changes = [f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in now if before.get(key) != now[key]]
+        before = read_record(path, dict[str, Any], raises=ResumeError)
+        changes = [
+            f"{key} was {repr(before.get(key))[:200]}, is {repr(now[key])[:200]}"
+            for key in now
+            if before.get(key) != now[key]
+        ]
         if changes:
             raise ResumeError(
                 f"{self.config.folder} was begun with something else: {'; '.join(changes)}",

@@ -2,18 +2,94 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rhofast.analysis.capacity.options import PlannerOptions
 from rhofast.analysis.capacity.quantities import Input, given, measured
+from rhofast.config.load import parse_config
 from rhofast.config.schema import Config
 from rhofast.data.codecs import build_codec
 from rhofast.data.codecs.codec import Codec
 from rhofast.errors import ConfigError
+from rhofast.storage.strict_json import read_record
+
+_Positive = Annotated[float, Field(gt=0, le=1e15)]
+_Count = Annotated[int, Field(ge=1, lt=1 << 53)]
+
+
+class _Report(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+
+class _Settings(_Report):
+    short_side: Annotated[int, Field(ge=1, le=1 << 16)]
+
+
+class _CodecMetrics(_Report):
+    total_hours: _Positive
+    bytes_per_video: _Positive
+    bytes_per_frame: _Positive
+
+
+class _CodecName(_Report):
+    name: str
+
+
+class _CodecResult(_Report):
+    codec: _CodecName
+    refused: dict[str, Annotated[int, Field(ge=0, lt=1 << 53)]]
+    metrics: _CodecMetrics | None
+    cpu_seconds: Annotated[float, Field(ge=0, le=1e15)]
+
+
+class _DryRunReport(_Report):
+    settings: _Settings
+    tried: _Count
+    videos: _Count
+    codecs: list[_CodecResult]
+
+    @model_validator(mode="after")
+    def _check_refused(self) -> _DryRunReport:
+        for result in self.codecs:
+            if result.metrics is not None and sum(result.refused.values()) >= self.tried:
+                raise ValueError(f"codec {result.codec.name!r} has metrics, but refused all {self.tried} videos")
+        return self
+
+
+class _Median(_Report):
+    median: _Positive
+
+
+class _Rate(_Report):
+    clips_per_second: _Median
+
+
+class _Summary(_Report):
+    memory: _Rate | None = None
+    loader: _Rate | None = None
+
+    @model_validator(mode="after")
+    def _check_measured(self) -> _Summary:
+        if self.memory is None and self.loader is None:
+            raise ValueError("has neither memory nor loader")
+        return self
+
+
+class _Machine(_Report):
+    device: str
+
+
+class _BenchReport(_Report):
+    what: Literal["loader", "step", "both", "headspace"]
+    config: dict[str, Any]
+    machine: _Machine
+    world_size: Annotated[int, Field(ge=1, le=1 << 20)]
+    summary: _Summary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +171,7 @@ class DryRun:
 
 def read_dry_run(path: Path) -> DryRun:
     """Read a report of `rhofast shard --dry-run --report`; raise ConfigError if the file is no such report."""
-    return DryRun(path=path, report=_read_report(path, "codecs", "shard --dry-run --report"))
+    return DryRun(path=path, report=_read_report(path, "codecs", _DryRunReport, "shard --dry-run --report"))
 
 
 def bench_rates(config: Config, path: Path, codecs: Sequence[str]) -> dict[str, Input]:
@@ -112,8 +188,9 @@ def bench_rates(config: Config, path: Path, codecs: Sequence[str]) -> dict[str, 
     Raises:
         ConfigError: If the file is no such report, or measured another configuration or a CPU.
     """
-    report = _read_report(path, "summary", "bench --out")
+    report = _read_report(path, "summary", _BenchReport, "bench --out")
     planned: dict[str, Any] = config.model_dump(mode="json")
+    measured_with: dict[str, Any] = parse_config(report["config"], where=f"{path}: config").model_dump(mode="json")
     same: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
         ("clips.num_clips", lambda values: values["clips"]["num_clips"]),
         ("clips.num_frames", lambda values: values["clips"]["num_frames"]),
@@ -126,9 +203,9 @@ def bench_rates(config: Config, path: Path, codecs: Sequence[str]) -> dict[str, 
             ("train.precision", lambda values: values["train"]["precision"]),
         ]
     for key, look_up in same:
-        if look_up(report["config"]) != look_up(planned):
+        if look_up(measured_with) != look_up(planned):
             raise ConfigError(
-                f"--bench {path}: measured with {key}={look_up(report['config'])!r}, but the plan has "
+                f"--bench {path}: measured with {key}={look_up(measured_with)!r}, but the plan has "
                 f"{look_up(planned)!r}",
                 hint="measure with the configuration of the plan",
             )
@@ -137,10 +214,13 @@ def bench_rates(config: Config, path: Path, codecs: Sequence[str]) -> dict[str, 
     source = f"{path}, on {report['machine']['device']}"
 
     def rate(batches_from: str) -> Input:
-        total = report["summary"][batches_from]["clips_per_second"]["median"]
+        found = report["summary"].get(batches_from)
+        if found is None:
+            raise ConfigError(f"--bench {path}: has no summary.{batches_from}", hint="measure again: rhofast bench")
+        total = found["clips_per_second"]["median"]
         return measured(total / report["world_size"], "clips/s", source)
 
-    if "memory" in report["summary"]:
+    if report["summary"].get("memory") is not None:
         return {"gpu_clips": rate("memory")}
     if report["what"] == "both":
         return {"gpu_clips": rate("loader")}
@@ -152,11 +232,21 @@ def bench_rates(config: Config, path: Path, codecs: Sequence[str]) -> dict[str, 
     return {f"{codecs[0]}.loader_clips": rate("loader")}
 
 
-def _read_report(path: Path, key: str, command: str) -> dict[str, Any]:
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not a JSON file: {error}") from None
-    if not isinstance(report, dict) or key not in report:
+def _read_report(path: Path, key: str, kind: type[_Report], command: str) -> dict[str, Any]:
+    """Read a report.
+
+    Args:
+        path: The file.
+        key: A key that tells such a report from other JSON files.
+        kind: The model of the report.
+        command: The command that writes it, for messages.
+
+    Raises:
+        ConfigError: The file is no such report.
+    """
+    hint = f"give a report of `rhofast {command}`"
+    values = read_record(path, dict[str, Any], raises=ConfigError, hint=hint)
+    if key not in values:
         raise ConfigError(f"{path}: not a report of `rhofast {command}`")
-    return report
+    read_record(path, kind, raises=ConfigError, hint=hint)
+    return values

@@ -1,0 +1,88 @@
+"""Results and reports that may come from elsewhere: knn.json, bench reports, dry runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rhofast.analysis.capacity.options import PlannerOptions
+from rhofast.analysis.capacity.reports import bench_rates, read_dry_run
+from rhofast.config.load import dump_config, load_config
+from rhofast.evaluation.result_file import read_result
+from tests.fuzz.mutations import mutate_json
+from tests.helpers.shards import ROOT
+
+Fuzz = Callable[..., None]
+CONFIG = load_config(None, ["backbone.name=slow_r18", "backbone.width=2"])
+SCORES = {"top1": 0.75, "top5": 1.0, "samples": 40, "per_class": {"a": 1.0}, "confusion": [[15, 5], [5, 15]]}
+KNN = {
+    "kind": "knn",
+    "origin": "x",
+    "step": 4,
+    "folder": "runs/x",
+    "chance": 0.5,
+    "classes": ["a", "b"],
+    "trained": SCORES,
+    "untrained": SCORES,
+    "shards": {},
+    "settings": {"neighbors": 20},
+    "notes": [],
+}
+BENCH = {
+    "what": "step",
+    "config": dump_config(CONFIG),
+    "machine": {"device": "H100"},
+    "world_size": 2,
+    "summary": {"memory": {"clips_per_second": {"median": 600.0, "low": 590.0, "high": 610.0}}},
+}
+(DRY_RUN, *_) = json.loads((ROOT / "benchmarks" / "results" / "capacity_xeon-2-cores_202611.json").read_text())[
+    "dry_runs"
+]
+
+
+def read_knn(path: Path) -> None:
+    result = read_result(path)
+    assert result is not None and len(result["trained"]["confusion"]) == len(result["classes"])
+
+
+def read_bench(path: Path) -> None:
+    bench_rates(CONFIG, path, ["jpeg"])
+
+
+def read_dry(path: Path) -> None:
+    report = read_dry_run(path)
+    codecs = report.codecs([])
+    report.videos(codecs[0], PlannerOptions(gpus=8, codec_options={}))
+    for codec in codecs:
+        report.costs(codec, seconds=9.0, fps=25.0)
+    assert report.short_side >= 1
+
+
+def spoiled(values: Any) -> Callable[[np.random.Generator, Path], Path]:
+    def make(rng: np.random.Generator, folder: Path) -> Path:
+        (folder / "file.json").write_bytes(mutate_json(rng, values))
+        return folder / "file.json"
+
+    return make
+
+
+def test_the_result_of_an_evaluation(fuzz: Fuzz, tmp_path: Path) -> None:
+    (tmp_path / "whole.json").write_text(json.dumps(KNN))
+    read_knn(tmp_path / "whole.json")
+    fuzz("tests.fuzz.test_reports:read_knn", spoiled(KNN), cases=60)
+
+
+def test_the_report_of_a_benchmark(fuzz: Fuzz, tmp_path: Path) -> None:
+    (tmp_path / "whole.json").write_text(json.dumps(BENCH))
+    read_bench(tmp_path / "whole.json")
+    fuzz("tests.fuzz.test_reports:read_bench", spoiled(BENCH), cases=60)
+
+
+def test_the_report_of_a_dry_run(fuzz: Fuzz, tmp_path: Path) -> None:
+    (tmp_path / "whole.json").write_text(json.dumps(DRY_RUN))
+    read_dry(tmp_path / "whole.json")
+    fuzz("tests.fuzz.test_reports:read_dry", spoiled(DRY_RUN), cases=60)
