@@ -29,6 +29,7 @@ MAX_DEPTH = 32
 MAX_VALUES = 2_000_000
 
 _MAX_NUMBER = {int: 2**64, float: math.inf}
+_PIECE_BYTES = 1 << 20
 _SHOWN = 60  # characters of a value or a field in a message
 
 
@@ -147,11 +148,14 @@ def read_bounded(path: Path, *, raises: type[RhofastError], max_bytes: int, hint
             regular file.
     """
     name = str(path)
+    pieces, total = list[bytes](), 0
     with _open(path, raises, hint) as file:
-        content = _read(file.read, max_bytes + 1, name, raises, hint)
-    if len(content) > max_bytes:
-        raise raises(f"{name}: larger than {max_bytes} bytes", hint=hint)
-    return content
+        while piece := _read(file.read, _PIECE_BYTES, name, raises, hint):
+            pieces.append(piece)
+            total += len(piece)
+            if total > max_bytes:
+                raise raises(f"{name}: larger than {max_bytes} bytes", hint=hint)
+    return b"".join(pieces)
 
 
 def _open(path: Path, raises: type[RhofastError], hint: str | None) -> Any:

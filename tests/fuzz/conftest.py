@@ -12,9 +12,9 @@ from tests.fuzz.harness import Make, run_cases
 def fuzz(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., None]:
     """fuzz(reader, make, cases=300): run a reader on made cases and fail with each case that it did not survive."""
 
-    def run(reader: str, make: Make, *, cases: int = 300, seconds: float = 10.0) -> None:
+    def run(reader: str, make: Make, *, cases: int = 300, seconds: float = 10.0, warm: Path | None = None) -> None:
         number = request.config.getoption("--fuzz") or cases
-        failures = run_cases(reader, make, seeds=range(number), folder=tmp_path / "cases", seconds=seconds)
+        failures = run_cases(reader, make, seeds=range(number), folder=tmp_path / "cases", seconds=seconds, warm=warm)
         text = "\n\n".join(map(str, failures[:5]))
         assert not failures, f"{len(failures)} of {number} cases of {reader}; the first of them:\n\n{text}"
 

@@ -61,6 +61,7 @@ def run_cases(
     folder: Path,
     seconds: float = SECONDS,
     memory: int = MEMORY,
+    warm: Path | None = None,
 ) -> list[Failure]:
     """Run a reader on one case per seed.
 
@@ -70,12 +71,13 @@ def run_cases(
         seeds: The seeds.
         folder: Where cases are written; those that failed remain.
         seconds: Longest time for a case.
-        memory: Most memory for a case: of the address space beyond that of the idle worker, and resident in all.
+        memory: Most resident memory of the worker. Of addresses it may have a few times as much.
+        warm: An honest case that each worker runs first, without a limit, so that it has imported what it needs.
 
     Returns:
         The failures, in the order of their seeds.
     """
-    failures, worker = [], Worker(reader, memory)
+    failures, worker = [], Worker(reader, memory, warm)
     try:
         for seed in seeds:
             place = folder / f"{seed:06d}"
@@ -99,6 +101,7 @@ class Worker:
 
     reader: str
     memory: int = MEMORY
+    warm: Path | None = None
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     printed: IO[bytes] = field(init=False)
 
@@ -129,13 +132,16 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.fuzz.harness", self.reader, "--serve", str(self.memory)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "2"}
         self.printed = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.printed
         )
         if self._reply(_START_SECONDS) != b"ready\n":
             raise RuntimeError(f"the worker of {self.reader} does not start: {self._death()}")
+        if self.warm is not None:
+            what = self.run(self.warm, False, _START_SECONDS)
+            assert what is None and self.process is not None, f"{self.reader} fails with the honest case: {what}"
         return self.process
 
     def _reply(self, seconds: float) -> bytes | None:
@@ -184,7 +190,7 @@ def serve(reader: str, memory: int) -> None:
     os.dup2(2, 1)  # what readers and libraries print is no reply
     function = load(reader)
     faulthandler.enable()
-    limit = _status("VmSize") + memory
+    limit = _status("VmSize") + 4 * memory  # threads reserve addresses that they do not use
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     replies.write(b"ready\n")

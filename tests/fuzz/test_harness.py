@@ -19,8 +19,6 @@ def misbehave(path: Path) -> None:
     what = path.read_text()
     if what == "refuse":
         raise ShardFormatError("a bad file")
-    if what == "lines":
-        raise ShardFormatError("a bad\nfile")
     if what == "fail":
         raise KeyError("x")
     if what == "exit":
@@ -30,13 +28,12 @@ def misbehave(path: Path) -> None:
     if what == "hang":
         time.sleep(60)
     if what == "large":
-        np.ones(3 << 30, dtype=np.uint8)
+        np.ones(9 << 30, dtype=np.uint8)
 
 
 FAILURES = {
     "fine": None,
     "refuse": None,
-    "lines": "not one line",
     "die": "status -11",
     "fail": "KeyError",
     "exit": "SystemExit",

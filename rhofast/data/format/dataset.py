@@ -65,6 +65,7 @@ class ShardSet:
         self._open: OrderedDict[int, ShardIndex] = OrderedDict()
         self._open_indices = open_indices
         self._checked: dict[int, tuple[int, ...]] = {}  # shard -> identity of its index when the digest was checked
+        self._refused: dict[int, tuple[tuple[int, ...], ShardFormatError]] = {}  # shard -> same, and what was wrong
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -121,7 +122,15 @@ class ShardSet:
         path = self.local(info.index)
         file = _identity(path)
         checked = file is not None and self._checked.get(shard) == file
-        index = open_index(path, index_facts(info, self.info), checked=checked)
+        refused = self._refused.get(shard)
+        if refused is not None and refused[0] == file:
+            raise ShardFormatError(refused[1].message, hint=refused[1].hint)
+        try:
+            index = open_index(path, index_facts(info, self.info), checked=checked)
+        except ShardFormatError as error:
+            if file is not None:
+                self._refused[shard] = file, error
+            raise
         if file is not None:
             self._checked[shard] = file
         return index
