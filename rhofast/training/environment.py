@@ -47,6 +47,12 @@ def resident_bytes() -> int:
     return pages * resource.getpagesize()
 
 
+def device_memory(device: torch.device) -> dict[str, int]:
+    """Return the memory of a CUDA device in bytes: what is in use by all, and the most that PyTorch's tensors took."""
+    free, total = torch.cuda.mem_get_info(device)
+    return {"device_memory_bytes": total - free, "torch_memory_bytes": torch.cuda.max_memory_allocated(device)}
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the packages that a run's result depends on."""
     return {name: _version(name) for name in ("rhofast", "torch", "accelerate", "nvidia-dali")}

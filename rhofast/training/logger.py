@@ -35,13 +35,14 @@ from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.distributed.collectives import gather_objects, reduce_max, reduce_mean
 from rhofast.distributed.process_group import cores_of_rank
 from rhofast.errors import DependencyError
-from rhofast.training.environment import resident_bytes
+from rhofast.training.environment import device_memory, resident_bytes
 from rhofast.training.metrics import METRICS, STEP_PHASES
 from rhofast.training.metrics_file import MetricsFile
 from rhofast.training.profiler import StepProfiler
 from rhofast.training.step_timer import StepTimer
 
 _WAITING = 0.03  # share of the time without data from which on the loader is worth a line of advice
+_WHOLE = ("memory_bytes", "device_memory_bytes", "torch_memory_bytes", "bad_samples")  # written as integers
 _COLLAPSED_STD, _COLLAPSED_WINDOWS = 0.1, 3  # a lower feature_std, for so many windows in a row, is a collapse
 
 
@@ -175,13 +176,11 @@ class MetricsLogger:
             "bad_samples": stats.bad,
         }
         if device.type == "cuda":
-            mine["device_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+            mine |= device_memory(device)
         line = dict(zip(values, means, strict=True)) | self._over_ranks(mine)
         if (exposed := _exposed_communication(self.model)) is not None:
             line["communication_seconds"] = exposed
-        line |= {
-            name: int(line[name]) for name in ("memory_bytes", "device_memory_bytes", "bad_samples") if name in mine
-        }
+        line |= {name: int(line[name]) for name in _WHOLE if name in mine}
         self.write("step", step=step, epoch=epoch, **line, seconds=time.perf_counter() - self._began)
         self._track(line | {"epoch": epoch}, step)
         if self._collapse.update(line.get("feature_std", float("nan"))):

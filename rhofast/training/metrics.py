@@ -215,9 +215,22 @@ _ALL = (
         name="device_memory_bytes",
         label="device memory",
         unit="bytes",
-        meaning="The most device memory that PyTorch has had allocated since the process began, without DALI's share.",
+        meaning=(
+            "Device memory that is in use when the line is written, by all libraries and processes: PyTorch, with what "
+            "it keeps for reuse, DALI and NVDEC."
+        ),
         high="The device may run out of memory: use train.checkpoint_activations or a smaller train.batch_size.",
         low="There is room for a larger train.batch_size.",
+        over_ranks="max",
+        only="cuda",
+    ),
+    Metric(
+        name="torch_memory_bytes",
+        label="PyTorch's device memory",
+        unit="bytes",
+        meaning="The most device memory that PyTorch's tensors have taken at one time since the process began.",
+        high="Activations and weights take the memory: use train.checkpoint_activations.",
+        low="If device_memory_bytes is high, decoding takes the memory: take a smaller data.prefetch.",
         over_ranks="max",
         only="cuda",
     ),

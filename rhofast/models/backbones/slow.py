@@ -142,7 +142,7 @@ class Slow(nn.Module):
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """Return the outputs of the stem (after pooling) and of the four stages, each [N, C, T, H', W']."""
         x = F.relu(self.stem_bn(self.stem(x)), inplace=True)
-        maps = [F.max_pool3d(x, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))]
+        maps = [_pool(x)]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
         return maps
@@ -170,6 +170,20 @@ def slow_keys(backbone: Slow) -> dict[str, str]:
                 pairs[f"{official}.branch1.weight"] = f"{here}.shortcut.weight"
                 pairs |= {f"{official}.branch1_bn.{part}": f"{here}.shortcut_bn.{part}" for part in _NORM}
     return pairs
+
+
+def _pool(x: Tensor) -> Tensor:
+    """Return the maxima of 3 x 3 pixels, with stride 2 and padding 1: [N, C, T, H, W] -> [N, C, T, H', W'].
+
+    This is `max_pool3d` with kernel 1 x 3 x 3, whose backward pass on a GPU adds gradients in any order. That of
+    `max_pool2d` adds them in one order, so training can be repeated. Outputs and gradients are the same.
+    """
+    n, c, t, h, w = x.shape
+    if x.is_contiguous():  # frames become channels; either way no memory is copied
+        pooled = F.max_pool2d(x.view(n, c * t, h, w), 3, stride=2, padding=1)
+        return pooled.view(n, c, t, *pooled.shape[2:])
+    pooled = F.max_pool2d(x.transpose(1, 2).reshape(n * t, c, h, w), 3, stride=2, padding=1)
+    return pooled.view(n, t, *pooled.shape[1:]).transpose(1, 2)
 
 
 def _conv(wide: int, out: int, kernel: tuple[int, int, int], stride: int = 1) -> nn.Conv3d:
