@@ -77,7 +77,8 @@ class DataConfig(Section):
     else CPU)."""
 
     hw_decoder_load: Probability = 0.65
-    """Share of the JPEG files, in [0, 1], that the GPU's JPEG engines decode, on GPUs that have such engines."""
+    """Share of the JPEG files, in [0, 1], that the GPU's JPEG engines decode, on GPUs that have such engines. Between 0
+    and 1, low bits of a picture may depend on its place in the batch."""
 
     cache: PathField | None = None
     """Folder for copies of remote shards, preferably on a local disk of the node. They lie in its `rhofast-cache-UID`,

@@ -1,10 +1,14 @@
-"""Import NVIDIA DALI, and shorten its error messages."""
+"""Import NVIDIA DALI, and judge its errors."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
-from rhofast.errors import DependencyError
+import torch
+
+from rhofast.errors import DependencyError, UndecodableError
 
 _INSTALL = "pip install 'rhofast[cu13]' (or 'rhofast[cu12]' to match a torch built for CUDA 12); no GPU is needed"
 
@@ -22,6 +26,8 @@ def import_dali() -> tuple[Any, Any, Any]:
         from nvidia.dali import fn, pipeline_def, types
     except ImportError:
         raise DependencyError("nvidia-dali is not installed", hint=_INSTALL) from None
+    # DALI says so when it builds the first graph for a GPU. No package of DALI brings NPP; nothing here needs it.
+    warnings.filterwarnings("ignore", message=r"(?s).*NPP is typically provided with CUDA Toolkit")
     return fn, pipeline_def, types
 
 
@@ -30,3 +36,42 @@ def reason_of(error: RuntimeError) -> str:
     text = str(error)
     lines = (text.partition("encountered:")[2] or text).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
+
+
+def error_of_batch(
+    error: RuntimeError, find_rejected: Callable[[], dict[int, str]], *, samples: int, device_id: int | None
+) -> RuntimeError | UndecodableError:
+    """Return what to raise for a batch that failed: the samples that are to blame, or the error itself.
+
+    After some errors of CUDA each later call of the process fails too. Samples must not be blamed for that: every
+    sample of the data would be replaced, one batch after the other.
+
+    Args:
+        error: What DALI raised for the batch.
+        find_rejected: Decodes the samples one by one, and returns place -> reason of those that fail.
+        samples: Number of samples that it tries.
+        device_id: Number of the CUDA device, or None for the CPU.
+
+    Returns:
+        `error` if the device has failed, if no sample fails alone, or if all of several samples do.
+    """
+    if _device_failed(device_id):
+        return error
+    try:
+        rejected = find_rejected()
+    except RuntimeError:  # no graph can be built any more
+        return error
+    if not rejected or (samples > 1 and len(rejected) == samples) or _device_failed(device_id):
+        return error
+    return UndecodableError(rejected)
+
+
+def _device_failed(device_id: int | None) -> bool:
+    """Return whether a CUDA device reports an error once its work is done."""
+    if device_id is None:
+        return False
+    try:
+        torch.cuda.synchronize(device_id)
+    except RuntimeError:
+        return True
+    return False

@@ -15,8 +15,10 @@ lie, without a copy, and only the crops are copied to a GPU. After the crop the 
 A clip of differences in time takes the path up to the resize twice, once for its frames and once for their neighbors.
 It shows r = g = b = (255 + luma - luma of the neighbor) / 2, as in the released code.
 
-The graph draws no random number and has no state: a batch is a function of its inputs. Plans without color (evaluation)
-use a graph without that node.
+The graph draws no random number and has no state: a batch is a function of its inputs. So is each of its pictures,
+with one exception: with an `hw_decoder_load` between 0 and 1, a GPU decodes part of each batch with its JPEG engines,
+and the low bits of a picture may depend on its place in the batch. Plans without color (evaluation) use a graph without
+that node.
 
 The crop comes first, so that all other steps touch output pixels only. A flip is a resize from right to left. Color is
 one pass: the normalization is folded into its matrix, the result is not rounded, and it is clamped once, to the
@@ -35,7 +37,7 @@ import numpy.typing as npt
 import torch
 
 from rhofast.config.schema import AugmentConfig
-from rhofast.data.decode.dali import import_dali, reason_of
+from rhofast.data.decode.dali import error_of_batch, import_dali, reason_of
 from rhofast.data.decode.finish import channel_bound, finish
 from rhofast.data.decode.video_decoder import VideoDecoder
 from rhofast.data.types import LUMA, AugmentPlan, ClipPlan, Sample
@@ -140,14 +142,17 @@ class DecodePipeline:
 
         Raises:
             UndecodableError: The decoder rejects the pictures of some samples, which the error names.
-            RuntimeError: DALI fails for another reason.
+            RuntimeError: DALI fails for another reason; the device has failed, or all of several samples did.
         """
         try:
             return self._run(self._pipeline, samples, clips, augment)
         except RuntimeError as error:
-            self._pipeline = self._build(self._max_pictures)
-            rejected = self._find_rejected(samples, clips, augment)
-            raise UndecodableError(rejected) if rejected else error from None
+            raise error_of_batch(
+                error,
+                lambda: self._find_rejected(samples, clips, augment),
+                samples=len(samples),
+                device_id=self._device_id,
+            ) from None
 
     def _run(self, pipeline: Any, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> torch.Tensor:
         b, p, t = clips.frames.shape
@@ -215,6 +220,7 @@ class DecodePipeline:
 
     def _find_rejected(self, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> dict[int, str]:
         """Return place -> reason of the samples that the decoder rejects on their own. Slow; only after an error."""
+        self._pipeline = self._build(self._max_pictures)
         reasons = {}
         single = self._build(clips.frames[0].size)
         for place, sample in enumerate(samples):

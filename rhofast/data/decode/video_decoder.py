@@ -26,9 +26,8 @@ from typing import Any
 
 import torch
 
-from rhofast.data.decode.dali import import_dali, reason_of
+from rhofast.data.decode.dali import error_of_batch, import_dali, reason_of
 from rhofast.data.types import Sample, Stream
-from rhofast.errors import UndecodableError
 
 Frames = dict[int, torch.Tensor]
 
@@ -65,15 +64,18 @@ class VideoDecoder:
 
         Raises:
             UndecodableError: The decoder rejects some streams; the error names all of them.
-            RuntimeError: DALI fails for another reason.
+            RuntimeError: DALI fails for another reason; the device has failed, or all of several streams did.
         """
         streams = {place: sample.stream for place, sample in enumerate(samples) if sample.stream is not None}
         try:
             decoded = self._run(list(streams.values()))
         except RuntimeError as error:
-            self._pipeline = _build_graph(**self._options)
-            rejected = self._find_rejected(streams)
-            raise UndecodableError(rejected) if rejected else error from None
+            raise error_of_batch(
+                error,
+                lambda: self._find_rejected(streams),
+                samples=len(streams),
+                device_id=self._options["device_id"],
+            ) from None
         frames = dict(zip(streams, decoded, strict=True))
         return [frames[place] if place in frames else self._on_device(sample) for place, sample in enumerate(samples)]
 
@@ -98,6 +100,7 @@ class VideoDecoder:
 
     def _find_rejected(self, streams: dict[int, Stream]) -> dict[int, str]:
         """Return place -> reason of the streams that the decoder rejects on their own. Slow; only after an error."""
+        self._pipeline = _build_graph(**self._options)
         rejected = {}
         for place, stream in streams.items():
             try:

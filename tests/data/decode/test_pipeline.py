@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
@@ -186,6 +187,19 @@ def test_a_refused_picture_raises_and_the_next_batch_is_right() -> None:
     with pytest.raises(UndecodableError) as refusal:
         pipeline.run([good[0], broken], clips, plan(2, 1))
     assert list(refusal.value.reasons) == [1] and refusal.value.reasons[1]
+    assert torch.equal(pipeline.run(good, clips, plan(2, 1)), expected)
+
+
+def test_a_device_that_fails_is_not_blamed_on_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = DecodePipeline(UNIT, max_pictures=4, color=False, blur=False, threads=1)
+    good, clips = samples(2, 1), ClipPlan(frames=np.zeros((2, 1, 1), dtype=np.int32))
+    expected = pipeline.run(good, clips, plan(2, 1))
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "_run", Mock(side_effect=error))
+        with pytest.raises(RuntimeError) as caught:
+            pipeline.decode(good, clips, plan(2, 1))
+    assert caught.value is error
     assert torch.equal(pipeline.run(good, clips, plan(2, 1)), expected)
 
 

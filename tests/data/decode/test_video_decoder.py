@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.reader import Reader
 from rhofast.data.types import Sample, Stream, VideoLimits
 from rhofast.errors import DecodeError, UndecodableError
-from tests.helpers.shards import encode_mjpeg, encode_stream, frame_pixels, write_shards
+from tests.helpers.shards import STREAMS, encode_mjpeg, encode_stream, frame_pixels, write_shards
 
 NUM_VIDEOS, NUM_FRAMES = 4, 24
 ANY_SIZE = VideoLimits(engines=1, min_width=16, min_height=16, max_width=4096, max_height=4096, max_blocks=65536)
@@ -166,14 +167,29 @@ def test_a_video_of_one_frame_and_one_of_an_odd_width(tmp_path: Path) -> None:
     assert others[5].shape == (34, 50, 3) and round(float(others[5][..., 0].float().mean()) / 8) == 5
 
 
+def test_a_device_that_fails_is_not_blamed_on_streams(members: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, good = VideoDecoder(max_samples=4, threads=1), [given(stream_of(members[0], frame)) for frame in (1, 2)]
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with monkeypatch.context() as patched:
+        patched.setattr(decoder, "_run", Mock(side_effect=error))
+        with pytest.raises(RuntimeError) as caught:
+            decoder.decode(good)
+    assert caught.value is error
+    assert shown(decoder.decode(good)[0]) == {1: (1, 0)}
+
+
 @pytest.mark.needs_gpu
-@pytest.mark.parametrize("stream_shards", ["h264", "hevc", "copy"], indirect=True)
-def test_nvdec_gives_the_frames_that_the_host_gives(stream_shards: ShardSet) -> None:
+@pytest.mark.parametrize("name", ["h264", "hevc", "copy"])
+def test_nvdec_gives_the_frames_that_the_host_gives(name: str, tmp_path: Path) -> None:
     from rhofast.data.decode.capabilities import detect
 
     found = detect(0)
     assert found.video, found.why_not
-    host, device = Reader(stream_shards), Reader(stream_shards, found.video)
+    # NVDEC decodes no HEVC below 144 x 144.
+    videos = [[frame_pixels(video, frame, 176, 160) for frame in range(NUM_FRAMES)] for video in range(NUM_VIDEOS)]
+    codec, out = STREAMS[name], tmp_path / "video.mp4"
+    stored = write_shards(tmp_path / "set", [encode_stream(frames, codec, out) for frames in videos], codec=codec)
+    host, device = Reader(stored), Reader(stored, found.video)
     decoder = VideoDecoder(max_samples=4, threads=4, device_id=0)
     frames = np.array([2, 5, 9, 20], dtype=np.int32)
     samples = [device.read(number, frames) for number in range(4)]
