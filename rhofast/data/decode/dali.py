@@ -39,7 +39,12 @@ def reason_of(error: RuntimeError) -> str:
 
 
 def error_of_batch(
-    error: RuntimeError, find_rejected: Callable[[], dict[int, str]], *, samples: int, device_id: int | None
+    error: RuntimeError,
+    find_rejected: Callable[[], dict[int, str]],
+    *,
+    samples: int,
+    decode_known_good: Callable[[], object] | None,
+    device_id: int | None,
 ) -> RuntimeError | UndecodableError:
     """Return what to raise for a batch that failed: the samples that are to blame, or the error itself.
 
@@ -50,20 +55,23 @@ def error_of_batch(
         error: What DALI raised for the batch.
         find_rejected: Decodes the samples one by one, and returns place -> reason of those that fail.
         samples: Number of samples that it tries.
+        decode_known_good: Decodes a sample again that was decoded before; None if none was.
         device_id: Number of the CUDA device, or None for the CPU.
 
     Returns:
-        `error` if the device has failed, if no sample fails alone, or if all of several samples do.
+        `error` if the device has failed, if no sample fails alone, or if all of them fail and so does the sample that
+        was decoded before. If there is none, several samples that all fail are not blamed.
     """
     if _device_failed(device_id):
         return error
     try:
         rejected = find_rejected()
-    except RuntimeError:  # no graph can be built any more
+        if len(rejected) == samples and decode_known_good is not None:
+            decode_known_good()
+    except RuntimeError:  # nothing can be decoded any more
         return error
-    if not rejected or (samples > 1 and len(rejected) == samples) or _device_failed(device_id):
-        return error
-    return UndecodableError(rejected)
+    unsure = len(rejected) == samples > 1 and decode_known_good is None
+    return error if not rejected or unsure or _device_failed(device_id) else UndecodableError(rejected)
 
 
 def _device_failed(device_id: int | None) -> bool:

@@ -41,7 +41,6 @@ from rhofast.data.decode.dali import error_of_batch, import_dali, reason_of
 from rhofast.data.decode.finish import channel_bound, finish
 from rhofast.data.decode.video_decoder import VideoDecoder
 from rhofast.data.types import LUMA, AugmentPlan, ClipPlan, Sample
-from rhofast.errors import UndecodableError
 
 
 class DecodePipeline:
@@ -99,6 +98,8 @@ class DecodePipeline:
         }
         self._max_pictures = max_pictures
         self._pipeline = self._build(max_pictures)
+        # The first sample of the last batch. If a whole batch fails, it shows whether the samples are to blame.
+        self._known_good: tuple[Sequence[Sample], ClipPlan, AugmentPlan] | None = None
 
     def _build(self, max_pictures: int) -> Any:
         """Build a graph for batches of up to `max_pictures` pictures."""
@@ -142,17 +143,21 @@ class DecodePipeline:
 
         Raises:
             UndecodableError: The decoder rejects the pictures of some samples, which the error names.
-            RuntimeError: DALI fails for another reason; the device has failed, or all of several samples did.
+            RuntimeError: DALI fails for another reason, such as an error of the device.
         """
         try:
-            return self._run(self._pipeline, samples, clips, augment)
+            pixels = self._run(self._pipeline, samples, clips, augment)
         except RuntimeError as error:
+            good = self._known_good
             raise error_of_batch(
                 error,
                 lambda: self._find_rejected(samples, clips, augment),
                 samples=len(samples),
+                decode_known_good=good and (lambda: self._run(self._pipeline, *good)),
                 device_id=self._device_id,
             ) from None
+        self._known_good = samples[:1], clips.take([0]), augment.take([0])
+        return pixels
 
     def _run(self, pipeline: Any, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> torch.Tensor:
         b, p, t = clips.frames.shape

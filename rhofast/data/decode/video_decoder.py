@@ -50,6 +50,8 @@ class VideoDecoder:
         self._options = {"batch_size": max_samples, "num_threads": threads, "device_id": device_id}
         self._device = torch.device("cpu" if device_id is None else f"cuda:{device_id}")
         self._pipeline = _build_graph(**self._options)
+        # A stream of the last batch. If all streams of a batch fail, it shows whether they are to blame.
+        self._known_good: Stream | None = None
 
     def decode(self, samples: Sequence[Sample]) -> list[Frames]:
         """Decode the streams of samples, and copy pictures that were decoded on the host to the device.
@@ -64,18 +66,21 @@ class VideoDecoder:
 
         Raises:
             UndecodableError: The decoder rejects some streams; the error names all of them.
-            RuntimeError: DALI fails for another reason; the device has failed, or all of several streams did.
+            RuntimeError: DALI fails for another reason, such as an error of the device.
         """
         streams = {place: sample.stream for place, sample in enumerate(samples) if sample.stream is not None}
         try:
             decoded = self._run(list(streams.values()))
         except RuntimeError as error:
+            good = self._known_good
             raise error_of_batch(
                 error,
                 lambda: self._find_rejected(streams),
                 samples=len(streams),
+                decode_known_good=good and (lambda: self._run([good])),
                 device_id=self._options["device_id"],
             ) from None
+        self._known_good = next(iter(streams.values()), self._known_good)
         frames = dict(zip(streams, decoded, strict=True))
         return [frames[place] if place in frames else self._on_device(sample) for place, sample in enumerate(samples)]
 

@@ -46,8 +46,18 @@ def test_the_tests_ignore_the_same_warning(monkeypatch: pytest.MonkeyPatch) -> N
 ERROR = RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
-def raised(find: Callable[[], dict[int, str]], *, samples: int = 3, device_id: int | None = None) -> Exception:
-    return dali.error_of_batch(ERROR, find, samples=samples, device_id=device_id)
+def raised(
+    find: Callable[[], dict[int, str]],
+    *,
+    samples: int = 3,
+    good: Callable[[], object] | None = None,
+    device_id: int | None = None,
+) -> Exception:
+    return dali.error_of_batch(ERROR, find, samples=samples, decode_known_good=good, device_id=device_id)
+
+
+def fails() -> dict[int, str]:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
 def test_samples_that_fail_alone_are_named() -> None:
@@ -56,16 +66,21 @@ def test_samples_that_fail_alone_are_named() -> None:
         assert isinstance(error, UndecodableError) and error.reasons == reasons
 
 
-def test_if_all_of_several_samples_fail_or_none_does_none_is_blamed() -> None:
-    assert raised(lambda: {0: "bad", 1: "bad", 2: "bad"}) is ERROR
+def test_if_no_sample_fails_alone_none_is_blamed() -> None:
     assert raised(dict) is ERROR
+    assert raised(dict, samples=1, good=dict) is ERROR
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_if_all_samples_fail_one_that_was_fine_before_decides(samples: int) -> None:
+    reasons = dict.fromkeys(range(samples), "bad")
+    assert isinstance(raised(lambda: reasons, samples=samples, good=dict), UndecodableError)
+    assert raised(lambda: reasons, samples=samples, good=fails) is ERROR
+    assert (raised(lambda: reasons, samples=samples) is ERROR) == (samples > 1)
 
 
 def test_an_error_while_samples_are_tried_does_not_hide_the_first() -> None:
-    def find() -> dict[int, str]:
-        raise RuntimeError("no graph can be built")
-
-    assert raised(find) is ERROR
+    assert raised(fails) is ERROR
 
 
 @pytest.mark.parametrize("fails_at", [0, 1, None])
