@@ -153,7 +153,7 @@ class DecodePipeline:
                 error,
                 lambda: self._find_rejected(samples, clips, augment),
                 samples=len(samples),
-                decode_known_good=good and (lambda: self._run(self._pipeline, *good)),
+                decode_known_good=None if good is None else (lambda: self._run(self._pipeline, *good)),
                 device_id=self._device_id,
             ) from None
         self._known_good = samples[:1], clips.take([0]), augment.take([0])

@@ -77,7 +77,7 @@ class VideoDecoder:
                 error,
                 lambda: self._find_rejected(streams),
                 samples=len(streams),
-                decode_known_good=good and (lambda: self._run([good])),
+                decode_known_good=None if good is None else (lambda: self._run([good])),
                 device_id=self._options["device_id"],
             ) from None
         self._known_good = next(iter(streams.values()), self._known_good)
