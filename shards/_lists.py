@@ -28,8 +28,7 @@ ENCODINGS = (  # by the mark at the beginning of the file; the marks of UTF-32 b
 
 _SUFFIX = "|".join(sorted(map(re.escape, VIDEO_SUFFIXES), key=len, reverse=True))
 VIDEO_IN_TEXT = re.compile(rf"(?:{_SUFFIX})(?=[\"\s,;|]|$)", re.IGNORECASE)
-_PATH_AND_REST = re.compile(rf"(.*(?:{_SUFFIX}))\s+(\S.*)", re.IGNORECASE)
-_ANY_SUFFIX_AND_REST = re.compile(r"(.*\.[A-Za-z]\w{1,4})\s+(\S.*)")
+_ANY_SUFFIX = re.compile(r"\.[A-Za-z]\w{1,4}$")
 
 
 def problem(message: str, remedy: str) -> ValueError:
@@ -122,10 +121,12 @@ def _space_fields(text: str) -> list[str]:
         return parse(text)
     if ends_in_video(text):
         return [text]
-    parts = _PATH_AND_REST.fullmatch(text)
-    if parts is None and len(text.split()) > 2:
-        parts = _ANY_SUFFIX_AND_REST.fullmatch(text)
-    return parse(text) if parts is None else [parts[1], *parse(parts[2])]
+    words = list(re.finditer(r"\S+", text))
+    for is_path in (ends_in_video, _ANY_SUFFIX.search) if len(words) > 2 else (ends_in_video,):
+        for word in reversed(words[:-1]):
+            if is_path(word[0]):
+                return [text[: word.end()], *parse(text[word.end() :].strip())]
+    return parse(text)
 
 
 def read_json(path: Path, *, most: int, unique: bool = False) -> Any:
