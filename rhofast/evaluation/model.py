@@ -108,6 +108,8 @@ def _checkpoint(path: Path, config_file: str | Path | None, overrides: Sequence[
     """
     folder = find_checkpoint(path)
     checkpoint = load_checkpoint(folder)
+    seen = {"num_frames": checkpoint.config.clips.num_frames, "size": checkpoint.config.augment.size}
+    parse_section(InputCard, seen, where=f"{folder}: the input of the run")
     backbone, run = backbone_of(checkpoint, str(folder)), checkpoint.config
     saved, step = dump_config(run), checkpoint.step
     base = saved
