@@ -23,8 +23,8 @@ def build_codec(settings: Mapping[str, Any]) -> Codec:
     """
     options = dict(settings)
     name = options.pop("name", None)
-    if name not in CODECS:
-        raise ConfigError(f"codec={name!r} is not known", hint=f"choose one of {', '.join(CODECS)}")
+    if not isinstance(name, str) or name not in CODECS:
+        raise ConfigError(f"codec={repr(name)[:80]} is not known", hint=f"choose one of {', '.join(CODECS)}")
     return parse_section(CODECS[name], options, where=f"codec {name}")
 
 

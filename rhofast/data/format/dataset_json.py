@@ -152,7 +152,7 @@ def parse_dataset(content: bytes, where: str) -> DatasetInfo:
         build_codec(info.codec)
         return info
     except ConfigError as error:
-        raise ShardFormatError(f"{where}: {error.message}", hint=error.hint) from None
+        raise ShardFormatError(f"{where}: {error.message[:300]}", hint=error.hint) from None
     except ShardFormatError as error:
         header = parse_record(content, _Header, where=where, raises=ShardFormatError)
         if header.format != "rhofast-shards":
