@@ -7,6 +7,7 @@ writes for it (`\n`, `\x1b`, `\u202e`, `\udce9`). What is stored is never change
 """
 
 import html
+from collections.abc import Callable
 
 # Printable by their Unicode category, yet drawn as nothing: fillers, joiners and the selectors of rare variants. The
 # two selectors that choose between the text and the emoji form of a character (U+FE0E, U+FE0F) stay.
@@ -20,7 +21,7 @@ _INVISIBLE = frozenset(
 _ELLIPSIS = "..."
 
 
-def printable(text: str, limit: int = 200) -> str:
+def printable(text: str, limit: int = 200, has_glyph: Callable[[str], bool] | None = None) -> str:
     r"""Return a text as one line that is safe to print and no longer than a limit.
 
     Control characters, line breaks, marks of direction, characters without width, unassigned and private characters and
@@ -30,17 +31,18 @@ def printable(text: str, limit: int = 200) -> str:
     Args:
         text: Any text.
         limit: Largest number of characters of the result, at least 16.
+        has_glyph: Whether a character beyond ASCII can be drawn; those that cannot are escaped as well.
 
     Returns:
         The line. The text itself if it is short and has nothing to escape.
     """
     if len(text) <= limit:
-        escaped = text if _is_plain(text) else "".join(map(_escaped, text))
+        escaped = text if _is_plain(text) else "".join(_escaped(one, has_glyph) for one in text)
         if len(escaped) <= limit:
             return escaped
     room = limit - len(_ELLIPSIS)
-    head = _fitting(text[:limit], (room + 1) // 2)
-    tail = _fitting(text[: -limit - 1 : -1], room // 2)
+    head = _fitting(text[:limit], (room + 1) // 2, has_glyph)
+    tail = _fitting(text[: -limit - 1 : -1], room // 2, has_glyph)
     return "".join([*head, _ELLIPSIS, *reversed(tail)])
 
 
@@ -74,17 +76,18 @@ def _is_plain(text: str) -> bool:
     return text.isascii() and text.isprintable()
 
 
-def _escaped(one: str) -> str:
+def _escaped(one: str, has_glyph: Callable[[str], bool] | None) -> str:
     """Return a character, or its escape if it does not show as itself."""
-    if one.isprintable() and ord(one) not in _INVISIBLE:
+    if one.isprintable() and ord(one) not in _INVISIBLE and (has_glyph is None or one.isascii() or has_glyph(one)):
         return one
     return one.encode("unicode_escape").decode("ascii")
 
 
-def _fitting(text: str, room: int) -> list[str]:
+def _fitting(text: str, room: int, has_glyph: Callable[[str], bool] | None) -> list[str]:
     """Return the first characters of a text, escaped, that take no more than `room` characters together."""
     pieces: list[str] = []
-    for piece in map(_escaped, text):
+    for one in text:
+        piece = _escaped(one, has_glyph)
         room -= len(piece)
         if room < 0:
             break

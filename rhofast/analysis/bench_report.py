@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from rhofast.data.loader.stats import FED, LoaderStats
+from rhofast.storage.files import replacing
 
 Source = Literal["loader", "memory"]
 
@@ -187,4 +188,5 @@ def draw(report: dict[str, Any], target: Path) -> None:
             axes[1].legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
         for axis in axes:
             axis.spines[["top", "right"]].set_visible(False)
-        figure.savefig(target, dpi=150)
+        with replacing(target) as aside:
+            figure.savefig(aside, format="png", dpi=150)

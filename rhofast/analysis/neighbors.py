@@ -177,12 +177,12 @@ def draw_neighbors(
         _drawn_video(near, queries, bank, query_frames, bank_frames) for near in found if near.query in query_frames
     ]
     heading = (f"Nearest neighbors among {len(bank_features.sample):,} videos in {bank.info.name}", model.origin)
-    with replacing(target, suffix=target.suffix) as aside:
-        if target.suffix.lower() == ".png":
-            pictures = animation(videos, heading=heading)
+    if target.suffix.lower() == ".png":
+        pictures = animation(videos, heading=heading)
+        with replacing(target, suffix=".png") as aside:
             pictures[len(pictures) // 2].save(aside)
-        else:
-            write_pictures(aside, videos, heading=heading, fps=config.clips.fps / config.clips.frame_stride)
+    else:
+        write_pictures(target, videos, heading=heading, fps=config.clips.fps / config.clips.frame_stride)
     return page
 
 

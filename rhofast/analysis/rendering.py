@@ -6,7 +6,7 @@
                 frame frame frame ...
                 caption of clip 2
 
-Titles and captions are plain text here; replay.py and neighbors.py write them.
+Titles and captions are plain text here; replay.py and neighbors.py write them. They may hold any characters.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from functools import cache
 from pathlib import Path
 
 import av
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont
 
 from rhofast.errors import ConfigError
+from rhofast.fonts import drawn_text, font_runs
+from rhofast.storage.files import replacing
 
 SUFFIXES = (".png", ".gif", ".mp4")
 _SHEET_WIDTH, _ANIMATION_WIDTH = 112, 192  # narrower frames are enlarged by an integer factor
@@ -34,6 +35,7 @@ _CLIP_GAP, _VIDEO_GAP = 10, 24  # in an animation: between two clips of a video,
 _ASPECT = 1.6  # approximate aspect ratio of an animation
 _MIN_PLAY_S = 6.0  # an MP4 repeats the clips for at least this long, because most players do not loop
 _BACKGROUND, _TEXT, _MUTED, _ALERT = (255, 255, 255), (20, 20, 20), (100, 100, 100), (176, 32, 32)
+_PHRASE = 240  # characters of a phrase that are drawn
 _BLUE, _PALE = (37, 99, 168), (214, 218, 224)
 
 
@@ -88,13 +90,14 @@ def write_pictures(path: Path, videos: Sequence[DrawnVideo], *, heading: Sequenc
         OSError: If the file cannot be written.
     """
     check_suffix(path)
-    if path.suffix.lower() == ".png":
-        sheet = contact_sheet(videos, heading=heading)
-        sheet.save(path)
-        return sheet.size
-    pictures = animation(videos, heading=heading)
-    write = _write_gif if path.suffix.lower() == ".gif" else _write_mp4
-    write(path, pictures, fps)
+    suffix = path.suffix.lower()
+    with replacing(path, suffix=suffix) as aside:
+        if suffix == ".png":
+            sheet = contact_sheet(videos, heading=heading)
+            sheet.save(aside)
+            return sheet.size
+        pictures = animation(videos, heading=heading)
+        (_write_gif if suffix == ".gif" else _write_mp4)(aside, pictures, fps)
     return pictures[0].size
 
 
@@ -183,7 +186,7 @@ class _Layout:
 
         def write(x: int, y: int, phrases: Sequence[str], room: int, size: int, color: tuple[int, int, int]) -> int:
             """Add phrases at (x, y) and return the y below them."""
-            for line in _wrap(phrases, size, room):
+            for line in _wrap([drawn_text(phrase, _PHRASE) for phrase in phrases], size, room):
                 words.append((x, y, line, size, color))
                 y += _line(size)
             return y
@@ -210,7 +213,17 @@ class _Layout:
         self.image = Image.new("RGB", (width + width % 2, top + top % 2), _BACKGROUND)
         draw = ImageDraw.Draw(self.image)
         for left, y, line, size, color in words:
-            draw.text((left, y), line, fill=color, font=_font(size))
+            _draw_line(draw, left, y, line, size, color)
+
+
+def _draw_line(
+    draw: ImageDraw.ImageDraw, left: float, y: int, line: str, size: int, color: tuple[int, int, int]
+) -> None:
+    """Draw a line, each character with the first font that has it, on one baseline."""
+    baseline = y + _font(size).getmetrics()[0]
+    for file, run in font_runs(line):
+        draw.text((left, baseline), run, fill=color, font=_font(size, file), anchor="ls")
+        left += _font(size, file).getlength(run)
 
 
 def _all_clips(videos: Sequence[DrawnVideo]) -> list[DrawnClip]:
@@ -227,9 +240,14 @@ def _enlarge(width: int, least: int) -> int:
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Return DejaVu, which matplotlib ships. It has the letters of most alphabets, for the names of classes."""
-    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+def _font(size: int, file: Path | None = None) -> ImageFont.FreeTypeFont:
+    """Return a font of this machine; without a file that of ASCII."""
+    return ImageFont.truetype(file or font_runs("a")[0][0], size)
+
+
+def _length(text: str, size: int) -> float:
+    """Return the width of a line in pixels."""
+    return sum(_font(size, file).getlength(run) for file, run in font_runs(text))
 
 
 def _line(size: int) -> int:
@@ -251,10 +269,9 @@ def _wrap(phrases: Sequence[str], size: int, room: int) -> list[str]:
     Returns:
         The lines.
     """
-    font = _font(size)
 
     def fits(text: str) -> bool:
-        return font.getlength(text) <= room
+        return _length(text, size) <= room
 
     pieces = [(phrase, "   ") for phrase in phrases if fits(phrase)]
     if len(pieces) < len(phrases):

@@ -7,7 +7,6 @@ folders (config.json, metrics.jsonl, knn.json, clips.png).
 from __future__ import annotations
 
 import base64
-import html
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,13 @@ from rhofast.analysis.report_plots import Lines, RunLog, confusion_image, draw_l
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.checkpoint.run_lines import read_metrics
 from rhofast.config.load import parse_config
+from rhofast.display import html_text
 from rhofast.errors import ConfigError
 from rhofast.evaluation.result_file import read_result
+from rhofast.storage.files import write_atomically
 from rhofast.storage.strict_json import read_record
 
+_FACT = 1_000  # characters of a fact, a message or a setting
 _MAX_MESSAGES = 20  # the last ones are shown
 _MAX_TITLE_NAMES = 4  # runs whose names fit into the title
 _STYLE = """
@@ -66,7 +68,7 @@ def write_report(runs: Sequence[Path], target: Path | None = None) -> Path:
     read = [_read_run(run, name) for run, name in zip(runs, _names(runs), strict=True)]
     if target is None:
         target = RunFolder(runs[0]).report if len(runs) == 1 else runs[0].parent / "comparison.html"
-    target.write_text(_page(read), encoding="utf-8")
+    write_atomically(target, _page(read))
     return target
 
 
@@ -132,14 +134,14 @@ def _last_per_step(lines: Lines) -> Lines:
 
 def _page(runs: list[RunLog]) -> str:
     names = ", ".join(run.name for run in runs)
-    title = html.escape(names if len(runs) <= _MAX_TITLE_NAMES else f"{len(runs)} runs")
+    title = html_text(names if len(runs) <= _MAX_TITLE_NAMES else f"{len(runs)} runs", _FACT)
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
         f"<title>{title}: rhofast</title><style>{_STYLE}</style><h1>{title}</h1>",
     ]
     for run in runs:
-        heading = f"<h3>{html.escape(run.name)}</h3>" if len(runs) > 1 else ""
+        heading = f"<h3>{html_text(run.name)}</h3>" if len(runs) > 1 else ""
         between = " &middot; " if len(runs) > 1 else "<br>"
         parts.append(f"{heading}<p class=faint>{_headline(run, between)}</p>")
     parts += ["<h2>Results</h2>", _table({run.name: _results(run) for run in runs})]
@@ -159,7 +161,8 @@ def _page(runs: list[RunLog]) -> str:
         parts += _pictures(runs[0])
     parts.append("<h2>Configuration</h2>")
     for run in runs:
-        dumped, name = html.escape(json.dumps(run.config, indent=2)), html.escape(run.name)
+        lines = json.dumps(run.config, indent=2, ensure_ascii=False).split("\n")
+        dumped, name = "\n".join(html_text(line, _FACT) for line in lines), html_text(run.name)
         parts.append(f"<details><summary>{name}: all keys</summary><pre>{dumped}</pre></details>")
     return "\n".join([*parts, "</html>"])
 
@@ -170,7 +173,7 @@ def _headline(run: RunLog, between: str) -> str:
     backbone = config["backbone"]
     versions = first.get("versions", {})
     facts = [
-        f"{config['method']['name']}, &rho; = {clips['num_clips']}, {clips['num_frames']} frames at stride "
+        f"{config['method']['name']}, \u03c1 = {clips['num_clips']}, {clips['num_frames']} frames at stride "
         f"{clips['frame_stride']}",
         f"{backbone['name']} ({first['parameters'] / 1e6:.2f} M parameters)"
         if "parameters" in first
@@ -182,7 +185,7 @@ def _headline(run: RunLog, between: str) -> str:
     ]
     if len(starts) > 1:
         facts.append(f"resumed {len(starts) - 1} times" if len(starts) > 2 else "resumed once")
-    return between.join(fact if "&rho;" in fact else html.escape(fact) for fact in facts if fact)
+    return between.join(html_text(fact, _FACT) for fact in facts if fact)
 
 
 def _results(run: RunLog) -> dict[str, str]:
@@ -215,11 +218,11 @@ def _results(run: RunLog) -> dict[str, str]:
 def _table(columns: Mapping[str, Mapping[str, str]]) -> str:
     """Return a table with one row per name and one column per run, with headings if there are several columns."""
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    head = "".join(f"<th class=number>{html.escape(name)}" for name in columns)
+    head = "".join(f"<th class=number>{html_text(name)}" for name in columns)
     cells = [f"<tr><th>{head}"] if len(columns) > 1 else []
     for name in names:
-        values = "".join(f"<td class=number>{html.escape(column.get(name, '-'))}" for column in columns.values())
-        cells.append(f"<tr><td>{html.escape(name)}{values}")
+        values = "".join(f"<td class=number>{html_text(column.get(name, '-'), _FACT)}" for column in columns.values())
+        cells.append(f"<tr><td>{html_text(name)}{values}")
     return f"<div class=scroll><table>{''.join(cells)}</table></div>"
 
 
@@ -246,9 +249,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _log(run: RunLog, *, named: bool) -> str:
     """Return a table of the last warnings and advice of a run."""
-    heading = f"<h3>{html.escape(run.name)}</h3>" if named else ""
+    heading = f"<h3>{html_text(run.name)}</h3>" if named else ""
     rows = (
-        f"<tr><td class=number>step {line['step']:,}<td>{html.escape(line['kind'])}<td>{html.escape(line['text'])}"
+        f"<tr><td class=number>step {line['step']:,}<td>{html_text(line['kind'])}<td>{html_text(line['text'], _FACT)}"
         for line in run.messages[-_MAX_MESSAGES:]
     )
     return f"{heading}<table>{''.join(rows)}</table>"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import statistics
 from collections.abc import Callable, Sequence
@@ -15,7 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from rhofast.display import html_text
 from rhofast.evaluation.results import confusion_figure
+from rhofast.fonts import plot_names
 from rhofast.training.metrics import METRICS, STEP_PHASES
 
 Lines = list[dict[str, Any]]
@@ -86,7 +87,7 @@ def draw_plots(runs: Sequence[RunLog]) -> list[str]:
 def draw_legend(runs: Sequence[RunLog]) -> str:
     """Return the legend of all plots of several runs as HTML, since names may be long and curves many."""
     entries = (
-        f"<span><i style='border-top: 3px {dashes} {color}'></i>{html.escape(run.name)}</span>"
+        f"<span><i style='border-top: 3px {dashes} {color}'></i>{html_text(run.name)}</span>"
         for run, (color, dashes) in zip(runs, _styles(runs), strict=True)
     )
     return f"<div class=legend>{''.join(entries)}</div>"
@@ -210,7 +211,8 @@ def _split_of_several(runs: Sequence[RunLog]) -> str:
         widths = [statistics.median(_points(run, "step", f"{name}_seconds", 1000)[1]) for run in known]
         axes.barh(range(len(known)), widths, left=left, label=name, color=_PHASE_COLORS[name], height=0.6)
         left = [before + width for before, width in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(known)), [_short(run.name) for run in known], parse_math=False)
+    names, fonts = plot_names([run.name for run in known], _NAME)
+    axes.set_yticks(range(len(known)), names, fontfamily=fonts)
     axes.set_ylim(len(known) - 0.4, -0.6)  # the first on top
     axes.grid(visible=False)
     figure.legend(
@@ -240,11 +242,6 @@ def _knn_plot(runs: Sequence[RunLog], x_axis: str) -> str:
     return _image(figure, f"kNN accuracy over {x_axis}s")
 
 
-def _short(name: str) -> str:
-    """Shorten a name in the middle, since the end of a name distinguishes runs as well as the beginning."""
-    return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 1]}…{name[-_NAME // 2 :]}"
-
-
 def _figure(title: str, x_axis: str, up: str, *, height: float = 3.3) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.4, max(3.3, height)), layout="constrained")
     axes = figure.add_subplot()
@@ -260,4 +257,4 @@ def _figure(title: str, x_axis: str, up: str, *, height: float = 3.3) -> tuple[F
 def _image(figure: Figure, alt: str) -> str:
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=_DPI)
-    return f"<img alt='{html.escape(alt)}' src='data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()}'>"
+    return f"<img alt='{html_text(alt)}' src='data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()}'>"

@@ -23,7 +23,7 @@ from rhofast.cli.options import (
 )
 from rhofast.cli.tables import bench_table
 from rhofast.errors import ConfigError
-from rhofast.storage.files import check_writable
+from rhofast.storage.files import check_writable, write_atomically
 
 Benchmark = Literal["loader", "step", "both", "headspace"]
 
@@ -104,6 +104,7 @@ def clips(
     from rhofast.data.sources import open_shards
 
     check_suffix(target)
+    check_writable(target)
     run = Path(source)
     if is_run(run):
         _refuse(f"{source} is a run", given(key=key, seed=seed, epoch=epoch, config=config))
@@ -115,7 +116,7 @@ def clips(
     else:
         _refuse(f"{source} is not a run", given(step=step, rank=rank, world_size=world_size))
         loaded = load_config(config, overrides or [])
-        opened = open_shards(source)
+        opened = open_shards(source, data=loaded.data)
         chosen = find_keys(opened, key) if key else choose_samples(opened, samples)
         shown = augmented_clips(
             opened, clips=loaded.clips, augment=loaded.augment, samples=chosen, seed=seed or 0, epoch=epoch or 0
@@ -167,7 +168,7 @@ def bench(
         return
     out.print(bench_table(result))
     if target is not None:
-        target.write_text(json.dumps(result, indent=1))
+        write_atomically(target, json.dumps(result, indent=1))
         print_line(f"Wrote {target}")
     if plot is not None:
         draw(result, plot)

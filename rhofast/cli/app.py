@@ -7,6 +7,7 @@ that was stopped by a signal or by `train.max_hours` and can be resumed ends wit
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shlex
@@ -19,11 +20,14 @@ import typer
 
 import rhofast
 from rhofast.cli import analysis, evaluate, ingest, train
-from rhofast.cli.console import err, print_line
+from rhofast.cli.console import err, out, print_line, print_lines
 from rhofast.cli.options import examples
 from rhofast.cli.plan import plan
-from rhofast.errors import RhofastError
+from rhofast.display import printable
+from rhofast.errors import ConfigError, RhofastError
 from rhofast.storage.address import redacted
+
+_LINE = 4_000  # characters of an error
 
 app = typer.Typer(
     name="rhofast",
@@ -55,12 +59,18 @@ def main() -> None:
     """Entry point of the `rhofast` program."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 shows escapes
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(standalone_mode=False))
     except KeyboardInterrupt:
         err.print("rhofast: interrupted", style="red")
         sys.exit(130)
     except Exception as error:
+        if isinstance(error, UnicodeEncodeError) and not debug:
+            # A path with bytes that are not UTF-8, which Arrow, FFmpeg or JSON cannot hold.
+            error = ConfigError(f"{error.object}: the name is not UTF-8", hint="rename the file or folder")
         if debug or not isinstance(error, RhofastError | OSError | MemoryError):
             _exit_on_usage_error(error)
             raise
@@ -82,7 +92,7 @@ def _exit_on_usage_error(error: Exception) -> None:
     else:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "rhofast"
-        line = f"rhofast: error: {redacted(message()).rstrip('.')}\n  hint: {command} --help"
+        line = f"rhofast: error: {printable(redacted(message()), _LINE).rstrip('.')}\n  hint: {command} --help"
         err.print(line, markup=False, highlight=False, soft_wrap=True, style="red")
     sys.exit(2)
 
@@ -93,7 +103,7 @@ def _error_text(error: RhofastError | OSError | MemoryError) -> str:
     if isinstance(error, RhofastError):
         return error.message + (f"\n  hint: {error.hint}" if error.hint else "")
     # A file or folder of the user: a full disk, no permission, no such folder for the output.
-    return f"{error.filename or 'system'}: {error.strerror or error}"
+    return printable(f"{os.fsdecode(error.filename or 'system')}: {error.strerror or error}", _LINE)
 
 
 def _report_to_launcher(line: str) -> None:
@@ -122,10 +132,11 @@ def demo(
     from rhofast.cli.demo import demo_commands, summarize_demo
 
     for command in demo_commands(target, videos, config):
-        print_line(f"\n$ rhofast {shlex.join(command)}", style="bold")
+        out.print()
+        print_line(f"$ rhofast {shlex.join(command)}", style="bold")
         if code := app(command, standalone_mode=False):
             raise typer.Exit(code)
-    print_line(f"\n{summarize_demo(target)}")
+    print_lines(f"\n{summarize_demo(target)}")
 
 
 DATA, TRAINING, EVALUATION, ANALYSIS = "Data", "Training", "Evaluation", "Analysis and planning"

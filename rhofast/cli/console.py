@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,13 +20,38 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from rhofast.display import printable
+
+_LINE = 4_000  # characters of a line
+
 out = Console()
 err = Console(stderr=True)
 
 
 def print_line(text: str, style: str | None = None) -> None:
-    """Print plain text without wrapping, however narrow the terminal."""
-    out.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    """Print plain text as one line without wrapping, however narrow the terminal and whatever names it quotes."""
+    out.print(printable(text, _LINE), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_error(text: str, style: str = "red") -> None:
+    """Print one line as `print_line` does, on standard error."""
+    err.print(printable(text, _LINE), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_lines(text: str) -> None:
+    """Print plain text of several lines, which no names of strangers have broken."""
+    for line in text.split("\n"):
+        print_line(line)
+
+
+def cell(text: str, limit: int = 200) -> str:
+    """Return a text for a table of Rich: one line, without control characters or markup.
+
+    Args:
+        text: Any text.
+        limit: Largest number of characters that are shown, at least 16.
+    """
+    return escape(printable(text, limit))
 
 
 def progress_bar(*, note: bool = False) -> Progress:
@@ -122,7 +148,7 @@ def print_left_out(left_out: list[str]) -> None:
     """Print how many samples an evaluation left out, and the first of them."""
     if left_out:
         count = f"{len(left_out)} samples cannot be read and were left out"
-        err.print(f"{count}; the first: {left_out[0]}", style="red", markup=False, highlight=False, soft_wrap=True)
+        print_error(f"{count}; the first: {left_out[0]}")
 
 
 def is_main_process() -> bool:

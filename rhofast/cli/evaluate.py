@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rhofast.checkpoint.run_folder import RunFolder
-from rhofast.cli.console import err, is_main_process, main_progress_bar, out, print_left_out, print_line, progress_bars
+from rhofast.cli.console import (
+    is_main_process,
+    main_progress_bar,
+    out,
+    print_error,
+    print_left_out,
+    print_line,
+    progress_bars,
+)
 from rhofast.cli.options import CONFIG, DATA, OUTPUT, RUN, CheckpointArgument, ConfigOption, Overrides, ShardsArgument
 from rhofast.cli.tables import class_table, score_table
 from rhofast.errors import ConfigError
@@ -195,9 +203,7 @@ def _classify(task: EvalTask, *, frozen: bool, resume: bool, target: Path | None
             progress=lambda done, total: progress.update(testing, completed=done, total=total, visible=True),
         )
     if isinstance(result, Stopped):
-        err.print(
-            f"{result.run}: saved at step {result.step} of {result.steps}; continue with --resume", highlight=False
-        )
+        print_error(f"{result.run}: saved at step {result.step} of {result.steps}; continue with --resume", style="")
         raise typer.Exit(EXIT_RESUMABLE)
     _report(result, target)
 
@@ -227,7 +233,7 @@ def _open(
     )
     if is_main_process():
         for note in task.notes:
-            err.print(f"warning: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+            print_error(f"warning: {note}", style="yellow")
     return task
 
 

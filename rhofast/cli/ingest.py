@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from rhofast.cli.console import ShardProgress, err, out, print_line, progress_bar
+from rhofast.cli.console import ShardProgress, out, print_error, print_line, print_lines, progress_bar
 from rhofast.cli.options import (
     EXECUTION,
     LIMITS,
@@ -25,7 +25,7 @@ from rhofast.cli.options import (
 )
 from rhofast.cli.tables import estimate_table, set_table, summary_table
 from rhofast.errors import ConfigError
-from rhofast.storage.files import as_path
+from rhofast.storage.files import as_path, check_writable, write_atomically
 
 Executor = Literal["processes", "ray"]
 
@@ -216,7 +216,7 @@ def shard(
     if dry_run is not None:
         out.print(estimate_table(estimate, passed_over.counts))
         if report is not None:
-            report.write_text(json.dumps(estimate.to_json(), indent=1))
+            write_atomically(report, json.dumps(estimate.to_json(), indent=1))
             print_line(f"Wrote {report}")
     elif info is None:
         print_line(
@@ -255,7 +255,7 @@ def recipes(
     from rhofast.ingest.recipes import describe_recipe, recipe_names
 
     if name is not None:
-        print_line(describe_recipe(name))
+        print_lines(describe_recipe(name))
         return
     for recipe in recipe_names():
         print_line(describe_recipe(recipe).partition("\n")[0])
@@ -280,10 +280,10 @@ def verify(
             workers=workers or os.cpu_count() or 1,
             on_progress=lambda done, _: progress.update(bar, completed=done),
         ):
-            progress.console.print(str(problem), markup=False, highlight=False, soft_wrap=True, style="red")
+            print_error(str(problem))
             problems += 1
     if problems:
-        err.print(f"{shards}: {problems} problems", highlight=False, style="red")
+        print_error(f"{shards}: {problems} problems")
         raise typer.Exit(1)
     print_line(f"{shards}: {len(opened)} samples in {len(opened.info.shards)} shards are as promised")
 
@@ -303,10 +303,11 @@ def inspect(
 
     if target is not None:
         check_png("--out", target)
-    clips = load_config(None, overrides or []).clips
-    opened = open_shards(shards)
-    summary = summarize(opened, clips)
-    out.print(summary_table(opened.info, summary, clips))
+        check_writable(target)
+    config = load_config(None, overrides or [])
+    opened = open_shards(shards, data=config.data)
+    summary = summarize(opened, config.clips)
+    out.print(summary_table(opened.info, summary, config.clips))
     if target is not None:
         draw_summary(summary, target)
         print_line(f"Wrote {target}")

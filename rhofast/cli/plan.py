@@ -10,6 +10,7 @@ import typer
 
 from rhofast.cli.console import out, print_line
 from rhofast.cli.options import DATA, OUTPUT, RUN, ConfigOption, Overrides
+from rhofast.storage.files import write_atomically
 
 Gpu = Literal["a100", "h100", "h200"]
 CLUSTER, MEASURED = "Cluster", "Measured on your system"
@@ -145,7 +146,7 @@ def plan(
     found = plan_capacity(inputs.inputs, inputs.codecs, remote=inputs.remote, fixed_lanes=inputs.fixed_lanes)
     out.print(plan_tables(found, sources=sources))
     if target is not None:
-        target.write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
+        write_atomically(target, json.dumps(found.to_json(), indent=1))
         print_line(f"Wrote {target}")
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from rhofast.analysis.capacity.quantities import Fact, amount, weakest
+from rhofast.cli.console import cell
 
 if TYPE_CHECKING:
     from rhofast.analysis.capacity.plan import Plan
@@ -47,7 +47,7 @@ def _plan_codecs(plan: Plan) -> Table:
     table = Table(title="By codec, at full GPU speed", title_justify="left")
     table.add_column("")
     for one in plan.codecs:
-        table.add_column(escape(one.codec), justify="right")
+        table.add_column(cell(one.codec), justify="right")
     table.add_column("origin")
     for name, first in plan.codecs[0].facts.items():
         row = [one.facts[name] for one in plan.codecs]
@@ -75,5 +75,5 @@ def _plan_inputs(plan: Plan) -> Table:
     table.add_column("")
     table.add_column("source", overflow="fold")
     for name, one in plan.inputs.items():
-        table.add_row(escape(name), amount(one.value, one.unit), one.origin, escape(one.source))
+        table.add_row(cell(name), amount(one.value, one.unit), one.origin, cell(one.source))
     return table

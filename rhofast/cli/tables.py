@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 
-from rhofast.cli.console import byte_text, duration_text
+from rhofast.cli.console import byte_text, cell, duration_text
 from rhofast.display import printable
 
 if TYPE_CHECKING:  # a command loads what it needs, when it needs it
@@ -21,6 +20,8 @@ if TYPE_CHECKING:  # a command loads what it needs, when it needs it
     from rhofast.ingest.cost_estimate import CodecEstimate, CodecMetrics, DryRunEstimate
     from rhofast.ingest.summary import Summary
 
+_FACT = 2_000  # characters of a value
+_NAME = 60  # characters of a name in a list of names
 _REASONS = 12  # kinds of things passed over that are shown
 _ENDS = 6  # classes that are shown of the best, and of the worst, where there are many
 
@@ -61,16 +62,16 @@ def set_table(
 
 
 def _passed_over_text(counts: Counter[str]) -> str:
-    shown = ", ".join(f"{count:,} {printable(reason, 40)}" for reason, count in counts.most_common(_REASONS))
+    shown = ", ".join(f"{count:,} {printable(reason, _NAME)}" for reason, count in counts.most_common(_REASONS))
     return shown if len(counts) <= _REASONS else f"{shown}, ... ({sum(counts.values()):,} in all)"
 
 
 def _facts(title: str, rows: dict[str, str]) -> Table:
-    table = Table(title=escape(title), show_header=False, title_justify="left")
+    table = Table(title=cell(title), show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for label, value in rows.items():
-        table.add_row(label, escape(value))
+        table.add_row(label, cell(value, _FACT))
     return table
 
 
@@ -91,8 +92,8 @@ def summary_table(info: DatasetInfo, summary: Summary, clips: ClipConfig) -> Tab
         "bytes": byte_text(summary.bytes),
         "sizes": top(summary.sizes, lambda size: f"{size[0]}x{size[1]}"),
         "frame rates": top(summary.rates, lambda rate: f"{rate:g}"),
-        "labels": top({**summary.labels, "unlabeled": summary.unlabeled}, str),
-        "refused": top(summary.refused, str) or "none",
+        "labels": top({**summary.labels, "unlabeled": summary.unlabeled}, lambda name: printable(name, _NAME)),
+        "refused": top(summary.refused, lambda reason: printable(reason, _NAME)) or "none",
         "clip geometry": geometry,
         "bytes read per sample": byte_text(summary.clip_bytes),
         "read amplification": f"{summary.read_amplification:.2f} (bytes read / bytes of the frames used)",
@@ -119,10 +120,10 @@ def transfer_table(transfer: Transfer) -> Table:
 def _entry_text(names: list[str]) -> str:
     """Name a few entries; of many, count the entries of each module."""
     if len(names) > 12:
-        counts = Counter(name.partition(".")[0] for name in names)
+        counts = Counter(printable(name.partition(".")[0], _NAME) for name in names)
         shown = [f"{owner}.* ({count})" if count > 1 else owner for owner, count in counts.items()]
     else:
-        shown = names
+        shown = [printable(name, _NAME) for name in names]
     return f"{len(names)}: {', '.join(shown)}" if names else "none"
 
 
@@ -130,7 +131,7 @@ def score_table(evaluation: Evaluation) -> Table:
     """Return the accuracies of an evaluation: trained, untrained and by chance."""
     table = Table(
         title=f"{evaluation.kind} on held-out videos",
-        caption=escape(evaluation.origin),
+        caption=cell(evaluation.origin, _FACT),
         title_justify="left",
         caption_justify="left",
     )
@@ -157,7 +158,7 @@ def class_table(evaluation: Evaluation) -> Table:
         if middle and number == _ENDS:
             table.add_row(f"... {len(ranked) - 2 * _ENDS} more", "", "")
         if not middle or not _ENDS <= number < len(ranked) - _ENDS:
-            table.add_row(escape(name), f"{scores.per_class[name]:.1%}", f"{counts[name]:,}")
+            table.add_row(cell(name, _NAME), f"{scores.per_class[name]:.1%}", f"{counts[name]:,}")
     return table
 
 
@@ -197,7 +198,7 @@ def bench_table(report: dict[str, Any]) -> Table:
         notes.append(f"Advice: {report['advice']}.")
     table = Table(
         title=f"bench {report['what']}",
-        caption=escape("\n".join(notes)),
+        caption="\n".join(cell(note, _FACT) for note in notes),
         title_justify="left",
         caption_justify="left",
     )
@@ -242,14 +243,14 @@ def estimate_table(estimate: DryRunEstimate, passed_over: Counter[str]) -> Table
     some = "all" if tried == count else f"{tried:,} of"
     table = Table(
         title=f"Dry run: {some} {count:,} videos tried",
-        caption=escape("\n".join(notes)),
+        caption="\n".join(cell(note, _FACT) for note in notes),
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("", style="bold")
     for one in estimate.codecs:
         rest = " ".join(f"{key} {value}" for key, value in one.codec.items() if key != "name")
-        table.add_column(escape(f"{one.codec['name']}\n{rest}"), justify="right")
+        table.add_column(f"{cell(one.codec['name'])}\n{cell(rest)}", justify="right")
     columns = [_estimate_cells(one, estimate) for one in estimate.codecs]
     for label in columns[0]:
         if label == "videos refused":

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from rhofast.checkpoint.run_folder import run_of
-from rhofast.cli.console import err, is_main_process, out, print_line
+from rhofast.cli.console import err, is_main_process, out, print_error, print_line
 from rhofast.cli.live_view import TrainingView
 from rhofast.cli.options import CONFIG, OUTPUT, RUN, ConfigArgument, Overrides
 from rhofast.cli.tables import transfer_table
@@ -92,7 +92,7 @@ def train(
         print_line(f"{outcome.run}: {outcome.step} steps done. Look at the run: {command}")
     elif is_main_process():
         saved = f"{outcome.run}: saved at step {outcome.step} of {outcome.steps}. Continue with --resume."
-        err.print(saved, markup=False, highlight=False, soft_wrap=True)
+        print_error(saved, style="")
     if not outcome.finished:
         raise typer.Exit(EXIT_RESUMABLE)
 

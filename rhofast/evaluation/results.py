@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rhofast.evaluation.scores import Evaluation
+from rhofast.fonts import plot_names
 from rhofast.storage.files import replacing, write_atomically
 
 if TYPE_CHECKING:
@@ -78,8 +79,9 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str],
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     count = len(classes)
     named = count <= _MAX_NAMED
+    names, fonts = plot_names(classes if named else [], _MAX_NAME)
     side = max(_MIN_INCHES, (0.3 if count <= 40 else 0.14) * count) if named else _UNNAMED_INCHES
-    beside = 0.4 + (0.06 if count > 40 else 0.085) * min(max(map(len, classes)), _MAX_NAME) if named else 0.8
+    beside = 0.4 + (0.06 if count > 40 else 0.085) * max(map(len, names)) if named else 0.8
     figure = Figure(figsize=(side + beside + 1.6, side + beside + 0.6), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     # Among many classes a share of a few percent is too pale to see; a square root scale shows it.
@@ -89,8 +91,8 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str],
     image.set_clim(0, 1)
     if named:
         size = 8 if count <= 40 else 6
-        axes.set_xticks(range(count), _class_labels(classes), rotation=90, fontsize=size)
-        axes.set_yticks(range(count), _class_labels(classes), fontsize=size)
+        axes.set_xticks(range(count), names, rotation=90, fontsize=size, fontfamily=fonts)
+        axes.set_yticks(range(count), names, fontsize=size, fontfamily=fonts)
     if count <= _MAX_COUNTED:
         for row, column in np.argwhere(counts):
             color = "white" if shares[row, column] > 0.6 else "black"
@@ -107,9 +109,3 @@ def _square_root_scale() -> Any:
     from matplotlib.colors import PowerNorm
 
     return PowerNorm(0.5, vmin=0, vmax=1)
-
-
-def _class_labels(classes: Sequence[str]) -> list[str]:
-    """Return class names as tick labels: shortened, and with dollar signs escaped so that none is a formula."""
-    short = [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 3]}..." for name in classes]
-    return [name.replace("$", r"\$") for name in short]

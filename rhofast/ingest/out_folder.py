@@ -16,7 +16,7 @@ from rhofast.data.format.index import DATASET_FILE
 from rhofast.errors import ConfigError, IngestError, ShardError
 from rhofast.ingest.array_task import ArrayTask
 from rhofast.storage.address import redacted
-from rhofast.storage.files import is_local
+from rhofast.storage.files import check_unicode, is_local
 from rhofast.storage.network import check_store
 
 _CHECKED = {"s3", "s3a", "gs", "gcs"}  # stores of which it is known how they tell that a bucket is not there
@@ -47,11 +47,12 @@ def check_out(out: Path) -> None:
     """Check that shards can be written to `out`, as far as this shows before the work.
 
     Raises:
-        ConfigError: `out` is on a web server.
+        ConfigError: `out` is on a web server, or its path is not UTF-8.
         StoreError: The store of `out` cannot be reached.
         IngestError: There is no such bucket.
     """
     if is_local(out):
+        check_unicode(out)
         return
     remote, shown = cast(Any, out), redacted(str(out))
     if remote.protocol in ("http", "https"):

@@ -12,11 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from rhofast.fonts import plot_names
 from rhofast.ingest.summary import Summary, percentiles
+from rhofast.storage.files import replacing
 
 _BLUE, _ORANGE, _GRAY, _PALE = "#2563a8", "#d97706", "#8a8f98", "#e5e7eb"
 _NAMED = 12  # up to this many classes or sizes get a bar and a name each
-_NAME = 28  # longest name, in characters
+_NAME = 28  # longest name of a class, in characters
+_TITLE = 72  # longest name of a set, in characters
 _BINS = 40
 _TIMES = (0.01, 0.1, 1, 10, 60, 600, 3600, 36000, 360000)  # seconds
 _BYTES = tuple(digit * 10.0**power for power in range(1, 14) for digit in (1, 3))
@@ -45,7 +48,8 @@ def draw_summary(summary: Summary, path: Path) -> None:
         f"{summary.frames:,} frames",
         _bytes(summary.bytes),
     ]
-    figure.text(0.012, 0.965, summary.name, fontsize=15, fontweight="bold", va="center", parse_math=False)
+    (title,), fonts = plot_names([summary.name], _TITLE)
+    figure.text(0.012, 0.965, title, fontsize=15, va="center", fontfamily=fonts)
     figure.text(0.012, 0.922, "   ·   ".join(facts), color=_GRAY, fontsize=10.5, va="center")
     _histogram(_panel(figure, grid[0, 0], "Duration of a sample"), summary.durations, _duration, _TIMES)
     _histogram(_panel(figure, grid[0, 1], "Bytes of a sample"), summary.weights, _bytes, _BYTES)
@@ -60,7 +64,8 @@ def draw_summary(summary: Summary, path: Path) -> None:
         axes.set_axis_off()
         axes.set_title("Labels", loc="left", fontsize=11, fontweight="bold")
         axes.text(0.5, 0.5, "this set has no labels", ha="center", va="center", color=_GRAY, transform=axes.transAxes)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as aside:
+        figure.savefig(aside, format=path.suffix[1:].lower() or "png", dpi=150)
 
 
 def _panel(figure: Figure, place: SubplotSpec, title: str) -> Axes:
@@ -95,7 +100,8 @@ def _bars(axes: Axes, counts: Mapping[str, int]) -> None:
     """Draw one bar per name, in the given order."""
     bars = axes.barh(range(len(counts)), list(counts.values()), color=_BLUE, height=0.64)
     axes.bar_label(bars, [f"{count:,}" for count in counts.values()], padding=4, fontsize=8.5, color=_GRAY)
-    axes.set_yticks(range(len(counts)), [_short(name) for name in counts], fontsize=9, parse_math=False)
+    names, fonts = plot_names(list(counts), _NAME)
+    axes.set_yticks(range(len(counts)), names, fontsize=9, fontfamily=fonts)
     axes.set_ylim(max(len(counts), 5) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_visible(False)
@@ -116,11 +122,11 @@ def _falling(axes: Axes, counts: Mapping[str, int]) -> None:
         "fontsize": 9,
         "color": _GRAY,
         "transform": axes.transAxes,
-        "parse_math": False,
     }
+    ends, fonts = plot_names([names[0], names[-1]], _NAME)
     for rank, which, x, align in ((0, "most", 0.02, "left"), (-1, "fewest", 1.0, "right")):
-        text = f"{which}: {samples[rank]:,}\n{_short(names[rank])}"
-        axes.text(x, 0.98, text, ha=align, **style)
+        text = f"{which}: {samples[rank]:,}\n{ends[rank]}"
+        axes.text(x, 0.98, text, ha=align, fontfamily=fonts, **style)
     middle = f"median: {samples[len(samples) // 2]:,}"
     axes.text(0.51, 0.98, middle, ha="center", **style)
 
@@ -150,10 +156,6 @@ def _duration(seconds: float) -> str:
 
 def _bytes(count: float) -> str:
     return EngFormatter(unit="B")(float(f"{count:.3g}"))
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME else f"{name[: _NAME - 3]}..."
 
 
 def _many(count: int, one: str, more: str | None = None) -> str:

@@ -91,12 +91,23 @@ def open_regular_descriptor(path: Path) -> int:
     return descriptor
 
 
+def check_unicode(path: Path) -> None:
+    """Check that a path that Arrow, FFmpeg and JSON are to hold is text, which they write as UTF-8.
+
+    Raises:
+        ConfigError: The path, or the current folder that it begins in, has bytes that are not UTF-8.
+    """
+    if is_local(path) and any("\ud800" <= one <= "\udfff" for one in str(path.absolute())):
+        raise ConfigError(f"{path.absolute()}: the path is not UTF-8", hint="choose another folder, or rename it")
+
+
 def check_writable(path: Path) -> None:
     """Check that a file can be written at `path`, before anything is computed.
 
     Raises:
-        ConfigError: The path is a folder, or its folder does not exist or is not writable.
+        ConfigError: The path is a folder or not UTF-8, or its folder does not exist or is not writable.
     """
+    check_unicode(path)
     if path.is_dir():
         raise ConfigError(f"{path}: a folder, not a file")
     if not path.parent.is_dir():

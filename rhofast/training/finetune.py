@@ -241,7 +241,7 @@ class _ClassifierTrainer:
 
         Args:
             pixels: Clips [B, C, T, H, W].
-            label: Classes i64[B]; -1 for none.
+            label: Classes i64[B]; -100 for none.
 
         Returns:
             The loss, the number of videos whose class was right, and the learning rate.
@@ -259,7 +259,7 @@ class _ClassifierTrainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.model(pixels)
-        loss = F.cross_entropy(logits.float(), label)
+        loss = labeled_loss(logits.float(), label)
         self.accelerator.backward(loss)
         if config.optim.clip is not None:
             self.accelerator.clip_grad_norm_(self.classifier.parameters(), config.optim.clip)
@@ -309,3 +309,14 @@ class _ClassifierTrainer:
             self._metrics.write(kind, **values)
             if self._on_log is not None:
                 self._on_log({"kind": kind, "steps": self.steps, **values})
+
+
+def labeled_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the videos that have a label; 0, without gradient, for a batch without labels.
+
+    Args:
+        logits: Class scores f32[B, C].
+        label: Classes i64[B]; -100 for none.
+    """
+    some = (label >= 0).any()
+    return F.cross_entropy(logits, torch.where(some, label, 0)) * some

@@ -368,7 +368,7 @@ def test_the_command_shows_runs_and_shards(
         ((shards.root, "--step", 1), "--step: "),
         ((tmp_path, "--step", 1), "is not a run"),
         ((tmp_path,), "no dataset.json"),
-        ((shards.root, "--out", tmp_path / "no" / "x.mp4"), "no/x.mp4: No such file or directory"),
+        ((shards.root, "--out", tmp_path / "no" / "x.mp4"), "no/x.mp4: there is no folder"),
     ):
         code, printed = show(*arguments)
         assert code == 2 and said in printed

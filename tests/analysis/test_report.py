@@ -188,3 +188,13 @@ def test_a_long_run_and_one_that_has_not_begun_are_drawn(tmp_path: Path) -> None
     long = make_run(tmp_path / "long", [START, *(whole_step(number) for number in range(1, 500))])
     page = write_report([long, make_run(tmp_path / "new", [START])]).read_text()
     assert page.count("<img") == 8
+
+
+def test_facts_of_a_run_bring_no_markup_into_the_page(tmp_path: Path) -> None:
+    evil = "&rho; <script>alert(1)</script>' onload='x"
+    start = {**START, "device": evil, "time": evil, "versions": {evil: evil}, "decoders": [evil]}
+    lines = [start, step(1), {"kind": "warning", "step": 1, "text": evil}]
+    run = make_run(tmp_path / "run", lines).rename(tmp_path / "<b>run\x1b[31m")
+    text = write_report([run], tmp_path / "page.html").read_text()
+    assert "<script" not in text and "<b>" not in text and "onload='x" not in text and "\x1b" not in text
+    assert "&amp;rho; &lt;script&gt;" in text and "\u03c1 = " in text

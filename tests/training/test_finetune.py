@@ -17,7 +17,7 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask, open_task
-from rhofast.training.finetune import Stopped, train_classifier
+from rhofast.training.finetune import Stopped, labeled_loss, train_classifier
 from rhofast.training.metrics import find_metric
 from rhofast.training.optim import learning_rate
 from rhofast.training.trainer import train
@@ -239,3 +239,16 @@ def test_a_config_has_the_rates_of_the_released_configuration(name: str, release
 
 def test_every_config_is_checked() -> None:
     assert set(CONFIGS) == {"linear_k400", "ucf101_byol", "ucf101_moco", "ucf101_paper", "hmdb51_paper", "ssv2"}
+
+
+def test_a_batch_without_labels_has_no_loss_and_labels_keep_theirs_bit_for_bit() -> None:
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    none = labeled_loss(logits, torch.full((4,), -100))
+    (gradient,) = torch.autograd.grad(none, logits)
+    assert none.item() == 0 and not gradient.any()
+    label = torch.tensor([0, -100, 2, 1])
+    (mine,), (reference,) = (
+        torch.autograd.grad(loss(logits, label), logits) for loss in (labeled_loss, torch.nn.functional.cross_entropy)
+    )
+    assert torch.equal(mine, reference)
+    assert torch.equal(labeled_loss(logits, label), torch.nn.functional.cross_entropy(logits, label))

@@ -27,7 +27,7 @@ from rhofast.data.format.dataset_json import MAX_DATASET_BYTES, DatasetInfo, Sha
 from rhofast.data.format.index import DATASET_FILE, IndexRow, ShardIndex
 from rhofast.data.format.index_file import open_index
 from rhofast.errors import ConfigError, ShardFormatError, ShardMissingError
-from rhofast.storage.files import is_local, open_regular_descriptor
+from rhofast.storage.files import check_unicode, is_local, open_regular_descriptor
 from rhofast.storage.strict_json import read_bounded
 
 _OPEN_INDICES = 1024  # memory-mapped shard indices kept at once; each costs a mapping, not memory
@@ -152,9 +152,11 @@ def open_folder(root: Path, *, check_files: bool = True) -> ShardSet:
         The opened set.
 
     Raises:
+        ConfigError: The path of the folder is not UTF-8.
         ShardMissingError: There is no set, the set is incomplete, or a shard is missing.
         ShardFormatError: `dataset.json` cannot be read or has another version, or a shard has another size.
     """
+    check_unicode(root)
     path = root / DATASET_FILE
     if not root.is_dir():
         raise ShardMissingError(f"{root}: no such folder", hint="make shards: rhofast shard SOURCE OUT")

@@ -75,6 +75,11 @@ class TrainLoader(StagedLoader):
         duplicate_single_clip: bool = True,
     ) -> None:
         mixture = Mixture([shards]) if isinstance(shards, ShardSet) else shards
+        for one in mixture.sets:
+            if len(one) == 0:
+                raise ConfigError(
+                    f"{one.where}: the set has no samples", hint="choose another: --set data.train=FOLDER"
+                )
         try:
             order = mixture.order(
                 seed=seed, block_shards=data.block_shards, lanes=data.lanes, fixed_lanes=data.fixed_lanes
