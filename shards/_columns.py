@@ -199,7 +199,7 @@ def is_number(field: str | list[str]) -> bool:
     """Return whether a field, or the only field of a list, is a number."""
     if not isinstance(field, str):
         return len(field) == 1 and is_number(field[0])
-    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", field, re.ASCII) is not None
+    return re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", field, re.ASCII) is not None
 
 
 def most(values: Iterable[bool]) -> bool:

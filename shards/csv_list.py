@@ -135,8 +135,9 @@ class Numbering:
 
     def _parse(self, row: Row, label: str) -> int | None:
         where, remedy = f"{self.source}:{row.line}: label {label[:80]!r}", "take labels as names: --option labels=names"
-        several = re.fullmatch(r"\d+(\s*[ ,;|/]\s*\d+)+", label) or re.search(r"[;|]", label)
-        several = several or re.fullmatch(r"[\[({].*,.*[\])}]", label)
+        numbers = re.fullmatch(r"[\d\s,;|/]+", label) and len(re.findall(r"\d+", label)) > 1
+        listed = label[0] in "[({" and label[-1] in "])}" and "," in label
+        several = numbers or listed or re.search(r"[;|]", label)
         if several or (self.mark == " " and "," in label):
             raise problem(f"{where} looks like several labels, but a video has one", remedy)
         if not is_number(label):

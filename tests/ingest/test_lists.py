@@ -179,6 +179,7 @@ NUMBERS = "".join(f"{number}.mp4,{number}\n" for number in range(300))
         ("a.mp4 run,jump\n", "list.csv:1: label 'run,jump' looks like several labels"),
         ("a.mp4,1 5\nb.mp4,2\n", "list.csv:1: label '1 5' looks like several labels"),
         ('a.mp4,"1,5"\nb.mp4,2\n', "list.csv:1: label '1,5' looks like several labels"),
+        (NUMBERS + f"x.mp4,{'9' * 60_000}x\n", "list.csv:301: label '9999"),
         ("a.mp4,run|jump\n", "list.csv:1: label 'run|jump' looks like several labels"),
         ("1,a.mp4\n2,b.mp4\n", "list.csv:1: the path is not the first"),
         ("1 a.mp4\n2 b.mp4\n", "list.csv:1: every line begins with a number"),
