@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from rhofast.config.section import Count, Finite, Section
+from rhofast.config.section import Finite, Section
 from rhofast.data.codecs import build_codec
 from rhofast.data.format.index import VERSION
 from rhofast.data.format.index_file import IndexFacts
@@ -24,6 +24,8 @@ MAX_DATASET_BYTES = 64 << 20  # of dataset.json: some 200,000 shards
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # no name leads out of the folder of the set
 _Size = Annotated[int, Field(ge=0, lt=1 << 60)]
+_Rows = Annotated[int, Field(ge=1, lt=1 << 31)]
+_Frames = Annotated[int, Field(ge=1, lt=1 << 44)]
 _Several = Annotated[int, Field(ge=0)]
 
 
@@ -42,8 +44,8 @@ class ShardInfo(Section):
     """
 
     name: str
-    samples: Count
-    frames: Count
+    samples: _Rows
+    frames: _Frames
     seconds: Annotated[Finite, Field(ge=0)]
     bytes: _Size
     index_bytes: _Size
