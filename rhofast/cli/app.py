@@ -99,11 +99,12 @@ def _exit_on_usage_error(error: Exception) -> None:
 
 def _error_text(error: RhofastError | OSError | MemoryError) -> str:
     if isinstance(error, MemoryError):
-        return f"out of memory{f': {error}' if str(error) else ''}"
+        return printable(f"out of memory{f': {error}' if str(error) else ''}", _LINE)
     if isinstance(error, RhofastError):
         return error.message + (f"\n  hint: {error.hint}" if error.hint else "")
     # A file or folder of the user: a full disk, no permission, no such folder for the output.
-    return printable(f"{os.fsdecode(error.filename or 'system')}: {error.strerror or error}", _LINE)
+    name = error.filename or "system"
+    return printable(f"{os.fsdecode(name) if isinstance(name, bytes) else name}: {error.strerror or error}", _LINE)
 
 
 def _report_to_launcher(line: str) -> None:
