@@ -9,6 +9,7 @@ The blur is a Gaussian cut at 2.5 sigma. The released one is three passes of a b
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -63,19 +64,50 @@ def channel_bound(values: npt.NDArray[np.float32], device: torch.device) -> Boun
     return torch.from_numpy(values).to(device)
 
 
+def copy_to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the host on a device; to a GPU, the copy is queued on the current stream without a wait."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 def _blur(pixels: torch.Tensor, sigmas: npt.NDArray[np.float32]) -> None:
-    """Blur clips in place; beyond its edges a picture is mirrored.
+    """Blur clips in place.
+
+    On the CPU one clip follows the other, so that it stays in the cache: this takes half the time of a whole batch at
+    once. On a GPU the number of kernels counts, so all clips are blurred at once, with the same result.
 
     Args:
         pixels: The clips, f32[B, P, T, C, H, W].
         sigmas: Sigma for each clip in pixels, f32[B, P]; 0 leaves a clip as it is.
     """
-    size = pixels.shape[-1]
-    for b, p in np.argwhere(sigmas > 0).tolist():
-        sigma = float(sigmas[b, p])
-        reach = min(math.ceil(_BLUR_REACH * sigma), size - 1)
-        weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=pixels.device) / sigma) ** 2)
-        horizontal = (weights / weights.sum()).expand(pixels.shape[3], 1, 1, -1)
-        padded = functional.pad(pixels[b, p], (reach,) * 4, mode="reflect")
-        blurred = functional.conv2d(padded, horizontal, groups=len(horizontal))
-        pixels[b, p] = functional.conv2d(blurred, horizontal.transpose(2, 3), groups=len(horizontal))
+    clips, flat = pixels.flatten(0, 1), sigmas.reshape(-1)
+    places = torch.from_numpy(np.flatnonzero(flat > 0))
+    if pixels.device.type == "cpu":
+        for place in places.tolist():
+            clips[place] = blur_clips(clips[place : place + 1], flat[place : place + 1].tolist())[0]
+    elif len(places):
+        numbers = copy_to_device(places, pixels.device)
+        clips.index_copy_(0, numbers, blur_clips(clips.index_select(0, numbers), flat[places.numpy()].tolist()))
+
+
+def blur_clips(clips: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
+    """Blur clips, each with its own Gaussian, in two convolutions; beyond its edges a picture is mirrored.
+
+    Args:
+        clips: f32[n, T, C, H, W], with H = W.
+        sigmas: Sigma of each clip in pixels, n numbers > 0.
+
+    Returns:
+        The blurred clips, f32[n, T, C, H, W].
+    """
+    n, t, c, height, width = clips.shape
+    reaches = [min(math.ceil(_BLUR_REACH * sigma), width - 1) for sigma in sigmas]
+    most = max(reaches)
+    weights = torch.zeros(n, 2 * most + 1)
+    for row, sigma, reach in zip(weights, sigmas, reaches, strict=True):
+        bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+        row[most - reach : most + reach + 1] = bell / bell.sum()
+    horizontal = copy_to_device(weights.repeat_interleave(c, dim=0)[:, None, None, :], clips.device)
+    planes = clips.transpose(0, 1).reshape(t, n * c, height, width)  # a channel per clip and color
+    blurred = functional.conv2d(functional.pad(planes, (most,) * 4, mode="reflect"), horizontal, groups=n * c)
+    blurred = functional.conv2d(blurred, horizontal.transpose(2, 3), groups=n * c)
+    return blurred.view(t, n, c, height, width).transpose(0, 1)

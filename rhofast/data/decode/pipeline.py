@@ -237,7 +237,14 @@ class DecodePipeline:
         return reasons
 
 
-def _build_graph(
+def _build_graph(config: AugmentConfig, **options: Any) -> Any:
+    """Define the graph and build it; see `define_graph` for the arguments."""
+    pipeline = define_graph(config, **options)
+    pipeline.build()
+    return pipeline
+
+
+def define_graph(
     config: AugmentConfig,
     *,
     color: bool,
@@ -248,7 +255,7 @@ def _build_graph(
     device_id: int | None,
     hw_decoder_load: float,
 ) -> Any:
-    """Define the graph and build it.
+    """Define the graph, which needs no device yet.
 
     Args:
         config: The augmentation.
@@ -272,7 +279,7 @@ def _build_graph(
 
     def input_pictures(name: str) -> Any:
         if source == "jpeg":
-            return external(name, types.UINT8, 1)
+            return external(name, types.UINT8, 1, no_copy=True)
         if source == "video" and gpu:
             return external(name, types.UINT8, 3, layout="HWC", device="gpu")
         return external(name, types.UINT8, 3, layout="HWC", no_copy=True)
@@ -328,6 +335,4 @@ def _build_graph(
             output_layout="HWC",
         )
 
-    pipeline = graph()
-    pipeline.build()
-    return pipeline
+    return graph()

@@ -118,6 +118,13 @@ class VideoDecoder:
 
 def _build_graph(**options: Any) -> Any:
     """Define the graph and build it."""
+    pipeline = define_video_graph(**options)
+    pipeline.build()
+    return pipeline
+
+
+def define_video_graph(**options: Any) -> Any:
+    """Define the graph, which needs no device yet: batch_size, num_threads and device_id are arguments of DALI's."""
     fn, pipeline_def, types = import_dali()
 
     # Decoding waits for the device at each frame, so a second batch in flight would only take memory.
@@ -133,6 +140,4 @@ def _build_graph(**options: Any) -> Any:
             affine=False,  # with affinity, the ranks of one machine would pin their threads to the same cores
         )
 
-    pipeline = graph()
-    pipeline.build()
-    return pipeline
+    return graph()

@@ -153,11 +153,13 @@ class DecodedBatch:
         batch: The batch.
         replaced: By slot, why the planned sample was replaced.
         pixels: [B, P, C, T, H, W] on the device.
+        ready: The event after which the pixels are there, on a CUDA device; None on the CPU.
     """
 
     batch: Batch
     replaced: dict[int, str]
     pixels: torch.Tensor
+    ready: torch.cuda.Event | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ by a policy (bad_samples.py).
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -25,6 +26,7 @@ import torch
 from torch.profiler import record_function
 
 from rhofast.config.schema import AugmentConfig, DataConfig
+from rhofast.data.decode.finish import copy_to_device
 from rhofast.data.format.index import IndexRow
 from rhofast.data.format.remote import DownloadAhead
 from rhofast.data.loader.bad_samples import BadSamplePolicy
@@ -93,8 +95,14 @@ class StagedLoader:
         )
         self.decoders = self._decoders.descriptions
         self._readers = self._decoders.readers
-        # The loader's work runs beside the training step's; events order it before and after that.
-        self._stream = None if device_id is None else torch.cuda.Stream(device_id)  # type: ignore[no-untyped-call]
+        # The loader's work runs beside the training step's; events order it before and after that. To finish a batch
+        # takes little, and must not wait for the decoding of the next one.
+        self._stream = self._finish_stream = None
+        if device_id is not None:
+            self._stream = torch.cuda.Stream(device_id)  # type: ignore[no-untyped-call]
+            self._finish_stream = torch.cuda.Stream(device_id, priority=-1)  # type: ignore[no-untyped-call]
+        # Decoded pixels belong to DALI or to the stream of decoding, which do not know that they are read elsewhere.
+        self._in_use: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
         self._pipeline: ThreadedPipeline[FinishedBatch] | None = None
         self._ahead: DownloadAhead | None = None
         self._batches = self._clips = self._frames = self._frames_decoded = self._bytes_read = 0
@@ -297,7 +305,9 @@ class StagedLoader:
             while progress.batch is not None and len(progress.batch):
                 batch = progress.batch
                 try:
-                    return DecodedBatch(batch=batch, replaced=progress.replaced, pixels=self._decoders.decode(batch))
+                    pixels = self._decoders.decode(batch)
+                    ready = None if self._stream is None else self._stream.record_event()
+                    return DecodedBatch(batch=batch, replaced=progress.replaced, pixels=pixels, ready=ready)
                 except UndecodableError as error:
                     failed = {
                         int(batch.slots[place]): self._refusal(batch, place, why)
@@ -311,13 +321,19 @@ class StagedLoader:
         """Stage 4: finish the pixels, while the next batch is decoded."""
         batch = decoded.batch
         labels = [_NO_LABEL if sample.label is None else sample.label for sample in batch.read]
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._finish_stream):
+            if self._finish_stream is not None and decoded.ready is not None:
+                self._finish_stream.wait_event(decoded.ready)
             views = Views(
                 pixels=self._decoders.finish(decoded.pixels, batch.augment),
-                sample=torch.from_numpy(batch.samples).to(self._device),
-                label=torch.tensor(labels, device=self._device),
+                sample=copy_to_device(torch.from_numpy(batch.samples), self._device),
+                label=copy_to_device(torch.tensor(labels), self._device),
             )
-            ready = None if self._stream is None else self._stream.record_event()
+            ready = None if self._finish_stream is None else self._finish_stream.record_event()
+        if ready is not None:
+            self._in_use.append((ready, decoded.pixels))
+            while self._in_use and self._in_use[0][0].query():  # type: ignore[no-untyped-call]
+                self._in_use.popleft()
         return FinishedBatch(views=views, batch=batch, replaced=decoded.replaced, ready=ready)
 
     def _refusal(self, batch: Batch, place: int, why: str) -> DecodeError:

@@ -1,6 +1,8 @@
 """The DALI graph against torchvision and closed forms, on the same plans."""
 
+import gc
 import io
+import weakref
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -188,6 +190,35 @@ def test_a_refused_picture_raises_and_the_next_batch_is_right() -> None:
         pipeline.run([good[0], broken], clips, plan(2, 1))
     assert list(refusal.value.reasons) == [1] and refusal.value.reasons[1]
     assert torch.equal(pipeline.run(good, clips, plan(2, 1)), expected)
+
+
+def test_pictures_are_fed_without_a_copy_and_kept_until_they_are_decoded() -> None:
+    pipeline = DecodePipeline(UNIT, max_pictures=4, color=False, blur=False, threads=1)
+    given, clips, augment = samples(2, 2), ClipPlan(frames=np.tile(np.arange(2, dtype=np.int32), (2, 1, 1))), plan(2, 1)
+    expected = pipeline.decode(given, clips, augment).clone()
+    given = [
+        replace(sample, pictures={frame: encoded.copy() for frame, encoded in sample.pictures.items()})
+        for sample in given
+    ]
+    arrays = [weakref.ref(encoded) for sample in given for encoded in sample.pictures.values()]
+    sizes = [encoded.size for sample in given for encoded in sample.pictures.values()]
+    graph, run = pipeline._pipeline, pipeline._pipeline.run
+
+    def reuse_memory() -> object:
+        given.clear()
+        gc.collect()
+        assert all(array() is not None for array in arrays)  # a copy would have let them go
+        others = [np.full(size, 255, dtype=np.uint8) for size in sizes * 20]
+        result = run()
+        assert others
+        return result
+
+    graph.run = reuse_memory
+    assert torch.equal(pipeline._run(graph, given, clips, augment), expected)
+    graph.run = run
+    pipeline.decode(samples(2, 2), clips, augment)
+    gc.collect()
+    assert not any(array() is not None for array in arrays)  # and nothing is kept for longer
 
 
 def test_a_device_that_fails_is_not_blamed_on_samples(monkeypatch: pytest.MonkeyPatch) -> None:
