@@ -3,8 +3,8 @@
     python -m benchmarks.gpu.packages OUT --has LIST [--python 3.12] [--arch 90]
 
 LIST is what the machine has: the output of `python3 -m pip list --format=freeze` there, or names alone, one per line.
-pip resolves what rhofast and DALI need for that Python, with the listed versions as constraints; what the machine has is
-left out. The archives OUT/packages-1.tar.xz, ... unpack into one folder that comes first on PYTHONPATH.
+pip resolves what rhofast and DALI need for that Python, with the listed versions as constraints; what the machine has
+is left out. The archives OUT/packages-1.tar.xz, ... unpack into one folder that comes first on PYTHONPATH.
 
 Of DALI's CUDA code one GPU architecture is kept, and nothing that the measurements do not load goes along, so that each
 archive stays below 60 MiB. The archives are for a measurement and not for distribution.
@@ -172,9 +172,9 @@ def unpack(wheels: Path, site: Path, python: str, architecture: int) -> list[Pat
     return folders
 
 
-def pack(folders: list[Path], archive: Path) -> int:
-    """Pack the contents of folders into one archive; return its size in bytes."""
-    command = ["tar", "cf", "-", *(option for folder in folders for option in ("-C", str(folder), "."))]
+def pack(folder: Path, archive: Path) -> int:
+    """Pack the content of a folder into an archive; return its size in bytes."""
+    command = ["tar", "cf", "-", "-C", str(folder), "."]
     with archive.open("wb") as file, subprocess.Popen(command, stdout=subprocess.PIPE) as tar:
         subprocess.run(["xz", "-9", "-T0"], stdin=tar.stdout, stdout=file, check=True)
     if tar.returncode:
@@ -183,7 +183,9 @@ def pack(folders: list[Path], archive: Path) -> int:
 
 
 def pack_all(folders: list[Path], out: Path) -> None:
-    """Pack folders into as few archives below LIMIT as a simple rule finds: the largest first, where it still fits.
+    """Pack folders into few archives of at most LIMIT bytes: the largest first, each where it still fits.
+
+    An archive is a row of compressed tars, which `tar --ignore-zeros` unpacks as one: nothing is compressed twice.
 
     Args:
         folders: Unpacked packages.
@@ -192,18 +194,27 @@ def pack_all(folders: list[Path], out: Path) -> None:
     for old in out.glob("packages-*.tar.xz"):
         old.unlink()
     with tempfile.TemporaryDirectory(dir=out) as scratch:
-        sizes = {folder: pack([folder], Path(scratch) / "one.tar.xz") for folder in folders}
-    bins: list[tuple[int, list[Path]]] = []
-    for folder, size in sorted(sizes.items(), key=lambda entry: -entry[1]):
+        packed = {folder.name: Path(scratch) / f"{folder.name}.tar.xz" for folder in folders}
+        sizes = {folder.name: pack(folder, packed[folder.name]) for folder in folders}
+        for number, names in enumerate(groups(sizes), 1):
+            archive = out / f"packages-{number}.tar.xz"
+            with archive.open("wb") as file:
+                for name in names:
+                    file.write(packed[name].read_bytes())
+            listed = ", ".join(f"{name} {sizes[name] / 2**20:.1f}" for name in names)
+            print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB: {listed}", flush=True)
+
+
+def groups(sizes: dict[str, int]) -> list[list[str]]:
+    """Return names in groups whose sizes sum to at most LIMIT."""
+    found: list[tuple[int, list[str]]] = []
+    for name, size in sorted(sizes.items(), key=lambda entry: -entry[1]):
         if size > LIMIT:
-            raise SystemExit(f"{folder.name}: {size / 2**20:.1f} MiB packed, more than {LIMIT >> 20} MiB")
-        number = next((n for n, (used, _) in enumerate(bins) if used + size <= LIMIT), len(bins))
-        used, members = bins[number] if number < len(bins) else (0, [])
-        bins[number : number + 1] = [(used + size, [*members, folder])]
-    for number, (_, members) in enumerate(bins, 1):
-        archive = out / f"packages-{number}.tar.xz"
-        size = pack(members, archive)
-        print(f"{archive}: {size / 2**20:.1f} MiB: {', '.join(member.name for member in members)}", flush=True)
+            raise SystemExit(f"{name}: {size / 2**20:.1f} MiB packed, more than {LIMIT >> 20} MiB")
+        number = next((n for n, (used, _) in enumerate(found) if used + size <= LIMIT), len(found))
+        used, names = found[number] if number < len(found) else (0, [])
+        found[number : number + 1] = [(used + size, [*names, name])]
+    return [names for _, names in found]
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ work="$(cd "$work" && pwd)" out="$(cd "$out" && pwd)"
 for archive in ${archives[@]+"${archives[@]}"}; do
     case "$archive" in
         *sets*.tar) tar xf "$archive" -C "$work/sets" || exit 2 ;;
-        *.tar.xz) tar xJf "$archive" -C "$work/site" || exit 2 ;;
+        *.tar.xz) tar xJf "$archive" --ignore-zeros -C "$work/site" || exit 2 ;;
         *) echo "$archive: not an archive of prepare.sh" >&2; exit 2 ;;
     esac
 done

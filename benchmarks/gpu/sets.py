@@ -68,7 +68,7 @@ def repeat(source: Path, target: Path, samples: int) -> None:
     target.mkdir(parents=True)
     values = json.loads((source / "dataset.json").read_text())
     once, values["shards"] = values["shards"], []
-    for number in range(-(-samples // len(once))):
+    for number in range(-(-samples // sum(shard["samples"] for shard in once))):
         for shard in once:
             name = shard["name"] if number == 0 else f"{shard['name']}-{number:04d}"
             for suffix in (".tar", ".arrow"):
