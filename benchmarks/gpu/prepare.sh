@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pack what a GPU machine lacks: Python packages and shard sets, in archives of at most 60 MiB.
+# Pack what a GPU machine lacks: Python packages and shard sets, in archives of at most 56 MiB.
 #
 #   benchmarks/gpu/prepare.sh --has LIST [--python 3.12] [--arch 90] [--cpu] VIDEOS...
 #
@@ -29,7 +29,7 @@ scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
 "$python" -m benchmarks.gpu.sets "${videos[@]}" --out "$scratch" ${sets[@]+"${sets[@]}"}
 tar cf "$out/sets.tar" -C "$scratch" .
-[ "$(stat -c %s "$out/sets.tar")" -le $((60 << 20)) ] || { echo "$out/sets.tar: more than 60 MiB; name fewer videos" >&2; exit 1; }
+[ "$(stat -c %s "$out/sets.tar")" -le $((56 << 20)) ] || { echo "$out/sets.tar: more than 56 MiB; name fewer videos" >&2; exit 1; }
 [ -z "$has" ] || "$python" -m benchmarks.gpu.packages "$out" --has "$has" ${packages[@]+"${packages[@]}"}
 ls -l "$out"
 echo "there: benchmarks/gpu/run.sh $out/*.tar*"

@@ -20,12 +20,14 @@ def import_dali() -> tuple[Any, Any, Any]:
         `fn`, `pipeline_def` and `types` of nvidia.dali.
 
     Raises:
-        DependencyError: DALI is not installed.
+        DependencyError: DALI, or a package that it imports, is not installed.
     """
     try:
         from nvidia.dali import fn, pipeline_def, types
-    except ImportError:
-        raise DependencyError("nvidia-dali is not installed", hint=_INSTALL) from None
+    except ImportError as error:
+        if error.name in ("nvidia", "nvidia.dali"):
+            raise DependencyError("nvidia-dali is not installed", hint=_INSTALL) from None
+        raise DependencyError(f"nvidia-dali cannot be imported: {error}", hint=_INSTALL) from None
     # DALI says so when it builds the first graph for a GPU. No package of DALI brings NPP; nothing here needs it.
     warnings.filterwarnings("ignore", message=r"(?s).*NPP is typically provided with CUDA Toolkit")
     return fn, pipeline_def, types
