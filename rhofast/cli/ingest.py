@@ -22,6 +22,7 @@ from rhofast.cli.options import (
     ShardsArgument,
     check_png,
     given,
+    local_folder,
 )
 from rhofast.cli.tables import estimate_table, set_table, summary_table
 from rhofast.errors import ConfigError
@@ -262,7 +263,10 @@ def recipes(
 
 
 def verify(
-    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of a shard set.", show_default=False)],
+    shards: Annotated[
+        Path,
+        typer.Argument(parser=local_folder, metavar="SHARDS", help="Folder of a shard set.", show_default=False),
+    ],
     deep: Annotated[bool, typer.Option("--deep", help="Decode every sample too, as training does.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")] = None,
 ) -> None:

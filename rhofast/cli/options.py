@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from rhofast.errors import ConfigError
+from rhofast.storage.address import redacted
+from rhofast.storage.files import as_path, is_local
 
 # Panels of the help: options that belong together stand together.
 SOURCE, STORAGE, LIMITS, EXECUTION = "Source", "Storage", "Limits", "Execution"
@@ -63,6 +65,21 @@ def check_png(option: str, path: Path) -> None:
     """Raise ConfigError unless the path given to an option ends with .png."""
     if path.suffix.lower() != ".png":
         raise ConfigError(f"{option} {path}: not a .png file")
+
+
+def local_folder(text: str) -> Path:
+    """Return the folder that SHARDS names.
+
+    Raises:
+        ConfigError: It is an address: only a folder of this machine can be verified.
+    """
+    path = as_path(text, "SHARDS")
+    if not is_local(path):
+        raise ConfigError(
+            f"SHARDS={redacted(text)}: only a set in a local folder can be verified",
+            hint="copy it to a folder and verify that one; what training downloads is compared with its SHA-256 anyway",
+        )
+    return path
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -30,17 +31,19 @@ from rhofast.data.format.index import DATASET_FILE, VERSION
 from rhofast.errors import IngestError, StoreError
 from rhofast.ingest.array_task import ArrayTask
 from rhofast.ingest.executors import Executor
+from rhofast.ingest.job_result import REFUSED_FILE, RefusedSource, read_refused, read_result
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.out_folder import check_out, clear_leftovers, complete_set, create_folder, locked
-from rhofast.ingest.shard_job import ShardJob, finished_shard, run_shard_job, shard_result
+from rhofast.ingest.shard_job import ShardJob, finished_shard, run_shard_job
 from rhofast.ingest.source import source_state
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
 from rhofast.storage.address import redacted
 from rhofast.storage.files import write_atomically, writing_atomically
 from rhofast.storage.network import network_errors, words
 
-REFUSED_FILE, SIZES_FILE = "refused.jsonl", "sizes.json"
+SIZES_FILE = "sizes.json"
 _RESUME = "finished shards are kept: fix the cause and run the same command again"
+_JOB, _SHARD = re.compile(r"\.job-([0-9]{6,9})\.json"), re.compile(r"shard-([0-9]{6,9})")
 _LIMITS = {"min_duration", "max_duration"}
 
 
@@ -110,6 +113,8 @@ def build_shards(
             return complete
         if append_to is not None:
             _check_same_kind(out, append_to.info, settings)
+            for _ in read_refused(out / REFUSED_FILE):  # what does not fit is said before the work
+                pass
         create_folder(out)
         with locked(out, shared=task is not None):
             plan = _Plan(listing, out, settings, first=_next_number(append_to))
@@ -267,10 +272,10 @@ def _merge(plan: _Plan, listing: Listing, existing: DatasetInfo | None) -> Datas
     example = ""
     with writing_atomically(out / REFUSED_FILE) as file:
         lines = _refused_before(out, listing) if existing is not None else iter(())
-        for line in chain(lines, _refused_now(plan, shards)):
-            counts[line["reason"]] += 1
-            example = example or f"{line['path']}: {line['reason']} {line['detail']}".rstrip()
-            file.write(json.dumps(line) + "\n")
+        for source in chain(lines, _refused_now(plan, shards)):
+            counts[source.reason] += 1
+            example = example or f"{source.path}: {source.reason} {source.detail}".rstrip()
+            file.write(source.line())
         if not shards and existing is None:
             reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
             raise IngestError(f"every video was refused ({reasons}); for example {example}")
@@ -297,17 +302,19 @@ def _merge(plan: _Plan, listing: Listing, existing: DatasetInfo | None) -> Datas
     return info
 
 
-def _refused_before(out: Path, listing: Listing) -> Iterator[dict[str, str]]:
-    lines = (out / REFUSED_FILE).read_text(encoding="utf-8").splitlines()
-    yield from (line for line in map(json.loads, lines) if line["key"] not in listing)
+def _refused_before(out: Path, listing: Listing) -> Iterator[RefusedSource]:
+    return (source for source in read_refused(out / REFUSED_FILE) if source.key not in listing)
 
 
-def _refused_now(plan: _Plan, shards: list[ShardInfo]) -> Iterator[dict[str, str]]:
+def _refused_now(plan: _Plan, shards: list[ShardInfo]) -> Iterator[RefusedSource]:
     """Yield the refused sources of all jobs, in order, and append the jobs' shards to `shards`."""
     for job in plan.jobs():
-        result = shard_result(job)
+        result = read_result(job.result_file)
         if result is None:
-            raise IngestError(f"{job.result_file}: no such file", hint="run the same command again: it continues")
+            raise IngestError(
+                f"{job.result_file}: missing, or not the result of a job",
+                hint="run the same command again: it continues",
+            )
         if result.shard is not None:
             shards.append(result.shard)
         yield from result.refused
@@ -316,17 +323,19 @@ def _refused_now(plan: _Plan, shards: list[ShardInfo]) -> Iterator[dict[str, str
 def _states(plan: _Plan) -> Iterator[list[Any] | None]:
     """Yield what each source was when it was read."""
     for job in plan.jobs():
-        result = shard_result(job)
+        result = read_result(job.result_file)
         yield from [None] * len(job.records) if result is None else result.states
 
 
 def _delete_result_files(out: Path, info: DatasetInfo) -> None:
     last = max(shard_number(shard) for shard in info.shards)
     for path in out.glob(".job-*.json"):
-        if int(path.stem.removeprefix(".job-")) <= last:  # later ones belong to shards that are being appended
+        number = _JOB.fullmatch(path.name)
+        if number and int(number[1]) <= last:  # later ones belong to shards that are being appended
             path.unlink()
 
 
 def shard_number(shard: ShardInfo) -> int:
-    """Return the number in a shard's name."""
-    return int(shard.name.rpartition("-")[2])
+    """Return the number in a shard's name; -1 if it has none, as the names of others may."""
+    number = _SHARD.fullmatch(shard.name)
+    return int(number[1]) if number else -1

@@ -102,7 +102,7 @@ def clear_leftovers(out: Path, task: ArrayTask | None) -> None:
     """Delete the unfinished files of a killed run; with `task`, only those of its jobs."""
     for path in out.glob(".*.tmp"):
         number = path.name.removeprefix(".job-")[:6]
-        if task is not None and not (number.isdigit() and task.includes(int(number))):
+        if task is not None and not (number.isdecimal() and task.includes(int(number))):
             continue
         if path.is_dir():
             shutil.rmtree(path)

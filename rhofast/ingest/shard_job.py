@@ -23,13 +23,13 @@ from rhofast.data.codecs import build_codec
 from rhofast.data.codecs.codec import Codec, Member
 from rhofast.data.codecs.stream_copy import UnfitError
 from rhofast.data.format.dataset import check_shard_files
-from rhofast.data.format.dataset_json import ShardInfo
 from rhofast.data.format.index import VERSION
 from rhofast.data.types import VideoRecord
 from rhofast.display import printable
 from rhofast.errors import IngestError, ShardError
 from rhofast.ingest.executors import tick
 from rhofast.ingest.ffmpeg_messages import pictures_are_whole
+from rhofast.ingest.job_result import RefusedSource, ShardResult, read_result
 from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo, probe
 from rhofast.ingest.source import (
     Deadline,
@@ -44,7 +44,7 @@ from rhofast.ingest.stored_names import stored_path
 from rhofast.ingest.transcode import TranscodeSettings, output_fps, transcode
 from rhofast.ingest.writer import NewSample, write_shard
 from rhofast.storage.address import redacted
-from rhofast.storage.files import is_local, write_atomically
+from rhofast.storage.files import is_local
 
 _DETAIL = 1_000  # characters of what is written about a refused video
 _MIN_FRAMES = 0.8  # share of the frames that the packets promise; some files are wrong about the last ones
@@ -88,23 +88,6 @@ class ShardJob:
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardResult:
-    """What a job made.
-
-    Attributes:
-        number: Number of the shard.
-        shard: The shard; None if every source was refused.
-        refused: Key, path, reason and detail of each refused source.
-        states: What `source_state` returned for each source before it was read.
-    """
-
-    number: int
-    shard: ShardInfo | None
-    refused: list[dict[str, str]]
-    states: list[list[Any] | None]
-
-
 def run_shard_job(job: ShardJob) -> tuple[int, int]:
     """Make one shard and return its number and how many sources were refused.
 
@@ -112,7 +95,7 @@ def run_shard_job(job: ShardJob) -> tuple[int, int]:
         OSError: The shard cannot be written.
         IngestError: ffmpeg was stopped from outside, or too many sources in succession could not be read.
     """
-    codec, refused = build_codec(job.codec), list[dict[str, str]]()
+    codec, refused = build_codec(job.codec), list[RefusedSource]()
     # Before anything is read: a source that changes meanwhile is noticed.
     states = [source_state(record.path) for record in job.records]
     home = job.out if is_local(job.out) else None
@@ -127,19 +110,18 @@ def run_shard_job(job: ShardJob) -> tuple[int, int]:
                         yield make_sample(record, codec, job.settings, Path(sample_folder))
                 except RefusedError as error:
                     refusal = error
-                    line = {
-                        "key": record.key,
-                        "path": stored_path(redacted(str(record.path))),
-                        "reason": str(error.reason),
-                    }
-                    refused.append({**line, "detail": printable(redacted(error.detail), _DETAIL)})
+                    source = RefusedSource(
+                        key=record.key,
+                        path=stored_path(redacted(str(record.path))),
+                        reason=str(error.reason),
+                        detail=printable(redacted(error.detail), _DETAIL),
+                    )
+                    refused.append(source)
                 _trouble.note(record.path, refusal)
                 tick(0 if state is None else state[0])
 
         shard = write_shard(job.out, job.name, samples(), scratch=scratch)
-    shard_written = None if shard is None else shard.model_dump()
-    content = {"digest": job.digest(), "states": states, "shard": shard_written, "refused": refused}
-    write_atomically(job.result_file, json.dumps(content))
+    ShardResult(digest=job.digest(), states=states, shard=shard, refused=refused).write(job.result_file)
     return job.number, len(refused)
 
 
@@ -151,19 +133,18 @@ def finished_shard(job: ShardJob) -> ShardResult | None:
     Raises:
         IngestError: The result file belongs to another shard set.
     """
-    content = _read_result_file(job)
-    if content is None:
+    result = read_result(job.result_file)
+    if result is None:
         return None
-    result = _parse_result(job, content)
     now = [source_state(record.path) for record in job.records]
     pairs = list(zip(result.states, now, strict=True)) if len(result.states) == len(now) else []
     changed = any(None not in pair and pair[0] != pair[1] for pair in pairs)
-    if content["digest"] != job.digest() or len(pairs) != len(now) or changed:
+    if result.digest != job.digest() or len(pairs) != len(now) or changed:
         raise IngestError(
             f"{job.out}: holds the beginning of another shard set (other videos, settings or ffmpeg)",
             hint="choose another folder, or delete this one",
         )
-    if any(line["reason"] == Refusal.UNREADABLE for line in result.refused):
+    if any(source.reason == Refusal.UNREADABLE for source in result.refused):
         return None
     if any(before is None and after is not None for before, after in pairs):
         return None
@@ -173,24 +154,6 @@ def finished_shard(job: ShardJob) -> ShardResult | None:
         except ShardError:
             return None
     return result
-
-
-def shard_result(job: ShardJob) -> ShardResult | None:
-    """Return what the result file of a job says, unchecked; None if there is no such file."""
-    content = _read_result_file(job)
-    return None if content is None else _parse_result(job, content)
-
-
-def _parse_result(job: ShardJob, content: dict[str, Any]) -> ShardResult:
-    shard = None if content["shard"] is None else ShardInfo.model_validate(content["shard"])
-    return ShardResult(number=job.number, shard=shard, refused=content["refused"], states=content["states"])
-
-
-def _read_result_file(job: ShardJob) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(job.result_file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
 
 
 def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, scratch: Path) -> NewSample:

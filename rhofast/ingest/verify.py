@@ -19,22 +19,16 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel
 
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.dataset_json import index_facts
 from rhofast.data.format.index_file import open_index
 from rhofast.errors import IngestError, ShardFormatError
 from rhofast.ingest.executors import LocalProcesses
+from rhofast.ingest.job_result import REFUSED_FILE, read_refused
 from rhofast.ingest.verify_member import FormatProblem
 from rhofast.ingest.verify_shard import ShardReport, VerifyJob, check_shard
-from rhofast.storage.strict_json import read_lines, read_record
-
-
-class _RefusedLine(BaseModel):
-    """What the check needs of a line of refused.jsonl."""
-
-    reason: str
+from rhofast.storage.strict_json import read_record
 
 
 def verify_shards(
@@ -168,12 +162,11 @@ def _folder_problems(shards: ShardSet) -> Iterator[FormatProblem]:
     if sizes != {shard.tar: shard.samples for shard in info.shards}:
         yield FormatProblem(file="sizes.json", what="does not match the samples per shard in dataset.json")
     refused: dict[str, int] | None = None
-    with suppress(ShardFormatError):
-        lines = read_lines(root / "refused.jsonl", _RefusedLine, raises=ShardFormatError)
-        refused = dict(Counter(line.reason for line in lines))
+    with suppress(IngestError):
+        refused = dict(Counter(source.reason for source in read_refused(root / REFUSED_FILE)))
     if refused != info.refused:
         yield FormatProblem(
-            file="refused.jsonl",
+            file=REFUSED_FILE,
             what=f"does not match the {sum(info.refused.values())} refused sources in dataset.json",
         )
     for leftover in sorted({*root.glob(".*.tmp"), *root.glob(".job-*")}):

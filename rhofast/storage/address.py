@@ -13,10 +13,10 @@ from rhofast.errors import ConfigError
 
 _WEB = ("http", "https")
 _AZURE = ("abfs", "abfss")  # their addresses name the container before an "@": it is no user
-# Schemes of fsspec that read another source, or this machine's files under another name.
-_WRAPPERS = frozenset({
-    "async_wrapper", "asynclocal", "asyncwrapper", "blockcache", "cached", "data", "dir", "filecache", "generic",
-    "git", "libarchive", "local", "reference", "simplecache", "tar", "zip",
+# The stores whose answers, time limits and errors are known: web servers and stores of objects. Other schemes of fsspec
+# read through another source, reach this machine's files under another name, or fail in ways of their own.
+_STORES = frozenset({
+    "abfs", "abfss", "adl", "az", "gcs", "gs", "http", "https", "memory", "oci", "oss", "s3", "s3a", "tos",
 })  # fmt: skip
 _SHOWN = 500  # characters of an address in an error
 _LONGEST = 16_384  # characters; signed addresses with a session token have some 2,000
@@ -90,8 +90,11 @@ def check_address(text: str, option: str, *, signed: bool = False) -> str:
         raise ConfigError(f"{shown}: '::' is not supported", hint="use a host name, and a single plain address")
     if scheme == "file" and urlsplit(f"file://{rest}").netloc not in ("", "localhost"):
         raise ConfigError(f"{shown}: file:// with a host", hint="write file:///folder, with three slashes")
-    if not _known(scheme):
-        raise ConfigError(f"{shown}: unknown scheme {scheme}://", hint="use a path, file://, s3:// or https://")
+    if scheme != "file" and scheme not in _STORES:
+        raise ConfigError(
+            f"{shown}: {scheme}:// is not supported",
+            hint="use a path, file://, https:// or an object store such as s3://; or copy the files, or mount them",
+        )
     if not signed and ("?" in rest or "#" in rest):
         raise ConfigError(
             f"{shown}: the address has a query or a fragment",
@@ -204,16 +207,3 @@ def _is_host(host: str) -> bool:
     except UnicodeError:
         return False
     return len(name) <= 253 and all(_LABEL.fullmatch(label) for label in name.removesuffix(".").split("."))
-
-
-def _known(scheme: str) -> bool:
-    """Return whether a scheme can be read; without fsspec installed that is found out when the address is opened."""
-    if scheme == "file":
-        return True
-    if scheme in _WRAPPERS:
-        return False
-    try:
-        from fsspec import available_protocols
-    except ImportError:
-        return True
-    return scheme in available_protocols() or scheme in _AZURE

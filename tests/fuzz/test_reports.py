@@ -1,4 +1,4 @@
-"""Results and reports that may come from elsewhere: knn.json, bench reports, dry runs."""
+"""Results and reports that may come from elsewhere: knn.json, bench reports, dry runs, results of ingest."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from rhofast.analysis.capacity.options import PlannerOptions
 from rhofast.analysis.capacity.reports import bench_rates, read_dry_run
 from rhofast.config.load import dump_config, load_config
 from rhofast.evaluation.result_file import read_result
+from rhofast.ingest.job_result import read_refused
+from rhofast.ingest.job_result import read_result as read_job_result
 from tests.fuzz.mutations import mutate_json
 from tests.helpers.shards import ROOT
 
@@ -42,6 +44,35 @@ BENCH = {
 (DRY_RUN, *_) = json.loads((ROOT / "benchmarks" / "results" / "capacity_xeon-2-cores_202611.json").read_text())[
     "dry_runs"
 ]
+
+REFUSED = {"key": "a", "path": "in/a.mp4", "reason": "damaged", "detail": "frame 3: cut short"}
+JOB = {
+    "digest": "0" * 64,
+    "states": [[15496, 1790000000000000000], None, [3, "etag"]],
+    "shard": {
+        "name": "shard-000000",
+        "samples": 2,
+        "frames": 50,
+        "seconds": 2.0,
+        "bytes": 20480,
+        "index_bytes": 5138,
+        "tar_sha256": "0" * 64,
+        "index_sha256": "0" * 64,
+    },
+    "refused": [REFUSED],
+}
+
+
+def read_job(path: Path) -> None:
+    """A result file that is none is no error: the job is done again."""
+    result = read_job_result(path)
+    if result is not None:
+        assert all(source.line().count("\n") == 1 for source in result.refused)
+
+
+def read_refused_lines(path: Path) -> None:
+    for source in read_refused(path):
+        assert source.line().count("\n") == 1
 
 
 def read_knn(path: Path) -> None:
@@ -86,3 +117,15 @@ def test_the_report_of_a_dry_run(fuzz: Fuzz, tmp_path: Path) -> None:
     (tmp_path / "whole.json").write_text(json.dumps(DRY_RUN))
     read_dry(tmp_path / "whole.json")
     fuzz("tests.fuzz.test_reports:read_dry", spoiled(DRY_RUN), cases=60)
+
+
+def test_the_result_of_a_job_of_ingest(fuzz: Fuzz, tmp_path: Path) -> None:
+    (tmp_path / "whole.json").write_text(json.dumps(JOB))
+    assert read_job_result(tmp_path / "whole.json") is not None
+    fuzz("tests.fuzz.test_reports:read_job", spoiled(JOB), cases=60)
+
+
+def test_the_list_of_refused_videos(fuzz: Fuzz, tmp_path: Path) -> None:
+    (tmp_path / "whole.json").write_text(json.dumps(REFUSED))
+    assert len(list(read_refused(tmp_path / "whole.json"))) == 1
+    fuzz("tests.fuzz.test_reports:read_refused_lines", spoiled(REFUSED), cases=60)

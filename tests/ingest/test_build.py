@@ -225,6 +225,60 @@ def test_appending_adds_shards_and_leaves_the_old_ones_alone(sources: list[Video
     assert contents(out) == after
 
 
+RESULT = {"digest": "0" * 64, "states": [], "shard": None, "refused": []}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[" * 100_000, b"\xff", json.dumps({**RESULT, "refused": 3}).encode(), json.dumps({"digest": 1}).encode()],
+)
+def test_a_result_file_that_is_none_is_made_again(
+    content: bytes, built: Path, sources: list[VideoRecord], tmp_path: Path
+) -> None:
+    out = tmp_path / "set"
+    build(sources, out, task=ArrayTask(number=0, count=2))
+    (out / ".job-000000.json").write_bytes(content)
+    build(sources, out)
+    assert contents(out) == contents(built)
+
+
+def test_other_files_named_like_results_are_left_alone(sources: list[VideoRecord], tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    first = build(sources[:2], out)
+    (out / ".job-of-mine.json").write_text("{}")
+    os.mkfifo(out / ".job-000000.json")
+    assert build(sources[:2], out) == first
+    assert (out / ".job-of-mine.json").exists() and not (out / ".job-000000.json").exists()
+
+
+@pytest.mark.parametrize("line", ['{"key": 3}', "[]", '{"key": "a", "path": "b", "reason": "c"', "\x00"])
+def test_a_list_of_refused_videos_that_does_not_fit_is_said_before_the_work(
+    line: str, built: Path, sources: list[VideoRecord], tmp_path: Path
+) -> None:
+    out = shutil.copytree(built, tmp_path / "set")
+    with (out / "refused.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    before = contents(out)
+    with pytest.raises(IngestError, match=r"refused\.jsonl: line 3: "):
+        build(sources, out, append=True)
+    assert contents(out) == before
+
+
+def test_a_set_whose_shards_are_named_otherwise_can_be_appended_to(sources: list[VideoRecord], tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    first = build(sources[:2], out)
+    assert first is not None
+    for path in out.glob("shard-000000.*"):
+        path.rename(path.with_stem("train_a"))
+    text = (out / "dataset.json").read_text().replace("shard-000000", "train_a")
+    (out / "dataset.json").write_text(text)
+    (out / "sizes.json").write_text((out / "sizes.json").read_text().replace("shard-000000", "train_a"))
+    build(sources, out, append=True)
+    shards = open_folder(out)
+    assert [shard.name for shard in shards.info.shards] == ["train_a", "shard-000001"]
+    assert not list(verify_shards(shards))
+
+
 def test_what_is_appended_must_be_of_the_same_kind(built: Path, sources: list[VideoRecord], tmp_path: Path) -> None:
     out = shutil.copytree(built, tmp_path / "set")
     with pytest.raises(IngestError, match="the set has transcode="):

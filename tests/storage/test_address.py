@@ -48,9 +48,26 @@ def test_a_scheme_is_written_in_lower_case() -> None:
         (f"HTTP://user:{SECRET}@@host:80/set", "HTTP://host:80/set", "user name or a password"),
         (f"https://host/set?X-Amz-Signature={SECRET}", "https://host/set", "query"),
         (f"https://host/set#{SECRET}", "https://host/set", "fragment"),
-        (f"nosuch://host/set?{SECRET}", "nosuch://host/set", "unknown scheme nosuch://"),
+        (f"nosuch://host/set?{SECRET}", "nosuch://host/set", "nosuch:// is not supported"),
         ("simplecache::https://host/set", "simplecache::https://host/set", "not a scheme"),
         ("https://host/zip::x", "https://host/zip::x", "'::' is not supported"),
+        *(
+            (f"{scheme}://host/a.mp4", f"{scheme}://host/a.mp4", f"{scheme}:// is not supported")
+            for scheme in (
+                "ftp",
+                "sftp",
+                "ssh",
+                "smb",
+                "webdav",
+                "hdfs",
+                "hf",
+                "github",
+                "jlab",
+                "data",
+                "zip",
+                "local",
+            )
+        ),
         ("zip:///etc/passwd", "zip:///etc/passwd", "no host"),
         ("local:///etc/passwd", "local:///etc/passwd", "no host"),
         ("https:///set", "https:///set", "no host"),
