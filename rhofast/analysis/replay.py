@@ -23,6 +23,7 @@ from rhofast.data.decode.pipeline import DecodePipeline
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
 from rhofast.data.format.reader import Reader
+from rhofast.data.loader.batch import check_batch_values
 from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.batch_plan import training_plan
 from rhofast.data.sampling.mixture import Mixture
@@ -144,6 +145,12 @@ def replay_batch(
         raise ConfigError(f"--world-size {ranks}: must divide train.batch_size={config.train.batch_size}")
     if not 0 <= rank < ranks:
         raise ConfigError(f"--rank {rank}: must be in [0, {ranks - 1}]; step {step} of {run} ran on {ranks} rank(s)")
+    check_batch_values(
+        clips=config.train.batch_size // ranks * config.clips.num_clips,
+        num_frames=config.clips.num_frames,
+        size=config.augment.size,
+        hint="only smaller batches can be computed again",
+    )
     with _open_loader(run, config, rank, ranks) as loader:
         digest = loader.state_dict()["digest"]
         before = start.get("digest")

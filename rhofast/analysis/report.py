@@ -21,9 +21,10 @@ from rhofast.display import html_text
 from rhofast.errors import ConfigError
 from rhofast.evaluation.result_file import read_result
 from rhofast.storage.files import write_atomically
-from rhofast.storage.strict_json import read_record
+from rhofast.storage.strict_json import read_bounded, read_record
 
 _FACT = 1_000  # characters of a fact, a message or a setting
+_MAX_PICTURE = 64 << 20  # bytes of clips.png
 _MAX_MESSAGES = 20  # the last ones are shown
 _MAX_TITLE_NAMES = 4  # runs whose names fit into the title
 _STYLE = """
@@ -263,7 +264,7 @@ def _pictures(run: RunLog) -> list[str]:
         parts += ["<h2>Confusion matrix</h2>", f"<div class=square>{confusion_image(run.knn)}</div>"]
     clips = RunFolder(run.folder).clips
     if clips.is_file():
-        encoded = base64.b64encode(clips.read_bytes()).decode()
+        encoded = base64.b64encode(read_bounded(clips, raises=ConfigError, max_bytes=_MAX_PICTURE)).decode()
         parts += [
             "<h2>Training clips</h2>",
             "<p class=faint>Rows of the same video are positive pairs. The line below a clip describes its plan.</p>",

@@ -1,6 +1,7 @@
 """Read the files of a run folder that hold one JSON object per line: metrics.jsonl and bad_samples.jsonl.
 
-A line that was cut short, by a full disk or a killed process, is passed over. Every other line must fit its model.
+A last line that was cut short, by a full disk or a killed process, is passed over. Such a line can also stand in the
+middle, if the run went on: it is passed over too, but said. Every other line must fit its model.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rhofast.storage.strict_json import parse_record
 
 _MAX_BYTES = 256 << 20  # a million logged windows take about this much
 _MAX_LINE = 1 << 20
+_NAMED = 5  # lines that are named in a warning
 
 _Plain = bool | int | float | str | None
 _Step = Annotated[int, Field(ge=0, lt=1 << 53)]
@@ -96,10 +98,25 @@ class _BadSample(BaseModel):
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a metrics file, or none if it is missing.
 
+    Lines in the middle that are not JSON are named by a line of kind "warning" in the place of the first of them.
+
     Raises:
         ConfigError: The file cannot be read, or a line that is whole does not fit.
     """
-    return list(_read(path, _AnyLine))
+    lines: list[dict[str, Any]] = []
+    unread: list[int] = []
+    place = 0
+    for number, values in _read(path, _AnyLine):
+        if values is not None:
+            lines.append(values)
+            continue
+        place = place if unread else len(lines)
+        unread.append(number)
+    if unread:
+        numbers = ", ".join(map(str, unread[:_NAMED])) + (", ..." if len(unread) > _NAMED else "")
+        text = f"{path.name}: {len(unread)} of its lines cannot be read and are passed over: {numbers}"
+        lines.insert(place, {"kind": "warning", "step": lines[place - 1]["step"] if place else 0, "text": text})
+    return lines
 
 
 def read_bad_samples(path: Path) -> list[dict[str, Any]]:
@@ -108,15 +125,15 @@ def read_bad_samples(path: Path) -> list[dict[str, Any]]:
     Raises:
         ConfigError: The file cannot be read, or a line that is whole does not fit.
     """
-    return list(_read(path, _BadSample))
+    return [values for _, values in _read(path, _BadSample) if values is not None]
 
 
-def _read(path: Path, kind: Any) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a file that fit a model.
+def _read(path: Path, kind: Any) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Yield (number, values) of the lines of a file; None for a line that is no JSON object.
 
     Args:
         path: The file.
-        kind: The model of a line.
+        kind: The model of a line. A JSON object that does not fit it is an error.
     """
     try:
         with open_regular(path) as file:
@@ -128,11 +145,12 @@ def _read(path: Path, kind: Any) -> Iterator[dict[str, Any]]:
                 try:
                     values = json.loads(line)
                 except (ValueError, RecursionError):
-                    continue
-                if not isinstance(values, dict):  # the end of a line whose beginning is lost
-                    continue
-                parse_record(line, kind, where=f"{path}: line {number}", raises=ConfigError)
-                yield values
+                    values = None
+                if isinstance(values, dict):
+                    parse_record(line, kind, where=f"{path}: line {number}", raises=ConfigError)
+                    yield number, values
+                elif line.endswith(b"\n") and line.strip():  # not what a process writes, or has begun to write
+                    yield number, None
     except FileNotFoundError:
         return
     except OSError as error:

@@ -9,7 +9,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from rhofast.config.section import Count, Finite, PathField, Positive, Probability, Range, Section, Triple
+from rhofast.config.section import (
+    Count,
+    Finite,
+    PathField,
+    Positive,
+    Probability,
+    Range,
+    Section,
+    Size,
+    Triple,
+    Workers,
+)
 from rhofast.storage.address import check_address
 
 
@@ -57,13 +68,13 @@ class DataConfig(Section):
     """Whether lanes keep their shards in every epoch. A node whose cache holds its lanes then downloads each shard
     once per run instead of once per epoch. Requires `lanes` > 1."""
 
-    threads: Count = 4
+    threads: Workers = 4
     """Number of reading threads per process."""
 
-    decode_threads: Count = 2
+    decode_threads: Workers = 2
     """Number of decoding threads per process."""
 
-    prefetch: Count = 2
+    prefetch: Workers = 2
     """Number of batches that may wait in each queue of the loader."""
 
     max_bad: Probability = 0.01
@@ -87,7 +98,7 @@ class DataConfig(Section):
     cache_gb: Positive = 50.0
     """Maximum size of the cache in GB."""
 
-    downloads: Count = 4
+    downloads: Workers = 4
     """Number of shards of a set that one process downloads at the same time, ahead of their use."""
 
     @field_validator("train", mode="before")
@@ -131,13 +142,13 @@ class DataConfig(Section):
 class ClipConfig(Section):
     """Temporal sampling: `num_clips` (rho) clips of `num_frames` (T) frames, `frame_stride` (tau) apart at `fps`."""
 
-    num_clips: Count = 2
+    num_clips: Annotated[int, Field(ge=1, le=1024)] = 2
     """Number of clips per video (rho). 1: two augmentations of the same frames."""
 
-    num_frames: Count = 8
+    num_frames: Annotated[int, Field(ge=1, le=4096)] = 8
     """Number of frames per clip (T)."""
 
-    frame_stride: Count = 8
+    frame_stride: Annotated[int, Field(ge=1, le=1_000_000)] = 8
     """Distance between two frames of a clip, in frames at `fps` (tau)."""
 
     fps: Positive = 30.0
@@ -190,7 +201,7 @@ class ClipConfig(Section):
 class AugmentConfig(Section):
     """Augmentation of the pixels, drawn per clip. The defaults are those of the released configurations."""
 
-    size: Annotated[int, Field(ge=8)] = 224
+    size: Size = 224
     """Side of the square output in pixels."""
 
     crop: Literal["area", "short_side", "center"] = "area"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rhofast.config.section import Count, PathField, Positive, Range, Section
+from rhofast.config.section import Count, PathField, Positive, Range, Section, Size
 
 
 class OptimConfig(Section):
@@ -70,7 +70,7 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """The training loop. Exactly one of `epochs` and `steps` sets its length."""
 
-    batch_size: Count = 512
+    batch_size: Annotated[int, Field(ge=1, le=1 << 24)] = 512
     """Number of videos in a batch of all ranks together."""
 
     accumulate: Count = 1
@@ -170,22 +170,22 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """The evaluations on held-out videos."""
 
-    views: Count = 2
+    views: Annotated[int, Field(ge=1, le=1024)] = 2
     """Number of uniformly spaced clips per video, each a center square, for kNN, for extracted features and for the
     features that classifiers train on."""
 
-    test_views: Count = 10
+    test_views: Annotated[int, Field(ge=1, le=1024)] = 10
     """Number of uniformly spaced clips per test video of a classifier. Its softmax scores are averaged over all views
     (released code: 10)."""
 
     test_crops: Literal[1, 3] = 3
     """Number of square crops along the long side of each clip of `test_views`: 1 (center) or 3 (released code)."""
 
-    test_size: Annotated[int, Field(ge=8)] | None = None
+    test_size: Size | None = None
     """Side of the test crops in pixels. None: `augment.size` (the released code tests with 256 after training with
     224)."""
 
-    batch_size: Count = 64
+    batch_size: Annotated[int, Field(ge=1, le=1 << 20)] = 64
     """Number of clips per forward pass on each rank."""
 
     keep: PathField | None = None

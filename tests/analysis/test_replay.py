@@ -205,6 +205,14 @@ def test_samples_that_were_bad_then_or_are_bad_only_now_are_reported(shards: Sha
     assert replay_batch(run, step=1).notes == ()
 
 
+def test_a_batch_beyond_all_memory_is_refused_before_it_is_read(shards: ShardSet, config: Config) -> None:
+    huge = config.model_copy(update={"augment": config.augment.model_copy(update={"size": 4096})})
+    huge = huge.model_copy(update={"train": huge.train.model_copy(update={"batch_size": 1 << 20})})
+    run = write_run(huge, start(shards, 0, 1), step_line(4))
+    with pytest.raises(ConfigError, match=r"4096 x 4096 pixels has [0-9,]+ values; the limit is 4,294,967,296"):
+        replay_batch(run, step=1)
+
+
 def test_a_folder_that_is_no_run_is_refused(shards: ShardSet, config: Config, tmp_path: Path) -> None:
     assert not is_run(shards.root) and not is_run(tmp_path / "nowhere")
     run = write_run(config)

@@ -1,6 +1,7 @@
 """The report of a run, from the files that the run has written."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -96,6 +97,17 @@ def test_the_later_line_of_a_step_counts_and_a_cut_line_is_ignored(tmp_path: Pat
     assert len(read_metrics(run / "metrics.jsonl")) == 5
     page = write_report([run]).read_text()
     assert "-1.5000" in page and "-9.0000" not in page and "resumed once" in page
+
+
+def test_lines_in_the_middle_that_cannot_be_read_are_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [START, step(1), step(2)], tail='{"kind": "st')
+    path = run / "metrics.jsonl"
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([first, '{"kind": "step", "st', others[0], '"x", "step": 3}', "[3]", *others[1:]]))
+    lines = read_metrics(path)
+    assert [line["kind"] for line in lines] == ["start", "warning", "step", "step"]
+    assert lines[1]["text"] == "metrics.jsonl: 3 of its lines cannot be read and are passed over: 2, 4, 5"
+    assert lines[1]["text"] in write_report([run]).read_text()
 
 
 @pytest.mark.parametrize(
@@ -198,3 +210,11 @@ def test_facts_of_a_run_bring_no_markup_into_the_page(tmp_path: Path) -> None:
     text = write_report([run], tmp_path / "page.html").read_text()
     assert "<script" not in text and "<b>" not in text and "onload='x" not in text and "\x1b" not in text
     assert "&amp;rho; &lt;script&gt;" in text and "\u03c1 = " in text
+
+
+def test_a_picture_of_a_stranger_s_run_is_limited(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [START, step(1)])
+    (run / "clips.png").touch()
+    os.truncate(run / "clips.png", 1 << 33)
+    with pytest.raises(ConfigError, match=r"clips\.png: larger than"):
+        write_report([run])

@@ -185,3 +185,29 @@ def test_what_save_backbone_writes_is_loaded_to_the_bit(tmp_path: Path) -> None:
     loaded = load_backbone(tmp_path / "x.safetensors")
     assert loaded.card == {"origin": "here"}
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ("data", "threads"),
+        ("data", "decode_threads"),
+        ("data", "prefetch"),
+        ("data", "downloads"),
+        ("clips", "num_clips"),
+        ("clips", "num_frames"),
+        ("clips", "frame_stride"),
+        ("augment", "size"),
+        ("train", "batch_size"),
+        ("eval", "batch_size"),
+        ("eval", "views"),
+        ("eval", "test_views"),
+        ("eval", "test_size"),
+    ],
+)
+def test_no_number_of_a_config_asks_for_more_than_a_machine_has(section: str, key: str) -> None:
+    values: dict[str, Any] = {"name": "run", "train": {"steps": 9}}
+    values[section] = {**values.get(section, {}), key: 2_000_000_000}
+    with pytest.raises(ConfigError, match=rf"{section}\.{key}") as caught:
+        parse_config(values, where="config.json")
+    assert "\n" not in str(caught.value)

@@ -54,62 +54,75 @@ class Failure:
 
 
 def run_cases(
+    worker: Worker,
     reader: str,
     make: Make,
     *,
     seeds: Iterable[int],
     folder: Path,
     seconds: float = SECONDS,
-    memory: int = MEMORY,
     warm: Path | None = None,
 ) -> list[Failure]:
     """Run a reader on one case per seed.
 
     Args:
+        worker: The process, which may have run other readers before.
         reader: `module:function`, called with the path or the bytes of a case.
         make: Makes the case of a seed.
         seeds: The seeds.
         folder: Where cases are written; those that failed remain.
         seconds: Longest time for a case.
-        memory: Most resident memory of the worker. Of addresses it may have a few times as much.
-        warm: An honest case that each worker runs first, without a limit, so that it has imported what it needs.
+        warm: An honest case that each process runs first, without a limit, so that it has imported what it needs.
 
     Returns:
         The failures, in the order of their seeds.
     """
-    failures, worker = [], Worker(reader, memory, warm)
-    try:
-        for seed in seeds:
-            place = folder / f"{seed:06d}"
-            place.mkdir(parents=True)
-            case = make(np.random.default_rng(seed), place)
-            if isinstance(case, bytes):
-                (place / "case.bin").write_bytes(case)
-            what = worker.run(case if isinstance(case, Path) else place / "case.bin", isinstance(case, bytes), seconds)
-            if what is None:
-                shutil.rmtree(place)
-            else:
-                failures.append(Failure(seed, place, what))
-    finally:
-        worker.close()
+    failures = []
+    for seed in seeds:
+        place = folder / f"{seed:06d}"
+        place.mkdir(parents=True)
+        case = make(np.random.default_rng(seed), place)
+        if isinstance(case, bytes):
+            (place / "case.bin").write_bytes(case)
+        path = case if isinstance(case, Path) else place / "case.bin"
+        worker.prepare(reader, warm)
+        what = worker.run(reader, path, isinstance(case, bytes), seconds)
+        if what is None:
+            shutil.rmtree(place)
+        else:
+            failures.append(Failure(seed, place, what))
     return failures
 
 
 @dataclass
 class Worker:
-    """A process that runs a reader, and is started again if it ends."""
+    """A process that runs readers, and is started again if it ends.
 
-    reader: str
+    Attributes:
+        memory: Most resident memory. Of addresses it may have a few times as much.
+        imports: Modules that the process imports first; the addresses that they reserve are not counted.
+    """
+
     memory: int = MEMORY
-    warm: Path | None = None
+    imports: tuple[str, ...] = ("torch",)
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     printed: IO[bytes] = field(init=False)
+    prepared: set[str] = field(default_factory=set, init=False)
 
-    def run(self, case: Path, as_bytes: bool, seconds: float) -> str | None:
-        """Return what went wrong with a case, or None."""
-        process = self.process or self._start()
-        assert process.stdin is not None
-        request = {"case": str(case), "bytes": as_bytes}
+    def prepare(self, reader: str, warm: Path | None) -> None:
+        """Import a reader, and run an honest case, unless the process has done so."""
+        if self.process is None:
+            self._start()
+        if reader not in self.prepared:
+            what = self.run(reader, warm, False, _START_SECONDS)
+            assert what is None and self.process is not None, f"{reader} fails with the honest case: {what}"
+            self.prepared.add(reader)
+
+    def run(self, reader: str, case: Path | None, as_bytes: bool, seconds: float) -> str | None:
+        """Return what went wrong with a case, or None. Without a case, the reader is only imported."""
+        process = self.process
+        assert process is not None and process.stdin is not None
+        request = {"reader": reader, "case": None if case is None else str(case), "bytes": as_bytes}
         process.stdin.write(json.dumps(request).encode() + b"\n")
         process.stdin.flush()
         reply = self._reply(seconds)
@@ -130,19 +143,16 @@ class Worker:
         if self.process is not None:
             self._death()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.fuzz.harness", self.reader, "--serve", str(self.memory)]
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "tests.fuzz.harness", "--serve", str(self.memory), *self.imports]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "2"}
+        self.prepared.clear()
         self.printed = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.printed
         )
         if self._reply(_START_SECONDS) != b"ready\n":
-            raise RuntimeError(f"the worker of {self.reader} does not start: {self._death()}")
-        if self.warm is not None:
-            what = self.run(self.warm, False, _START_SECONDS)
-            assert what is None and self.process is not None, f"{self.reader} fails with the honest case: {what}"
-        return self.process
+            raise RuntimeError(f"the worker does not start: {self._death()}")
 
     def _reply(self, seconds: float) -> bytes | None:
         """Return the worker's next reply; None if none came in time, nothing if it died."""
@@ -184,11 +194,12 @@ def run_one(function: Callable[[Any], object], case: Any) -> str | None:
     return None
 
 
-def serve(reader: str, memory: int) -> None:
+def serve(memory: int, imports: Iterable[str]) -> None:
     """Run the cases that are named on standard input; reply with what went wrong and the peak of resident memory."""
+    for name in imports:
+        importlib.import_module(name)
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what readers and libraries print is no reply
-    function = load(reader)
     faulthandler.enable()
     limit = _status("VmSize") + 4 * memory  # threads reserve addresses that they do not use
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -196,9 +207,11 @@ def serve(reader: str, memory: int) -> None:
     replies.write(b"ready\n")
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        case = Path(request["case"])
+        function, what = load(request["reader"]), None
         Path("/proc/self/clear_refs").write_text("5")  # begin a new peak
-        what = run_one(function, case.read_bytes() if request["bytes"] else case)
+        if request["case"] is not None:
+            case = Path(request["case"])
+            what = run_one(function, case.read_bytes() if request["bytes"] else case)
         replies.write(json.dumps({"what": what, "peak": _status("VmHWM")}).encode() + b"\n")
 
 
@@ -209,7 +222,7 @@ def _status(name: str) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[2] == "--serve":
-        serve(sys.argv[1], int(sys.argv[3]))
+    if sys.argv[1] == "--serve":
+        serve(int(sys.argv[2]), sys.argv[3:])
     else:
         sys.exit(run_one(load(sys.argv[1]), Path(sys.argv[2])))

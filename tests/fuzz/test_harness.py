@@ -11,7 +11,7 @@ import numpy as np
 
 from rhofast.errors import ShardFormatError
 from rhofast.storage.strict_json import parse_record
-from tests.fuzz.harness import run_cases
+from tests.fuzz.harness import Worker, run_cases
 from tests.fuzz.mutations import mutate_json
 
 
@@ -50,7 +50,10 @@ def test_each_fault_is_reported_with_its_seed_and_file_and_the_next_case_runs(tm
         (folder / "case").write_text(words[int(folder.name)])
         return folder / "case"
 
-    failures = run_cases("tests.fuzz.test_harness:misbehave", make, seeds=range(len(words)), folder=tmp_path, seconds=1)
+    worker = Worker(imports=())
+    reader, seeds = "tests.fuzz.test_harness:misbehave", range(len(words))
+    failures = run_cases(worker, reader, make, seeds=seeds, folder=tmp_path, seconds=1)
+    worker.close()
     found = {(case.case / "case").read_text(): case for case in failures}
     assert list(found) == [word for word, text in FAILURES.items() if text is not None]
     assert all(str(FAILURES[word]) in case.what and case.seed == words.index(word) for word, case in found.items())

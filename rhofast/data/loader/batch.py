@@ -19,9 +19,29 @@ import torch
 
 from rhofast.data.format.index import IndexRow
 from rhofast.data.types import AugmentPlan, ClipPlan, Position, Sample, Views
-from rhofast.errors import SampleError
+from rhofast.errors import ConfigError, SampleError
 
 Int64Array = npt.NDArray[np.int64]
+
+MAX_BATCH_VALUES = 1 << 32  # 17 GB as float32
+
+
+def check_batch_values(*, clips: int, num_frames: int, size: int, hint: str) -> None:
+    """Raise ConfigError if a batch is larger than any machine needs, as the config of a stranger's run may ask.
+
+    Args:
+        clips: Clips of the batch, of all videos together.
+        num_frames: Frames per clip.
+        size: Side of the square frames in pixels.
+        hint: Remedy that the error names.
+    """
+    values = clips * num_frames * size * size * 3
+    if values > MAX_BATCH_VALUES:
+        raise ConfigError(
+            f"a batch of {clips} clips of {num_frames} frames of {size} x {size} pixels has {values:,} values; "
+            f"the limit is {MAX_BATCH_VALUES:,}",
+            hint=hint,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

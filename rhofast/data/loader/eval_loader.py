@@ -9,7 +9,7 @@ import torch
 from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.bad_samples import BadSampleLog, DropBadSamples
-from rhofast.data.loader.batch import Int64Array
+from rhofast.data.loader.batch import Int64Array, check_batch_values
 from rhofast.data.loader.batch_planner import EvaluationPlanner
 from rhofast.data.loader.staged_loader import StagedLoader
 from rhofast.data.sampling.mixture import Mixture
@@ -43,7 +43,7 @@ class EvalLoader(StagedLoader):
         bad: The errors of the samples that were left out so far.
 
     Raises:
-        ConfigError: A decoder is not available.
+        ConfigError: A decoder is not available, or a batch has more than MAX_BATCH_VALUES values.
     """
 
     def __init__(
@@ -63,6 +63,12 @@ class EvalLoader(StagedLoader):
         dtype: torch.dtype = torch.float32,
         bad_log: Path | None = None,
     ) -> None:
+        check_batch_values(
+            clips=batch_size * views * crops,
+            num_frames=clips.num_frames,
+            size=augment.size,
+            hint="decrease eval.batch_size, the number of views, clips.num_frames or the size",
+        )
         self._evaluation_planner = EvaluationPlanner(
             shards,
             clips,

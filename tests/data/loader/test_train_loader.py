@@ -348,6 +348,12 @@ def test_evaluation_sees_every_sample_exactly_once(shards: ShardSet, world: int)
     assert seen == list(range(13))
 
 
+def test_a_batch_of_evaluation_beyond_all_memory_is_refused(shards: ShardSet) -> None:
+    options = {"clips": CLIPS, "augment": AugmentConfig(size=4096), "data": DataConfig(), "batch_size": 64, "views": 9}
+    with pytest.raises(ConfigError, match=r"the limit is 4,294,967,296 \(decrease eval\.batch_size"):
+        EvalLoader(shards, **options)  # type: ignore[arg-type]
+
+
 def test_evaluation_leaves_bad_samples_out_and_says_so(shards: ShardSet, tmp_path: Path) -> None:
     flip_byte_of(shards, 6)
     log = tmp_path / "bad.jsonl"
