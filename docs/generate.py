@@ -1,6 +1,6 @@
 """Make the pages of the documentation that the code knows best, and fit links to the site; a hook of MkDocs.
 
-    README.md, CHANGELOG.md, CONTRIBUTING.md, benchmarks/README.md  -->  pages of the site, as they stand
+    README.md, CHANGELOG.md, CONTRIBUTING.md, SECURITY.md, benchmarks/README.md  -->  pages of the site, as they stand
     rhofast.config.schema, options of methods, backbones, codecs    -->  reference/config.md
     rhofast.cli.app                                                 -->  reference/cli.md
     rhofast.training.metrics.METRICS                                -->  reference/metrics.md
@@ -31,6 +31,7 @@ COPIES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "benchmarks/README.md": "benchmarks.md",
 }
 

@@ -51,15 +51,18 @@ def test_what_is_saved_is_the_moment_of_the_call(tmp_path: Path, gate: threading
 
 def test_one_at_a_time_and_in_the_same_memory(tmp_path: Path, gate: threading.Event) -> None:
     weight = torch.ones(3)
-    with AsyncCheckpointWriter(tmp_path, keep=1) as writer:
+    with AsyncCheckpointWriter(tmp_path, keep=2) as writer:
         writer.reserve(checkpoint(0, weight))
         writer.save(checkpoint(1, weight))
         threading.Timer(0.2, gate.set).start()
         writer.save(checkpoint(2, weight + 1))  # waits, or the first would become the second
-        (first,) = writer.poll()
-        assert first.step == 1
-    assert [saved.step for saved in writer.poll()] == [2]
-    assert [path.name for path in sorted((tmp_path / "checkpoints").glob("step-*"))] == ["step-00000002"]
+        assert gate.is_set()
+        written = writer.poll()  # of the second it is not known whether it is written already
+    written += writer.poll()
+    assert [(saved.step, saved.error) for saved in written] == [(1, None), (2, None)]
+    for step in (1, 2):
+        loaded = load_checkpoint(tmp_path / "checkpoints" / f"step-{step:08d}")
+        assert torch.equal(loaded.method["weight"], torch.full((3,), float(step)))
 
 
 @pytest.mark.parametrize(

@@ -316,6 +316,17 @@ def test_every_page_is_in_the_navigation() -> None:
     assert listed == written | set(GENERATE.GENERATED) | set(GENERATE.COPIES.values())
 
 
+def test_every_promise_to_readers_of_strangers_files_has_its_tests() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    rows = text.split("## Which tests hold the promises")[1].split("##")[0].strip().splitlines()[2:]
+    assert len(rows) > 20
+    for row in rows:
+        tests = re.findall(r"`(tests/[a-z_/]+\.py)::(test_[a-z0-9_]+)`", row)
+        assert tests and row.count("`") % 2 == 0, row
+        for path, name in tests:
+            assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{name} does not exist"
+
+
 def test_links_of_the_repository_become_links_of_the_site() -> None:
     text = (
         "[a](../../configs/demo.toml) [b](distributed.md#one) [c](../../benchmarks/README.md) ![d](../assets/clips.png)"
