@@ -27,14 +27,16 @@ class Section(BaseModel):
 AnySection = TypeVar("AnySection", bound=Section)
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+# Limits far beyond every use, and far within what clocks, files and float64 arithmetic can hold; never infinite.
+Finite = Annotated[float, Field(ge=-1e9, le=1e9)]
+Positive = Annotated[float, Field(gt=0, le=1e9)]
+NonNegative = Annotated[float, Field(ge=0, le=1e9)]
+Count = Annotated[int, Field(ge=1, lt=1 << 63)]
 # A config may come with a run of somebody else: what costs memory or threads at once has an upper limit.
 Size = Annotated[int, Field(ge=8, le=4096)]  # side of a square of pixels
 Workers = Annotated[int, Field(ge=1, le=1024)]  # threads, or entries of a queue
-Range = Annotated[tuple[float, float], Field(strict=False)]
-Triple = Annotated[tuple[float, float, float], Field(strict=False)]
+Range = Annotated[tuple[Finite, Finite], Field(strict=False)]
+Triple = Annotated[tuple[Finite, Finite, Finite], Field(strict=False)]
 _COLLAPSED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib makes one slash of two
 
 

@@ -6,7 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rhofast.config.section import Count, PathField, Positive, Range, Section, Size
+from rhofast.config.section import Count, NonNegative, PathField, Positive, Section, Size
+
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(Section):
@@ -22,16 +24,16 @@ class OptimConfig(Section):
     base_batch: Count = 64
     """Batch size, in videos, to which `base_lr` and `warmup_lr` refer."""
 
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: _Decay = 0.9
     """Momentum of LARS and SGD."""
 
     nesterov: bool = True
     """Whether LARS and SGD use Nesterov momentum."""
 
-    betas: Range = (0.9, 0.999)
+    betas: Annotated[tuple[_Decay, _Decay], Field(strict=False)] = (0.9, 0.999)
     """Decay rates [beta1, beta2] of AdamW's moving averages."""
 
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-6
+    weight_decay: NonNegative = 1e-6
     """Weight decay of all parameters except those of normalization layers."""
 
     trust: Positive = 0.001
@@ -47,10 +49,10 @@ class OptimConfig(Section):
     decay: Positive = 0.1
     """Factor by which the rate is multiplied at each of `decay_epochs`."""
 
-    warmup_epochs: Annotated[float, Field(ge=0)] = 35.0
+    warmup_epochs: NonNegative = 35.0
     """Length of the linear warm-up from `warmup_lr` to the schedule's curve, in epochs. 0: no warm-up."""
 
-    warmup_lr: Annotated[float, Field(ge=0)] = 0.001
+    warmup_lr: NonNegative = 0.001
     """Learning rate at the start of the warm-up, for a batch of `base_batch` videos."""
 
     clip: Positive | None = None

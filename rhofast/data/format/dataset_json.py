@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from rhofast.config.section import Finite, Section
+from rhofast.config.section import Section
 from rhofast.data.codecs import build_codec
 from rhofast.data.format.index import VERSION
 from rhofast.data.format.index_file import IndexFacts
@@ -26,6 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # no name leads out of
 _Size = Annotated[int, Field(ge=0, lt=1 << 60)]
 _Rows = Annotated[int, Field(ge=1, lt=1 << 31)]
 _Frames = Annotated[int, Field(ge=1, lt=1 << 44)]
+_Seconds = Annotated[float, Field(ge=0, le=1e15)]
 _Several = Annotated[int, Field(ge=0)]
 
 
@@ -46,7 +47,7 @@ class ShardInfo(Section):
     name: str
     samples: _Rows
     frames: _Frames
-    seconds: Annotated[Finite, Field(ge=0)]
+    seconds: _Seconds
     bytes: _Size
     index_bytes: _Size
     tar_sha256: str

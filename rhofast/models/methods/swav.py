@@ -18,15 +18,14 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from rhofast.config.section import Count, Positive, Section
+from rhofast.config.section import Count, NonNegative, Positive, Section
 from rhofast.distributed.collectives import all_gather
 from rhofast.distributed.process_group import rank
 from rhofast.models.batch_norm import synchronize_batch_norm
 from rhofast.models.methods.heads import build_projector, embedding_spread, full_precision
 from rhofast.models.methods.method import Method, TrainingProgress
 
-Epochs = Annotated[float, Field(ge=0)]
-Sharpness = Annotated[float, Field(ge=0.0125)]  # 1 / it is exponentiated in float32, whose limit is exp(88.7)
+Sharpness = Annotated[float, Field(ge=0.0125, le=1e9)]  # 1 / it is exponentiated in float32, whose limit is exp(88.7)
 
 
 class SwAVConfig(Section):
@@ -71,13 +70,13 @@ class SwAVConfig(Section):
     loss: Literal["sum", "mean"] = "sum"
     """How the losses of a chain are combined: "sum" (released code) or "mean"."""
 
-    frozen_epochs: Epochs = 1.0
+    frozen_epochs: NonNegative = 1.0
     """Number of epochs at the start in which the prototypes are not updated. 0: they are always updated."""
 
     queue: Count | None = None
     """Number of past embeddings, per coded clip, that help to balance the codes. None: no queue (released code)."""
 
-    queue_epoch: Epochs = 15.0
+    queue_epoch: NonNegative = 15.0
     """Epoch from which the queue is filled. It is used once it is full."""
 
     batch_norm: Literal["node", "sync", "local"] = "node"
