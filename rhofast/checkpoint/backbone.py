@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from rhofast.data.sampling.rng import Stream, bits
 from rhofast.errors import ResumeError
 from rhofast.models.backbones import build_backbone
 from rhofast.models.weight_fit import find_misfit, state_on_meta
+from rhofast.storage.user_code import renamed
 
 
 class SavedWeights(Protocol):
@@ -27,6 +29,11 @@ class SavedWeights(Protocol):
     @property
     def method(self) -> dict[str, Tensor]:
         """State dict of the method."""
+        ...
+
+    @property
+    def code(self) -> Mapping[str, str]:
+        """The SHA-256 of the files that define `backbone` and `method`, where these are code of the user's own."""
         ...
 
 
@@ -43,23 +50,42 @@ def trained_backbone(folder: Path) -> tuple[nn.Module, Config]:
     """Return the trained backbone of a checkpoint folder, and the configuration of its run.
 
     Raises:
+        ConfigError: The backbone is code of a user.
         ResumeError: The folder is not a whole checkpoint, or its weights do not fit its configuration.
     """
     checkpoint = load_checkpoint(folder)
     return backbone_of(checkpoint, str(folder)), checkpoint.config
 
 
-def backbone_of(checkpoint: SavedWeights, where: str) -> nn.Module:
+def with_named_code(checkpoint: SavedWeights, named: str | None, where: str) -> Config:
+    """Return the configuration of a checkpoint with the name under which the code of its backbone may be imported.
+
+    Args:
+        checkpoint: The checkpoint.
+        named: The `backbone.name` that the user gave on the command line or in a config, or None.
+        where: What the checkpoint is called in errors.
+
+    Raises:
+        ConfigError: The backbone is code of a user, and not named, or the code cannot be imported.
+    """
+    section = checkpoint.config.backbone
+    name = renamed(section.name, checkpoint.code.get("backbone"), named, where=where)
+    return checkpoint.config.model_copy(update={"backbone": section.model_copy(update={"name": name})})
+
+
+def backbone_of(checkpoint: SavedWeights, where: str, *, named: str | None = None) -> nn.Module:
     """Build the backbone of a checkpoint; nothing is allocated that its weights do not fill.
 
     Args:
         checkpoint: The checkpoint.
         where: What the checkpoint is called in errors.
+        named: The `backbone.name` that the user gave, without which no code of a user is imported.
 
     Raises:
+        ConfigError: The backbone is code of a user, and not named or not fit.
         ResumeError: The weights do not fit the configuration.
     """
-    config, prefix = checkpoint.config, "backbone."
+    config, prefix = with_named_code(checkpoint, named, where), "backbone."
     weights = {key.removeprefix(prefix): value for key, value in checkpoint.method.items() if key.startswith(prefix)}
     try:
         misfit = find_misfit(state_on_meta(lambda: _build(config)), weights)

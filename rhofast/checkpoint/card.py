@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rhofast.checkpoint.records import Sha256
 from rhofast.config.section import Section
 
 _MAX_PIXELS = 1 << 26  # of a clip, over all frames: 256 frames of 512 x 512
@@ -65,13 +66,21 @@ class _Backbone(BaseModel):
 
 
 class Notes(BaseModel):
-    """The text `rhofast` in the metadata of an export."""
+    """The text `rhofast` in the metadata of an export.
+
+    Attributes:
+        version: Version of the format.
+        backbone: Name and options of the backbone.
+        card: The card.
+        code: The SHA-256 of the file that defines the backbone, where it is code of a user; otherwise None.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     version: int
     backbone: _Backbone
     card: Card
+    code: Sha256 | None = None
 
     @property
     def options(self) -> dict[str, Any]:

@@ -20,7 +20,8 @@ import os
 import re
 import secrets
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,6 +66,7 @@ class Checkpoint:
         method: State dict of the method, or of a classifier.
         optimizer: State dict of the optimizer.
         scaler: State of the loss scaler in fp16, or None.
+        code: The SHA-256 of the files that define `backbone` and `method`, where these are code of the user's own.
     """
 
     step: int
@@ -73,6 +75,7 @@ class Checkpoint:
     method: dict[str, Tensor]
     optimizer: dict[str, Any]
     scaler: dict[str, Any] | None = None
+    code: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +105,7 @@ def serialize_checkpoint(checkpoint: Checkpoint) -> SerializedCheckpoint:
         "optimizer": plain,
         "scaler": checkpoint.scaler,
         "config": dump_config(checkpoint.config),
+        "code": dict(checkpoint.code),
     }
     text = json.dumps(state, indent=1)
     return SerializedCheckpoint(step=checkpoint.step, state=text, method=checkpoint.method, optimizer=tensors)
@@ -266,6 +270,7 @@ def load_checkpoint(folder: Path, *, check: bool = True) -> Checkpoint:
         method=read_tensors(folder / _METHOD, raises=ResumeError, hint=_OTHER),
         optimizer=_join_optimizer(tensors, state.optimizer),
         scaler=state.scaler,
+        code={str(kind): digest for kind, digest in state.code.items()},
     )
 
 

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rhofast.checkpoint.backbone import backbone_of
+from rhofast.checkpoint.backbone import backbone_of, with_named_code
 from rhofast.checkpoint.card import InputCard, Notes
 from rhofast.checkpoint.records import Version
 from rhofast.checkpoint.run_folder import RunFolder
@@ -40,6 +40,7 @@ from rhofast.storage.address import is_remote
 from rhofast.storage.files import as_path, check_writable, replacing
 from rhofast.storage.strict_json import parse_record
 from rhofast.storage.tensor_file import read_tensor_header, read_tensors
+from rhofast.storage.user_code import imported_digest, renamed
 
 VERSION = 1
 
@@ -67,6 +68,11 @@ class SavedRun(Protocol):
         """State dict of the method."""
         ...
 
+    @property
+    def code(self) -> Mapping[str, str]:
+        """The SHA-256 of the files that define `backbone` and `method`, where these are code of the user's own."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transfer:
@@ -87,7 +93,9 @@ class Transfer:
     card: dict[str, Any]
 
 
-def export_checkpoint(saved: SavedRun, target: Path, *, format: str, run: Path | None = None) -> Transfer:
+def export_checkpoint(
+    saved: SavedRun, target: Path, *, format: str, run: Path | None = None, named: str | None = None
+) -> Transfer:
     """Write the trained backbone of a checkpoint to a file.
 
     Args:
@@ -96,6 +104,7 @@ def export_checkpoint(saved: SavedRun, target: Path, *, format: str, run: Path |
         format: "safetensors" or one of WEIGHT_FORMATS. "pyslowfast" writes {"model_state", "cfg", "epoch"}, for
             PySlowFast's fine-tuning and tests (which count epochs anew).
         run: The run folder, for the metrics that were logged at this very step; None: without them.
+        named: The `backbone.name` that the user gave, without which no code of a user is imported.
 
     Raises:
         ConfigError: The file cannot be written, or the format does not hold this backbone.
@@ -103,9 +112,9 @@ def export_checkpoint(saved: SavedRun, target: Path, *, format: str, run: Path |
         NotFiniteError: The weights have values that are not finite.
     """
     check_writable(target)
-    config, prefix = saved.config, "backbone."
+    config, prefix = with_named_code(saved, named, "the checkpoint"), "backbone."
     name, options = config.backbone.name, config.backbone.options
-    backbone = backbone_of(saved, "the checkpoint")
+    backbone = backbone_of(saved, "the checkpoint", named=named)
     broken = find_not_finite(backbone.state_dict())
     if broken is not None:
         raise NotFiniteError(
@@ -128,6 +137,7 @@ def export_checkpoint(saved: SavedRun, target: Path, *, format: str, run: Path |
             "batch_size": config.train.batch_size,
             "seed": config.seed,
             "data": _data_card(config.data, saved.loader.get("digest")),
+            **({"code": dict(saved.code)} if saved.code else {}),
         },
         "metrics": {} if run is None else _metrics_at(RunFolder(run).metrics, saved.step),
     }
@@ -194,28 +204,41 @@ def save_backbone(
     Raises:
         OSError: The file cannot be written.
     """
-    notes = {"version": VERSION, "backbone": {"name": name, **options}, "card": card}
+    notes = {"version": VERSION, "backbone": {"name": name, **options}, "card": card, "code": imported_digest(name)}
     weights = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
     with replacing(path) as aside:
         save_file(weights, aside, metadata={"rhofast": json.dumps(notes)})
 
 
-def load_backbone(path: str | Path) -> nn.Module:
+def load_backbone(path: str | Path, *, backbone: str | None = None) -> nn.Module:
     """Load a backbone from an exported or imported file, in evaluation mode: [N, 3, T, H, W] -> [N, num_features].
 
     Its `card` is a dict; `card["input"]` says what goes in: num_frames, frame_stride, fps, size, mean, std, each None
     if it is not known, and as a sentence (`text`).
 
+    Args:
+        path: The file.
+        backbone: For a backbone of a user's own code: `package.module:function` or `path/to/file.py:function`. The
+            file holds no code, and the name in it is not imported.
+
     Raises:
         ConfigError: The file is no such export, or cannot be read.
     """
-    backbone, notes = load_with_notes(Path(path))
-    backbone.card = notes.card.model_dump(exclude_unset=True)  # type: ignore[assignment]
-    return backbone
+    network, notes = load_with_notes(Path(path), named=backbone, python=True)
+    network.card = notes.card.model_dump(exclude_unset=True)  # type: ignore[assignment]
+    return network
 
 
-def load_with_notes(path: Path) -> tuple[nn.Module, Notes]:
+def load_with_notes(path: Path, *, named: str | None = None, python: bool = False) -> tuple[nn.Module, Notes]:
     """Load a backbone in evaluation mode, and what its file says about it.
+
+    Args:
+        path: The file.
+        named: The `backbone.name` that the user gave, without which no code of a user is imported.
+        python: Whether a hint is about `load_backbone`, not about the command line.
+
+    Returns:
+        The backbone, and the notes with the name under which it was imported.
 
     Raises:
         ConfigError: The file is no export, cannot be read, or holds the weights of another network than it says.
@@ -234,7 +257,9 @@ def load_with_notes(path: Path) -> tuple[nn.Module, Notes]:
             hint="export or import it again with this rhofast",
         )
     notes = parse_record(text.encode(), Notes, where=where, raises=ConfigError)
-    name, options = notes.backbone.name, notes.options
+    recorded, options = notes.backbone.name, notes.options
+    name = renamed(recorded, notes.code, named, where=str(path), python=python)
+    notes = notes.model_copy(update={"backbone": notes.backbone.model_copy(update={"name": name})})
     weights = read_tensors(path, raises=ConfigError)
     try:
         misfit = find_misfit(state_on_meta(lambda: build_backbone(name, options)), weights)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 _Step = Annotated[int, Field(ge=0, lt=1 << 53)]
 _Number = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Plain = bool | int | float | str | None
 
 
@@ -24,7 +25,7 @@ class FileRecord(_Record):
     """
 
     bytes: int = Field(ge=0)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: Sha256
 
 
 class Manifest(_Record):
@@ -74,6 +75,7 @@ class State(_Record):
         optimizer: The optimizer's plain values.
         scaler: State of the loss scaler, or None.
         config: The run's configuration, which is parsed as every configuration is.
+        code: The SHA-256 of the files that define `backbone` and `method`, where these are code of the user's own.
     """
 
     version: int
@@ -82,3 +84,4 @@ class State(_Record):
     optimizer: OptimizerRecord
     scaler: dict[str, int | float] | None
     config: dict[str, Any]
+    code: dict[Literal["backbone", "method"], Sha256] = {}

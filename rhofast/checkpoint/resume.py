@@ -23,6 +23,7 @@ from rhofast.config.schema import Config
 from rhofast.errors import ConfigError, ResumeError
 from rhofast.models.weight_fit import find_misfit, shown
 from rhofast.storage.files import write_atomically
+from rhofast.storage.user_code import imported_digests
 
 # Settings that a run's result does not depend on. The loader compares the data by their digest, wherever they are.
 _FREE_SECTIONS = {"name", "out", "data", "eval"}
@@ -63,7 +64,7 @@ def open_run(config: Config, *, resume: bool, accept_changes: bool = False) -> O
     opened = _find_whole(run) if resume else OpenedRun()
     notes = list(opened.notes)
     if opened.checkpoint is not None:
-        notes += _accepted_changes(opened.checkpoint.config, config, accept=accept_changes)
+        notes += _accepted_changes(opened.checkpoint, config, accept=accept_changes)
     try:
         write_atomically(RunFolder(run).config, json.dumps(dump_config(config), indent=1))
     except OSError as error:
@@ -155,9 +156,12 @@ def _put_aside(folder: Path) -> Path:
         ) from None
 
 
-def _accepted_changes(old: Config, new: Config, *, accept: bool) -> list[str]:
-    """Return a line for each changed setting; raise ResumeError if the result depends on one and `accept` is off."""
-    before, now = _by_dotted_key(dump_config(old)), _by_dotted_key(dump_config(new))
+def _accepted_changes(checkpoint: Checkpoint, new: Config, *, accept: bool) -> list[str]:
+    """Return a line for each changed setting; raise ResumeError if the result depends on one and `accept` is off.
+
+    The files that define a backbone or a method of the user's own are compared by their SHA-256.
+    """
+    before, now = _by_dotted_key(dump_config(checkpoint.config)), _by_dotted_key(dump_config(new))
     free: list[str] = []
     others: list[str] = []
     for key in sorted(before.keys() | now.keys()):
@@ -165,6 +169,9 @@ def _accepted_changes(old: Config, new: Config, *, accept: bool) -> list[str]:
             section, _, name = key.partition(".")
             allowed = section in _FREE_SECTIONS or (section == "train" and name in _FREE_IN_TRAIN)
             (free if allowed else others).append(f"{key} was {_text(before, key)}, is {_text(now, key)}")
+    for kind, digest in imported_digests(backbone=new.backbone.name, method=new.method.name).items():
+        if (saved := checkpoint.code.get(kind)) is not None and saved != digest:
+            others.append(f"the file of {kind}.name={now[f'{kind}.name']} had SHA-256 {saved[:12]}, has {digest[:12]}")
     if others and not accept:
         raise ResumeError(
             "the checkpoint belongs to another configuration: " + "; ".join(others),

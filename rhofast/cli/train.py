@@ -109,14 +109,30 @@ def export(
     weight_format: Annotated[
         WeightFormat, typer.Option("--format", help="Format of the file.", rich_help_panel=OUTPUT)
     ] = "safetensors",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="backbone.name=CODE",
+            help="For a run with a backbone of your own: package.module:function or path/to/file.py:function.",
+            rich_help_panel=CONFIG,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write the trained backbone of a run as one file."""
     from rhofast.checkpoint.checkpoint import find_checkpoint, load_checkpoint
     from rhofast.checkpoint.export import export_checkpoint
+    from rhofast.config.load import find_value
 
+    for text in overrides or []:
+        if text.partition("=")[0].strip() != "backbone.name":
+            raise ConfigError(f"--set {text}: only backbone.name can be set; the rest is the run's")
+    named = find_value(None, overrides or [], "backbone", "name")
     folder = find_checkpoint(checkpoint)
     run = checkpoint if folder != checkpoint else run_of(folder).path
-    out.print(transfer_table(export_checkpoint(load_checkpoint(folder), target, format=weight_format, run=run)))
+    saved = load_checkpoint(folder)
+    out.print(transfer_table(export_checkpoint(saved, target, format=weight_format, run=run, named=named)))
 
 
 def import_(

@@ -78,6 +78,29 @@ def load_config(
     return parse_section(Config, values, where=str(source or "--set"))
 
 
+def find_value(source: str | Path | None, overrides: Iterable[str], section: str, key: str) -> str | None:
+    """Return the text that a TOML file and `--set` overrides give for a key; nothing else is checked.
+
+    Args:
+        source: As for `load_config`.
+        overrides: As for `load_config`.
+        section: The section of the key.
+        key: The key.
+
+    Returns:
+        The text, or None where neither has the key, or another type of value.
+
+    Raises:
+        ConfigError: for a missing file, broken TOML, or an override of another form.
+    """
+    values = {} if source is None else _read_toml(find_config(source))
+    for override in overrides:
+        _apply_override(values, override)
+    table = values.get(section)
+    value = table.get(key) if isinstance(table, dict) else None
+    return value if isinstance(value, str) else None
+
+
 def override_config(config: Config, overrides: Iterable[str]) -> Config:
     """Return a config with `--set` overrides applied.
 

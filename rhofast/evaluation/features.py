@@ -22,6 +22,7 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.eval_loader import EvalLoader
 from rhofast.errors import NotFiniteError, SampleError, ShardFormatError
 from rhofast.evaluation.feature_cache import FeatureCache, weights_digest
+from rhofast.storage.user_code import imported_digests
 
 Progress = Callable[[int, int], None]
 
@@ -231,6 +232,7 @@ def extract_features(
         input_settings = [config.clips.model_dump(), pixels, views or config.eval.views, crops]
         how = [*input_settings, config.train.precision, None if reduce is None else reduce.__qualname__]
         what = {"weights": weights_digest(backbone), "shards": shards.info.digest, "how": how}
+        what |= imported_digests(backbone=config.backbone.name)  # the same weights in other code are other features
         cache = FeatureCache(config.eval.keep, what)
         requested = np.arange(len(shards)) if samples is None else samples
         cached = cache.read(requested)

@@ -21,12 +21,12 @@ from typing import Any
 
 from torch import nn
 
-from rhofast.checkpoint.backbone import backbone_of, untrained_backbone
+from rhofast.checkpoint.backbone import backbone_of, untrained_backbone, with_named_code
 from rhofast.checkpoint.card import InputCard
 from rhofast.checkpoint.checkpoint import find_checkpoint, load_checkpoint
 from rhofast.checkpoint.export import load_with_notes
 from rhofast.checkpoint.run_folder import RunFolder, run_of
-from rhofast.config.load import dump_config, load_config
+from rhofast.config.load import dump_config, find_value, load_config
 from rhofast.config.schema import Config
 from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
@@ -110,7 +110,9 @@ def _checkpoint(path: Path, config_file: str | Path | None, overrides: Sequence[
     checkpoint = load_checkpoint(folder)
     seen = {"num_frames": checkpoint.config.clips.num_frames, "size": checkpoint.config.augment.size}
     parse_section(InputCard, seen, where=f"{folder}: the input of the run")
-    backbone, run = backbone_of(checkpoint, str(folder)), checkpoint.config
+    named = find_value(config_file, overrides, "backbone", "name")
+    run = with_named_code(checkpoint, named, str(folder))
+    backbone = backbone_of(checkpoint, str(folder), named=named)
     saved, step = dump_config(run), checkpoint.step
     base = saved
     if config_file is not None:
@@ -134,7 +136,7 @@ def _checkpoint(path: Path, config_file: str | Path | None, overrides: Sequence[
 
 
 def _exported(path: Path, config_file: str | Path | None, overrides: Sequence[str]) -> EvalModel:
-    backbone, notes = load_with_notes(path)
+    backbone, notes = load_with_notes(path, named=find_value(config_file, overrides, "backbone", "name"))
     section, expects = {"name": notes.backbone.name, **notes.options}, notes.card.input
     return _of_file(path, backbone, section, expects, config_file, overrides, origin=notes.card.origin)
 

@@ -9,9 +9,7 @@ how to write one.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +26,7 @@ from rhofast.errors import ConfigError, IngestError
 from rhofast.storage.address import redacted
 from rhofast.storage.files import as_path, is_local
 from rhofast.storage.network import check_store, network_errors, words
+from rhofast.storage.user_code import import_file
 
 _PACKAGE = Path(rhofast.__file__).parent
 _FOLDERS = (_PACKAGE.parent / "shards", _PACKAGE / "recipes")  # of a checkout, of an installed wheel
@@ -158,12 +157,7 @@ def _load(recipe: str) -> ModuleType:
     if path is None:
         hint = f"known recipes: {', '.join(recipe_names())}; or give the path of a .py file"
         raise ConfigError(f"recipe {recipe!r} is not known", hint=hint)
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:  # as for a script, so that worker processes of the recipe find it too
-        sys.path.insert(0, folder)
-    module = importlib.import_module(path.stem)
-    if Path(module.__file__ or "").resolve() != path.resolve():
-        raise ConfigError(f"{path}: another module has the name {path.stem!r}", hint="rename the recipe")
+    module = import_file(path, f"recipe {recipe}")
     if not callable(getattr(module, "records", None)):
         raise ConfigError(f"{path}: the recipe has no function `records(source, *, ...)`")
     return module

@@ -39,6 +39,7 @@ from rhofast.evaluation.task import EvalTask
 from rhofast.models.batch_norm import synchronize_batch_norm
 from rhofast.storage.files import write_atomically
 from rhofast.storage.strict_json import read_record
+from rhofast.storage.user_code import imported_digests
 from rhofast.training.consensus import BAD_LOSS, OK, StepConsensus
 from rhofast.training.environment import versions
 from rhofast.training.metrics_file import MetricsFile
@@ -302,6 +303,7 @@ class _ClassifierTrainer:
             loader=self.loader.state_dict(),
             method=self.classifier.state_dict(),
             optimizer=self.optimizer.optimizer.state_dict(),
+            code=imported_digests(backbone=self.config.backbone.name),
         )
 
     def _write(self, kind: str, **values: Any) -> None:

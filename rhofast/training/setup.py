@@ -29,6 +29,7 @@ from rhofast.models.activation_checkpointing import checkpoint_blocks
 from rhofast.models.batch_norm import SyncBatchNorm
 from rhofast.models.methods import build_method
 from rhofast.models.methods.method import Method
+from rhofast.training.code_check import check_user_code
 from rhofast.training.optim import build_optimizer
 from rhofast.training.precision_check import check_reduced_precision
 
@@ -146,6 +147,7 @@ def build_model(config: Config, accelerator: Accelerator) -> tuple[nn.Module, Me
     Raises:
         ConfigError: Settings that do not fit together.
     """
+    check_user_code(config, accelerator.device)
     method = build_method(config.method.name, config.method.options, untrained_backbone(config)).to(accelerator.device)
     try:
         method.check(max(2, config.clips.num_clips), config.train.batch_size)

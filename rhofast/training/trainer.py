@@ -32,6 +32,7 @@ from rhofast.data.types import Views
 from rhofast.distributed.collectives import raise_on_lost_ranks
 from rhofast.errors import RhofastError
 from rhofast.models.methods.method import TrainingProgress
+from rhofast.storage.user_code import imported_digests
 from rhofast.training.consensus import StepConsensus, StepStatus
 from rhofast.training.environment import start_facts
 from rhofast.training.knn_monitor import KnnMonitor
@@ -249,4 +250,5 @@ class _Trainer:
             method=self.method.state_dict(),
             optimizer=self.optimizer.optimizer.state_dict(),
             scaler=None if scaler is None else scaler.state_dict(),
+            code=imported_digests(backbone=self.config.backbone.name, method=self.config.method.name),
         )

@@ -5,7 +5,8 @@ A backbone is an `nn.Module` that maps clips to features:
     [N, C, T, H, W] normalized pixels -> [N, num_features]
 
 It has the attribute `num_features`. A backbone that accepts only some clip sizes also has `limits` (ClipLimits). To add
-one, write a function that builds it from its options and add a line to BACKBONES.
+one, write a function that builds it from its options and add a line to BACKBONES. A backbone outside the package is
+named by its function (user_backbone.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ from rhofast.errors import ConfigError
 from rhofast.models.backbones.clip_limits import ClipLimits
 from rhofast.models.backbones.slow import VARIANTS, Slow, SlowConfig
 from rhofast.models.backbones.torchvision_video import NAMES, TorchvisionConfig, torchvision_video
+from rhofast.models.backbones.user_backbone import check_clips, user_backbone
+from rhofast.storage.user_code import FORMS, is_reference
 
 
 def _slow(preset: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], nn.Module]:
@@ -45,7 +48,7 @@ def build_backbone(
     """Build a backbone with random weights.
 
     Args:
-        name: one of BACKBONES.
+        name: one of BACKBONES, or a function of the user's own code, which is imported (storage/user_code.py).
         options: the options of that backbone.
         num_frames: number of frames of the clips that it will see, or None where that is not known yet.
         size: height and width of these clips in pixels, or None where that is not known yet.
@@ -54,12 +57,19 @@ def build_backbone(
         The backbone: [N, C, T, H, W] -> [N, num_features].
 
     Raises:
-        ConfigError: for an unknown name or option, or for clips that the backbone does not accept.
+        ConfigError: for an unknown name or option, or for clips that the backbone does not accept; for code of the
+            user's own that cannot be imported or breaks the contract.
     """
-    if name not in BACKBONES:
-        raise ConfigError(f"backbone.name={name!r} is not known", hint=f"known: {', '.join(BACKBONES)}")
-    backbone = BACKBONES[name](options)
+    if is_reference(name):
+        backbone = user_backbone(name, options)
+    elif name in BACKBONES:
+        backbone = BACKBONES[name](options)
+    else:
+        hint = f"known: {', '.join(BACKBONES)}; or {FORMS}"
+        raise ConfigError(f"backbone.name={name!r} is not known", hint=hint)
     limits = getattr(backbone, "limits", None)
     if isinstance(limits, ClipLimits) and num_frames is not None and size is not None:
         limits.check(num_frames, size, size)
+    if is_reference(name) and num_frames is not None and size is not None:
+        check_clips(backbone, name, num_frames=num_frames, size=size)
     return backbone
