@@ -1,4 +1,4 @@
-"""rhofast: pretrain video backbones with MoCo, BYOL, SimCLR and SwAV on rho clips per video.
+"""rhofast: pretrain video backbones with MoCo, BYOL, SimCLR, SwAV, MoCo v3 and LeJEPA on rho clips per video.
 
 Public names are imported when they are first used, so that `import rhofast` is cheap:
 

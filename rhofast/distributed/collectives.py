@@ -55,6 +55,23 @@ def all_gather(value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return out
 
 
+def all_reduce(value: Tensor) -> Tensor:
+    """Sum a tensor over all ranks, with gradients.
+
+    The gradient of the input is the sum of the gradients on all ranks.
+
+    Args:
+        value: [...], of the same shape on every rank.
+
+    Returns:
+        The sum, of the same shape.
+    """
+    if world_size() == 1:
+        return value
+    out: Tensor = _AllReduce.apply(value)
+    return out
+
+
 def reduce_max(value: Tensor) -> Tensor:
     """Return the elementwise maximum over all ranks, without changing `value`."""
     if world_size() == 1:
@@ -97,6 +114,22 @@ class _AllGather(torch.autograd.Function):
         out = gradients[0].clone()
         dist.all_reduce(out, group=ctx.group)
         return out[rank(ctx.group)], None
+
+
+class _AllReduce(torch.autograd.Function):
+    """The autograd function behind `all_reduce`."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        out = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        out = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(out)
+        return out
 
 
 # Parts of the messages with which gloo and NCCL report a peer that is gone or does not answer.

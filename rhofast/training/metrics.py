@@ -23,7 +23,7 @@ LINE_KINDS = {
 }
 
 OverRanks = Literal["mean", "sum", "max", "min"]
-Only = Literal["", "cuda", "distributed", "fine-tuning"]
+Only = Literal["", "cuda", "distributed", "fine-tuning", "MoCo", "LeJEPA"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,6 +123,33 @@ _ALL = (
         meaning="The standard deviation of normalized embeddings over the batch, scaled to 1 for a uniform sphere.",
         high="Near 1 the embeddings are spread over the sphere.",
         low="Near 0 all embeddings are one point: the run has collapsed.",
+    ),
+    Metric(
+        name="contrast_top1",
+        label="own clip found",
+        unit="",
+        meaning="Share of queries, in [0, 1], to which their own video's key is nearest (MoCo and MoCo v3).",
+        high="The task is solved: more videos per step, a longer queue or more augmentation makes it harder.",
+        low="The network does not tell videos apart yet.",
+        only="MoCo",
+    ),
+    Metric(
+        name="invariance_loss",
+        label="distance to the mean",
+        unit="",
+        meaning="The mean square of what separates a clip's embedding from the mean of its video.",
+        high="The clips of a video have different embeddings.",
+        low="The clips of a video have the same embedding; it is good only while sigreg_loss is low, too.",
+        only="LeJEPA",
+    ),
+    Metric(
+        name="sigreg_loss",
+        label="distance from a Gaussian",
+        unit="",
+        meaning="How far the embeddings of a batch are from an isotropic Gaussian (SIGReg).",
+        high="The embeddings are of another scale, gather in few directions or have collapsed.",
+        low="Near 1 and below the embeddings are like draws from the Gaussian.",
+        only="LeJEPA",
     ),
     Metric(
         name="ema_momentum",

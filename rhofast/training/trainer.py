@@ -179,7 +179,7 @@ class _Trainer:
                     self.method,
                     self.optimizer,
                     views.pixels,
-                    TrainingProgress(step=self.step, epoch=self.epoch, epochs=self.epochs),
+                    TrainingProgress(step=self.step, epoch=self.epoch, epochs=self.epochs, seed=self.config.seed),
                     rate=learning_rate(self.config.optim, train.batch_size, self.epoch, self.epochs),
                     accumulate=train.accumulate,
                     clip=self.config.optim.clip,

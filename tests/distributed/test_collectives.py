@@ -34,6 +34,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "simclr": {},
     "simclr all": {"pairs": "all", "projector_norm": True},
     "swav": {"prototypes": 12},
+    "moco_v3": {"batch_norm": "node"},
+    "moco_v3 joint": {"sequential": False, "loss": "mean", "output_norm": False},
+    "lejepa": {"directions": 32},
+    "lejepa without norm": {"directions": 16, "projector_norm": False, "sigreg_weight": 0.5},
     "swav chain": {"prototypes": 12, "pairs": "chain", "queue": 6, "queue_epoch": 0.0},
 }
 DTYPES = {"float64": torch.float64, "float32": torch.float32}

@@ -106,7 +106,7 @@ def test_every_backbone_has_the_same_gradients_statistics_and_names(
 
 
 @pytest.mark.parametrize("early", [True, False])
-@pytest.mark.parametrize("name", ["byol", "moco", "simclr", "swav"])
+@pytest.mark.parametrize("name", ["byol", "moco", "simclr", "swav", "moco_v3", "lejepa"])
 def test_a_step_of_every_method_is_the_same(name: str, early: bool) -> None:
     """Batch norm has counted each batch once, also where a repetition runs to the block's end."""
     options: dict[str, Any] = {"moco": {"queue": 16, "fill_first": False}, "swav": {"prototypes": 12}}.get(name, {})

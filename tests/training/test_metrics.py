@@ -10,6 +10,9 @@ from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.checkpoint.run_lines import read_metrics
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
+from rhofast.models.backbones import build_backbone
+from rhofast.models.methods import METHODS, build_method
+from rhofast.models.methods.method import TrainingProgress
 from rhofast.training.metrics import LINE_KINDS, METRICS, find_metric
 from rhofast.training.trainer import train
 from tests.helpers.shards import TINY_PAGE
@@ -40,6 +43,14 @@ def test_every_number_of_a_run_is_in_the_table_and_the_other_way_round(lines: li
     if torch.cuda.is_available():
         missing |= {"device_memory_bytes", "torch_memory_bytes"} - logged
     assert not missing
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_number_of_every_method_is_in_the_table(name: str) -> None:
+    method = build_method(name, {"hidden": 8, "out": 4}, build_backbone("slow_r18", {"width": 4}))
+    method.begin_step(TrainingProgress(step=0, epoch=0.0, epochs=1.0))
+    _, logged = method(torch.zeros(2, 2, 3, 2, 16, 16), 0)
+    assert "feature_std" in logged and logged.keys() <= METRICS.keys()
 
 
 def test_every_metric_says_what_high_and_low_mean_in_sentences() -> None:

@@ -26,6 +26,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("moco", {"sequential": False, "positives": "joint", "fill_first": False}, {"name": "sgd"}),
     ("simclr", {"pairs": "all"}, {"clip": 1.0}),
     ("swav", {"codes": "all", "frozen_epochs": 0.0}, {"clip": 1.0}),
+    ("moco_v3", {"sequential": False, "output_norm": False}, {"name": "adamw"}),
     ("swav", {"queue": 4, "queue_epoch": 0.0}, {}),
     ("swav", {"queue": 32, "queue_epoch": 0.0}, {}),
 ]

@@ -283,6 +283,8 @@ def test_a_step_that_is_not_finite_changes_no_weight_even_if_it_is_the_first(
         {"name": "moco", "hidden": 16, "out": 8, "queue": 32, "fill_first": False},
         {"name": "simclr", "hidden": 16, "out": 8},
         {"name": "swav", "hidden": 16, "out": 8, "prototypes": 6, "queue": 4, "queue_epoch": 0.0},
+        {"name": "moco_v3", "hidden": 16, "out": 8},
+        {"name": "lejepa", "hidden": 16, "out": 8},
     ],
     ids=lambda method: method["name"],
 )

@@ -12,8 +12,10 @@ from torch import nn
 from rhofast.config.section import Section, parse_section
 from rhofast.errors import ConfigError
 from rhofast.models.methods.byol import BYOL, BYOLConfig
+from rhofast.models.methods.lejepa import LeJEPA, LeJEPAConfig
 from rhofast.models.methods.method import Method
 from rhofast.models.methods.moco import MoCo, MoCoConfig
+from rhofast.models.methods.moco_v3 import MoCoV3, MoCoV3Config
 from rhofast.models.methods.simclr import SimCLR, SimCLRConfig
 from rhofast.models.methods.swav import SwAV, SwAVConfig
 from rhofast.models.methods.user_method import user_method
@@ -24,6 +26,8 @@ METHODS: dict[str, tuple[type[Section], Any]] = {
     "moco": (MoCoConfig, MoCo),
     "simclr": (SimCLRConfig, SimCLR),
     "swav": (SwAVConfig, SwAV),
+    "moco_v3": (MoCoV3Config, MoCoV3),
+    "lejepa": (LeJEPAConfig, LeJEPA),
 }
 
 

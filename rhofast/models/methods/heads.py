@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class MLP(nn.Sequential):
     """A multilayer perceptron: Linear, (batch norm), ReLU, ..., Linear; [N, wide] -> [N, out].
 
-    With batch norm, only the last Linear has a bias. Nothing follows the last Linear. Weights start uniform with bound
-    sqrt(3 / fan_in) and biases at 0, as in the released code.
+    With batch norm, only the last Linear has a bias. Nothing follows the last Linear, except with `output_norm`.
+    Weights start uniform with bound sqrt(3 / fan_in) and biases at 0, as in the released code.
 
     Args:
         wide: number of inputs.
@@ -22,13 +22,17 @@ class MLP(nn.Sequential):
         out: number of outputs.
         layers: number of Linear layers.
         batch_norm: whether batch norm follows every Linear but the last.
+        output_norm: whether batch norm without scale and shift follows the last Linear, which then has no bias.
     """
 
-    def __init__(self, wide: int, hidden: int, out: int, *, layers: int, batch_norm: bool) -> None:
+    def __init__(
+        self, wide: int, hidden: int, out: int, *, layers: int, batch_norm: bool, output_norm: bool = False
+    ) -> None:
         modules: list[nn.Module] = []
         for number in range(layers):
             last = number == layers - 1
-            linear = nn.Linear(wide, out if last else hidden, bias=last or not batch_norm)
+            normalized = output_norm if last else batch_norm
+            linear = nn.Linear(wide, out if last else hidden, bias=not normalized)
             nn.init.uniform_(linear.weight, -math.sqrt(3 / wide), math.sqrt(3 / wide))
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
@@ -36,6 +40,8 @@ class MLP(nn.Sequential):
             if not last:
                 modules += [nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)] if batch_norm else [nn.ReLU(inplace=True)]
             wide = hidden
+        if output_norm:
+            modules.append(nn.BatchNorm1d(out, affine=False))
         super().__init__(*modules)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,19 +71,20 @@ class ProjectorConfig(Protocol):
         """Whether the projector has batch norm."""
 
 
-def build_projector(backbone: nn.Module, options: ProjectorConfig) -> MLP:
+def build_projector(backbone: nn.Module, options: ProjectorConfig, *, output_norm: bool = False) -> MLP:
     """Build the projector of a method.
 
     Args:
         backbone: the backbone on which it stands.
         options: the options of the method.
+        output_norm: whether batch norm without scale and shift follows its last layer.
 
     Returns:
         The projector: [N, num_features] -> [N, out].
     """
     wide = int(backbone.num_features)  # type: ignore[arg-type]
     layers, batch_norm = options.projector_layers, options.projector_norm
-    return MLP(wide, options.hidden, options.out, layers=layers, batch_norm=batch_norm)
+    return MLP(wide, options.hidden, options.out, layers=layers, batch_norm=batch_norm, output_norm=output_norm)
 
 
 def normalize(x: Tensor) -> Tensor:
@@ -104,3 +111,12 @@ def embedding_spread(x: Tensor) -> Tensor:
     """
     deviation: Tensor = F.normalize(x.detach().float(), dim=-1).std(dim=0, correction=0)
     return deviation.mean() * math.sqrt(x.shape[-1])
+
+
+def embedding_scale(x: Tensor) -> Tensor:
+    """Measure the collapse of embeddings [B, D] that a loss or a batch norm gives unit variance.
+
+    Returns:
+        The mean over D of the standard deviation over the batch, a detached scalar: 1 for a standard Gaussian.
+    """
+    return x.detach().float().std(dim=0, correction=0).mean()

@@ -27,11 +27,13 @@ class TrainingProgress:
         step: number of optimizer steps done.
         epoch: number of passes over the data done, fractional.
         epochs: length of the run in epochs.
+        seed: seed of the run. What a step draws alike on all ranks is a function of `seed` and `step`.
     """
 
     step: int
     epoch: float
     epochs: float
+    seed: int = 0
 
     @property
     def fraction(self) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rhofast.config.schema import TrainConfig
 from rhofast.errors import ConfigError
 from rhofast.models.backbones import build_backbone
-from rhofast.models.methods import build_method
+from rhofast.models.methods import METHODS, build_method
 from rhofast.models.methods.method import Method, TrainingProgress
 from rhofast.training.setup import check_accumulation
 from tests.helpers.reference import forward_backward, gradients
@@ -84,6 +84,8 @@ def test_accumulation_is_allowed_where_the_loss_does_not_couple_videos() -> None
     [
         ("simclr", {}, {"micro_batch_norm": True}, "SimCLR's loss compares every video of a batch with every other"),
         ("swav", {}, {"micro_batch_norm": True}, "SwAV balances its codes over all videos"),
+        ("moco_v3", {}, {"micro_batch_norm": True}, "MoCo v3's negatives are the keys of all videos of a batch"),
+        ("lejepa", {}, {"micro_batch_norm": True}, "LeJEPA compares the distribution of the embeddings over all"),
         (
             "byol",
             {},
@@ -113,7 +115,7 @@ def test_a_batch_that_does_not_split_evenly_is_refused() -> None:
         forward_backward(build("byol"), clips(), accumulate=3)
 
 
-@pytest.mark.parametrize("name", ["byol", "moco", "simclr", "swav"])
+@pytest.mark.parametrize("name", sorted(METHODS))
 def test_batch_norm_in_the_projector_is_optional(name: str) -> None:
     for norm in (True, False):
         projector = build(name, projector_norm=norm, batch_norm="local").get_submodule("projector")
@@ -174,11 +176,14 @@ SEQUENTIAL: dict[str, Callable[[], Method]] = {
     "moco": lambda: build("moco", queue=64),
     "simclr": lambda: build("simclr"),
     "swav": lambda: build("swav", pairs="chain", prototypes=12),
+    "moco_v3": lambda: build("moco_v3"),
 }
 JOINT: dict[str, Callable[[], Method]] = {
     "byol": lambda: build("byol", sequential=False),
     "simclr": lambda: build("simclr", pairs="all"),
     "swav": lambda: build("swav", prototypes=12),
+    "moco_v3": lambda: build("moco_v3", sequential=False),
+    "lejepa": lambda: build("lejepa", directions=8),
 }
 
 
@@ -210,7 +215,7 @@ def test_micro_batches_need_less_memory() -> None:
 
 
 @pytest.mark.parametrize("sequential", [True, False])
-@pytest.mark.parametrize("name", ["byol", "moco"])
+@pytest.mark.parametrize("name", ["byol", "moco", "moco_v3"])
 def test_the_momentum_network_keeps_no_graph(name: str, sequential: bool) -> None:
     method = build(name, sequential=sequential, **({"queue": 64} if name == "moco" else {}))
     pixels = clips(3, batch=2)
@@ -225,6 +230,6 @@ def test_the_momentum_network_keeps_no_graph(name: str, sequential: bool) -> Non
         network.register_forward_hook(leave)
     with saved.watch():
         forward_backward(method, pixels, 2.0)
-    assert kept == [0] * (6 if sequential else 2)
+    assert kept == [0] * (6 if sequential or name == "moco_v3" else 2)
     assert not any(output.requires_grad for output in outputs)
     assert not any(p.requires_grad for key, p in method.named_parameters() if key.startswith("momentum_"))
