@@ -1,11 +1,15 @@
 """What `import rhofast` promises."""
 
+import inspect
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 import rhofast
+from tests.helpers.shards import ROOT
 
 
 @pytest.mark.parametrize("name", rhofast.__all__)
@@ -22,3 +26,57 @@ def test_importing_costs_neither_torch_nor_dali() -> None:
     code = "import sys, rhofast; print([name for name in ('torch', 'nvidia.dali', 'numpy') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+NAMES = [
+    *("ClipDataset", "EvalLoader", "RhofastError", "TrainLoader", "Views", "clips", "eval_clips"),
+    *("load_backbone", "load_config", "open_shards"),
+]
+SHAPE = ["num_frames", "frame_stride", "fps", "size", "batch_size"]
+PLACE = ["rank", "world_size", "device", "dtype", "options"]
+
+
+def test_the_public_names_are_these() -> None:
+    """A name that is added, renamed or removed is a decision: it changes this list, the API reference, CHANGELOG."""
+    assert rhofast.__all__ == NAMES
+    assert set(NAMES) <= set(dir(rhofast))
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (lambda: rhofast.clips, ["shards", "num_clips", *SHAPE, "augment", "fields", "seed", *PLACE]),
+        (lambda: rhofast.eval_clips, ["shards", "views", "crops", *SHAPE, "fields", "samples", *PLACE]),
+        (lambda: rhofast.ClipDataset, ["shards", "transform", "cache"]),
+    ],
+    ids=["clips", "eval_clips", "ClipDataset"],
+)
+def test_the_arguments_are_these(function: Callable[[], Callable[..., Any]], names: list[str]) -> None:
+    parameters = inspect.signature(function()).parameters
+    assert list(parameters) == names
+    assert parameters["shards"].default is inspect.Parameter.empty
+    assert all(one.kind is one.KEYWORD_ONLY for one in list(parameters.values())[1:])
+
+
+def test_the_methods_of_what_they_return_are_these() -> None:
+    def public(kind: type) -> set[str]:
+        return {name for name in dir(kind) if not name.startswith("_")}
+
+    loader = {"close", "started", "stats"}
+    training = {"epoch", "load_state_dict", "position", "replay", "samples", "state_dict", "steps_left"}
+    assert public(rhofast.TrainLoader) == loader | training
+    assert public(rhofast.EvalLoader) == loader
+    assert public(rhofast.Views) == {"clips", "keys", "label", "pixels", "sample", "to"}
+    assert {"close", "row"} <= public(rhofast.ClipDataset)
+
+
+def test_importing_takes_less_than_a_tenth_of_a_second() -> None:
+    code = "import time; begin = time.perf_counter(); import rhofast; print(time.perf_counter() - begin)"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    assert min(float(run.stdout) for run in runs) < 0.1
+
+
+def test_every_public_name_is_in_the_api_reference() -> None:
+    text = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    for name, module in rhofast._PUBLIC.items():
+        assert f"::: {module}.{name}\n" in text or f"::: {module}\n" in text, name

@@ -247,7 +247,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, repr=False, slots=True)
 class Views(_Shaped):
-    """A batch as the model gets it.
+    """A batch as the model gets it, by attributes (`views.pixels`) or as a dict (`views["pixels"]`, `**views`).
 
     Attributes:
         pixels: Normalized pixels [B, P, C, T, H, W] on the device, channels-last in memory; float32, or float16 on a
@@ -269,41 +269,35 @@ class Views(_Shaped):
         """Return the P clips one after another, each a view [B, C, T, H, W] without a copy."""
         return iter(self.pixels.unbind(dim=1))
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VideoLimits:
-    """The limits of a device's video decoder for one codec, 8 bits 4:2:0. All limits are inclusive.
-
-    Attributes:
-        engines: Number of frames that are decoded at the same time.
-        min_width: Smallest width in pixels.
-        min_height: Smallest height in pixels.
-        max_width: Largest width in pixels.
-        max_height: Largest height in pixels.
-        max_blocks: Largest number of blocks of 16 x 16 pixels per frame.
-    """
-
-    engines: int
-    min_width: int
-    min_height: int
-    max_width: int
-    max_height: int
-    max_blocks: int
-
-    def fit(self, width: int, height: int) -> bool:
-        """Return whether frames of a size fit; the smallest size and the area count in whole blocks.
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Self:
+        """Return the batch on a device; tensors that are there already are not copied.
 
         Args:
-            width: Width of the frames in pixels.
-            height: Height of the frames in pixels.
+            device: The device.
+            non_blocking: Whether a copy from pinned memory may go on while the caller continues, as in `Tensor.to`.
 
         Returns:
-            True if the decoder accepts them.
+            The batch, with the layout of its pixels in memory.
         """
-        across, down = -(-width // 16), -(-height // 16)
-        fits_width = self.min_width <= 16 * across and width <= self.max_width
-        fits_height = self.min_height <= 16 * down and height <= self.max_height
-        return fits_width and fits_height and across * down <= self.max_blocks
+        moved = {name: self[name].to(device, non_blocking=non_blocking) for name in self.keys()}
+        return self if all(moved[name] is self[name] for name in moved) else type(self)(**moved)
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the names of the tensors; with it `dict(views)` and `model(**views)` work."""
+        return tuple(one.name for one in fields(self))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Return a tensor by its name; raise KeyError if there is none of this name."""
+        if name not in self.keys():
+            raise KeyError(f"{name!r} is not in the batch, which has {', '.join(self.keys())}")
+        tensor: torch.Tensor = getattr(self, name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
 
 
 def frames_in(units: Units, num_frames: int) -> npt.NDArray[np.int64]:

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from rhofast.data.types import VideoLimits
+from rhofast.data.decode.video_limits import VideoLimits
 
 VIDEO_CODECS = {"h264": 4, "hevc": 8}  # name in FFmpeg: cudaVideoCodec
 _CHROMA_420 = 1  # cudaVideoChromaFormat_420

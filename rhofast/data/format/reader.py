@@ -24,10 +24,11 @@ import numpy.typing as npt
 
 from rhofast.data.codecs import build_codec
 from rhofast.data.codecs.codec import Part
+from rhofast.data.decode.video_limits import VideoLimits
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
 from rhofast.data.format.remote import RemoteShardSet
-from rhofast.data.types import Sample, Units, VideoLimits, usage
+from rhofast.data.types import Sample, Units, usage
 from rhofast.errors import DecodeError, SampleError, ShardError
 
 _OPEN_FILES = 256
@@ -51,17 +52,25 @@ class Reader:
         codec: The storage codec of its samples.
     """
 
-    def __init__(self, shards: ShardSet, limits: Mapping[str, VideoLimits] | None = None) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        limits: Mapping[str, VideoLimits] | None = None,
+        *,
+        decode_pictures: bool = False,
+    ) -> None:
         """Build the codec of the set.
 
         Args:
             shards: The shard set.
             limits: What the device's video decoder accepts, by codec. A stream within the limits is left to it, trimmed
                 to what a sample needs; any other stream is decoded on the host.
+            decode_pictures: Whether stored pictures are decoded on the host, too, in place of being passed on.
         """
         self.shards = shards
         self._limits = limits or {}
         self.codec = build_codec(shards.info.codec)
+        self._passes_pictures = self.codec.pictures and not decode_pictures
         self._files: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = Lock()
 
@@ -108,7 +117,7 @@ class Reader:
         for first, last in _adjacent(row.units, rows):
             pieces += self._read_units(shard, row, first, last)
         stream, pictures = None, dict[int, npt.NDArray[np.uint8]]()
-        if self.codec.pictures:
+        if self._passes_pictures:
             found = (np.frombuffer(piece, dtype=np.uint8) for piece in pieces)
             pictures = dict(zip(distinct.tolist(), found, strict=True))
         else:

@@ -10,10 +10,11 @@ from rhofast.data.codecs import build_codec
 from rhofast.data.decode.capabilities import choose_decoder, detect, say_pictures
 from rhofast.data.decode.pipeline import DecodePipeline
 from rhofast.data.decode.video_decoder import VideoDecoder
+from rhofast.data.decode.video_limits import VideoLimits
 from rhofast.data.format.reader import Reader
 from rhofast.data.loader.batch import Batch
 from rhofast.data.sampling.mixture import Mixture
-from rhofast.data.types import AugmentPlan, VideoLimits
+from rhofast.data.types import AugmentPlan
 from rhofast.errors import ConfigError, UndecodableError
 
 

@@ -8,6 +8,7 @@ again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -155,10 +156,20 @@ class TrainLoader(StagedLoader):
             replaced=finished.replaced,
         )
 
+    def epoch(self) -> RestOfEpoch:
+        """Return the rest of the current epoch: all of it at its start, fewer batches after a resume in the middle."""
+        return RestOfEpoch(self)
+
     @property
     def position(self) -> Position:
         """Position of the batch that `next` will return."""
         return self._position
+
+    @property
+    def steps_left(self) -> int:
+        """Number of global batches that are left of the current epoch, in [1, steps_per_epoch]."""
+        at = self._order.normalized(self._position, self._batch_size)
+        return (len(self.shards) - at.position) // self._batch_size
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state from which any number of ranks continues after the last batch that was returned."""
@@ -203,3 +214,24 @@ class TrainLoader(StagedLoader):
             "lanes": self._data.lanes,
             "fixed_lanes": self._data.fixed_lanes,
         }
+
+
+class RestOfEpoch:
+    """The batches of a training loader up to the end of the epoch in which it stands, as an iterable with a length.
+
+    A loop that is left early leaves the loader where it is: the next `loader.epoch()` continues the same epoch.
+
+    Args:
+        loader: The loader.
+    """
+
+    def __init__(self, loader: TrainLoader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        """Return the number of batches that are left of the epoch in which the loader stands now."""
+        return self._loader.steps_left
+
+    def __iter__(self) -> Iterator[Views]:
+        for _ in range(self._loader.steps_left):
+            yield next(self._loader)

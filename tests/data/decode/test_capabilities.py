@@ -8,7 +8,7 @@ import pytest
 
 from rhofast.data.decode import capabilities
 from rhofast.data.decode.capabilities import Capabilities, choose_decoder, detect
-from rhofast.data.types import VideoLimits
+from rhofast.data.decode.video_limits import VideoLimits
 
 HOPPER = VideoLimits(engines=7, min_width=48, min_height=16, max_width=4096, max_height=4096, max_blocks=65536)
 

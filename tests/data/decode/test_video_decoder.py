@@ -13,9 +13,10 @@ from rhofast.data.codecs import CODECS
 from rhofast.data.codecs.h26x import _FRAGMENTED, _GroupCodec
 from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.decode.video_decoder import VideoDecoder
+from rhofast.data.decode.video_limits import VideoLimits
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.reader import Reader
-from rhofast.data.types import Sample, Stream, VideoLimits
+from rhofast.data.types import Sample, Stream
 from rhofast.errors import DecodeError, UndecodableError
 from tests.helpers.shards import STREAMS, encode_mjpeg, encode_stream, frame_pixels, write_shards
 
