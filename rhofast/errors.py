@@ -52,6 +52,10 @@ class ShardMissingError(ShardError):
     """There is no shard set, or a file that `dataset.json` lists is missing."""
 
 
+class MachineError(RhofastError):
+    """The machine or its storage refuses what any data would need: descriptors, memory, space, a mount."""
+
+
 class SampleError(RhofastError):
     """One sample cannot be used; the error carries its address.
 

@@ -89,10 +89,10 @@ class AsyncCheckpointWriter:
         self._thread = Thread(target=self._write, args=(copy, copied, stall_s), name="rhofast-checkpoint-writer")
         self._thread.start()
 
-    def wait(self) -> None:
-        """Wait until no checkpoint is being written."""
+    def wait(self, limit_s: float | None = None) -> None:
+        """Wait until no checkpoint is being written, but no longer than a number of seconds; None: however long."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(limit_s)
             self._thread = None
 
     def poll(self) -> list[WrittenCheckpoint]:

@@ -153,7 +153,8 @@ class CheckpointManager:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.wait()
+        # After an error the disk may hang: then the process must end all the same (see cli/app.py).
+        self._writer.wait(None if error is None else self._config.train.timeout_s)
         self._release()
 
     def _release(self) -> None:

@@ -12,7 +12,9 @@ import json
 import os
 import shlex
 import sys
+import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +30,7 @@ from rhofast.errors import ConfigError, RhofastError
 from rhofast.storage.address import redacted
 
 _LINE = 4_000  # characters of an error
+_FAREWELL_S = 5.0  # for threads to end that a command has left behind
 
 app = typer.Typer(
     name="rhofast",
@@ -57,6 +60,36 @@ def _program(
 
 def main() -> None:
     """Entry point of the `rhofast` program."""
+    code = 1
+    try:
+        _run()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        raise
+    except Exception:  # noqa: BLE001 - a fault of the program: Python would print it after the process has left
+        traceback.print_exc()
+        sys.exit(code)
+    finally:
+        _leave(code)
+
+
+def _leave(code: int) -> None:
+    """Write out what was printed; end the process here if a thread hangs, for which Python would wait for ever."""
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except (OSError, ValueError):  # its reader is gone; Python would try again, and complain
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - for the process's life
+    end = time.monotonic() + _FAREWELL_S
+    for thread in threading.enumerate():
+        if thread.name.startswith("rhofast-"):  # Python waits for the threads of pools even if they are daemons
+            thread.join(max(0.0, end - time.monotonic()))
+            if thread.is_alive():
+                os._exit(code)
+
+
+def _run() -> None:
+    """Run the command that the command line names; raises SystemExit."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     for stream in (sys.stdout, sys.stderr):

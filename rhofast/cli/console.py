@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,8 +28,58 @@ from rhofast.display import printable
 
 _LINE = 4_000  # characters of a line
 
-out = Console()
-err = Console(stderr=True)
+
+def _open_closed_streams() -> None:
+    """Open the standard streams that were closed before the program began, or the next file would take their place."""
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: PTH123, SIM115
+
+
+class _Diagnostics(io.TextIOBase):
+    """Standard error as it is now, whose reader may go away: what nobody can read is lost, and ends nothing."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            return bool(self._stream.isatty())
+        return False
+
+    def fileno(self) -> int:
+        return int(self._stream.fileno())
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The encoding of standard error."""
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    @property
+    def _stream(self) -> Any:
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # not the stream that Rich puts around this one
+
+
+class _Output(Console):
+    """Standard output; that its reader is gone is left to the program, where Rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+_open_closed_streams()
+out = _Output()
+err = Console(file=cast(TextIO, _Diagnostics()))
 
 
 def print_line(text: str, style: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import shutil
 from pathlib import Path
@@ -89,7 +90,9 @@ def train(
         outcome = run_training(loaded, resume=resume, accept_changes=accept_changes, on_log=view.on_log)
     if is_main_process() and outcome.finished:
         command = f"rhofast report {shlex.quote(str(outcome.run))}"
-        print_line(f"{outcome.run}: {outcome.step} steps done. Look at the run: {command}")
+        with contextlib.suppress(OSError):  # the run is done, whether or not anybody reads so
+            print_line(f"{outcome.run}: {outcome.step} steps done. Look at the run: {command}")
+            out.file.flush()
     elif is_main_process():
         saved = f"{outcome.run}: saved at step {outcome.step} of {outcome.steps}. Continue with --resume."
         print_error(saved, style="")

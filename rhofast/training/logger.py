@@ -89,6 +89,7 @@ class MetricsLogger:
         self._windows = 0
         self._idle_s = self._timed_s = 0.0  # seconds that this device waited for data, of those in all windows
         self._unwritable: set[str] = set()
+        self._lost_lines = 0  # of metrics.jsonl, since it could be written last
         self._stats = loader.stats
         self._began = time.perf_counter()
 
@@ -146,8 +147,16 @@ class MetricsLogger:
             clips: The clips in it, on this rank.
         """
         self._timer.step(clips)
-        if self._profiler is not None and self._profiler.after(step):
-            self.restart()
+        if self._profiler is None:
+            return
+        try:
+            written = self._profiler.after(step)
+        except (OSError, RuntimeError) as error:
+            self._profiler = None
+            self._warn_unwritable("the trace", error, step)
+        else:
+            if written:
+                self.restart()
 
     def log(self, step: int, epoch: float, values: Mapping[str, Tensor]) -> None:
         """Close the window: write a line of numbers, and warnings and advice where they give reason to.
@@ -190,6 +199,8 @@ class MetricsLogger:
                 text=f"the embeddings collapse: feature_std is {line['feature_std']:.3f} (1: over the sphere, 0: one "
                 f"point) and has been below {_COLLAPSED_STD} for {_COLLAPSED_WINDOWS} windows",
             )
+        if self.loader.write_error is not None:
+            self._warn_unwritable("bad_samples.jsonl", self.loader.write_error, step)
         self._windows += 1
         # On CUDA the host may find the queue empty while the device has work: only the device's wait counts.
         waited = line["data_wait_share"] if device.type == "cuda" else 1 - line["readiness"]
@@ -222,7 +233,12 @@ class MetricsLogger:
         try:
             self._file.write(kind, **values)
         except OSError as error:
+            self._lost_lines += 1
             self._warn_unwritable("metrics.jsonl", error, values["step"])
+        else:
+            if self._lost_lines:
+                text, self._lost_lines = f"{self._lost_lines} lines before this one could not be written", 0
+                self.write("note", step=values["step"], text=text)
         if self._on_log is not None:
             self._on_log({"kind": kind, "steps": self.steps, **values})
 
@@ -232,8 +248,18 @@ class MetricsLogger:
         if stats.batches:
             cuda = self.accelerator.device.type == "cuda"
             self._advise(step, stats, self._idle_s / self._timed_s if cuda and self._timed_s else None)
-        if self._profiler is not None:
-            self._profiler.close()
+        try:
+            if self._profiler is not None:
+                self._profiler.close()
+        except (OSError, RuntimeError) as error:
+            self._warn_unwritable("the trace", error, step)
+
+    def close(self) -> None:
+        """Close the trackers, and Accelerate's part of this process with them."""
+        try:
+            self.accelerator.end_training()
+        except OSError as error:
+            self._warn_unwritable("the trackers", error, self.steps)
 
     def _over_ranks(self, mine: dict[str, float]) -> dict[str, float]:
         """Combine this rank's numbers with those of the other ranks as METRICS says."""
@@ -260,10 +286,11 @@ class MetricsLogger:
             self.accelerator.trackers.clear()  # TensorBoard's thread has died of it
             self._warn_unwritable("the trackers", error, step)
 
-    def _warn_unwritable(self, what: str, error: OSError, step: int) -> None:
+    def _warn_unwritable(self, what: str, error: OSError | RuntimeError, step: int) -> None:
         """Tell the caller once what cannot be written."""
         if what not in self._unwritable and self._on_log is not None:
-            text = f"{what} cannot be written, and numbers are lost: {error.strerror or error}"
+            reason = getattr(error, "strerror", None) or error
+            text = f"{what} cannot be written, and numbers are lost: {reason}"
             self._on_log({"kind": "warning", "steps": self.steps, "step": step, "text": text})
         self._unwritable.add(what)
 

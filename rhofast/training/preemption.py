@@ -15,13 +15,14 @@ _LAUNCHER_VARIABLES = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}  # w
 
 
 class PreemptionHandler:
-    """Notice SIGTERM, SIGUSR1 (Slurm's warning), Ctrl-C, the end of `max_hours`, and that the launcher is gone.
+    """Notice SIGTERM, SIGUSR1 (Slurm's warning), SIGHUP, Ctrl-C, the end of `max_hours`, and a launcher that is gone.
 
-    A launcher takes some signals for its own end alone and does not pass them on. The step under way is finished and
-    saved; a second Ctrl-C ends the process at once.
+    SIGHUP says that the terminal is gone; where it is ignored (nohup), it stays ignored. A launcher takes some signals
+    for its own end alone and does not pass them on. The step under way is finished and saved; a second Ctrl-C ends the
+    process at once.
     """
 
-    _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
     def __init__(self, max_hours: float | None) -> None:
         """Prepare; signals are noticed within the context. None for `max_hours` sets no limit of time."""
@@ -47,7 +48,9 @@ class PreemptionHandler:
 
     def __enter__(self) -> PreemptionHandler:
         with contextlib.suppress(ValueError):  # not in the main thread: then signals are the caller's
-            self._handlers_before = {name: signal.signal(name, self._notice) for name in self._SIGNALS}
+            for name in self._SIGNALS:
+                if name != signal.SIGHUP or signal.getsignal(name) != signal.SIG_IGN:
+                    self._handlers_before[name] = signal.signal(name, self._notice)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -86,7 +86,8 @@ def train(
     Raises:
         ConfigError: Settings do not fit together, or the run folder exists and `resume` is off.
         DependencyError: A tracker is not installed.
-        ShardError: The data cannot be opened.
+        ShardError: The data cannot be opened, or a read hangs.
+        MachineError: The machine refuses to read, for a reason that is not in the data.
         SampleError: Too many samples are bad.
         ResumeError: Nothing whole to continue from, or a change that is not accepted.
         NotFiniteError: Too many steps in a row were not finite.
@@ -109,7 +110,7 @@ def train(
             except RhofastError as error:
                 trainer.logger.write("error", step=trainer.step, text=error.message)
                 raise
-    accelerator.end_training()
+    trainer.logger.close()
     return outcome
 
 
@@ -212,7 +213,12 @@ class _Trainer:
         """Return the next batch, after noting its address."""
         address = self.loader.state_dict()
         self.non_finite.note_batch(self.step + 1, address["epoch"], address["position"])
-        return next(self.loader)
+        try:
+            return next(self.loader)
+        except RhofastError:
+            if self.step:  # what has been done is whole, and the data may be had again later
+                self.checkpoints.save(self.step)
+            raise
 
     def _agree(
         self, preemption: PreemptionHandler, flag: Tensor, metrics: dict[str, Tensor], *, logged: bool

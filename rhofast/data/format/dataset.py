@@ -99,22 +99,30 @@ class ShardSet:
         return shard, int(sample - self.starts[shard])
 
     def index(self, shard: int) -> ShardIndex:
-        """Return the index of one shard.
+        """Return the index of one shard, as it is on the disk now.
+
+        An index that was written while it is mapped would end the process, or be another one; so it is opened again,
+        and checked again, if its file has changed.
 
         Raises:
             ShardMissingError: The index is not there.
             ShardFormatError: The index is not as recorded in `dataset.json`.
         """
         with self._lock:
-            if shard in self._open:
+            index = self._open.get(shard)
+            if index is not None and not self._has_changed(shard):
                 self._open.move_to_end(shard)
-                return self._open[shard]
+                return index
         index = self._load_index(shard)
         with self._lock:
             self._open[shard] = index
             while len(self._open) > self._open_indices:
                 self._open.popitem(last=False)
         return index
+
+    def _has_changed(self, shard: int) -> bool:
+        """Return whether the file of a mapped index is another one; only files that stay in place can be."""
+        return self.keeps_files and self._checked.get(shard) != _identity(self.root / self.info.shards[shard].index)
 
     def _load_index(self, shard: int) -> ShardIndex:
         """Map an index. It is checked only once, as long as the file does not change."""

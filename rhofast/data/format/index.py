@@ -138,8 +138,9 @@ class ShardIndex:
         )
 
     def row(self, row: int) -> IndexRow:
-        """Return everything that the index knows of one sample."""
+        """Return everything that the index knows of one sample, as a copy that outlives the mapped file."""
         label = int(self.label[row])
+        units = self.units(row)
         return IndexRow(
             key=self.key(row),
             label=None if label < 0 else label,
@@ -150,7 +151,13 @@ class ShardIndex:
             fps=float(self.fps[row]),
             width=int(self.width[row]),
             height=int(self.height[row]),
-            units=self.units(row),
+            units=Units(
+                frame=units.frame.copy(),
+                offset=units.offset.copy(),
+                size=units.size.copy(),
+                crc=units.crc.copy(),
+                rgb=units.rgb.copy(),
+            ),
         )
 
 

@@ -27,6 +27,7 @@ from rhofast.data.codecs.codec import MAX_SIDE, Codec
 from rhofast.data.format.index import DATASET_FILE, SCHEMA, VERSION, ShardIndex
 from rhofast.errors import ShardFormatError, ShardMissingError
 from rhofast.storage.files import open_regular
+from rhofast.storage.machine_errors import is_machine_error
 
 MAX_INDEX_BYTES = 1 << 30  # units of 300 hours of video at 30 fps
 MAX_RATE, MIN_RATE = 1e6, 1e-4  # frames per second
@@ -81,6 +82,7 @@ def open_index(path: Path, facts: IndexFacts, *, checked: bool = False) -> Shard
         ShardMissingError: There is no such file.
         ShardFormatError: The file is not the recorded one, not an index of this format version, or a row of it is
             impossible. The message names the row.
+        OSError: The machine refuses to open it, for a reason that is not in the file.
     """
     try:
         if not checked:
@@ -92,6 +94,8 @@ def open_index(path: Path, facts: IndexFacts, *, checked: bool = False) -> Shard
     except _InvalidError as error:
         raise ShardFormatError(f"{path}: {error}") from None
     except (pa.ArrowException, OSError, ValueError) as error:
+        if is_machine_error(error):
+            raise
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise ShardFormatError(f"{path}: not a shard index: {reason}") from None
 

@@ -30,8 +30,10 @@ from rhofast.data.format.index import IndexRow
 from rhofast.data.format.remote import RemoteShardSet
 from rhofast.data.types import Sample, Units, usage
 from rhofast.errors import DecodeError, SampleError, ShardError
+from rhofast.storage.machine_errors import with_patience
 
 _OPEN_FILES = 256
+_PATIENCE_S = 30.0
 
 
 class _OpenFile:
@@ -58,6 +60,7 @@ class Reader:
         limits: Mapping[str, VideoLimits] | None = None,
         *,
         decode_pictures: bool = False,
+        patience_s: float = _PATIENCE_S,
     ) -> None:
         """Build the codec of the set.
 
@@ -66,9 +69,11 @@ class Reader:
             limits: What the device's video decoder accepts, by codec. A stream within the limits is left to it, trimmed
                 to what a sample needs; any other stream is decoded on the host.
             decode_pictures: Whether stored pictures are decoded on the host, too, in place of being passed on.
+            patience_s: Seconds for which a read is tried again while the machine refuses it.
         """
         self.shards = shards
         self._limits = limits or {}
+        self._patience_s = patience_s
         self.codec = build_codec(shards.info.codec)
         self._passes_pictures = self.codec.pictures and not decode_pictures
         self._files: OrderedDict[int, _OpenFile] = OrderedDict()
@@ -84,12 +89,15 @@ class Reader:
 
         Raises:
             SampleError: The index of its shard cannot be used.
+            MachineError: The machine refused to open it for too long, for a reason that is not in the data.
         """
         shard, row = self.shards.locate(sample)
+        name = self.shards.info.shards[shard].index
         try:
-            return self.shards.index(shard).row(row)
+            where = f"{self.shards.where}/{name}"
+            index = with_patience(lambda: self.shards.index(shard), where, patience_s=self._patience_s)
+            return index.row(row)
         except ShardError as error:
-            name = self.shards.info.shards[shard].index
             raise SampleError(error.message, shard=name, key=f"row {row}", offset=0, hint=error.hint) from None
 
     def read(self, sample: int, frames: npt.NDArray[np.int32], row: IndexRow | None = None) -> Sample:
@@ -107,6 +115,7 @@ class Reader:
             SampleError: The shard is missing or short, a read failed, or a checksum is wrong. The error carries the
                 address of the first bad byte range.
             DecodeError: A stream does not decode to its frames. The error carries the address of the member.
+            MachineError: The machine refused the read for too long, for a reason that is not in the data.
         """
         if row is None:
             row = self.locate(sample)
@@ -189,14 +198,24 @@ class Reader:
 
     def _pread(self, shard: int, offset: int, size: int, key: str) -> memoryview:
         name = self.shards.info.shards[shard].tar
-        try:
+
+        def read() -> bytes:
             file = self._file(shard)  # keeps the descriptor open until the read is over
-            content = os.pread(file.descriptor, size, offset)
-            while 0 < len(content) < size:  # a signal or a network file system may cut a read short
-                rest = os.pread(file.descriptor, size - len(content), offset + len(content))
-                if not rest:
-                    break
-                content += rest
+            try:
+                content = os.pread(file.descriptor, size, offset)
+                while 0 < len(content) < size:  # a signal or a network file system may cut a read short
+                    rest = os.pread(file.descriptor, size - len(content), offset + len(content))
+                    if not rest:
+                        break
+                    content += rest
+            except OSError:
+                with self._lock:
+                    self._files.pop(shard, None)  # a descriptor of a mount that was lost stays bad
+                raise
+            return content
+
+        try:
+            content = with_patience(read, f"{self.shards.where}/{name}", patience_s=self._patience_s)
         except OSError as error:
             raise SampleError(f"{error.strerror or error}", shard=name, key=key, offset=offset) from None
         except ShardError as error:
@@ -210,12 +229,15 @@ class Reader:
         if not self.shards.keeps_files:  # an evicted file takes its space as long as it is open
             return _OpenFile(self.shards.open(name))
         with self._lock:
-            if shard not in self._files:
-                self._files[shard] = _OpenFile(self.shards.open(name))
-                while len(self._files) > _OPEN_FILES:
-                    self._files.popitem(last=False)
-            self._files.move_to_end(shard)
-            return self._files[shard]
+            if shard in self._files:
+                self._files.move_to_end(shard)
+                return self._files[shard]
+        file = _OpenFile(self.shards.open(name))  # without the lock: on a dead mount this never returns
+        with self._lock:
+            file = self._files.setdefault(shard, file)
+            while len(self._files) > _OPEN_FILES:
+                self._files.popitem(last=False)
+            return file
 
 
 def _adjacent(units: Units, wanted: npt.NDArray[np.int64]) -> list[tuple[int, int]]:

@@ -26,7 +26,9 @@ from rhofast.errors import RhofastError, ShardError, ShardFormatError, ShardMiss
 from rhofast.storage.cache import Cache
 from rhofast.storage.download import RemoteFolder
 from rhofast.storage.files import open_regular_descriptor
+from rhofast.storage.machine_errors import is_machine_error
 
+_FAREWELL_S = 5.0  # for all threads of a set together
 _OPEN_ATTEMPTS = 3  # a file may be evicted between its download and its opening
 
 
@@ -182,6 +184,8 @@ class RemoteShardSet(ShardSet):
             self._failed[name] = (time.monotonic(), error)
             raise
         except OSError as error:
+            if is_machine_error(error):
+                raise
             raise ShardMissingError(f"{self.where}/{name}: {error}") from None
 
 
@@ -216,7 +220,10 @@ class DownloadAhead:
             queue.stop()
 
     def close(self) -> None:
-        """End all threads. It takes at most as long as one chunk of a download, and may be called twice."""
+        """End all threads. It takes as long as one chunk of a download, and may be called twice.
+
+        A thread that hangs in a store's library is abandoned after a while; it ends with the process.
+        """
         self.stop()
         for queue in self._queues:
             queue.close()
@@ -260,8 +267,9 @@ class _DownloadQueue:
         self._shards.remove_queue(self)
 
     def close(self) -> None:
+        end = time.monotonic() + _FAREWELL_S
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, end - time.monotonic()))
         self._shards.allow_downloads()
 
     def _work(self) -> None:
@@ -270,7 +278,7 @@ class _DownloadQueue:
                 self._shards.fetch(shard, self._stop)
             except StoppedError:
                 return
-            except RhofastError:
+            except (RhofastError, OSError):  # whoever needs the shard tries again, and reports it
                 continue
 
     def _take(self) -> int | None:

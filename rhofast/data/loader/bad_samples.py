@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from rhofast.data.sampling.mixture import Mixture, MixtureOrder
 from rhofast.data.sampling.rng import Stream, uniform
 from rhofast.errors import SampleError, TooManyBadSamplesError
 
+_WAITING_LINES = 10_000
 GRACE = 1000  # samples before which the share of bad ones is taken of so many
 
 
@@ -32,10 +34,13 @@ class BadSampleLog:
 
     Attributes:
         count: Number of bad samples.
+        write_error: Why the file could not be written last time, or None. Lines wait until it can be written again.
     """
 
     def __init__(self, log: Path | None, limit: float | None) -> None:
         self.count = 0
+        self.write_error: OSError | None = None
+        self._waiting: deque[str] = deque(maxlen=_WAITING_LINES)
         self._log, self._limit = log, limit
         self._lock = Lock()
 
@@ -55,8 +60,8 @@ class BadSampleLog:
             self.count += 1
             if self._log is not None:
                 line = {"sample": sample, "shard": error.shard, "key": error.key, "offset": error.offset}
-                with self._log.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({**where, **line, "reason": error.reason}) + "\n")
+                self._waiting.append(json.dumps({**where, **line, "reason": error.reason}) + "\n")
+                self._write(self._log)
             if self._limit is not None and self.count > self._limit * max(seen, GRACE):
                 raise TooManyBadSamplesError(
                     f"{self.count} bad samples among {seen}, the last one: {error.reason}",
@@ -65,6 +70,17 @@ class BadSampleLog:
                     offset=error.offset,
                     hint="check the set with `rhofast verify`, or raise data.max_bad",
                 )
+
+    def _write(self, path: Path) -> None:
+        """Append the lines that wait; on a full disk they go on waiting, because a line is not worth a run."""
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write("".join(self._waiting))
+        except OSError as error:
+            self.write_error = error
+        else:
+            self.write_error = None
+            self._waiting.clear()
 
 
 class BadSamplePolicy(ABC):

@@ -17,6 +17,8 @@ from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import AugmentPlan
 from rhofast.errors import ConfigError, UndecodableError
 
+_PATIENCE_S = 60.0  # for which reads are tried again while the machine refuses them
+
 
 class Decoders:
     """Decodes batches whose samples may be stored in different ways.
@@ -53,7 +55,9 @@ class Decoders:
     ) -> None:
         self._data = data
         self.descriptions, limits = _choose(data, config, device_id)
-        self.readers = [Reader(shards, limits) for shards in data.sets]
+        # Patience ends before the loader's own limit, so that the error says what the machine lacks.
+        patience_s = min(_PATIENCE_S, config.timeout_s / 4)
+        self.readers = [Reader(shards, limits, patience_s=patience_s) for shards in data.sets]
         video = None
         if limits:
             engines = max(limit.engines for limit in limits.values())

@@ -149,6 +149,11 @@ class StagedLoader:
         )
 
     @property
+    def write_error(self) -> OSError | None:
+        """Why the file of bad samples could not be written last time, or None."""
+        return self._policy.log.write_error
+
+    @property
     def started(self) -> bool:
         """Whether the stages run."""
         return self._pipeline is not None
@@ -180,6 +185,7 @@ class StagedLoader:
         Raises:
             StopIteration: There are no more.
             ShardError: A stage takes longer than `data.timeout_s`.
+            MachineError: The machine refuses to read, for a reason that is not in the data.
         """
         assert self._pipeline is not None
         try:

@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 
 Out = TypeVar("Out")
 _CHECK_S = 1.0  # seconds between two checks of whether an item can still come
-_FAREWELL_S = 5.0  # seconds for a thread to end after a stage has hung
+_FAREWELL_S = 3.0  # seconds for all threads to end after a stage has hung
 # Seconds for which a thread may keep Python's lock while others want it. With Python's own 5 ms, working stages delay
 # each operation that the consumer starts on a device or on other cores (0.92 of its rate, now 0.95:
 # benchmarks/evaluation/feature_extraction.py).
@@ -206,10 +206,10 @@ class ThreadedPipeline(Generic[Out]):
         self._first_through.set()
         for channel in self._channels:
             channel.close()
-        wait = _FAREWELL_S if self._stalled else min(self._timeout_s, threading.TIMEOUT_MAX)
+        end = time.monotonic() + (_FAREWELL_S if self._stalled else min(self._timeout_s, threading.TIMEOUT_MAX / 2))
         for thread in self._threads:
             if thread.ident is not None and thread is not threading.current_thread():  # Ctrl-C may hit while they start
-                thread.join(wait)
+                thread.join(max(0.0, end - time.monotonic()))
         if self._shortened:
             self._shortened = False
             _switch_interval.end()
