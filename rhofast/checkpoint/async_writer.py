@@ -89,11 +89,14 @@ class AsyncCheckpointWriter:
         self._thread = Thread(target=self._write, args=(copy, copied, stall_s), name="rhofast-checkpoint-writer")
         self._thread.start()
 
-    def wait(self, limit_s: float | None = None) -> None:
-        """Wait until no checkpoint is being written, but no longer than a number of seconds; None: however long."""
+    def wait(self, limit_s: float | None = None) -> bool:
+        """Wait until no checkpoint is being written, but no longer than `limit_s` seconds; return whether none is."""
         if self._thread is not None:
             self._thread.join(limit_s)
+            if self._thread.is_alive():
+                return False
             self._thread = None
+        return True
 
     def poll(self) -> list[WrittenCheckpoint]:
         """Return the checkpoints that were finished since the last call, oldest first."""

@@ -128,6 +128,11 @@ class CheckpointManager:
             self._writer.save(self._take())
         return True
 
+    def save_before_end(self, step: int) -> None:
+        """Begin to save on this rank alone, after an error in the data; give up if an earlier save hangs."""
+        if self._writer.wait(self._config.train.timeout_s):
+            self.save(step)
+
     def finish(self, step: int) -> None:
         """Save the state after the last step, and wait on every rank until it is written.
 

@@ -24,7 +24,12 @@ def is_machine_error(error: BaseException) -> bool:
 
 
 def with_patience(
-    call: Callable[[], Result], what: str, *, patience_s: float, sleep: Callable[[float], None] = time.sleep
+    call: Callable[[], Result],
+    what: str,
+    *,
+    patience_s: float,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Result:
     """Call a function again while the machine refuses what it needs.
 
@@ -33,6 +38,7 @@ def with_patience(
         what: The file that it accesses, for the message.
         patience_s: Seconds after which the last error is final.
         sleep: Waits for a number of seconds.
+        clock: Returns the time in seconds; a call that fails slowly counts, too.
 
     Returns:
         What `call` returns.
@@ -41,17 +47,17 @@ def with_patience(
         MachineError: The machine still refuses after `patience_s`.
         OSError: Any other error of `call`, at once.
     """
-    waited, pause = 0.0, _FIRST_PAUSE_S
+    began, pause = clock(), _FIRST_PAUSE_S
     while True:
         try:
             return call()
         except OSError as error:
             if not is_machine_error(error):
                 raise
-            if waited >= patience_s:
+            if (waited := clock() - began) >= patience_s:
                 raise MachineError(
                     f"{what}: {error.strerror or error}, for {waited:.0f} s",
                     hint="nothing is wrong with the data: when the cause is gone, continue with --resume",
                 ) from None
         sleep(pause)
-        waited, pause = waited + pause, min(2 * pause, _LONGEST_PAUSE_S)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)

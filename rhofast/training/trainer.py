@@ -217,7 +217,7 @@ class _Trainer:
             return next(self.loader)
         except RhofastError:
             if self.step:  # what has been done is whole, and the data may be had again later
-                self.checkpoints.save(self.step)
+                self.checkpoints.save_before_end(self.step)
             raise
 
     def _agree(

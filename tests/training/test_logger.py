@@ -59,6 +59,7 @@ class TrainLoader:
     """A loader with counters that a test sets: every look at them is 10 s later, with `wait_s` without data."""
 
     decoders = ("jpeg is decoded on the host",)
+    write_error: OSError | None = None
 
     def __init__(self, waits: list[float]) -> None:
         self._waits, self._looks, self._wait_s = waits, 0, 0.0

@@ -6,7 +6,9 @@ sample, the same on every rank and in every repetition; evaluation leaves it out
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
@@ -41,6 +43,7 @@ class BadSampleLog:
         self.count = 0
         self.write_error: OSError | None = None
         self._waiting: deque[str] = deque(maxlen=_WAITING_LINES)
+        self._torn = False  # The last line was written in part: the next one begins on a line of its own.
         self._log, self._limit = log, limit
         self._lock = Lock()
 
@@ -74,13 +77,17 @@ class BadSampleLog:
     def _write(self, path: Path) -> None:
         """Append the lines that wait; on a full disk they go on waiting, because a line is not worth a run."""
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write("".join(self._waiting))
+            with path.open("ab", buffering=0) as file:
+                while self._waiting:
+                    line = ("\n" * self._torn + self._waiting[0]).encode()
+                    self._torn = (file.write(line) or 0) < len(line)
+                    if self._torn:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    self._waiting.popleft()
         except OSError as error:
             self.write_error = error
         else:
             self.write_error = None
-            self._waiting.clear()
 
 
 class BadSamplePolicy(ABC):

@@ -1,6 +1,11 @@
 """Reading touches just the needed bytes and notices what is wrong with them."""
 
+import contextlib
+import errno
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +17,8 @@ from rhofast.data.codecs.timeline import Timeline
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.reader import Reader
 from rhofast.data.types import Sample
-from rhofast.errors import DecodeError, SampleError
-from tests.helpers.shards import STREAMS, damage_unit, encode_stream, frame_pixels, write_shards
+from rhofast.errors import DecodeError, MachineError, SampleError
+from tests.helpers.shards import ROOT, STREAMS, damage_unit, encode_stream, frame_pixels, write_shards
 
 h264 = pytest.mark.parametrize("stream_shards", ["h264"], indirect=True)
 
@@ -216,3 +221,92 @@ def test_a_video_of_one_frame(name: str, tmp_path: Path) -> None:
     member = encode_stream([frame_pixels(4, 9)], STREAMS[name], tmp_path / "video.mp4")
     shards = write_shards(tmp_path / "shards", [member], codec=STREAMS[name])
     assert shown(Reader(shards).read(0, np.zeros((2, 3), dtype=np.int32))) == {0: (9, 4)}
+
+
+# In a process of its own: an index that is cut short under a mapping ends a process by a signal.
+CUT_SHORT = """
+import os, sys
+import numpy as np
+from pathlib import Path
+from rhofast.data.format.dataset import open_folder
+from rhofast.data.format.reader import Reader
+from rhofast.errors import SampleError
+root = Path(sys.argv[1])
+shards = open_folder(root)
+reader = Reader(shards)
+frames = np.array([1, 2], dtype=np.int32)
+early = reader.locate(6)
+before = reader.read(6, frames).pictures[1].tobytes()
+os.truncate(root / "shard-000001.arrow", 0)
+assert reader.read(6, frames, early).pictures[1].tobytes() == before  # located before: a copy
+try:
+    reader.locate(7)
+except SampleError as error:
+    print(error)
+"""
+
+
+def test_an_index_that_is_cut_short_under_a_run_is_an_error_and_no_signal(shards: ShardSet) -> None:
+    command = [sys.executable, "-c", CUT_SHORT, str(shards.root)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "shard-000001.arrow: 0 bytes, but dataset.json lists" in done.stdout
+
+
+def test_an_index_that_is_written_again_is_checked_again(shards: ShardSet) -> None:
+    reader, path = Reader(shards), shards.root / "shard-000001.arrow"
+    key, content = reader.locate(6).key, path.read_bytes()
+    path.write_bytes(content[:200] + bytes([content[200] ^ 255]) + content[201:])
+    with pytest.raises(SampleError, match="digest differs"):
+        reader.locate(6)
+    path.write_bytes(content)
+    os.utime(path, ns=(1, 1))
+    assert reader.locate(6).key == key
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.ESTALE])
+def test_a_refusal_of_the_machine_is_waited_for_and_is_no_bad_sample(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    expected = Reader(shards).read(2, np.array([3], dtype=np.int32)).pictures[3].tobytes()
+    pread, refusals = os.pread, [0]
+
+    def refusing(*given: int) -> bytes:
+        refusals[0] += 1
+        if refusals[0] <= 2:
+            raise OSError(number, os.strerror(number))
+        return pread(*given)
+
+    monkeypatch.setattr(os, "pread", refusing)
+    read = Reader(shards, patience_s=5).read(2, np.array([3], dtype=np.int32))
+    assert read.pictures[3].tobytes() == expected and refusals[0] == 3
+    refusals[0] = -(10**9)
+    monkeypatch.setattr(os, "pread", lambda *given: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+    with pytest.raises(MachineError, match="--resume"):
+        Reader(shards, patience_s=0.1).read(2, np.array([3], dtype=np.int32))
+
+
+def test_an_open_that_hangs_holds_up_no_close(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    def hang(self: ShardSet, name: str) -> int:
+        begun.set()
+        released.wait()
+        raise OSError(errno.EIO, "released")
+
+    monkeypatch.setattr(ShardSet, "open", hang)
+    reader = Reader(shards)
+    frames = np.array([3], dtype=np.int32)
+    thread = threading.Thread(target=_read, args=(reader, frames))
+    thread.start()
+    try:
+        assert begun.wait(10)
+        reader.close()  # waits for no lock
+    finally:
+        released.set()
+        thread.join(10)
+
+
+def _read(reader: Reader, frames: npt.NDArray[np.int32]) -> None:
+    with contextlib.suppress(SampleError):
+        reader.read(2, frames)

@@ -768,3 +768,24 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "waited for too long"
         time.sleep(0.01)
+
+
+def test_a_download_that_hangs_in_a_library_holds_up_no_end(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhofast.data.format.remote._FAREWELL_S", 0.2)
+    shards, begun, released = open_remote(site, tmp_path / "cache"), threading.Event(), threading.Event()
+
+    def hang(*given: object) -> None:
+        begun.set()
+        released.wait()
+
+    monkeypatch.setattr(RemoteShardSet, "fetch", hang)
+    ahead = DownloadAhead([(shards, iter(range(3)))], threads=2)
+    try:
+        assert begun.wait(10)
+        began = time.monotonic()
+        ahead.close()
+        assert time.monotonic() - began < 5
+    finally:
+        released.set()
