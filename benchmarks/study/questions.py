@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 METHODS = {"moco": "MoCo", "byol": "BYOL", "simclr": "SimCLR", "swav": "SwAV"}
+LATER_METHODS = {"moco_v3": "MoCo v3", "lejepa": "LeJEPA"}  # not in the paper
 CURATED, UNBALANCED, UNCURATED = "curated", "unbalanced", "uncurated"
 TEST, TUNING = "test", "tuning"
 
@@ -115,6 +116,11 @@ def questions() -> list[Question]:
         for method, name in METHODS.items()
         for clips in (1, 2, 3, 4)
     }
+    later = {
+        (name, f"{clips}"): Run(method=method, changes=changed({"clips.num_clips": clips}))
+        for method, name in LATER_METHODS.items()
+        for clips in (1, 2, 3, 4)
+    }
     shapes = [(4, 2), (4, 4), (8, 1), (8, 2), (8, 4), (16, 1)]
     shape = {
         ("BYOL", f"{frames} x {stride}"): Run(
@@ -153,6 +159,15 @@ def questions() -> list[Question]:
             seeds=3,
             scale=True,
             cells=rho,
+        ),
+        Question(
+            key="later",
+            title="How many clips per video for the methods after the paper?",
+            paper="They are not in the paper.",
+            across="clips (rho)",
+            seeds=3,
+            scale=True,
+            cells=later,
         ),
         Question(
             key="shape",

@@ -57,6 +57,15 @@ METHOD_OPTIONS: dict[str, dict[str, Any]] = {
         "method.codes": "all",
         "optim.base_lr": 0.05,
     },
+    "moco_v3": {
+        "method.hidden": 256,
+        "method.ema_base": 0.95,
+        "method.ema_anneal": False,
+        "method.loss": "mean",
+        "optim.name": "adamw",
+        "optim.base_lr": 0.004,
+    },
+    "lejepa": {"method.hidden": 256, "optim.name": "adamw", "optim.base_lr": 0.004},
 }
 
 
@@ -133,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for shards, runs and results")
     parser.add_argument("--only", nargs="+", choices=[question.key for question in known], help="only these questions")
-    parser.add_argument("--seeds", type=int, help="seeds per question (default: 3 for rho and span, 1 for the others)")
+    parser.add_argument("--seeds", type=int, help="seeds per question (default: 3 for rho, later, span; else 1)")
     parser.add_argument(
         "--jobs", type=int, help="runs at the same time (default: one per core; with a GPU, one per two cores)"
     )

@@ -35,7 +35,7 @@ def configurations() -> dict[str, Config]:
 def test_every_run_has_a_page_of_its_own_that_is_valid() -> None:
     pages = configurations()
     assert len({page.model_dump_json() for page in pages.values()}) == len(pages)
-    for method in ("moco", "byol", "simclr", "swav"):
+    for method in ("moco", "byol", "simclr", "swav", "moco_v3", "lejepa"):
         assert {(page.clips.num_clips, page.seed) for page in pages.values() if page.method.name == method} >= {
             (rho, seed) for rho in (1, 2, 3, 4) for seed in (0, 1, 2)
         }

@@ -24,6 +24,7 @@ from rhofast.config.load import dump_config, override_config, parse_config
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError, SaveError
+from rhofast.models.methods.lejepa import LeJEPA
 from rhofast.training.trainer import train
 from tests.helpers.shards import ROOT, TINY_PAGE
 
@@ -69,14 +70,18 @@ def test_a_run_leaves_metrics_checkpoints_and_its_configuration(shards: ShardSet
     assert parse_config(json.loads((tmp_path / "run" / "config.json").read_text()), where="x").train.steps == 5
 
 
-def test_a_resumed_run_ends_with_the_same_bits(shards: ShardSet, tmp_path: Path) -> None:
-    straight = train(config(shards, tmp_path / "straight"))
-    train(config(shards, tmp_path / "resumed", steps=5, checkpoint_steps=3))
+@pytest.mark.parametrize("method", ["byol", "moco_v3", "lejepa"])
+def test_a_resumed_run_ends_with_the_same_bits(shards: ShardSet, tmp_path: Path, method: str) -> None:
+    def settings(out: str, **options: Any) -> Config:
+        return override_config(config(shards, tmp_path / out, **options), [f"method.name={method}"])
+
+    straight = train(settings("straight"))
+    train(settings("resumed", steps=5, checkpoint_steps=3))
     whole = tmp_path / "resumed" / "run" / "checkpoints"
     for path in (whole / "step-00000005").iterdir():  # as if the process had died after step 3
         path.unlink()
     (whole / "step-00000005").rmdir()
-    resumed = train(config(shards, tmp_path / "resumed", checkpoint_steps=3), resume=True)
+    resumed = train(settings("resumed", checkpoint_steps=3), resume=True)
     assert metrics(resumed.run, "start")[-1]["step"] == 3
     left, right = (load_checkpoint(latest_checkpoint(outcome.run) or Path()) for outcome in (straight, resumed))
     assert left.method.keys() == right.method.keys()
@@ -84,6 +89,13 @@ def test_a_resumed_run_ends_with_the_same_bits(shards: ShardSet, tmp_path: Path)
     assert left.loader == right.loader
     for number, slots in left.optimizer["state"].items():
         assert all(torch.equal(slots[name], right.optimizer["state"][number][name]) for name in slots)
+
+
+def test_a_method_learns_seed_and_step(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(LeJEPA, "begin_step", lambda _, progress: seen.append((progress.seed, progress.step)))
+    train(override_config(config(shards, tmp_path, steps=2), ["method.name=lejepa", "seed=7"]))
+    assert seen == [(7, 0), (7, 1)]
 
 
 def test_resume_begins_where_there_is_nothing_and_ends_where_all_is_done(shards: ShardSet, tmp_path: Path) -> None:
