@@ -18,6 +18,7 @@ from rhofast.errors import ConfigError, RhofastError
 from rhofast.evaluation.leakage import check_held_out, overlap, refuse_overlap
 from rhofast.evaluation.model import EvalModel, open_model
 from rhofast.evaluation.scores import class_map
+from rhofast.models.memory_format import to_channels_last
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +107,7 @@ def placed(network: nn.Module, config: Config) -> nn.Module:
         The network on the device.
     """
     network = network.to(PartialState(cpu=not torch.cuda.is_available()).device)
-    return network.to(memory_format=torch.channels_last_3d) if config.train.channels_last else network
+    return to_channels_last(network) if config.train.channels_last else network
 
 
 def _against_pretraining(model: EvalModel, train: ShardSet, test: ShardSet, *, allow: bool) -> tuple[str, ...]:

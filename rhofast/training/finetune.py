@@ -37,6 +37,7 @@ from rhofast.evaluation.multiview import check_test, crops_of, score_videos
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask
 from rhofast.models.batch_norm import synchronize_batch_norm
+from rhofast.models.memory_format import to_channels_last
 from rhofast.storage.files import write_atomically
 from rhofast.storage.strict_json import read_record
 from rhofast.storage.user_code import imported_digests
@@ -135,7 +136,7 @@ class _ClassifierTrainer:
             synchronize_batch_norm(classifier.backbone, "node" if section.batch_norm == "node" else "sync")
         self.classifier = classifier.to(device)
         if config.train.channels_last:
-            self.classifier = self.classifier.to(memory_format=torch.channels_last_3d)
+            self.classifier = to_channels_last(self.classifier)
         if kind == "finetune" and device.type == "cpu":
             check_reduced_precision(
                 self.classifier.backbone,

@@ -27,6 +27,7 @@ from rhofast.distributed.process_group import join_again, launched, world_size
 from rhofast.errors import ConfigError
 from rhofast.models.activation_checkpointing import checkpoint_blocks
 from rhofast.models.batch_norm import SyncBatchNorm
+from rhofast.models.memory_format import to_channels_last
 from rhofast.models.methods import build_method
 from rhofast.models.methods.method import Method
 from rhofast.training.code_check import check_user_code
@@ -156,7 +157,7 @@ def build_model(config: Config, accelerator: Accelerator) -> tuple[nn.Module, Me
     check_accumulation(method, config.train, accelerator.num_processes)
     _check_batch_norm(method, config, accelerator.num_processes)
     if config.train.channels_last:
-        method = method.to(memory_format=torch.channels_last_3d)
+        method = to_channels_last(method)
     if accelerator.device.type == "cpu":
         check_reduced_precision(
             method.backbone, config.train.precision, num_frames=config.clips.num_frames, size=config.augment.size

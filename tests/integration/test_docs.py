@@ -41,6 +41,7 @@ from rhofast.config.load import load_config, parse_config
 from rhofast.data.codecs import CODECS
 from rhofast.models.backbones import BACKBONES
 from rhofast.models.methods import METHODS
+from rhofast.storage import user_code
 from tests.helpers.shards import ROOT, TINY_PAGE, encode_mjpeg, frame_pixels
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -201,6 +202,7 @@ def place(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     torch.set_num_threads(1)
     tables: list[dict[str, Any]] = [METHODS, BACKBONES, CODECS]
     before = [dict(table) for table in tables]
+    monkeypatch.setattr(user_code, "_IMPORTED", {})
     yield folder
     for table, old in zip(tables, before, strict=True):
         table.clear()
@@ -227,9 +229,13 @@ def run_line(words: list[str], block: Block) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_commands_parse_and_configs_load(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_commands_parse_and_configs_load(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for entry in ROOT.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    monkeypatch.chdir(tmp_path)
     for block in blocks_of(page):
+        if block.mark == "file" and block.language == "toml":
+            Path(block.value).write_text(block.text)
         if block.mark in ("skip", "file"):
             continue
         if block.language == "bash":
@@ -263,6 +269,12 @@ def test_a_page_runs_from_top_to_bottom(page: Path, place: Path) -> None:
         elif block.language == "bash":
             for words in command_lines(block):
                 run_line(words, block)
+
+
+def test_own_code_is_short() -> None:
+    blocks = blocks_of(ROOT / "docs/tutorials/use_your_own_network.md")
+    lines = {block.value: len(block.text.splitlines()) for block in blocks if block.value.endswith(".py")}
+    assert lines.keys() == {"per_frame.py", "videomae.py", "predict.py"} and max(lines.values()) <= 25
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
