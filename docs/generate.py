@@ -94,6 +94,12 @@ def fit_links(markdown: str, source: str, target: str) -> str:
 # ---- reference/config.md ----
 
 
+# What `backbone.name` and `method.name` may be besides a name.
+_OWN = (
+    "[code of your own](../tutorials/use_your_own_network.md): `package.module:function` or `path/to/file.py:function`"
+)
+
+
 def config_page() -> str:
     """Return the page of every option: those of a run, and those of methods, backbones and codecs."""
     from rhofast.config.schema import Config
@@ -121,10 +127,15 @@ def config_page() -> str:
             lines += [f"## `[{name}]`", "", *_prose(kind), *_options(kind, prefix=f"{name}.")]
             for nested in _nested(kind):
                 lines += [f"### An entry of `{name}.{nested[0]}`", "", *_prose(nested[1]), *_options(nested[1])]
-    lines += ["## `[method]`", "", f"`name` is one of {_names(METHODS)}. The other keys depend on it.", ""]
+    lines += ["## `[method]`", "", f"`name` is one of {_names(METHODS)}, or {_OWN}. The other keys depend on it.", ""]
     for name, (kind, _) in METHODS.items():
         lines += [f'### `method.name = "{name}"`', "", *_prose(kind), *_options(kind, prefix="method.")]
-    lines += ["## `[backbone]`", "", f"`name` is one of {_names(BACKBONES)}. The other keys depend on it.", ""]
+    lines += [
+        "## `[backbone]`",
+        "",
+        f"`name` is one of {_names(BACKBONES)}, or {_OWN}. The other keys depend on it.",
+        "",
+    ]
     lines += ["### `slow_...`", "", *_prose(SlowConfig), *_options(SlowConfig, prefix="backbone.")]
     if TorchvisionConfig.model_fields:
         lines += ["### Backbones of torchvision", "", *_prose(TorchvisionConfig), *_options(TorchvisionConfig)]
