@@ -31,7 +31,9 @@ SETS: dict[str, Codec] = {"jpeg": JpegCodec(), "h264": H264Codec(gop=16)}
 MORE: dict[str, Codec] = {"h264_gop8": H264Codec(gop=8), "h264_gop32": H264Codec(gop=32), "hevc": HevcCodec(gop=16)}
 
 
-def build_set(name: str, codec: Codec, sources: list[Path], out: Path, scale: Scale) -> None:
+def build_set(
+    name: str, codec: Codec, sources: list[Path], out: Path, scale: Scale, *, samples_per_shard: int = 1
+) -> None:
     """Store each video once.
 
     Args:
@@ -40,6 +42,7 @@ def build_set(name: str, codec: Codec, sources: list[Path], out: Path, scale: Sc
         sources: The videos.
         out: Folder of the sets.
         scale: Length and size of the videos.
+        samples_per_shard: Videos per shard; one shard is encoded by one core.
 
     Raises:
         RhofastError: The set cannot be built.
@@ -48,7 +51,9 @@ def build_set(name: str, codec: Codec, sources: list[Path], out: Path, scale: Sc
     shutil.rmtree(root, ignore_errors=True)
     records = [VideoRecord(key=f"v{number:04d}", path=path.resolve()) for number, path in enumerate(sources)]
     transcode = TranscodeSettings(short_side=scale.short_side, max_seconds=scale.seconds, timeout=120)
-    settings = BuildSettings(name=name, split="train", codec=codec, transcode=transcode, samples_per_shard=1)
+    settings = BuildSettings(
+        name=name, split="train", codec=codec, transcode=transcode, samples_per_shard=samples_per_shard
+    )
     with Listing(records) as listing:
         build_shards(listing, root, settings, LocalProcesses(os.cpu_count() or 1))
     made = open_folder(root)

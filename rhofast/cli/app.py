@@ -26,10 +26,11 @@ from rhofast.cli.console import err, out, print_line, print_lines
 from rhofast.cli.options import examples
 from rhofast.cli.plan import plan
 from rhofast.display import printable
-from rhofast.errors import ConfigError, RhofastError
+from rhofast.errors import ConfigError, MachineError, RhofastError
 from rhofast.storage.address import redacted
 
 _LINE = 4_000  # characters of an error
+_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits, as of a run that was stopped and can be resumed
 _FAREWELL_S = 5.0  # for threads to end that a command has left behind
 
 app = typer.Typer(
@@ -112,7 +113,7 @@ def _run() -> None:
         line = f"rhofast: error: {where}{redacted(_error_text(error))}"
         err.print(line, markup=False, highlight=False, soft_wrap=True, style="red")
         _report_to_launcher(line)
-        sys.exit(2)
+        sys.exit(_TRY_AGAIN if isinstance(error, MachineError) else 2)
 
 
 def _exit_on_usage_error(error: Exception) -> None:

@@ -215,7 +215,7 @@ class _Trainer:
         self.non_finite.note_batch(self.step + 1, address["epoch"], address["position"])
         try:
             return next(self.loader)
-        except RhofastError:
+        except (RhofastError, OSError, MemoryError):
             if self.step:  # what has been done is whole, and the data may be had again later
                 self.checkpoints.save_before_end(self.step)
             raise
