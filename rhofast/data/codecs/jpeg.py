@@ -9,6 +9,7 @@ Any clip costs exactly its own frames. Any player plays a member, and both nvJPE
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from collections.abc import Sequence
 from typing import Annotated, Any, BinaryIO, ClassVar
@@ -22,6 +23,7 @@ from rhofast.data.codecs.codec import MEASURED, Codec, Member, Part
 from rhofast.data.codecs.containers import Picture, read_packets
 from rhofast.data.types import Units
 
+_SEGMENT = struct.Struct(">BBH")  # 0xFF, the marker, and the length
 _SOF0, _DHT, _SOS, _DQT, _DRI, _COM = 0xC0, 0xC4, 0xDA, 0xDB, 0xDD, 0xFE  # markers (ITU-T T.81, table B.1)
 _SKIPPED = frozenset((_DHT, _DQT, _DRI, _COM, *range(0xE0, 0xF0)))
 _SAMPLING = b"\x22\x11\x11"  # 4:2:0: of Y, Cb and Cr
@@ -121,8 +123,10 @@ def find_fault(picture: bytes | memoryview, width: int, height: int) -> str | No
     if end < 4 or picture[0] != 0xFF or picture[1] != 0xD8 or picture[end] != 0xFF or picture[end + 1] != 0xD9:
         return "not a whole JPEG"
     at, tables, has_frame = 2, set[int](), False
-    while at + 4 <= end and picture[at] == 0xFF:
-        kind, length = picture[at + 1], picture[at + 2] << 8 | picture[at + 3]
+    while at + 4 <= end:
+        mark, kind, length = _SEGMENT.unpack_from(picture, at)
+        if mark != 0xFF:
+            break
         if kind == _SOF0:
             if has_frame or length != 17 or at + 19 > end or picture[at + 4] != 8 or picture[at + 9] != 3:
                 break

@@ -17,6 +17,7 @@ import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import pairwise
 from threading import Lock
 
 import numpy as np
@@ -28,12 +29,14 @@ from rhofast.data.decode.video_limits import VideoLimits
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
 from rhofast.data.format.remote import RemoteShardSet
-from rhofast.data.types import Sample, Units, usage
+from rhofast.data.types import Sample, usage
 from rhofast.errors import DecodeError, SampleError, ShardError
 from rhofast.storage.machine_errors import with_patience
 
 _OPEN_FILES = 256
 _PATIENCE_S = 30.0
+
+_Unit = tuple[int, int, int, int]  # its number, first byte, size and CRC-32
 
 
 class _OpenFile:
@@ -123,8 +126,12 @@ class Reader:
         rows = self.codec.units_for(row.units, distinct)
         shard, _ = self.shards.locate(sample)
         pieces: list[memoryview] = []
-        for first, last in _adjacent(row.units, rows):
-            pieces += self._read_units(shard, row, first, last)
+        # As lists, once per sample: numbers of numpy are slow one by one.
+        numbers = rows.tolist()
+        begins, sizes, crcs = (part[rows].tolist() for part in (row.units.offset, row.units.size, row.units.crc))
+        for run in _adjacent(numbers, begins, sizes):
+            units = list(zip(numbers[run], begins[run], sizes[run], crcs[run], strict=True))
+            pieces += self._read_units(shard, row, units)
         stream, pictures = None, dict[int, npt.NDArray[np.uint8]]()
         if self._passes_pictures:
             found = (np.frombuffer(piece, dtype=np.uint8) for piece in pieces)
@@ -163,26 +170,25 @@ class Reader:
             frames_decoded=decoded,
         )
 
-    def _read_units(self, shard: int, row: IndexRow, first: int, last: int) -> list[memoryview]:
-        """Read the adjacent units from `first` to `last` at once, and check each of them.
+    def _read_units(self, shard: int, row: IndexRow, units: list[_Unit]) -> list[memoryview]:
+        """Read adjacent units at once, and check each of them.
 
         A damaged copy of a remote shard is read once more, after it was fetched again.
         """
         try:
-            return self._read_checked(shard, row, first, last)
+            return self._read_checked(shard, row, units)
         except SampleError:
             remote, name = self.shards, self.shards.info.shards[shard].tar
             if not isinstance(remote, RemoteShardSet) or not remote.recheck(name):
                 raise
-        return self._read_checked(shard, row, first, last)
+        return self._read_checked(shard, row, units)
 
-    def _read_checked(self, shard: int, row: IndexRow, first: int, last: int) -> list[memoryview]:
-        run = slice(first, last + 1)
-        begins, sizes, crcs = (part[run].tolist() for part in (row.units.offset, row.units.size, row.units.crc))
-        start = begins[0]
-        content = self._pread(shard, row.offset + start, begins[-1] + sizes[-1] - start, row.key)
-        pieces = [content[begin - start : begin - start + size] for begin, size in zip(begins, sizes, strict=True)]
-        for unit, (piece, crc) in enumerate(zip(pieces, crcs, strict=True), start=first):
+    def _read_checked(self, shard: int, row: IndexRow, units: list[_Unit]) -> list[memoryview]:
+        (_, start, *_), (_, last_begin, last_size, _) = units[0], units[-1]
+        content = self._pread(shard, row.offset + start, last_begin + last_size - start, row.key)
+        pieces = []
+        for unit, begin, size, crc in units:
+            piece = content[begin - start : begin - start + size]
             fault: str | None = "checksum mismatch"
             if zlib.crc32(piece) == crc:
                 fault = self.codec.find_fault(unit, piece, row.width, row.height)
@@ -192,8 +198,9 @@ class Reader:
                     f"{what}: {fault}",
                     shard=self.shards.info.shards[shard].tar,
                     key=row.key,
-                    offset=row.offset + begins[unit - first],
+                    offset=row.offset + begin,
                 )
+            pieces.append(piece)
         return pieces
 
     def _pread(self, shard: int, offset: int, size: int, key: str) -> memoryview:
@@ -240,12 +247,20 @@ class Reader:
             return file
 
 
-def _adjacent(units: Units, wanted: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Return the runs (first, last) of wanted units whose bytes are adjacent; `wanted` ascends."""
-    if not len(wanted):
-        return []
-    ends = units.offset[wanted] + units.size[wanted]
-    breaks = np.flatnonzero((np.diff(wanted) != 1) | (units.offset[wanted[1:]] != ends[:-1]))
-    firsts = wanted[np.concatenate([[0], breaks + 1])]
-    lasts = wanted[np.concatenate([breaks, [len(wanted) - 1]])]
-    return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
+def _adjacent(numbers: list[int], begins: list[int], sizes: list[int]) -> list[slice]:
+    """Return the runs of units whose bytes are adjacent.
+
+    Args:
+        numbers: Numbers of the wanted units, ascending.
+        begins: First byte of each.
+        sizes: Number of bytes of each.
+
+    Returns:
+        Slices of the lists.
+    """
+    breaks = [
+        place
+        for place in range(1, len(numbers))
+        if numbers[place] != numbers[place - 1] + 1 or begins[place] != begins[place - 1] + sizes[place - 1]
+    ]
+    return [slice(*ends) for ends in pairwise([0, *breaks, len(numbers)])] if numbers else []
