@@ -1,7 +1,8 @@
 """Optimizers, parameter groups, and schedules as pure functions of the epoch.
 
 There are two parameter groups, as in the released implementation: the affine parameters of normalizations (no weight
-decay, no layer adaptation), and everything else, biases included. While the attribute `found_inf` of an optimizer, a
+decay, no layer adaptation), and everything else, biases included. A module with `no_weight_decay()` (timm's convention)
+names more parameters for the first group. While the attribute `found_inf` of an optimizer, a
 scalar on the device, is 1, its steps are skipped; `torch.amp.GradScaler` uses the same attribute.
 """
 
@@ -95,7 +96,8 @@ def build_optimizer(model: nn.Module, section: OptimConfig) -> torch.optim.Optim
     """Build an optimizer over the trainable parameters of a model.
 
     Args:
-        model: The model; affine parameters of its normalizations get neither weight decay nor adaptation.
+        model: The model; affine parameters of its normalizations, and those named by `no_weight_decay()` of a module,
+            get neither weight decay nor adaptation.
         section: `optim` of the configuration. The learning rate is set anew before every step.
     """
     norms = {
@@ -104,6 +106,10 @@ def build_optimizer(model: nn.Module, section: OptimConfig) -> torch.optim.Optim
         if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm)
         for p in module.parameters(recurse=False)
     }
+    for module in model.modules():
+        without_decay = getattr(module, "no_weight_decay", None)
+        names = without_decay() if callable(without_decay) else ()
+        norms |= {id(p) for name, p in module.named_parameters() if name in names}
     trainable = [p for p in model.parameters() if p.requires_grad]
     plain = {"params": [p for p in trainable if id(p) in norms], "weight_decay": 0.0}
     other = {"params": [p for p in trainable if id(p) not in norms], "weight_decay": section.weight_decay}

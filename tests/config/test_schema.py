@@ -11,6 +11,7 @@ from rhofast.config.section import Section
 from rhofast.errors import ConfigError
 from rhofast.models.backbones.slow import SlowConfig
 from rhofast.models.backbones.torchvision_video import TorchvisionConfig
+from rhofast.models.backbones.vit import ViTConfig
 from rhofast.models.methods import METHODS
 
 SECTIONS = [
@@ -22,7 +23,7 @@ OPTIONS = [options for options, _ in METHODS.values()]
 
 
 @pytest.mark.parametrize(
-    "section", [Config, SourceConfig, ComponentConfig, *SECTIONS, *OPTIONS, SlowConfig, TorchvisionConfig]
+    "section", [Config, SourceConfig, ComponentConfig, *SECTIONS, *OPTIONS, SlowConfig, TorchvisionConfig, ViTConfig]
 )
 def test_every_option_has_a_description(section: type[BaseModel]) -> None:
     descriptions = {name: field.description or "" for name, field in section.model_fields.items()}

@@ -59,19 +59,25 @@ def count_workload(config: Config, clips: int) -> Workload:
     with torch.device("meta"):
         backbone = build_backbone(backbone_section.name, backbone_section.options, num_frames=frames, size=size)
         method = build_method(config.method.name, config.method.options, backbone)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            backbone(torch.empty(1, 3, frames, size, size))
-    forward = counter.get_total_flops()
+        # A backbone may do less in passes that make gradients: `keep` of a ViT leaves tokens out there.
+        forward = {trained: _forward_flops(backbone, frames, size, trained=trained) for trained in (False, True)}
     passes, heads = _count_passes(config, clips, backbone)
     trained = sum(tensor.numel() * tensor.element_size() for tensor in method.parameters() if tensor.requires_grad)
     stored = sum(tensor.numel() * tensor.element_size() for tensor in method.state_dict().values())
     slots = 2 if config.optim.name == "adamw" else 1
     return Workload(
         clips=clips,
-        flops=heads + forward * (passes[False] + (1 + _BACKWARD) * passes[True]),
+        flops=heads + forward[False] * passes[False] + forward[True] * (1 + _BACKWARD) * passes[True],
         gradient_bytes=trained,
         checkpoint_bytes=stored + slots * trained,
     )
+
+
+def _forward_flops(backbone: nn.Module, frames: int, size: int, *, trained: bool) -> int:
+    """Return the operations of a forward pass of one clip on the meta device, with or without gradients."""
+    with torch.set_grad_enabled(trained), FlopCounterMode(display=False) as counter:
+        backbone(torch.empty(1, 3, frames, size, size))
+    return int(counter.get_total_flops())
 
 
 def _count_passes(config: Config, clips: int, backbone: nn.Module) -> tuple[dict[bool, float], float]:

@@ -4,9 +4,14 @@ A backbone is an `nn.Module` that maps clips to features:
 
     [N, C, T, H, W] normalized pixels -> [N, num_features]
 
-It has the attribute `num_features`. A backbone that accepts only some clip sizes also has `limits` (ClipLimits). To add
-one, write a function that builds it from its options and add a line to BACKBONES. A backbone outside the package is
-named by its function (user_backbone.py).
+It has the attribute `num_features`. It may also have
+
+    limits               ClipLimits: the clips that it accepts, if not any
+    no_weight_decay()    names of parameters that the optimizer must not decay
+    tokens(x)            [N, L, num_features]: what the features are pooled from
+
+To add one, write a function that builds it from its options and add a line to BACKBONES. A backbone outside the package
+is named by its function (user_backbone.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -20,6 +25,7 @@ from rhofast.models.backbones.clip_limits import ClipLimits
 from rhofast.models.backbones.slow import VARIANTS, Slow, SlowConfig
 from rhofast.models.backbones.torchvision_video import NAMES, TorchvisionConfig, torchvision_video
 from rhofast.models.backbones.user_backbone import check_clips, user_backbone
+from rhofast.models.backbones.vit import ViT, ViTConfig
 from rhofast.storage.user_code import FORMS, is_reference
 
 
@@ -39,6 +45,7 @@ def _torchvision(name: str) -> Callable[[Mapping[str, Any]], nn.Module]:
 BACKBONES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     **{name: _slow(preset) for name, preset in VARIANTS.items()},
     **{name: _torchvision(name) for name in NAMES},
+    "vit": lambda options: ViT(parse_section(ViTConfig, options, where="backbone")),
 }
 
 

@@ -147,6 +147,10 @@ class Slow(nn.Module):
             maps.append(stage(maps[-1]))
         return maps
 
+    def tokens(self, x: Tensor) -> Tensor:
+        """Return the places of the last map: [N, 3, T, H, W] -> [N, T H' W', num_features]."""
+        return self.feature_maps(x)[-1].flatten(2).transpose(1, 2)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of clips: [N, 3, T, H, W] -> [N, num_features]."""
         features: Tensor = self.feature_maps(x)[-1].mean(dim=(2, 3, 4))
