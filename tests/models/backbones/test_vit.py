@@ -161,8 +161,6 @@ def masked(seen: Tensor) -> Any:
             q, k = rotate(q, *angles), rotate(k, *angles)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[None])
         out: Tensor = module.proj(attended.transpose(1, 2).flatten(2))
-            F.scaled_dot_product_attention(q, k, v, attn_mask=seen[None]).transpose(1, 2).flatten(2)
-        )
         return out
 
     return hook
