@@ -107,6 +107,7 @@ def config_page() -> str:
     from rhofast.models.backbones import BACKBONES
     from rhofast.models.backbones.slow import SlowConfig
     from rhofast.models.backbones.torchvision_video import TorchvisionConfig
+    from rhofast.models.backbones.vit import ViTConfig
     from rhofast.models.methods import METHODS
 
     lines = [
@@ -137,6 +138,7 @@ def config_page() -> str:
         "",
     ]
     lines += ["### `slow_...`", "", *_prose(SlowConfig), *_options(SlowConfig, prefix="backbone.")]
+    lines += ["### `vit`", "", *_prose(ViTConfig), *_options(ViTConfig, prefix="backbone.")]
     if TorchvisionConfig.model_fields:
         lines += ["### Backbones of torchvision", "", *_prose(TorchvisionConfig), *_options(TorchvisionConfig)]
     else:

@@ -14,6 +14,7 @@ from rhofast.config.section import Section, parse_section
 from rhofast.errors import ConfigError
 from rhofast.models.backbones.slow import SlowConfig
 from rhofast.models.backbones.torchvision_video import TorchvisionConfig
+from rhofast.models.backbones.vit import ViTConfig
 from rhofast.models.methods import METHODS
 
 
@@ -48,7 +49,7 @@ def test_no_weight_of_a_data_set_is_infinite() -> None:
         load_config(None, ['data.train=[{shards="a", weight=inf}]'])
 
 
-OPTIONS = [SlowConfig, TorchvisionConfig, *(options for options, _ in METHODS.values())]
+OPTIONS = [SlowConfig, TorchvisionConfig, ViTConfig, *(options for options, _ in METHODS.values())]
 
 
 @pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind in OPTIONS for key in number_fields(kind)])
