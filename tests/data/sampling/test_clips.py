@@ -179,7 +179,7 @@ def test_no_span_means_the_same_frames() -> None:
     assert (frames.frames == frames.frames[:, :1]).all() and len(np.unique(frames.frames[:, 0, 0])) > 5
 
 
-@pytest.mark.parametrize("span", [10.0, 1e300])
+@pytest.mark.parametrize("span", [10.0, 1e9])
 def test_a_span_of_the_whole_video_is_no_limit(span: float) -> None:
     video, samples = geometry(300, 30.0, 4000), np.arange(4000)
     starts = random_clips(ClipConfig(max_span=span), video, samples, seed=0, epoch=0).frames[..., 0]
