@@ -62,7 +62,7 @@ def test_the_methods_of_what_they_return_are_these() -> None:
     def public(kind: type) -> set[str]:
         return {name for name in dir(kind) if not name.startswith("_")}
 
-    loader = {"close", "started", "stats"}
+    loader = {"close", "started", "stats", "write_error"}
     training = {"epoch", "load_state_dict", "position", "replay", "samples", "state_dict", "steps_left"}
     assert public(rhofast.TrainLoader) == loader | training
     assert public(rhofast.EvalLoader) == loader
