@@ -20,6 +20,9 @@ _INVISIBLE = frozenset(
 )
 _ELLIPSIS = "..."
 
+LINE = 4_000
+"""Characters of a printed line: far more than any that people wrote, far less than a hostile name."""
+
 
 def printable(text: str, limit: int = 200, has_glyph: Callable[[str], bool] | None = None) -> str:
     r"""Return a text as one line that is safe to print and no longer than a limit.

@@ -5,9 +5,9 @@ key or option at fault; a hint is the remedy. Both are one line of printable cha
 quote. Wrong arguments of pure functions raise a plain `ValueError`.
 """
 
-from rhofast.display import printable
+from rhofast.display import LINE, printable
 
-_LIMIT = 4_000  # characters of a message; far more than any that people wrote, far less than a hostile name
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits: the run is saved; the same command goes on with --resume
 
 
 class RhofastError(Exception):
@@ -20,8 +20,8 @@ class RhofastError(Exception):
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         """Create an error from its message and hint."""
-        self.message = printable(message, _LIMIT)
-        self.hint = None if hint is None else printable(hint, _LIMIT)
+        self.message = printable(message, LINE)
+        self.hint = None if hint is None else printable(hint, LINE)
         super().__init__(self.message)
 
     def __str__(self) -> str:

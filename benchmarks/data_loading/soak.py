@@ -40,6 +40,7 @@ from rhofast.ingest.executors import LocalProcesses
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.recipes import find_records
 from rhofast.ingest.transcode import TranscodeSettings
+from rhofast.training.environment import resident_bytes
 
 PACKAGES = ("torch", "numpy", "nvidia-dali-cuda130")
 CODECS = {"jpeg": JpegCodec(), "h264": H264Codec(gop=8)}
@@ -108,11 +109,6 @@ def inject_faults(reads: Counter[str], refused: set[int], rng: np.random.Generat
 
     Reader.read = slow_read  # type: ignore[method-assign]
     os.pread = failing_pread
-
-
-def resident_bytes() -> int:
-    """Return the resident memory of this process in bytes (Linux only)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:

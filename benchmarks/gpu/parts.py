@@ -35,6 +35,7 @@ from rhofast.data.format.reader import Reader
 from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.types import Sample
 from rhofast.models.methods.method import TrainingProgress
+from rhofast.training.environment import device_memory, resident_bytes
 from rhofast.training.profiler import StepProfiler
 from rhofast.training.setup import build_accelerator, build_loader, build_model, open_training_shards
 from rhofast.training.step import no_garbage_collection, train_step
@@ -385,17 +386,11 @@ def memory(part: Part) -> None:
         )
 
 
-def resident_bytes() -> int:
-    """Return the resident memory of this process in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def device_bytes(device: torch.device) -> int:
     """Return the bytes in use on the device, by all processes."""
     if device.type != "cuda":
         return 0
-    free, total = torch.cuda.mem_get_info(device)
-    return total - free
+    return device_memory(device)["device_memory_bytes"]
 
 
 def recovery(part: Part) -> None:

@@ -34,11 +34,11 @@ from typing import Any
 
 from benchmarks.machine import facts_line, facts_of_the_machine
 from rhofast.checkpoint.run_folder import RunFolder
+from rhofast.errors import EXIT_RESUMABLE
 
 PACKAGES = ("torch", "accelerate", "safetensors")
 RANKS = 2
 TIMEOUT_S = 60.0  # how long a process may outlive the other before it is killed, as a launcher would
-EXIT_RESUMABLE = 75
 
 
 @dataclass(kw_only=True)

@@ -179,11 +179,15 @@ def prune_checkpoints(folder: Path, *, keep: int, keep_every: int | None = None)
         keep: How many of the newest checkpoints stay, `folder` included.
         keep_every: Checkpoints whose step is a multiple of this stay as well; None: no others.
     """
-    others = (other for other in folder.parent.glob("step-*") if _FOLDER.fullmatch(other.name))
-    so_far = sorted(other for other in others if other.name <= folder.name)
+    so_far = [other for other in _folders(folder.parent) if other.name <= folder.name]
     for old in so_far[:-keep]:
         if keep_every is None or step_of(old) % keep_every:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _folders(checkpoints: Path) -> list[Path]:
+    """Return the checkpoint folders in a folder, whole or not, the oldest first."""
+    return sorted(folder for folder in checkpoints.glob("step-*") if _FOLDER.fullmatch(folder.name))
 
 
 def remove_unfinished(run: Path) -> None:
@@ -199,8 +203,7 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 def checkpoints_of(run: Path) -> list[Path]:
     """Return a run's checkpoint folders, whole or not: the one to continue from first, then those before it."""
-    found = RunFolder(run).checkpoints.glob("step-*")
-    folders = sorted((folder for folder in found if _FOLDER.fullmatch(folder.name)), reverse=True)
+    folders = _folders(RunFolder(run).checkpoints)[::-1]
     try:
         with open_regular(RunFolder(run).latest) as file:
             name = file.read(_MAX_NAME).decode(errors="replace").strip()

@@ -22,15 +22,13 @@ import typer
 
 import rhofast
 from rhofast.cli import analysis, evaluate, ingest, train
-from rhofast.cli.console import err, out, print_line, print_lines
+from rhofast.cli.console import err, out, print_line, print_lines, print_problem
 from rhofast.cli.options import examples
 from rhofast.cli.plan import plan
-from rhofast.display import printable
-from rhofast.errors import ConfigError, MachineError, RhofastError
+from rhofast.display import LINE, printable
+from rhofast.errors import EXIT_RESUMABLE, ConfigError, MachineError, RhofastError
 from rhofast.storage.address import redacted
 
-_LINE = 4_000  # characters of an error
-_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits, as of a run that was stopped and can be resumed
 _FAREWELL_S = 5.0  # for threads to end that a command has left behind
 
 app = typer.Typer(
@@ -111,9 +109,9 @@ def _run() -> None:
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         where = f"rank {os.environ.get('RANK', '?')}: " if ranks > 1 else ""
         line = f"rhofast: error: {where}{redacted(_error_text(error))}"
-        err.print(line, markup=False, highlight=False, soft_wrap=True, style="red")
+        print_problem(line)
         _report_to_launcher(line)
-        sys.exit(_TRY_AGAIN if isinstance(error, MachineError) else 2)
+        sys.exit(EXIT_RESUMABLE if isinstance(error, MachineError) else 2)
 
 
 def _exit_on_usage_error(error: Exception) -> None:
@@ -126,19 +124,19 @@ def _exit_on_usage_error(error: Exception) -> None:
     else:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "rhofast"
-        line = f"rhofast: error: {printable(redacted(message()), _LINE).rstrip('.')}\n  hint: {command} --help"
-        err.print(line, markup=False, highlight=False, soft_wrap=True, style="red")
+        line = f"rhofast: error: {printable(redacted(message()), LINE).rstrip('.')}\n  hint: {command} --help"
+        print_problem(line)
     sys.exit(2)
 
 
 def _error_text(error: RhofastError | OSError | MemoryError) -> str:
     if isinstance(error, MemoryError):
-        return printable(f"out of memory{f': {error}' if str(error) else ''}", _LINE)
+        return printable(f"out of memory{f': {error}' if str(error) else ''}", LINE)
     if isinstance(error, RhofastError):
         return error.message + (f"\n  hint: {error.hint}" if error.hint else "")
     # A file or folder of the user: a full disk, no permission, no such folder for the output.
     name = error.filename or "system"
-    return printable(f"{os.fsdecode(name) if isinstance(name, bytes) else name}: {error.strerror or error}", _LINE)
+    return printable(f"{os.fsdecode(name) if isinstance(name, bytes) else name}: {error.strerror or error}", LINE)
 
 
 def _report_to_launcher(line: str) -> None:

@@ -24,9 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from rhofast.display import printable
-
-_LINE = 4_000  # characters of a line
+from rhofast.display import LINE, printable
 
 
 def _open_closed_streams() -> None:
@@ -84,12 +82,21 @@ err = Console(file=cast(TextIO, _Diagnostics()))
 
 def print_line(text: str, style: str | None = None) -> None:
     """Print plain text as one line without wrapping, however narrow the terminal and whatever names it quotes."""
-    out.print(printable(text, _LINE), style=style, markup=False, highlight=False, soft_wrap=True)
+    _print_plain(out, printable(text, LINE), style)
 
 
 def print_error(text: str, style: str = "red") -> None:
     """Print one line as `print_line` does, on standard error."""
-    err.print(printable(text, _LINE), style=style, markup=False, highlight=False, soft_wrap=True)
+    _print_plain(err, printable(text, LINE), style)
+
+
+def print_problem(text: str) -> None:
+    """Print an error and its hint, which are printable already, in red on standard error."""
+    _print_plain(err, text, "red")
+
+
+def _print_plain(console: Console, text: str, style: str | None) -> None:
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_lines(text: str) -> None:

@@ -19,7 +19,7 @@ from rhofast.cli.console import (
 )
 from rhofast.cli.options import CONFIG, DATA, OUTPUT, RUN, CheckpointArgument, ConfigOption, Overrides, ShardsArgument
 from rhofast.cli.tables import class_table, score_table
-from rhofast.errors import ConfigError
+from rhofast.errors import EXIT_RESUMABLE, ConfigError
 from rhofast.storage.files import check_writable
 
 if TYPE_CHECKING:
@@ -183,7 +183,6 @@ def embed(
 
 def _classify(task: EvalTask, *, frozen: bool, resume: bool, target: Path | None) -> None:
     from rhofast.training.finetune import Stopped, train_classifier
-    from rhofast.training.trainer import EXIT_RESUMABLE
 
     with main_progress_bar(note=True) as progress:
         training = progress.add_task("training", total=None, note="", visible=False)

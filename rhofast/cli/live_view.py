@@ -17,11 +17,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rhofast.display import printable
+from rhofast.display import LINE, printable
 from rhofast.training.metrics import METRICS, STEP_PHASES
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_CHARACTERS = 4_000  # of a line
 _WIDTH = 28  # characters of the bar and of the curve
 _PAUSE_S = 1.0  # seconds between two drawings, which take milliseconds of the training thread
 _LINE_S = 60.0  # seconds between two lines in a log; the first and the last step always have one
@@ -76,7 +75,7 @@ class TrainingView:
 
     def _print(self, text: str, style: str | None = None) -> None:
         self._console.print(
-            Text(printable(text, _CHARACTERS), style or ""), soft_wrap=True
+            Text(printable(text, LINE), style or ""), soft_wrap=True
         )  # or the line would take the style of the live view
 
     def _draw(self) -> RenderableType:

@@ -15,7 +15,7 @@ from rhofast.cli.console import err, is_main_process, out, print_error, print_li
 from rhofast.cli.live_view import TrainingView
 from rhofast.cli.options import CONFIG, OUTPUT, RUN, ConfigArgument, Overrides
 from rhofast.cli.tables import transfer_table
-from rhofast.errors import ConfigError
+from rhofast.errors import EXIT_RESUMABLE, ConfigError
 
 WeightFormat = Literal["safetensors", "pyslowfast"]
 
@@ -82,7 +82,6 @@ def train(
 ) -> None:
     """Pretrain a backbone. Runs alone or under `accelerate launch -m rhofast train ...`."""
     from rhofast.config.load import load_config
-    from rhofast.training.trainer import EXIT_RESUMABLE
     from rhofast.training.trainer import train as run_training
 
     loaded = load_config(config, overrides or [])

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.data.codecs.codec import MEASURED, Codec, Part
+from rhofast.data.codecs.codec import MEASURED, Codec
 from rhofast.data.format.index import IndexRow
 from rhofast.data.types import frames_in
 
@@ -143,7 +143,7 @@ def _picture_faults(row: IndexRow, tar: io.BufferedReader, codec: Codec, decoder
                 # Thin bright lines differ too: the stored color was measured at an eighth of the size.
                 frame = np.array([unit], dtype=np.int32)
                 try:
-                    host = codec.decode(_make_part(row, frame, frame.astype(np.int64), [content]))[unit]
+                    host = codec.decode(row.part(frame, frame.astype(np.int64), [content]))[unit]
                 except ValueError as error:
                     faults[unit] = str(error)
                 else:
@@ -178,22 +178,10 @@ def _group_faults(row: IndexRow, tar: io.BufferedReader, codec: Codec) -> dict[i
             tar.seek(row.offset + int(row.units.offset[other]))
             pieces.append(tar.read(int(row.units.size[other])))
         try:
-            codec.decode(_make_part(row, frame, rows, pieces))
+            codec.decode(row.part(frame, rows, pieces))
         except ValueError as error:
             faults[unit] = str(error)
     return faults
-
-
-def _make_part(row: IndexRow, frame: npt.NDArray[np.int32], rows: npt.NDArray[np.int64], pieces: Sequence[Any]) -> Part:
-    return Part(
-        units=row.units,
-        num_frames=row.num_frames,
-        width=row.width,
-        height=row.height,
-        frames=frame,
-        rows=rows,
-        pieces=pieces,
-    )
 
 
 def _first_problem(file: str, row: IndexRow, faults: dict[int, str]) -> Iterator[FormatProblem]:

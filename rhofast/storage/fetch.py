@@ -8,8 +8,9 @@ from __future__ import annotations
 import errno
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from rhofast.storage.files import write_all
 from rhofast.storage.network import (
@@ -23,6 +24,8 @@ from rhofast.storage.network import (
     read_chunk,
     words,
 )
+
+Result = TypeVar("Result")
 
 _MOST_UNANNOUNCED = 1 << 34  # bytes of an answer whose length is not said: it may have no end
 _INFO_S = 60.0
@@ -58,20 +61,10 @@ def fetch(address: str, copy: Path, policy: RetryPolicy) -> None:
         OSError: `copy` cannot be written.
         RhofastError: Nothing opens such an address.
     """
-    for attempt in range(policy.attempts):
-        try:
-            store, path = open_store(address, policy.timeout_s, **_as_signed(address))
-            _receive(store, path, copy, policy.timeout_s)
-            return
-        except _WriteError as error:
-            raise error.__cause__ or error from None
-        except network_errors(ValueError) as error:
-            if is_missing(error):
-                raise FetchError("no such file at this address", missing=True) from None
-            if is_final(error) or attempt + 1 == policy.attempts:
-                tries = f", in {attempt + 1} attempts" if attempt else ""
-                raise FetchError(words(error) + tries) from None
-            time.sleep(policy.pause(attempt, error))
+    try:
+        _attempt(address, policy, lambda store, path: _receive(store, path, copy, policy.timeout_s))
+    except _WriteError as error:
+        raise error.__cause__ or error from None
 
 
 def remote_state(address: str, policy: RetryPolicy) -> list[Any] | None:
@@ -81,19 +74,42 @@ def remote_state(address: str, policy: RetryPolicy) -> list[Any] | None:
         address: Its address.
         policy: How often and how long the store is asked.
     """
-    for attempt in range(policy.attempts):
-        try:
-            store, path = open_store(address, policy.timeout_s, **_as_signed(address))
-            info = file_info(store, path, min(_INFO_S, policy.total_s))
-            break
-        except network_errors(ValueError) as error:
-            if is_final(error) or attempt + 1 == policy.attempts:
-                return None
-            time.sleep(policy.pause(attempt, error))
+    try:
+        info = _attempt(address, policy, lambda store, path: file_info(store, path, min(_INFO_S, policy.total_s)))
+    except FetchError:
+        return None
     if info is None or info.get("size") is None:
         return None
     version = next((info[key] for key in ("ETag", "Last-Modified", "LastModified", "mtime") if info.get(key)), "")
     return [int(info["size"]), str(version)]
+
+
+def _attempt(address: str, policy: RetryPolicy, use: Callable[[Any, str], Result]) -> Result:
+    """Open the store of an address and use it, again if the network fails and another attempt may help.
+
+    Args:
+        address: The address.
+        policy: How often and how long it is tried.
+        use: Called with the file system of fsspec and the path in it.
+
+    Returns:
+        What `use` returns.
+
+    Raises:
+        FetchError: There is no such file, or the network failed in all attempts.
+        Exception: Whatever else `use` raises.
+    """
+    for attempt in range(policy.attempts):
+        try:
+            return use(*open_store(address, policy.timeout_s, **_as_signed(address)))
+        except network_errors(ValueError) as error:
+            if is_missing(error):
+                raise FetchError("no such file at this address", missing=True) from None
+            if is_final(error) or attempt + 1 == policy.attempts:
+                tries = f", in {attempt + 1} attempts" if attempt else ""
+                raise FetchError(words(error) + tries) from None
+            time.sleep(policy.pause(attempt, error))
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _receive(store: Any, path: str, copy: Path, timeout_s: float) -> None:

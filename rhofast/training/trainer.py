@@ -44,7 +44,6 @@ from rhofast.training.preemption import PreemptionHandler
 from rhofast.training.setup import build_accelerator, build_loader, build_model, open_training_shards, run_length
 from rhofast.training.step import no_garbage_collection, train_step
 
-EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits: saved on a signal or at max_hours; run again with --resume
 _COLLECT_STEPS = 200  # garbage is collected every so many steps, on all ranks at once, and nowhere else in the loop
 
 

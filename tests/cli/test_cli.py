@@ -14,21 +14,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 import rhofast
 from rhofast.checkpoint.export import load_backbone
-from rhofast.cli.app import app, main
+from rhofast.cli.app import app
 from rhofast.data.format.dataset import ShardSet
 from rhofast.models.backbones import build_backbone
 from rhofast.models.weight_formats import pyslowfast_state
+from tests.helpers.program import run
 from tests.helpers.shards import REAL_VIDEOS, TINY_PAGE, encode_mjpeg, frame_pixels
-
-
-def run(*arguments: object) -> int:
-    """The program's exit code."""
-    sys.argv = ["rhofast", *map(str, arguments)]
-    try:
-        main()
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
 
 
 @pytest.fixture(autouse=True)

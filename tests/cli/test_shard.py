@@ -9,18 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rhofast.cli.app import main
+from tests.helpers.program import run
 from tests.helpers.shards import TINY_PAGE, encode_mjpeg, frame_pixels
-
-
-def run(*arguments: object) -> int:
-    """The program's exit code."""
-    sys.argv = ["rhofast", *map(str, arguments)]
-    try:
-        main()
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,6 @@ from PIL import Image
 
 from rhofast.analysis.neighbors import draw_neighbors, nearest, open_bank
 from rhofast.checkpoint.export import save_backbone
-from rhofast.cli.app import main
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
@@ -26,6 +25,7 @@ from rhofast.evaluation.model import open_model
 from rhofast.models.backbones import build_backbone
 from rhofast.models.weight_formats import pyslowfast_state
 from rhofast.training.trainer import train
+from tests.helpers.program import run
 from tests.helpers.shards import ROOT, TINY_PAGE, damage_unit, write_shards
 
 SETTINGS = [
@@ -40,15 +40,6 @@ def plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [])
     monkeypatch.setenv("COLUMNS", "200")
-
-
-def run(*arguments: object) -> int:
-    sys.argv = ["rhofast", *map(str, arguments)]
-    try:
-        main()
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
 
 
 def given(*settings: str) -> list[str]:

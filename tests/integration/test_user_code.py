@@ -12,13 +12,13 @@ from safetensors import safe_open
 
 from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
 from rhofast.checkpoint.export import load_backbone
-from rhofast.cli.app import main
 from rhofast.config.load import override_config, parse_config
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, ResumeError
 from rhofast.storage import user_code
 from rhofast.training.trainer import train
+from tests.helpers.program import run as program
 
 NET = """
 from torch import nn
@@ -78,15 +78,6 @@ def forget(folder: Path) -> None:
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
             del sys.modules[name]
-
-
-def program(*arguments: object) -> int:
-    sys.argv = ["rhofast", *map(str, arguments)]
-    try:
-        main()
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
 
 
 def config(shards: ShardSet, **sections: Any) -> Config:

@@ -16,7 +16,7 @@ from rhofast.config.schema import Config
 from rhofast.data.codecs import build_codec
 from rhofast.data.codecs.codec import Codec
 from rhofast.errors import ConfigError
-from rhofast.storage.strict_json import read_record
+from rhofast.storage.strict_json import MAX_BYTES, parse_record, read_bounded
 
 _Positive = Annotated[float, Field(gt=0, le=1e15)]
 _Count = Annotated[int, Field(ge=1, lt=1 << 53)]
@@ -245,8 +245,9 @@ def _read_report(path: Path, key: str, kind: type[_Report], command: str) -> dic
         ConfigError: The file is no such report.
     """
     hint = f"give a report of `rhofast {command}`"
-    values = read_record(path, dict[str, Any], raises=ConfigError, hint=hint)
+    content = read_bounded(path, raises=ConfigError, max_bytes=MAX_BYTES, hint=hint)
+    values = parse_record(content, dict[str, Any], where=path, raises=ConfigError, hint=hint)
     if key not in values:
         raise ConfigError(f"{path}: not a report of `rhofast {command}`")
-    read_record(path, kind, raises=ConfigError, hint=hint)
+    parse_record(content, kind, where=path, raises=ConfigError, hint=hint)
     return values

@@ -110,9 +110,10 @@ class ShardSet:
         """
         with self._lock:
             index = self._open.get(shard)
-            if index is not None and not self._has_changed(shard):
+            if index is not None:
                 self._open.move_to_end(shard)
-                return index
+        if index is not None and not self._has_changed(shard):  # without the lock: a dead mount answers late
+            return index
         index = self._load_index(shard)
         with self._lock:
             self._open[shard] = index
@@ -122,7 +123,9 @@ class ShardSet:
 
     def _has_changed(self, shard: int) -> bool:
         """Return whether the file of a mapped index is another one; only files that stay in place can be."""
-        return self.keeps_files and self._checked.get(shard) != _identity(self.root / self.info.shards[shard].index)
+        return self.keeps_files and self._checked.get(shard) != _identity(
+            f"{self.root}/{self.info.shards[shard].index}"
+        )
 
     def _load_index(self, shard: int) -> ShardIndex:
         """Map an index. It is checked only once, as long as the file does not change."""
@@ -208,10 +211,10 @@ def check_shard_files(root: Path, shard: ShardInfo) -> None:
             raise ShardFormatError(f"{root / name}: {what}", hint=hint)
 
 
-def _identity(path: Path) -> tuple[int, ...] | None:
-    """Return values that change when a file is replaced or written; None if there is no file."""
+def _identity(path: Path | str) -> tuple[int, ...] | None:
+    """Return values that change when a local file is replaced or written; None if there is no file."""
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 - for each sample, and a Path costs more than its stat
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

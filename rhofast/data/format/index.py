@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rhofast.data.codecs.codec import Part
 from rhofast.data.types import Units
 
 VERSION = 1
@@ -74,6 +75,24 @@ class IndexRow:
     width: int
     height: int
     units: Units
+
+    def part(self, frames: npt.NDArray[np.int32], rows: npt.NDArray[np.int64], pieces: Sequence[Any]) -> Part:
+        """Return what a codec decodes frames from.
+
+        Args:
+            frames: The wanted frames, distinct and ascending, i32[F].
+            rows: Numbers of the units that hold them, i64[U].
+            pieces: The bytes of these units.
+        """
+        return Part(
+            units=self.units,
+            num_frames=self.num_frames,
+            width=self.width,
+            height=self.height,
+            frames=frames,
+            rows=rows,
+            pieces=pieces,
+        )
 
 
 class ShardIndex:

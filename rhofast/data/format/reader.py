@@ -24,7 +24,6 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.data.codecs import build_codec
-from rhofast.data.codecs.codec import Part
 from rhofast.data.decode.video_limits import VideoLimits
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
@@ -137,15 +136,7 @@ class Reader:
             found = (np.frombuffer(piece, dtype=np.uint8) for piece in pieces)
             pictures = dict(zip(distinct.tolist(), found, strict=True))
         else:
-            part = Part(
-                units=row.units,
-                num_frames=row.num_frames,
-                width=row.width,
-                height=row.height,
-                frames=distinct,
-                rows=rows,
-                pieces=pieces,
-            )
+            part = row.part(distinct, rows, pieces)
             try:
                 stream = self.codec.trim(
                     part, [name for name, limits in self._limits.items() if limits.fit(row.width, row.height)]
