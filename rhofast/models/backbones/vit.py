@@ -76,11 +76,15 @@ class ViTConfig(Section):
     class_token: bool | None = None
     """Whether there is a class token. None: only with pool="cls"."""
 
-    norm: Literal["tokens", "pooled"] = "tokens"
-    """Where the last normalization is: on tokens, or on the pooled features (VideoMAE's fine-tuned networks)."""
+    norm: Literal["tokens", "pooled", "none"] = "tokens"
+    """Where the last normalization is: on tokens, on the pooled features (VideoMAE's fine-tuned networks), or
+    nowhere."""
 
     norm_eps: Positive = 1e-6
     """Epsilon of the normalizations."""
+
+    pooled_norm_eps: Positive | None = None
+    """Epsilon of the normalization of pooled features. None: `norm_eps`. (In transformers' VideoMAE they differ.)"""
 
     modality_token: bool = False
     """Whether a trained vector that marks videos is added to all tokens (V-JEPA 2.1)."""
@@ -100,6 +104,11 @@ class ViTConfig(Section):
         """Width, number of blocks and number of heads."""
         width, depth, heads = SIZES[self.size]
         return self.width or width, self.depth or depth, self.heads or heads
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of a block's MLP. A ratio such as 48/11 is rounded to the nearest width."""
+        return round(self.sizes[0] * self.mlp_ratio)
 
     @model_validator(mode="after")
     def _check(self) -> ViTConfig:
@@ -143,10 +152,11 @@ class ViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, options.position_side**2, width)) if learned else None
         self.video_mod_embed = nn.Parameter(torch.empty(1, 1, width)) if options.modality_token else None
         rates = [options.drop_path * number / max(1, depth - 1) for number in range(depth)]
-        hidden, eps = int(width * options.mlp_ratio), options.norm_eps
+        hidden, eps = options.mlp_width, options.norm_eps
         self.blocks = nn.ModuleList(Block(width, heads, hidden=hidden, eps=eps, drop_path=rate) for rate in rates)
-        self.norm = nn.LayerNorm(width, eps=options.norm_eps) if options.norm == "tokens" else None
-        self.fc_norm = nn.LayerNorm(width, eps=options.norm_eps) if options.norm == "pooled" else None
+        self.norm = nn.LayerNorm(width, eps=eps) if options.norm == "tokens" else None
+        pooled_eps = options.pooled_norm_eps or eps
+        self.fc_norm = nn.LayerNorm(width, eps=pooled_eps) if options.norm == "pooled" else None
         self._tables: dict[tuple[Grid, torch.device], Tensor | Angles] = {}
         self._initialize()
         if options.freeze_patches:

@@ -16,7 +16,7 @@ from rhofast.errors import ConfigError
 from rhofast.models.activation_checkpointing import checkpoint_blocks
 from rhofast.models.backbones import build_backbone
 from rhofast.models.backbones.positions import rotary_angles, rotate, sincos_1d, sincos_3d
-from rhofast.models.backbones.vit import ViT
+from rhofast.models.backbones.vit import ViT, ViTConfig
 from rhofast.models.methods import build_method
 from rhofast.training.optim import build_optimizer
 
@@ -43,6 +43,18 @@ def test_sizes_have_the_published_numbers_of_parameters(size: str, millions: flo
         assert network(torch.empty(2, 3, 16, 224, 224)).shape == (2, network.num_features)
         assert network.tokens(torch.empty(2, 3, 16, 224, 224)).shape[1] == 1568  # type: ignore[operator]
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+def test_the_last_normalization_is_where_it_is_said_to_be() -> None:
+    x = clips()
+    bare = tiny(norm="none").eval()
+    pooled = tiny(norm="pooled", pooled_norm_eps=1e-2).eval()
+    features = bare(x)
+    assert torch.allclose(features, bare.tokens(x).mean(dim=1), atol=1e-6)
+    assert torch.allclose(pooled(x), F.layer_norm(features, (24,), eps=1e-2), atol=1e-6)
+    last = tiny(norm_eps=1e-6).eval()
+    assert torch.allclose(last.tokens(x), F.layer_norm(bare.tokens(x), (24,), eps=1e-6), atol=1e-6)
+    assert ViTConfig(width=1408, depth=40, heads=16, mlp_ratio=48 / 11).mlp_width == 6144
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
