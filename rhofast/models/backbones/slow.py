@@ -179,8 +179,11 @@ def slow_keys(backbone: Slow) -> dict[str, str]:
 def _pool(x: Tensor) -> Tensor:
     """Return the maxima of 3 x 3 pixels, with stride 2 and padding 1: [N, C, T, H, W] -> [N, C, T, H', W'].
 
-    This is `max_pool3d` with kernel 1 x 3 x 3, whose backward pass on a GPU adds gradients in any order. That of
-    `max_pool2d` adds them in one order, so training can be repeated. Outputs and gradients are the same.
+    The result is that of `max_pool3d` with kernel 1 x 3 x 3, to the bit. On a GPU the two differ in their backward
+    pass. That of `max_pool3d` adds gradients with atomic operations, in any order, unless torch is told to use
+    deterministic algorithms. In that of `max_pool2d` one thread sums the gradients of an input in the order of its
+    windows, in either memory layout, so training can be repeated. Torch lists the former as nondeterministic, and not
+    the latter; the compiled kernels of torch 2.14 agree (sm_90: atomic additions in the former, none in the latter).
     """
     n, c, t, h, w = x.shape
     if x.is_contiguous():  # frames become channels; either way no memory is copied

@@ -136,3 +136,25 @@ def test_the_pool_is_the_one_in_three_dimensions(
     (ours, our_gradient), (expected, gradient) = results
     assert torch.equal(ours, expected) and torch.equal(our_gradient, gradient)
     assert shape[2] == 1 or ours.is_contiguous(memory_format=layout)
+
+
+def test_torch_lists_the_pool_in_three_dimensions_as_nondeterministic_and_not_the_one_in_two() -> None:
+    listed = torch.use_deterministic_algorithms.__doc__ or ""
+    assert ":class:`torch.nn.MaxPool3d` when attempting to differentiate a CUDA tensor" in listed
+    assert "torch.nn.MaxPool2d`" not in listed
+
+
+@pytest.mark.needs_gpu
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_the_pool_is_the_same_each_time_on_a_gpu(
+    dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    clip = torch.randn(4, 64, 8, 112, 112, device="cuda").relu().to(dtype).to(memory_format=layout)
+    weights = torch.randn(4, 64, 8, 56, 56, device="cuda").to(dtype)
+    gradients = []
+    for _ in range(10):
+        x = clip.clone(memory_format=torch.preserve_format).requires_grad_()
+        _pool(x).backward(weights)
+        gradients.append(x.grad)
+    assert all(torch.equal(gradients[0], gradient) for gradient in gradients[1:])
