@@ -23,10 +23,12 @@ from rhofast.data.codecs.codec import MEASURED, Codec, Member, Part
 from rhofast.data.codecs.containers import Picture, read_packets
 from rhofast.data.types import Units
 
-_SEGMENT = struct.Struct(">BBH")  # 0xFF, the marker, and the length
-_SOF0, _DHT, _SOS, _DQT, _DRI, _COM = 0xC0, 0xC4, 0xDA, 0xDB, 0xDD, 0xFE  # markers (ITU-T T.81, table B.1)
-_SKIPPED = frozenset((_DHT, _DQT, _DRI, _COM, *range(0xE0, 0xF0)))
-_SAMPLING = b"\x22\x11\x11"  # 4:2:0: of Y, Cb and Cr
+_SEGMENT = struct.Struct(">HH")  # the marker, and the length of what follows it
+_FRAME = struct.Struct(">HHBHHBxBxxBxxB")  # SOF0: marker, length, bits, height, width, components, their sampling
+_SOF0, _DHT, _SOS, _DQT, _DRI, _COM = 0xFFC0, 0xFFC4, 0xFFDA, 0xFFDB, 0xFFDD, 0xFFFE  # ITU-T T.81, table B.1
+_SKIPPED = frozenset((_DHT, _DQT, _DRI, _COM, *range(0xFFE0, 0xFFF0)))
+_BASELINE = (_SOF0, 17, 8), (3, 0x22, 0x11, 0x11)  # three 8-bit components, 4:2:0: what surrounds height and width
+_NO_BASELINE = "not a baseline 4:2:0 JPEG"
 
 
 class JpegCodec(Codec):
@@ -106,7 +108,7 @@ class JpegCodec(Codec):
 
 
 def find_fault(picture: bytes | memoryview, width: int, height: int) -> str | None:
-    """Return why bytes are not a baseline JPEG of a size, or None. It takes 3 microseconds.
+    """Return why bytes are not a baseline JPEG of a size, or None. It takes 2 microseconds.
 
     The marker segments up to the first scan are read (ITU-T T.81, B.2). They must be those of one frame of three 8-bit
     components, 4:2:0, in one scan; so a decoder is asked for exactly the picture that the index promises.
@@ -122,29 +124,29 @@ def find_fault(picture: bytes | memoryview, width: int, height: int) -> str | No
     end = len(picture) - 2
     if end < 4 or picture[0] != 0xFF or picture[1] != 0xD8 or picture[end] != 0xFF or picture[end + 1] != 0xD9:
         return "not a whole JPEG"
-    at, tables, has_frame = 2, set[int](), False
+    at, has_codes, has_steps, has_frame = 2, False, False, False
     while at + 4 <= end:
-        mark, kind, length = _SEGMENT.unpack_from(picture, at)
-        if mark != 0xFF:
-            break
-        if kind == _SOF0:
-            if has_frame or length != 17 or at + 19 > end or picture[at + 4] != 8 or picture[at + 9] != 3:
+        marker, length = _SEGMENT.unpack_from(picture, at)
+        if marker == _SOF0:
+            if has_frame or at + 19 > end:
                 break
-            if bytes(picture[at + 11 : at + 18 : 3]) != _SAMPLING:
+            frame = _FRAME.unpack_from(picture, at)
+            if (frame[:3], frame[5:]) != _BASELINE:
                 break
-            high, wide = picture[at + 5] << 8 | picture[at + 6], picture[at + 7] << 8 | picture[at + 8]
-            if (wide, high) != (width, height):
-                return f"a picture of {wide}x{high}, not {width}x{height}"
+            if frame[3] != height or frame[4] != width:
+                return f"a picture of {frame[4]}x{frame[3]}, not {width}x{height}"
             has_frame = True
-        elif kind == _SOS:
-            is_whole = has_frame and length == 12 and picture[at + 4] == 3 and tables >= {_DHT, _DQT}
-            return None if is_whole and at + 2 + length <= end else "not a baseline 4:2:0 JPEG"
-        elif kind not in _SKIPPED or length < 2:
+        elif marker == _SOS:
+            is_whole = has_frame and has_codes and has_steps and length == 12 and picture[at + 4] == 3
+            return None if is_whole and at + 14 <= end else _NO_BASELINE
+        elif length < 2 or marker not in _SKIPPED:
             break
-        else:
-            tables.add(kind)
+        elif marker == _DHT:
+            has_codes = True
+        elif marker == _DQT:
+            has_steps = True
         at += 2 + length
-    return "not a baseline 4:2:0 JPEG"
+    return _NO_BASELINE
 
 
 def _interpolated(

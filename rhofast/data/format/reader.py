@@ -17,7 +17,6 @@ import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
-from itertools import pairwise
 from threading import Lock
 
 import numpy as np
@@ -124,13 +123,7 @@ class Reader:
         distinct = np.unique(frames)
         rows = self.codec.units_for(row.units, distinct)
         shard, _ = self.shards.locate(sample)
-        pieces: list[memoryview] = []
-        # As lists, once per sample: numbers of numpy are slow one by one.
-        numbers = rows.tolist()
-        begins, sizes, crcs = (part[rows].tolist() for part in (row.units.offset, row.units.size, row.units.crc))
-        for run in _adjacent(numbers, begins, sizes):
-            units = list(zip(numbers[run], begins[run], sizes[run], crcs[run], strict=True))
-            pieces += self._read_units(shard, row, units)
+        pieces = self._read_units(shard, row, rows)
         stream, pictures = None, dict[int, npt.NDArray[np.uint8]]()
         if self._passes_pictures:
             found = (np.frombuffer(piece, dtype=np.uint8) for piece in pieces)
@@ -161,11 +154,14 @@ class Reader:
             frames_decoded=decoded,
         )
 
-    def _read_units(self, shard: int, row: IndexRow, units: list[_Unit]) -> list[memoryview]:
-        """Read adjacent units at once, and check each of them.
+    def _read_units(self, shard: int, row: IndexRow, rows: npt.NDArray[np.int64]) -> list[memoryview]:
+        """Read units, adjacent ones at once, and check each of them.
 
         A damaged copy of a remote shard is read once more, after it was fetched again.
         """
+        # As lists, once per sample: numbers of numpy are slow one by one.
+        columns = (row.units.offset, row.units.size, row.units.crc)
+        units = list(zip(rows.tolist(), *(column[rows].tolist() for column in columns), strict=True))
         try:
             return self._read_checked(shard, row, units)
         except SampleError:
@@ -175,52 +171,55 @@ class Reader:
         return self._read_checked(shard, row, units)
 
     def _read_checked(self, shard: int, row: IndexRow, units: list[_Unit]) -> list[memoryview]:
-        (_, start, *_), (_, last_begin, last_size, _) = units[0], units[-1]
-        content = self._pread(shard, row.offset + start, last_begin + last_size - start, row.key)
+        runs = _adjacent(units)
+        spans = [(row.offset + run[0][1], run[-1][1] + run[-1][2] - run[0][1]) for run in runs]
         pieces = []
-        for unit, begin, size, crc in units:
-            piece = content[begin - start : begin - start + size]
-            fault: str | None = "checksum mismatch"
-            if zlib.crc32(piece) == crc:
-                fault = self.codec.find_fault(unit, piece, row.width, row.height)
-            if fault is not None:
-                what = f"frame {int(row.units.frame[unit])}" if self.codec.pictures else f"unit {unit}"
-                raise SampleError(
-                    f"{what}: {fault}",
-                    shard=self.shards.info.shards[shard].tar,
-                    key=row.key,
-                    offset=row.offset + begin,
-                )
-            pieces.append(piece)
+        for run, content in zip(runs, self._pread(shard, spans, row.key), strict=True):
+            start = run[0][1]
+            for unit, begin, size, crc in run:
+                piece = content[begin - start : begin - start + size]
+                fault: str | None = "checksum mismatch"
+                if zlib.crc32(piece) == crc:
+                    fault = self.codec.find_fault(unit, piece, row.width, row.height)
+                if fault is not None:
+                    what = f"frame {int(row.units.frame[unit])}" if self.codec.pictures else f"unit {unit}"
+                    raise SampleError(
+                        f"{what}: {fault}",
+                        shard=self.shards.info.shards[shard].tar,
+                        key=row.key,
+                        offset=row.offset + begin,
+                    )
+                pieces.append(piece)
         return pieces
 
-    def _pread(self, shard: int, offset: int, size: int, key: str) -> memoryview:
+    def _pread(self, shard: int, spans: list[tuple[int, int]], key: str) -> list[memoryview]:
+        """Read spans of a shard, each an offset and a size in bytes."""
         name = self.shards.info.shards[shard].tar
+        contents: list[memoryview] = []
 
-        def read() -> bytes:
-            file = self._file(shard)  # keeps the descriptor open until the read is over
+        def read() -> None:
+            """Read the spans that are still missing."""
+            file = self._file(shard)  # keeps the descriptor open until the reads are over
             try:
-                content = os.pread(file.descriptor, size, offset)
-                while 0 < len(content) < size:  # a signal or a network file system may cut a read short
-                    rest = os.pread(file.descriptor, size - len(content), offset + len(content))
-                    if not rest:
-                        break
-                    content += rest
+                for offset, size in spans[len(contents) :]:
+                    contents.append(memoryview(_read_span(file.descriptor, offset, size)))
             except OSError:
                 with self._lock:
                     self._files.pop(shard, None)  # a descriptor of a mount that was lost stays bad
                 raise
-            return content
 
         try:
-            content = with_patience(read, f"{self.shards.where}/{name}", patience_s=self._patience_s)
+            with_patience(read, f"{self.shards.where}/{name}", patience_s=self._patience_s)
         except OSError as error:
+            offset, _ = spans[len(contents)]
             raise SampleError(f"{error.strerror or error}", shard=name, key=key, offset=offset) from None
         except ShardError as error:
+            offset, _ = spans[len(contents)]
             raise SampleError(error.message, shard=name, key=key, offset=offset, hint=error.hint) from None
-        if len(content) < size:
-            raise SampleError("the shard is cut short", shard=name, key=key, offset=offset + len(content))
-        return memoryview(content)
+        for (offset, size), content in zip(spans, contents, strict=True):
+            if len(content) < size:
+                raise SampleError("the shard is cut short", shard=name, key=key, offset=offset + len(content))
+        return contents
 
     def _file(self, shard: int) -> _OpenFile:
         name = self.shards.info.shards[shard].tar
@@ -238,20 +237,26 @@ class Reader:
             return file
 
 
-def _adjacent(numbers: list[int], begins: list[int], sizes: list[int]) -> list[slice]:
-    """Return the runs of units whose bytes are adjacent.
+def _read_span(descriptor: int, offset: int, size: int) -> bytes:
+    """Return the bytes of a span; fewer at the end of the file."""
+    content = os.pread(descriptor, size, offset)
+    while 0 < len(content) < size:  # a signal or a network file system may cut a read short
+        rest = os.pread(descriptor, size - len(content), offset + len(content))
+        if not rest:
+            break
+        content += rest
+    return content
 
-    Args:
-        numbers: Numbers of the wanted units, ascending.
-        begins: First byte of each.
-        sizes: Number of bytes of each.
 
-    Returns:
-        Slices of the lists.
-    """
-    breaks = [
-        place
-        for place in range(1, len(numbers))
-        if numbers[place] != numbers[place - 1] + 1 or begins[place] != begins[place - 1] + sizes[place - 1]
-    ]
-    return [slice(*ends) for ends in pairwise([0, *breaks, len(numbers)])] if numbers else []
+def _adjacent(units: list[_Unit]) -> list[list[_Unit]]:
+    """Split wanted units, in ascending order, into runs whose bytes are adjacent."""
+    runs: list[list[_Unit]] = []
+    next_number = next_begin = -1
+    for unit in units:
+        number, begin, size, _ = unit
+        if number == next_number and begin == next_begin:
+            runs[-1].append(unit)
+        else:
+            runs.append([unit])
+        next_number, next_begin = number + 1, begin + size
+    return runs

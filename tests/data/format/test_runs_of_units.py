@@ -15,21 +15,22 @@ from rhofast.data.types import Units, frames_in
 def test_runs_cover_all_units_in_order_and_are_as_long_as_they_can_be(seed: int) -> None:
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 9, size=30)
-    gaps = rng.integers(0, 2, size=30)  # a byte between some units
+    gaps = rng.integers(0, 2, size=30)  # a byte before some units
     begins = np.cumsum(sizes + gaps) - sizes
     wanted = np.flatnonzero(rng.random(30) < 0.7)
-    numbers, firsts, lengths = wanted.tolist(), begins[wanted].tolist(), sizes[wanted].tolist()
-    runs = _adjacent(numbers, firsts, lengths)
-    assert [number for run in runs for number in numbers[run]] == numbers
+    units = [(number, int(begins[number]), int(sizes[number]), 0) for number in wanted.tolist()]
+    runs = _adjacent(units)
+    assert [unit for run in runs for unit in run] == units
     for run in runs:
-        assert firsts[run][-1] + lengths[run][-1] - firsts[run][0] == sum(lengths[run])  # no byte between
+        (_, first, *_), (_, last, size, _) = run[0], run[-1]
+        assert last + size - first == sum(size for _, _, size, _ in run)  # no byte between
     for left, right in pairwise(runs):
-        joined = numbers[right.start] == numbers[left.stop - 1] + 1
-        assert not (joined and gaps[numbers[right.start]] == 0)
+        joined = right[0][0] == left[-1][0] + 1
+        assert not (joined and gaps[right[0][0]] == 0)
 
 
 def test_no_unit_is_no_run() -> None:
-    assert _adjacent([], [], []) == []
+    assert _adjacent([]) == []
 
 
 @pytest.mark.parametrize("frames", [[], [0], [0, 0, 16, 32], [0, 0, 0, 5]])
