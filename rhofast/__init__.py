@@ -5,6 +5,7 @@ Public names are imported when they are first used, so that `import rhofast` is 
     rhofast.clips(shards, ...)       open a training loader, with defaults for everything
     rhofast.eval_clips(shards, ...)  open an evaluation loader, likewise
     rhofast.ClipDataset              a torch Dataset of stored frames, by (sample, frames)
+    rhofast.draw_clips(views, ...)   draw a batch, or stored frames, as a picture
     rhofast.open_shards(where)       open a shard set in a folder or behind an address
     rhofast.TrainLoader              endless batches of augmented clips, for training
     rhofast.EvalLoader               every sample exactly once, for evaluation
@@ -20,6 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rhofast.analysis.draw import draw_clips
     from rhofast.checkpoint.export import load_backbone
     from rhofast.config.load import load_config
     from rhofast.data.loader.clip_dataset import ClipDataset
@@ -39,6 +41,7 @@ _PUBLIC = {
     "TrainLoader": "rhofast.data.loader.train_loader",
     "Views": "rhofast.data.types",
     "clips": "rhofast.data.loader.open_loader",
+    "draw_clips": "rhofast.analysis.draw",
     "eval_clips": "rhofast.data.loader.open_loader",
     "load_backbone": "rhofast.checkpoint.export",
     "load_config": "rhofast.config.load",
@@ -52,6 +55,7 @@ __all__ = [
     "TrainLoader",
     "Views",
     "clips",
+    "draw_clips",
     "eval_clips",
     "load_backbone",
     "load_config",

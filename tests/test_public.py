@@ -29,8 +29,8 @@ def test_importing_costs_neither_torch_nor_dali() -> None:
 
 
 NAMES = [
-    *("ClipDataset", "EvalLoader", "RhofastError", "TrainLoader", "Views", "clips", "eval_clips"),
-    *("load_backbone", "load_config", "open_shards"),
+    *("ClipDataset", "EvalLoader", "RhofastError", "TrainLoader", "Views", "clips"),
+    *("draw_clips", "eval_clips", "load_backbone", "load_config", "open_shards"),
 ]
 SHAPE = ["num_frames", "frame_stride", "fps", "size", "batch_size"]
 PLACE = ["rank", "world_size", "device", "dtype", "options"]

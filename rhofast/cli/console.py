@@ -75,9 +75,19 @@ class _Output(Console):
         raise BrokenPipeError
 
 
+def starts_plain() -> bool:
+    """Return whether a notebook's kernel began this process, so that what it prints goes to a cell.
+
+    `!rhofast ...` in a notebook gets a pseudo terminal and FORCE_COLOR, but a cell moves no cursor: it would keep every
+    drawing of a progress bar, one below the other.
+    """
+    return "JPY_PARENT_PID" in os.environ or "inline" in os.environ.get("MPLBACKEND", "")
+
+
 _open_closed_streams()
-out = _Output()
-err = Console(file=cast(TextIO, _Diagnostics()))
+_TERMINAL = False if starts_plain() else None  # None: Rich finds out
+out = _Output(force_terminal=_TERMINAL)
+err = Console(file=cast(TextIO, _Diagnostics()), force_terminal=_TERMINAL)
 
 
 def print_line(text: str, style: str | None = None) -> None:

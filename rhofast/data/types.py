@@ -69,8 +69,22 @@ class Position:
     position: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Units:
+class _Shaped:
+    """A dataclass whose repr shows the dtype and the shape of arrays instead of their values."""
+
+    def __repr__(self) -> str:
+        parts = []
+        for one in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, one.name)
+            shape = getattr(value, "shape", None)
+            kind = str(getattr(value, "dtype", "")).removeprefix("torch.")
+            text = repr(value) if shape is None else f"{kind}{list(shape)}"
+            parts.append(f"{one.name}={text}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, slots=True)
+class Units(_Shaped):
     """The U pieces of one stored member that can be read and checked one by one, in their order.
 
     Attributes:
@@ -88,8 +102,8 @@ class Units:
     rgb: npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Geometry:
+@dataclass(frozen=True, kw_only=True, repr=False, slots=True)
+class Geometry(_Shaped):
     """The properties of B samples that plans depend on.
 
     Attributes:
@@ -103,20 +117,6 @@ class Geometry:
     fps: npt.NDArray[np.float64]
     width: npt.NDArray[np.int32]
     height: npt.NDArray[np.int32]
-
-
-class _Shaped:
-    """A dataclass whose repr shows the dtype and the shape of arrays instead of their values."""
-
-    def __repr__(self) -> str:
-        parts = []
-        for one in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, one.name)
-            shape = getattr(value, "shape", None)
-            kind = str(getattr(value, "dtype", "")).removeprefix("torch.")
-            text = repr(value) if shape is None else f"{kind}{list(shape)}"
-            parts.append(f"{one.name}={text}")
-        return f"{type(self).__name__}({', '.join(parts)})"
 
 
 class _Plan(_Shaped):

@@ -72,7 +72,9 @@ class ShardSet:
         return int(self.starts[-1])
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.where!r}, {len(self)} samples in {len(self.info.shards)} shards)"
+        count = len(self.info.shards)
+        held = f"{len(self)} samples in {count} shard{'' if count == 1 else 's'}"
+        return f"{type(self).__name__}({self.where!r}, {held})"
 
     def local(self, name: str) -> Path:
         """Return the path at which a file of the set (`shard-000000.tar`) can be opened on this machine."""

@@ -51,6 +51,9 @@ class ClipDataset(Dataset[Any]):
             the item. It must be picklable for spawned workers. None: the item is the frames.
         cache: Folder for copies of remote shards, as `data.cache`; None for the folder for temporary files.
 
+    Attributes:
+        classes: Name of each class, by label; empty for a set without labels.
+
     Raises:
         ConfigError: An argument is wrong.
         ShardError: The shard set cannot be opened.
@@ -64,19 +67,20 @@ class ClipDataset(Dataset[Any]):
         if transform is not None and not callable(transform):
             raise ConfigError(f"transform={transform!r} must be a function of the frames and the row, or None")
         self._source = _lasting(shards)
+        self._shown = str(shards if isinstance(self._source, Path) else self._source)
         data = parse_section(DataConfig, {"cache": cache}, "data")
         self._data = data if data.cache is None else data.model_copy(update={"cache": data.cache.absolute()})
         self._transform = transform
         self._opened: _Opened | None = None
         opened = open_shards(self._source, data=self._data)
-        self._digest, self._length = opened.info.digest, len(opened)
+        self._digest, self._length, self.classes = opened.info.digest, len(opened), tuple(opened.info.classes)
         self._opened = _Opened(os.getpid(), opened, Reader(opened, decode_pictures=True))
 
     def __len__(self) -> int:
         return self._length
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self._source)!r}, {len(self)} samples)"
+        return f"{type(self).__name__}({self._shown!r}, {len(self)} samples)"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}

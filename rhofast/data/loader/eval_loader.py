@@ -97,6 +97,9 @@ class EvalLoader(StagedLoader):
         """Return the number of batches on this rank, at most: a batch whose samples are all bad is left out."""
         return len(self._evaluation_planner.batches)
 
+    def __repr__(self) -> str:
+        return f"EvalLoader({self.shards!r}, {len(self):,} batches)"
+
     def __next__(self) -> Views:
         """Return the next batch.
 

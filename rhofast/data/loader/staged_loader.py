@@ -58,6 +58,7 @@ class StagedLoader:
 
     Attributes:
         shards: The data.
+        augment: Options of augmentation.
         decoders: One sentence per codec of the data: who decodes it, and why.
 
     Raises:
@@ -77,7 +78,7 @@ class StagedLoader:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.shards = shards
+        self.shards, self.augment = shards, augment
         self._planner, self._policy, self._data, self._device = planner, policy, data, device
         self._pool = ThreadPoolExecutor(data.threads, thread_name_prefix="rhofast-pread")
         device_id = None

@@ -121,6 +121,10 @@ class TrainLoader(StagedLoader):
         self._lanes = lanes_of(range(rank, rank + 1), world_size, data.lanes)
         self._position = Position(epoch=0, position=0)
 
+    def __repr__(self) -> str:
+        at = f"at epoch {self._position.epoch}, sample {self._position.position:,}"
+        return f"TrainLoader({self.shards!r}, {self.steps_per_epoch:,} batches of {self._batch_size:,} per epoch, {at})"
+
     def __next__(self) -> Views:
         """Return the next batch.
 

@@ -59,6 +59,12 @@ class Mixture:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    def __repr__(self) -> str:
+        if len(self.sets) == 1:
+            return repr(self.sets[0])
+        weighted = (f"{weight:g} x {shards!r}" for weight, shards in zip(self.weights, self.sets, strict=True))
+        return f"Mixture({', '.join(weighted)})"
+
     @property
     def digest(self) -> str:
         """Digest of the content: equal digests mean equal batches for equal seeds. One set keeps its own digest."""

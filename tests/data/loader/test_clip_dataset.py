@@ -143,3 +143,12 @@ def test_it_needs_no_dali(shards: ShardSet) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == f"torch.Size([1, {HEIGHT}, {WIDTH}, 3]) False"
+
+
+def test_a_dataset_names_its_folder_as_it_was_given_and_its_classes(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shards.root.parent)
+    dataset = rhofast.ClipDataset(shards.root.name)
+    assert repr(dataset) == f"ClipDataset('{shards.root.name}', 13 samples)"
+    assert dataset.classes == tuple(shards.info.classes) and len(dataset.classes) == 3

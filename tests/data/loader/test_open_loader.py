@@ -274,3 +274,17 @@ def test_views_are_a_dict_of_tensors_that_moves(shards: ShardSet) -> None:
         assert isinstance(moved, Views)
         assert {tensor.device.type for tensor in dict(moved).values()} == {"meta"}
         assert moved.pixels.stride() == views.pixels.stride()
+
+
+def test_what_a_user_holds_says_in_one_line_what_it_is(shards: ShardSet) -> None:
+    held = f"ShardSet('{shards.root}', 13 samples in 3 shards)"
+    with rhofast.clips(shards, num_frames=2, size=16, batch_size=4, device="cpu") as loader:
+        assert repr(loader) == f"TrainLoader({held}, 3 batches of 4 per epoch, at epoch 0, sample 0)"
+        next(loader)
+        assert repr(loader).endswith("at epoch 0, sample 4)")
+    with rhofast.eval_clips(shards, batch_size=4, device="cpu") as evaluation:
+        assert repr(evaluation) == f"EvalLoader({held}, 4 batches)"
+    assert repr(Mixture([shards, shards], [3.0, 1.0])) == f"Mixture(3 x {held}, 1 x {held})"
+    row = shards.row(3)
+    assert f"num_frames={row.num_frames}" in repr(row) and "units=Units(frame=int32[24], " in repr(row)
+    assert len(repr(row)) < 400
