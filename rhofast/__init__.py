@@ -7,7 +7,7 @@ Public names are imported when they are first used, so that `import rhofast` is 
     rhofast.ClipDataset              a torch Dataset of stored frames, by (sample, frames)
     rhofast.draw_clips(views, ...)   draw a batch, or stored frames, as a picture
     rhofast.open_shards(where)       open a shard set in a folder or behind an address
-    rhofast.TrainLoader              endless batches of augmented clips, for training
+    rhofast.TrainLoader              batches of augmented clips, for training
     rhofast.EvalLoader               every sample exactly once, for evaluation
     rhofast.Views                    a batch, by attributes or as a dict
     rhofast.load_config(source)      load a config from a TOML file, or a packaged one by name

@@ -124,7 +124,7 @@ def test_each_rank_of_a_resumed_run_gets_its_own_batch(shards: ShardSet, config:
     for world_size, steps in ((1, range(1, 3)), (2, range(3, STEPS + 1))):  # step 3 was done twice
         for rank in range(world_size):
             with open_loader(shards, config, rank=rank, world_size=world_size) as loader:
-                batches = list(itertools.islice(loader, STEPS))
+                batches = [next(loader) for _ in range(STEPS)]
             for step in steps:
                 shown = replay_batch(run, step=step, rank=rank)
                 assert shown.heading[0].endswith(f"rank {rank} of {world_size}")
@@ -140,7 +140,7 @@ def test_samples_of_a_mixture_have_the_names_of_their_set(
     mixture = Mixture([shards, other], [1.0, 2.0])
     run = write_run(both, {**start(shards, 0, 1), "digest": mixture.digest}, step_line(STEPS))
     with open_loader(mixture, both) as loader:
-        batches = list(itertools.islice(loader, STEPS))
+        batches = [next(loader) for _ in range(STEPS)]
     for step, views in enumerate(batches, start=1):
         shown = replay_batch(run, step=step)
         assert np.array_equal(frames_of(shown), displayable(views.pixels, config.augment))

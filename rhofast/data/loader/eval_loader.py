@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 import torch
 
@@ -21,7 +22,8 @@ _CPU = torch.device("cpu")
 class EvalLoader(StagedLoader):
     """Uniform clips of every sample of this rank's part, each sample exactly once over all ranks.
 
-    A bad sample is left out, counted in `stats.bad`, and its error is in `bad`.
+    A bad sample is left out, counted in `stats.bad`, and its error is in `bad`. Every `for` loop is a new pass over all
+    samples, for which both begin anew.
 
     Args:
         shards: The shard set.
@@ -40,7 +42,7 @@ class EvalLoader(StagedLoader):
         bad_log: File to which a line of JSON is appended per bad sample; None for no file.
 
     Attributes:
-        bad: The errors of the samples that were left out so far.
+        bad: The errors of the samples that this pass has left out so far.
 
     Raises:
         ConfigError: A decoder is not available, or a batch has more than MAX_BATCH_VALUES values.
@@ -99,6 +101,13 @@ class EvalLoader(StagedLoader):
 
     def __repr__(self) -> str:
         return f"EvalLoader({self.shards!r}, {len(self):,} batches)"
+
+    def __iter__(self) -> Self:
+        if self.started:
+            self._restart()
+            self._policy.log.count = 0
+            self.bad.clear()
+        return self
 
     def __next__(self) -> Views:
         """Return the next batch.

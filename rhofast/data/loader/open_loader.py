@@ -55,7 +55,7 @@ def clips(
     dtype: torch.dtype = torch.float32,
     options: Mapping[str, Any] | None = None,
 ) -> TrainLoader:
-    """Open a training loader: endless batches of augmented clips, `loader.epoch()` for one epoch of them.
+    """Open a training loader: batches of augmented clips, an epoch per `for` loop, or without end by `next(loader)`.
 
     With the same options, seed and ranks its batches are those of `rhofast train`, bit for bit.
 

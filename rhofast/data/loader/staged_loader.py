@@ -18,12 +18,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.profiler import record_function
+from torch.utils.data import IterableDataset, get_worker_info
 
 from rhofast.config.schema import AugmentConfig, DataConfig
 from rhofast.data.decode.finish import copy_to_device
@@ -37,13 +38,16 @@ from rhofast.data.loader.stats import LoaderStats
 from rhofast.data.loader.threaded_pipeline import StageClock, StalledError, ThreadedPipeline
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Sample, Views
-from rhofast.errors import DecodeError, SampleError, ShardError, UndecodableError
+from rhofast.errors import ConfigError, DecodeError, SampleError, ShardError, UndecodableError
 
 _NO_LABEL = -100  # torch's ignore index
+_CLOSED = "the loader is closed"
 
 
-class StagedLoader:
+class StagedLoader(IterableDataset[Views]):
     """Runs the stages, counts what they do, and closes what they hold.
+
+    Its items are whole batches: a DataLoader around it takes batch_size=None and num_workers=0.
 
     Args:
         shards: The data.
@@ -80,7 +84,7 @@ class StagedLoader:
     ) -> None:
         self.shards, self.augment = shards, augment
         self._planner, self._policy, self._data, self._device = planner, policy, data, device
-        self._pool = ThreadPoolExecutor(data.threads, thread_name_prefix="rhofast-pread")
+        self._begin()
         device_id = None
         if device.type == "cuda":  # "cuda" without an index is the current device
             device_id = torch.cuda.current_device() if device.index is None else device.index
@@ -104,15 +108,7 @@ class StagedLoader:
             self._finish_stream = torch.cuda.Stream(device_id, priority=-1)  # type: ignore[no-untyped-call]
         # Decoded pixels belong to DALI or to the stream of decoding, which do not know that they are read elsewhere.
         self._in_use: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
-        self._pipeline: ThreadedPipeline[FinishedBatch] | None = None
-        self._ahead: DownloadAhead | None = None
-        self._batches = self._clips = self._frames = self._frames_decoded = self._bytes_read = 0
-        self._bytes_used = 0.0
-        self._began: float | None = None
-        self._stalled = False  # A read hangs: nothing waits for it any more.
-
-    def __iter__(self) -> Self:
-        return self
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -120,17 +116,23 @@ class StagedLoader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a loader cannot be copied or sent to another process, such as a DataLoader's worker: it has threads and "
+            "files of its own; use num_workers=0, or open it in that process"
+        )
+
     def close(self) -> None:
         """End all threads and close all files. It may be called twice; the loader cannot be used afterwards."""
-        if self._ahead is not None:
-            self._ahead.stop()
-        if self._pipeline is not None:
-            self._pipeline.close()
-        self._pool.shutdown(wait=not self._stalled, cancel_futures=True)
-        if self._ahead is not None:
-            self._ahead.close()
+        self._closed = True
+        self._stop()
         for reader in self._readers:
             reader.close()
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the batches."""
+        return self._device
 
     @property
     def stats(self) -> LoaderStats:
@@ -159,14 +161,58 @@ class StagedLoader:
         """Whether the stages run."""
         return self._pipeline is not None
 
+    def _begin(self) -> None:
+        """Set what a pass over the data begins with: no stages yet, and counters at zero."""
+        self._pool = ThreadPoolExecutor(self._data.threads, thread_name_prefix="rhofast-pread")
+        self._pipeline: ThreadedPipeline[FinishedBatch] | None = None
+        self._ahead: DownloadAhead | None = None
+        self._batches = self._clips = self._frames = self._frames_decoded = self._bytes_read = 0
+        self._bytes_used = 0.0
+        self._began: float | None = None
+        self._stalled = False  # A read hangs: nothing waits for it any more.
+
+    def _stop(self) -> None:
+        """End the threads, and drop what was fetched ahead."""
+        if self._ahead is not None:
+            self._ahead.stop()
+        if self._pipeline is not None:
+            self._pipeline.close()
+        self._pool.shutdown(wait=not self._stalled, cancel_futures=True)
+        if self._ahead is not None:
+            self._ahead.close()
+
+    def _restart(self) -> None:
+        """Go back to before the first `_start`.
+
+        Raises:
+            ValueError: The loader is closed.
+        """
+        if self._closed:
+            raise ValueError(_CLOSED)
+        if self.started:
+            self._stop()
+            self._begin()
+
     def _start(self, addresses: Iterator[Any], shard_orders: Sequence[Iterator[int]]) -> None:
         """Start the stages if they do not run yet.
 
         Args:
             addresses: The planner's address of every batch, in order.
             shard_orders: Per set, its shards in the order of their first need.
+
+        Raises:
+            ConfigError: This is a DataLoader's worker, in which the threads of the loader do not run.
+            ValueError: The loader is closed.
         """
+        worker = get_worker_info()
+        if worker is not None:
+            raise ConfigError(
+                f"num_workers={worker.num_workers}: the loader reads and decodes in threads of its own",
+                hint="pass num_workers=0 to the DataLoader",
+            )
         if self._pipeline is None:
+            if self._closed:
+                raise ValueError(_CLOSED)
             self._began = time.perf_counter()
             self._ahead = DownloadAhead(zip(self.shards.sets, shard_orders, strict=True), threads=self._data.downloads)
             stages: dict[str, Callable[[Any], Any]] = {

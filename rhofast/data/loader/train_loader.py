@@ -1,4 +1,4 @@
-"""The training loader: endless batches; a bad sample is replaced; any batch can be resumed from and made again.
+"""The training loader: batches without end; a bad sample is replaced; any batch can be resumed from and made again.
 
 A batch is a pure function of (dataset digest, config, seed, epoch, position): threads, ranks and history do not matter
 to it. The one exception are low bits of JPEG files that a GPU decodes with `data.hw_decoder_load` between 0 and 1.
@@ -32,10 +32,15 @@ _CPU = torch.device("cpu")
 
 
 class TrainLoader(StagedLoader):
-    """Endless training batches of one rank, in the order of (seed, epoch, position).
+    """Training batches of one rank, in the order of (seed, epoch, position).
 
-    `next(loader)` returns Views with B = batch_size / world_size. A bad sample is replaced by another one, the same on
-    every rank and in every repetition.
+    `next(loader)` returns Views with B = batch_size / world_size, and goes on through the epochs without end. A bad
+    sample is replaced by another one, the same on every rank and in every repetition.
+
+    In a `for` loop it behaves like a torch DataLoader, or a StatefulDataLoader of torchdata: the loop is over the rest
+    of the epoch in which the loader stands, `len(loader)` is the number of batches of a whole epoch, and `state_dict`
+    is where the next batch is. A loop that is left early leaves the loader where it is: the next one continues the
+    same epoch.
 
     Args:
         shards: A shard set, or a mixture of several with weights.
@@ -125,8 +130,21 @@ class TrainLoader(StagedLoader):
         at = f"at epoch {self._position.epoch}, sample {self._position.position:,}"
         return f"TrainLoader({self.shards!r}, {self.steps_per_epoch:,} batches of {self._batch_size:,} per epoch, {at})"
 
+    def __len__(self) -> int:
+        """Return the number of batches per epoch, on this rank as on every other."""
+        return self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Views]:
+        """Return the batches that are left of the epoch: all of them, or fewer after a resume in the middle."""
+        for _ in range(self.steps_left):
+            try:
+                views = next(self)
+            except StopIteration:
+                raise ValueError("the loader is closed, or has ended with an error") from None
+            yield views
+
     def __next__(self) -> Views:
-        """Return the next batch.
+        """Return the next batch, through the epochs without end.
 
         Raises:
             SampleError: A sample is bad and no other takes its place, or too many are.
@@ -160,10 +178,6 @@ class TrainLoader(StagedLoader):
             replaced=finished.replaced,
         )
 
-    def epoch(self) -> RestOfEpoch:
-        """Return the rest of the current epoch: all of it at its start, fewer batches after a resume in the middle."""
-        return RestOfEpoch(self)
-
     @property
     def position(self) -> Position:
         """Position of the batch that `next` will return."""
@@ -180,13 +194,12 @@ class TrainLoader(StagedLoader):
         return {**self._identity(), **asdict(self._position)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state. Only before the first `next`.
+        """Continue from a state; what was fetched ahead is dropped.
 
         Raises:
-            ResumeError: The state is of other data or options (one sentence per mismatch), or the loader has started.
+            ResumeError: The state is of other data or options (one sentence per mismatch).
+            ValueError: The loader is closed.
         """
-        if self.started:
-            raise ResumeError("a loader that has started cannot take another position")
         wrong = [
             f"{key} was {repr(state.get(key))[:80]}, is {value!r}"
             for key, value in self._identity().items()
@@ -202,6 +215,7 @@ class TrainLoader(StagedLoader):
                     f"the data does not fit the checkpoint: loader.{key}={repr(value)[:80]} must be in [0, {limit})"
                 )
             numbers[key] = value
+        self._restart()
         self._position = Position(**numbers)
 
     def samples(self, at: Position) -> Int64Array:
@@ -218,24 +232,3 @@ class TrainLoader(StagedLoader):
             "lanes": self._data.lanes,
             "fixed_lanes": self._data.fixed_lanes,
         }
-
-
-class RestOfEpoch:
-    """The batches of a training loader up to the end of the epoch in which it stands, as an iterable with a length.
-
-    A loop that is left early leaves the loader where it is: the next `loader.epoch()` continues the same epoch.
-
-    Args:
-        loader: The loader.
-    """
-
-    def __init__(self, loader: TrainLoader) -> None:
-        self._loader = loader
-
-    def __len__(self) -> int:
-        """Return the number of batches that are left of the epoch in which the loader stands now."""
-        return self._loader.steps_left
-
-    def __iter__(self) -> Iterator[Views]:
-        for _ in range(self._loader.steps_left):
-            yield next(self._loader)

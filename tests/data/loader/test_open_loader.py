@@ -1,5 +1,6 @@
 """`rhofast.clips` and `rhofast.eval_clips`: the loaders of rhofast in one call, and one line for every bad argument."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.utils import send_to_device
+from torch.utils.data import DataLoader, IterableDataset
 
 import rhofast
 from rhofast.config.schema import AugmentConfig, ClipConfig, Config, DataConfig
@@ -16,7 +18,7 @@ from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Position, Views
 from rhofast.errors import ConfigError
 from rhofast.training.setup import build_accelerator, build_loader
-from tests.helpers.shards import write_shards
+from tests.helpers.shards import damage_unit, write_shards
 
 SMALL = {"num_frames": 2, "frame_stride": 2, "size": 16, "batch_size": 4}
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -62,22 +64,23 @@ def test_batches_are_those_of_training_bit_for_bit(shards: ShardSet, tmp_path: P
             assert same(next(loader), next(expected))
 
 
-def test_an_epoch_ends_and_continues_where_a_state_was_taken(shards: ShardSet) -> None:
+def test_a_loop_is_over_an_epoch_and_continues_where_a_state_was_taken(shards: ShardSet) -> None:
     with open_clips(shards) as loader:
-        first = list(loader.epoch())
-        assert len(first) == loader.steps_per_epoch == len(shards) // 4
+        first = list(loader)
+        assert len(first) == len(loader) == loader.steps_per_epoch == len(shards) // 4
         assert loader.position == Position(epoch=1, position=0)
-        again = loader.epoch()
-        views = next(iter(again))
-        assert len(again) == 2
+        assert not same(next(iter(loader)), first[0])
+        assert (loader.steps_left, len(loader)) == (2, 3)
         state = loader.state_dict()
-        rest = list(loader.epoch())
+        rest = list(loader)
         assert len(rest) == 2
-        assert not same(views, first[0])
+        third = next(loader)
+        loader.load_state_dict(state)  # also after batches were taken
+        assert all(same(left, right) for left, right in zip(loader, rest, strict=True))
     with open_clips(shards) as resumed:
         resumed.load_state_dict(state)
-        assert len(resumed.epoch()) == 2
-        assert all(same(left, right) for left, right in zip(resumed.epoch(), rest, strict=True))
+        assert all(same(left, right) for left, right in zip(resumed, rest, strict=True))
+        assert same(next(resumed), third)
 
 
 def test_an_epoch_that_was_begun_with_other_batches_ends_with_it(shards: ShardSet) -> None:
@@ -86,8 +89,38 @@ def test_an_epoch_that_was_begun_with_other_batches_ends_with_it(shards: ShardSe
         state = loader.state_dict()
     with open_clips(shards, batch_size=4) as resumed:
         resumed.load_state_dict(state)
-        assert [len(views.sample) for views in resumed.epoch()] == [4, 4]  # of the 10 that are left
+        assert [len(views.sample) for views in resumed] == [4, 4]  # of the 10 that are left
         assert resumed.position == Position(epoch=1, position=0)
+
+
+def test_a_closed_loader_says_so(shards: ShardSet) -> None:
+    with open_clips(shards) as loader:
+        next(loader)
+    with open_clips(shards) as unused, rhofast.eval_clips(shards, size=16) as evaluated:
+        next(evaluated)
+    for use in (
+        lambda: list(loader),
+        lambda: next(unused),
+        lambda: list(evaluated),
+        lambda: loader.load_state_dict(loader.state_dict()),
+    ):
+        with pytest.raises(ValueError, match="the loader is closed"):
+            use()
+
+
+def test_a_dataloader_around_it_gives_the_same_batches_and_takes_no_workers(shards: ShardSet) -> None:
+    with open_clips(shards) as loader:
+        expected = list(loader)
+    with open_clips(shards) as loader:
+        assert isinstance(loader, IterableDataset)
+        around = DataLoader(loader, batch_size=None)
+        assert len(around) == 3
+        assert all(same(left, right) for left, right in zip(around, expected, strict=True))
+        workers = DataLoader(loader, batch_size=None, num_workers=1, multiprocessing_context="fork")
+        with pytest.raises(ConfigError, match=r"num_workers=1: .* .pass num_workers=0 to the DataLoader"):
+            next(iter(workers))
+        with pytest.raises(TypeError, match=r"cannot be .* sent to another process.*num_workers=0"):
+            pickle.dumps(loader)
 
 
 @pytest.mark.parametrize(("augment", "clips"), [("ssl", 2), ("supervised", 1), ("none", 1)])
@@ -245,10 +278,23 @@ def test_an_evaluation_has_a_length_and_takes_samples(shards: ShardSet) -> None:
     with rhofast.eval_clips(shards.root, samples=[7, 2, 11], batch_size=2, views=2, crops=3, size=16) as loader:
         assert len(loader) == 2
         batches = list(loader)
+        again = list(loader)  # a loop is a pass: trainers validate in every epoch
+        next(iter(loader))
+        assert all(same(left, right) for left, right in zip(loader, batches, strict=True))
     assert [views.sample.tolist() for views in batches] == [[7, 2], [11]]
+    assert len(again) == 2 and all(same(left, right) for left, right in zip(again, batches, strict=True))
     assert batches[0].pixels.shape == (2, 6, 3, 8, 16, 16)
     with rhofast.eval_clips(shards, samples=[]) as empty:
         assert list(empty) == []
+
+
+def test_every_pass_of_an_evaluation_names_its_own_bad_samples(shards: ShardSet) -> None:
+    damage_unit(shards, 3, 0)
+    with rhofast.eval_clips(shards, num_frames=24, frame_stride=1, fps=12.0, size=16) as loader:
+        for _ in range(2):
+            assert sum(len(views.sample) for views in loader) == 12
+            assert [error.key for error in loader.bad] == ["v3"]
+            assert (loader.stats.bad, loader.stats.batches) == (1, 1)
 
 
 def test_labels_on_request_need_a_set_with_labels(members: list[bytes], tmp_path: Path) -> None:
