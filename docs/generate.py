@@ -105,6 +105,7 @@ def config_page() -> str:
     from rhofast.config.schema import Config
     from rhofast.data.codecs import CODECS
     from rhofast.models.backbones import BACKBONES
+    from rhofast.models.backbones.s3d import S3DConfig
     from rhofast.models.backbones.slow import SlowConfig
     from rhofast.models.backbones.torchvision_video import TorchvisionConfig
     from rhofast.models.backbones.vit import ViTConfig
@@ -138,6 +139,7 @@ def config_page() -> str:
         "",
     ]
     lines += ["### `slow_...`", "", *_prose(SlowConfig), *_options(SlowConfig, prefix="backbone.")]
+    lines += ["### `s3d`, `s3dg`", "", *_prose(S3DConfig), *_options(S3DConfig, prefix="backbone.")]
     lines += ["### `vit`", "", *_prose(ViTConfig), *_options(ViTConfig, prefix="backbone.")]
     if TorchvisionConfig.model_fields:
         lines += ["### Backbones of torchvision", "", *_prose(TorchvisionConfig), *_options(TorchvisionConfig)]

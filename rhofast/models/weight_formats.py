@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError
+from rhofast.models.backbones.s3d import S3D, torchvision_s3d_keys
 from rhofast.models.backbones.slow import DEPTHS, VARIANTS, Slow, slow_keys
 from rhofast.models.backbones.torchvision_video import CLASSIFIERS, NAMES, published_input
 from rhofast.models.weight_conversion import Imported, KeyTable, WeightFormat, fill_backbone, is_state, list_names
@@ -22,6 +23,7 @@ from rhofast.models.weight_conversion import Imported, KeyTable, WeightFormat, f
 # What a PySlowFast checkpoint holds besides the backbone: projection, predictor or classifier; the momentum network;
 # MoCo's queue and counters (BYOL has them too); prototypes; the memory bank of the kNN evaluation.
 _PYSLOWFAST_OTHER = re.compile(r"(backbone\.)?head\.|backbone_hist\.|queue_x$|ptr$|iter$|swav_prototypes\.|knn_mem\.")
+_TORCHVISION = (*NAMES, "s3d")  # the last is a network of our own, whose weights torchvision has
 _MAX_NUMBER = 1e9  # of a configuration; what is beyond is refused anyway
 
 
@@ -130,17 +132,21 @@ def _describe_slow(state: Mapping[str, Tensor]) -> str:
 
 
 def _torchvision_keys(name: str, backbone: nn.Module, state: Mapping[str, Tensor]) -> KeyTable:
-    """Names are the same; the classifier belongs to no backbone."""
+    """Names are the same, except for those of S3D; the classifier belongs to no backbone."""
+    if isinstance(backbone, S3D):
+        names, classifier = torchvision_s3d_keys(backbone), "classifier"
+    else:
+        names, classifier = {key: key for key in backbone.state_dict()}, CLASSIFIERS[name]
     return KeyTable(
-        names={key: key for key in backbone.state_dict()},
-        is_other=lambda key: key.startswith(f"{CLASSIFIERS[name]}."),
+        names=names,
+        is_other=lambda key: key.startswith(f"{classifier}."),
         hint=f"the backbone is said to be {name}",
     )
 
 
 def _torchvision_name(file_name: str) -> str | None:
     """Return the network that torchvision's file names start with, such as r3d_18-b3b3357e.pth."""
-    fitting = [name for name in NAMES if file_name.startswith(name)]
+    fitting = [name for name in _TORCHVISION if file_name.startswith(name)]
     return max(fitting, key=len) if fitting else None
 
 
@@ -156,7 +162,7 @@ WEIGHT_FORMATS: dict[str, WeightFormat] = {
     ),
     "torchvision": WeightFormat(
         title="torchvision state dict",
-        backbones=NAMES,
+        backbones=_TORCHVISION,
         recognizes=is_state,
         unwrap=dict,
         keys_in=_torchvision_keys,

@@ -33,7 +33,7 @@ BACKBONES: list[tuple[str, dict[str, Any], tuple[int, int], int]] = [
     ("slow_r50", {"width": 4}, (2, 32), 16),
     ("r3d_18", {}, (2, 16), 8),
     ("r2plus1d_18", {}, (2, 16), 8),
-    ("s3d", {}, (6, 33), 12),
+    ("s3dg", {"width": 8}, (6, 33), 9),
     ("swin3d_t", {}, (2, 32), 15),
 ]
 

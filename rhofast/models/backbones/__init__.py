@@ -22,6 +22,7 @@ from torch import nn
 from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
 from rhofast.models.backbones.clip_limits import ClipLimits
+from rhofast.models.backbones.s3d import S3D, S3DConfig
 from rhofast.models.backbones.slow import VARIANTS, Slow, SlowConfig
 from rhofast.models.backbones.torchvision_video import NAMES, TorchvisionConfig, torchvision_video
 from rhofast.models.backbones.user_backbone import check_clips, user_backbone
@@ -34,6 +35,10 @@ def _slow(preset: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], nn.Module]
     return lambda options: Slow(parse_section(SlowConfig, {**preset, **options}, where="backbone"))
 
 
+def _s3d(preset: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], nn.Module]:
+    return lambda options: S3D(parse_section(S3DConfig, {**preset, **options}, where="backbone"))
+
+
 def _torchvision(name: str) -> Callable[[Mapping[str, Any]], nn.Module]:
     def build(options: Mapping[str, Any]) -> nn.Module:
         parse_section(TorchvisionConfig, options, where="backbone")
@@ -44,6 +49,8 @@ def _torchvision(name: str) -> Callable[[Mapping[str, Any]], nn.Module]:
 
 BACKBONES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     **{name: _slow(preset) for name, preset in VARIANTS.items()},
+    "s3d": _s3d({}),
+    "s3dg": _s3d({"gating": True}),
     **{name: _torchvision(name) for name in NAMES},
     "vit": lambda options: ViT(parse_section(ViTConfig, options, where="backbone")),
 }

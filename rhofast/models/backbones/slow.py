@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from rhofast.config.section import Count, Section
+from rhofast.models.backbones.max_pool import max_pool
 
 # Number of blocks of each stage.
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -142,7 +143,7 @@ class Slow(nn.Module):
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """Return the outputs of the stem (after pooling) and of the four stages, each [N, C, T, H', W']."""
         x = F.relu(self.stem_bn(self.stem(x)), inplace=True)
-        maps = [_pool(x)]
+        maps = [max_pool(x, (1, 3), (1, 2))]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
         return maps
@@ -174,23 +175,6 @@ def slow_keys(backbone: Slow) -> dict[str, str]:
                 pairs[f"{official}.branch1.weight"] = f"{here}.shortcut.weight"
                 pairs |= {f"{official}.branch1_bn.{part}": f"{here}.shortcut_bn.{part}" for part in _NORM}
     return pairs
-
-
-def _pool(x: Tensor) -> Tensor:
-    """Return the maxima of 3 x 3 pixels, with stride 2 and padding 1: [N, C, T, H, W] -> [N, C, T, H', W'].
-
-    The result is that of `max_pool3d` with kernel 1 x 3 x 3, to the bit. On a GPU the two differ in their backward
-    pass. That of `max_pool3d` adds gradients with atomic operations, in any order, unless torch is told to use
-    deterministic algorithms. In that of `max_pool2d` one thread sums the gradients of an input in the order of its
-    windows, in either memory layout, so training can be repeated. Torch lists the former as nondeterministic, and not
-    the latter; the compiled kernels of torch 2.14 agree (sm_90: atomic additions in the former, none in the latter).
-    """
-    n, c, t, h, w = x.shape
-    if x.is_contiguous():  # frames become channels; either way no memory is copied
-        pooled = F.max_pool2d(x.view(n, c * t, h, w), 3, stride=2, padding=1)
-        return pooled.view(n, c, t, *pooled.shape[2:])
-    pooled = F.max_pool2d(x.transpose(1, 2).reshape(n * t, c, h, w), 3, stride=2, padding=1)
-    return pooled.view(n, t, *pooled.shape[1:]).transpose(1, 2)
 
 
 def _conv(wide: int, out: int, kernel: tuple[int, int, int], stride: int = 1) -> nn.Conv3d:

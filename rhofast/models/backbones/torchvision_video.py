@@ -1,7 +1,6 @@
 """Video networks of torchvision without their classifiers.
 
     r3d_18, mc3_18, r2plus1d_18     arXiv 1711.11248          any clip
-    s3d                             1712.04851                at least 6 frames of 17 x 17 pixels
     mvit_v1_b, mvit_v2_s            2104.11227, 2112.01526    16 frames of 224 x 224 pixels, nothing else
     swin3d_t, swin3d_s, swin3d_b    2106.13230                any clip
 
@@ -13,8 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from rhofast.config.section import Section
 from rhofast.models.backbones.clip_limits import ClipLimits
@@ -24,9 +22,6 @@ _NETWORKS = {
     "r2plus1d_18": (ClipLimits(name="r2plus1d_18"), "fc"),
     "r3d_18": (ClipLimits(name="r3d_18"), "fc"),
     "mc3_18": (ClipLimits(name="mc3_18"), "fc"),
-    # With 5 frames the forward pass works, but the gradient of its convolution over 7 frames writes out of bounds
-    # (torch 2.15, CPU).
-    "s3d": (ClipLimits(name="s3d", num_frames=6, size=17), "classifier"),
     "mvit_v1_b": (ClipLimits(name="mvit_v1_b", num_frames=16, size=224, exact=True), "head"),
     "mvit_v2_s": (ClipLimits(name="mvit_v2_s", num_frames=16, size=224, exact=True), "head"),
     "swin3d_t": (ClipLimits(name="swin3d_t"), "head"),
@@ -50,8 +45,6 @@ def torchvision_video(name: str) -> nn.Module:
 
     limits, classifier = _NETWORKS[name]
     network: Any = without_classifier(getattr(video, name)(weights=None), classifier)
-    if name == "s3d":
-        network.avgpool = _ClippedWindow(network.avgpool.kernel_size)
     network.limits = limits
     network.register_forward_pre_hook(limits.check_input)
     built: nn.Module = network
@@ -76,7 +69,7 @@ def without_classifier(network: nn.Module, classifier: str) -> nn.Module:
 
 
 def published_input(name: str) -> dict[str, Any]:
-    """Return the input that the published weights of one of NAMES were trained with.
+    """Return the input that the published weights of one of NAMES, or of s3d, were trained with.
 
     The keys are `size` in pixels, `mean` and `std` of each channel, and `num_frames`, which is None unless the network
     accepts nothing else.
@@ -84,25 +77,10 @@ def published_input(name: str) -> dict[str, Any]:
     from torchvision.models import get_model_weights
 
     expects: Any = next(iter(get_model_weights(name))).transforms()
-    limits, _ = _NETWORKS[name]
+    limits = _NETWORKS[name][0] if name in _NETWORKS else None
     return {
-        "num_frames": limits.num_frames if limits.exact else None,
+        "num_frames": limits.num_frames if limits is not None and limits.exact else None,
         "size": expects.crop_size[0],
         "mean": list(expects.mean),
         "std": list(expects.std),
     }
-
-
-class _ClippedWindow(nn.Module):
-    """torchvision's average over sliding windows, which also accepts maps smaller than the window.
-
-    torchvision refuses these; here the window is clipped to the map.
-    """
-
-    def __init__(self, window: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.window = window
-
-    def forward(self, x: Tensor) -> Tensor:
-        kernel = [min(pair) for pair in zip(self.window, x.shape[2:], strict=True)]
-        return F.avg_pool3d(x, kernel, stride=1)

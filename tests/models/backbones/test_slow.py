@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from rhofast.errors import ConfigError
 from rhofast.models.backbones import BACKBONES, build_backbone
-from rhofast.models.backbones.slow import Slow, SlowConfig, _pool, slow_keys
+from rhofast.models.backbones.slow import Slow, SlowConfig, slow_keys
 from rhofast.models.weight_conversion import fill_backbone
 from rhofast.models.weight_formats import pyslowfast_keys
 from tests.helpers.reference import needs_vectors, numbers, part, tensors
@@ -117,44 +116,3 @@ def test_zero_init_starts_at_the_shortcut() -> None:
 def test_a_wrong_choice_is_a_config_error(name: str, options: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         build_backbone(name, options)
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(2, 3, 4, 12, 16), (1, 4, 1, 7, 9), (3, 1, 2, 1, 5)])
-def test_the_pool_is_the_one_in_three_dimensions(
-    shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    clip = torch.randn(shape, generator=generator).relu().to(dtype)  # many equal values, as after the stem
-    results = []
-    for pool in (_pool, lambda x: F.max_pool3d(x, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))):
-        x = clip.to(memory_format=layout, copy=True).requires_grad_()
-        out = pool(x)
-        out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype))
-        results.append((out, x.grad))
-    (ours, our_gradient), (expected, gradient) = results
-    assert torch.equal(ours, expected) and torch.equal(our_gradient, gradient)
-    assert shape[2] == 1 or ours.is_contiguous(memory_format=layout)
-
-
-def test_torch_lists_the_pool_in_three_dimensions_as_nondeterministic_and_not_the_one_in_two() -> None:
-    listed = torch.use_deterministic_algorithms.__doc__ or ""
-    assert ":class:`torch.nn.MaxPool3d` when attempting to differentiate a CUDA tensor" in listed
-    assert "torch.nn.MaxPool2d`" not in listed
-
-
-@pytest.mark.needs_gpu
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_gradient_of_the_pool_is_the_same_each_time_on_a_gpu(
-    dtype: torch.dtype, layout: torch.memory_format
-) -> None:
-    clip = torch.randn(4, 64, 8, 112, 112, device="cuda").relu().to(dtype).to(memory_format=layout)
-    weights = torch.randn(4, 64, 8, 56, 56, device="cuda").to(dtype)
-    gradients = []
-    for _ in range(10):
-        x = clip.clone(memory_format=torch.preserve_format).requires_grad_()
-        _pool(x).backward(weights)
-        gradients.append(x.grad)
-    assert all(torch.equal(gradients[0], gradient) for gradient in gradients[1:])
