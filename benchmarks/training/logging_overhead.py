@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
 from rich.console import Console
 
 from rhofast.cli.live_view import TrainingView
@@ -58,8 +57,7 @@ def measure(folder: Path, passes: int, log_steps: int) -> dict[str, Any]:
     values = {"name": "x", "out": str(folder), "train": {"steps": STEPS, "log_steps": log_steps}}
     config = parse_config(values, where="benchmark")
     config.folder.mkdir()
-    place = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "tensorboard"))
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), log_with=["tensorboard"], project_config=place)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     loader: Any = Idle()
     model = torch.nn.Linear(1, 1)
@@ -89,7 +87,7 @@ def measure(folder: Path, passes: int, log_steps: int) -> dict[str, Any]:
         step_s = timed(step, STEPS)
         timed(window, 10)
         window_s = timed(window, STEPS // log_steps)
-    accelerator.end_training()
+        logger.end_trackers(at.step, "finished")
     share = (step_s + window_s / log_steps) / STEP_S
     device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu"
     return {"device": device, "step_us": 1e6 * step_s, "window_us": 1e6 * window_s, "share_of_200_ms": share}

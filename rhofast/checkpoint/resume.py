@@ -29,7 +29,8 @@ from rhofast.storage.user_code import imported_digests
 _FREE_SECTIONS = {"name", "out", "data", "eval"}
 _FREE_IN_TRAIN = {
     *("channels_last", "checkpoint_activations", "checkpoint_steps", "compile", "keep_checkpoints", "keep_every"),
-    *("knn_epochs", "knn_steps", "log_steps", "max_bad_steps", "max_hours", "profile_steps", "timeout_s", "trackers"),
+    *("knn_epochs", "knn_steps", "log_steps", "max_bad_steps", "max_hours", "profile_steps", "timeout_s"),
+    *("tracker_project", "trackers"),
 }
 
 

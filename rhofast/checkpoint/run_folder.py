@@ -16,6 +16,7 @@ class RunFolder:
         bad_samples.jsonl     samples that could not be used, and why                the loader
         trace.json            Chrome trace of the steps in train.profile_steps       training
         tensorboard/          event files of TensorBoard                             training
+        trackers.json         ids under which trackers know the run                  training
         checkpoints/          step-00000500/, ..., and `latest`: name of the newest  training
         knn.json, ...         results of evaluations                                 rhofast eval
         clips.png             training clips, for the report                         rhofast show
@@ -54,6 +55,11 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """The folder of TensorBoard's event files."""
         return self.path / "tensorboard"
+
+    @property
+    def trackers(self) -> Path:
+        """The ids under which trackers know the run."""
+        return self.path / "trackers.json"
 
     @property
     def checkpoints(self) -> Path:

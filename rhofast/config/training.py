@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from rhofast.config.section import Count, NonNegative, PathField, Positive, Section, Size
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "aim", "clearml", "swanlab", "dvclive")
+
+
+def _check_tracker(name: str) -> str:
+    """Raise ValueError for a name that is neither a tracker's nor that of code of the user's own."""
+    if ":" not in name and name not in TRACKERS:
+        known = ", ".join(TRACKERS)
+        raise ValueError(
+            f"train.trackers={name!r} is not one of {known}, nor a class of your own (package.module:Class or "
+            "path/to/file.py:Class)."
+        )
+    return name
+
+
+_Tracker = Annotated[str, AfterValidator(_check_tracker)]
 
 
 class OptimConfig(Section):
@@ -130,8 +146,13 @@ class TrainConfig(Section):
     knn_epochs: Positive | None = None
     """Number of epochs between two kNN evaluations. None: `knn_steps` decides; if both are None, there are none."""
 
-    trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Field(strict=False)] = ("tensorboard",)
-    """Where metrics go besides metrics.jsonl: "tensorboard" (in the run folder), "wandb", both, or an empty list."""
+    trackers: Annotated[tuple[_Tracker, ...], Field(strict=False)] = ("tensorboard",)
+    """Where metrics go besides metrics.jsonl: any of "tensorboard" (in the run folder), "wandb", "mlflow", "trackio",
+    "comet_ml", "aim", "clearml", "swanlab" and "dvclive", and classes of your own (package.module:Class or
+    path/to/file.py:Class). An empty list: nowhere."""
+
+    tracker_project: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "rhofast"
+    """Project, or experiment, in which trackers show the run: letters, digits, dots, underscores and hyphens."""
 
     profile_steps: Annotated[tuple[Count, Count], Field(strict=False)] | None = None
     """First and last step, [first, last], of which rank 0 writes a Chrome trace to trace.json. None: no trace."""

@@ -15,7 +15,6 @@ log, evaluate and stop.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,29 +26,23 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rhofast.checkpoint.run_folder import RunFolder
-from rhofast.checkpoint.run_lines import read_metrics
-from rhofast.config.load import dump_config
-from rhofast.config.schema import Config, TrainConfig
+from rhofast.config.schema import Config
 from rhofast.data.loader.stats import FED, LoaderStats
 from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.distributed.collectives import gather_objects, reduce_max, reduce_mean
 from rhofast.distributed.process_group import cores_of_rank
-from rhofast.errors import DependencyError
+from rhofast.errors import RhofastError
 from rhofast.training.environment import device_memory, resident_bytes
 from rhofast.training.metrics import METRICS, STEP_PHASES
 from rhofast.training.metrics_file import MetricsFile
 from rhofast.training.profiler import StepProfiler
 from rhofast.training.step_timer import StepTimer
+from rhofast.training.tracker import EndState
+from rhofast.training.trackers import RunTrackers
 
 _WAITING = 0.03  # share of the time without data from which on the loader is worth a line of advice
 _WHOLE = ("memory_bytes", "device_memory_bytes", "torch_memory_bytes", "bad_samples")  # written as integers
 _COLLAPSED_STD, _COLLAPSED_WINDOWS = 0.1, 3  # a lower feature_std, for so many windows in a row, is a collapse
-
-
-def check_trackers(section: TrainConfig) -> None:
-    """Raise DependencyError for a tracker that is not installed."""
-    if "wandb" in section.trackers and importlib.util.find_spec("wandb") is None:
-        raise DependencyError('train.trackers="wandb" needs a package that is not installed.', hint="pip install wandb")
 
 
 class MetricsLogger:
@@ -80,6 +73,7 @@ class MetricsLogger:
         self.config, self.accelerator, self.model, self.loader, self.steps = config, accelerator, model, loader, steps
         is_main, run = accelerator.is_main_process, RunFolder(config.folder)
         self._file = MetricsFile(run.metrics) if is_main else None
+        self._trackers = RunTrackers(config)
         self._on_log = on_log
         traced = config.train.profile_steps
         self._profiler = StepProfiler(*traced, run.trace) if is_main and traced is not None else None
@@ -98,26 +92,21 @@ class MetricsLogger:
 
         Args:
             **facts: What the line holds, among it `step` (where the run begins or continues) and `time` (ISO 8601).
-        """
-        if self.accelerator.is_main_process:
-            # The queue holds some windows, so that slow storage does not hold up a step. What an earlier process logged
-            # about steps that are now taken again is void.
-            options = {"tensorboard": {"max_queue": 1000, "purge_step": facts["step"] + 1}}
-            options["wandb"] = self._wandb_options(facts["time"])
-            self.accelerator.init_trackers("rhofast", init_kwargs=options)
-        self.write("start", **facts, decoders=list(self.loader.decoders))
 
-    def _wandb_options(self, time: str) -> dict[str, Any]:
-        """Return how W&B begins or continues this run; its id is the run's name with the time of its first start."""
-        config = self.config
-        first = next(iter(read_metrics(RunFolder(config.folder).metrics)), {}).get("time", time)
-        return {
-            "name": config.name,
-            "id": f"{config.name}-{''.join(filter(str.isdigit, first))}",
-            "resume": "allow",
-            "dir": str(config.folder),
-            "config": dump_config(config),
-        }
+        Raises:
+            ConfigError: A tracker of a run that begins does not begin; on every rank.
+        """
+        self.write("start", **facts, decoders=list(self.loader.decoders))
+        failure = None
+        try:
+            if self.accelerator.is_main_process:
+                self._trackers.open(facts["step"])
+        except RhofastError as error:
+            failure = error
+        failure = gather_objects(failure)[0] if self.config.train.trackers else None
+        if failure is not None:
+            raise failure
+        self._warn_of_trackers(facts["step"])
 
     def restart(self) -> None:
         """Begin a new window and forget the old one: after an evaluation or a checkpoint."""
@@ -254,12 +243,16 @@ class MetricsLogger:
         except (OSError, RuntimeError) as error:
             self._warn_unwritable("the trace", error, step)
 
-    def close(self) -> None:
-        """Close the trackers, and Accelerate's part of this process with them."""
-        try:
-            self.accelerator.end_training()
-        except OSError as error:
-            self._warn_unwritable("the trackers", error, self.steps)
+    def end_trackers(self, step: int, state: EndState, *, hurried: bool = False) -> None:
+        """Tell the trackers how the run ended; they get a limited time to send what they have.
+
+        Args:
+            step: Optimizer steps done.
+            state: How the run ended.
+            hurried: Whether somebody waits for the process to end (a second Ctrl-C).
+        """
+        self._trackers.finish(state, hurried=hurried)
+        self._warn_of_trackers(step)
 
     def _over_ranks(self, mine: dict[str, float]) -> dict[str, float]:
         """Combine this rank's numbers with those of the other ranks as METRICS says."""
@@ -280,11 +273,12 @@ class MetricsLogger:
         return {name: combined[name] for name in mine}
 
     def _track(self, values: dict[str, Any], step: int) -> None:
-        try:
-            self.accelerator.log(values, step=step)
-        except OSError as error:
-            self.accelerator.trackers.clear()  # TensorBoard's thread has died of it
-            self._warn_unwritable("the trackers", error, step)
+        self._trackers.log(values, step)
+        self._warn_of_trackers(step)
+
+    def _warn_of_trackers(self, step: int) -> None:
+        for text in self._trackers.news():
+            self.write("warning", step=step, text=text)
 
     def _warn_unwritable(self, what: str, error: OSError | RuntimeError, step: int) -> None:
         """Tell the caller once what cannot be written."""

@@ -13,11 +13,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import ProjectConfiguration
 from torch import nn
 
 from rhofast.checkpoint.backbone import untrained_backbone
-from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.schema import Config, TrainConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.train_loader import TrainLoader
@@ -85,12 +83,9 @@ def open_training_shards(config: Config) -> Mixture:
 def build_accelerator(config: Config) -> Accelerator:
     """Return Accelerate's view of this process: its place among the ranks, its device and its precision."""
     join_again(config.train.timeout_s)
-    run = RunFolder(config.folder)
     return Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision={"fp32": "no"}.get(config.train.precision, config.train.precision),
-        log_with=list(config.train.trackers) or None,
-        project_config=ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.tensorboard)),
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=config.train.timeout_s)),

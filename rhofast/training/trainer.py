@@ -36,13 +36,14 @@ from rhofast.storage.user_code import imported_digests
 from rhofast.training.consensus import StepConsensus, StepStatus
 from rhofast.training.environment import start_facts
 from rhofast.training.knn_monitor import KnnMonitor
-from rhofast.training.logger import MetricsLogger, check_trackers
+from rhofast.training.logger import MetricsLogger
 from rhofast.training.non_finite import BatchNormGuard, NonFiniteSteps
 from rhofast.training.optim import learning_rate
 from rhofast.training.optimizer_state import load_optimizer
 from rhofast.training.preemption import PreemptionHandler
 from rhofast.training.setup import build_accelerator, build_loader, build_model, open_training_shards, run_length
 from rhofast.training.step import no_garbage_collection, train_step
+from rhofast.training.trackers import check_trackers
 
 _COLLECT_STEPS = 200  # garbage is collected every so many steps, on all ranks at once, and nowhere else in the loop
 
@@ -83,7 +84,8 @@ def train(
         How far the run came.
 
     Raises:
-        ConfigError: Settings do not fit together, or the run folder exists and `resume` is off.
+        ConfigError: Settings do not fit together, the run folder exists and `resume` is off, or a tracker does not
+            begin.
         DependencyError: A tracker is not installed.
         ShardError: The data cannot be opened, or a read hangs.
         MachineError: The machine refuses to read, for a reason that is not in the data.
@@ -106,10 +108,13 @@ def train(
                     trainer.restore(opened.checkpoint)
             try:
                 outcome = trainer.run(preemption, opened.notes)
-            except RhofastError as error:
-                trainer.logger.write("error", step=trainer.step, text=error.message)
+            except BaseException as error:
+                if isinstance(error, RhofastError):
+                    trainer.logger.write("error", step=trainer.step, text=error.message)
+                trainer.logger.end_trackers(trainer.step, "failed", hurried=isinstance(error, KeyboardInterrupt))
                 raise
-    trainer.logger.close()
+    trainer.logger.end_trackers(outcome.step, "finished" if outcome.finished else "stopped")
+    accelerator.end_training()
     return outcome
 
 

@@ -1,25 +1,20 @@
 """What a run reports: numbers on every line, warnings and advice where there is reason, trackers."""
 
 import errno
-import importlib.util
 import json
 import multiprocessing
 import os
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import accelerate.tracking
 import pytest
 import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rhofast.checkpoint.run_lines import read_metrics
@@ -28,7 +23,7 @@ from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.stats import LoaderStats
 from rhofast.data.loader.threaded_pipeline import StageClock
-from rhofast.errors import ConfigError, DependencyError
+from rhofast.errors import ConfigError
 from rhofast.training.logger import MetricsLogger
 from rhofast.training.metrics import STEP_PHASES
 from rhofast.training.metrics_file import MetricsFile
@@ -78,8 +73,7 @@ class TrainLoader:
 
 def open_logger(config: Config, loader: Any, on_log: Callable[[dict[str, Any]], None] | None = None) -> MetricsLogger:
     config.folder.mkdir()
-    place = ProjectConfiguration(project_dir=str(config.folder), logging_dir=str(config.folder / "tensorboard"))
-    accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_config=place)
+    accelerator = Accelerator(cpu=True)
     logger = MetricsLogger(config, accelerator, torch.nn.Linear(1, 1), loader, 100, on_log)
     logger.begin(step=0, time="2026-01-02T03:04:05+00:00")
     return logger
@@ -105,7 +99,7 @@ def test_a_run_s_lines_have_every_number(tiny: Callable[..., Config]) -> None:
         assert 0 <= line["readiness"] <= 1 and 1e8 < line["memory_bytes"] < 1e11 and line["bad_samples"] == 0
         assert {"lr", "ema_momentum", "grad_norm", "clips_per_second", "feature_std", "epoch", "seconds"} <= set(line)
         assert "communication_seconds" not in line and "device_memory_bytes" not in line
-    shown = EventAccumulator(str(outcome.run / "tensorboard" / "rhofast")).Reload()
+    shown = EventAccumulator(str(outcome.run / "tensorboard")).Reload()
     assert {"loss", "lr", "data_wait_share", "forward_seconds", "knn_top1"} <= set(shown.Tags()["scalars"])
     assert [event.step for event in shown.Scalars("loss")] == [2, 4]
 
@@ -115,7 +109,7 @@ def test_steps_that_are_taken_again_are_shown_once(tiny: Callable[..., Config]) 
     run = train(config).run
     shutil.rmtree(run / "checkpoints" / "step-00000004")  # as if the process had died before it was written
     train(config, resume=True)
-    shown = EventAccumulator(str(run / "tensorboard" / "rhofast")).Reload()
+    shown = EventAccumulator(str(run / "tensorboard")).Reload()
     assert [event.step for event in shown.Scalars("loss")] == [1, 2, 3, 4]
     steps = [line["step"] for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "step"]
     assert steps == [1, 2, 3, 4, 3, 4]
@@ -167,15 +161,11 @@ def test_a_full_disk_costs_lines_not_the_run(tiny: Callable[..., Config], monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(MetricsFile, "write", full)
-        patch.setattr(logger.accelerator.trackers[0].writer, "add_scalar", full)
         for step in (1, 2):
             logger.log(step, 0.1, values())
     logger.log(3, 0.1, values())
     warnings = [line["text"] for line in seen if line["kind"] == "warning"]
-    assert warnings == [
-        f"{what} cannot be written, and numbers are lost: No space left on device"
-        for what in ("metrics.jsonl", "the trackers")
-    ]
+    assert warnings == ["metrics.jsonl cannot be written, and numbers are lost: No space left on device"]
     lines = read_metrics(logger.config.folder / "metrics.jsonl")
     assert [line["step"] for line in lines if line["kind"] == "step"] == [3]
     assert [line["step"] for line in seen if line["kind"] == "step"] == [1, 2, 3]
@@ -201,54 +191,6 @@ def test_a_config_has_one_of_knn_steps_and_knn_epochs_and_the_last_word_counts(t
     assert (section.knn_steps, section.knn_epochs) == (None, 2.0)
     with pytest.raises(ConfigError, match=r"profile_steps=\[5, 4\] must be"):
         tiny(profile_steps=[5, 4])
-
-
-def test_a_tracker_that_is_not_installed_is_reported_before_anything_is_made(
-    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "wandb" else find(name))
-    config = tiny(trackers=["wandb"])
-    with pytest.raises(DependencyError, match="wandb") as caught:
-        train(config)
-    assert caught.value.hint == "pip install wandb" and not config.folder.exists()
-
-
-class WeightsAndBiases(ModuleType):
-    """The part of `wandb` that Accelerate calls."""
-
-    def __init__(self) -> None:
-        super().__init__("wandb")
-        self.__spec__ = importlib.util.spec_from_loader("wandb", None)
-        self.begun: list[dict[str, Any]] = []
-        self.logged: list[tuple[int, dict[str, Any]]] = []
-        self.finished = 0
-
-    def init(self, **options: Any) -> Any:
-        self.begun.append(options)
-        return self
-
-    def log(self, values: dict[str, Any], step: int) -> None:
-        self.logged.append((step, values))
-
-    def finish(self) -> None:
-        self.finished += 1
-
-
-def test_numbers_go_to_weights_and_biases_and_a_resumed_run_goes_on_there(
-    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wandb = WeightsAndBiases()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setattr(accelerate.tracking, "_available_trackers", [accelerate.tracking.LoggerType.WANDB])
-    for steps in (2, 4):
-        train(tiny(steps=steps, log_steps=1, trackers=["wandb"]), resume=True, accept_changes=True)
-    first, second = wandb.begun
-    assert first["project"] == "rhofast" and first["name"] == "tiny" and first["resume"] == "allow"
-    assert first["config"]["train"]["batch_size"] == 4
-    assert first["id"].startswith("tiny-2") and second["id"] == first["id"]
-    assert [step for step, _ in wandb.logged] == [1, 2, 3, 4] and wandb.finished == 2
-    assert {"loss", "lr", "clips_per_second", "readiness"} <= set(wandb.logged[0][1])
 
 
 def rank_of_two(rank: int, path: str, sets: list[str], port: int) -> None:
