@@ -1,10 +1,8 @@
 """Export and import of weights: PySlowFast checkpoints, torchvision's state dicts, and single-file backbones.
 
-    rhofast run  ->  NAME.safetensors (with a card), NAME.pyth (as PySlowFast writes it)      export_checkpoint
-    NAME.pyth of PySlowFast, NAME.pth of torchvision  ->  NAME.safetensors                    import_weights
-    NAME.safetensors  ->  an nn.Module, in one line                                           load_backbone
-
-The names of other programs' weights are in models/weight_formats.py.
+rhofast run  ->  NAME.safetensors (with a card), NAME.pyth (as PySlowFast writes it)      export_checkpoint
+a file of another program (models/weight_formats)  ->  NAME.safetensors                   import_weights
+NAME.safetensors  ->  an nn.Module, in one line                                           load_backbone
 """
 
 from __future__ import annotations
@@ -33,9 +31,9 @@ from rhofast.data.sampling.mixture import Mixture
 from rhofast.errors import ConfigError, NotFiniteError, ShardError
 from rhofast.models.backbones import build_backbone
 from rhofast.models.weight_conversion import Imported
-from rhofast.models.weight_file import read_weights
+from rhofast.models.weight_file import open_weights
 from rhofast.models.weight_fit import find_misfit, find_not_finite, state_on_meta
-from rhofast.models.weight_formats import WEIGHT_FORMATS, format_for, load_into
+from rhofast.models.weight_formats import WEIGHT_FORMATS, backbone_in, format_for, load_into, options_for
 from rhofast.storage.address import is_remote
 from rhofast.storage.files import as_path, check_writable, replacing
 from rhofast.storage.strict_json import parse_record
@@ -82,6 +80,7 @@ class Transfer:
         origin: Where the weights came from, in words.
         target: The file.
         backbone: Name of the backbone.
+        options: Its options.
         entries: Which entries were taken, left behind, or missing.
         card: What the file says about itself.
     """
@@ -89,6 +88,7 @@ class Transfer:
     origin: str
     target: Path
     backbone: str
+    options: Mapping[str, Any]
     entries: Imported
     card: dict[str, Any]
 
@@ -155,38 +155,43 @@ def export_checkpoint(
             torch.save(content, aside)
     dropped = [key for key in saved.method if not key.startswith(prefix)]
     entries = Imported(matched=[key for key in saved.method if key.startswith(prefix)], dropped=dropped, missing=[])
-    return Transfer(origin=card["origin"], target=target, backbone=name, entries=entries, card=card)
+    return Transfer(origin=card["origin"], target=target, backbone=name, options=options, entries=entries, card=card)
 
 
-def import_weights(source: Path, target: Path, *, backbone: str, options: Mapping[str, Any] | None = None) -> Transfer:
+def import_weights(
+    source: Path, target: Path, *, backbone: str | None = None, options: Mapping[str, Any] | None = None
+) -> Transfer:
     """Convert another program's weights to a safetensors file that `load_backbone` opens.
 
     Args:
-        source: An official PySlowFast checkpoint (.pyth) of a Slow backbone, or a state dict as torchvision publishes
-            it (.pth) of one of torchvision's.
+        source: A file of one of the formats of models/weight_formats. A `config.json` beside a safetensors file is
+            read, too.
         target: The file to write; one that is there is replaced.
-        backbone: Name of the backbone, as in a config's [backbone].
-        options: Its options, as there.
+        backbone: Name of the backbone, as in a config's [backbone]. None: the one that the file says.
+        options: Its options, as there. Those that the file determines can be left out.
 
     Raises:
-        ConfigError: The file is neither, belongs to another network, or cannot be read without running what is pickled
-            in it.
+        ConfigError: The file has no known format, belongs to another network, or cannot be read without running what
+            is pickled in it; or nobody says which backbone it is.
     """
     check_writable(target)
-    options = dict(options or {})
-    network = build_backbone(backbone, options)
-    loaded = read_weights(source)
-    known = format_for(source, loaded, backbone)
-    entries = load_into(network, name=backbone, known=known, loaded=loaded)
-    expects = known.expected_input(backbone, loaded)
+    file = open_weights(source)
+    name = backbone_in(file) if backbone is None else backbone
+    if name is None:
+        raise ConfigError(f"{source}: does not say which backbone it holds", hint="name it: --backbone NAME")
+    known = format_for(file, name)
+    options = options_for(file, known, options or {})
+    network = build_backbone(name, options)
+    entries = load_into(network, name=name, known=known, file=file)
+    expects = known.expected_input(name, file)
     parse_section(InputCard, expects, where=f"{source}: the input of the network")
     card: dict[str, Any] = {
         "origin": f"{known.title} {source.name}, SHA-256 {_sha256(source)}",
         "input": _input_card(**expects),
         "num_features": network.num_features,
     }
-    save_backbone(network, target, name=backbone, options=options, card=card)
-    return Transfer(origin=card["origin"], target=target, backbone=backbone, entries=entries, card=card)
+    save_backbone(network, target, name=name, options=options, card=card)
+    return Transfer(origin=card["origin"], target=target, backbone=name, options=options, entries=entries, card=card)
 
 
 def save_backbone(
@@ -278,20 +283,20 @@ def load_with_notes(path: Path, *, named: str | None = None, python: bool = Fals
 
 def _input_card(
     *,
-    mean: list[float],
-    std: list[float],
-    size: int | None,
-    num_frames: int | None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    size: int | None = None,
+    num_frames: int | None = None,
     frame_stride: int | None = None,
     fps: float | None = None,
 ) -> dict[str, Any]:
     frames = "T" if num_frames is None else num_frames
     side = "H" if size is None else size
     apart = "" if frame_stride is None or fps is None else f", {frame_stride} frames apart at {fps:g} frames per second"
-    text = (
-        f"[N, 3, {frames}, {side}, {'W' if size is None else size}] float32, RGB in [0, 1] minus {mean}, "
-        f"divided by {std}{apart}"
-    )
+    values = "normalized as the network was trained, which is not known"
+    if mean is not None and std is not None:
+        values = f"minus {mean}, divided by {std}"
+    text = f"[N, 3, {frames}, {side}, {'W' if size is None else size}] float32, RGB in [0, 1] {values}{apart}"
     known = {"num_frames": num_frames, "frame_stride": frame_stride, "fps": fps, "size": size, "mean": mean, "std": std}
     return {"text": text, **known}
 

@@ -112,7 +112,7 @@ def transfer_table(transfer: Transfer) -> Table:
     rows = {
         "written": str(transfer.target),
         "from": transfer.origin,
-        "backbone": transfer.backbone,
+        "backbone": " ".join([transfer.backbone, *(f"{key}={value}" for key, value in transfer.options.items())]),
         "input": str(transfer.card["input"]["text"]),
         "taken over": f"{len(entries.matched)} entries",
         "left behind": _entry_text(entries.dropped),

@@ -18,6 +18,7 @@ from rhofast.cli.tables import transfer_table
 from rhofast.errors import EXIT_RESUMABLE, ConfigError
 
 WeightFormat = Literal["safetensors", "pyslowfast"]
+_BY_FILE = "as the file says"
 
 configs = typer.Typer(help="List, show and copy the configs that come with rhofast.", no_args_is_help=True)
 
@@ -139,17 +140,29 @@ def export(
 
 def import_(
     source: Annotated[
-        Path, typer.Argument(metavar="FILE", help="PySlowFast .pyth or torchvision .pth file.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="Weights of VideoMAE, V-JEPA, timm, PySlowFast or torchvision: .safetensors, .pth, .pt, .pyth.",
+            show_default=False,
+        ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .safetensors.", show_default=False)],
     backbone: Annotated[
-        str, typer.Option(help="Name of the backbone that the file holds.", rich_help_panel=CONFIG, show_default=False)
-    ],
+        str | None,
+        typer.Option(
+            help="Name of the backbone that the file holds, where the file does not say it.",
+            rich_help_panel=CONFIG,
+            show_default=False,
+        ),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Convert weights of other projects to a file that `rhofast.load_backbone` opens."""
     from rhofast.checkpoint.export import import_weights
     from rhofast.config.load import load_config
 
-    component = load_config(None, [f"backbone.name={backbone}", *(overrides or [])]).backbone
-    out.print(transfer_table(import_weights(source, target, backbone=component.name, options=component.options)))
+    named = [] if backbone is None else [f"backbone.name={backbone}"]
+    component = load_config(None, [*named, *(overrides or [])], base={"backbone": {"name": _BY_FILE}}).backbone
+    name = None if component.name == _BY_FILE else component.name
+    out.print(transfer_table(import_weights(source, target, backbone=name, options=component.options)))

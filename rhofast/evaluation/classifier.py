@@ -63,14 +63,15 @@ class Classifier(nn.Module):
         Args:
             backbone: [N, 3, T, H, W] -> [N, num_features].
             num_classes: Number of classes.
-            trained: Whether the weights of the backbone are trained. If not, it gets no gradient.
+            trained: Whether the weights of the backbone are trained, except for those that it keeps frozen itself. If
+                not, it gets no gradient.
             batch_stats: Whether batch norms use the statistics of the batch in training mode and update their running
                 statistics. If not, the running statistics stay fixed.
             dropout: Probability in [0, 1) that a feature is dropped.
             size: Height and width in pixels of the frames in training. None disables the pooling of larger frames.
         """
         super().__init__()
-        self.backbone = backbone.requires_grad_(trained)
+        self.backbone = backbone if trained else backbone.requires_grad_(False)
         self.dropout = GlobalDropout(dropout)
         width: Any = backbone.num_features
         self.head = nn.Linear(width, num_classes)

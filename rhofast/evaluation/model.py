@@ -4,21 +4,24 @@
     backbone.safetensors                          a file of `rhofast export` or `rhofast import`
     SLOW_8x8.pyth                                 a PySlowFast checkpoint; set backbone.name (default: slow_r50)
     r3d_18-b3b3357e.pth                           torchvision's weights, recognized by the file name
+    vitl.pt, videomae/model.safetensors           weights of VideoMAE, V-JEPA or timm, recognized by their names
     random                                        an untrained backbone; set backbone.name
 
 The clips have the geometry that the weights were trained with, as far as the file says. A configuration file and
-`--set` override it. Nothing is downloaded.
+`--set` override it. So they do with the backbone's options for training (`TRAINING_OPTIONS`), which are otherwise the
+defaults, not those of the weights: a network that was pretrained on some of the tokens is fine-tuned on all of them.
+Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from rhofast.checkpoint.backbone import backbone_of, untrained_backbone, with_named_code
@@ -30,14 +33,15 @@ from rhofast.config.load import dump_config, find_value, load_config
 from rhofast.config.schema import Config
 from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
-from rhofast.models.backbones import build_backbone
-from rhofast.models.weight_file import read_weights
-from rhofast.models.weight_formats import backbone_in, format_for, load_into
+from rhofast.models.backbones import TRAINING_OPTIONS, build_backbone
+from rhofast.models.weight_file import open_weights
+from rhofast.models.weight_formats import backbone_in, format_for, load_into, options_for
+from rhofast.storage.tensor_file import read_tensor_header
 
 RANDOM = "random"
 _DEFAULT = {"name": RANDOM, "backbone": {"name": "slow_r50"}}
 _CLIPS = ("num_frames", "frame_stride", "fps")
-_FILES = (".safetensors", ".pyth", ".pth", ".pt")
+_FILES = (".safetensors", ".pyth", ".pth", ".pt", ".bin")
 _PIXELS = ("size", "mean", "std")
 # Keys of `data` that name the sets of a run and how they are divided among nodes.
 _RUN_DATA_KEYS = ("train", "test", "block_shards", "lanes", "fixed_lanes")
@@ -93,7 +97,7 @@ def open_model(
         return EvalModel(backbone=backbone, config=config, origin=origin, step=0, folder=folder)
     if path.suffix in _FILES and not path.is_file():
         raise ConfigError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and "rhofast" in read_tensor_header(path, raises=ConfigError).metadata:
         return _exported(path, config_file, overrides)
     if path.is_file():
         return _foreign(path, config_file, overrides)
@@ -114,6 +118,7 @@ def _checkpoint(path: Path, config_file: str | Path | None, overrides: Sequence[
     run = with_named_code(checkpoint, named, str(folder))
     backbone = backbone_of(checkpoint, str(folder), named=named)
     saved, step = dump_config(run), checkpoint.step
+    saved["backbone"] = _without_training_options(saved["backbone"])
     base = saved
     if config_file is not None:
         base = {
@@ -125,9 +130,10 @@ def _checkpoint(path: Path, config_file: str | Path | None, overrides: Sequence[
             "augment": {key: saved["augment"][key] for key in _PIXELS},
             "data": {key: value for key, value in saved["data"].items() if key not in _RUN_DATA_KEYS},
         }
+    config = _merged(base, config_file, overrides)
     return EvalModel(
-        backbone=backbone.eval(),
-        config=_merged(base, config_file, overrides),
+        backbone=_as_configured(backbone, run.backbone.options, config).eval(),
+        config=config,
         origin=f"rhofast run {run.name}, step {step}",
         step=step,
         folder=run_of(folder).path,
@@ -137,39 +143,32 @@ def _checkpoint(path: Path, config_file: str | Path | None, overrides: Sequence[
 
 def _exported(path: Path, config_file: str | Path | None, overrides: Sequence[str]) -> EvalModel:
     backbone, notes = load_with_notes(path, named=find_value(config_file, overrides, "backbone", "name"))
-    section, expects = {"name": notes.backbone.name, **notes.options}, notes.card.input
-    return _of_file(path, backbone, section, expects, config_file, overrides, origin=notes.card.origin)
+    name, expects, origin = notes.backbone.name, notes.card.input, notes.card.origin
+    return _of_file(path, backbone, name, notes.options, expects, config_file, overrides, origin=origin)
 
 
 def _foreign(path: Path, config_file: str | Path | None, overrides: Sequence[str]) -> EvalModel:
-    loaded = read_weights(path)
-    options: dict[str, Any] = {}
-    name = backbone_in(path, loaded)
-    if name is None:
-        configured = load_config(config_file, overrides, base=_DEFAULT).backbone
-        name, options = configured.name, configured.options
-    known = format_for(path, loaded, name)
-    backbone = build_backbone(name, options)
-    with _naming(path):
-        load_into(backbone, name=name, known=known, loaded=loaded)
-    expects = parse_section(InputCard, known.expected_input(name, loaded), where=f"{path}: the input of the network")
+    file = open_weights(path)
+    found = backbone_in(file)
+    base = _DEFAULT if found is None else {**_DEFAULT, "backbone": {"name": found}}
+    given = load_config(config_file, overrides, base=base).backbone
+    if found not in (None, given.name):
+        raise _belongs("name", given.name, found)
+    known = format_for(file, given.name)
+    options = options_for(file, known, given.options)
+    backbone = build_backbone(given.name, options)
+    load_into(backbone, name=given.name, known=known, file=file)
+    expects = known.expected_input(given.name, file)
+    card = parse_section(InputCard, expects, where=f"{path}: the input of the network")
     origin = f"{known.title} {path.name}"
-    return _of_file(path, backbone, {"name": name, **options}, expects, config_file, overrides, origin=origin)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Name the file in errors about its contents."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error.message.removeprefix(f'{path}: ')}", hint=error.hint) from None
+    return _of_file(path, backbone, given.name, options, card, config_file, overrides, origin=origin)
 
 
 def _of_file(
     path: Path,
     backbone: nn.Module,
-    section: Mapping[str, Any],
+    backbone_name: str,
+    options: Mapping[str, Any],
     expects: InputCard,
     config_file: str | Path | None,
     overrides: Sequence[str],
@@ -181,7 +180,8 @@ def _of_file(
     Args:
         path: The weight file.
         backbone: The network with its weights.
-        section: The `backbone` section of the configuration.
+        backbone_name: Name of the backbone.
+        options: Options with which it was built.
         expects: Input that the weights expect. A value is None where it is not known.
         config_file: Configuration of an evaluation.
         overrides: Settings `key=value`.
@@ -196,21 +196,52 @@ def _of_file(
     base = {
         "name": name,
         "out": str(RunFolder(folder).evals),
-        "backbone": dict(section),
+        "backbone": _without_training_options({"name": backbone_name, **options}),
         "clips": {key: known[key] for key in _CLIPS if key in known},
         "augment": {key: known[key] for key in _PIXELS if key in known},
     }
     config = _merged(base, config_file, overrides)
-    return EvalModel(backbone=backbone.eval(), config=config, origin=origin, step=None, folder=folder)
+    backbone = _as_configured(backbone, options, config).eval()
+    return EvalModel(backbone=backbone, config=config, origin=origin, step=None, folder=folder)
 
 
 def _merged(base: Mapping[str, Any], config_file: str | Path | None, overrides: Sequence[str]) -> Config:
     config = load_config(config_file, overrides, base=base)
-    found, expected = {"name": config.backbone.name, **config.backbone.options}, dict(base["backbone"])
+    found = _without_training_options({"name": config.backbone.name, **config.backbone.options})
+    expected = _without_training_options(base["backbone"])
     for key in {**expected, **found}:
         if found.get(key) != expected.get(key):
-            raise ConfigError(
-                f"backbone.{key}={found.get(key)!r}: the weights belong to backbone.{key}={expected.get(key)!r}",
-                hint="remove the backbone section from the configuration file and from --set",
-            )
+            raise _belongs(key, found.get(key), expected.get(key))
     return config
+
+
+def _belongs(key: str, found: Any, expected: Any) -> ConfigError:
+    return ConfigError(
+        f"backbone.{key}={found!r}: the weights belong to backbone.{key}={expected!r}",
+        hint="remove the backbone section from the configuration file and from --set",
+    )
+
+
+def _without_training_options(section: Mapping[str, Any]) -> dict[str, Any]:
+    left_out = TRAINING_OPTIONS.get(section["name"], ())
+    return {key: value for key, value in section.items() if key not in left_out}
+
+
+def _as_configured(backbone: nn.Module, options: Mapping[str, Any], config: Config) -> nn.Module:
+    """Return a backbone with the options for training that a configuration says, and the same weights.
+
+    Args:
+        backbone: The backbone.
+        options: The options with which it was built.
+        config: The configuration.
+    """
+    section = config.backbone
+    if all(options.get(key) == section.options.get(key) for key in TRAINING_OPTIONS.get(section.name, ())):
+        return backbone
+    with torch.device("meta"):
+        rebuilt = build_backbone(section.name, section.options)
+    trainable = {name for name, parameter in rebuilt.named_parameters() if parameter.requires_grad}
+    rebuilt.load_state_dict(backbone.state_dict(), assign=True)
+    for name, parameter in rebuilt.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    return rebuilt

@@ -1,16 +1,22 @@
-"""Read weight files of torch (.pth, .pyth) that somebody else may have written.
+"""Read weight files of other programs: safetensors, and files of torch (.pth, .pyth, .pt, .bin), by strangers.
+
+Beside a safetensors file or a .bin, `config.json` describes the network, as transformers and timm write it.
 
 Torch itself refuses to run pickled code (`weights_only`). What it would still do for a hostile file is checked before:
 it unpacks compressed entries, and allocates what a pickle asks for. So an archive must hold its entries uncompressed,
-as torch writes them, and a pickle may name nothing but tensors, their storages and dicts.
+as torch writes them, and a pickle may name nothing but tensors, their storages, dicts, and the command line arguments
+(argparse.Namespace) that VideoMAE stores.
 """
 
 from __future__ import annotations
 
+import argparse
 import pickletools
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -18,7 +24,11 @@ import torch
 
 from rhofast.errors import ConfigError
 from rhofast.storage.files import open_regular
+from rhofast.storage.strict_json import read_record
+from rhofast.storage.tensor_file import read_tensors
 
+CONFIG = "config.json"
+_DESCRIBED = (".safetensors", ".bin")
 _ZIP = b"PK\x03\x04"
 _MAX_ENTRIES = 100_000
 _MAX_PICKLE = 64 << 20  # bytes
@@ -28,12 +38,42 @@ _LEGACY_PICKLES = 5  # magic number, version, facts about the system, the conten
 _HARMLESS = re.compile(
     r"collections OrderedDict|torch Size|torch device|torch [A-Za-z]+Storage|torch(\.storage)? (Untyped|Typed)Storage|"
     r"torch b?(float|int|uint)\d+|torch bool|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|"
-    r"torch\.nn\.parameter Parameter|builtins (set|complex)"
+    r"torch\.nn\.parameter Parameter|builtins (set|complex)|argparse Namespace"
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightFile:
+    """A file of weights.
+
+    Attributes:
+        path: The file.
+        content: What is in it: the tensors of a safetensors file by name, or the dict of a file of torch.
+        config: The content of the `config.json` beside it; empty if there is none.
+    """
+
+    path: Path
+    content: Mapping[str, Any]
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Refused(Exception):  # noqa: N818 - a reason, not an error of the program
     """A name in a pickle that is not needed for weights."""
+
+
+def open_weights(path: Path) -> WeightFile:
+    """Read a file of weights, and the `config.json` beside it.
+
+    Args:
+        path: The file. Its suffix says whether it is a safetensors file.
+
+    Raises:
+        ConfigError: It cannot be read, or not without running code.
+    """
+    described = path.suffix in _DESCRIBED and (path.parent / CONFIG).exists()
+    config = read_record(path.parent / CONFIG, dict[str, Any], raises=ConfigError) if described else {}
+    content = read_tensors(path, raises=ConfigError) if path.suffix == ".safetensors" else read_weights(path)
+    return WeightFile(path=path, content=content, config=config)
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -52,7 +92,7 @@ def read_weights(path: Path) -> dict[str, Any]:
         with open_regular(path) as file:
             _check(file)
             file.seek(0)
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
                 warnings.simplefilter("ignore")  # about what a damaged file seems to be
                 loaded = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:

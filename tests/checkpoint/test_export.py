@@ -24,7 +24,7 @@ from rhofast.models.backbones import build_backbone
 from rhofast.models.backbones.slow import Slow, slow_keys
 from rhofast.models.methods import build_method
 from rhofast.models.weight_conversion import Imported, fill_backbone
-from rhofast.models.weight_formats import pyslowfast_keys, pyslowfast_state
+from rhofast.models.weight_formats.pyslowfast import pyslowfast_keys, pyslowfast_state
 from tests.helpers.reference import needs_vectors, tensors
 
 SMALL = {"width": 4}
@@ -231,7 +231,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         "other": "not a PySlowFast checkpoint, which backbone 'slow_r50' needs .it holds state, lr",
         "list": "holds a list, not a checkpoint",
         "numbers": "not a PySlowFast checkpoint.*it holds model_state",
-        "state": "not a PySlowFast checkpoint.*it is a torchvision state dict",
+        "state": "not a PySlowFast checkpoint.*it holds fc.weight",
         "head": "no entry of the file belongs to this backbone .it must be a checkpoint of PySlowFast's slow pathway",
     }.items():
         with pytest.raises(ConfigError, match=said):

@@ -17,7 +17,7 @@ from rhofast.checkpoint.export import load_backbone
 from rhofast.cli.app import app
 from rhofast.data.format.dataset import ShardSet
 from rhofast.models.backbones import build_backbone
-from rhofast.models.weight_formats import pyslowfast_state
+from rhofast.models.weight_formats.pyslowfast import pyslowfast_state
 from tests.helpers.program import run
 from tests.helpers.shards import REAL_VIDEOS, TINY_PAGE, encode_mjpeg, frame_pixels
 

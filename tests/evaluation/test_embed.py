@@ -23,7 +23,7 @@ from rhofast.evaluation.embed import embed
 from rhofast.evaluation.features import extract_features
 from rhofast.evaluation.model import open_model
 from rhofast.models.backbones import build_backbone
-from rhofast.models.weight_formats import pyslowfast_state
+from rhofast.models.weight_formats.pyslowfast import pyslowfast_state
 from rhofast.training.trainer import train
 from tests.helpers.program import run
 from tests.helpers.shards import ROOT, TINY_PAGE, damage_unit, write_shards

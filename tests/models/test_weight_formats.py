@@ -18,7 +18,8 @@ from rhofast.errors import ConfigError
 from rhofast.evaluation.model import open_model
 from rhofast.models.backbones import BACKBONES, build_backbone
 from rhofast.models.methods import build_method
-from rhofast.models.weight_conversion import KeyTable, WeightFormat, is_state
+from rhofast.models.weight_conversion import Computed, KeyTable, WeightFormat, fill_backbone, is_state
+from rhofast.models.weight_file import WeightFile
 from rhofast.models.weight_formats import WEIGHT_FORMATS, backbone_in, format_for
 
 
@@ -51,10 +52,9 @@ def write_toy(backbone: nn.Module, config: Config, epoch: int) -> dict[str, Any]
 TOY = WeightFormat(
     title="toy file",
     backbones=("toy",),
-    recognizes=lambda loaded: is_state(loaded.get("toy")),
-    unwrap=lambda loaded: dict(loaded["toy"]),
+    part=lambda content: "toy" if is_state(content.get("toy")) else None,
     keys_in=toy_keys,
-    expected_input=lambda name, loaded: {"size": 16, "num_frames": 3, "mean": [0.5] * 3, "std": [0.25] * 3},
+    expected_input=lambda name, file: {"size": 16, "num_frames": 3, "mean": [0.5] * 3, "std": [0.25] * 3},
     backbone_of=lambda file_name: "toy" if file_name.startswith("toy") else None,
     write=write_toy,
 )
@@ -81,10 +81,11 @@ def test_a_third_family_is_exported_imported_and_evaluated(tmp_path: Path) -> No
     content = torch.load(tmp_path / "toy.pth", weights_only=True)
     assert content["epoch"] == 7
     content["toy"]["head/w"] = torch.zeros(1)
+    content["teacher"] = {"layer/w": torch.zeros(1)}
     torch.save(content, tmp_path / "toy.pth")
 
     done = import_weights(tmp_path / "toy.pth", tmp_path / "b.safetensors", backbone="toy")
-    assert (done.entries.matched, done.entries.dropped) == (["layer/w", "layer/b"], ["head/w"])
+    assert (done.entries.matched, done.entries.dropped) == (["layer/w", "layer/b"], ["head/w", "teacher.*"])
     loaded, opened = load_backbone(done.target), open_model(tmp_path / "toy.pth")
     for network in (loaded, opened.backbone):
         assert torch.equal(network.get_parameter("linear.weight"), saved.method["backbone.linear.weight"])
@@ -99,10 +100,39 @@ def test_a_file_of_another_family_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"backbone\.name=toy cannot be written as a PySlowFast checkpoint"):
         export_checkpoint(toy_run(), tmp_path / "x.pyth", format="pyslowfast")
     with pytest.raises(ConfigError, match=r"not a file of a known format, which backbone 'own' needs"):
-        format_for(tmp_path / "x", {}, "own")
+        format_for(WeightFile(path=tmp_path / "x", content={}), "own")
 
 
 def test_a_file_that_no_format_recognizes_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"not a PySlowFast checkpoint or a torchvision state dict or a toy file"):
-        backbone_in(Path("x.pth"), {"lr": 0.1})
-    assert backbone_in(Path("x.pyth"), {"model_state": {}}) is None  # the config names it
+    with pytest.raises(ConfigError, match=r"not a PySlowFast checkpoint or .* or a torchvision state dict or a toy"):
+        backbone_in(WeightFile(path=Path("x.pth"), content={"lr": 0.1}))
+    named_by_config = WeightFile(path=Path("x.pyth"), content={"model_state": {}})
+    assert backbone_in(named_by_config) is None
+
+
+def test_entries_that_are_computed_are_accounted_for_and_checked() -> None:
+    """Rows of two entries are joined to one; a bias that the other network lacks keeps its initial values."""
+    rows = Computed(names=("upper", "lower"), compute=lambda upper, lower: torch.cat((upper, lower)))
+    table = KeyTable(
+        names={},
+        computed={"linear.weight": rows, "linear.bias": Computed(names=(), compute=torch.empty)},
+        is_other=lambda key: False,
+        hint="a toy",
+    )
+    halves = {"upper": torch.ones(1, 3), "lower": torch.zeros(3, 3)}
+    network = Toy()
+    bias = network.linear.bias.detach().clone()
+    done = fill_backbone(network, halves, table)
+    assert (done.matched, done.dropped, done.missing) == (["upper", "lower"], [], ["linear.bias"])
+    assert torch.equal(network.linear.weight, torch.cat((halves["upper"], halves["lower"])))
+    assert torch.equal(network.linear.bias, bias)
+    for state, said in (
+        ({"upper": torch.ones(1, 3)}, "1 missing: lower"),
+        ({**halves, "lower": torch.zeros(2, 3)}, r"upper \[1, 3\], lower \[2, 3\], here \[4, 3\]"),
+        ({**halves, "lower": torch.zeros(3, 2)}, r"1 of another shape: upper \[1, 3\], lower \[3, 2\]"),
+        ({**halves, "lower": torch.zeros(3, 3, dtype=torch.int64)}, "1 of another type: lower has values of type int"),
+        ({**halves, "lower": torch.full((3, 3), torch.inf)}, "not finite: lower"),
+        ({**halves, "middle": torch.zeros(3, 3)}, "1 not known: middle"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            fill_backbone(network, state, table)

@@ -26,7 +26,7 @@ from rhofast.models.backbones.s3d import S3D, S3DConfig
 from rhofast.models.backbones.slow import VARIANTS, Slow, SlowConfig
 from rhofast.models.backbones.torchvision_video import NAMES, TorchvisionConfig, torchvision_video
 from rhofast.models.backbones.user_backbone import check_clips, user_backbone
-from rhofast.models.backbones.vit import ViT, ViTConfig
+from rhofast.models.backbones.vit import VIT_TRAINING_OPTIONS, ViT, ViTConfig
 from rhofast.storage.user_code import FORMS, is_reference
 
 
@@ -54,6 +54,10 @@ BACKBONES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     **{name: _torchvision(name) for name in NAMES},
     "vit": lambda options: ViT(parse_section(ViTConfig, options, where="backbone")),
 }
+
+# Options that change nothing but training. Trained weights fit every value of them, so that each training of the same
+# weights has its own.
+TRAINING_OPTIONS: dict[str, tuple[str, ...]] = {"vit": VIT_TRAINING_OPTIONS}
 
 
 def build_backbone(

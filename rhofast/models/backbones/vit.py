@@ -27,6 +27,7 @@ from rhofast.models.backbones.vit_layers import Attention, Block, PatchEmbed
 
 # Width, number of blocks and number of heads of each size.
 SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "h": (1280, 32, 16)}
+VIT_TRAINING_OPTIONS = ("drop_path", "keep", "freeze_patches")
 _MIN_ROTARY_HEAD = 6  # entries: two for each of the three axes
 
 

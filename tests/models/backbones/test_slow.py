@@ -7,7 +7,7 @@ from rhofast.errors import ConfigError
 from rhofast.models.backbones import BACKBONES, build_backbone
 from rhofast.models.backbones.slow import Slow, SlowConfig, slow_keys
 from rhofast.models.weight_conversion import fill_backbone
-from rhofast.models.weight_formats import pyslowfast_keys
+from rhofast.models.weight_formats.pyslowfast import pyslowfast_keys
 from tests.helpers.reference import needs_vectors, numbers, part, tensors
 
 CLIP = torch.Size((1, 3, 4, 32, 32))

@@ -1,29 +1,22 @@
-"""The weight files of other programs: PySlowFast checkpoints and torchvision's state dicts.
-
-To add a format, add a `WeightFormat` to WEIGHT_FORMATS. `rhofast import`, `rhofast export` and the evaluations then
-know it.
-"""
+"""PySlowFast's checkpoints of Slow networks, in and out."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError
-from rhofast.models.backbones.s3d import S3D, torchvision_s3d_keys
 from rhofast.models.backbones.slow import DEPTHS, VARIANTS, Slow, slow_keys
-from rhofast.models.backbones.torchvision_video import CLASSIFIERS, NAMES, published_input
-from rhofast.models.weight_conversion import Imported, KeyTable, WeightFormat, fill_backbone, is_state, list_names
+from rhofast.models.weight_conversion import KeyTable, WeightFormat, is_state
+from rhofast.models.weight_file import WeightFile
 
 # What a PySlowFast checkpoint holds besides the backbone: projection, predictor or classifier; the momentum network;
 # MoCo's queue and counters (BYOL has them too); prototypes; the memory bank of the kNN evaluation.
 _PYSLOWFAST_OTHER = re.compile(r"(backbone\.)?head\.|backbone_hist\.|queue_x$|ptr$|iter$|swav_prototypes\.|knn_mem\.")
-_TORCHVISION = (*NAMES, "s3d")  # the last is a network of our own, whose weights torchvision has
 _MAX_NUMBER = 1e9  # of a configuration; what is beyond is refused anyway
 
 
@@ -91,9 +84,9 @@ def _pyslowfast_config(backbone: nn.Module, config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _pyslowfast_input(name: str, loaded: Mapping[str, Any]) -> dict[str, Any]:
+def _pyslowfast_input(name: str, file: WeightFile) -> dict[str, Any]:
     """Read the network's input from a checkpoint's configuration; the normalization defaults to the released one."""
-    text = loaded.get("cfg")
+    text = file.content.get("cfg")
     data = re.search(r"^DATA:\n((?: .*\n?)*)", text, re.MULTILINE) if isinstance(text, str) else None
 
     def numbers(key: str) -> list[float] | None:
@@ -131,115 +124,11 @@ def _describe_slow(state: Mapping[str, Tensor]) -> str:
     return f"it has {list(counts)} {kind} blocks{f' (depth {depths[-1]})' if depths else ''}{width}"
 
 
-def _torchvision_keys(name: str, backbone: nn.Module, state: Mapping[str, Tensor]) -> KeyTable:
-    """Names are the same, except for those of S3D; the classifier belongs to no backbone."""
-    if isinstance(backbone, S3D):
-        names, classifier = torchvision_s3d_keys(backbone), "classifier"
-    else:
-        names, classifier = {key: key for key in backbone.state_dict()}, CLASSIFIERS[name]
-    return KeyTable(
-        names=names,
-        is_other=lambda key: key.startswith(f"{classifier}."),
-        hint=f"the backbone is said to be {name}",
-    )
-
-
-def _torchvision_name(file_name: str) -> str | None:
-    """Return the network that torchvision's file names start with, such as r3d_18-b3b3357e.pth."""
-    fitting = [name for name in _TORCHVISION if file_name.startswith(name)]
-    return max(fitting, key=len) if fitting else None
-
-
-WEIGHT_FORMATS: dict[str, WeightFormat] = {
-    "pyslowfast": WeightFormat(
-        title="PySlowFast checkpoint",
-        backbones=tuple(VARIANTS),
-        recognizes=lambda loaded: is_state(loaded.get("model_state")),
-        unwrap=lambda loaded: dict(loaded["model_state"]),
-        keys_in=pyslowfast_keys,
-        expected_input=_pyslowfast_input,
-        write=_write_pyslowfast,
-    ),
-    "torchvision": WeightFormat(
-        title="torchvision state dict",
-        backbones=_TORCHVISION,
-        recognizes=is_state,
-        unwrap=dict,
-        keys_in=_torchvision_keys,
-        expected_input=lambda name, _: published_input(name),
-        backbone_of=_torchvision_name,
-    ),
-}
-
-
-def format_for(path: Path, loaded: Mapping[str, Any], backbone: str) -> WeightFormat:
-    """Return the format in which a file holds the weights of a given backbone.
-
-    Args:
-        path: the file, for error messages.
-        loaded: its content.
-        backbone: name of the backbone.
-
-    Returns:
-        The format.
-
-    Raises:
-        ConfigError: if no format of this backbone's weights recognizes the content.
-    """
-    fitting = [known for known in WEIGHT_FORMATS.values() if backbone in known.backbones]
-    for known in fitting:
-        if known.recognizes(loaded):
-            return known
-    wanted = " or ".join(known.title for known in fitting) or "file of a known format"
-    found = [known.title for known in WEIGHT_FORMATS.values() if known.recognizes(loaded)]
-    holds = f"it is a {found[0]}" if found else f"it holds {list_names([str(key) for key in loaded])}"
-    raise ConfigError(f"{path}: not a {wanted}, which backbone {backbone!r} needs", hint=holds)
-
-
-def backbone_in(path: Path, loaded: Mapping[str, Any]) -> str | None:
-    """Return the name of the backbone in a file, where the name of the file tells it.
-
-    Args:
-        path: the file.
-        loaded: its content.
-
-    Returns:
-        The backbone's name, or None where the config must name it.
-
-    Raises:
-        ConfigError: if no format recognizes the content and the name of the file.
-    """
-    recognized = [known for known in WEIGHT_FORMATS.values() if known.recognizes(loaded)]
-    for known in recognized:
-        if known.backbone_of is None:
-            return None
-        name = known.backbone_of(path.name)
-        if name is not None:
-            return name
-    if recognized:
-        names = ", ".join(name for known in recognized for name in known.backbones)
-        raise ConfigError(
-            f"{path}: a {recognized[0].title} whose file name does not say which backbone it holds",
-            hint=f"such names begin with {names}; or convert it with rhofast import",
-        )
-    titles = " or a ".join(known.title for known in WEIGHT_FORMATS.values())
-    raise ConfigError(f"{path}: not a {titles}", hint=f"it holds {list_names([str(key) for key in loaded])}")
-
-
-def load_into(backbone: nn.Module, *, name: str, known: WeightFormat, loaded: Mapping[str, Any]) -> Imported:
-    """Load the weights in the content of a file into a backbone, in place.
-
-    Args:
-        backbone: the backbone. It stays as it was if the weights do not fit.
-        name: its name.
-        known: the format of the file.
-        loaded: the content of the file.
-
-    Returns:
-        What happened to each entry of the file.
-
-    Raises:
-        ConfigError: if the weights are those of another network.
-    """
-    state = known.unwrap(loaded)
-    return fill_backbone(backbone, state, known.keys_in(name, backbone, state))
+PYSLOWFAST = WeightFormat(
+    title="PySlowFast checkpoint",
+    backbones=tuple(VARIANTS),
+    part=lambda content: "model_state" if is_state(content.get("model_state")) else None,
+    keys_in=pyslowfast_keys,
+    expected_input=_pyslowfast_input,
+    write=_write_pyslowfast,
+)

@@ -1,0 +1,195 @@
+"""The models of `transformers` (model.safetensors beside config.json): VideoMAE and V-JEPA 2.
+
+Queries, keys and values are three layers there, which are joined to one. The classes with a head or a decoder have a
+prefix (`videomae.`, `vjepa2.`); heads, decoders, predictors and poolers are dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from rhofast.models.backbones.vit import ViT
+from rhofast.models.hub_form import POOLED_NORM_EPS
+from rhofast.models.weight_conversion import WHOLE, Computed, KeyTable, WeightFormat, is_state
+from rhofast.models.weight_file import WeightFile
+from rhofast.models.weight_formats.vit_keys import ABSENT, joined, joined_without_key
+from rhofast.models.weight_formats.vit_options import (
+    IMAGENET,
+    check_config,
+    epsilon,
+    find_prefix,
+    read_sizes,
+    settle,
+    whole,
+)
+
+_VIDEOMAE_PATCHES = "embeddings.patch_embeddings.projection"
+_VJEPA2_PATCHES = "encoder.embeddings.patch_embeddings.proj"
+_VIDEOMAE_OTHER = re.compile(r"decoder\.|encoder_to_decoder\.|mask_token$|classifier\.")
+_VJEPA2_OTHER = re.compile(r"(vjepa2\.)?(predictor\.|pooler\.|classifier\.)")
+_VIDEOMAE_LAYERS = {
+    "norm1": "layernorm_before",
+    "attn.proj": "attention.output.dense",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_VJEPA2_LAYERS = {
+    "norm1": "norm1",
+    "attn.proj": "attention.proj",
+    "norm2": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+
+
+def _videomae_prefix(state: Mapping[str, Tensor]) -> str | None:
+    return _prefix(state, r"videomae\.", _VIDEOMAE_PATCHES)
+
+
+def _vjepa2_prefix(state: Mapping[str, Tensor]) -> str | None:
+    return _prefix(state, r"vjepa2\.", _VJEPA2_PATCHES)
+
+
+def _prefix(state: Mapping[str, Tensor], pattern: str, patches: str) -> str | None:
+    prefix = find_prefix(state, pattern, f"{patches}.weight")
+    return prefix if prefix is not None and state[f"{prefix}{patches}.weight"].ndim == 5 else None
+
+
+def _sizes(file: WeightFile, *, patches: str, blocks: str, hidden: str, model_type: str) -> dict[str, Any]:
+    """Return the options that tensors and configuration tell, which must agree."""
+    sizes = read_sizes(file, file.content, patches=patches, blocks=blocks, hidden=hidden)
+    keys = {"hidden_size": "width", "num_hidden_layers": "depth", "patch_size": "patch", "tubelet_size": "tubelet"}
+    check_config(file, model_type, {key: sizes[own] for key, own in keys.items()})
+    common = {"class_token": False, "modality_token": False, "heads": whole(file, "num_attention_heads")}
+    return sizes | common
+
+
+def _videomae_options(file: WeightFile, given: Mapping[str, Any]) -> dict[str, Any]:
+    prefix = _videomae_prefix(file.content) or ""
+    places = (("pooled", "fc_norm.weight"), ("tokens", f"{prefix}layernorm.weight"))
+    norms = [place for place, key in places if key in file.content]
+    said = _sizes(
+        file,
+        patches=f"{prefix}{_VIDEOMAE_PATCHES}.weight",
+        blocks=f"{prefix}encoder.layer.",
+        hidden="intermediate.dense.weight",
+        model_type="videomae",
+    )
+    said |= {
+        "position": "sincos1d",
+        "norm": norms[0] if norms else "none",
+        "norm_eps": epsilon(file, 1e-12),
+        "pooled_norm_eps": POOLED_NORM_EPS if norms[:1] == ["pooled"] else None,
+    }
+    return settle(file, said, given)
+
+
+def _vjepa2_options(file: WeightFile, given: Mapping[str, Any]) -> dict[str, Any]:
+    prefix = _vjepa2_prefix(file.content) or ""
+    said = _sizes(
+        file,
+        patches=f"{prefix}{_VJEPA2_PATCHES}.weight",
+        blocks=f"{prefix}encoder.layer.",
+        hidden="mlp.fc1.weight",
+        model_type="vjepa2",
+    )
+    said |= {
+        "position": "rope",
+        "rope_pairs": "tiled",
+        "rope_side": None,
+        "norm": "tokens",
+        "norm_eps": epsilon(file, 1e-6),
+    }
+    return settle(file, said, given)
+
+
+def _videomae_keys(name: str, backbone: nn.Module, state: Mapping[str, Tensor]) -> KeyTable:
+    prefix = _videomae_prefix(state) or ""
+    layers = {"patch_embed.proj": prefix + _VIDEOMAE_PATCHES, "norm": f"{prefix}layernorm", "fc_norm": "fc_norm"}
+    blocks = f"{prefix}encoder.layer."
+
+    def bias(place: str) -> Computed:
+        """Return the bias: of two layers, or as older files have it; keys have none."""
+        pairs = [tuple(f"{place}{part}" for part in pair) for pair in _BIASES]
+        found = [pair for pair in pairs if any(key in state for key in pair)]
+        return Computed(names=found[0], compute=joined_without_key) if found else ABSENT
+
+    attention = {f"blocks.{number}.attn.qkv": f"{blocks}{number}.attention.attention." for number in _blocks(backbone)}
+    return KeyTable(
+        names=_names(backbone, layers, blocks, _VIDEOMAE_LAYERS),
+        computed=_joined_weights(attention) | {f"{own}.bias": bias(place) for own, place in attention.items()},
+        is_other=lambda key: _VIDEOMAE_OTHER.match(key) is not None,
+        hint=f"it is a {TRANSFORMERS_VIDEOMAE.title}",
+    )
+
+
+def _vjepa2_keys(name: str, backbone: nn.Module, state: Mapping[str, Tensor]) -> KeyTable:
+    prefix = _vjepa2_prefix(state) or ""
+    layers = {"patch_embed.proj": prefix + _VJEPA2_PATCHES, "norm": f"{prefix}encoder.layernorm"}
+    blocks = f"{prefix}encoder.layer."
+    attention = {f"blocks.{number}.attn.qkv": f"{blocks}{number}.attention." for number in _blocks(backbone)}
+    biased = any(f"{place}query.bias" in state for place in attention.values())
+    biases = _joined_weights(attention, "bias") if biased else {f"{own}.bias": ABSENT for own in attention}
+    return KeyTable(
+        names=_names(backbone, layers, blocks, _VJEPA2_LAYERS),
+        computed=_joined_weights(attention) | biases,
+        is_other=lambda key: _VJEPA2_OTHER.match(key) is not None,
+        hint=f"it is a {TRANSFORMERS_VJEPA2.title}",
+    )
+
+
+_BIASES = (("query.bias", "value.bias"), ("q_bias", "v_bias"))
+
+
+def _blocks(backbone: nn.Module) -> range:
+    assert isinstance(backbone, ViT)
+    return range(len(backbone.blocks))
+
+
+def _names(backbone: nn.Module, layers: Mapping[str, str], blocks: str, within: Mapping[str, str]) -> dict[str, str]:
+    """Return names in the file -> names in the backbone, for layers that differ by their names alone."""
+    places = dict(layers)
+    for number in _blocks(backbone):
+        places |= {f"blocks.{number}.{own}": f"{blocks}{number}.{theirs}" for own, theirs in within.items()}
+    own = [(name, *name.rpartition(".")) for name in backbone.state_dict()]
+    return {f"{places[layer]}.{part}": name for name, layer, _, part in own if layer in places}
+
+
+def _joined_weights(attention: Mapping[str, str], part: str = "weight") -> dict[str, Computed]:
+    return {
+        f"{own}.{part}": Computed(
+            names=tuple(f"{place}{layer}.{part}" for layer in ("query", "key", "value")), compute=joined
+        )
+        for own, place in attention.items()
+    }
+
+
+def _videomae_input(name: str, file: WeightFile) -> dict[str, Any]:
+    return {"num_frames": whole(file, "num_frames"), "size": whole(file, "image_size"), **IMAGENET}
+
+
+def _vjepa2_input(name: str, file: WeightFile) -> dict[str, Any]:
+    return {"num_frames": whole(file, "frames_per_clip"), "size": whole(file, "crop_size"), **IMAGENET}
+
+
+TRANSFORMERS_VIDEOMAE = WeightFormat(
+    title="VideoMAE model of transformers",
+    backbones=("vit",),
+    part=lambda content: WHOLE if is_state(content) and _videomae_prefix(content) is not None else None,
+    keys_in=_videomae_keys,
+    options_in=_videomae_options,
+    expected_input=_videomae_input,
+)
+TRANSFORMERS_VJEPA2 = WeightFormat(
+    title="V-JEPA 2 model of transformers",
+    backbones=("vit",),
+    part=lambda content: WHOLE if is_state(content) and _vjepa2_prefix(content) is not None else None,
+    keys_in=_vjepa2_keys,
+    options_in=_vjepa2_options,
+    expected_input=_vjepa2_input,
+)
