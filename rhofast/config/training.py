@@ -105,6 +105,10 @@ class TrainConfig(Section):
     steps: Count | None = None
     """Length of the run in optimizer steps. None: `epochs` sets it."""
 
+    init_from: PathField | None = None
+    """File of weights that the backbone begins with, as `rhofast export` and `rhofast import` write it. A resumed run
+    does not read it. None: random weights."""
+
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Numeric precision: "fp32", or mixed precision in "bf16" or "fp16"."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -130,12 +131,15 @@ def build_loader(
     )
 
 
-def build_model(config: Config, accelerator: Accelerator) -> tuple[nn.Module, Method, AcceleratedOptimizer]:
+def build_model(
+    config: Config, accelerator: Accelerator, *, build: Callable[[Config], nn.Module] = untrained_backbone
+) -> tuple[nn.Module, Method, AcceleratedOptimizer]:
     """Build what `train_step` needs, with the same weights on every rank.
 
     Args:
         config: The configuration of the run.
         accelerator: Prepares model and optimizer.
+        build: Builds the backbone.
 
     Returns:
         The model as `accelerator.prepare` wraps it, the method within, and the optimizer.
@@ -144,7 +148,7 @@ def build_model(config: Config, accelerator: Accelerator) -> tuple[nn.Module, Me
         ConfigError: Settings that do not fit together.
     """
     check_user_code(config, accelerator.device)
-    method = build_method(config.method.name, config.method.options, untrained_backbone(config)).to(accelerator.device)
+    method = build_method(config.method.name, config.method.options, build(config)).to(accelerator.device)
     try:
         method.check(max(2, config.clips.num_clips), config.train.batch_size)
     except ValueError as error:

@@ -19,7 +19,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rhofast.checkpoint.checkpoint import Checkpoint
+from rhofast.checkpoint.backbone import untrained_backbone
+from rhofast.checkpoint.checkpoint import Checkpoint, checkpoints_of
+from rhofast.checkpoint.initial import initial_backbone, initial_notes
 from rhofast.checkpoint.manager import CheckpointManager
 from rhofast.checkpoint.resume import check_resumable, check_scaler, naming
 from rhofast.checkpoint.run_folder import RunFolder
@@ -100,14 +102,15 @@ def train(
     test = open_test(config.data)
     with raise_on_lost_ranks():
         accelerator = build_accelerator(config)
-        trainer = _Trainer(config, accelerator, shards, test, on_log)
+        begins = not (resume and checkpoints_of(config.folder))
+        trainer = _Trainer(config, accelerator, shards, test, on_log, begins=begins)
         with PreemptionHandler(config.train.max_hours) as preemption, trainer.checkpoints, trainer.loader:
             opened = trainer.checkpoints.open(resume=resume, accept_changes=accept_changes)
             if opened.checkpoint is not None:
                 with naming(opened.folder):
                     trainer.restore(opened.checkpoint)
             try:
-                outcome = trainer.run(preemption, opened.notes)
+                outcome = trainer.run(preemption, [*opened.notes, *(initial_notes(config) if begins else ())])
             except BaseException as error:
                 if isinstance(error, RhofastError):
                     trainer.logger.write("error", step=trainer.step, text=error.message)
@@ -128,9 +131,12 @@ class _Trainer:
         shards: Mixture,
         test: ShardSet | None,
         on_log: Callable[[dict[str, Any]], None] | None,
+        *,
+        begins: bool,
     ) -> None:
         self.config, self.accelerator, self.shards = config, accelerator, shards
-        self.model, self.method, self.optimizer = build_model(config, accelerator)
+        build = initial_backbone if begins else untrained_backbone  # a checkpoint's weights come over the latter
+        self.model, self.method, self.optimizer = build_model(config, accelerator, build=build)
         self.loader = build_loader(config, accelerator, shards, RunFolder(config.folder).bad_samples)
         self.step = 0
         self.steps, self.epochs = run_length(config, self.loader.steps_per_epoch)

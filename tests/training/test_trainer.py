@@ -20,6 +20,7 @@ import rhofast.training.step
 import rhofast.training.trainer
 from rhofast.checkpoint.backbone import untrained_backbone
 from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
+from rhofast.checkpoint.export import save_backbone
 from rhofast.config.load import dump_config, override_config, parse_config
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
@@ -89,6 +90,26 @@ def test_a_resumed_run_ends_with_the_same_bits(shards: ShardSet, tmp_path: Path,
     assert left.loader == right.loader
     for number, slots in left.optimizer["state"].items():
         assert all(torch.equal(slots[name], right.optimizer["state"][number][name]) for name in slots)
+
+
+def test_a_run_begins_with_the_weights_of_a_file_which_a_resumed_one_does_not_need(
+    shards: ShardSet, tmp_path: Path
+) -> None:
+    stored = untrained_backbone(override_config(config(shards, tmp_path), ["seed=5"]))
+    file = tmp_path / "begin.safetensors"
+    save_backbone(stored, file, name="slow_r18", options={"width": 4}, card={"origin": "elsewhere"})
+    still = ["optim.base_lr=1e-9", "optim.warmup_lr=0.0", "train.max_hours=1e-9"]
+    run = override_config(config(shards, tmp_path, init_from=str(file)), still)
+    outcome = train(run)
+    assert not outcome.finished
+    assert f"the backbone begins with {file}: elsewhere" in [line["text"] for line in metrics(outcome.run, "note")]
+    saved = load_checkpoint(latest_checkpoint(outcome.run) or Path()).method
+    for name, value in stored.named_parameters():
+        for network in ("backbone", "momentum_backbone"):
+            assert torch.allclose(saved[f"{network}.{name}"], value, atol=1e-6)
+    file.unlink()
+    resumed = train(override_config(run, ["train.max_hours=1.0"]), resume=True)
+    assert resumed.finished and len(metrics(resumed.run, "note")) == 2  # the second says that max_hours has changed
 
 
 def test_a_method_learns_seed_and_step(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
