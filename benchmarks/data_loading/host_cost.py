@@ -76,7 +76,7 @@ class Feeder:
         """Feed a batch as training does, then take it out of the graphs, which nobody measures."""
         if not self._graphs:
             files = ["encoded", "frames"] if self._is_stream else ["pictures"]
-            self._graphs = [_inputs(files, no_copy=True), _inputs(list(self._pipeline._arguments(augment)))]
+            self._graphs = [_inputs(files, no_copy=True), _inputs(list(self._pipeline.arguments(augment)))]
         graph, arguments = self._graphs
         with clock.phase("feed"):
             if self._is_stream:
@@ -87,7 +87,7 @@ class Feeder:
                 pairs = zip(samples, clips.frames.reshape(len(samples), -1).tolist(), strict=True)
                 files = [sample.pictures[frame] for sample, numbers in pairs for frame in numbers]
                 graph.feed_input("pictures", files)
-            for name, values in self._pipeline._arguments(augment).items():
+            for name, values in self._pipeline.arguments(augment).items():
                 flat = values.reshape(BATCH * CLIPS, *values.shape[2:])
                 arguments.feed_input(name, np.repeat(flat, FRAMES, axis=0))
         for one in self._graphs:

@@ -1,50 +1,59 @@
-"""Decode, crop, resize and color the clips of a batch with one DALI graph.
+"""Run the graph (graph.py) on the clips of a batch, and finish its output.
 
-A batch is a flat list of N = B * P * T pictures, each with its own numbers, so that one graph serves any rho, any T and
-overlapping clips:
+    samples, plans --start--> fed to DALI, running --collect--> [B, P, C, T, H, W] --finish--> clamped, blurred
 
-    JPEG --decode--.
-                   +--> crop --> resize, flip --> color matrix, normalize --> [N, H, W, C] --> clamp --> blur
-    RGB -----------'
+DALI runs a batch in threads and streams of its own, so `start` returns as soon as the batch is fed. On a GPU the host
+starts batch k + 1 before it collects batch k: feeding, and the part of decoding that the host does, go on while the
+device is at work on the batch before, and the device finds the next batch when it is done. On a CPU there is nothing
+to gain (the cores are busy with batch k), and a second batch would only take memory.
 
-On the CPU only the blocks of the crop are decoded (`image_slice`). On a GPU nvJPEG decodes whole pictures, with its
-hardware engines if the GPU has some, and the crop follows. Frames of a video stream that were decoded on the host
-(format/reader.py) or by NVDEC (video_decoder.py) enter after the decoder. Frames on the host are cropped where they
-lie, without a copy, and only the crops are copied to a GPU. After the crop the graph is the same for all sources.
+Each output has memory of its own, which DALI keeps for as long as a tensor refers to it. Batches come out in the order
+in which they were started. If one fails, the graph is given up with all batches in it: its workers may still be at work
+on what failed. The others are started again, in a new graph, when they are collected, so that an error names the
+samples of its own batch only.
 
-A clip of differences in time takes the path up to the resize twice, once for its frames and once for their neighbors.
-It shows r = g = b = (255 + luma - luma of the neighbor) / 2, as in the released code.
-
-The graph draws no random number and has no state: a batch is a function of its inputs. So is each of its pictures,
-with one exception: with an `hw_decoder_load` between 0 and 1, a GPU decodes part of each batch with its JPEG engines,
-and the low bits of a picture may depend on its place in the batch. Plans without color (evaluation) use a graph without
-that node.
-
-The crop comes first, so that all other steps touch output pixels only. A flip is a resize from right to left. Color is
-one pass: the normalization is folded into its matrix, the result is not rounded, and it is clamped once, to the
-normalized values of 0 and 255. Clamp and blur are done by torch (finish.py) in the output buffer of DALI.
-
-Resizing is linear with antialiasing, like `antialias=True` of torchvision.
+Clamp and blur are done by torch (finish.py) in the output buffer of DALI. Colors are clamped once, to the normalized
+values of 0 and 255.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from rhofast.config.schema import AugmentConfig
-from rhofast.data.decode.dali import error_of_batch, import_dali, reason_of
+from rhofast.data.decode.dali import error_of_batch, reason_of
 from rhofast.data.decode.finish import channel_bound, finish
+from rhofast.data.decode.graph import define_graph, graph_arguments
 from rhofast.data.decode.video_decoder import VideoDecoder
-from rhofast.data.types import LUMA, AugmentPlan, ClipPlan, Sample
+from rhofast.data.types import AugmentPlan, ClipPlan, Sample
+
+
+@dataclass(eq=False, slots=True)
+class StartedBatch:
+    """A batch that was given to `DecodePipeline.start`.
+
+    Attributes:
+        samples: Its samples.
+        clips: Frames of their clips.
+        augment: Augmentation of their clips.
+        result: Its pixels, or why DALI failed; None until DALI has answered.
+    """
+
+    samples: Sequence[Sample]
+    clips: ClipPlan
+    augment: AugmentPlan
+    result: torch.Tensor | RuntimeError | None = None
 
 
 class DecodePipeline:
-    """One DALI pipeline for one device. It is not thread-safe: only one thread at a time may use `decode`."""
+    """One DALI pipeline for one device. It is not thread-safe: only `finish` may be used by several threads."""
 
     def __init__(
         self,
@@ -60,6 +69,7 @@ class DecodePipeline:
         decoded: bool = False,
         video: VideoDecoder | None = None,
         hw_decoder_load: float = 0.65,
+        ahead: bool = False,
     ) -> None:
         """Build the graph.
 
@@ -77,6 +87,8 @@ class DecodePipeline:
             video: Decoder for the streams of the samples, on the same device; None if the samples hold no streams.
             hw_decoder_load: Share of the JPEG files in [0, 1] that the hardware engines of a GPU decode, if it has
                 some.
+            ahead: Whether `start` feeds a batch at once, and not first when it is collected. Ignored with `video`,
+                whose streams are decoded in the calling thread.
 
         Raises:
             DependencyError: DALI is not installed.
@@ -97,7 +109,9 @@ class DecodePipeline:
             "device_id": device_id,
         }
         self._max_pictures = max_pictures
-        self._pipeline = self._build(max_pictures)
+        self._ahead = ahead and video is None
+        self._pipeline = self._build(max_pictures)  # None after an error, until the next batch
+        self._in_flight: deque[StartedBatch] = deque()  # what the graph is at work on, oldest first
         # The first sample of the last batch. If a whole batch fails, it shows whether the samples are to blame.
         self._known_good: tuple[Sequence[Sample], ClipPlan, AugmentPlan] | None = None
 
@@ -128,10 +142,7 @@ class DecodePipeline:
         return self.finish(self.decode(samples, clips, augment), augment)
 
     def decode(self, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> torch.Tensor:
-        """Do the part of DALI: everything but clamp and blur.
-
-        Decoded pictures are not copied: they must not be changed before the next call. The pipeline can be used again
-        after an error.
+        """Do the part of DALI: everything but clamp and blur. This is `start`, then `collect`.
 
         Args:
             samples: The B samples.
@@ -145,31 +156,108 @@ class DecodePipeline:
             UndecodableError: The decoder rejects the pictures of some samples, which the error names.
             RuntimeError: DALI fails for another reason, such as an error of the device.
         """
-        try:
-            pixels = self._run(self._pipeline, samples, clips, augment)
-        except RuntimeError as error:
+        return self.collect(self.start(samples, clips, augment))
+
+    def start(self, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> StartedBatch:
+        """Give a batch to DALI without waiting for its pixels.
+
+        Pictures are not copied: they must not be changed before the batch is collected.
+
+        Args:
+            samples: The B samples.
+            clips: Frames of their clips.
+            augment: Augmentation of their clips.
+
+        Returns:
+            What `collect` takes. Errors are raised there.
+        """
+        started = StartedBatch(samples, clips, augment)
+        if self._ahead:
+            self._launch(started)
+        return started
+
+    def collect(self, started: StartedBatch) -> torch.Tensor:
+        """Return the pixels of a batch. The pipeline can be used again after an error.
+
+        Args:
+            started: The batch. Batches may be collected in any order, or not at all.
+
+        Returns:
+            Pixels f32[B, P, C, T, H, W] on the device, channels-last in memory that belongs to DALI.
+
+        Raises:
+            UndecodableError: The decoder rejects the pictures of some samples, which the error names.
+            RuntimeError: DALI fails for another reason, such as an error of the device.
+        """
+        while started.result is None:
+            if started in self._in_flight:
+                self._receive()
+            else:
+                self._launch(started)
+        samples, clips, augment = started.samples, started.clips, started.augment
+        if isinstance(started.result, RuntimeError):
             good = self._known_good
+            decode_good = None if good is None else (lambda: self._run(self._build(good[1].frames.size), *good))
             raise error_of_batch(
-                error,
+                started.result,
                 lambda: self._find_rejected(samples, clips, augment),
                 samples=len(samples),
-                decode_known_good=None if good is None else (lambda: self._run(self._pipeline, *good)),
+                decode_known_good=decode_good,
                 device_id=self._device_id,
             ) from None
         self._known_good = samples[:1], clips.take([0]), augment.take([0])
-        return pixels
+        return started.result
 
-    def _run(self, pipeline: Any, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> torch.Tensor:
-        b, p, t = clips.frames.shape
-        self._feed(pipeline, samples, clips)
-        for name, values in self._arguments(augment).items():
-            pipeline.feed_input(name, np.repeat(values.reshape(b * p, *values.shape[2:]), t, axis=0))
-        if self._device_id is None:
-            (output,) = pipeline.run()
+    def _launch(self, started: StartedBatch) -> None:
+        """Feed a batch, and let the graph run it after those in flight."""
+        try:
+            self._feed(self._graph(), started.samples, started.clips, started.augment)
+        except RuntimeError as error:
+            self._give_up(started, error)
         else:
-            (output,) = pipeline.run(torch.cuda.current_stream(self._device_id))
+            self._in_flight.append(started)
+
+    def _receive(self) -> None:
+        """Wait for the oldest batch in flight."""
+        oldest = self._in_flight.popleft()
+        try:
+            oldest.result = self._take(self._pipeline, oldest.clips)
+        except RuntimeError as error:
+            self._give_up(oldest, error)
+
+    def _give_up(self, failed: StartedBatch, error: RuntimeError) -> None:
+        """Keep the error of a batch, and end the graph, with the batches that it still holds."""
+        failed.result = error.with_traceback(None)  # it would keep the graph
+        self._in_flight.clear()
+        self._pipeline = None  # DALI waits for its workers here
+
+    def _graph(self) -> Any:
+        """Return the graph: a new one after an error."""
+        if self._pipeline is None:
+            self._pipeline = self._build(self._max_pictures)
+        return self._pipeline
+
+    def _run(self, graph: Any, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> torch.Tensor:
+        """Return the pixels of a batch from a graph that holds no other."""
+        self._feed(graph, samples, clips, augment)
+        return self._take(graph, clips)
+
+    def _feed(self, graph: Any, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> None:
+        """Feed a batch, and let the graph run it."""
+        b, p, t = clips.frames.shape
+        self._feed_pictures(graph, samples, clips)
+        for name, values in self.arguments(augment).items():
+            graph.feed_input(name, np.repeat(values.reshape(b * p, *values.shape[2:]), t, axis=0))
+        graph.schedule_run()
+
+    def _take(self, graph: Any, clips: ClipPlan) -> torch.Tensor:
+        """Wait for the oldest batch that a graph runs; on a GPU, only until its work is queued there."""
+        stream = None if self._device_id is None else torch.cuda.current_stream(self._device_id)
+        (output,) = graph.share_outputs(stream)
+        b, p, t = clips.frames.shape
         size = self._config.size
         pixels = torch.utils.dlpack.from_dlpack(output.as_tensor()).view(b, p, t, size, size, 3)
+        graph.release_outputs()  # a formality: DALI's executor keeps what a tensor refers to
         return pixels.permute(0, 1, 5, 2, 3, 4)
 
     def finish(self, pixels: torch.Tensor, augment: AugmentPlan) -> torch.Tensor:
@@ -189,7 +277,13 @@ class DecodePipeline:
             dtype=self._dtype,
         )
 
-    def _feed(self, pipeline: Any, samples: Sequence[Sample], clips: ClipPlan) -> None:
+    def arguments(self, plan: AugmentPlan) -> dict[str, npt.NDArray[Any]]:
+        """Return the numeric inputs of the graph for each clip, [B, P, ...] by name."""
+        normalization = self._mean, self._std
+        difference = self._options["difference"]
+        return graph_arguments(plan, normalization=normalization if self._color else None, difference=difference)
+
+    def _feed_pictures(self, graph: Any, samples: Sequence[Sample], clips: ClipPlan) -> None:
         """Feed the pictures of the clips' frames, and those that are subtracted from them."""
         pictures: Sequence[Mapping[int, Any]] = [sample.pictures for sample in samples]
         options: dict[str, Any] = {}
@@ -204,28 +298,10 @@ class DecodePipeline:
             inputs["neighbors"] = clips.frames if clips.neighbor is None else clips.neighbor
         for name, frames in inputs.items():
             pairs = zip(pictures, frames.reshape(len(samples), -1).tolist(), strict=True)
-            pipeline.feed_input(name, [by_frame[frame] for by_frame, numbers in pairs for frame in numbers], **options)
-
-    def _arguments(self, plan: AugmentPlan) -> dict[str, npt.NDArray[Any]]:
-        """Return the numeric inputs of the graph for each clip, [B, P, ...] by name."""
-        right = plan.flip.astype(np.float32)
-        arguments: dict[str, npt.NDArray[Any]] = {
-            "start": plan.crop[..., :2].astype(np.int32),
-            "shape": plan.crop[..., 2:].astype(np.int32),
-            "from": np.stack([np.zeros_like(right), right], axis=-1),  # (y, x), as shares of the crop
-            "to": np.stack([np.ones_like(right), 1 - right], axis=-1),
-        }
-        if self._options["difference"]:
-            arguments["differs"] = np.zeros_like(plan.flip) if plan.difference is None else plan.difference
-        if self._color:
-            matrix, offset = plan.color[..., :3], plan.color[..., 3]
-            arguments["matrix"] = matrix / (255 * self._std[:, None])
-            arguments["offset"] = (offset / 255 - self._mean) / self._std
-        return arguments
+            graph.feed_input(name, [by_frame[frame] for by_frame, numbers in pairs for frame in numbers], **options)
 
     def _find_rejected(self, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> dict[int, str]:
         """Return place -> reason of the samples that the decoder rejects on their own. Slow; only after an error."""
-        self._pipeline = self._build(self._max_pictures)
         reasons = {}
         single = self._build(clips.frames[0].size)
         for place, sample in enumerate(samples):
@@ -242,97 +318,3 @@ def _build_graph(config: AugmentConfig, **options: Any) -> Any:
     pipeline = define_graph(config, **options)
     pipeline.build()
     return pipeline
-
-
-def define_graph(
-    config: AugmentConfig,
-    *,
-    color: bool,
-    difference: bool,
-    source: Literal["jpeg", "frames", "video"],
-    batch_size: int,
-    num_threads: int,
-    device_id: int | None,
-    hw_decoder_load: float,
-) -> Any:
-    """Define the graph, which needs no device yet.
-
-    Args:
-        config: The augmentation.
-        color: Whether it has the color matrix as an input.
-        difference: Whether it has neighbors as an input.
-        source: Form of the pictures: JPEG files, RGB frames in host memory, or RGB frames where a VideoDecoder left
-            them (on the GPU, if there is one).
-        batch_size: Largest number of pictures in a batch.
-        num_threads: Number of CPU threads.
-        device_id: Number of the CUDA device, or None for the CPU.
-        hw_decoder_load: Share of the JPEG files in [0, 1] for the hardware engines of the GPU.
-
-    Returns:
-        The DALI pipeline.
-    """
-    fn, pipeline_def, types = import_dali()
-    gpu = device_id is not None
-
-    def external(name: str, dtype: Any, ndim: int, **options: Any) -> Any:
-        return fn.external_source(name=name, dtype=dtype, ndim=ndim, **options)
-
-    def input_pictures(name: str) -> Any:
-        if source == "jpeg":
-            return external(name, types.UINT8, 1, no_copy=True)
-        if source == "video" and gpu:
-            return external(name, types.UINT8, 3, layout="HWC", device="gpu")
-        return external(name, types.UINT8, 3, layout="HWC", no_copy=True)
-
-    def crop(pictures: Any, **window: Any) -> Any:
-        if source == "jpeg" and not gpu:
-            return fn.decoders.image_slice(pictures, device="cpu", adjust_orientation=False, **window)
-        if source == "jpeg":
-            whole = {"device": "mixed", "adjust_orientation": False, "jpeg_fancy_upsampling": True}
-            return fn.slice(fn.decoders.image(pictures, hw_decoder_load=hw_decoder_load, **whole), **window)
-        image = fn.slice(pictures, **window)
-        return image.gpu() if source == "frames" and gpu else image
-
-    def luma(image: Any) -> Any:
-        return fn.coord_transform(image, M=LUMA.tolist(), dtype=types.FLOAT)
-
-    @pipeline_def(  # type: ignore[untyped-decorator]
-        batch_size=batch_size,
-        num_threads=num_threads,
-        device_id=device_id,
-        prefetch_queue_depth=1,
-        enable_conditionals=True,
-    )
-    def graph() -> Any:
-        window = {
-            "start": external("start", types.INT32, 1),
-            "shape": external("shape", types.INT32, 1),
-            "axis_names": "WH",
-        }
-        resizing = {
-            "size": [config.size, config.size],
-            "roi_start": external("from", types.FLOAT, 1),
-            "roi_end": external("to", types.FLOAT, 1),
-            "roi_relative": True,
-            "interp_type": types.INTERP_LINEAR,
-            "antialias": True,
-        }
-        image = fn.resize(crop(input_pictures("pictures"), **window), **resizing)
-        if difference:
-            neighbors = input_pictures("neighbors")
-            if external("differs", types.BOOL, 0):
-                other = fn.resize(crop(neighbors, **window), **resizing)
-                gray = fn.coord_transform(luma(image) - luma(other), M=[0.5] * 3, T=[127.5] * 3, dtype=types.FLOAT)
-                image = fn.cast(gray, dtype=types.UINT8)
-        if color:
-            matrix, offset = external("matrix", types.FLOAT, 2), external("offset", types.FLOAT, 1)
-            return fn.coord_transform(image, M=matrix, T=offset, dtype=types.FLOAT)
-        return fn.crop_mirror_normalize(
-            image,
-            mean=[255 * value for value in config.mean],
-            std=[255 * value for value in config.std],
-            dtype=types.FLOAT,
-            output_layout="HWC",
-        )
-
-    return graph()

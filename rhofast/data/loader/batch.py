@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rhofast.data.decode.pipeline import DecodePipeline, StartedBatch
 from rhofast.data.format.index import IndexRow
 from rhofast.data.types import AugmentPlan, ClipPlan, Position, Sample, Views
 from rhofast.errors import ConfigError, SampleError
@@ -144,6 +145,21 @@ class PendingReads:
     failed: dict[int, SampleError]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodingPart:
+    """A part of a batch that is being decoded.
+
+    Attributes:
+        places: Places of its samples in the batch.
+        pipeline: The pipeline that decodes it.
+        started: What the pipeline has begun.
+    """
+
+    places: list[int]
+    pipeline: DecodePipeline
+    started: StartedBatch
+
+
 @dataclass(kw_only=True, slots=True)
 class BatchInProgress:
     """A batch between planning and decoding.
@@ -153,6 +169,7 @@ class BatchInProgress:
         current: The samples that stand in its slots now, i64[B].
         pending: The first reads, which planning asked for.
         batch: What has been read; None before the read stage.
+        decoding: Its parts at the decoders; None if none has it.
         attempts: By slot, how many replacements were drawn.
         replaced: By slot, why the planned sample was replaced.
     """
@@ -161,6 +178,7 @@ class BatchInProgress:
     current: Int64Array
     pending: PendingReads
     batch: Batch | None = None
+    decoding: list[DecodingPart] | None = None
     attempts: dict[int, int] = field(default_factory=dict)
     replaced: dict[int, str] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from rhofast.data.decode.pipeline import DecodePipeline
 from rhofast.data.decode.video_decoder import VideoDecoder
 from rhofast.data.decode.video_limits import VideoLimits
 from rhofast.data.format.reader import Reader
-from rhofast.data.loader.batch import Batch
+from rhofast.data.loader.batch import Batch, DecodingPart
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import AugmentPlan
 from rhofast.errors import ConfigError, UndecodableError
@@ -76,20 +76,18 @@ class Decoders:
                 decoded=not pictures,
                 video=None if pictures else video,
                 hw_decoder_load=config.hw_decoder_load,
+                ahead=device_id is not None,
             )
             for pictures in {reader.codec.pictures for reader in self.readers}
         }
 
-    def decode(self, batch: Batch) -> torch.Tensor:
-        """Decode a batch.
+    def start(self, batch: Batch) -> list[DecodingPart]:
+        """Begin to decode a batch; on a GPU also while others are still decoded.
 
         Samples that are stored as pictures and samples that are stored as streams take different graphs.
 
         Returns:
-            Pixels [B, P, C, T, H, W], to be finished.
-
-        Raises:
-            UndecodableError: Samples were refused; it has the place of each in the batch.
+            What `collect` takes. What DALI has against the samples is raised there.
         """
         stored_as_pictures = [
             self.readers[self._data.locate(sample)[0]].codec.pictures for sample in batch.samples.tolist()
@@ -97,16 +95,31 @@ class Decoders:
         parts = []
         for pictures, pipeline in self._pipelines.items():
             places = [place for place, other in enumerate(stored_as_pictures) if other == pictures]
-            if len(places) == len(stored_as_pictures):
-                return pipeline.decode(batch.read, batch.clips, batch.augment)
             if places:
-                some = batch.take(places)
-                try:
-                    parts.append((places, pipeline.decode(some.read, some.clips, some.augment)))
-                except UndecodableError as error:
-                    raise UndecodableError({places[place]: why for place, why in error.reasons.items()}) from None
-        order = np.argsort(np.concatenate([places for places, _ in parts]))
-        flat = torch.cat([pixels.permute(0, 1, 3, 4, 5, 2) for _, pixels in parts])
+                some = batch if len(places) == len(batch) else batch.take(places)
+                started = pipeline.start(some.read, some.clips, some.augment)
+                parts.append(DecodingPart(places=places, pipeline=pipeline, started=started))
+        return parts
+
+    def collect(self, parts: list[DecodingPart]) -> torch.Tensor:
+        """Return the pixels of a batch, [B, P, C, T, H, W], to be finished.
+
+        Args:
+            parts: What `start` returned.
+
+        Raises:
+            UndecodableError: Samples were refused; it has the place of each in the batch.
+        """
+        decoded = []
+        for part in parts:
+            try:
+                decoded.append(part.pipeline.collect(part.started))
+            except UndecodableError as error:
+                raise UndecodableError({part.places[place]: why for place, why in error.reasons.items()}) from None
+        if len(decoded) == 1:
+            return decoded[0]
+        order = np.argsort(np.concatenate([part.places for part in parts]))
+        flat = torch.cat([pixels.permute(0, 1, 3, 4, 5, 2) for pixels in decoded])
         return flat[torch.from_numpy(order).to(flat.device)].permute(0, 1, 5, 2, 3, 4)
 
     def finish(self, pixels: torch.Tensor, augment: AugmentPlan) -> torch.Tensor:

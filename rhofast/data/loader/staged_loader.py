@@ -7,14 +7,14 @@
 
 Each stage has a thread of its own and runs ahead of the consumer by `data.prefetch` batches, so that the pool always
 has the next batches to read: a slow video delays its own batch and no other. A stream of video that no GPU decodes is
-decoded in the pool, too. Which batches there are is said by a planner (batch_planner.py), what becomes of bad samples
-by a policy (bad_samples.py).
+decoded in the pool, too. The decode stage feeds the next batch, if it is read, before it waits for the one before it,
+so that a GPU always has work. Which batches there are is said by a planner (batch_planner.py), what becomes of bad
+samples by a policy (bad_samples.py).
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -34,8 +34,9 @@ from rhofast.data.loader.bad_samples import BadSamplePolicy
 from rhofast.data.loader.batch import Batch, BatchInProgress, DecodedBatch, FinishedBatch, Int64Array, PendingReads
 from rhofast.data.loader.batch_planner import BatchPlanner
 from rhofast.data.loader.decoders import Decoders
+from rhofast.data.loader.memory_in_use import MemoryInUse
 from rhofast.data.loader.stats import LoaderStats
-from rhofast.data.loader.threaded_pipeline import StageClock, StalledError, ThreadedPipeline
+from rhofast.data.loader.threaded_pipeline import StageClock, StalledError, ThreadedPipeline, TwoSteps
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Sample, Views
 from rhofast.errors import ConfigError, DecodeError, SampleError, ShardError, UndecodableError
@@ -107,7 +108,7 @@ class StagedLoader(IterableDataset[Views]):
             self._stream = torch.cuda.Stream(device_id)  # type: ignore[no-untyped-call]
             self._finish_stream = torch.cuda.Stream(device_id, priority=-1)  # type: ignore[no-untyped-call]
         # Decoded pixels belong to DALI or to the stream of decoding, which do not know that they are read elsewhere.
-        self._in_use: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
+        self._in_use = MemoryInUse()
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -215,13 +216,16 @@ class StagedLoader(IterableDataset[Views]):
                 raise ValueError(_CLOSED)
             self._began = time.perf_counter()
             self._ahead = DownloadAhead(zip(self.shards.sets, shard_orders, strict=True), threads=self._data.downloads)
-            stages: dict[str, Callable[[Any], Any]] = {
-                "plan": self._plan,
-                "read": self._read,
-                "decode": self._decode,
-                "finish": self._finish,
+
+            def named(name: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+                return record_function(f"loader: {name}")(function)
+
+            stages: dict[str, Callable[[Any], Any] | TwoSteps] = {
+                "plan": named("plan", self._plan),
+                "read": named("read", self._read),
+                "decode": TwoSteps(named("feed", self._start_decoding), named("decode", self._decode)),
+                "finish": named("finish", self._finish),
             }
-            stages = {name: record_function(f"loader: {name}")(stage) for name, stage in stages.items()}
             self._pipeline = ThreadedPipeline(
                 addresses, stages, depth=self._data.prefetch, timeout_s=self._data.timeout_s
             )
@@ -352,13 +356,22 @@ class StagedLoader(IterableDataset[Views]):
             batch, failed = self._collect(self._request(slots, progress.current[slots], epochs))
             progress.batch = batch if progress.batch is None else Batch.join([progress.batch, batch])
 
+    def _start_decoding(self, progress: BatchInProgress) -> BatchInProgress:
+        """Stage 3, first step: feed the decoders, which may still be at work on the batch before."""
+        assert progress.batch is not None
+        with torch.cuda.stream(self._stream):
+            progress.decoding = self._decoders.start(progress.batch)
+        return progress
+
     def _decode(self, progress: BatchInProgress) -> DecodedBatch | None:
         """Stage 3: decode; samples that the decoder refuses are handled as those that cannot be read."""
         with torch.cuda.stream(self._stream):
             while progress.batch is not None and len(progress.batch):
                 batch = progress.batch
+                decoding = self._decoders.start(batch) if progress.decoding is None else progress.decoding
+                progress.decoding = None
                 try:
-                    pixels = self._decoders.decode(batch)
+                    pixels = self._decoders.collect(decoding)
                     ready = None if self._stream is None else self._stream.record_event()
                     return DecodedBatch(batch=batch, replaced=progress.replaced, pixels=pixels, ready=ready)
                 except UndecodableError as error:
@@ -384,9 +397,7 @@ class StagedLoader(IterableDataset[Views]):
             )
             ready = None if self._finish_stream is None else self._finish_stream.record_event()
         if ready is not None:
-            self._in_use.append((ready, decoded.pixels))
-            while self._in_use and self._in_use[0][0].query():  # type: ignore[no-untyped-call]
-                self._in_use.popleft()
+            self._in_use.hold(decoded.pixels, until=ready)
         return FinishedBatch(views=views, batch=batch, replaced=decoded.replaced, ready=ready)
 
     def _refusal(self, batch: Batch, place: int, why: str) -> DecodeError:

@@ -2,6 +2,9 @@
 
     source --> [stage 0] --channel--> [stage 1] --channel--> get()
 
+A stage is a function of an item. If a stage hands its work to somebody else and waits for it, it is two functions: it
+begins an item, if there is one, before it waits for the one before it.
+
 Order is preserved; a stage that makes None of an item drops it. An exception in a stage travels down the channels in
 the place of its item and is raised by `get`. No wait is endless: a thread that died, or a stage that takes longer over
 one item than its time limit, becomes an error in the consumer. Every stage counts the seconds in which it worked,
@@ -16,7 +19,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -44,6 +47,21 @@ class StageClock:
     blocked: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class TwoSteps:
+    """A stage that has up to two items in work: the next one is begun before the one before it is completed.
+
+    It never waits for a next item while it has one to complete.
+
+    Attributes:
+        begin: Begins an item; what it returns goes to `complete`.
+        complete: Waits until it is done; None as its result drops the item.
+    """
+
+    begin: Callable[[Any], Any]
+    complete: Callable[[Any], Any]
+
+
 class StalledError(RuntimeError):
     """No item came for too long; the message names the stage that holds it up, and for how long."""
 
@@ -58,6 +76,7 @@ class _Raised:
 
 
 _END = object()
+_NOTHING = object()  # there is no item yet
 
 
 class _Channel:
@@ -78,14 +97,17 @@ class _Channel:
             self._items.append(item)
             self._changed.notify_all()
 
-    def get(self, check: Callable[[], None] | None = None) -> Any:
+    def get(self, check: Callable[[], None] | None = None, *, wait: bool = True) -> Any:
         """Return the next item.
 
         Args:
             check: Called about once per second while there is none; what it raises ends the wait.
+            wait: Whether to wait for it; if not, `_NOTHING` stands for an item that is not there.
         """
         with self._changed:
             while not self._items and not self._closed:
+                if not wait:
+                    return _NOTHING
                 if not self._changed.wait(_CHECK_S) and not self._items and check is not None:
                     check()
             if self._closed:
@@ -131,7 +153,7 @@ class ThreadedPipeline(Generic[Out]):
 
     Args:
         source: The items.
-        stages: By name, a function of an item; None as its result drops the item.
+        stages: By name, a function of an item, or two; None as its result drops the item.
         depth: Items that may wait behind each stage.
         timeout_s: Seconds that a stage may take for one item.
 
@@ -143,7 +165,7 @@ class ThreadedPipeline(Generic[Out]):
     def __init__(
         self,
         source: Iterator[Any],
-        stages: dict[str, Callable[[Any], Any]],
+        stages: Mapping[str, Callable[[Any], Any] | TwoSteps],
         *,
         depth: int,
         timeout_s: float = math.inf,
@@ -159,7 +181,7 @@ class ThreadedPipeline(Generic[Out]):
             for number, name in enumerate(stages)
         ]
         self._timeout_s = timeout_s
-        self._since: list[float | None] = [None for _ in stages]  # when each stage began its current item
+        self._since: list[float | None] = [None for _ in stages]  # when each stage began what it works on
         self._started = self._finished = self._stalled = self._shortened = False
         self._taken = 0  # items of the source
         self._first_through = threading.Event()
@@ -224,37 +246,49 @@ class ThreadedPipeline(Generic[Out]):
                 raise StalledError(f"the thread of stage {name!r} has died")
 
     def _work(self, number: int) -> None:
-        name, function = self._stages[number]
+        name, stage = self._stages[number]
+        begin, complete = (stage.begin, stage.complete) if isinstance(stage, TwoSteps) else (None, stage)
+        most = 2 if isinstance(stage, TwoSteps) and number else 1  # the source gives its second item after the first
         clock, out = self.clocks[name], self._channels[number]
+        begun: deque[Any] = deque()  # oldest first
         try:
             while True:
-                began = time.perf_counter()
-                item = self._next_input(number)
-                fed = time.perf_counter()
-                clock.starved += fed - began
-                self._since[number] = fed
-                if item is not _END and not isinstance(item, _Raised):
-                    try:
-                        item = function(item)
-                    except BaseException as error:  # noqa: BLE001 - it is raised again, in the consumer's thread
-                        item = _Raised(error)
-                    clock.busy += time.perf_counter() - fed
-                done = time.perf_counter()
-                self._since[number] = None
+                if len(begun) < most and not (begun and _is_last(begun[0])):
+                    asked = time.perf_counter()
+                    item = self._next_input(number, wait=not begun)
+                    clock.starved += time.perf_counter() - asked
+                    if item is not _NOTHING:
+                        begun.append(item if begin is None else self._call(number, begin, item))
+                        continue
+                item = self._call(number, complete, begun.popleft())
                 if item is None or number == len(self._stages) - 1:
                     self._first_through.set()
+                done = time.perf_counter()
                 if item is not None:
                     out.put(item)
                 clock.blocked += time.perf_counter() - done
-                if item is _END or isinstance(item, _Raised):
+                if _is_last(item):
                     self._ended[name] = True
                     return
         except _ChannelClosedError:
             return
 
-    def _next_input(self, number: int) -> Any:
+    def _call(self, number: int, function: Callable[[Any], Any], item: Any) -> Any:
+        """Return what a function of a stage makes of an item; the last item stays as it is."""
+        if _is_last(item):
+            return item
+        began = self._since[number] = time.perf_counter()
+        try:
+            return function(item)
+        except BaseException as error:  # noqa: BLE001 - it is raised again, in the consumer's thread
+            return _Raised(error)
+        finally:
+            self.clocks[self._stages[number][0]].busy += time.perf_counter() - began
+            self._since[number] = None
+
+    def _next_input(self, number: int, *, wait: bool) -> Any:
         if number:
-            return self._channels[number - 1].get()
+            return self._channels[number - 1].get(wait=wait)
         if self._taken == 1:
             self._first_through.wait()
         self._taken += 1
@@ -262,3 +296,8 @@ class ThreadedPipeline(Generic[Out]):
             return next(self._source, _END)
         except BaseException as error:  # noqa: BLE001 - it is raised again, in the consumer's thread
             return _Raised(error)
+
+
+def _is_last(item: Any) -> bool:
+    """Return whether nothing comes after an item."""
+    return item is _END or isinstance(item, _Raised)

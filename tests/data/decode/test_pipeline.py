@@ -202,20 +202,19 @@ def test_pictures_are_fed_without_a_copy_and_kept_until_they_are_decoded() -> No
     ]
     arrays = [weakref.ref(encoded) for sample in given for encoded in sample.pictures.values()]
     sizes = [encoded.size for sample in given for encoded in sample.pictures.values()]
-    graph, run = pipeline._pipeline, pipeline._pipeline.run
+    graph, run = pipeline._pipeline, pipeline._pipeline.schedule_run
 
-    def reuse_memory() -> object:
+    def reuse_memory() -> None:
         given.clear()
         gc.collect()
         assert all(array() is not None for array in arrays)  # a copy would have let them go
         others = [np.full(size, 255, dtype=np.uint8) for size in sizes * 20]
-        result = run()
+        run()
         assert others
-        return result
 
-    graph.run = reuse_memory
+    graph.schedule_run = reuse_memory
     assert torch.equal(pipeline._run(graph, given, clips, augment), expected)
-    graph.run = run
+    graph.schedule_run = run
     pipeline.decode(samples(2, 2), clips, augment)
     gc.collect()
     assert not any(array() is not None for array in arrays)  # and nothing is kept for longer
@@ -227,7 +226,7 @@ def test_a_device_that_fails_is_not_blamed_on_samples(monkeypatch: pytest.Monkey
     expected = pipeline.run(good, clips, plan(2, 1))
     error = RuntimeError("CUDA error: an illegal memory access was encountered")
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "_run", Mock(side_effect=error))
+        patched.setattr(pipeline, "_take", Mock(side_effect=error))
         with pytest.raises(RuntimeError) as caught:
             pipeline.decode(good, clips, plan(2, 1))
     assert caught.value is error
@@ -276,6 +275,103 @@ def test_decoded_pictures_of_several_sizes_in_batches_of_several_sizes_stay_apar
     for out, count in zip(kept, (4, 1, 3), strict=True):
         expected = torch.arange(count).view(-1, 1, 1, 1, 1, 1) * 10 + count
         assert torch.allclose(out, expected.expand(out.shape).float(), atol=1e-3)
+
+
+class ScriptedGraph:
+    """A graph that writes down what is done with it; the values of its output are the number of pictures it was fed."""
+
+    def __init__(self, events: list[str]) -> None:
+        self._events, self._fed, self._running = events, 0, list[int]()
+
+    def feed_input(self, name: str, values: list[object], **_: object) -> None:
+        if name == "pictures":
+            self._fed = len(values)
+            self._events.append(f"feed {self._fed}")
+
+    def schedule_run(self) -> None:
+        self._running.append(self._fed)
+        self._events.append(f"run {self._fed}")
+
+    def share_outputs(self, stream: object) -> list[Mock]:
+        assert stream is None
+        pictures = self._running.pop(0)
+        self._events.append(f"take {pictures}")
+        return [Mock(as_tensor=lambda: torch.full((pictures, SIZE, SIZE, 3), float(pictures)))]
+
+    def release_outputs(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_next_batch_is_fed_while_the_one_before_runs(monkeypatch: pytest.MonkeyPatch, ahead: bool) -> None:
+    events: list[str] = []
+    monkeypatch.setattr("rhofast.data.decode.pipeline._build_graph", lambda *_, **__: ScriptedGraph(events))
+    pipeline = DecodePipeline(UNIT, max_pictures=9, color=True, blur=False, threads=1, ahead=ahead)
+    given = {b: (samples(b, 1), ClipPlan(frames=np.zeros((b, 1, 1), dtype=np.int32)), plan(b, 1)) for b in (1, 2, 3)}
+    before = pipeline.start(*given[1])
+    for batch in (2, 3):
+        started = pipeline.start(*given[batch])
+        assert pipeline.collect(before).unique().tolist() == [batch - 1]
+        before = started
+    assert pipeline.collect(before).unique().tolist() == [3]
+    feed = [[f"feed {batch}", f"run {batch}"] for batch in (1, 2, 3)]
+    if ahead:
+        assert events == [*feed[0], *feed[1], "take 1", *feed[2], "take 2", "take 3"]
+    else:
+        assert events == [*feed[0], "take 1", *feed[1], "take 2", *feed[2], "take 3"]
+
+
+def test_batches_that_are_fed_ahead_are_the_same_and_stay_intact() -> None:
+    pipeline = DecodePipeline(UNIT, max_pictures=8, color=True, blur=True, threads=2, ahead=True)
+    alone = DecodePipeline(UNIT, max_pictures=8, color=True, blur=True, threads=2)
+    given = []
+    for count in (4, 1, 3, 2):
+        clips = ClipPlan(frames=np.tile(np.arange(2, dtype=np.int32), (count, 1, 1)))
+        given.append((samples(count, 2), clips, colorful(count, 1)))
+    started = [pipeline.start(*batch) for batch in given]
+    # One is collected before another that came before it, and one is not collected at all.
+    out = {number: pipeline.collect(started[number]) for number in (1, 0, 3)}
+    for number, pixels in out.items():
+        assert torch.equal(pixels, alone.decode(*given[number]))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 1, 3, 0)])
+def test_a_refused_picture_is_named_in_its_own_batch_while_others_are_in_flight(order: tuple[int, ...]) -> None:
+    graphs = {"max_pictures": 4, "color": False, "blur": False, "threads": 2}
+    pipeline, alone = DecodePipeline(UNIT, **graphs, ahead=True), DecodePipeline(UNIT, **graphs)
+    clips, augment = ClipPlan(frames=np.zeros((3, 1, 1), dtype=np.int32)), plan(3, 1)
+    batches = [
+        [replace(sample, pictures={0: picture(10 * batch + sample.sample)}) for sample in samples(3, 1)]
+        for batch in range(4)
+    ]
+    expected = [alone.decode(batch, clips, augment) for batch in batches]
+    batches[1][2] = replace(batches[1][2], pictures={0: batches[1][2].pictures[0][:900]})
+    for _ in range(3):
+        started = [pipeline.start(batch, clips, augment) for batch in batches]
+        for number in order:
+            if number == 1:
+                with pytest.raises(UndecodableError) as refusal:
+                    pipeline.collect(started[1])
+                assert list(refusal.value.reasons) == [2]
+            else:
+                assert torch.equal(pipeline.collect(started[number]), expected[number])
+
+
+def test_a_batch_that_cannot_be_fed_costs_no_other() -> None:
+    pipeline = DecodePipeline(UNIT, max_pictures=2, color=False, blur=False, threads=1, ahead=True)
+    given = samples(2, 1), ClipPlan(frames=np.zeros((2, 1, 1), dtype=np.int32)), plan(2, 1)
+    expected = pipeline.decode(*given)
+    error = RuntimeError("no pinned memory is left")
+    first = pipeline.start(*given)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pipeline, "arguments", Mock(side_effect=error))  # when the pictures are fed already
+        second = pipeline.start(*given)
+    third = pipeline.start(*given)
+    assert torch.equal(pipeline.collect(first), expected)
+    with pytest.raises(RuntimeError) as caught:
+        pipeline.collect(second)
+    assert caught.value is error
+    assert torch.equal(pipeline.collect(third), expected)
 
 
 @pytest.mark.needs_gpu

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rhofast.data.loader.threaded_pipeline import ThreadedPipeline
+from rhofast.data.loader.threaded_pipeline import ThreadedPipeline, TwoSteps
 
 
 def rhofast_threads() -> list[str]:
@@ -148,4 +148,83 @@ def test_nobody_waits_for_a_first_item_that_never_comes(fate: str) -> None:
     else:
         assert pipeline.get() == 0
         pipeline.close()
+    assert rhofast_threads() == []
+
+
+def run_script(
+    items: int, *, begin_fails: int | None = None, complete_fails: int | None = None
+) -> tuple[list[object], list[str]]:
+    """Run a stage in two steps, before which all items lie once the first has gone through, and drop item 3.
+
+    Returns:
+        What comes out, with the text of an error; and the order in which items are begun (b) and completed (c).
+    """
+    events: list[str] = []
+
+    def begin(x: int) -> int:
+        while x == 1 and not pipeline._ended["before"]:
+            time.sleep(0.001)
+        events.append(f"b{x}")
+        if x == begin_fails:
+            raise ValueError(f"begin {x}")
+        return 10 * x
+
+    def complete(x: int) -> int | None:
+        events.append(f"c{x // 10}")
+        if x // 10 == complete_fails:
+            raise ValueError(f"complete {x // 10}")
+        return None if x == 30 else x
+
+    stages = {"before": lambda x: x, "script": TwoSteps(begin, complete)}
+    pipeline: ThreadedPipeline[int] = ThreadedPipeline(iter(range(items)), stages, depth=items + 1)
+    out: list[object] = []
+    try:
+        while True:
+            out.append(pipeline.get())
+    except StopIteration:
+        pass
+    except ValueError as error:
+        out.append(str(error))
+    assert rhofast_threads() == []
+    return out, events
+
+
+def test_a_stage_in_two_steps_begins_the_next_item_before_it_waits_for_the_one_before() -> None:
+    out, events = run_script(6)
+    assert out == [0, 10, 20, 40, 50]
+    # The first goes alone; from then on there are never more than two in work.
+    assert events == ["b0", "c0", "b1", "b2", "c1", "b3", "c2", "b4", "c3", "b5", "c4", "c5"]
+
+
+@pytest.mark.parametrize(
+    ("fails", "out", "last"),
+    [
+        ({"begin_fails": 2}, [0, 10, "begin 2"], ["b1", "b2", "c1"]),
+        ({"begin_fails": 0}, ["begin 0"], ["b0"]),
+        ({"complete_fails": 2}, [0, 10, "complete 2"], ["b3", "c2"]),
+        ({"complete_fails": 5}, [0, 10, 20, 40, "complete 5"], ["c4", "c5"]),
+    ],
+)
+def test_an_error_of_either_step_comes_out_in_the_place_of_its_item(
+    fails: dict[str, int], out: list[object], last: list[str]
+) -> None:
+    found, events = run_script(6, **fails)
+    assert found == out and events[-len(last) :] == last
+
+
+def test_a_stage_in_two_steps_waits_for_no_next_item_while_it_has_one() -> None:
+    given = threading.Semaphore(0)
+
+    def source() -> Iterator[int]:
+        for number in range(4):
+            given.acquire()
+            yield number
+
+    stages = {"before": lambda x: x, "script": TwoSteps(lambda x: x, lambda x: x)}
+    pipeline: ThreadedPipeline[int] = ThreadedPipeline(source(), stages, depth=2)
+    for number in range(4):
+        given.release()
+        assert pipeline.get() == number
+    given.release()
+    pipeline.close()
     assert rhofast_threads() == []

@@ -202,15 +202,17 @@ def broken(source: TrainLoader | EvalLoader, victims: set[int], monkeypatch: pyt
     monkeypatch.setattr(reader, "read", spoiled)
 
 
-@pytest.mark.parametrize("how", ["garbage", "cut short"])
+@pytest.mark.parametrize(("how", "ahead"), [("garbage", False), ("cut short", False), ("cut short", True)])
 def test_what_the_decoder_refuses_is_replaced_and_all_else_stays(
-    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, ahead: bool
 ) -> None:
     straight = take(loader(shards, augment=PLAIN), 6)
     log = tmp_path / "bad.jsonl"
     source = loader(shards, augment=PLAIN, bad_log=log, max_bad=1.0)
     victims = set(source.samples(source.position)[[1, 2]].tolist())
     broken(source, victims, monkeypatch, how)
+    for pipeline in source._decoders._pipelines.values():
+        monkeypatch.setattr(pipeline, "_ahead", ahead)  # as on a GPU
     with source:
         repaired = [next(source) for _ in range(6)]
     for clean, other in zip(straight, repaired, strict=True):
@@ -237,15 +239,15 @@ def test_an_error_of_the_decoder_that_no_sample_causes_ends_the_run(
 ) -> None:
     source = loader(shards)
     (pipeline,) = source._decoders._pipelines.values()
-    run, calls = pipeline._run, []
+    take_pixels, calls = pipeline._take, []
 
     def failing(*given: object) -> torch.Tensor:
         calls.append(given)
         if len(calls) == 1:
             raise RuntimeError("out of memory")
-        return run(*given)  # type: ignore[arg-type]
+        return take_pixels(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipeline, "_run", failing)
+    monkeypatch.setattr(pipeline, "_take", failing)
     with source, pytest.raises(RuntimeError, match="out of memory"):
         next(source)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("rhofast-")]
