@@ -1,16 +1,19 @@
 """The questions of the study as plain data: the runs, and the table cells that they fill.
 
-A run that answers several questions is made once: BYOL with two clips belongs to all six.
+A run that answers several questions is made once: BYOL with two clips belongs to all six of the paper.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 METHODS = {"moco": "MoCo", "byol": "BYOL", "simclr": "SimCLR", "swav": "SwAV"}
 LATER_METHODS = {"moco_v3": "MoCo v3", "lejepa": "LeJEPA"}  # not in the paper
+SLOW, VIT = "slow", "vit"  # study.py has the config of each
+NETWORKS = {SLOW: "Slow-R18", VIT: "Tiny vit"}
+UNTRAINED = {SLOW: "byol", VIT: "lejepa"}  # the method whose run with two clips evaluates the untrained network, too
 CURATED, UNBALANCED, UNCURATED = "curated", "unbalanced", "uncurated"
 TEST, TUNING = "test", "tuning"
 
@@ -47,18 +50,26 @@ class Run:
         changes: Changes of the config, as (key, value) in order.
         data: Name of the training set.
         seed: Seed of the run.
+        network: Key of NETWORKS.
     """
 
     method: str = "byol"
     changes: tuple[tuple[str, Any], ...] = ()
     data: str = CURATED
     seed: int = 0
+    network: str = SLOW
 
     @property
     def name(self) -> str:
         """A unique name that is valid as a folder name."""
         parts = [self.method, *(f"{key.replace('.', '-')}-{value}" for key, value in self.changes)]
-        return "_".join([*parts, *([self.data] if self.data != CURATED else []), f"seed-{self.seed}"])
+        network = [self.network] if self.network != SLOW else []
+        return "_".join([*network, *parts, *([self.data] if self.data != CURATED else []), f"seed-{self.seed}"])
+
+    @property
+    def evaluates_untrained(self) -> bool:
+        """Whether this run evaluates the untrained network of its seed, too."""
+        return self == Run(method=UNTRAINED[self.network], network=self.network, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,19 +79,19 @@ class Question:
     Attributes:
         key: Name on the command line.
         title: The question.
-        paper: What arXiv 2104.14558 found.
         across: What the columns are.
         seeds: Number of seeds.
         scale: Whether the columns are steps on a scale and not categories.
+        paper: What arXiv 2104.14558 found; None: it does not ask this.
         cells: The run of each (row, column), except its seed.
     """
 
     key: str
     title: str
-    paper: str
     across: str
     seeds: int
     scale: bool = False
+    paper: str | None = None
     cells: dict[tuple[str, str], Run] = field(default_factory=dict)
 
     @property
@@ -95,11 +106,16 @@ class Question:
         changes = {key for run in self.cells.values() for key, _ in run.changes}
         return not changes & {"backbone.name", "clips.num_frames", "clips.frame_stride"}
 
+    @property
+    def network(self) -> str:
+        """The network of all its runs, a key of NETWORKS."""
+        return next(iter(self.cells.values())).network
+
     def runs(self, seeds: int | None = None) -> Iterable[Run]:
         """Yield the runs seed by seed, so that an unfinished study has a complete table."""
         for seed in range(seeds or self.seeds):
             for run in self.cells.values():
-                yield Run(method=run.method, changes=run.changes, data=run.data, seed=seed)
+                yield replace(run, seed=seed)
 
 
 def changed(values: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -110,16 +126,22 @@ def changed(values: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 
 def questions() -> list[Question]:
-    """Return all questions, in the order of the paper."""
+    """Return all questions: those of the paper in its order, then those of the video transformer."""
     rho = {
         (name, f"{clips}"): Run(method=method, changes=changed({"clips.num_clips": clips}))
         for method, name in METHODS.items()
         for clips in (1, 2, 3, 4)
     }
     later = {
-        (name, f"{clips}"): Run(method=method, changes=changed({"clips.num_clips": clips}))
+        (name, f"{clips}"): Run(method=method, network=VIT, changes=changed({"clips.num_clips": clips}))
         for method, name in LATER_METHODS.items()
         for clips in (1, 2, 3, 4)
+    }
+    keep = {
+        ("LeJEPA", f"{share:.0%}"): Run(
+            method="lejepa", network=VIT, changes=(("backbone.keep", share),) if share < 1 else ()
+        )
+        for share in (1.0, 0.5, 0.25)
     }
     shapes = [(4, 2), (4, 4), (8, 1), (8, 2), (8, 4), (16, 1)]
     shape = {
@@ -159,15 +181,6 @@ def questions() -> list[Question]:
             seeds=3,
             scale=True,
             cells=rho,
-        ),
-        Question(
-            key="later",
-            title="How many clips per video for the methods after the paper?",
-            paper="They are not in the paper.",
-            across="clips (rho)",
-            seeds=3,
-            scale=True,
-            cells=later,
         ),
         Question(
             key="shape",
@@ -211,6 +224,21 @@ def questions() -> list[Question]:
             across="videos",
             seeds=1,
             cells=sets,
+        ),
+        Question(
+            key="later",
+            title="How many clips per video, for a tiny vit and the methods after the paper?",
+            across="clips (rho)",
+            seeds=3,
+            scale=True,
+            cells=later,
+        ),
+        Question(
+            key="keep",
+            title="What do dropped tokens cost?",
+            across="tokens that are kept in training, two clips",
+            seeds=3,
+            cells=keep,
         ),
     ]
 

@@ -22,11 +22,11 @@ import torch
 from rich.progress import Progress
 
 from benchmarks.study.one import RESULT, run_digest
-from benchmarks.study.questions import CURATED, SETS, TEST, TUNING, Question, Run, all_runs, questions
+from benchmarks.study.questions import CURATED, SETS, SLOW, TEST, TUNING, VIT, Question, Run, all_runs, questions
 from benchmarks.study.tables import write_report
 
 HERE = Path(__file__).parent
-CONFIG = HERE / "study.toml"
+CONFIGS = {SLOW: HERE / "study.toml", VIT: HERE / "vit.toml"}
 
 SHARDS = ["--short-side", "64", "--fps", "12", "--samples-per-shard", "64"]
 # Settings for a narrow network and few steps, chosen on the tuning videos (README.md); the rest is as in the paper.
@@ -57,16 +57,19 @@ METHOD_OPTIONS: dict[str, dict[str, Any]] = {
         "method.codes": "all",
         "optim.base_lr": 0.05,
     },
+}
+# The same for the tiny vit, whose rate is in vit.toml.
+VIT_METHOD_OPTIONS: dict[str, dict[str, Any]] = {
     "moco_v3": {
         "method.hidden": 256,
         "method.ema_base": 0.95,
         "method.ema_anneal": False,
         "method.loss": "mean",
-        "optim.name": "adamw",
-        "optim.base_lr": 0.004,
+        "backbone.freeze_patches": True,
     },
-    "lejepa": {"method.hidden": 256, "optim.name": "adamw", "optim.base_lr": 0.004},
+    "lejepa": {"method.hidden": 256, "method.directions": 256},
 }
+OPTIONS = {SLOW: METHOD_OPTIONS, VIT: VIT_METHOD_OPTIONS}
 
 
 def make_shards(videos: Path, shards: Path, names: list[str]) -> None:
@@ -86,7 +89,7 @@ def settings_of(run: Run, shards: Path) -> list[str]:
         "seed": run.seed,
         "data.train": str(shards / run.data),
         "method.name": run.method,
-        **METHOD_OPTIONS[run.method],
+        **OPTIONS[run.network][run.method],
         **dict(run.changes),
     }
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
@@ -95,15 +98,15 @@ def settings_of(run: Run, shards: Path) -> list[str]:
 def command_of(run: Run, work: Path, shards: Path, test: str) -> list[str]:
     """Return the command line of a run."""
     sets = [text for setting in settings_of(run, shards) for text in ("--set", setting)]
-    sets += ["--untrained"] if run == Run(seed=run.seed) else []
+    sets += ["--untrained"] if run.evaluates_untrained else []
     held = ["--bank", str(shards / CURATED), "--test", str(shards / test)]
-    return [sys.executable, "-m", "benchmarks.study.one", str(CONFIG), str(work / run.name), *held, *sets]
+    return [sys.executable, "-m", "benchmarks.study.one", str(CONFIGS[run.network]), str(work / run.name), *held, *sets]
 
 
 def do(run: Run, work: Path, shards: Path, test: str, threads: int) -> str | None:
     """Do one run unless it is finished; return an error message or None."""
     if (done := work / run.name / RESULT).is_file():
-        same = json.loads(done.read_text()).get("digest") == run_digest(CONFIG, settings_of(run, shards))
+        same = json.loads(done.read_text()).get("digest") == run_digest(CONFIGS[run.network], settings_of(run, shards))
         return (
             None if same else f"{done.parent}: made with another config or other settings; move it away to run it again"
         )
@@ -142,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for shards, runs and results")
     parser.add_argument("--only", nargs="+", choices=[question.key for question in known], help="only these questions")
-    parser.add_argument("--seeds", type=int, help="seeds per question (default: 3 for rho, later, span; else 1)")
+    parser.add_argument("--seeds", type=int, help="seeds per question (default: 1 or 3, see README.md)")
     parser.add_argument(
         "--jobs", type=int, help="runs at the same time (default: one per core; with a GPU, one per two cores)"
     )

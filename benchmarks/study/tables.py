@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from benchmarks.machine import facts_line, facts_of_the_machine
-from benchmarks.study.questions import Question, Run
+from benchmarks.study.questions import NETWORKS, UNTRAINED, Question, Run
 
 Results = dict[str, dict[str, Any]]
 MEASURES = {"knn": "kNN", "linear": "linear probe"}
@@ -23,7 +24,7 @@ PACKAGES = ("torch", "nvidia-dali-cuda130", "numpy")
 
 def values_of(run: Run, seeds: int, results: Results, measure: str) -> list[float]:
     """Return the top-1 accuracies of a cell, one per finished seed."""
-    names = [Run(method=run.method, changes=run.changes, data=run.data, seed=seed).name for seed in range(seeds)]
+    names = [replace(run, seed=seed).name for seed in range(seeds)]
     return [results[name][measure]["top1"] for name in names if name in results]
 
 
@@ -71,19 +72,22 @@ def _gain(one: Sequence[float], more: Sequence[float]) -> str:
     return f"{100 * (statistics.mean(more) - statistics.mean(one)):+.1f} (spread {100 * spread:.1f})"
 
 
-def untrained(results: Results, measure: str) -> list[float]:
-    """Return the top-1 accuracies of the untrained network, one per seed."""
-    known = [one[measure]["untrained_top1"] for one in results.values()]
+def untrained(results: Results, measure: str, network: str) -> list[float]:
+    """Return the top-1 accuracies of an untrained network, one per seed."""
+    runs = (Run(method=UNTRAINED[network], network=network, seed=seed).name for seed in range(len(results)))
+    known = [results[name][measure]["untrained_top1"] for name in runs if name in results]
     return [value for value in known if value is not None]
 
 
 def untrained_line(results: Results) -> str:
-    """Return a sentence on the untrained network and chance."""
-    known = {words: untrained(results, measure) for measure, words in MEASURES.items()}
-    before = ", ".join(f"{words} {mean_text(values)}" for words, values in known.items() if values)
+    """Return a sentence on the untrained networks and chance."""
+    sentences = []
+    for network, words in NETWORKS.items():
+        known = {name: untrained(results, measure, network) for measure, name in MEASURES.items()}
+        if before := ", ".join(f"{name} {mean_text(values)}" for name, values in known.items() if values):
+            sentences.append(f"{words}, untrained: {before}.")
     some = next(iter(results.values()))["knn"]
-    facts = f"Chance: {some['chance']:.1%}. {some['samples']} held-out videos."
-    return f"Untrained: {before}. {facts}" if before else facts
+    return " ".join([*sentences, f"Chance: {some['chance']:.1%}. {some['samples']} held-out videos."])
 
 
 def plot(axes: Axes, question: Question, results: Results, measure: str, seeds: int) -> None:
@@ -110,7 +114,7 @@ def plot(axes: Axes, question: Question, results: Results, measure: str, seeds: 
             axes.bar(x, y, 0.92 * width, color=color, label=row)
         seen = [(at, value) for at, (_, values) in zip(x, points, strict=True) if len(values) > 1 for value in values]
         axes.scatter([at for at, _ in seen], [value for _, value in seen], s=14, color=color, alpha=0.6, linewidths=0)
-    if question.one_network and (before := untrained(results, measure)):
+    if question.one_network and (before := untrained(results, measure, question.network)):
         axes.axhline(statistics.mean(before), color="#8a8f98", linestyle=":", linewidth=1.2, label="untrained")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_xlim(-0.5, len(columns) - 0.5)
@@ -144,7 +148,7 @@ def write_report(chosen: Sequence[Question], results: Results, out: Path, seeds:
     lines = ["# The paper's questions, on generated videos", "", untrained_line(results), "", "![](study.png)", ""]
     for question in chosen:
         count = seeds or question.seeds
-        lines += [f"## {question.title}", "", f"Paper: {question.paper}", ""]
+        lines += [f"## {question.title}", "", *([f"Paper: {question.paper}", ""] if question.paper else [])]
         for measure in MEASURES:
             lines += [*table(question, results, measure, count), ""]
             lines += gains(question, results, measure, count)

@@ -6,19 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.study import study
+from benchmarks.study.keep_cost import summarize
 from benchmarks.study.one import RESULT, run_digest
 from benchmarks.study.questions import SETS, Run, all_runs, questions
 from benchmarks.study.study import command_of
-from benchmarks.study.tables import gains, table
+from benchmarks.study.tables import gains, table, untrained_line
+from benchmarks.training.step_vs_plain import Contender
 from rhofast.config.load import load_config
 from rhofast.config.schema import Config
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import build_method
-from tests.helpers.shards import ROOT
-
-STUDY = ROOT / "benchmarks" / "study"
 
 
 def configurations() -> dict[str, Config]:
@@ -28,7 +28,7 @@ def configurations() -> dict[str, Config]:
     for run in all_runs(questions()):
         words = command_of(run, Path("work"), Path("shards"), "test")
         sets = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
-        found[run.name] = load_config(STUDY / "study.toml", sets)
+        found[run.name] = load_config(study.CONFIGS[run.network], sets)
     return found
 
 
@@ -49,7 +49,7 @@ def test_a_run_that_was_made_with_other_settings_is_not_taken(tmp_path: Path, mo
     run, moved = Run(method="swav"), tmp_path / "elsewhere"
     result = tmp_path / run.name / RESULT
     result.parent.mkdir()
-    result.write_text(json.dumps({"digest": run_digest(study.CONFIG, study.settings_of(run, tmp_path))}))
+    result.write_text(json.dumps({"digest": run_digest(study.CONFIGS[run.network], study.settings_of(run, tmp_path))}))
     assert study.do(run, tmp_path, moved, "test", 1) is None
     monkeypatch.setitem(study.METHOD_OPTIONS["swav"], "method.prototypes", 3)
     assert "move it away" in str(study.do(run, tmp_path, moved, "test", 1))
@@ -73,3 +73,30 @@ def test_a_table_has_means_and_spreads_of_what_is_done() -> None:
     assert "| SimCLR | 50.0 ± 10.0 | 80.0 ± 10.0 |  | 50.0 |" in lines and "| BYOL |  |  |  |  |" in lines
     above = gains(rho, results, "knn", 3)
     assert "| SimCLR | +30.0 (spread 14.1) |  |  |" in above and "| BYOL |  |  |  |" in above
+
+
+def test_each_network_is_compared_with_its_own_untrained_one() -> None:
+    accuracies = {"byol_seed-0": 0.25, "byol_seed-1": 0.75, "vit_lejepa_seed-0": 0.125, "vit_byol_seed-0": None}
+    results = {
+        name: {measure: {"untrained_top1": top1, "chance": 0.125, "samples": 8} for measure in ("knn", "linear")}
+        for name, top1 in accuracies.items()
+    }
+    assert {run.name for run in all_runs(questions(), 2) if run.evaluates_untrained} == {
+        "byol_seed-0",
+        "byol_seed-1",
+        "vit_lejepa_seed-0",
+        "vit_lejepa_seed-1",
+    }
+    slow, vit, *_ = untrained_line(results).split(". ")
+    assert slow == "Slow-R18, untrained: kNN 50.0 ± 35.4, linear probe 50.0 ± 35.4"
+    assert vit == "Tiny vit, untrained: kNN 12.5, linear probe 12.5"
+
+
+def test_savings_are_ratios_of_steps_of_one_round() -> None:
+    full, half = (Contender(name=name, step=torch.Tensor, model=torch.nn.Identity()) for name in ("100%", "50%"))
+    full.seconds, half.seconds = [2.0, 4.0, 8.0], [1.0, 3.0, 2.0]  # the machine gets slower
+    full.cpu, half.cpu = [1.0, 1.0, 1.0], [0.5, 0.25, 0.5]
+    full.peak, half.peak = 400, 300
+    first, second = summarize([full, half])
+    assert (first["of_full"], first["cpu_of_full"], first["peak_of_full"]) == (1, 1, 1)
+    assert (second["seconds"], second["of_full"], second["cpu_of_full"], second["peak_of_full"]) == (2, 0.5, 0.5, 0.75)
