@@ -62,7 +62,9 @@ METHOD_OPTIONS: dict[str, dict[str, Any]] = {
 VIT_METHOD_OPTIONS: dict[str, dict[str, Any]] = {
     "moco_v3": {
         "method.hidden": 256,
-        "method.ema_base": 0.95,
+        "method.output_norm": False,
+        "method.temperature": 0.1,
+        "method.ema_base": 0.99,
         "method.ema_anneal": False,
         "method.loss": "mean",
         "backbone.freeze_patches": True,
