@@ -11,7 +11,7 @@ Public names are imported when they are first used, so that `import rhofast` is 
     rhofast.EvalLoader               every sample exactly once, for evaluation
     rhofast.Views                    a batch, by attributes or as a dict
     rhofast.load_config(source)      load a config from a TOML file, or a packaged one by name
-    rhofast.load_backbone(file)      load an exported backbone
+    rhofast.load_backbone(where)     load an exported backbone: a file, a folder, hf://user/name
     rhofast.RhofastError             the root of all errors
 
 `rhofast.training.trainer.train(config)` runs a whole training.

@@ -31,6 +31,7 @@ DOORS = {
     "accelerate": ("training", "evaluation"),
     "torchvision": ("models.backbones.torchvision_video",),
     "ray": ("ingest.ray_cluster",),
+    "huggingface_hub": ("storage.hub",),
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,11 +36,13 @@ from rhofast.models.weight_fit import find_misfit, find_not_finite, state_on_met
 from rhofast.models.weight_formats import WEIGHT_FORMATS, backbone_in, format_for, load_into, options_for
 from rhofast.storage.address import is_remote
 from rhofast.storage.files import as_path, check_writable, replacing
+from rhofast.storage.hub import local_weights
 from rhofast.storage.strict_json import parse_record
 from rhofast.storage.tensor_file import read_tensor_header, read_tensors
 from rhofast.storage.user_code import imported_digest, renamed
 
 VERSION = 1
+_BACKBONE = "backbone."  # what the backbone's entries in a method begin with
 
 
 class SavedRun(Protocol):
@@ -83,6 +85,7 @@ class Transfer:
         options: Its options.
         entries: Which entries were taken, left behind, or missing.
         card: What the file says about itself.
+        load: Python code that loads it; empty where it is one line that everybody knows.
     """
 
     origin: str
@@ -91,6 +94,7 @@ class Transfer:
     options: Mapping[str, Any]
     entries: Imported
     card: dict[str, Any]
+    load: str = ""
 
 
 def export_checkpoint(
@@ -112,8 +116,43 @@ def export_checkpoint(
         NotFiniteError: The weights have values that are not finite.
     """
     check_writable(target)
-    config, prefix = with_named_code(saved, named, "the checkpoint"), "backbone."
+    config, backbone, card = trained(saved, run=run, named=named)
     name, options = config.backbone.name, config.backbone.options
+    if format == "safetensors":
+        save_backbone(backbone, target, name=name, options=options, card=card)
+    else:
+        known = WEIGHT_FORMATS[format]
+        if known.write is None or name not in known.backbones:
+            raise ConfigError(
+                f"backbone.name={name} cannot be written as a {known.title}",
+                hint="export it with --format safetensors",
+            )
+        content = known.write(backbone, config, saved.loader.get("epoch", 0))
+        with replacing(target) as aside:
+            torch.save(content, aside)
+    entries = taken_over(saved)
+    return Transfer(origin=card["origin"], target=target, backbone=name, options=options, entries=entries, card=card)
+
+
+def trained(
+    saved: SavedRun, *, run: Path | None = None, named: str | None = None
+) -> tuple[Config, nn.Module, dict[str, Any]]:
+    """Return the trained backbone of a checkpoint with all that is said about it.
+
+    Args:
+        saved: The checkpoint.
+        run: The run folder, for the metrics that were logged at this very step; None: without them.
+        named: The `backbone.name` that the user gave, without which no code of a user is imported.
+
+    Returns:
+        The configuration, the backbone, and its card.
+
+    Raises:
+        ConfigError: The backbone is code of a user that is not named or does not fit.
+        ResumeError: The checkpoint's weights do not fit its configuration.
+        NotFiniteError: The weights have values that are not finite.
+    """
+    config = with_named_code(saved, named, "the checkpoint")
     backbone = backbone_of(saved, "the checkpoint", named=named)
     broken = find_not_finite(backbone.state_dict())
     if broken is not None:
@@ -141,21 +180,13 @@ def export_checkpoint(
         },
         "metrics": {} if run is None else _metrics_at(RunFolder(run).metrics, saved.step),
     }
-    if format == "safetensors":
-        save_backbone(backbone, target, name=name, options=options, card=card)
-    else:
-        known = WEIGHT_FORMATS[format]
-        if known.write is None or name not in known.backbones:
-            raise ConfigError(
-                f"backbone.name={name} cannot be written as a {known.title}",
-                hint="export it with --format safetensors",
-            )
-        content = known.write(backbone, config, saved.loader.get("epoch", 0))
-        with replacing(target) as aside:
-            torch.save(content, aside)
-    dropped = [key for key in saved.method if not key.startswith(prefix)]
-    entries = Imported(matched=[key for key in saved.method if key.startswith(prefix)], dropped=dropped, missing=[])
-    return Transfer(origin=card["origin"], target=target, backbone=name, options=options, entries=entries, card=card)
+    return config, backbone, card
+
+
+def taken_over(saved: SavedRun) -> Imported:
+    """Return which entries of a checkpoint's method are the backbone's."""
+    matched = [key for key in saved.method if key.startswith(_BACKBONE)]
+    return Imported(matched=matched, dropped=[key for key in saved.method if not key.startswith(_BACKBONE)], missing=[])
 
 
 def import_weights(
@@ -216,22 +247,35 @@ def save_backbone(
 
 
 def load_backbone(path: str | Path, *, backbone: str | None = None) -> nn.Module:
-    """Load a backbone from an exported or imported file, in evaluation mode: [N, 3, T, H, W] -> [N, num_features].
+    """Load a backbone that was exported or imported, in evaluation mode: [N, 3, T, H, W] -> [N, num_features].
 
     Its `card` is a dict; `card["input"]` says what goes in: num_frames, frame_stride, fps, size, mean, std, each None
     if it is not known, and as a sentence (`text`).
 
     Args:
-        path: The file.
+        path: The file, a folder that holds it as `model.safetensors`, or a repository of the Hugging Face Hub as
+            `hf://user/name` or `hf://user/name@revision`.
         backbone: For a backbone of a user's own code: `package.module:function` or `path/to/file.py:function`. The
             file holds no code, and the name in it is not imported.
 
     Raises:
         ConfigError: The file is no such export, or cannot be read.
+        StoreError: The hub cannot be reached, or refuses.
     """
-    network, notes = load_with_notes(Path(path), named=backbone, python=True)
+    file = local_weights(path)
+    with naming_source(path, file):
+        network, notes = load_with_notes(file, named=backbone, python=True)
     network.card = notes.card.model_dump(exclude_unset=True)  # type: ignore[assignment]
     return network
+
+
+@contextlib.contextmanager
+def naming_source(source: str | Path, file: Path) -> Iterator[None]:
+    """Let errors name the address that the user gave, not the file in a cache that it stands for."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(error.message.replace(str(file), str(source)), hint=error.hint) from None
 
 
 def load_with_notes(path: Path, *, named: str | None = None, python: bool = False) -> tuple[nn.Module, Notes]:

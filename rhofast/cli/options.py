@@ -13,7 +13,7 @@ from rhofast.storage.files import as_path, is_local
 
 # Panels of the help: options that belong together stand together.
 SOURCE, STORAGE, LIMITS, EXECUTION = "Source", "Storage", "Limits", "Execution"
-CONFIG, OUTPUT, DATA, RUN = "Config", "Output", "Data", "Run"
+CONFIG, OUTPUT, DATA, RUN, HUB = "Config", "Output", "Data", "Run", "Hugging Face Hub"
 
 Overrides = Annotated[
     list[str] | None,
@@ -47,7 +47,8 @@ CheckpointArgument = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="Run or checkpoint folder, .safetensors file, PySlowFast .pyth, torchvision .pth, or the word random.",
+        help="Run or checkpoint folder, .safetensors file, hf://user/name, PySlowFast .pyth, torchvision .pth, or "
+        "the word random.",
         show_default=False,
     ),
 ]

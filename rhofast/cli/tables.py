@@ -106,11 +106,16 @@ def summary_table(info: DatasetInfo, summary: Summary, clips: ClipConfig) -> Tab
     return _facts(f"{info.name} ({info.split}), codec {info.codec['name']}", rows)
 
 
-def transfer_table(transfer: Transfer) -> Table:
-    """Return the table of exported or imported weights; entries that were not taken over are named."""
+def transfer_table(transfer: Transfer, *, target: str | None = None) -> Table:
+    """Return the table of exported or imported weights; entries that were not taken over are named.
+
+    Args:
+        transfer: What was written.
+        target: Where it is, if not at `transfer.target`.
+    """
     entries = transfer.entries
     rows = {
-        "written": str(transfer.target),
+        "written": target or str(transfer.target),
         "from": transfer.origin,
         "backbone": " ".join([transfer.backbone, *(f"{key}={value}" for key, value in transfer.options.items())]),
         "input": str(transfer.card["input"]["text"]),

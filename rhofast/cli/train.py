@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import shlex
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from rhofast.checkpoint.run_folder import run_of
-from rhofast.cli.console import err, is_main_process, out, print_error, print_line
+from rhofast.cli.console import err, is_main_process, out, print_error, print_line, print_lines
 from rhofast.cli.live_view import TrainingView
-from rhofast.cli.options import CONFIG, OUTPUT, RUN, ConfigArgument, Overrides
+from rhofast.cli.options import CONFIG, HUB, OUTPUT, RUN, ConfigArgument, Overrides
 from rhofast.cli.tables import transfer_table
 from rhofast.errors import EXIT_RESUMABLE, ConfigError
 
-WeightFormat = Literal["safetensors", "pyslowfast"]
+WeightFormat = Literal["safetensors", "pyslowfast", "hub", "transformers"]
 _BY_FILE = "as the file says"
 
 configs = typer.Typer(help="List, show and copy the configs that come with rhofast.", no_args_is_help=True)
@@ -106,12 +107,48 @@ def export(
         typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Folder of a run or of a checkpoint.", show_default=False),
     ],
     target: Annotated[
-        Path,
-        typer.Argument(metavar="OUT", help="File to write: .safetensors, or .pyth for PySlowFast.", show_default=False),
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="[OUT]",
+            help="What to write: a .safetensors file, a .pyth file for PySlowFast, or a folder. Not needed with --hub.",
+            show_default=False,
+        ),
+    ] = None,
     weight_format: Annotated[
-        WeightFormat, typer.Option("--format", help="Format of the file.", rich_help_panel=OUTPUT)
-    ] = "safetensors",
+        WeightFormat | None,
+        typer.Option(
+            "--format",
+            help="A file (safetensors, pyslowfast), or a folder with config.json, model.safetensors and a model card "
+            "(hub; transformers, for a vit). Default: safetensors; hub with --hub.",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    hub: Annotated[
+        str | None,
+        typer.Option(
+            "--hub", metavar="USER/NAME", help="Repository of the Hugging Face Hub to upload to.", rich_help_panel=HUB
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", metavar="BRANCH", help="Branch to upload to. Default: main.", rich_help_panel=HUB),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a repository that is created private.", rich_help_panel=HUB)
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that the repository has.", rich_help_panel=HUB)
+    ] = False,
+    license_id: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            metavar="ID",
+            help="License for the model card, such as apache-2.0. Default: a line to fill in.",
+            rich_help_panel=HUB,
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -123,19 +160,49 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write the trained backbone of a run as one file."""
+    """Write the trained backbone of a run as a file or a folder, and upload it."""
     from rhofast.checkpoint.checkpoint import find_checkpoint, load_checkpoint
     from rhofast.checkpoint.export import export_checkpoint
+    from rhofast.checkpoint.hub_folder import check_folder, write_folder
     from rhofast.config.load import find_value
+    from rhofast.storage.hub import check_token, open_repository, parse_repository, upload
 
     for text in overrides or []:
         if text.partition("=")[0].strip() != "backbone.name":
             raise ConfigError(f"--set {text}: only backbone.name can be set; the rest is the run's")
+    if hub is None:
+        given = {"revision": revision, "private": private, "overwrite": overwrite}
+        for option in (name for name, value in given.items() if value):
+            raise ConfigError(f"--{option} requires --hub")
+    repository = None if hub is None else parse_repository(hub, where="--hub", revision=revision)
     named = find_value(None, overrides or [], "backbone", "name")
+    form = weight_format or ("safetensors" if hub is None else "hub")
+    if repository is None and target is None:
+        raise ConfigError("OUT is missing", hint="name a file or a folder, or a repository: --hub USER/NAME")
     folder = find_checkpoint(checkpoint)
     run = checkpoint if folder != checkpoint else run_of(folder).path
-    saved = load_checkpoint(folder)
-    out.print(transfer_table(export_checkpoint(saved, target, format=weight_format, run=run, named=named)))
+    if form == "safetensors" or form == "pyslowfast":
+        if license_id is not None or repository is not None or target is None:
+            option = "--hub" if repository is not None else "--license"
+            raise ConfigError(f"{option} excludes --format {form}", hint="--format hub, or transformers for a vit")
+        out.print(transfer_table(export_checkpoint(load_checkpoint(folder), target, format=form, run=run, named=named)))
+        return
+    with tempfile.TemporaryDirectory() as aside:
+        place = target or Path(aside) / "export"
+        check_folder(place, license_id)
+        if repository is not None:
+            check_token(repository)
+        address = None if repository is None else str(repository).removeprefix("hf://")
+        done = write_folder(
+            load_checkpoint(folder), place, form=form, run=run, named=named, address=address, license=license_id
+        )
+        if repository is not None:
+            open_repository(repository, private=private, overwrite=overwrite)
+            uploaded = upload(repository, place, done.origin)
+    out.print(transfer_table(done, target=str(repository) if target is None else None))
+    if repository is not None:
+        print_line(f"Uploaded: {uploaded}")
+    print_lines(done.load)
 
 
 def import_(

@@ -2,6 +2,7 @@
 
     runs/first, runs/first/checkpoints/step-...   newest checkpoint of a run, or one of its checkpoints
     backbone.safetensors                          a file of `rhofast export` or `rhofast import`
+    hf://user/name, hf://user/name@revision       what `rhofast export --hub` has uploaded, which is downloaded
     SLOW_8x8.pyth                                 a PySlowFast checkpoint; set backbone.name (default: slow_r50)
     r3d_18-b3b3357e.pth                           torchvision's weights, recognized by the file name
     vitl.pt, videomae/model.safetensors           weights of VideoMAE, V-JEPA or timm, recognized by their names
@@ -10,7 +11,7 @@
 The clips have the geometry that the weights were trained with, as far as the file says. A configuration file and
 `--set` override it. So they do with the backbone's options for training (`TRAINING_OPTIONS`), which are otherwise the
 defaults, not those of the weights: a network that was pretrained on some of the tokens is fine-tuned on all of them.
-Nothing is downloaded.
+Nothing else is downloaded.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import nn
 from rhofast.checkpoint.backbone import backbone_of, untrained_backbone, with_named_code
 from rhofast.checkpoint.card import InputCard
 from rhofast.checkpoint.checkpoint import find_checkpoint, load_checkpoint
-from rhofast.checkpoint.export import load_with_notes
+from rhofast.checkpoint.export import load_with_notes, naming_source
 from rhofast.checkpoint.run_folder import RunFolder, run_of
 from rhofast.config.load import dump_config, find_value, load_config
 from rhofast.config.schema import Config
@@ -36,6 +37,7 @@ from rhofast.errors import ConfigError
 from rhofast.models.backbones import TRAINING_OPTIONS, build_backbone
 from rhofast.models.weight_file import open_weights
 from rhofast.models.weight_formats import backbone_in, format_for, load_into, options_for
+from rhofast.storage.hub import is_hub_address, local_weights, parse_repository
 from rhofast.storage.tensor_file import read_tensor_header
 
 RANDOM = "random"
@@ -88,7 +90,12 @@ def open_model(
     Raises:
         ConfigError: If the file does not exist, its weights are of no known format, or they do not fit the backbone.
         ResumeError: If the checkpoint cannot be read.
+        StoreError: If the hub cannot be reached, or refuses.
     """
+    if is_hub_address(str(source)):
+        repository, path = parse_repository(str(source), where="CHECKPOINT"), local_weights(source)
+        with naming_source(source, path):
+            return _exported(path, config_file, overrides, name=repository.name.replace("/", "--"))
     path = Path(source)
     if str(source) == RANDOM:
         folder = Path("runs") / RANDOM
@@ -141,10 +148,12 @@ def _checkpoint(path: Path, config_file: str | Path | None, overrides: Sequence[
     )
 
 
-def _exported(path: Path, config_file: str | Path | None, overrides: Sequence[str]) -> EvalModel:
+def _exported(
+    path: Path, config_file: str | Path | None, overrides: Sequence[str], *, name: str | None = None
+) -> EvalModel:
     backbone, notes = load_with_notes(path, named=find_value(config_file, overrides, "backbone", "name"))
-    name, expects, origin = notes.backbone.name, notes.card.input, notes.card.origin
-    return _of_file(path, backbone, name, notes.options, expects, config_file, overrides, origin=origin)
+    kind, expects, origin = notes.backbone.name, notes.card.input, notes.card.origin
+    return _of_file(path, backbone, kind, notes.options, expects, config_file, overrides, origin=origin, name=name)
 
 
 def _foreign(path: Path, config_file: str | Path | None, overrides: Sequence[str]) -> EvalModel:
@@ -174,6 +183,7 @@ def _of_file(
     overrides: Sequence[str],
     *,
     origin: str,
+    name: str | None = None,
 ) -> EvalModel:
     """Build the model of a weight file.
 
@@ -186,12 +196,13 @@ def _of_file(
         config_file: Configuration of an evaluation.
         overrides: Settings `key=value`.
         origin: Where the weights come from, in words.
+        name: Name of the folder for results; None: that of the file.
 
     Returns:
         The model, without step and run.
     """
     known = expects.model_dump(exclude_none=True)
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", name or path.stem)
     folder = Path("runs") / name
     base = {
         "name": name,
