@@ -6,6 +6,8 @@ counts how many clips a backbone processes with and without gradients.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections import Counter
 from dataclasses import dataclass
 
@@ -17,9 +19,11 @@ from rhofast.config.schema import Config
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import build_method
 from rhofast.models.methods.method import TrainingProgress
+from rhofast.storage.user_code import failures_of, is_reference
 from rhofast.training.step import forward_backward
 
 _VIDEOS = 2  # in the batch of the stand-in: the minimum for batch norm
+_CLIPS = 2  # of a forward pass that is counted: the minimum for batch norm, too
 _BACKWARD = 2  # a backward pass costs two forward passes: gradients of weights and of activations
 
 
@@ -52,15 +56,21 @@ def count_workload(config: Config, clips: int) -> Workload:
         The cost.
 
     Raises:
-        ConfigError: If the backbone cannot take the clips of the configuration.
+        ConfigError: If the backbone cannot take the clips of the configuration, or a method of the user's own asks its
+            backbone for more than features.
         ValueError: If the method cannot use this number of clips.
     """
-    backbone_section, frames, size = config.backbone, config.clips.num_frames, config.augment.size
-    with torch.device("meta"):
-        backbone = build_backbone(backbone_section.name, backbone_section.options, num_frames=frames, size=size)
-        method = build_method(config.method.name, config.method.options, backbone)
-        # A backbone may do less in passes that make gradients: `keep` of a ViT leaves tokens out there.
+    section, frames, size = config.backbone, config.clips.num_frames, config.augment.size
+    # Code of the user's own may look at values, which needs a device that has them.
+    with contextlib.nullcontext() if is_reference(section.name) else torch.device("meta"):
+        backbone = build_backbone(section.name, section.options, num_frames=frames, size=size)
+    # A backbone may do less in passes that make gradients: `keep` of a ViT leaves tokens out there.
+    own = failures_of(f"backbone.name={section.name}") if is_reference(section.name) else contextlib.nullcontext()
+    with own:
         forward = {trained: _forward_flops(backbone, frames, size, trained=trained) for trained in (False, True)}
+        backbone.to("meta")
+    with torch.device("meta"):
+        method = build_method(config.method.name, config.method.options, backbone)
     passes, heads = _count_passes(config, clips, backbone)
     trained = sum(tensor.numel() * tensor.element_size() for tensor in method.parameters() if tensor.requires_grad)
     stored = sum(tensor.numel() * tensor.element_size() for tensor in method.state_dict().values())
@@ -74,10 +84,21 @@ def count_workload(config: Config, clips: int) -> Workload:
 
 
 def _forward_flops(backbone: nn.Module, frames: int, size: int, *, trained: bool) -> int:
-    """Return the operations of a forward pass of one clip on the meta device, with or without gradients."""
-    with torch.set_grad_enabled(trained), FlopCounterMode(display=False) as counter:
-        backbone(torch.empty(1, 3, frames, size, size))
-    return int(counter.get_total_flops())
+    """Return the operations of a forward pass of one clip, with or without gradients.
+
+    Two clips are what batch norm needs. They run on the meta device if the backbone can.
+    """
+    shape = (_CLIPS, 3, frames, size, size)
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(trained):
+        try:
+            with torch.device("meta"), FlopCounterMode(display=False) as counter:
+                copy.deepcopy(backbone).to("meta")(torch.empty(shape))
+        except Exception:
+            if any(tensor.is_meta for tensor in backbone.parameters()):
+                raise
+            with FlopCounterMode(display=False) as counter:
+                copy.deepcopy(backbone)(torch.zeros(shape))
+    return int(counter.get_total_flops()) // _CLIPS
 
 
 def _count_passes(config: Config, clips: int, backbone: nn.Module) -> tuple[dict[bool, float], float]:
@@ -105,8 +126,10 @@ def _count_passes(config: Config, clips: int, backbone: nn.Module) -> tuple[dict
             seen[torch.is_grad_enabled()] += len(clip)
             return torch.randn(len(clip), int(self.num_features)) * self.weight  # type: ignore[arg-type]
 
-    with torch.random.fork_rng(devices=[]):
-        method = build_method(config.method.name, config.method.options, StandIn())
+    name = config.method.name
+    failures = failures_of(f"method.name={name}, around a stand-in for the backbone that has no layers")
+    with torch.random.fork_rng(devices=[]), failures if is_reference(name) else contextlib.nullcontext():
+        method = build_method(name, config.method.options, StandIn())
         with FlopCounterMode(display=False) as counter:
             forward_backward(
                 method,

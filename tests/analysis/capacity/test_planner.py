@@ -30,6 +30,7 @@ from rhofast.data.codecs import build_codec
 from rhofast.errors import ConfigError
 from rhofast.models.methods import METHODS, build_method
 from rhofast.models.methods.method import TrainingProgress
+from rhofast.storage import user_code
 from rhofast.training.optim import build_optimizer
 from rhofast.training.step import forward_backward
 from tests.helpers.shards import ROOT
@@ -324,6 +325,106 @@ def test_the_published_step_has_the_published_operations() -> None:
     the area; BYOL does that 4 times per clip: once in the momentum network, once forward, twice backward."""
     work = count_workload(load_config(None), 2)
     assert work.flops == pytest.approx(2 * 4 * 2 * 54.5e9 * (224 / 256) ** 2, rel=0.02)
+
+
+def vit_operations(frames: int, size: int, *, width: int, depth: int, keep: float) -> int:
+    """Operations of one forward pass of one clip: patches, queries, keys and values, attention, its output, the MLP."""
+    tokens = max(1, round(keep * (frames // 2) * (size // 16) ** 2))
+    patches = tokens * 2 * 16 * 16 * 3 * width
+    block = tokens * (3 + 1 + 4 + 4) * width**2 + 2 * tokens**2 * width
+    return 2 * (patches + depth * block)
+
+
+@pytest.mark.parametrize(
+    ("method", "trained", "others"),
+    [("byol", 2, 2), ("moco_v3", 2, 2), ("lejepa", 2, 0)],
+)
+@pytest.mark.parametrize("keep", [1.0, 0.25])
+def test_a_vit_s_dropped_tokens_are_not_counted(method: str, trained: int, others: int, keep: float) -> None:
+    """Clips with gradients cost three times what is kept of them; those of momentum networks once, and whole."""
+    sizes = ["clips.num_frames=8", "augment.size=64", "backbone.width=96", "backbone.depth=3", "backbone.heads=3"]
+    names = ["backbone.name=vit", f"backbone.keep={keep}", f"method.name={method}", "method.hidden=8", "method.out=4"]
+    work = count_workload(load_config(None, [*names, *sizes, "train.epochs=1"]), 2)
+    kept, whole = (vit_operations(8, 64, width=96, depth=3, keep=share) for share in (keep, 1.0))
+    backbones = 3 * trained * kept + others * whole
+    assert 0 < work.flops - backbones < 2e-3 * backbones  # what the heads do
+
+
+PRICED = sorted(path for path in (ROOT / "configs").glob("*.toml") if "vit" in path.name or "s3d" in path.name)
+
+
+@pytest.mark.parametrize("path", PRICED, ids=[path.stem for path in PRICED])
+def test_the_configs_of_vits_and_of_s3d_are_priced(path: Path) -> None:
+    """ViT-B/16 with 1,568 tokens, by its closed form; S3D-G at 17.98 G multiply-adds and its gates."""
+    config = load_config(path)
+    work = count_workload(config, config.clips.num_clips)
+    if config.backbone.name == "vit":
+        keep = float(config.backbone.options.get("keep", 1.0))
+        kept, whole = (vit_operations(16, 224, width=768, depth=12, keep=share) for share in (keep, 1.0))
+    else:
+        kept = whole = 2 * int(17.98e9)
+    momentum = config.method.name in ("byol", "moco_v3")
+    assert work.flops == pytest.approx(config.clips.num_clips * (3 * kept + momentum * whole), rel=0.01)
+    assert config.train.batch_size % 8 == 0 and config.train.epochs == 200
+    if config.backbone.name == "vit":
+        assert (config.optim.name, config.train.precision, config.train.compile) == ("adamw", "bf16", True)
+        assert config.optim.warmup_epochs > 0
+
+
+OWN = """
+import torch
+from torch import nn
+from rhofast.models.methods.method import Method
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = nn.Linear(3, 50), nn.BatchNorm1d(50)
+        self.num_features = 50
+
+    def forward(self, x):
+        return self.norm(self.layer(x.mean(dim=(2, 3, 4))))
+
+class Looks(Net):
+    def forward(self, x):
+        return super().forward(x * 2 if float(x.sum()) > 1e9 else x)
+
+class Means(Method):
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+
+    def num_passes(self, num_clips):
+        return 1
+
+    def forward(self, pixels, pass_index):
+        features = torch.stack([self.backbone(clip) for clip in pixels.unbind(dim=1)])
+        return features.var(dim=0).mean() - features.std(), {}
+
+class Asks(Means):
+    def forward(self, pixels, pass_index):
+        return super().forward(pixels, pass_index + len(self.backbone.layer.weight))
+"""
+
+
+def test_code_of_the_user_s_own_is_priced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(user_code, "_IMPORTED", {})
+    Path("own_priced.py").write_text(OWN)
+    for network in ("Net", "Looks"):
+        names = [f"backbone.name=own_priced.py:{network}", "method.name=own_priced.py:Means", "train.epochs=1"]
+        work = count_workload(load_config(None, [*names, "augment.size=16"]), 3)
+        assert work.flops == 3 * 3 * 2 * 3 * 50
+        assert work.gradient_bytes == 4 * (3 * 50 + 3 * 50)
+    command = "plan --gpus 1 --videos 1e4 --mean-seconds 9"
+    command += " --set train.epochs=1 --set train.batch_size=8 --set augment.size=16"
+    own = "--set backbone.name=own_priced.py:Net --set method.name=own_priced.py"
+    app(shlex.split(f"{command} {own}:Means"), standalone_mode=False)
+    assert re.search(r"operations per video +│ +1.8 kFLOP", capsys.readouterr().out)
+    with pytest.raises(ConfigError, match=r":Asks, around a stand-in for the backbone that has no layers: Attribute"):
+        app(shlex.split(f"{command} {own}:Asks"), standalone_mode=False)
 
 
 # ---- codec costs ----
