@@ -62,7 +62,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, angles: Angles | None) -> Tensor:
         """Map tokens [N, L, D] to [N, L, D]; with `angles`, queries and keys are rotated."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # so their gradients are copied once
+        q, k, v = (part.transpose(1, 2) for part in parts)
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
