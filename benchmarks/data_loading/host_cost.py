@@ -142,7 +142,7 @@ def measure(folder: Path, batches: int) -> dict[str, float]:
             selection = planner.select(next(positions))
             rows = [reader.locate(data.locate(sample)[1]) for sample in selection.samples.tolist()]
         with clock.phase("plan"):
-            clips, plan = planner.plan(rows, selection.samples, selection.epochs)
+            clips, plan = planner.plan(rows, selection.samples, selection.epochs, selection.earlier)
         with clock.phase("read"):
             samples = [
                 reader.read(data.locate(sample)[1], frames, row)

@@ -13,7 +13,7 @@ from rhofast.analysis.rendering import DrawnClip, DrawnVideo, animation, check_s
 from rhofast.analysis.replay import displayable
 from rhofast.data.format.dataset import ShardSet, choose_samples, find_keys
 from rhofast.data.loader.eval_loader import EvalLoader
-from rhofast.data.sources import open_shards
+from rhofast.data.sources import open_shards, open_source
 from rhofast.distributed.process_group import rank
 from rhofast.errors import ConfigError
 from rhofast.evaluation.features import Features, Progress, extract_features, part_of
@@ -84,8 +84,9 @@ def open_bank(
     training_sets = model.config.data.train
     if bank is None and not training_sets:
         raise ConfigError("no shards are known in which to search for neighbors", hint="pass them with --train SHARDS")
-    opened = open_shards(bank or training_sets[0].shards, data=model.config.data)
-    query_set = opened if queries is None else open_shards(queries, data=model.config.data)
+    data = model.config.data
+    opened = open_shards(bank, data=data) if bank else open_source(training_sets[0], data=data)
+    query_set = opened if queries is None else open_shards(queries, data=data)
     chosen = find_keys(query_set, keys) if keys else choose_samples(query_set, samples)
     return model, opened, query_set, np.array(chosen, dtype=np.int64)
 

@@ -180,6 +180,7 @@ def _headline(run: RunLog, between: str) -> str:
         if "parameters" in first
         else backbone["name"],
         f"{first['samples']:,} videos of {config['data'].get('train', '?')}" if "samples" in first else "",
+        f"of these sets {first['keep']}" if "keep" in first else "",
         f"{first.get('world_size', 1)} x {first.get('device', '?')}, started {first.get('time', '?')}",
         "; ".join(first.get("decoders", [])),
         ", ".join(f"{name} {version}" for name, version in versions.items()),

@@ -26,8 +26,8 @@ from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.checkpoint.run_lines import read_metrics
 from rhofast.config.schema import Config, DataConfig
 from rhofast.config.section import parse_section
-from rhofast.data.format.dataset import open_folder
 from rhofast.data.sampling.mixture import Mixture
+from rhofast.data.sources import open_source
 from rhofast.errors import ConfigError, NotFiniteError, ShardError
 from rhofast.models.backbones import build_backbone
 from rhofast.models.weight_conversion import Imported
@@ -35,7 +35,7 @@ from rhofast.models.weight_file import open_weights
 from rhofast.models.weight_fit import find_misfit, find_not_finite, state_on_meta
 from rhofast.models.weight_formats import WEIGHT_FORMATS, backbone_in, format_for, load_into, options_for
 from rhofast.storage.address import is_remote
-from rhofast.storage.files import as_path, check_writable, replacing
+from rhofast.storage.files import check_writable, replacing
 from rhofast.storage.hub import local_weights
 from rhofast.storage.strict_json import parse_record
 from rhofast.storage.tensor_file import read_tensor_header, read_tensors
@@ -352,8 +352,8 @@ def _data_card(data: DataConfig, digest: str | None) -> dict[str, Any]:
     """
     name = None
     if data.train and not any(is_remote(source.shards) for source in data.train):
-        with contextlib.suppress(ShardError):
-            sets = [open_folder(as_path(source.shards), check_files=False) for source in data.train]
+        with contextlib.suppress(ShardError, ConfigError):
+            sets = [open_source(source, data=data, check_files=False) for source in data.train]
             if Mixture(sets, [source.weight for source in data.train]).digest == digest:
                 name = " + ".join(shards.info.name for shards in sets)
     return {"name": name, "digest": digest}

@@ -42,6 +42,7 @@ class _Start(_Line):
     time: str = ""
     parameters: _Step = 0
     samples: _Step = 0
+    keep: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
     decoders: list[str] = Field(default_factory=list)
 

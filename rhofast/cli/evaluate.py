@@ -42,6 +42,18 @@ TrainOption = Annotated[
         "--train", metavar="SHARDS", help="Labeled training shards. Default: those of the run.", rich_help_panel=DATA
     ),
 ]
+TrainKeepOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--train-keep", metavar="FILE", help="List of the training samples to use. Default: all.", rich_help_panel=DATA
+    ),
+]
+TestKeepOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--test-keep", metavar="FILE", help="List of the held-out samples to use. Default: all.", rich_help_panel=DATA
+    ),
+]
 OverlapOption = Annotated[
     bool,
     typer.Option(
@@ -75,6 +87,8 @@ def knn(
     shards: TestArgument = None,
     train: TrainOption = None,
     test: TestOption = None,
+    train_keep: TrainKeepOption = None,
+    test_keep: TestKeepOption = None,
     untrained: UntrainedOption = False,
     config: ConfigOption = None,
     allow_overlap: OverlapOption = False,
@@ -84,7 +98,17 @@ def knn(
     """Weighted k-nearest neighbors on frozen features."""
     from rhofast.evaluation.knn import evaluate_neighbors
 
-    task = _open(checkpoint, _test_shards(shards, test), train, config, overrides, allow_overlap, target)
+    task = _open(
+        checkpoint,
+        _test_shards(shards, test),
+        train,
+        config,
+        overrides,
+        allow_overlap,
+        target,
+        train_keep=train_keep,
+        test_keep=test_keep,
+    )
     with progress_bars("features") as (progress,):
         result = evaluate_neighbors(task, untrained=untrained, progress=progress)
     _report(result, target)
@@ -96,6 +120,8 @@ def linear(
     shards: TestArgument = None,
     train: TrainOption = None,
     test: TestOption = None,
+    train_keep: TrainKeepOption = None,
+    test_keep: TestKeepOption = None,
     untrained: UntrainedOption = False,
     config: ConfigOption = None,
     resume: ResumeOption = False,
@@ -112,7 +138,17 @@ def linear(
 
     if resume and config is None:
         raise ConfigError("--resume requires --config", hint="without it, --set eval.keep=FOLDER keeps the features")
-    task = _open(checkpoint, _test_shards(shards, test), train, config, overrides, allow_overlap, target)
+    task = _open(
+        checkpoint,
+        _test_shards(shards, test),
+        train,
+        config,
+        overrides,
+        allow_overlap,
+        target,
+        train_keep=train_keep,
+        test_keep=test_keep,
+    )
     if config is not None:
         if untrained:
             raise ConfigError(
@@ -141,13 +177,25 @@ def finetune(
     shards: TestArgument = None,
     train: TrainOption = None,
     test: TestOption = None,
+    train_keep: TrainKeepOption = None,
+    test_keep: TestKeepOption = None,
     resume: ResumeOption = False,
     allow_overlap: OverlapOption = False,
     target: OutOption = None,
     overrides: Overrides = None,
 ) -> None:
     """Fine-tune the whole network on labeled shards, then test it."""
-    task = _open(checkpoint, _test_shards(shards, test), train, config, overrides, allow_overlap, target)
+    task = _open(
+        checkpoint,
+        _test_shards(shards, test),
+        train,
+        config,
+        overrides,
+        allow_overlap,
+        target,
+        train_keep=train_keep,
+        test_keep=test_keep,
+    )
     _classify(task, frozen=False, resume=resume, target=target)
 
 
@@ -162,6 +210,10 @@ def embed(
             show_default=False,
         ),
     ],
+    keep: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="List of the samples to use. Default: all.", rich_help_panel=DATA),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Write the features of all samples of a set, with their keys."""
@@ -172,7 +224,7 @@ def embed(
 
     check_target(target)
     model = open_model(checkpoint, overrides=overrides or [])
-    opened = open_shards(shards, data=model.config.data)
+    opened = open_shards(shards, keep=keep, data=model.config.data)
     with progress_bars("features") as (progress,):
         result = write_features(model, opened, target, progress=progress)
     if not is_main_process():
@@ -221,6 +273,9 @@ def _open(
     overrides: list[str] | None,
     allow_overlap: bool,
     target: Path | None,
+    *,
+    train_keep: Path | None,
+    test_keep: Path | None,
 ) -> EvalTask:
     """Open what is evaluated. target: the file for the result; None: a file in the folder of the run."""
     from rhofast.evaluation.task import open_task
@@ -228,7 +283,14 @@ def _open(
     if target is not None:
         check_writable(target)
     task = open_task(
-        checkpoint, test, train=train, config_file=config, overrides=overrides or [], allow_overlap=allow_overlap
+        checkpoint,
+        test,
+        train=train,
+        train_keep=train_keep,
+        test_keep=test_keep,
+        config_file=config,
+        overrides=overrides or [],
+        allow_overlap=allow_overlap,
     )
     if is_main_process():
         for note in task.notes:

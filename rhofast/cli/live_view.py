@@ -52,6 +52,8 @@ class TrainingView:
         """Take a line of metrics, and draw if it is time to."""
         kind = line["kind"]
         if kind == "start":
+            if "keep" in line:
+                self._print(f"training on {line['keep']}")
             for sentence in line["decoders"]:
                 self._print(sentence)
         elif "text" in line and kind != "error":  # not an error: the program ends with it

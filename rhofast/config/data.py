@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
@@ -24,19 +24,23 @@ from rhofast.config.section import (
 from rhofast.storage.address import check_address
 
 
-class SourceConfig(Section):
-    """One shard set to train on."""
+class ShardsConfig(Section):
+    """One shard set, or a part of one."""
 
     shards: str = Field(min_length=1)
     """Folder of the shard set, or its address (`https://...`, `s3://...`, `file:///...`)."""
 
-    weight: Annotated[Finite, Field(gt=0)] = 1.0
-    """Weight in the training mixture: the set's share of the training samples is weight / sum of all weights."""
+    keep: PathField | None = None
+    """File with the keys of the samples to use: .parquet or .csv with a column `key`, or .txt with one key per line.
+    In training, numbers in a column `weight` say how often a sample is visited, relative to the others. None: all
+    samples."""
+
+    _option: ClassVar[str] = "data.test"
 
     @field_validator("shards")
     @classmethod
     def _check_address(cls, value: str) -> str:
-        return check_address(value, "data.train")
+        return check_address(value, cls._option)
 
     @model_validator(mode="before")
     @classmethod
@@ -44,15 +48,25 @@ class SourceConfig(Section):
         return {"shards": str(value)} if isinstance(value, str | Path) else value
 
 
+class SourceConfig(ShardsConfig):
+    """One shard set to train on, or a part of one."""
+
+    weight: Annotated[Finite, Field(gt=0)] = 1.0
+    """Weight in the training mixture: the set's share of the training samples is weight / sum of all weights."""
+
+    _option: ClassVar[str] = "data.train"
+
+
 class DataConfig(Section):
     """Where the shards are and how they are loaded."""
 
     train: Annotated[tuple[SourceConfig, ...], Field(strict=False)] = ()
-    """Training shards: one folder or address, or a list of `{shards = ..., weight = ...}`. An empty list: none."""
+    """Training shards: one folder or address, or a list of `{shards = ..., weight = ..., keep = ...}`. An empty list:
+    none. `keep` is a file that lists the samples to train on, by keys and perhaps weights."""
 
-    test: Annotated[str, Field(min_length=1)] | None = None
-    """Folder or address of the held-out shards of the kNN evaluation during training. Its neighbors come from the
-    first training set. None: no held-out shards."""
+    test: ShardsConfig | None = None
+    """Held-out shards of the kNN evaluation during training: a folder or an address, or `{shards = ..., keep = ...}`.
+    Its neighbors come from the first training set. None: no held-out shards."""
 
     block_shards: Count | None = None
     """Number of shards per shuffle block: the shards are shuffled and cut into blocks, and samples are shuffled within
@@ -106,16 +120,6 @@ class DataConfig(Section):
     def _accept_one_set(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | Path | Mapping) else value
 
-    @field_validator("test", mode="before")
-    @classmethod
-    def _path_to_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
-
-    @field_validator("test")
-    @classmethod
-    def _check_address(cls, value: str | None) -> str | None:
-        return None if value is None else check_address(value, "data.test")
-
     @field_validator("train")
     @classmethod
     def _check_duplicates(cls, value: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
@@ -132,11 +136,18 @@ class DataConfig(Section):
         return self
 
     @field_serializer("train")
-    def _as_typed(self, value: tuple[SourceConfig, ...]) -> str | list[dict[str, Any]]:
-        """Return a single set without a weight as its text."""
-        if len(value) == 1 and value[0].weight == 1:
+    def _train_as_typed(self, value: tuple[SourceConfig, ...]) -> str | list[dict[str, Any]]:
+        """Return a single set without weight and keep as its text."""
+        if len(value) == 1 and value[0].weight == 1 and value[0].keep is None:
             return value[0].shards
-        return [source.model_dump() for source in value]
+        return [source.model_dump(mode="json", exclude_none=True) for source in value]
+
+    @field_serializer("test")
+    def _test_as_typed(self, value: ShardsConfig | None) -> str | dict[str, Any] | None:
+        """Return a whole set as its text."""
+        if value is None or value.keep is None:
+            return None if value is None else value.shards
+        return value.model_dump(mode="json")
 
 
 class ClipConfig(Section):

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rhofast.config.data import AugmentConfig, ClipConfig, DataConfig, SourceConfig
+from rhofast.config.data import AugmentConfig, ClipConfig, DataConfig, ShardsConfig, SourceConfig
 from rhofast.config.section import PathField, Section
 from rhofast.config.training import EvalConfig, OptimConfig, TrainConfig
 
@@ -28,6 +28,7 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "OptimConfig",
+    "ShardsConfig",
     "SourceConfig",
     "TrainConfig",
 ]

@@ -6,9 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rhofast.config.schema import DataConfig
+import numpy as np
+
+from rhofast.config.schema import DataConfig, ShardsConfig
+from rhofast.config.section import parse_section
 from rhofast.data.format.dataset import ShardSet, open_folder
+from rhofast.data.format.keep_list import read_keep_list
 from rhofast.data.format.remote import RemoteShardSet, shard_bytes
+from rhofast.data.format.selection import find_subset
+from rhofast.data.format.subset import VISIT
 from rhofast.data.sampling.shuffle import lanes_of
 from rhofast.errors import ConfigError
 from rhofast.storage.address import check_address, is_remote
@@ -50,7 +56,7 @@ def open_training(data: DataConfig, *, world_size: int = 1, node_size: int = 1) 
         raise ConfigError(
             "data.train is not set", hint="set the folder of the training shards: --set data.train=FOLDER"
         )
-    sets = tuple(open_shards(source.shards, data=data) for source in data.train)
+    sets = tuple(open_source(source, data=data) for source in data.train)
     if remote := [shards for shards in sets if isinstance(shards, RemoteShardSet)]:
         node_lanes = _most_lanes(node_size, world_size, data.lanes)
         _divide_cache(remote, data, node_lanes, _most_lanes(1, world_size, data.lanes))
@@ -59,14 +65,30 @@ def open_training(data: DataConfig, *, world_size: int = 1, node_size: int = 1) 
 
 def open_test(data: DataConfig) -> ShardSet | None:
     """Open the held-out shards of a run; return None if data.test is not set. Errors are those of `open_shards`."""
-    return None if data.test is None else open_shards(data.test, data=data)
+    return None if data.test is None else open_source(data.test, data=data)
 
 
-def open_shards(source: str | Path, *, check_files: bool = True, data: DataConfig | None = None) -> ShardSet:
-    """Open the shard set in a folder or at a URL.
+def open_source(source: ShardsConfig, *, data: DataConfig, check_files: bool = True) -> ShardSet:
+    """Open one shard set of a configuration, or a part of one. Arguments and errors are those of `open_shards`."""
+    return open_shards(source.shards, keep=source.keep, check_files=check_files, data=data)
+
+
+def open_shards(
+    source: str | Path,
+    *,
+    keep: str | Path | None = None,
+    check_files: bool = True,
+    data: DataConfig | None = None,
+) -> ShardSet:
+    """Open the shard set in a folder or at a URL, or a part of it.
+
+    The samples of a part are numbered among themselves, in the order of the set.
 
     Args:
         source: The folder or the URL of the set.
+        keep: File that lists the samples of the part: .parquet or .csv with a column `key`, or .txt with one key per
+            line. Training visits a sample by the number in a column `weight`, if there is one: weight / mean weight
+            times per epoch on average. None for all samples, each visited once.
         check_files: Whether to check that every shard of a folder exists and has its recorded size. The shards of a
             remote set are always checked when they are fetched, and not before.
         data: The data section of the configuration, for the folder and the limit of the cache; None for the defaults.
@@ -77,15 +99,29 @@ def open_shards(source: str | Path, *, check_files: bool = True, data: DataConfi
     Raises:
         ShardMissingError: The set or one of its shards does not exist.
         ShardFormatError: The set is not in a format that this version reads, or is damaged.
-        ConfigError: Nothing can open the URL, or the cache cannot be used.
+        ConfigError: Nothing can open the URL, the cache cannot be used, the list of keys cannot be read, or it does
+            not fit the set.
         DependencyError: A package that the URL requires is not installed.
     """
+    data = data or DataConfig()
+    listed = None if keep is None else read_keep_list(_checked_path(keep))
+    shards = _open_whole(source, check_files=check_files, data=data)
+    return shards if listed is None else shards.subset(find_subset(shards, listed, threads=data.downloads))
+
+
+def _checked_path(keep: str | Path) -> Path:
+    """Return the path of a list of keys; raise ConfigError if it is an address, or neither text nor a path."""
+    path = parse_section(ShardsConfig, {"shards": ".", "keep": keep}, "data").keep
+    assert path is not None
+    return path
+
+
+def _open_whole(source: str | Path, *, check_files: bool, data: DataConfig) -> ShardSet:
     if isinstance(source, Path):
         return open_folder(source, check_files=check_files)
     address = check_address(source, "shards")
     if not is_remote(address):
         return open_folder(as_path(address), check_files=check_files)
-    data = data or DataConfig()
     policy = RetryPolicy(timeout_s=min(TIMEOUT_S, data.timeout_s), total_s=data.timeout_s)
     return RemoteShardSet(RemoteFolder(address, policy), open_cache(data))
 
@@ -110,8 +146,9 @@ def _divide_cache(sets: Sequence[RemoteShardSet], data: DataConfig, node_lanes: 
     """
     blocks, needed, totals = [], [], []
     for shards in sets:
-        sizes = sorted(map(shard_bytes, shards.info.shards), reverse=True)
-        lane = sum(sizes) // data.lanes + 2 * sizes[0]  # it begins in one shard and ends in another
+        used = shards.used_shards().tolist()
+        sizes = sorted((shard_bytes(shards.info.shards[number]) for number in used), reverse=True)
+        lane = _lane_bytes(shards, used, data.lanes)
         totals.append(min(node_lanes * lane, sum(sizes)) if data.fixed_lanes else sum(sizes))
         blocks.append(node_lanes * (lane if data.block_shards is None else sum(sizes[: data.block_shards])))
         needed.append(min(2 * blocks[-1], totals[-1]))
@@ -130,6 +167,21 @@ def _divide_cache(sets: Sequence[RemoteShardSet], data: DataConfig, node_lanes: 
         shards.ahead_bytes = share if share >= total else (share - block) * process_lanes // node_lanes
         if data.block_shards is not None:
             shards.keep_mapped(process_lanes * data.block_shards)
+
+
+def _lane_bytes(shards: RemoteShardSet, used: list[int], lanes: int) -> int:
+    """Return the most bytes of shards that a lane can need, however the shards are shuffled.
+
+    A lane has an equal part of the visits. It begins in one shard, ends in another, and has others as a whole: at most
+    those with the most bytes per visit.
+    """
+    sizes = np.array([shard_bytes(shards.info.shards[number]) for number in used])
+    visits = np.diff(shards.starts)[used].astype(float)
+    if shards.part is not None and shards.part.rates is not None:
+        visits = np.add.reduceat(shards.part.rates, shards.starts[used]) / VISIT
+    order = np.argsort(-sizes / visits)
+    whole = int(np.searchsorted(np.cumsum(visits[order]), len(shards) // lanes, side="right"))
+    return min(int(sizes.sum()), int(sizes[order[:whole]].sum() + 2 * sizes.max()))
 
 
 def _most_lanes(ranks: int, world_size: int, lanes: int) -> int:

@@ -231,7 +231,7 @@ def extract_features(
         pixels = {name: getattr(config.augment, name) for name in ("size", "mean", "std")}
         input_settings = [config.clips.model_dump(), pixels, views or config.eval.views, crops]
         how = [*input_settings, config.train.precision, None if reduce is None else reduce.__qualname__]
-        what = {"weights": weights_digest(backbone), "shards": shards.info.digest, "how": how}
+        what = {"weights": weights_digest(backbone), "shards": shards.digest, "how": how}
         what |= imported_digests(backbone=config.backbone.name)  # the same weights in other code are other features
         cache = FeatureCache(config.eval.keep, what)
         requested = np.arange(len(shards)) if samples is None else samples

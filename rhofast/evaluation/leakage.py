@@ -20,7 +20,12 @@ _SHOWN = 3
 
 def source_digests(shards: ShardSet) -> npt.NDArray[np.bytes_]:
     """Return the content digest of every sample's source, S16[N]. Raise ShardError if an index cannot be read."""
-    return np.concatenate([shards.index(shard).source_digest for shard in range(len(shards.info.shards))])
+    return np.concatenate([_digests_of(shards, shard) for shard in shards.used_shards().tolist()])
+
+
+def _digests_of(shards: ShardSet, shard: int) -> npt.NDArray[np.bytes_]:
+    """Return the digests of those samples of a shard that the set has."""
+    return shards.index(shard).source_digest[shards.rows_of(shard)]
 
 
 def overlap(train: ShardSet, test: ShardSet) -> list[str]:
@@ -40,8 +45,8 @@ def overlap(train: ShardSet, test: ShardSet) -> list[str]:
     order = np.argsort(test_digests, kind="stable")
     ascending = test_digests[order]
     overlapping = np.zeros(len(test_digests), dtype=np.bool_)
-    for shard in range(len(train.info.shards)):
-        digests = np.unique(train.index(shard).source_digest)
+    for shard in train.used_shards().tolist():
+        digests = np.unique(_digests_of(train, shard))
         first = np.searchsorted(ascending, digests, side="left")
         last = np.searchsorted(ascending, digests, side="right")
         for begin, end in zip(first[first < last].tolist(), last[first < last].tolist(), strict=True):

@@ -11,9 +11,9 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from rhofast.config.schema import Config
+from rhofast.config.schema import Config, ShardsConfig
 from rhofast.data.format.dataset import ShardSet
-from rhofast.data.sources import open_shards
+from rhofast.data.sources import open_shards, open_source
 from rhofast.errors import ConfigError, RhofastError
 from rhofast.evaluation.leakage import check_held_out, overlap, refuse_overlap
 from rhofast.evaluation.model import EvalModel, open_model
@@ -48,7 +48,7 @@ class EvalTask:
             name: {
                 "where": shards.where,
                 "name": shards.info.name,
-                "digest": shards.info.digest,
+                "digest": shards.digest,
                 "samples": len(shards),
             }
             for name, shards in (("train", self.train), ("test", self.test))
@@ -60,6 +60,8 @@ def open_task(
     test: str | Path,
     *,
     train: str | Path | None = None,
+    train_keep: str | Path | None = None,
+    test_keep: str | Path | None = None,
     config_file: str | Path | None = None,
     overrides: Sequence[str] = (),
     allow_overlap: bool = False,
@@ -69,7 +71,9 @@ def open_task(
     Args:
         source: Any backbone that `open_model` accepts.
         test: Held-out shards, a folder or an address.
-        train: Labeled training shards. None means the first training set of the run.
+        train: Labeled training shards. None means the first training set of the run, and of it what the run trained on.
+        train_keep: File that lists the training samples to use (`open_shards`).
+        test_keep: File that lists the test samples to use.
         config_file: Configuration of the evaluation, such as those in configs/eval/.
         overrides: Settings `key=value` that are applied after the configuration file.
         allow_overlap: Whether test samples may come from videos that are in the training shards or in the shards of the
@@ -88,8 +92,11 @@ def open_task(
     sources = config.data.train or (model.run.data.train if model.run else ())
     if train is None and not sources:
         raise ConfigError("no training shards are known", hint="pass labeled shards with --train SHARDS")
-    opened = open_shards(train or sources[0].shards, data=config.data)
-    held_out = open_shards(test, data=config.data)
+    source_config = ShardsConfig(shards=str(train)) if train else sources[0]
+    if train_keep is not None:
+        source_config = source_config.model_copy(update={"keep": Path(train_keep)})
+    opened = open_source(source_config, data=config.data)
+    held_out = open_shards(test, keep=test_keep, data=config.data)
     class_map(opened, held_out)
     notes = check_held_out([opened], held_out, allow=allow_overlap)
     notes += _against_pretraining(model, opened, held_out, allow=allow_overlap)
@@ -128,8 +135,8 @@ def _against_pretraining(model: EvalModel, train: ShardSet, test: ShardSet, *, a
     notes: list[str | None] = []
     for source in model.run.data.train if model.run else ():
         try:
-            opened = open_shards(source.shards, check_files=False, data=model.config.data)
-            common = [] if opened.info.digest == train.info.digest else overlap(opened, test)
+            opened = open_source(source, check_files=False, data=model.config.data)
+            common = [] if opened.digest == train.digest else overlap(opened, test)
         except (RhofastError, OSError) as error:
             why = error.message if isinstance(error, RhofastError) else str(error)
             notes.append(f"Test videos were not compared with the videos of the pretraining run: {why}")

@@ -20,7 +20,8 @@ import numpy.typing as npt
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.dataset_json import ShardInfo
 from rhofast.data.format.index import IndexRow, ShardIndex
-from rhofast.data.format.index_file import IndexFacts, open_index
+from rhofast.data.format.index_file import open_index
+from rhofast.data.format.index_rows import IndexFacts
 from rhofast.errors import ShardError, ShardFormatError
 from rhofast.ingest.executors import tick
 from rhofast.ingest.verify_member import FormatProblem, decoding_problems, unit_problems

@@ -33,6 +33,7 @@ def start_facts(accelerator: Accelerator, backbone: nn.Module, shards: Mixture) 
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "parameters": sum(p.numel() for p in backbone.parameters()),
         "samples": len(shards),
+        **({} if shards.parts is None else {"keep": shards.parts}),
         "digest": shards.digest,
         "versions": versions(),
     }

@@ -22,6 +22,7 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sources import open_training
+from rhofast.distributed.collectives import gather_objects
 from rhofast.distributed.process_group import join_again, launched, world_size
 from rhofast.errors import ConfigError
 from rhofast.models.activation_checkpointing import checkpoint_blocks
@@ -112,9 +113,16 @@ def build_loader(
         duplicate_single_clip: With `clips.num_clips=1`, return each clip twice, differently augmented.
 
     Raises:
-        ConfigError: The loader's settings do not fit together.
+        ConfigError: The loader's settings do not fit together, or ranks have opened different data.
     """
     device = accelerator.device
+    digests = gather_objects(shards.digest)
+    for rank, digest in enumerate(digests):
+        if digest != digests[0]:
+            raise ConfigError(
+                f"data.train: rank {rank} has opened other data than rank 0",
+                hint="give all nodes the same shards and the same lists of samples (keep)",
+            )
     return TrainLoader(
         shards,
         clips=config.clips,

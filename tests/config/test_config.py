@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rhofast.config.load import dump_config, load_config, parse_config
-from rhofast.config.schema import AugmentConfig, SourceConfig
+from rhofast.config.schema import AugmentConfig, ShardsConfig, SourceConfig
 from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
 from rhofast.models.backbones import build_backbone
@@ -48,13 +48,18 @@ def test_a_config_is_read_with_its_defaults(config_path: Path) -> None:
     ("override", "value"),
     [
         ("clips.num_frames=16", 16),
-        ("data.test=some/folder", "some/folder"),
+        ("data.test=some/folder", ShardsConfig(shards="some/folder")),
         ("data.train=some/folder", (SourceConfig(shards="some/folder"),)),
         ("data.train=s3://bucket/set", (SourceConfig(shards="s3://bucket/set"),)),
         (
             "data.train=[{shards='a', weight=3}, {shards='b'}, 'c']",
             (SourceConfig(shards="a", weight=3.0), SourceConfig(shards="b"), SourceConfig(shards="c")),
         ),
+        (
+            "data.train={shards='a', keep='k.txt'}",
+            (SourceConfig(shards="a", keep=Path("k.txt")),),
+        ),
+        ("data.test={shards='a', keep='k.txt'}", ShardsConfig(shards="a", keep=Path("k.txt"))),
         ("data.train=[]", ()),
         ("train.steps=7", 7),
         ("augment.blur_sigma=[0.2, 1.0]", (0.2, 1.0)),
@@ -90,6 +95,8 @@ def test_steps_and_epochs_replace_each_other_on_the_command_line(config_path: Pa
         ("data.train=", "data.train.0.shards='': string should have at least 1 character"),
         ("data.train=3", "data.train=3: input should be a valid tuple"),
         ("data.train=[{shard='a'}]", "unknown key 'data.train.0.shard' (did you mean 'data.train.0.shards'?)"),
+        ("data.test={shards='a', weight=2}", "unknown key 'data.test.weight' (known keys: keep, shards)"),
+        ("data.train={shards='a', keep='s3://b/k.txt'}", "must be a path on this machine, not an address"),
         ("data.train=[{weight=1}]", "key 'data.train.0.shards' is missing"),
         ("data.train=[{shards='a', weight=0}]", "data.train.0.weight=0: input should be greater than 0"),
         ("data.train=['a', 'b', 'a']", "data.train lists 'a' twice. List it once, with a larger weight."),

@@ -13,19 +13,23 @@ described in full in docs/reference/shard_format.md.
 
 from __future__ import annotations
 
+import copy
 import os
 import stat
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from rhofast.data.format.dataset_json import MAX_DATASET_BYTES, DatasetInfo, ShardInfo, index_facts, parse_dataset
 from rhofast.data.format.index import DATASET_FILE, IndexRow, ShardIndex
-from rhofast.data.format.index_file import open_index
+from rhofast.data.format.index_file import open_index, open_keys
+from rhofast.data.format.subset import Subset
 from rhofast.errors import ConfigError, ShardFormatError, ShardMissingError
 from rhofast.storage.files import check_unicode, is_local, open_regular_descriptor
 from rhofast.storage.strict_json import read_bounded
@@ -34,16 +38,18 @@ _OPEN_INDICES = 1024  # memory-mapped shard indices kept at once; each costs a m
 
 
 class ShardSet:
-    """A complete set of shards in a local folder. Thread-safe.
+    """A complete set of shards in a local folder, or a part of its samples. Thread-safe.
 
     Opening reads only `dataset.json`. An index is mapped, and its digest checked, when one of its samples is first
-    needed.
+    needed. The samples of a part are numbered among themselves, in the order of the whole set.
 
     Attributes:
         root: Folder of the set.
         where: Name of the set in messages: its folder or URL.
-        info: The content of `dataset.json`.
-        starts: Number of each shard's first sample, and the number of samples at the end, i64[shards + 1].
+        info: The content of `dataset.json`, of the whole set.
+        part: What part of the set this is; None for all of it.
+        starts: Number of each shard's first sample, and the number of samples at the end, i64[shards + 1]. A shard of
+            which a part has no sample has the same number as the next one.
         keeps_files: Whether files stay in place while the set is open. If not (remote.py), a file is opened for each
             read and closed afterwards.
     """
@@ -61,7 +67,9 @@ class ShardSet:
         self.root = root
         self.where = str(root)
         self.info = info
+        self.part: Subset | None = None
         self.starts: npt.NDArray[np.int64] = np.cumsum([0, *(shard.samples for shard in info.shards)], dtype=np.int64)
+        self._rows_before = self.starts  # the same for the whole set
         self._open: OrderedDict[int, ShardIndex] = OrderedDict()
         self._open_indices = open_indices
         self._checked: dict[int, tuple[int, ...]] = {}  # shard -> identity of its index when the digest was checked
@@ -75,6 +83,31 @@ class ShardSet:
         count = len(self.info.shards)
         held = f"{len(self)} samples in {count} shard{'' if count == 1 else 's'}"
         return f"{type(self).__name__}({self.where!r}, {held})"
+
+    @property
+    def digest(self) -> str:
+        """Digest of the samples, 64 hexadecimal characters. Equal digests mean equal samples in equal order."""
+        return self.info.digest if self.part is None else self.part.digest
+
+    def subset(self, part: Subset) -> Self:
+        """Return a part of this set, which must be whole. It shares the open files."""
+        assert self.part is None, "a part of a part is not needed"
+        chosen = copy.copy(self)
+        chosen.part = part
+        chosen.starts = np.searchsorted(part.samples, self._rows_before)
+        return chosen
+
+    def used_shards(self) -> npt.NDArray[np.int64]:
+        """Return the numbers of the shards that have samples, ascending, i64[n]."""
+        return np.flatnonzero(np.diff(self.starts))
+
+    def rows_of(self, shard: int) -> npt.NDArray[np.int64]:
+        """Return the rows in the index of a shard that its samples have, ascending, i64[n]."""
+        first, end = int(self.starts[shard]), int(self.starts[shard + 1])
+        if self.part is None:
+            return np.arange(end - first)
+        rows: npt.NDArray[np.int64] = self.part.samples[first:end] - self._rows_before[shard]
+        return rows
 
     def local(self, name: str) -> Path:
         """Return the path at which a file of the set (`shard-000000.tar`) can be opened on this machine."""
@@ -97,8 +130,21 @@ class ShardSet:
         """
         if not 0 <= sample < len(self):
             raise IndexError(f"sample {sample} is not in [0, {len(self)})")
-        shard = int(np.searchsorted(self.starts, sample, side="right")) - 1
-        return shard, int(sample - self.starts[shard])
+        number = sample if self.part is None else int(self.part.samples[sample])
+        shard = int(np.searchsorted(self._rows_before, number, side="right")) - 1
+        return shard, int(number - self._rows_before[shard])
+
+    def read_keys(self, shard: int) -> pa.Array:
+        """Return the keys of all samples of one shard, also of those that are not in this part, as a copy.
+
+        Nothing but the keys is read and checked; the rest of the index is checked when a sample is first needed.
+
+        Raises:
+            ShardMissingError: The index is not there.
+            ShardFormatError: The index is not as recorded in `dataset.json`.
+        """
+        info = self.info.shards[shard]
+        return open_keys(self.local(info.index), samples=info.samples, num_bytes=info.index_bytes)
 
     def index(self, shard: int) -> ShardIndex:
         """Return the index of one shard, as it is on the disk now.
@@ -241,11 +287,11 @@ def find_keys(shards: ShardSet, keys: Sequence[str]) -> list[int]:
         ConfigError: A key is not in the set.
     """
     wanted = dict.fromkeys(keys, -1)
-    for number in range(len(shards.info.shards)):
+    for number in shards.used_shards().tolist():
         index = shards.index(number)
-        for row in range(len(index)):
+        for sample, row in enumerate(shards.rows_of(number).tolist(), int(shards.starts[number])):
             if index.key(row) in wanted:
-                wanted[index.key(row)] = int(shards.starts[number]) + row
+                wanted[index.key(row)] = sample
     missing = [key for key, sample in wanted.items() if sample < 0]
     if missing:
         raise ConfigError(f"{shards.where}: no sample has the key {missing[0]!r}")

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, field_validator
 from rhofast.config.section import Section
 from rhofast.data.codecs import build_codec
 from rhofast.data.format.index import VERSION
-from rhofast.data.format.index_file import IndexFacts
+from rhofast.data.format.index_rows import IndexFacts
 from rhofast.errors import ConfigError, ShardFormatError
 from rhofast.storage.strict_json import parse_record
 

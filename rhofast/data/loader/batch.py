@@ -55,6 +55,7 @@ class BatchSelection:
         samples: Samples of this rank, i64[B]: numbers in the data.
         epochs: Epoch of each of them, i64[B].
         places: Place of each of them in the order of its epoch, i64[B].
+        earlier: How often each was visited before in its epoch, i64[B].
     """
 
     position: Position
@@ -62,6 +63,7 @@ class BatchSelection:
     samples: Int64Array
     epochs: Int64Array
     places: Int64Array
+    earlier: Int64Array
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +73,6 @@ class Batch:
     Attributes:
         slots: Slots that are filled, i64[B], ascending.
         samples: Sample in each slot, i64[B].
-        epochs: Epoch of each sample, i64[B].
         rows: Index row of each sample.
         clips: Clip plan of the B samples.
         augment: Augmentation plan of the B samples.
@@ -80,7 +81,6 @@ class Batch:
 
     slots: Int64Array
     samples: Int64Array
-    epochs: Int64Array
     rows: list[IndexRow]
     clips: ClipPlan
     augment: AugmentPlan
@@ -96,7 +96,6 @@ class Batch:
             self,
             slots=self.slots[some],
             samples=self.samples[some],
-            epochs=self.epochs[some],
             rows=[self.rows[place] for place in places],
             clips=self.clips.take(some),
             augment=self.augment.take(some),
@@ -111,7 +110,6 @@ class Batch:
         joined = cls(
             slots=np.concatenate([part.slots for part in parts]),
             samples=np.concatenate([part.samples for part in parts]),
-            epochs=np.concatenate([part.epochs for part in parts]),
             rows=[row for part in parts for row in part.rows],
             clips=ClipPlan.join([part.clips for part in parts]),
             augment=AugmentPlan.join([part.augment for part in parts]),
@@ -127,7 +125,6 @@ class PendingReads:
     Attributes:
         slots: Slots of the samples, i64[B].
         samples: The samples, i64[B].
-        epochs: Epoch of each sample, i64[B].
         rows: Index row of each sample.
         clips: Clip plan of the B samples.
         augment: Augmentation plan of the B samples.
@@ -137,7 +134,6 @@ class PendingReads:
 
     slots: Int64Array
     samples: Int64Array
-    epochs: Int64Array
     rows: list[IndexRow]
     clips: ClipPlan
     augment: AugmentPlan

@@ -18,6 +18,7 @@ from rhofast.data.format.index import IndexRow
 from rhofast.data.loader.batch import BatchSelection, Int64Array
 from rhofast.data.sampling.batch_plan import evaluation_plan, training_plan
 from rhofast.data.sampling.mixture import MixtureOrder
+from rhofast.data.sampling.visits import visit_numbers
 from rhofast.data.types import AugmentPlan, ClipPlan, Position
 
 
@@ -36,13 +37,16 @@ class BatchPlanner(ABC):
         """Return the samples of the batch at an address: what the planner's addresses are made of."""
 
     @abstractmethod
-    def plan(self, rows: list[IndexRow], samples: Int64Array, epochs: Int64Array) -> tuple[ClipPlan, AugmentPlan]:
+    def plan(
+        self, rows: list[IndexRow], samples: Int64Array, epochs: Int64Array, earlier: Int64Array
+    ) -> tuple[ClipPlan, AugmentPlan]:
         """Plan the clips and the augmentation of given samples.
 
         Args:
             rows: Index row of each sample.
             samples: The samples, i64[B]: numbers in the data.
             epochs: Epoch of each sample, i64[B].
+            earlier: How often each was visited before in its epoch, i64[B].
 
         Returns:
             The clip plan and the augmentation plan of the B samples.
@@ -88,20 +92,23 @@ class TrainingPlanner(BatchPlanner):
 
     def select(self, address: Position) -> BatchSelection:
         """Return the samples of this rank, and those of all ranks, at a position."""
-        samples, epochs, places = self._order.batch(address, self._batch_size)
+        batch = self._order.batch(address, self._batch_size)
         return BatchSelection(
             position=address,
-            global_samples=samples,
-            samples=samples[self._share],
-            epochs=epochs[self._share],
-            places=places[self._share],
+            global_samples=batch.samples,
+            samples=batch.samples[self._share],
+            epochs=batch.epochs[self._share],
+            places=batch.places[self._share],
+            earlier=batch.earlier[self._share],
         )
 
-    def plan(self, rows: list[IndexRow], samples: Int64Array, epochs: Int64Array) -> tuple[ClipPlan, AugmentPlan]:
-        """Plan random clips and augmentations: those of a sample depend on (seed, epoch, sample) alone."""
+    def plan(
+        self, rows: list[IndexRow], samples: Int64Array, epochs: Int64Array, earlier: Int64Array
+    ) -> tuple[ClipPlan, AugmentPlan]:
+        """Plan random clips and augmentations: those of a visit depend on (seed, epoch, sample, earlier) alone."""
         return training_plan(
             rows,
-            samples,
+            visit_numbers(samples, earlier),
             self._clips,
             self._augment,
             seed=self._seed,
@@ -158,8 +165,11 @@ class EvaluationPlanner(BatchPlanner):
             samples=address,
             epochs=np.zeros_like(address),
             places=address,
+            earlier=np.zeros_like(address),
         )
 
-    def plan(self, rows: list[IndexRow], samples: Int64Array, epochs: Int64Array) -> tuple[ClipPlan, AugmentPlan]:
+    def plan(
+        self, rows: list[IndexRow], samples: Int64Array, epochs: Int64Array, earlier: Int64Array
+    ) -> tuple[ClipPlan, AugmentPlan]:
         """Plan uniform clips and central or side squares; nothing is random."""
         return evaluation_plan(rows, self._clips, self._views, self._crops)

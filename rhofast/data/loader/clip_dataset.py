@@ -47,6 +47,8 @@ class ClipDataset(Dataset[Any]):
 
     Args:
         shards: Folder or address of the shard set.
+        keep: File that lists the samples of the dataset by their keys, as for `open_shards`; weights mean nothing here.
+            The samples are numbered among themselves. None for all samples.
         transform: Called with the frames and the sample's row of the index (key, label, fps, ...); what it returns is
             the item. It must be picklable for spawned workers. None: the item is the frames.
         cache: Folder for copies of remote shards, as `data.cache`; None for the folder for temporary files.
@@ -60,7 +62,12 @@ class ClipDataset(Dataset[Any]):
     """
 
     def __init__(
-        self, shards: str | Path, *, transform: Transform | None = None, cache: str | Path | None = None
+        self,
+        shards: str | Path,
+        *,
+        keep: str | Path | None = None,
+        transform: Transform | None = None,
+        cache: str | Path | None = None,
     ) -> None:
         if not isinstance(shards, str | Path) or shards == "":
             raise ConfigError(f"shards={shards!r} must be the folder or the address of a shard set")
@@ -72,8 +79,9 @@ class ClipDataset(Dataset[Any]):
         self._data = data if data.cache is None else data.model_copy(update={"cache": data.cache.absolute()})
         self._transform = transform
         self._opened: _Opened | None = None
-        opened = open_shards(self._source, data=self._data)
+        opened = open_shards(self._source, keep=keep, data=self._data)
         self._digest, self._length, self.classes = opened.info.digest, len(opened), tuple(opened.info.classes)
+        self._part = opened.part
         self._opened = _Opened(os.getpid(), opened, Reader(opened, decode_pictures=True))
 
     def __len__(self) -> int:
@@ -136,6 +144,8 @@ class ClipDataset(Dataset[Any]):
         shards = open_shards(self._source, check_files=False, data=self._data)
         if shards.info.digest != self._digest:
             raise ShardFormatError(f"{shards.where}: the set is not the one that the dataset was made of")
+        if self._part is not None:
+            shards = shards.subset(self._part)
         self._opened = _Opened(os.getpid(), shards, Reader(shards, decode_pictures=True))
         return self._opened
 

@@ -40,6 +40,7 @@ _ARGUMENTS = {
 def clips(
     shards: Source | Mixture | Sequence[str | Path] | Mapping[str, float],
     *,
+    keep: str | Path | Mapping[str, str | Path] | None = None,
     num_clips: int = 2,
     num_frames: int = 8,
     frame_stride: int = 8,
@@ -62,6 +63,8 @@ def clips(
     Args:
         shards: Folder or address of a shard set, several of them, several with weights (`{"shards/a": 3.0, ...}`), or
             what `open_shards` returned.
+        keep: File that lists the samples to use, by keys and perhaps weights, as for `open_shards`; for several sets a
+            file per set (`{"shards/a": "a.parquet"}`). None for all samples.
         num_clips: Clips per video (rho).
         num_frames: Frames per clip (T).
         frame_stride: Distance between two frames of a clip, in frames at `fps` (tau).
@@ -93,7 +96,7 @@ def clips(
     where = _find_device(device, dtype)
     _check_number("batch_size", batch_size, 1, 1 << 24)
     _check_number("seed", seed, 0, _MAX_SEED - 1)
-    mixture = _open_mixture(shards, sections.data, place[1])
+    mixture = _open_mixture(shards, keep, sections.data, place[1])
     _check_fields(fields, mixture.sets)
     return TrainLoader(
         mixture,
@@ -113,6 +116,7 @@ def clips(
 def eval_clips(
     shards: Source,
     *,
+    keep: str | Path | None = None,
     views: int = 1,
     crops: int = 1,
     num_frames: int = 8,
@@ -132,6 +136,8 @@ def eval_clips(
 
     Args:
         shards: Folder or address of a shard set, or what `open_shards` returned.
+        keep: File that lists the samples of the set to use, as for `open_shards`; weights mean nothing here. The
+            samples are numbered among themselves. None for all samples.
         views: Uniform clips per video.
         crops: Squares per clip: 1 (the central one) or 3 (along the long side).
         num_frames: Frames per clip (T).
@@ -162,7 +168,7 @@ def eval_clips(
         _check_number(name, value, 1, most)
     if crops not in (1, 3):
         raise ConfigError(f"crops={crops!r} must be 1 or 3")
-    opened = _open_one(shards, sections.data)
+    opened = _open_one(shards, keep, sections.data)
     _check_fields(fields, (opened,))
     return EvalLoader(
         opened,
@@ -269,32 +275,53 @@ def _find_device(device: torch.device | str | None, dtype: torch.dtype) -> torch
     return found
 
 
-def _open_mixture(shards: object, data: DataConfig, world_size: int) -> Mixture:
+def _open_mixture(shards: object, keep: object, data: DataConfig, world_size: int) -> Mixture:
     """Open one or several training sets, and share the cache among those that are remote."""
-    if isinstance(shards, Mixture):
-        return shards
-    if isinstance(shards, ShardSet):
-        return Mixture([shards])
-    value: object = shards
+    if isinstance(shards, Mixture | ShardSet):
+        _refuse_keep(keep)
+        return shards if isinstance(shards, Mixture) else Mixture([shards])
     if isinstance(shards, Mapping):
         value = [{"shards": str(one), "weight": weight} for one, weight in shards.items()]
-    elif isinstance(shards, Sequence) and not isinstance(shards, str | bytes):
-        value = [str(one) if isinstance(one, Path) else one for one in shards]
-    elif not isinstance(shards, str | Path):
+    elif isinstance(shards, str | Path):
+        value = [{"shards": str(shards)}]
+    elif isinstance(shards, Sequence) and not isinstance(shards, bytes):
+        value = [{"shards": str(one) if isinstance(one, Path) else one} for one in shards]
+    else:
         raise _no_shards(shards)
-    if not value:
+    if not value or value == [{"shards": ""}]:
         raise _no_shards(shards)
+    lists = _lists_of(keep, [str(one["shards"]) for one in value])
+    value = [one if file is None else {**one, "keep": file} for one, file in zip(value, lists, strict=True)]
     checked = parse_section(DataConfig, {**data.model_dump(exclude={"train"}), "train": value}, "data")
     sources = open_training(checked, world_size=world_size, node_size=ranks_per_node(world_size))
     return Mixture(sources.sets, sources.weights)
 
 
-def _open_one(shards: object, data: DataConfig) -> ShardSet:
+def _lists_of(keep: object, sets: Sequence[str]) -> list[object]:
+    """Return the list of samples of each set, or None; raise ConfigError if lists cannot be told apart."""
+    if isinstance(keep, Mapping):
+        files = {str(name): file for name, file in keep.items()}
+        unknown = [name for name in files if name not in sets]
+        if unknown:
+            raise ConfigError(f"keep: {unknown[0]!r} is none of the sets in shards", hint="write it as shards does")
+        return [files.get(name) for name in sets]
+    if keep is not None and len(sets) > 1:
+        raise ConfigError(f"keep={keep!r}: there are {len(sets)} sets", hint='name the set: keep={"shards/a": FILE}')
+    return [keep] * len(sets)
+
+
+def _refuse_keep(keep: object) -> None:
+    if keep is not None:
+        raise ConfigError(f"keep={keep!r}: the set is open already", hint="pass keep to open_shards")
+
+
+def _open_one(shards: object, keep: str | Path | None, data: DataConfig) -> ShardSet:
     if isinstance(shards, ShardSet):
+        _refuse_keep(keep)
         return shards
     if not isinstance(shards, str | Path) or shards == "":
         raise _no_shards(shards)
-    return open_shards(shards, data=data)
+    return open_shards(shards, keep=keep, data=data)
 
 
 def _no_shards(shards: object) -> ConfigError:

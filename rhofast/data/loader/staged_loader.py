@@ -31,7 +31,15 @@ from rhofast.data.decode.finish import copy_to_device
 from rhofast.data.format.index import IndexRow
 from rhofast.data.format.remote import DownloadAhead
 from rhofast.data.loader.bad_samples import BadSamplePolicy
-from rhofast.data.loader.batch import Batch, BatchInProgress, DecodedBatch, FinishedBatch, Int64Array, PendingReads
+from rhofast.data.loader.batch import (
+    Batch,
+    BatchInProgress,
+    BatchSelection,
+    DecodedBatch,
+    FinishedBatch,
+    Int64Array,
+    PendingReads,
+)
 from rhofast.data.loader.batch_planner import BatchPlanner
 from rhofast.data.loader.decoders import Decoders
 from rhofast.data.loader.memory_in_use import MemoryInUse
@@ -280,11 +288,11 @@ class StagedLoader(IterableDataset[Views]):
         """Stage 1: choose and plan the samples of a batch, and request their bytes."""
         selection = self._planner.select(address)
         samples = selection.samples
-        pending = self._request(np.arange(len(samples)), samples, selection.epochs)
+        pending = self._request(selection, np.arange(len(samples)), samples)
         return BatchInProgress(selection=selection, current=samples.copy(), pending=pending)
 
-    def _request(self, slots: Int64Array, samples: Int64Array, epochs: Int64Array) -> PendingReads:
-        """Plan some samples, and have the pool read them."""
+    def _request(self, selection: BatchSelection, slots: Int64Array, samples: Int64Array) -> PendingReads:
+        """Plan samples for some slots of a batch, and have the pool read them."""
         rows: list[IndexRow] = []
         kept: list[int] = []
         failed: dict[int, SampleError] = {}
@@ -295,8 +303,8 @@ class StagedLoader(IterableDataset[Views]):
                 kept.append(place)
             except SampleError as error:
                 failed[int(slots[place])] = error
-        slots, samples, epochs = slots[kept], samples[kept], epochs[kept]
-        clips, augment = self._planner.plan(rows, samples, epochs)
+        slots, samples = slots[kept], samples[kept]
+        clips, augment = self._planner.plan(rows, samples, selection.epochs[slots], selection.earlier[slots])
         reads = [
             self._pool.submit(self._read_one, sample, frames, row)
             for sample, frames, row in zip(samples.tolist(), clips.needed, rows, strict=True)
@@ -304,7 +312,6 @@ class StagedLoader(IterableDataset[Views]):
         return PendingReads(
             slots=slots,
             samples=samples,
-            epochs=epochs,
             rows=rows,
             clips=clips,
             augment=augment,
@@ -331,7 +338,6 @@ class StagedLoader(IterableDataset[Views]):
         batch = Batch(
             slots=pending.slots[places],
             samples=pending.samples[places],
-            epochs=pending.epochs[places],
             rows=[pending.rows[place] for place in places],
             clips=pending.clips.take(places),
             augment=pending.augment.take(places),
@@ -352,8 +358,7 @@ class StagedLoader(IterableDataset[Views]):
             slots = self._policy.handle(progress, failed)
             if not len(slots):
                 return
-            epochs = progress.selection.epochs[slots]
-            batch, failed = self._collect(self._request(slots, progress.current[slots], epochs))
+            batch, failed = self._collect(self._request(progress.selection, slots, progress.current[slots]))
             progress.batch = batch if progress.batch is None else Batch.join([progress.batch, batch])
 
     def _start_decoding(self, progress: BatchInProgress) -> BatchInProgress:

@@ -26,7 +26,7 @@ from rhofast.data.sampling.shuffle import lanes_of, rank_slice
 from rhofast.data.types import Position, Views
 from rhofast.errors import ConfigError, ResumeError
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 _MAX_EPOCH = 1 << 31
 _CPU = torch.device("cpu")
 
@@ -200,13 +200,19 @@ class TrainLoader(StagedLoader):
             ResumeError: The state is of other data or options (one sentence per mismatch).
             ValueError: The loader is closed.
         """
-        wrong = [
-            f"{key} was {repr(state.get(key))[:80]}, is {value!r}"
+        wrong = {
+            key: f"{key} was {repr(state.get(key))[:80]}, is {value!r}"
             for key, value in self._identity().items()
             if state.get(key) != value
-        ]
+        }
         if wrong:
-            raise ResumeError("the data does not fit the checkpoint: " + "; ".join(wrong))
+            other_list = "keep" in wrong
+            if other_list:
+                wrong.pop("digest", None)  # it follows from the list
+            raise ResumeError(
+                "the data does not fit the checkpoint: " + "; ".join(wrong.values()),
+                hint="name the list of samples that the run began with, or begin a new run" if other_list else None,
+            )
         numbers = {}
         for key, limit in (("epoch", _MAX_EPOCH), ("position", len(self.shards) + 1)):
             value = state.get(key)
@@ -220,7 +226,7 @@ class TrainLoader(StagedLoader):
 
     def samples(self, at: Position) -> Int64Array:
         """Return the samples of the global batch at a position, before any is replaced, i64[batch_size]."""
-        return self._order.batch(at, self._batch_size)[0]
+        return self._order.batch(at, self._batch_size).samples
 
     def _identity(self) -> dict[str, Any]:
         """Return what a position is relative to."""
@@ -228,6 +234,7 @@ class TrainLoader(StagedLoader):
             "version": STATE_VERSION,
             "seed": self._seed,
             "digest": self.shards.digest,
+            "keep": self.shards.parts,
             "block_shards": self._data.block_shards,
             "lanes": self._data.lanes,
             "fixed_lanes": self._data.fixed_lanes,

@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,22 @@ from rhofast.data.sampling.shuffle import Order, steps_per_epoch
 from rhofast.data.types import Position
 
 Int64Array = npt.NDArray[np.int64]
+
+
+class Places(NamedTuple):
+    """The samples of a batch and where they stand.
+
+    Attributes:
+        samples: Numbers of the samples in the mixture, i64[B].
+        epochs: Epoch of each one's set, i64[B].
+        places: Position of each in that epoch, i64[B].
+        earlier: How often each was visited before in that epoch, i64[B]; 0 without weights of samples.
+    """
+
+    samples: Int64Array
+    epochs: Int64Array
+    places: Int64Array
+    earlier: Int64Array
 
 
 class Mixture:
@@ -69,11 +86,24 @@ class Mixture:
     def digest(self) -> str:
         """Digest of the content: equal digests mean equal batches for equal seeds. One set keeps its own digest."""
         if len(self.sets) == 1:
-            return self.sets[0].info.digest
-        text = json.dumps(
-            [[shards.info.digest, weight] for shards, weight in zip(self.sets, self.weights, strict=True)]
-        )
+            return self.sets[0].digest
+        text = json.dumps([[shards.digest, weight] for shards, weight in zip(self.sets, self.weights, strict=True)])
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def parts(self) -> str | None:
+        """What parts of the sets are used, in words; None if all sets are whole."""
+        if all(shards.part is None for shards in self.sets):
+            return None
+        return ", ".join(
+            f"{len(shards):,} of {shards.info.num_samples:,} samples"
+            + (
+                ""
+                if shards.part is None
+                else f" ({'weighted, ' if shards.part.rates is not None else ''}{shards.digest[:8]})"
+            )
+            for shards in self.sets
+        )
 
     def locate(self, sample: int) -> tuple[int, int]:
         """Return the number of a sample's set, and its number in that set.
@@ -118,7 +148,14 @@ class MixtureOrder:
         self._seed = seed
         self._lanes = lanes
         self._orders = [
-            Order(shards.starts, seed=seed, block_shards=block_shards, lanes=lanes, fixed_lanes=fixed_lanes)
+            Order(
+                shards.starts,
+                seed=seed,
+                block_shards=block_shards,
+                lanes=lanes,
+                fixed_lanes=fixed_lanes,
+                rates=None if shards.part is None else shards.part.rates,
+            )
             for shards in mixture.sets
         ]
         weights = [Fraction(weight) for weight in mixture.weights]
@@ -126,7 +163,7 @@ class MixtureOrder:
             weight / sum(weights[number:]) for number, weight in enumerate(weights)
         ]  # of the places that the sets before leave
 
-    def batch(self, at: Position, size: int) -> tuple[Int64Array, Int64Array, Int64Array]:
+    def batch(self, at: Position, size: int) -> Places:
         """Return the global batch at a position, lane by lane.
 
         Args:
@@ -134,14 +171,14 @@ class MixtureOrder:
             size: Size of the global batch.
 
         Returns:
-            The numbers of the samples in the mixture; the epoch of each one's set; and its position in that epoch;
-            i64[size] each.
+            The samples, by their numbers in the mixture, and their places.
         """
         if len(self._orders) == 1:
             positions = np.arange(at.position, at.position + size).reshape(-1, self._lanes).T.reshape(-1)
-            return self._orders[0].at(at.epoch, positions), np.full(size, at.epoch, dtype=np.int64), positions
+            samples, earlier = self._orders[0].visits_at(at.epoch, positions)
+            return Places(samples, np.full(size, at.epoch, dtype=np.int64), positions, earlier)
         first = self._stream_position(at, size)
-        samples, epochs, places = [], [], []
+        parts = []
         for order, start, begin, end in zip(
             self._orders,
             self._mixture.starts[:-1].tolist(),
@@ -150,13 +187,12 @@ class MixtureOrder:
             strict=True,
         ):
             epoch, position = np.divmod(np.arange(begin, end), len(order))
-            samples.append(start + order.at(epoch, position))
-            epochs.append(epoch)
-            places.append(position)
+            samples, earlier = order.visits_at(epoch, position)
+            parts.append((start + samples, epoch, position, earlier))
         draws = uniform(self._seed, at.epoch, at.position, Stream.MIXTURE, size)
-        place = np.concatenate(places)
-        shuffled = np.lexsort((draws, place % self._lanes))
-        return np.concatenate(samples)[shuffled], np.concatenate(epochs)[shuffled], place[shuffled]
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        shuffled = np.lexsort((draws, columns[2] % self._lanes))
+        return Places(*(column[shuffled] for column in columns))
 
     def sample(self, number: int, epoch: int, place: int) -> int:
         """Return the sample at a place in the order of one set.

@@ -100,14 +100,14 @@ def _feistel(value: UInt64Array, width: UInt64Array, keys: UInt64Array) -> UInt6
     for number in range(_ROUNDS):
         key = keys[:, number]
         if number % 2 == 0:
-            left = left ^ (_mix(right + key) & high_mask)
+            left = left ^ (mix(right + key) & high_mask)
         else:
-            right = right ^ (_mix(left + key) & low_mask)
+            right = right ^ (mix(left + key) & low_mask)
     joined: UInt64Array = (left << low) | right
     return joined
 
 
-def _mix(value: UInt64Array) -> UInt64Array:
+def mix(value: UInt64Array) -> UInt64Array:
     """Apply the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): every bit depends on every bit."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -52,6 +52,7 @@ class Stream(IntEnum):
     DIFFERENCE = 14
     MIXTURE = 15
     DROPOUT = 16
+    VISITS = 17
 
 
 def philox(counter: UInt64Array, key: tuple[int, int]) -> UInt64Array:

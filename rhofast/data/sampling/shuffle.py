@@ -26,6 +26,10 @@ epoch, and another number of ranks gets the same batches:
 Each epoch assigns shards to lanes anew. Fewer than one sample per lane are left out of an epoch, others each time. With
 `fixed_lanes` the lanes of the first epoch stay, and each epoch shuffles within them: a node whose cache holds its lanes
 downloads each shard once per run. The samples that are left out are then the same in every epoch.
+
+If samples have weights, an epoch has visits in place of samples, which visits.py counts: everything above is then said
+of visits. With fixed lanes a shard that lies in two lanes may give either of them some visits more in an epoch than in
+another.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.data.sampling.permutation import Int64Array, check_positions, permute, round_keys, sample_at
+from rhofast.data.sampling.visits import first_visits, samples_of
 
 _LOOK_AHEAD = 4096  # positions that are evaluated at once to find the next shard that is needed
 
@@ -48,7 +53,7 @@ class _Arrangement:
     """The parts of one epoch in their order: whole shards, or what fixed lanes have of them.
 
     Attributes:
-        samples: First sample of each part, i64[parts].
+        samples: First sample, or visit, of each part, i64[parts].
         begins: First slot of each part, and the number of slots at the end, i64[parts + 1].
         block_begins: First slot of each block, and the number of slots at the end, i64[blocks + 1].
     """
@@ -76,25 +81,30 @@ class Order:
         block_shards: int | None = None,
         lanes: int = 1,
         fixed_lanes: bool = False,
+        rates: Int64Array | None = None,
     ) -> None:
         """Define the order; nothing is computed yet.
 
         Args:
             starts: Number of each shard's first sample, and the number of samples at the end, i64[shards + 1]
-                (`ShardSet.starts`).
+                (`ShardSet.starts`). A shard without samples is never needed, and is not counted in a block.
             seed: Seed of the run.
             block_shards: Shards per block; None to permute the samples of a whole lane.
             lanes: Number of lanes.
             fixed_lanes: Whether a lane has the same samples in every epoch.
+            rates: Mean visits of each sample per epoch (`Subset.rates`); None to visit each once.
 
         Raises:
             ValueError: `starts` does not ascend from 0 to at least 1, a block has no shard, or a lane no sample.
         """
+        self._rates = rates
         self._starts = np.array(starts, dtype=np.int64)
         if self._starts.ndim != 1 or len(self._starts) < 2 or self._starts[0] or self._starts[-1] < 1:
             raise ValueError("starts must begin at 0 and hold one number per shard and the number of samples")
         if (np.diff(self._starts) < 0).any():
             raise ValueError("starts must ascend")
+        self._shards = np.flatnonzero(np.diff(self._starts))  # those that have samples
+        self._starts = self._starts[[*self._shards.tolist(), -1]]
         if block_shards is not None and block_shards < 1:
             raise ValueError(f"block_shards={block_shards} must be at least 1")
         if not 1 <= lanes <= self._starts[-1]:
@@ -108,13 +118,14 @@ class Order:
         # The size of an arrangement grows with the number of shards, so few are kept: a loader needs those of this
         # epoch and the next one, a replay may need a third.
         self._arrangement = lru_cache(maxsize=4)(self._arrange)
+        self._first_visits = lru_cache(maxsize=4)(self._count_visits)
 
     def __len__(self) -> int:
         """Return the number of positions of an epoch: all samples, except those that equal lanes leave out."""
         return self._lane_size * self.lanes
 
     def at(self, epoch: int | Int64Array, positions: npt.ArrayLike) -> Int64Array:
-        """Return the samples at positions; no two of an epoch are equal.
+        """Return the samples at positions; without weights, no two of an epoch are equal.
 
         Args:
             epoch: Epoch of all positions, or one per position.
@@ -126,13 +137,29 @@ class Order:
         Raises:
             ValueError: A position is outside its interval.
         """
+        return self.visits_at(epoch, positions)[0]
+
+    def visits_at(self, epoch: int | Int64Array, positions: npt.ArrayLike) -> tuple[Int64Array, Int64Array]:
+        """Return the samples at positions, and how often each was visited before in its epoch.
+
+        Args:
+            epoch: Epoch of all positions, or one per position.
+            positions: Positions in [0, len), of any shape.
+
+        Returns:
+            Samples, and numbers of earlier visits, which are 0 without weights; i64 of the same shape each.
+
+        Raises:
+            ValueError: A position is outside its interval.
+        """
         position = check_positions(positions, len(self))
         if np.ndim(epoch) == 0:
             return self._at(int(epoch), position)
-        samples = np.empty(position.shape, dtype=np.int64)
+        samples, earlier = np.empty((2, *position.shape), dtype=np.int64)
         for number in np.unique(epoch):
-            samples[epoch == number] = self._at(int(number), position[epoch == number])
-        return samples
+            here = epoch == number
+            samples[here], earlier[here] = self._at(int(number), position[here])
+        return samples, earlier
 
     def block_of(self, epoch: int, position: int) -> range:
         """Return the positions of the block of a position in an epoch; without blocks, those of its lane."""
@@ -143,8 +170,7 @@ class Order:
 
     def shards_of(self, samples: Int64Array) -> Int64Array:
         """Return the shard that holds each sample, i64 of the same shape."""
-        shards: Int64Array = np.searchsorted(self._starts, samples, side="right") - 1
-        return shards
+        return self._shards[np.searchsorted(self._starts, samples, side="right") - 1]
 
     def shards_from(self, epoch: int, position: int, lanes: range | None = None) -> Iterator[int]:
         """Iterate over the shards that are needed from a position on, without end.
@@ -184,7 +210,7 @@ class Order:
         for begin in range(0, len(positions), _LOOK_AHEAD):
             chunk = positions[begin : begin + _LOOK_AHEAD]
             position = np.arange(chunk.start, chunk.stop, chunk.step)
-            needed, first = np.unique(self.shards_of(self._at(epoch, position)), return_index=True)
+            needed, first = np.unique(self.shards_of(self._at(epoch, position)[0]), return_index=True)
             for place in np.argsort(first).tolist():
                 if (shard := int(needed[place])) not in seen:
                     seen.add(shard)
@@ -201,7 +227,16 @@ class Order:
         first, end = first - lane * self._lane_size, end - lane * self._lane_size
         return range(first * self.lanes + lane, end * self.lanes + lane, self.lanes)
 
-    def _at(self, epoch: int, position: Int64Array) -> Int64Array:
+    def _at(self, epoch: int, position: Int64Array) -> tuple[Int64Array, Int64Array]:
+        visits = self._shuffled(epoch, position)
+        return (visits, np.zeros_like(visits)) if self._rates is None else samples_of(visits, self._first_visits(epoch))
+
+    def _count_visits(self, epoch: int) -> Int64Array:
+        assert self._rates is not None
+        return first_visits(self._rates, self._starts, seed=self.seed, epoch=epoch)
+
+    def _shuffled(self, epoch: int, position: Int64Array) -> Int64Array:
+        """Return the visits at positions; without weights, the only visit of a sample has the sample's number."""
         if self._whole:
             return sample_at(position, len(self), seed=self.seed, epoch=epoch)
         arrangement = self._arrangement(epoch)
@@ -212,16 +247,16 @@ class Order:
         keys = round_keys(self.seed, epoch, distinct + 1)  # number 0 belongs to the order of the shards
         slot = begin + permute(flat - begin, end - begin, keys[which])
         part = np.searchsorted(arrangement.begins, slot, side="right") - 1
-        samples: Int64Array = arrangement.samples[part] + slot - arrangement.begins[part]
-        return samples.reshape(position.shape)
+        visits: Int64Array = arrangement.samples[part] + slot - arrangement.begins[part]
+        return visits.reshape(position.shape)
 
     def _arrange(self, epoch: int) -> _Arrangement:
         count = len(self._starts) - 1
+        starts = self._starts if self._rates is None else self._first_visits(epoch)[self._starts]
         if self._whole:
-            ends = self._starts[[0, -1]]
-            return _Arrangement(samples=self._starts[:-1], begins=self._starts, block_begins=ends)
+            return _Arrangement(samples=starts[:-1], begins=starts, block_begins=starts[[0, -1]])
         shards = sample_at(np.arange(count), count, seed=self.seed, epoch=0 if self.fixed_lanes else epoch)
-        samples, begins = self._starts[shards], np.concatenate([[0], np.cumsum(np.diff(self._starts)[shards])])
+        samples, begins = starts[shards], np.concatenate([[0], np.cumsum(np.diff(starts)[shards])])
         edges = self._lane_size * np.arange(self.lanes + 1)
         if self.fixed_lanes:
             samples, begins = self._shuffled_within(edges, samples, begins, epoch)

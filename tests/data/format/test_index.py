@@ -8,7 +8,7 @@ import pytest
 
 from rhofast.data.format import index_file
 from rhofast.data.format.dataset import ShardSet, open_folder
-from rhofast.data.format.index_file import IndexFacts
+from rhofast.data.format.index_rows import IndexFacts
 from rhofast.errors import ShardFormatError, ShardMissingError
 
 

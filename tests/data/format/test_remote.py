@@ -33,7 +33,7 @@ from rhofast.data.format.remote import DownloadAhead, RemoteShardSet, StoppedErr
 from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sampling.shuffle import Order
-from rhofast.data.sources import open_shards, open_training
+from rhofast.data.sources import _lane_bytes, open_shards, open_training
 from rhofast.errors import ConfigError, SampleError, ShardError, ShardFormatError, ShardMissingError
 from rhofast.storage.cache import Cache
 from rhofast.storage.download import RemoteFolder
@@ -647,6 +647,42 @@ def test_a_node_with_fixed_lanes_fetches_its_part_of_the_shards_once(
     assert epochs[0] != epochs[1] and all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
     tars = {name: count for name, count in site.requests.items() if name.endswith(".tar")}
     assert tars == {f"shard-{sample:06d}.tar": 1 for sample in epochs[0]}  # a shard holds one sample
+
+
+@pytest.mark.parametrize(
+    "listed", ["v1\nv2\nv12\nv0\n", "key,weight\nv1,2\nv2,1\nv12,0.5\nv0,0.5\n"], ids=["equal", "weighted"]
+)
+def test_a_part_of_a_remote_set_needs_only_its_shards(
+    site: Site, shards: ShardSet, tmp_path: Path, listed: str
+) -> None:
+    keep = tmp_path / ("k.csv" if "," in listed else "k.txt")
+    keep.write_text(listed)
+
+    def batches(where: str) -> list[list[int]]:
+        data = [{"shards": where, "keep": keep}]
+        with open_loader(train=data, cache=tmp_path / "cache") as loader:
+            return [next(loader).sample.tolist() for _ in range(6)]
+
+    remote = batches(site.url)
+    assert remote == batches(str(shards.root)) and {sample for batch in remote for sample in batch} == {0, 1, 2, 3}
+    assert site.requests == {
+        "dataset.json": 1,
+        **{f"shard-{number:06d}.arrow": 1 for number in range(3)},  # for the keys
+        **{f"shard-{number:06d}.tar": 1 for number in (0, 2)},
+    }
+
+
+def test_a_lane_of_a_part_may_need_the_shards_with_few_samples(site: Site, shards: ShardSet, tmp_path: Path) -> None:
+    keep = tmp_path / "k.txt"
+    keep.write_text("".join(f"v{number}\n" for number in (0, 1, 2, 3, 5, 10)))  # 4, 1 and 1 of the three shards
+    sizes = [shard.bytes + shard.index_bytes for shard in shards.info.shards]
+    part = open_shards(site.url, keep=keep, data=DataConfig(cache=tmp_path / "cache"))
+    assert isinstance(part, RemoteShardSet)
+    assert _lane_bytes(part, [0, 1, 2], 1) == sum(sizes)
+    whole = open_shards(site.url, data=DataConfig(cache=tmp_path / "cache"))
+    assert isinstance(whole, RemoteShardSet)
+    assert _lane_bytes(whole, [0, 1, 2], 13) == 2 * max(sizes)  # one sample, at most in two shards
+    assert _lane_bytes(part, [0, 1, 2], 3) == sum(sizes)  # two samples: both small shards, and the edges
 
 
 @pytest.mark.parametrize(

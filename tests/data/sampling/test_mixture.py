@@ -37,7 +37,7 @@ def sized(samples: int) -> ShardSet:
 def walk(order: MixtureOrder, size: int, batches: int) -> list[tuple[list[int], list[int]]]:
     at, out = Position(epoch=0, position=0), []
     for _ in range(batches):
-        samples, epochs, places = order.batch(at, size)
+        samples, epochs, places, _ = order.batch(at, size)
         assert all(
             order.sample(owner(order, sample), epoch, place) == sample
             for sample, epoch, place in zip(samples.tolist(), epochs.tolist(), places.tolist(), strict=True)
@@ -86,7 +86,7 @@ def test_every_lane_has_its_part_of_every_batch_and_shards_of_its_own(  # type: 
     seen: Counter[int] = Counter()
     read: dict[tuple[int, int, int], set[int]] = {}  # the shards of a set, an epoch and a lane
     for _ in range(10):
-        samples, epochs, places = order.batch(at, size)
+        samples, epochs, places, _ = order.batch(at, size)
         assert (places % lanes == np.repeat(np.arange(lanes), per_lane)).all()
         for sample, epoch, place in zip(samples.tolist(), epochs.tolist(), places.tolist(), strict=True):
             number, local = mixture.locate(sample)
@@ -117,7 +117,7 @@ def test_a_batch_is_the_same_wherever_one_begins() -> None:
         places.append(at)
         at = order.after(at, 8)
     for number in (29, 3, 17):
-        samples, epochs, _ = mixture.order(seed=5).batch(places[number], 8)
+        samples, epochs, _, _ = mixture.order(seed=5).batch(places[number], 8)
         assert (samples.tolist(), epochs.tolist()) == straight[number]
 
 
@@ -164,7 +164,7 @@ def test_the_shards_ahead_are_those_that_the_batches_need() -> None:
 def test_a_stand_in_comes_from_the_same_block_of_shards() -> None:
     mixture = Mixture([sized(70), sized(30)])
     order = mixture.order(seed=4, block_shards=2)
-    samples, epochs, places = order.batch(Position(epoch=0, position=40), 8)
+    samples, epochs, places, _ = order.batch(Position(epoch=0, position=40), 8)
     for sample, epoch, place in zip(samples.tolist(), epochs.tolist(), places.tolist(), strict=True):
         number, local = mixture.locate(sample)
         beside = [order.sample(number, epoch, other) for other in order.beside(number, epoch, place)]
