@@ -127,8 +127,10 @@ def config_page() -> str:
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel) and name not in ("backbone", "method"):
             lines += [f"## `[{name}]`", "", *_prose(kind), *_options(kind, prefix=f"{name}.")]
-            for nested in _nested(kind):
-                lines += [f"### An entry of `{name}.{nested[0]}`", "", *_prose(nested[1]), *_options(nested[1])]
+            for key, nested in _nested(kind):
+                one_of_several = get_origin(kind.model_fields[key].annotation) is tuple
+                heading = f"### An entry of `{name}.{key}`" if one_of_several else f"### `{name}.{key}` as a table"
+                lines += [heading, "", *_prose(nested), *_options(nested)]
     lines += ["## `[method]`", "", f"`name` is one of {_names(METHODS)}, or {_OWN}. The other keys depend on it.", ""]
     for name, (kind, _) in METHODS.items():
         lines += [f'### `method.name = "{name}"`', "", *_prose(kind), *_options(kind, prefix="method.")]
@@ -156,7 +158,7 @@ def _names(known: Mapping[str, Any]) -> str:
 
 
 def _nested(kind: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Yield the fields of a section that are lists of sections."""
+    """Yield the fields of a section that are lists of sections, or may be a section."""
     for name, field in kind.model_fields.items():
         for part in get_args(field.annotation):
             if isinstance(part, type) and issubclass(part, BaseModel):
