@@ -46,9 +46,9 @@ def test_the_public_names_are_these() -> None:
 @pytest.mark.parametrize(
     ("function", "names"),
     [
-        (lambda: rhofast.clips, ["shards", "num_clips", *SHAPE, "augment", "fields", "seed", *PLACE]),
-        (lambda: rhofast.eval_clips, ["shards", "views", "crops", *SHAPE, "fields", "samples", *PLACE]),
-        (lambda: rhofast.ClipDataset, ["shards", "transform", "cache"]),
+        (lambda: rhofast.clips, ["shards", "keep", "num_clips", *SHAPE, "augment", "fields", "seed", *PLACE]),
+        (lambda: rhofast.eval_clips, ["shards", "keep", "views", "crops", *SHAPE, "fields", "samples", *PLACE]),
+        (lambda: rhofast.ClipDataset, ["shards", "keep", "transform", "cache"]),
     ],
     ids=["clips", "eval_clips", "ClipDataset"],
 )
