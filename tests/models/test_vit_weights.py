@@ -7,6 +7,7 @@ VideoMAE's and V-JEPA's own checkpoints are made from transformers' models by re
 from __future__ import annotations
 
 import argparse
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +18,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rhofast.checkpoint.card import InputCard
 from rhofast.checkpoint.export import Transfer, import_weights, load_backbone
+from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
 from rhofast.evaluation.model import open_model
 from rhofast.models.backbones import build_backbone
 from rhofast.models.backbones.vit import ViT
+from rhofast.models.weight_file import WeightFile
+from rhofast.models.weight_formats import format_for, load_into, options_for
 from tests.helpers.program import run
 
 SHAPE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4, "tubelet_size": 2}
@@ -301,16 +306,31 @@ def test_image_transformers_of_timm(options: dict[str, Any], tmp_path: Path) -> 
     assert done.card["input"]["mean"] == [0.5, 0.5, 0.5] and done.card["input"]["size"] == 12
 
 
-def test_a_state_dict_alone_says_what_it_can(tmp_path: Path) -> None:
-    torch.save({"model": timm_vit(class_token=False, global_pool="avg").state_dict()}, tmp_path / "x.pth")
+@pytest.mark.parametrize(
+    ("part", "prefix", "others"),
+    [
+        ("model", "", ["mask_token", "decoder_pos_embed", "decoder_blocks.0.norm1.weight"]),  # MAE
+        ("teacher", "backbone.", ["head.mlp.0.weight"]),  # DINO
+        ("state_dict", "module.", []),
+    ],
+)
+def test_a_state_dict_alone_says_what_it_can(part: str, prefix: str, others: list[str], tmp_path: Path) -> None:
+    theirs = timm_vit(num_classes=0)
+    state = {prefix + name: value for name, value in theirs.state_dict().items()}
+    content = {part: state | dict.fromkeys(others, torch.zeros(1)), "student": {"x": torch.zeros(1)}}
+    torch.save(content, tmp_path / "x.pth")
     backbone, done = imported(tmp_path / "x.pth", heads=2, pool="mean")
+    assert done.entries.dropped == [*others, "student.*"]
     assert done.card["input"]["mean"] is None and "which is not known" in done.card["input"]["text"]
-    assert backbone.options.tubelet == 2 and backbone.options.norm == "pooled"
+    assert (backbone.options.tubelet, backbone.options.norm, backbone.options.pool) == (2, "tokens", "mean")
+    image = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = theirs.forward_features(image)[:, 1:]
+        assert same(backbone.tokens(image[:, :, None].expand(-1, -1, 2, -1, -1).contiguous()), expected)
 
 
 def test_sizes_that_authors_published_need_no_option(tmp_path: Path) -> None:
     """The shapes of V-JEPA 2's g, whose width has 22 heads there and 16 in VideoMAE; nothing of it takes memory."""
-    from rhofast.models.weight_file import WeightFile
     from rhofast.models.weight_formats.videomae import VIDEOMAE as OF_VIDEOMAE
     from rhofast.models.weight_formats.vjepa import VJEPA
 
@@ -432,3 +452,49 @@ def test_weights_of_another_family_are_named(tmp_path: Path) -> None:
     torch.save({"model_state": {}}, tmp_path / "x.pyth")
     with pytest.raises(ConfigError, match=r"does not say which backbone it holds .name it: --backbone NAME"):
         import_weights(tmp_path / "x.pyth", tmp_path / "out")
+
+
+def spoil(state: dict[str, Any], config: dict[str, Any], draw: random.Random) -> None:
+    """Change some entries, at random, as damaged and hostile files have them."""
+    shapes = [(), (0,), (1,), (24,), (2, 3, 4), (24, 3, 2, 4, 4), (24, 0, 2, 4, 4), (5000, 3, 1, 1, 1), (1, 0, 24)]
+    for _ in range(draw.randrange(4)):
+        name = draw.choice([key for key in state if draw.random() < 0.1 or "patch" in key or "pos_embed" in key])
+        kind = draw.randrange(4)
+        if kind == 0:
+            del state[name]
+        elif kind == 1:
+            state[re.sub(r"\d+", str(draw.choice([0, 7, 10**12])), name)] = state[name]
+        else:
+            dtype = draw.choice([torch.float32, torch.float32, torch.int64])
+            state[name + draw.choice(["", "", "x"])] = torch.zeros(draw.choice(shapes), dtype=dtype)
+    for _ in range(draw.randrange(3) if config else 0):
+        odd = [None, 0, -1, 1e9, "x", [], [1, 2], {}, True, 2.5, float("nan"), 1 << 70]
+        config[draw.choice(sorted(config))] = draw.choice(odd)
+
+
+def test_spoiled_files_are_one_line_each() -> None:
+    """Whatever a file holds, it is read or refused in a line; nothing else is raised."""
+    draw, said = random.Random(0), set()
+    hf, jepa, image = videomae(), vjepa2(), timm_vit(init_values=0.1)
+    of_timm_config = {"architecture": "x", "model_args": {"num_heads": 2}, "pretrained_cfg": {"mean": [0.5] * 3}}
+    files = [
+        ("", hf.state_dict(), hf.config.to_dict()),
+        ("", jepa.state_dict(), jepa.config.to_dict()),
+        ("", image.state_dict(), of_timm_config),
+        ("model", as_videomae(hf, "encoder."), {}),
+        ("ema_encoder", as_vjepa(jepa, "module."), {}),
+    ]
+    for _ in range(300):
+        part, state, config = draw.choice(files)
+        state, config = dict(state), dict(config)
+        spoil(state, config, draw)
+        file = WeightFile(path=Path("x.pt"), content={part: state} if part else state, config=config)
+        try:
+            known = format_for(file, "vit")
+            options = options_for(file, known, {} if config else HEADS)
+            load_into(build_backbone("vit", options), name="vit", known=known, file=file)
+            parse_section(InputCard, known.expected_input("vit", file), where="x.pt")
+        except ConfigError as error:
+            assert "\n" not in str(error)
+            said.add(re.sub(r"\d+", "N", str(error)))
+    assert len(said) > 50

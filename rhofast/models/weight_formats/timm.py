@@ -23,7 +23,7 @@ from rhofast.models.weight_formats.vit_keys import ABSENT, folded_scales
 from rhofast.models.weight_formats.vit_options import find_prefix, read_sizes, settle
 
 _PATCHES = "patch_embed.proj.weight"
-_OTHER = re.compile(r"head\.|head_dist\.|attn_pool\.|pre_logits\.|mask_token$")
+_OTHER = re.compile(r"head\.|head_dist\.|attn_pool\.|pre_logits\.|mask_token$|decoder_")
 # Heads by width and depth: tiny, small, base, large, huge.
 _PUBLISHED = {(192, 12): 3, (384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16}
 # Arguments of timm's VisionTransformer that make another network, and names of networks that have such.

@@ -94,7 +94,7 @@ def settle(
     """
     said = dict(said)
     width, depth = said["width"], said["depth"]
-    named = SIZES[given["size"]] if given.get("size") in SIZES else None
+    named = SIZES.get(str(given.get("size")))
     known = (published or {}).get((width, depth))
     heads = said.get("heads") or given.get("heads") or (named and named[2]) or known
     if heads is None:
@@ -171,8 +171,7 @@ def _odd(file: WeightFile, key: str, why: str) -> ConfigError:
 
 def _same(key: str, value: object, said: Mapping[str, Any]) -> bool:
     if key == "mlp_ratio" and isinstance(value, float | int):
-        width: int = said["width"]
-        return round(width * value) == round(width * float(said["mlp_ratio"]))
+        return bool(abs(value - said["mlp_ratio"]) * said["width"] < 0.5)  # the same hidden width
     return bool(value == said[key]) or (value is None and key in _SIZE)
 
 
