@@ -49,6 +49,7 @@ benchmarks: $(STAMP)
 	$(BENCHMARK).data_loading.hue '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
 	$(BIN)/python -m benchmarks.training.step_vs_plain --out '$(RESULTS)/step_vs_plain' || failed=1; \
 	$(BENCHMARK).training.step_vs_peers --out '$(RESULTS)/step_vs_peers' || failed=1; \
+	$(BENCHMARK).training.vit_step --out '$(RESULTS)/vit_step' || failed=1; \
 	$(BENCHMARK).study.keep_cost --out '$(RESULTS)/keep_cost' || failed=1; \
 	$(BENCHMARK).data_loading.ingest_vs_ffmpeg '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
 	exit $$failed

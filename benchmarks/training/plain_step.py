@@ -9,6 +9,7 @@ with one process. `state_dict` names are rhofast's, so that both can start from 
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -72,6 +73,37 @@ class PlainSlow(nn.Module):
         return x.mean(dim=(2, 3, 4))
 
 
+class PlainViT(nn.Module):
+    """A video transformer of timm's blocks: [N, 3, T, H, W] -> [N, width], for clips of one size.
+
+    Args:
+        width: Width of a token.
+        depth: Number of blocks.
+        heads: Number of attention heads.
+        kernel: Frames, height and width of a patch.
+        tokens: Number of tokens of a clip.
+    """
+
+    def __init__(self, width: int, depth: int, heads: int, kernel: tuple[int, int, int], tokens: int) -> None:
+        super().__init__()
+        from timm.models.vision_transformer import Block
+
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv3d(3, width, kernel, stride=kernel)})
+        norm = functools.partial(nn.LayerNorm, eps=1e-6)
+        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth))
+        self.norm = norm(width)
+        angle = torch.arange(tokens).double()[:, None] / 10000 ** (torch.arange(0, width, 2).double() / width)
+        table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+        self.register_buffer("positions", table.float(), persistent=False)
+        self.num_features = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed["proj"](x).flatten(2).transpose(1, 2) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x).mean(dim=1)
+
+
 def mlp(*widths: int, batch_norm: bool) -> nn.Sequential:
     """Return a perceptron with these widths."""
     layers: list[nn.Module] = []
@@ -92,11 +124,11 @@ def normalize(x: Tensor) -> Tensor:
 class Plain(nn.Module):
     """A method: backbone and projector; depending on the method a momentum network, predictor, queue or prototypes."""
 
-    def __init__(self, name: str, width: int, *, hidden: int, queue: int) -> None:
+    def __init__(self, name: str, backbone: PlainSlow | PlainViT, *, hidden: int, queue: int) -> None:
         super().__init__()
         self.name = name
-        self.backbone = PlainSlow(width)
-        wide = self.backbone.num_features
+        self.backbone = backbone
+        wide = backbone.num_features
         if name == "byol":
             self.projector = mlp(wide, hidden, 256, batch_norm=True)
             self.predictor = mlp(256, hidden, 256, batch_norm=True)
@@ -214,8 +246,37 @@ class PlainLARS:
             p.grad = None
 
 
+class PlainAdamW:
+    """torch's AdamW as one constructs it: one parameter at a time on a CPU; norms and biases are not decayed."""
+
+    def __init__(self, model: nn.Module, *, decay: float) -> None:
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        plain = [p for name, p in trained if name.startswith("backbone.") and p.ndim == 1]
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                plain += [p for p in module.parameters() if p.requires_grad]
+        known = {id(p) for p in plain}
+        other = [p for _, p in trained if id(p) not in known]
+        groups = [{"params": plain, "weight_decay": 0.0}, {"params": other, "weight_decay": decay}]
+        self.optimizer = torch.optim.AdamW(groups)
+
+    def step(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+
 def plain_step(
-    model: Plain, optimizer: PlainLARS, pixels: Tensor, *, rate: float, momentum: float, autocast: Callable[[], Any]
+    model: Plain,
+    optimizer: PlainLARS | PlainAdamW,
+    pixels: Tensor,
+    *,
+    rate: float,
+    momentum: float,
+    autocast: Callable[[], Any],
 ) -> Tensor:
     """Run one training step.
 

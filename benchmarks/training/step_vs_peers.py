@@ -194,8 +194,8 @@ def check_all(accelerator: Accelerator) -> float:
     Returns:
         The largest relative difference.
     """
-    worst = check_same_step(METHOD, accelerator)
     shape = Shape(batch_size=3, clips=3, frames=2, size=32, width=4, hidden=32)
+    worst = check_same_step(METHOD, make_pair(METHOD, shape, accelerator, torch.float64, "fp32"))
     _, ours, *others = make_contenders(shape, accelerator, torch.float64)
     before = {name: value.clone() for name, value in ours.model.state_dict().items()}
     ours.step()

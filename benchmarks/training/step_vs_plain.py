@@ -29,7 +29,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import facts_line, facts_of_the_machine
-from benchmarks.training.plain_step import Plain, PlainLARS, plain_step
+from benchmarks.training.plain_step import Plain, PlainLARS, PlainSlow, plain_step
 from rhofast.config.schema import OptimConfig
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import build_method
@@ -116,7 +116,7 @@ def make_pair(
     device = accelerator.device
     torch.manual_seed(0)
     method = build_method(name, method_options(name, shape), build_backbone("slow_r50", {"width": shape.width}))
-    plain = Plain(name, shape.width, hidden=shape.hidden, queue=65536)
+    plain = Plain(name, PlainSlow(shape.width), hidden=shape.hidden, queue=65536)
     state = {key: value for key, value in method.state_dict().items() if key not in ("momentum", "written")}
     plain.load_state_dict(state)
     plain.to(device, dtype)
@@ -155,16 +155,19 @@ def rhofast_contender(name: str, method: Method, pixels: Tensor, accelerator: Ac
     return Contender(name=RHOFAST, step=step, model=method)
 
 
-def check_same_step(name: str, accelerator: Accelerator) -> float:
-    """Compare two steps of both in float64: losses, and the change of each tensor.
+def check_same_step(name: str, pair: tuple[Contender, Contender], floor: float = 1e-9) -> float:
+    """Compare two steps of both, in float64: losses, and the change of each tensor.
 
     Exits if they differ by more than rounding.
+
+    Args:
+        name: What is compared, for the message.
+        pair: The straightforward contender and rhofast, with the same weights.
+        floor: The change of a tensor below which a difference is not relative to it.
 
     Returns:
         The largest relative difference.
     """
-    shape = Shape(batch_size=3, clips=3, frames=2, size=32, width=4, hidden=32)
-    pair = make_pair(name, shape, accelerator, torch.float64, "fp32")
     before = {key: value.clone() for key, value in pair[0].model.state_dict().items()}
     worst = 0.0
     for _ in range(2):
@@ -173,7 +176,7 @@ def check_same_step(name: str, accelerator: Accelerator) -> float:
     state = pair[1].model.state_dict()
     for key, value in pair[0].model.state_dict().items():
         apart, moved = (value - state[key]).double().norm(), (value - before[key]).double().norm()
-        worst = max(worst, float(apart / (moved + 1e-6 * value.double().norm() + 1e-9)))
+        worst = max(worst, float(apart / (moved + 1e-6 * value.double().norm() + floor)))
     if worst > 1e-6:
         raise SystemExit(f"{name}: the steps of plain_step.py and rhofast differ by {worst:.1e}")
     return worst
@@ -295,7 +298,9 @@ def shape_of(name: str, options: argparse.Namespace) -> Shape:
 
 def run_method(name: str, options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
     """Check and measure one method."""
-    difference = check_same_step(name, accelerator) if options.precision == "fp32" else None
+    tiny = Shape(batch_size=3, clips=3, frames=2, size=32, width=4, hidden=32)
+    pair = make_pair(name, tiny, accelerator, torch.float64, "fp32")
+    difference = check_same_step(name, pair) if options.precision == "fp32" else None
     shape = shape_of(name, options)
     contenders = list(make_pair(name, shape, accelerator, torch.float32, options.precision))
     if options.compile:
