@@ -5,6 +5,7 @@
     rhofast.cli.app                                                 -->  reference/cli.md
     rhofast.training.metrics.METRICS                                -->  reference/metrics.md
     rhofast.ingest.recipes                                          -->  reference/recipes.md
+    docs/notebooks/first_hour.ipynb, with its outputs               -->  notebooks/first_hour.md
 
 Links in the sources are those of the repository, so that they work on GitHub, too. Links to files that are no page of
 the site become links to the repository.
@@ -79,6 +80,8 @@ def fit_links(markdown: str, source: str, target: str) -> str:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), where))
         if path in COPIES:
             path = f"docs/{COPIES[path]}"
+        if path.startswith("docs/notebooks/"):
+            path = path.replace(".ipynb", ".md")
         if path.startswith("docs/"):
             found = posixpath.relpath(path.removeprefix("docs/"), posixpath.dirname(target) or ".")
         else:
@@ -381,9 +384,43 @@ def recipes_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+# ---- notebooks/first_hour.md ----
+
+
+def notebook_page() -> str:
+    """Return the notebook as a page: what its cells say, their code, and what they printed and drew."""
+    cells = json.loads((ROOT / "docs/notebooks/first_hour.ipynb").read_text(encoding="utf-8"))["cells"]
+    head = "*This page is a notebook with its outputs: [download it](first_hour.ipynb) and run it.*"
+    parts = []
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(_fenced("toml" if source.startswith("%%writefile") else "python", source))
+        parts += [part for output in cell["outputs"] if (part := _shown(output))]
+    parts.insert(1, head)
+    return "\n\n".join(parts) + "\n"
+
+
+def _shown(output: Mapping[str, Any]) -> str:
+    """Return an output of a cell: its picture, or else its text."""
+    data = output.get("data", {})
+    for kind in ("image/png", "image/jpeg"):
+        if kind in data:
+            return f'<img alt="what the cell draws" src="data:{kind};base64,{"".join(data[kind].split())}">'
+    text = "".join(output.get("text", data.get("text/plain", ""))).strip("\n")
+    return _fenced("text", text) if text.strip() else ""
+
+
+def _fenced(language: str, text: str) -> str:
+    return f"```{language}\n{text}\n```"
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "reference/config.md": config_page,
     "reference/cli.md": cli_page,
     "reference/metrics.md": metrics_page,
     "reference/recipes.md": recipes_page,
+    "notebooks/first_hour.md": notebook_page,
 }
