@@ -24,7 +24,7 @@ from rhofast.cli.options import (
     given,
     local_folder,
 )
-from rhofast.cli.tables import estimate_table, set_table, summary_table
+from rhofast.cli.tables import estimate_table, set_table, shards_text, summary_table
 from rhofast.errors import ConfigError
 from rhofast.storage.files import as_path, check_writable, write_atomically
 
@@ -289,7 +289,7 @@ def verify(
     if problems:
         print_error(f"{shards}: {problems} problems")
         raise typer.Exit(1)
-    print_line(f"{shards}: {len(opened)} samples in {len(opened.info.shards)} shards are as promised")
+    print_line(f"{shards}: {len(opened)} samples in {shards_text(len(opened.info.shards))} are as promised")
 
 
 def inspect(

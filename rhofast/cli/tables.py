@@ -51,7 +51,7 @@ def set_table(
     rows = {
         "videos listed": found,
         **({"passed over": _passed_over_text(passed_over)} if passed_over else {}),
-        "stored": f"{count:,} samples in {_shards_text(len(info.shards))}, {byte_text(info.num_bytes)}",
+        "stored": f"{count:,} samples in {shards_text(len(info.shards))}, {byte_text(info.num_bytes)}",
         "refused": f"{refused:,} ({reasons}); see {target / 'refused.jsonl'}" if refused else "none",
         "duration": f"{duration_text(info.seconds)}, {info.num_frames:,} frames",
         "codec": ", ".join(f"{name} {value}" if name != "name" else str(value) for name, value in info.codec.items()),
@@ -61,7 +61,8 @@ def set_table(
     return _facts(f"{target}: {info.name} ({info.split})", rows)
 
 
-def _shards_text(count: int) -> str:
+def shards_text(count: int) -> str:
+    """Return a number of shards in words."""
     return f"{count:,} shard{'' if count == 1 else 's'}"
 
 
@@ -90,7 +91,7 @@ def summary_table(info: DatasetInfo, summary: Summary, clips: ClipConfig) -> Tab
     p10, median, p90 = summary.seconds
     geometry = f"{clips.num_clips} clips x {clips.num_frames} frames, stride {clips.frame_stride} at {clips.fps:g} fps"
     rows = {
-        "samples": f"{summary.samples:,} in {_shards_text(summary.shards)}",
+        "samples": f"{summary.samples:,} in {shards_text(summary.shards)}",
         "duration": f"{duration_text(summary.hours * 3600)}; each {median:.1f} s (10 %: {p10:.1f}, 90 %: {p90:.1f})",
         "frames": f"{summary.frames:,}, {summary.frame_bytes / 1000:.1f} kB each",
         "bytes": byte_text(summary.bytes),
