@@ -1,6 +1,7 @@
 """Read weight files of other programs: safetensors, and files of torch (.pth, .pyth, .pt, .bin), by strangers.
 
-Beside a safetensors file or a .bin, `config.json` describes the network, as transformers and timm write it.
+Beside a safetensors file or a .bin, `config.json` describes the network, as transformers and timm write it, and
+`preprocessor_config.json` its input, as transformers does.
 
 Torch itself refuses to run pickled code (`weights_only`). What it would still do for a hostile file is checked before:
 it unpacks compressed entries, and allocates what a pickle asks for. So an archive must hold its entries uncompressed,
@@ -28,6 +29,7 @@ from rhofast.storage.strict_json import read_record
 from rhofast.storage.tensor_file import read_tensors
 
 CONFIG = "config.json"
+_PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
 _DESCRIBED = (".safetensors", ".bin")
 _ZIP = b"PK\x03\x04"
 _MAX_ENTRIES = 100_000
@@ -50,11 +52,13 @@ class WeightFile:
         path: The file.
         content: What is in it: the tensors of a safetensors file by name, or the dict of a file of torch.
         config: The content of the `config.json` beside it; empty if there is none.
+        processor: The content of transformers' description of the input beside it; empty if there is none.
     """
 
     path: Path
     content: Mapping[str, Any]
     config: Mapping[str, Any] = field(default_factory=dict)
+    processor: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Refused(Exception):  # noqa: N818 - a reason, not an error of the program
@@ -62,7 +66,7 @@ class _Refused(Exception):  # noqa: N818 - a reason, not an error of the program
 
 
 def open_weights(path: Path) -> WeightFile:
-    """Read a file of weights, and the `config.json` beside it.
+    """Read a file of weights, and what lies beside it.
 
     Args:
         path: The file. Its suffix says whether it is a safetensors file.
@@ -70,10 +74,18 @@ def open_weights(path: Path) -> WeightFile:
     Raises:
         ConfigError: It cannot be read, or not without running code.
     """
-    described = path.suffix in _DESCRIBED and (path.parent / CONFIG).exists()
-    config = read_record(path.parent / CONFIG, dict[str, Any], raises=ConfigError) if described else {}
+    config = _described(path, (CONFIG,))
+    processor = _described(path, _PROCESSORS)
     content = read_tensors(path, raises=ConfigError) if path.suffix == ".safetensors" else read_weights(path)
-    return WeightFile(path=path, content=content, config=config)
+    return WeightFile(path=path, content=content, config=config, processor=processor)
+
+
+def _described(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the content of the first of some JSON files that lies beside a file; nothing if there is none."""
+    found = [path.parent / name for name in names if (path.parent / name).exists()]
+    if not found or path.suffix not in _DESCRIBED:
+        return {}
+    return read_record(found[0], dict[str, Any], raises=ConfigError)
 
 
 def read_weights(path: Path) -> dict[str, Any]:

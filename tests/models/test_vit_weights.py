@@ -361,6 +361,16 @@ def test_evaluations_open_these_files_themselves(tmp_path: Path) -> None:
         open_model(tmp_path / "model.safetensors", overrides=["backbone.name=slow_r50"])
 
 
+def test_normalization_is_what_lies_beside_the_weights(tmp_path: Path) -> None:
+    vjepa2().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}')
+    _, done = imported(tmp_path / "model.safetensors")
+    assert (done.card["input"]["mean"], done.card["input"]["std"]) == ([0.5, 0.4, 0.3], [0.1, 0.2, 0.3])
+    (tmp_path / "video_preprocessor_config.json").write_text('{"image_mean": "half"}')
+    with pytest.raises(ConfigError, match="the input of the network: mean='half'"):
+        imported(tmp_path / "model.safetensors")
+
+
 def changed(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], Path]:
     """A file of transformers' VideoMAE with other entries."""
 

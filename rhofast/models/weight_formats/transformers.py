@@ -170,11 +170,16 @@ def _joined_weights(attention: Mapping[str, str], part: str = "weight") -> dict[
 
 
 def _videomae_input(name: str, file: WeightFile) -> dict[str, Any]:
-    return {"num_frames": whole(file, "num_frames"), "size": whole(file, "image_size"), **IMAGENET}
+    return {"num_frames": whole(file, "num_frames"), "size": whole(file, "image_size"), **_pixels(file)}
 
 
 def _vjepa2_input(name: str, file: WeightFile) -> dict[str, Any]:
-    return {"num_frames": whole(file, "frames_per_clip"), "size": whole(file, "crop_size"), **IMAGENET}
+    return {"num_frames": whole(file, "frames_per_clip"), "size": whole(file, "crop_size"), **_pixels(file)}
+
+
+def _pixels(file: WeightFile) -> dict[str, Any]:
+    """Return mean and standard deviation of the input; those of both models' authors where no file says them."""
+    return {key: file.processor.get(f"image_{key}", default) for key, default in IMAGENET.items()}
 
 
 TRANSFORMERS_VIDEOMAE = WeightFormat(
