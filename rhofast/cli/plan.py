@@ -38,6 +38,15 @@ def plan(
             min=1, max=1e12, help="Number of videos, such as 65e6. Default: the dry run's.", rich_help_panel=DATA
         ),
     ] = None,
+    kept_share: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-9,
+            max=1,
+            help="Share of the videos that a list (keep) trains on. Default: all.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     mean_seconds: Annotated[
         float | None,
         typer.Option(
@@ -124,6 +133,7 @@ def plan(
             gpus_per_node=gpus_per_node,
             gpu=gpu,
             videos=videos,
+            kept_share=kept_share,
             mean_seconds=mean_seconds,
             codecs=codec.split(",") if codec else (),
             codec_options={} if gop is None else {"gop": gop},

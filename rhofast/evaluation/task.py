@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from rhofast.config.schema import Config, ShardsConfig
+from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.sources import open_shards, open_source
 from rhofast.errors import ConfigError, RhofastError
@@ -92,10 +92,8 @@ def open_task(
     sources = config.data.train or (model.run.data.train if model.run else ())
     if train is None and not sources:
         raise ConfigError("no training shards are known", hint="pass labeled shards with --train SHARDS")
-    source_config = ShardsConfig(shards=str(train)) if train else sources[0]
-    if train_keep is not None:
-        source_config = source_config.model_copy(update={"keep": Path(train_keep)})
-    opened = open_source(source_config, data=config.data)
+    keep = train_keep if train or train_keep is not None else sources[0].keep
+    opened = open_shards(train or sources[0].shards, keep=keep, data=config.data)
     held_out = open_shards(test, keep=test_keep, data=config.data)
     class_map(opened, held_out)
     notes = check_held_out([opened], held_out, allow=allow_overlap)

@@ -138,6 +138,19 @@ def speed_notes(utilization: float, *, videos_per_gpu: float) -> Iterator[str]:
         )
 
 
+def kept_note(share: float, *, remote: bool) -> str:
+    """Return what a list of samples (`keep`) changes and what it does not.
+
+    Args:
+        share: Share of the stored videos that is trained on.
+        remote: Whether whole shards are downloaded.
+    """
+    note = (
+        f"An epoch has {amount(share, 'share')} of the stored videos (--kept-share). Storage is planned for all of them"
+    )
+    return f"{note}, and so are downloads, since most shards have a video that is kept." if remote else f"{note}."
+
+
 def download_note(part: float, *, fixed: bool) -> str:
     """Describe what nodes download in each epoch.
 

@@ -78,7 +78,9 @@ def collect_inputs(config: Config, options: PlannerOptions) -> PlannerInputs:
     inputs = machine_inputs(config, options) | _run_inputs(config)
     codecs, videos = _videos(options, dry_run)
     inputs |= videos
-    count = inputs["videos"].value
+    if options.kept_share is not None:
+        inputs["kept_share"] = given(options.kept_share, "share", "--kept-share")
+    count = inputs["videos"].value * (options.kept_share or 1)
     if count * inputs["stored_share"].value < config.train.batch_size:
         raise ConfigError(
             f"--videos {count:,.0f}: must be at least train.batch_size={config.train.batch_size}",

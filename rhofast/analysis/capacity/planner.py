@@ -98,7 +98,8 @@ class _Run:
         self.lanes, self.part = _lanes(numbers.get("lanes"), self.nodes)
         self.ever = self.part if fixed_lanes else Number(1.0)  # share of the set that a node fetches in all epochs
         self.samples = numbers["videos"] * numbers["stored_share"]
-        per_epoch = self.samples / numbers["batch"]
+        trained = self.samples * numbers["kept_share"] if "kept_share" in numbers else self.samples
+        per_epoch = trained / numbers["batch"]
         self.steps_per_epoch = Number(max(1.0, math.floor(per_epoch.value)), per_epoch.basis)
         self.steps = numbers["steps"] if "steps" in numbers else self.steps_per_epoch * numbers["epochs"]
         if "gpu_clips" in numbers:
@@ -146,6 +147,8 @@ class _Run:
             yield from advice.speed_notes(
                 numbers["utilization"].value, videos_per_gpu=numbers["batch"].value / numbers["gpus"].value
             )
+        if "kept_share" in numbers:
+            yield advice.kept_note(numbers["kept_share"].value, remote=self.remote)
         if self.remote:
             yield advice.download_note(self.part.value, fixed=self.ever.value < 1)
 

@@ -133,6 +133,16 @@ def test_with_remote_shards_every_node_downloads_the_set_in_every_epoch() -> Non
     assert kept["network to storage, per node"] == 0  # after the first epoch all of it is there
 
 
+def test_a_part_of_the_set_makes_epochs_shorter_and_nothing_smaller() -> None:
+    whole, part = planned(remote=True), planned(remote=True, kept_share=0.1)
+    assert fact(part, "steps_per_epoch") == 97 and fact(part, "steps") == 970
+    for name in ("shard_bytes", "index_bytes", "shards", "cache_needed", "videos_per_second", "ingest"):
+        assert fact(part, name) == fact(whole, name)
+    assert fact(part, "fetched_per_node") / fact(whole, "fetched_per_node") == pytest.approx(976 / 97)
+    assert any("10 % of the stored videos" in note and "downloads" in note for note in part.notes)
+    assert not any("kept" in note for note in whole.notes)
+
+
 def test_with_a_lane_for_each_node_the_nodes_together_fetch_the_set_once() -> None:
     plan, laned = planned(remote=True), planned(remote=True, lanes=8)
     assert fact(laned, "fetched_in_all") == pytest.approx(fact(plan, "fetched_per_node"))

@@ -1,0 +1,26 @@
+"""What ranks open must be the same data: lists and shards on disks of their own may differ."""
+
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+
+from rhofast.config.load import load_config
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.sources import open_shards
+from rhofast.errors import ConfigError
+from rhofast.training import setup
+from tests.helpers.shards import TINY_PAGE
+
+
+def test_ranks_with_other_lists_are_refused(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for number, path in enumerate(lists):
+        path.write_text(f"v0\nv1\nv2\nv{3 + number}\n")
+    parts = [open_shards(shards.root, keep=path) for path in lists]
+    (tmp_path / "tiny.toml").write_text(TINY_PAGE)
+    config = load_config(tmp_path / "tiny.toml", [f"out={tmp_path}"])
+    monkeypatch.setattr(setup, "gather_objects", lambda value: [parts[0].digest, value])
+    with pytest.raises(ConfigError, match=r"data\.train: rank 1 has opened other data than rank 0 .*\(keep\)"):
+        setup.build_loader(config, Accelerator(cpu=True), parts[1], None)
+    setup.build_loader(config, Accelerator(cpu=True), parts[0], None).close()
