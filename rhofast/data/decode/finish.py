@@ -72,8 +72,9 @@ def copy_to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def _blur(pixels: torch.Tensor, sigmas: npt.NDArray[np.float32]) -> None:
     """Blur clips in place.
 
-    On the CPU one clip follows the other, so that it stays in the cache: this takes half the time of a whole batch at
-    once. On a GPU the number of kernels counts, so all clips are blurred at once, with the same result.
+    On the CPU one clip follows the other, where it lies. All clips at once would need another memory layout, and take
+    four to five times as long (benchmarks/data_loading/blur.py, which tries other forms, too). On a GPU the number of
+    kernels counts, so all clips are blurred at once, with the same result.
 
     Args:
         pixels: The clips, f32[B, P, T, C, H, W].
@@ -100,14 +101,29 @@ def blur_clips(clips: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
         The blurred clips, f32[n, T, C, H, W].
     """
     n, t, c, height, width = clips.shape
-    reaches = [min(math.ceil(_BLUR_REACH * sigma), width - 1) for sigma in sigmas]
-    most = max(reaches)
-    weights = torch.zeros(n, 2 * most + 1)
-    for row, sigma, reach in zip(weights, sigmas, reaches, strict=True):
-        bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
-        row[most - reach : most + reach + 1] = bell / bell.sum()
+    weights = blur_kernels(sigmas, width)
+    most = weights.shape[1] // 2
     horizontal = copy_to_device(weights.repeat_interleave(c, dim=0)[:, None, None, :], clips.device)
     planes = clips.transpose(0, 1).reshape(t, n * c, height, width)  # a channel per clip and color
     blurred = functional.conv2d(functional.pad(planes, (most,) * 4, mode="reflect"), horizontal, groups=n * c)
     blurred = functional.conv2d(blurred, horizontal.transpose(2, 3), groups=n * c)
     return blurred.view(t, n, c, height, width).transpose(0, 1)
+
+
+def blur_kernels(sigmas: Sequence[float], width: int) -> torch.Tensor:
+    """Return the Gaussian of each clip, padded with zeros on both sides to the longest.
+
+    Args:
+        sigmas: Sigma of each clip in pixels, n numbers > 0.
+        width: Width of the pictures in pixels.
+
+    Returns:
+        f32[n, 2 * reach + 1], where reach is the largest of 2.5 sigma, less than `width`.
+    """
+    reaches = [min(math.ceil(_BLUR_REACH * sigma), width - 1) for sigma in sigmas]
+    most = max(reaches)
+    kernels = torch.zeros(len(sigmas), 2 * most + 1)
+    for row, sigma, reach in zip(kernels, sigmas, reaches, strict=True):
+        bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+        row[most - reach : most + reach + 1] = bell / bell.sum()
+    return kernels

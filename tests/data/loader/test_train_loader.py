@@ -304,9 +304,9 @@ def test_slow_reads_change_nothing_but_the_time(shards: ShardSet, monkeypatch: p
     (reader,) = source._readers
     pread = reader._pread
 
-    def slow(shard: int, offset: int, size: int, key: str) -> memoryview:
-        time.sleep(0.02 * (offset % 3))
-        return pread(shard, offset, size, key)
+    def slow(shard: int, spans: list[tuple[int, int]], key: str) -> list[memoryview]:
+        time.sleep(0.02 * (spans[0][0] % 3))
+        return pread(shard, spans, key)
 
     monkeypatch.setattr(reader, "_pread", slow)
     assert all(same(left, right) for left, right in zip(straight, take(source, 3), strict=True))
