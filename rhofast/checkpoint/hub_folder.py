@@ -21,6 +21,7 @@ from rhofast.checkpoint.model_card import model_card, public_config
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError
 from rhofast.models.hub_form import hub_form
+from rhofast.models.weight_file import PROCESSOR
 from rhofast.storage.files import check_unicode, write_atomically
 from rhofast.storage.hub import CARD, CONFIG, WEIGHTS
 
@@ -128,8 +129,10 @@ def _write_transformers(
     folder: Path, config: Config, backbone: nn.Module, card: dict[str, Any], address: str | None
 ) -> tuple[dict[str, Any], str, str]:
     """Write the weights in the form of `transformers`; return the same as `_write_own`."""
-    form = hub_form(backbone, num_frames=config.clips.num_frames, size=config.augment.size)
+    augment = config.augment
+    form = hub_form(backbone, num_frames=config.clips.num_frames, size=augment.size, mean=augment.mean, std=augment.std)
     folder.mkdir(exist_ok=True)
+    write_atomically(folder / PROCESSOR, json.dumps(form.processor, indent=2) + "\n")
     save_file(form.state, folder / WEIGHTS, metadata={"format": "pt"})
     shape = f"[N, {config.clips.num_frames}, 3, {config.augment.size}, {config.augment.size}]"
     place, _, revision = (address or folder.resolve().name).partition("@")

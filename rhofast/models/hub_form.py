@@ -1,14 +1,15 @@
 """Write a `vit` in the form of `transformers`: names, tensors and configuration of its VideoMAE and V-JEPA 2 models.
 
-    ViT --hub_form--> HubForm: config -> config.json, state -> model.safetensors
+    ViT --hub_form--> HubForm: config -> config.json, state -> model.safetensors, processor -> preprocessor_config.json
 
-`transformers.AutoModel.from_pretrained` opens a folder with these two files, and its model computes what the backbone
+`transformers.AutoModel.from_pretrained` opens a folder with these files, and its model computes what the backbone
 does on clips of the given size (of any length for V-JEPA 2). Clips are [N, T, 3, H, W] there, normalized in the same
 way. Networks that neither model can compute are refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,22 +33,28 @@ class HubForm:
         config: Content of `config.json`.
         state: Names and tensors, f32 on the CPU, contiguous, none shared: content of `model.safetensors`. For
             "VJEPA2Model" the predictor, which no backbone has, is left out.
+        processor: Content of `preprocessor_config.json`: size and normalization of frames.
         features: Python expression that gives the features [N, D] from `model` and `clips` [N, T, 3, H, W].
     """
 
     model: str
     config: dict[str, Any]
     state: dict[str, Tensor]
+    processor: dict[str, Any]
     features: str
 
 
-def hub_form(backbone: nn.Module, *, num_frames: int, size: int) -> HubForm:
+def hub_form(
+    backbone: nn.Module, *, num_frames: int, size: int, mean: Sequence[float], std: Sequence[float]
+) -> HubForm:
     """Return a `vit` in the form of `transformers`.
 
     Args:
         backbone: The network. It stays as it is.
         num_frames: Frames per clip: positions of VideoMAE are made for this number.
         size: Height and width of a frame in pixels.
+        mean: What is subtracted from red, green and blue in [0, 1].
+        std: By what the differences are divided.
 
     Returns:
         What to write.
@@ -64,7 +71,7 @@ def hub_form(backbone: nn.Module, *, num_frames: int, size: int) -> HubForm:
     state = {name: value.detach().float().cpu() for name, value in backbone.state_dict().items()}
     if options.position == "sincos1d":
         _refuse(options, {})
-        return _videomae(options, state, num_frames, size)
+        return _videomae(options, state, num_frames, size, _processor(size, mean, std))
     _refuse(
         options,
         {
@@ -74,7 +81,7 @@ def hub_form(backbone: nn.Module, *, num_frames: int, size: int) -> HubForm:
             f"backbone.norm={options.norm}": options.norm != "tokens",
         },
     )
-    return _vjepa2(options, state, num_frames, size)
+    return _vjepa2(options, state, num_frames, size, _processor(size, mean, std))
 
 
 def _refuse(options: ViTConfig, more: dict[str, bool]) -> None:
@@ -93,7 +100,9 @@ def _refuse(options: ViTConfig, more: dict[str, bool]) -> None:
         )
 
 
-def _videomae(options: ViTConfig, state: dict[str, Tensor], num_frames: int, size: int) -> HubForm:
+def _videomae(
+    options: ViTConfig, state: dict[str, Tensor], num_frames: int, size: int, processor: dict[str, Any]
+) -> HubForm:
     """Return the form of VideoMAE.
 
     It has no bias of keys. That of this network changes nothing: it adds the same to all scores of a query.
@@ -148,10 +157,13 @@ def _videomae(options: ViTConfig, state: dict[str, Tensor], num_frames: int, siz
         **({"id2label": {}, "label2id": {}} if pooled else {}),
     }
     features = "model(clips).logits" if pooled else "model(clips).last_hidden_state.mean(dim=1)"
-    return HubForm(model=config["architectures"][0], config=config, state=out, features=features)
+    processor |= {"image_processor_type": "VideoMAEImageProcessor", "video_processor_type": "VideoMAEVideoProcessor"}
+    return HubForm(model=config["architectures"][0], config=config, state=out, processor=processor, features=features)
 
 
-def _vjepa2(options: ViTConfig, state: dict[str, Tensor], num_frames: int, size: int) -> HubForm:
+def _vjepa2(
+    options: ViTConfig, state: dict[str, Tensor], num_frames: int, size: int, processor: dict[str, Any]
+) -> HubForm:
     width, depth, heads = options.sizes
     names = {
         "patch_embed.proj": "embeddings.patch_embeddings.proj",
@@ -191,7 +203,23 @@ def _vjepa2(options: ViTConfig, state: dict[str, Tensor], num_frames: int, size:
         "attention_probs_dropout_prob": 0.0,
     }
     features = "model(clips, skip_predictor=True).last_hidden_state.mean(dim=1)"
-    return HubForm(model="VJEPA2Model", config=config, state=out, features=features)
+    processor |= {"video_processor_type": "VJEPA2VideoProcessor"}
+    return HubForm(model="VJEPA2Model", config=config, state=out, processor=processor, features=features)
+
+
+def _processor(size: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    """Return what both models' processors are told: the shorter side is resized, and the center cropped."""
+    return {
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
 
 
 def _ratio(hidden: int, width: int) -> float:

@@ -28,8 +28,8 @@ from rhofast.storage.files import open_regular
 from rhofast.storage.strict_json import read_record
 from rhofast.storage.tensor_file import read_tensors
 
-CONFIG = "config.json"
-_PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+_PROCESSORS = (f"video_{PROCESSOR}", PROCESSOR)
 _DESCRIBED = (".safetensors", ".bin")
 _ZIP = b"PK\x03\x04"
 _MAX_ENTRIES = 100_000

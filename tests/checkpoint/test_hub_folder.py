@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 import rhofast
 from rhofast.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from rhofast.checkpoint.export import import_weights
 from rhofast.config.load import parse_config
 from rhofast.errors import ConfigError, StoreError
 from rhofast.evaluation.model import open_model
@@ -185,6 +186,8 @@ def test_a_vit_goes_out_as_transformers_reads_it(options: dict[str, Any], tmp_pa
     with torch.inference_mode():
         exec(code.replace('"video"', repr(str(tmp_path / "video"))), spoken)
     assert torch.allclose(spoken["features"], features(run), atol=1e-5)
+    back = import_weights(tmp_path / "video" / "model.safetensors", tmp_path / "back.safetensors")
+    assert back.card["input"]["mean"] == [0.45, 0.45, 0.45] and back.card["input"]["std"] == [0.225, 0.225, 0.225]
     with safe_open(tmp_path / "video" / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert program("import", tmp_path / "video" / "model.safetensors", tmp_path / "back.safetensors") == 0
