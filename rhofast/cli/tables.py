@@ -139,11 +139,13 @@ def _entry_text(names: list[str]) -> str:
 
 def score_table(evaluation: Evaluation) -> Table:
     """Return the accuracies of an evaluation: trained, untrained and by chance."""
+    origin = cell(evaluation.origin, _FACT)
     table = Table(
         title=f"{evaluation.kind} on held-out videos",
-        caption=cell(evaluation.origin, _FACT),
+        caption=origin,
         title_justify="left",
         caption_justify="left",
+        min_width=len(origin),  # so that the caption stays on one line where the terminal is wide enough
     )
     for column in ("backbone", "top-1", "top-5", "videos"):
         table.add_column(column, justify="left" if column == "backbone" else "right")

@@ -1,0 +1,25 @@
+"""Tables as a terminal shows them."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from rhofast.cli.tables import score_table
+from rhofast.evaluation.scores import Evaluation, Scores
+
+ORIGIN = "path/to/a/file_with_a_long_name.py:Network, untrained, seed 0"
+
+
+@pytest.mark.parametrize("width", [100, 40])
+def test_where_weights_come_from_stays_on_one_line_where_there_is_room(width: int) -> None:
+    scores = Scores(top1=1.0, top5=1.0, samples=1, left_out=[], per_class={"a": 1.0}, confusion=[[1, 0], [0, 0]])
+    evaluation = Evaluation(
+        kind="knn", origin=ORIGIN, step=0, folder=Path(), trained=scores, chance=0.5, classes=["a", "b"]
+    )
+    console = Console(file=io.StringIO(), width=width)
+    console.print(score_table(evaluation))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert (ORIGIN in lines) is (width == 100)
+    assert max(map(len, lines)) <= width
