@@ -46,6 +46,7 @@ benchmarks: $(STAMP)
 	$(BENCHMARK).data_loading.soak --out '$(RESULTS)/soak_jpeg' || failed=1; \
 	$(BENCHMARK).data_loading.soak --codec h264 --out '$(RESULTS)/soak_h264' || failed=1; \
 	$(BENCHMARK).data_loading.million_samples --out '$(RESULTS)/million_samples' || failed=1; \
+	$(BENCHMARK).data_loading.faces '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
 	$(BENCHMARK).data_loading.hue '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
 	$(BENCHMARK).data_loading.blur --out '$(RESULTS)' || failed=1; \
 	$(BIN)/python -m benchmarks.training.step_vs_plain --out '$(RESULTS)/step_vs_plain' || failed=1; \
