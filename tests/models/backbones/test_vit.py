@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rhofast.config.schema import OptimConfig
@@ -244,6 +245,14 @@ def test_matrices_alone_decay() -> None:
         assert len(decayed) == 1 + 2 * 4 and all(name.endswith("weight") and "norm" not in name for name in decayed)
         left = {names[id(p)] for p in plain["params"]}
         assert {"backbone.cls_token", "backbone.pos_embed", "backbone.video_mod_embed"} <= left
+
+
+def test_steps_with_timm_s_blocks_are_the_same() -> None:
+    """Two steps of rho-BYOL with AdamW in float64, as the benchmark of a step checks them before it times them."""
+    pytest.importorskip("timm")
+    from benchmarks.training.vit_step import check_the_same
+
+    assert check_the_same(Accelerator(cpu=True)) < 1e-6
 
 
 def test_frozen_patches_are_not_trained() -> None:
