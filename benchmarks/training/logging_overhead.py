@@ -36,6 +36,7 @@ class Idle:
     """A loader that does nothing, with the counters that the logger reads."""
 
     decoders = ("nothing is decoded",)
+    write_error = None
 
     @property
     def stats(self) -> LoaderStats:
