@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -99,14 +100,21 @@ def record_two_ranks(name: str, *arguments: object) -> list[list[Seen]]:
     return [[Seen(**step) for step in json.loads(Path(f"{rank}.json").read_text())] for rank in range(2)]
 
 
-def test_each_of_two_processes_gets_its_slice(shards: ShardSet, expected: list[Seen]) -> None:
-    begun = record_two_ranks("torch_ddp", shards.root, STOP)
-    rest = record_two_ranks("torch_ddp", shards.root, STEPS - STOP)
-    ranks = [first + second for first, second in zip(begun, rest, strict=True)]
+def test_a_run_of_one_process_goes_on_with_two_of_which_each_gets_its_slice(
+    shards: ShardSet, expected: list[Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as alone, socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+        free.close()
+        place = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in place.items():
+            alone.setenv(name, str(value))
+        begun = record("torch_ddp", shards.root, STOP)
+    ranks = record_two_ranks("torch_ddp", shards.root, STEPS - STOP)
     joined = [(a.samples + b.samples, a.pixels + b.pixels) for a, b in zip(*ranks, strict=True)]
-    assert joined == batches(expected)
-    weights = [[step.weights for step in rank] for rank in ranks]
-    assert weights[0] == weights[1] and len(set(weights[0])) == STEPS
+    assert batches(begun) + joined == batches(expected)
+    assert [step.weights for step in ranks[0]] == [step.weights for step in ranks[1]]
+    assert len({step.weights for step in begun + ranks[0]}) == STEPS
 
 
 def test_examples_are_short_and_listed() -> None:

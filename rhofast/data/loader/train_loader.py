@@ -2,8 +2,8 @@
 
 A batch is a pure function of (dataset digest, config, seed, epoch, position): threads, ranks and history do not matter
 to it. The one exception are low bits of JPEG files that a GPU decodes with `data.hw_decoder_load` between 0 and 1.
-Every rank takes its slice of the global batch; `accelerator.prepare` must not get the loader, since it would slice
-again.
+Every rank takes its slice of the global batch; `accelerator.prepare` must not get a DataLoader around the loader, since
+it would slice again.
 """
 
 from __future__ import annotations
