@@ -133,8 +133,8 @@ def test_a_fifo_in_a_checkpoint_is_no_wait(tmp_path: Path, name: str) -> None:
 def test_fifos_and_folders_in_place_of_weights_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.safetensors")
     (tmp_path / "y.safetensors").mkdir()
-    for name in ("x", "y"):
-        with pytest.raises(ConfigError, match="cannot be read"):
+    for name, said in (("x", "cannot be read"), ("y", r"the folder has no model\.safetensors")):
+        with pytest.raises(ConfigError, match=said):
             load_backbone(tmp_path / f"{name}.safetensors")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_weights(tmp_path / "x.safetensors")
