@@ -20,6 +20,9 @@ import numpy.typing as npt
 if TYPE_CHECKING:  # the plans need numpy alone; only Views holds tensors
     import torch
 
+MEASURED = 16
+"""The color of one frame in so many is measured when a shard is made."""
+
 LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of R, G and B in the luma of a pixel (ITU-R BT.601), f64[3]."""
 
@@ -89,10 +92,10 @@ class Units(_Shaped):
 
     Attributes:
         frame: Number of the first frame of each unit, i32[U].
-        offset: Position of each unit in bytes from the first byte of the member, i64[U].
+        offset: Position of each unit in bytes from the first byte of the member, i64[U]. There is nothing between them.
         size: Size of each unit in bytes, i32[U].
         crc: Checksum of each unit, u32[U].
-        rgb: Mean color of each unit in 0..255, f32[U, 3].
+        rgb: Measured mean colors in 0..255, f32[C, 3]: of each unit, or of fewer frames (see `colors_of`).
     """
 
     frame: npt.NDArray[np.int32]
@@ -298,6 +301,36 @@ class Views(_Shaped):
 
     def __len__(self) -> int:
         return len(self.keys())
+
+
+def measured_frames(num_frames: int) -> npt.NDArray[np.int64]:
+    """Return the frames whose colors are measured where not every unit's is: one in `MEASURED`, and the last."""
+    return np.append(np.arange(0, num_frames - 1, MEASURED), num_frames - 1)
+
+
+def colors_of(units: Units, num_frames: int, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+    """Return the mean colors of frames.
+
+    Where each unit has a color, it stands for the frames of the unit. Where there are fewer colors than units, they are
+    those of `measured_frames`, and linear in between.
+
+    Args:
+        units: The units of a member.
+        num_frames: Number of frames of the member.
+        frames: Frame numbers, i32 of any shape.
+
+    Returns:
+        Mean R, G, B in 0..255 of each frame, f32[..., 3].
+    """
+    if len(units.rgb) == len(units.frame):
+        known: npt.NDArray[np.float32] = units.rgb[units.frame.searchsorted(frames, side="right") - 1]
+        return known
+    before = np.minimum(frames // MEASURED, len(units.rgb) - 2)
+    first = before * MEASURED
+    share = (frames - first) / np.minimum(MEASURED, num_frames - 1 - first)
+    left, right = units.rgb[before], units.rgb[before + 1]
+    between: npt.NDArray[np.float32] = (left + (right - left) * share[..., None]).astype(np.float32)
+    return between
 
 
 def frames_in(units: Units, num_frames: int) -> npt.NDArray[np.int64]:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.data.codecs.codec import MEASURED, Codec
+from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.index import IndexRow
-from rhofast.data.types import frames_in
+from rhofast.data.types import MEASURED, Units, colors_of, frames_in, measured_frames
 
 if TYPE_CHECKING:
     from rhofast.data.decode.picture_decoder import PictureDecoder
@@ -108,17 +108,26 @@ def decoding_problems(
     if (member.num_frames, member.width, member.height) != (row.num_frames, row.width, row.height) or not same_rate:
         what = f"{member.num_frames} frames of {member.width}x{member.height} at {float(member.fps):g} fps"
         yield FormatProblem(file=file, key=row.key, offset=row.offset, what=f"holds {what}; the index disagrees")
-    elif len(found.frame) != len(units.frame):
-        what = f"has {len(found.frame)} units; the index lists {len(units.frame)}"
+    elif (len(found.frame), len(found.rgb)) != (len(units.frame), len(units.rgb)):
+        listed = f"the index lists {len(units.frame)} and {len(units.rgb)}"
+        what = f"has {len(found.frame)} units and {len(found.rgb)} measured colors; {listed}"
         yield FormatProblem(file=file, key=row.key, offset=row.offset, what=what)
     else:
         pairs = [(getattr(found, column), getattr(units, column)) for column in ("frame", "offset", "size", "crc")]
         moved = np.flatnonzero(np.any([actual != indexed for actual, indexed in pairs], axis=0))
         yield from _first_problem(file, row, {int(unit): "the container has it at another position" for unit in moved})
-        distance = np.abs(found.rgb - units.rgb).max(axis=1)
-        if not len(moved) and not distance.max() <= _COLOR_TOLERANCE:
-            # The farthest, since colors between measured frames are interpolated and follow a wrong one.
-            yield from _first_problem(file, row, {int(distance.argmax()): "its mean color differs from the stored one"})
+        if not len(moved):
+            yield from _first_problem(file, row, _color_faults(row, found))
+
+
+def _color_faults(row: IndexRow, found: Units) -> dict[int, str]:
+    """Compare the colors of a member with those of its index, which are as many; return what is wrong, by unit."""
+    distance = np.abs(found.rgb - row.units.rgb).max(axis=1)
+    if distance.max() <= _COLOR_TOLERANCE:
+        return {}
+    place = int(distance.argmax())
+    unit = place if len(distance) == len(found.frame) else int(measured_frames(row.num_frames)[place])
+    return {unit: "its mean color differs from the stored one"}
 
 
 def _picture_faults(row: IndexRow, tar: io.BufferedReader, codec: Codec, decoder: PictureDecoder) -> dict[int, str]:
@@ -139,7 +148,7 @@ def _picture_faults(row: IndexRow, tar: io.BufferedReader, codec: Codec, decoder
                 faults[unit] = "the decoder rejects it"
             elif pixels.shape != shape:
                 faults[unit] = f"it decodes to shape {pixels.shape}, expected {shape}"
-            elif unit % MEASURED == 0 and _is_far(pixels, row.units.rgb[unit]):
+            elif unit % MEASURED == 0 and _is_far(pixels, colors_of(row.units, row.num_frames, np.array([unit]))[0]):
                 # Thin bright lines differ too: the stored color was measured at an eighth of the size.
                 frame = np.array([unit], dtype=np.int32)
                 try:

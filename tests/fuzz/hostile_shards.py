@@ -182,15 +182,17 @@ def hostile_content(rng: Rng, folder: Path) -> Path:
     columns = pa.ipc.open_file(arrow.read_bytes()).read_all().to_pydict()
     row = int(rng.integers(VIDEOS))
     first = columns["offset"][row]
-    for unit in {int(rng.integers(len(columns["unit_offset"][row]))) for _ in range(4)}:
-        begin, size = first + columns["unit_offset"][row][unit], columns["unit_size"][row][unit]
+    for unit in {int(rng.integers(len(columns["unit_size"][row]))) for _ in range(4)}:
+        size = columns["unit_size"][row][unit]
+        begin = first + columns["begin"][row] + sum(columns["unit_size"][row][:unit])
         content[begin : begin + size] = _other_bytes(rng, codec, bytes(content[begin : begin + size]))[:size].ljust(
             size
         )
     for place, sizes in enumerate(columns["unit_size"]):
+        begin = columns["offset"][place] + columns["begin"][place]
         for unit, size in enumerate(sizes):
-            begin = columns["offset"][place] + columns["unit_offset"][place][unit]
             columns["unit_crc"][place][unit] = zlib.crc32(content[begin : begin + size])
+            begin += size
     tar.write_bytes(content)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, SCHEMA) as writer:

@@ -22,10 +22,7 @@ from rhofast.analysis.capacity.plan import CodecPlan, Plan
 from rhofast.analysis.capacity.quantities import Fact, Input, Number, Origin, weakest
 
 _WORTH_SHARE = 0.01  # share of the run that another checkpoint interval must save to be advised
-_INDEX_UNIT, _INDEX_ROW = (
-    32,
-    120,
-)  # index bytes: per unit (frame, offset, size, CRC, color), and per sample
+_INDEX_PICTURE, _INDEX_GROUP, _INDEX_ROW = 8.25, 16, 120  # index bytes (format/index.py), the last per sample
 
 
 def plan_capacity(
@@ -172,7 +169,8 @@ class _Run:
         }
         frames = numbers["mean_seconds"] * numbers["fps"]
         stored = self.samples * frames * codec_inputs["frame_bytes"]
-        index = self.samples * (frames * codec_inputs["units_per_frame"] * _INDEX_UNIT + _INDEX_ROW)
+        units = codec_inputs["units_per_frame"]
+        index = self.samples * (frames * units * (_INDEX_PICTURE if units == 1 else _INDEX_GROUP) + _INDEX_ROW)
         shards = self.samples / codec_inputs["samples_per_shard"]
         host = node_rate * codec_inputs["host_seconds"]
         whole = stored + index

@@ -29,7 +29,6 @@ from rhofast.data.types import Stream, Units
 
 SIDE_MULTIPLE = 16  # of the sides of stored pictures: whole 4:2:0 JPEG blocks and H.264 macroblocks, without padding
 MAX_SIDE = 16_384  # pixels
-MEASURED = 16  # the color of one frame in so many is measured when a shard is made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Sequence
 from typing import Annotated, Any, BinaryIO, ClassVar
 
 import numpy as np
@@ -19,9 +18,9 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import Field
 
-from rhofast.data.codecs.codec import MEASURED, Codec, Member, Part
+from rhofast.data.codecs.codec import Codec, Member, Part
 from rhofast.data.codecs.containers import Picture, read_packets
-from rhofast.data.types import Units
+from rhofast.data.types import MEASURED, Units
 
 _SEGMENT = struct.Struct(">HH")  # the marker, and the length of what follows it
 _FRAME = struct.Struct(">HHBHHBxBxxBxxB")  # SOF0: marker, length, bits, height, width, components, their sampling
@@ -51,8 +50,7 @@ class JpegCodec(Codec):
     def index_member(self, file: BinaryIO, *, deep: bool = False) -> Member:
         """Check that each picture starts and ends as a JPEG and has the size of the member.
 
-        A measured picture is decoded at an eighth of its size, which gives its exact mean color. The colors of the
-        pictures between two measured ones are interpolated.
+        A measured picture is decoded at an eighth of its size, which gives its exact mean color.
 
         Args:
             file: The member, open for reading.
@@ -66,7 +64,7 @@ class JpegCodec(Codec):
         """
         width, height, fps, packets = read_packets(file)
         self.check_size(width, height)
-        crcs, measured, means = [], [], []
+        crcs, means = [], []
         for number, packet in enumerate(packets):
             file.seek(packet.offset)
             picture = file.read(packet.size)
@@ -74,16 +72,13 @@ class JpegCodec(Codec):
             is_measured = number % MEASURED == 0 or number == len(packets) - 1
             mean = _mean_color(picture, (width, height), number, measure=is_measured or deep)
             if is_measured:
-                measured.append(number)
                 means.append(mean)
-        colors = np.array(means, dtype=np.float64).reshape(-1, 3)
-        numbers = np.arange(len(packets))
         units = Units(
             frame=np.arange(len(packets), dtype=np.int32),
             offset=np.array([packet.offset for packet in packets], dtype=np.int64),
             size=np.array([packet.size for packet in packets], dtype=np.int32),
             crc=np.array(crcs, dtype=np.uint32),
-            rgb=_interpolated(numbers, measured, colors),
+            rgb=np.array(means, dtype=np.float32).reshape(-1, 3),
         )
         return Member(num_frames=len(packets), fps=fps, width=width, height=height, units=units)
 
@@ -148,14 +143,6 @@ def find_fault(picture: bytes | memoryview, width: int, height: int) -> str | No
             has_steps = True
         at += 2 + length
     return _NO_BASELINE
-
-
-def _interpolated(
-    numbers: npt.NDArray[np.int64], measured: Sequence[int], colors: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float32]:
-    if not measured:
-        return np.zeros((0, 3), dtype=np.float32)
-    return np.stack([np.interp(numbers, measured, color) for color in colors.T], axis=1).astype(np.float32)
 
 
 def _mean_color(picture: bytes, size: tuple[int, int], number: int, *, measure: bool) -> npt.NDArray[np.float32] | None:

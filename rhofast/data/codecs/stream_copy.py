@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from rhofast.data.codecs.codec import MEASURED, Codec, Member, Part, by_frame
+from rhofast.data.codecs.codec import Codec, Member, Part, by_frame
 from rhofast.data.codecs.containers import (
     Picture,
     checksums,
@@ -27,7 +27,7 @@ from rhofast.data.codecs.containers import (
 )
 from rhofast.data.codecs.frame_rate import measure_rate
 from rhofast.data.codecs.timeline import Source, decode_wanted, trim
-from rhofast.data.types import Stream, Units
+from rhofast.data.types import MEASURED, Stream, Units
 
 _BLOCK = 1 << 24  # bytes per checksum
 

@@ -82,7 +82,7 @@ class DatasetInfo(Section):
     """
 
     format: Literal["rhofast-shards"] = "rhofast-shards"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     name: str
     split: str
     codec: dict[str, Any]

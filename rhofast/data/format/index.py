@@ -6,8 +6,11 @@
 A *unit* is the smallest piece of a member that can be decoded by itself: one picture of a `jpeg` member, one group of
 pictures of an `h264` member. The index holds each unit's place, checksum and mean color. So the bytes of a clip are
 found without opening the container, a damaged unit is detected before any decoder sees it, and the center of the
-contrast jitter is known before decoding. SCHEMA lists the columns; the `unit_*` columns are lists with one entry per
-unit, or three in `unit_rgb`. index_file.py opens an index and checks it.
+contrast jitter is known before decoding. SCHEMA lists the columns.
+
+Most of an index is its `unit_*` columns, lists with one entry per unit, so they hold only what does not follow from
+anything else: positions are sums of sizes, every picture is one frame, and colors are 32 bits. A picture costs 8.25
+bytes, a group of pictures 16. index_file.py opens an index and checks it.
 """
 
 from __future__ import annotations
@@ -23,9 +26,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rhofast.data.codecs.codec import Part
-from rhofast.data.types import Units
+from rhofast.data.types import Units, frames_in
 
-VERSION = 1
+VERSION = 2
 DATASET_FILE = "dataset.json"
 
 SCHEMA = pa.schema(
@@ -39,13 +42,17 @@ SCHEMA = pa.schema(
         pa.field("fps", pa.float64(), nullable=False),  # frames per second
         pa.field("width", pa.int32(), nullable=False),  # pixels
         pa.field("height", pa.int32(), nullable=False),  # pixels
-        pa.field("unit_frame", pa.list_(pa.int32()), nullable=False),  # number of the unit's first frame
-        pa.field("unit_offset", pa.list_(pa.int64()), nullable=False),  # position of its first byte in the member
+        pa.field("begin", pa.int64(), nullable=False),  # position of the first unit's first byte in the member
         pa.field("unit_size", pa.list_(pa.int32()), nullable=False),  # bytes
         pa.field("unit_crc", pa.list_(pa.uint32()), nullable=False),  # CRC-32 as zlib computes it
-        pa.field("unit_rgb", pa.list_(pa.float32()), nullable=False),  # mean R, G, B in 0..255: three values per unit
+        pa.field("unit_frames", pa.list_(pa.int32()), nullable=False),  # frames in it; empty if all units have one
+        pa.field("color", pa.list_(pa.uint32()), nullable=False),  # mean colors, packed (see `pack_colors`)
     ]
 )
+LISTS = ("unit_size", "unit_crc", "unit_frames", "color")
+_COMPONENT_BITS = 10  # of a color: steps of a quarter
+_COMPONENT_MAX = (1 << _COMPONENT_BITS) - 1
+COLOR_BITS = 3 * _COMPONENT_BITS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,8 +114,11 @@ class ShardIndex:
         fps: f64[N].
         width: i32[N].
         height: i32[N].
-        unit_starts: Place of each sample's first unit in `every_unit`, and the number of units at the end, i32[N + 1].
-        every_unit: The units of all samples, one sample after another.
+        begin: i64[N].
+        unit_size, unit_crc, unit_frames, color: The lists of all samples, one after another: i32, u32, i32, u32.
+        unit_starts: Place of each sample's first unit in them, and the number of units at the end, i32[N + 1].
+        frames_starts: The same for `unit_frames`.
+        color_starts: The same for `color`.
     """
 
     def __init__(self, batch: pa.RecordBatch) -> None:
@@ -124,11 +134,11 @@ class ShardIndex:
         self.offset, self.size = column["offset"].to_numpy(), column["size"].to_numpy()
         self.num_frames, self.fps = column["num_frames"].to_numpy(), column["fps"].to_numpy()
         self.width, self.height = column["width"].to_numpy(), column["height"].to_numpy()
-        frame, offset, size, crc, rgb = (
-            column[f"unit_{part}"].values.to_numpy() for part in ("frame", "offset", "size", "crc", "rgb")
+        self.begin = column["begin"].to_numpy()
+        self.unit_size, self.unit_crc, self.unit_frames, self.color = (column[name].values.to_numpy() for name in LISTS)
+        self.unit_starts, self.frames_starts, self.color_starts = (
+            column[name].offsets.to_numpy() for name in ("unit_size", "unit_frames", "color")
         )
-        self.unit_starts = column["unit_frame"].offsets.to_numpy()
-        self.every_unit = Units(frame=frame, offset=offset, size=size, crc=crc, rgb=rgb.reshape(-1, 3))
 
     def __len__(self) -> int:
         return len(self.num_frames)
@@ -145,21 +155,22 @@ class ShardIndex:
         return np.diff(starts), every[int(starts[0]) : int(starts[-1])]
 
     def units(self, row: int) -> Units:
-        """Return the units of one sample as views, without a copy."""
-        part = slice(int(self.unit_starts[row]), int(self.unit_starts[row + 1]))
-        every = self.every_unit
+        """Return the units of one sample, as a copy that outlives the mapped file."""
+        first, end = int(self.unit_starts[row]), int(self.unit_starts[row + 1])
+        size = self.unit_size[first:end].copy()
+        ends = np.cumsum(size, dtype=np.int64)
+        frames = self.unit_frames[self.frames_starts[row] : self.frames_starts[row + 1]]
         return Units(
-            frame=every.frame[part],
-            offset=every.offset[part],
-            size=every.size[part],
-            crc=every.crc[part],
-            rgb=every.rgb[part],
+            frame=np.cumsum(frames, dtype=np.int32) - frames if len(frames) else np.arange(len(size), dtype=np.int32),
+            offset=ends - size + self.begin[row],
+            size=size,
+            crc=self.unit_crc[first:end].copy(),
+            rgb=unpack_colors(self.color[self.color_starts[row] : self.color_starts[row + 1]]),
         )
 
     def row(self, row: int) -> IndexRow:
         """Return everything that the index knows of one sample, as a copy that outlives the mapped file."""
         label = int(self.label[row])
-        units = self.units(row)
         return IndexRow(
             key=self.key(row),
             label=None if label < 0 else label,
@@ -170,14 +181,29 @@ class ShardIndex:
             fps=float(self.fps[row]),
             width=int(self.width[row]),
             height=int(self.height[row]),
-            units=Units(
-                frame=units.frame.copy(),
-                offset=units.offset.copy(),
-                size=units.size.copy(),
-                crc=units.crc.copy(),
-                rgb=units.rgb.copy(),
-            ),
+            units=self.units(row),
         )
+
+
+def pack_colors(rgb: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    """Pack colors into 32 bits each: 10 for red, the lowest, 10 for green and 10 for blue.
+
+    Args:
+        rgb: R, G, B in 0..255, f32[C, 3].
+
+    Returns:
+        The colors, u32[C], each component rounded to a multiple of 255 / 1023.
+    """
+    red, green, blue = np.rint(rgb * (_COMPONENT_MAX / 255)).astype(np.uint32).reshape(-1, 3).T
+    packed: npt.NDArray[np.uint32] = red | green << _COMPONENT_BITS | blue << 2 * _COMPONENT_BITS
+    return packed
+
+
+def unpack_colors(packed: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
+    """Return the colors, f32[C, 3] in 0..255, that `pack_colors` packed, u32[C]."""
+    shifts = np.array([0, _COMPONENT_BITS, 2 * _COMPONENT_BITS], dtype=np.uint32)
+    components = (packed[:, None] >> shifts) & np.uint32(_COMPONENT_MAX)
+    return components.astype(np.float32) * np.float32(255 / _COMPONENT_MAX)
 
 
 def write_index(path: Path, rows: Sequence[IndexRow], metadata: Mapping[str, str]) -> str:
@@ -190,13 +216,24 @@ def write_index(path: Path, rows: Sequence[IndexRow], metadata: Mapping[str, str
 
     Returns:
         The SHA-256 of the file, hexadecimal.
+
+    Raises:
+        ValueError: There are bytes between two units of a member.
     """
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for row in rows:
-        for name in SCHEMA.names:
-            part = name.removeprefix("unit_")
-            value = getattr(row.units, part).reshape(-1) if part != name else getattr(row, name)
-            columns[name].append(value)
+        units, counts = row.units, frames_in(row.units, row.num_frames)
+        if (units.offset[1:] != units.offset[:-1] + units.size[:-1]).any():
+            raise ValueError(f"sample {row.key}: its units do not follow one another without gaps")
+        packed = {
+            "begin": int(units.offset[0]),
+            "unit_size": units.size,
+            "unit_crc": units.crc,
+            "unit_frames": [] if (counts == 1).all() else counts.astype(np.int32),
+            "color": pack_colors(units.rgb),
+        }
+        for name, column in columns.items():
+            column.append(packed[name] if name in packed else getattr(row, name))
     table = pa.table(columns, schema=SCHEMA).replace_schema_metadata(dict(metadata))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:

@@ -20,10 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import pyarrow as pa
 
-from rhofast.data.format.index import DATASET_FILE, SCHEMA, VERSION, ShardIndex
+from rhofast.data.format.index import DATASET_FILE, LISTS, SCHEMA, VERSION, ShardIndex
 from rhofast.data.format.index_rows import IndexFacts, InvalidIndexError, check_rows
 from rhofast.errors import ShardFormatError, ShardMissingError
 from rhofast.storage.files import open_regular
@@ -211,13 +210,12 @@ def _check_columns(batch: pa.RecordBatch) -> None:
         column = batch.column(name)
         if name != "label" and column.null_count:
             raise InvalidIndexError(f"column {name} has nulls")
-        if name.startswith("unit_") and column.values.null_count:
+    for name in LISTS:
+        column = batch.column(name)
+        starts = column.offsets
+        if column.values.null_count:
             raise InvalidIndexError(f"column {name} has nulls")
-    starts = batch.column("unit_frame").offsets.to_numpy()
-    if starts[0] != 0 or starts[-1] != len(batch.column("unit_frame").values):
-        raise InvalidIndexError("column unit_frame has values that belong to no row")
-    for name, values in (("offset", 1), ("size", 1), ("crc", 1), ("rgb", 3)):
-        column = batch.column(f"unit_{name}")
-        agrees = np.array_equal(column.offsets.to_numpy(), values * starts.astype(np.int64))
-        if not agrees or len(column.values) != values * int(starts[-1]):
-            raise InvalidIndexError(f"column unit_{name} does not have {values} value(s) per unit")
+        if starts[0].as_py() != 0 or starts[-1].as_py() != len(column.values):
+            raise InvalidIndexError(f"column {name} has values that belong to no row")
+    if not batch.column("unit_size").offsets.equals(batch.column("unit_crc").offsets):
+        raise InvalidIndexError("column unit_crc does not have one value per unit")

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.data.codecs.codec import MAX_SIDE, Codec
-from rhofast.data.format.index import ShardIndex
+from rhofast.data.format.index import COLOR_BITS, ShardIndex
+from rhofast.data.types import MEASURED
 
 MAX_RATE, MIN_RATE = 1e6, 1e-4  # frames per second
 MAX_KEY = 80  # characters
@@ -88,39 +89,39 @@ def _check_keys(index: ShardIndex) -> None:
 
 
 def _check_units(index: ShardIndex, facts: IndexFacts) -> None:
-    """Check that the units of each member cover its frames and lie in the member, one after another."""
-    units, starts = index.every_unit, index.unit_starts
-    counts = np.diff(starts)
+    """Check that the units of each member hold its frames and lie in the member, and that colors belong to them."""
+    starts = index.unit_starts
+    counts, listed, colors = np.diff(starts), np.diff(index.frames_starts), np.diff(index.color_starts)
     _require(index, counts >= 1, "it has no units")
-    first, last = starts[:-1], starts[1:] - 1
     covers = "its units do not cover its frames"
-    _require(index, units.frame[first] == 0, covers)
+    alone = listed == 0  # each unit holds one frame
     if facts.codec.pictures:
-        _require(index, counts == index.num_frames, covers)
-        _require_units(index, units.frame[1:] == units.frame[:-1] + 1, covers)
+        _require(index, alone & (counts == index.num_frames), covers)
     else:
-        _require_units(index, units.frame[1:] >= units.frame[:-1], covers)
-        _require(index, units.frame[last] < index.num_frames, covers)
+        _require(index, np.where(alone, counts == index.num_frames, listed == counts), covers)
+        rows = np.flatnonzero(~alone)
+        if len(rows):
+            first, last = index.frames_starts[rows], index.frames_starts[rows + 1] - 1
+            held = np.add.reduceat(index.unit_frames, first, dtype=np.int64)
+            lowest = np.minimum.reduceat(index.unit_frames, first)
+            right = (held == index.num_frames[rows]) & (lowest >= 0) & (index.unit_frames[last] >= 1)
+            _require_of(index, rows, right, covers)
         _require(index, index.num_frames <= index.size, "it has more frames than bytes")
-    beyond = "its units are not in order, or extend beyond the member"
-    _require(index, np.full(len(index), units.size.min() >= 1 and units.offset.max() <= facts.tar_bytes), beyond)
-    ends = units.offset + units.size
-    _require(index, units.offset[first] >= 0, beyond)
-    _require(index, ends[last] <= index.size, beyond)
-    _require_units(index, units.offset[1:] >= ends[:-1], beyond)
-    # As unsigned integers, floats from 0 on are in order, and negative ones and NaN are above all of them.
-    if units.rgb.view(np.uint32).max() > np.float32(255).view(np.uint32):
-        bad = np.flatnonzero(~((units.rgb >= 0) & (units.rgb <= 255)).all(axis=1))
-        if len(bad):
-            _require(index, np.arange(len(index)) != _row_of(index, int(bad[0])), "a mean color is not in 0..255")
+    beyond = "its units extend beyond the member"
+    _require(index, np.minimum.reduceat(index.unit_size, starts[:-1]) >= 1, "a unit of it has no bytes")
+    total = np.add.reduceat(index.unit_size, starts[:-1], dtype=np.int64)
+    _require(index, (index.begin >= 0) & (index.begin <= index.size) & (total <= index.size - index.begin), beyond)
+    measured = (index.num_frames.astype(np.int64) + MEASURED - 2) // MEASURED + 1
+    few = (colors == measured) & (counts == index.num_frames)
+    _require(index, (colors == counts) | few, "it has too many or too few colors")
+    if int(index.color.max()) >> COLOR_BITS:
+        bad = int(np.argmax(index.color >> COLOR_BITS > 0))
+        row = int(np.searchsorted(index.color_starts, bad, side="right")) - 1
+        _require(index, np.arange(len(index)) != row, "a color of it has more than 30 bits")
 
 
-def _require_units(index: ShardIndex, right: _Bools, what: str) -> None:
-    """Check what holds between neighboring units, bool[U - 1]; between two members it need not hold."""
-    right[index.unit_starts[1:-1] - 1] = True
-    if not right.all():
-        _require(index, np.arange(len(index)) != _row_of(index, int(right.argmin())), what)
-
-
-def _row_of(index: ShardIndex, unit: int) -> int:
-    return int(np.searchsorted(index.unit_starts, unit, side="right")) - 1
+def _require_of(index: ShardIndex, rows: npt.NDArray[np.int64], right: _Bools, what: str) -> None:
+    """Check what holds of some rows."""
+    every = np.ones(len(index), dtype=bool)
+    every[rows] = right
+    _require(index, every, what)

@@ -12,7 +12,7 @@ from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.augment import center_augment, random_augment, random_difference
 from rhofast.data.sampling.clips import random_clips, uniform_clips, with_neighbors
 from rhofast.data.sampling.rng import Epoch
-from rhofast.data.types import LUMA, AugmentPlan, ClipPlan, Geometry
+from rhofast.data.types import LUMA, AugmentPlan, ClipPlan, Geometry, colors_of
 
 
 def training_plan(
@@ -115,6 +115,6 @@ def _mean_of_frames(rows: Sequence[IndexRow], frames: npt.NDArray[np.int32]) -> 
     """Return the mean color of each clip, f32[B, P, 3], for frames i32[B, P, T]."""
     rgb = np.empty((*frames.shape, 3), dtype=np.float32)
     for row, wanted, colors in zip(rows, frames, rgb, strict=True):
-        colors[:] = row.units.rgb[row.units.frame.searchsorted(wanted, side="right") - 1]
+        colors[:] = colors_of(row.units, row.num_frames, wanted)
     mean: npt.NDArray[np.float32] = rgb.mean(axis=2)
     return mean

@@ -42,6 +42,15 @@ def to(name: str, value: Any) -> Callable[[Columns], None]:
     return change
 
 
+def change_unit(name: str, unit: int, by: int) -> Callable[[Columns], None]:
+    """Add a number to one value of a list of sample 1."""
+
+    def change(columns: Columns) -> None:
+        columns[name][1][unit] += by
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("codec", "change", "said"),
     [
@@ -55,7 +64,18 @@ def to(name: str, value: Any) -> Callable[[Columns], None]:
         ("jpeg", to("size", 1 << 40), "its member extends beyond the tar"),
         ("jpeg", to("key", "../x"), "its key is not of letters"),
         ("jpeg", to("key", ""), "its key has not 1 to"),
-        ("jpeg", to("unit_size", [5]), "does not have 1 value"),
+        ("jpeg", to("unit_size", [5]), "column unit_crc does not have one value per unit"),
+        ("jpeg", to("unit_frames", [1]), "its units do not cover its frames"),
+        ("h264", to("unit_frames", []), "its units do not cover its frames"),
+        ("h264", change_unit("unit_frames", -1, -1), "its units do not cover its frames"),
+        ("h264", change_unit("unit_frames", 0, -5), "its units do not cover its frames"),
+        ("jpeg", change_unit("unit_size", 3, 1 << 29), "its units extend beyond the member"),
+        ("jpeg", change_unit("unit_size", 3, -(1 << 20)), "a unit of it has no bytes"),
+        ("jpeg", to("begin", -1), "its units extend beyond the member"),
+        ("jpeg", to("begin", 2**63 - 1), "its units extend beyond the member"),
+        ("jpeg", to("color", [0]), "it has too many or too few colors"),
+        ("h264", to("color", []), "it has too many or too few colors"),
+        ("h264", change_unit("color", 1, 1 << 31), "a color of it has more than 30 bits"),
         ("h264", to("width", 0), "its size is not one of codec h264"),
     ],
 )
