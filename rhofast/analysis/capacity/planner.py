@@ -170,7 +170,7 @@ class _Run:
         frames = numbers["mean_seconds"] * numbers["fps"]
         stored = self.samples * frames * codec_inputs["frame_bytes"]
         units = codec_inputs["units_per_frame"]
-        index = self.samples * (frames * units * (_INDEX_PICTURE if units == 1 else _INDEX_GROUP) + _INDEX_ROW)
+        index = self.samples * (frames * units * (_INDEX_PICTURE if units.value == 1 else _INDEX_GROUP) + _INDEX_ROW)
         shards = self.samples / codec_inputs["samples_per_shard"]
         host = node_rate * codec_inputs["host_seconds"]
         whole = stored + index

@@ -85,7 +85,7 @@ class ViTConfig(Section):
     """Epsilon of the normalizations."""
 
     pooled_norm_eps: Positive | None = None
-    """Epsilon of the normalization of pooled features. None: `norm_eps`. (In transformers' VideoMAE they differ.)"""
+    """Epsilon of the normalization of pooled features; None for `norm_eps`. In transformers' VideoMAE they differ."""
 
     modality_token: bool = False
     """Whether a trained vector that marks videos is added to all tokens (V-JEPA 2.1)."""

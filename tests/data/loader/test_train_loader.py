@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from rhofast.data.loader.threaded_pipeline import ThreadedPipeline
 from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.batch_plan import training_plan
 from rhofast.data.sampling.mixture import Mixture
-from rhofast.data.types import Position, Views
+from rhofast.data.types import Position, Sample, Views
 from rhofast.errors import ConfigError, ResumeError, ShardError, TooManyBadSamplesError
 from tests.helpers.shards import ROOT, damage_unit
 
@@ -302,13 +303,13 @@ def test_slow_reads_change_nothing_but_the_time(shards: ShardSet, monkeypatch: p
     straight = take(loader(shards), 3)
     source = loader(shards)
     (reader,) = source._readers
-    pread = reader._pread
+    read = reader.read
 
-    def slow(shard: int, spans: list[tuple[int, int]], key: str) -> list[memoryview]:
-        time.sleep(0.02 * (spans[0][0] % 3))
-        return pread(shard, spans, key)
+    def slow(sample: int, *arguments: Any) -> Sample:
+        time.sleep(0.02 * (sample % 3))
+        return read(sample, *arguments)
 
-    monkeypatch.setattr(reader, "_pread", slow)
+    monkeypatch.setattr(reader, "read", slow)
     assert all(same(left, right) for left, right in zip(straight, take(source, 3), strict=True))
 
 
