@@ -16,7 +16,9 @@ ROOMS = (
 )
 
 
-DATA_ROOMS = tuple(f"data.{room}" for room in ("loader", "sources", "sampling", "format", "decode", "codecs", "types"))
+DATA_ROOMS = tuple(
+    f"data.{room}" for room in ("loader", "sources", "sampling", "format", "decode", "codecs", "units", "types")
+)
 
 # Rooms that know nothing of each other, in either direction.
 STRANGERS = (("data", "models"), ("storage", "config"), ("storage", "distributed"), ("config", "distributed"))

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.index import IndexRow
-from rhofast.data.types import MEASURED, Units, colors_of, frames_in, measured_frames
+from rhofast.data.types import Units
+from rhofast.data.units import MEASURED, colors_of, frames_in, measured_frames
 
 if TYPE_CHECKING:
     from rhofast.data.decode.picture_decoder import PictureDecoder

@@ -27,7 +27,8 @@ from rhofast.data.codecs.containers import (
     read_packets,
 )
 from rhofast.data.codecs.timeline import Source, decode_wanted
-from rhofast.data.types import Stream, Units, frames_in
+from rhofast.data.types import Stream, Units
+from rhofast.data.units import frames_in
 
 
 class _GroupCodec(Codec):

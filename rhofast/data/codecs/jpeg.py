@@ -20,7 +20,8 @@ from pydantic import Field
 
 from rhofast.data.codecs.codec import Codec, Member, Part
 from rhofast.data.codecs.containers import Picture, read_packets
-from rhofast.data.types import MEASURED, Units
+from rhofast.data.types import Units
+from rhofast.data.units import MEASURED
 
 _SEGMENT = struct.Struct(">HH")  # the marker, and the length of what follows it
 _FRAME = struct.Struct(">HHBHHBxBxxBxxB")  # SOF0: marker, length, bits, height, width, components, their sampling

@@ -27,7 +27,8 @@ from rhofast.data.codecs.containers import (
 )
 from rhofast.data.codecs.frame_rate import measure_rate
 from rhofast.data.codecs.timeline import Source, decode_wanted, trim
-from rhofast.data.types import MEASURED, Stream, Units
+from rhofast.data.types import Stream, Units
+from rhofast.data.units import MEASURED
 
 _BLOCK = 1 << 24  # bytes per checksum
 

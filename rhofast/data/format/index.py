@@ -26,7 +26,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rhofast.data.codecs.codec import Part
-from rhofast.data.types import Units, frames_in
+from rhofast.data.types import Units
+from rhofast.data.units import frames_in
 
 VERSION = 2
 DATASET_FILE = "dataset.json"

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from rhofast.data.codecs.codec import MAX_SIDE, Codec
 from rhofast.data.format.index import COLOR_BITS, ShardIndex
-from rhofast.data.types import MEASURED
+from rhofast.data.units import MEASURED
 
 MAX_RATE, MIN_RATE = 1e6, 1e-4  # frames per second
 MAX_KEY = 80  # characters

@@ -27,7 +27,8 @@ from rhofast.data.decode.video_limits import VideoLimits
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
 from rhofast.data.format.remote import RemoteShardSet
-from rhofast.data.types import Sample, usage
+from rhofast.data.types import Sample
+from rhofast.data.units import usage
 from rhofast.errors import DecodeError, SampleError, ShardError
 from rhofast.storage.machine_errors import with_patience
 

@@ -12,7 +12,8 @@ from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.augment import center_augment, random_augment, random_difference
 from rhofast.data.sampling.clips import random_clips, uniform_clips, with_neighbors
 from rhofast.data.sampling.rng import Epoch
-from rhofast.data.types import LUMA, AugmentPlan, ClipPlan, Geometry, colors_of
+from rhofast.data.types import LUMA, AugmentPlan, ClipPlan, Geometry
+from rhofast.data.units import colors_of
 
 
 def training_plan(

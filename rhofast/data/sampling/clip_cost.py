@@ -10,7 +10,7 @@ import numpy as np
 from rhofast.config.schema import ClipConfig
 from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.batch_plan import training_clips
-from rhofast.data.types import usage
+from rhofast.data.units import usage
 
 if TYPE_CHECKING:
     from rhofast.data.codecs.codec import Codec

@@ -14,7 +14,8 @@ from rhofast.data.format import index_file
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.format.index import IndexRow, pack_colors, unpack_colors, write_index
 from rhofast.data.format.index_rows import IndexFacts
-from rhofast.data.types import Units, colors_of, measured_frames
+from rhofast.data.types import Units
+from rhofast.data.units import colors_of, measured_frames
 from rhofast.errors import ShardFormatError, ShardMissingError
 from tests.fuzz.hostile_shards import copy_of
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rhofast.data.format.reader import _adjacent
-from rhofast.data.types import Units, frames_in
+from rhofast.data.types import Units
+from rhofast.data.units import frames_in
 
 
 @pytest.mark.parametrize("seed", range(20))
