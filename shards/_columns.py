@@ -152,11 +152,11 @@ def rows(path: Path, layout: Layout) -> Iterator[Row]:
 def likeliest_mark(sample: Sequence[str]) -> str:
     """Return the separator that makes sense of most lines: fields, of which one is the whole path of a video."""
 
-    def sense(text: str, mark: str) -> bool:
+    def sense(text: str, mark: str) -> float:
         try:
             fields = fields_of(text, mark)
-        except ValueError:
-            return mark != "" and mark in text and '"' in text  # an error that is to be named, not to be avoided
+        except ValueError:  # to be named and not avoided, unless another separator makes sense of the line
+            return 0.5 if mark != "" and mark in text and '"' in text else 0
         if mark == "":
             return ends_in_video(text) or len(text.split()) == 1
         return len(fields) > 1 and (not VIDEO_IN_TEXT.search(text) or any(map(ends_in_video, fields)))

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from string import ascii_letters
 
+import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -60,6 +61,15 @@ def test_a_table_is_read_as_it_was_written(  # type: ignore[no-untyped-def]
     assert [record.path for record in found] == [tmp_path / path for path, _ in rows]
     assert [record.label for record in found] == [int(label) if numeric else names.index(label) for _, label in rows]
     assert [record.label_name for record in found] == [None if numeric else label for _, label in rows]
+
+
+@pytest.mark.parametrize("path", [",.mp4", "a;b,c.mp4", "x|y z,.mp4"])
+@pytest.mark.parametrize("mark", [",", ";", "|", "\t"])
+def test_a_quoted_path_may_have_other_separators(tmp_path: Path, path: str, mark: str) -> None:
+    source = tmp_path / "list.csv"
+    source.write_text(written([(path, "A")], mark, "\n", csv.QUOTE_ALL, None))  # type: ignore[arg-type]
+    (record,) = find_records(source, "csv_list", [])
+    assert (record.path, record.label_name) == (tmp_path / path, "A")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

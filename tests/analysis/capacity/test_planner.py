@@ -107,7 +107,7 @@ def test_the_plan_is_its_closed_forms() -> None:
     assert fact(plan, "steps_per_epoch") == 976 and fact(plan, "steps") == 9760
     assert fact(plan, "gpu_seconds") == pytest.approx(9760 * 512 / rate)
     assert fact(plan, "shard_bytes") == pytest.approx(stored * frames * 15000)
-    assert fact(plan, "index_bytes") == pytest.approx(stored * (frames * 32 + 120))
+    assert fact(plan, "index_bytes") == pytest.approx(stored * (frames * 8.25 + 120))
     assert fact(plan, "shards") == pytest.approx(5000)
     assert fact(plan, "ingest") == pytest.approx(1e6 / 3600)
     assert fact(plan, "read_in_all") == pytest.approx(rate * 16 * 15000)
