@@ -22,7 +22,7 @@ from rhofast.checkpoint.backbone import untrained_backbone
 from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
 from rhofast.checkpoint.export import save_backbone
 from rhofast.config.load import dump_config, override_config, parse_config
-from rhofast.config.schema import Config
+from rhofast.config.schema import Config, SourceConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError, SaveError
 from rhofast.models.methods.lejepa import LeJEPA
@@ -406,7 +406,8 @@ def test_killed_runs_end_as_if_nothing_had_happened(shards: ShardSet, tmp_path: 
 
 def test_knn_runs_before_between_and_after(shards: ShardSet, tmp_path: Path) -> None:
     with_test = config(shards, tmp_path, steps=4, knn_steps=2)
-    with_test = with_test.model_copy(update={"data": with_test.data.model_copy(update={"test": str(shards.root)})})
+    test = SourceConfig(shards=str(shards.root))
+    with_test = with_test.model_copy(update={"data": with_test.data.model_copy(update={"test": test})})
     outcome = train(with_test)
     checks = metrics(outcome.run, "knn")
     assert [line["step"] for line in checks] == [0, 2, 4]
