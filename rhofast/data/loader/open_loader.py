@@ -18,10 +18,10 @@ from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.config.section import parse_section
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.eval_loader import EvalLoader
+from rhofast.data.loader.open_sets import open_mixture, open_set
 from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.mixture import Mixture
-from rhofast.data.sources import open_shards, open_training
-from rhofast.distributed.process_group import find_device, find_place, ranks_per_node
+from rhofast.distributed.process_group import find_device, find_place
 from rhofast.errors import ConfigError
 
 Augmentation = Literal["ssl", "supervised", "none"]
@@ -96,7 +96,7 @@ def clips(
     where = _find_device(device, dtype)
     _check_number("batch_size", batch_size, 1, 1 << 24)
     _check_number("seed", seed, 0, _MAX_SEED - 1)
-    mixture = _open_mixture(shards, keep, sections.data, place[1])
+    mixture = open_mixture(shards, keep, sections.data, place[1])
     _check_fields(fields, mixture.sets)
     return TrainLoader(
         mixture,
@@ -168,7 +168,7 @@ def eval_clips(
         _check_number(name, value, 1, most)
     if crops not in (1, 3):
         raise ConfigError(f"crops={crops!r} must be 1 or 3")
-    opened = _open_one(shards, keep, sections.data)
+    opened = open_set(shards, keep, sections.data)
     _check_fields(fields, (opened,))
     return EvalLoader(
         opened,
@@ -273,59 +273,6 @@ def _find_device(device: torch.device | str | None, dtype: torch.dtype) -> torch
     if dtype not in (torch.float32, torch.float16) or (dtype == torch.float16 and found.type == "cpu"):
         raise ConfigError(f"dtype={dtype} must be torch.float32, or torch.float16 on a GPU (device={str(found)!r})")
     return found
-
-
-def _open_mixture(shards: object, keep: object, data: DataConfig, world_size: int) -> Mixture:
-    """Open one or several training sets, and share the cache among those that are remote."""
-    if isinstance(shards, Mixture | ShardSet):
-        _refuse_keep(keep)
-        return shards if isinstance(shards, Mixture) else Mixture([shards])
-    if isinstance(shards, Mapping):
-        value = [{"shards": str(one), "weight": weight} for one, weight in shards.items()]
-    elif isinstance(shards, str | Path):
-        value = [{"shards": str(shards)}]
-    elif isinstance(shards, Sequence) and not isinstance(shards, bytes):
-        value = [{"shards": str(one) if isinstance(one, Path) else one} for one in shards]
-    else:
-        raise _no_shards(shards)
-    if not value or value == [{"shards": ""}]:
-        raise _no_shards(shards)
-    lists = _lists_of(keep, [str(one["shards"]) for one in value])
-    value = [one if file is None else {**one, "keep": file} for one, file in zip(value, lists, strict=True)]
-    checked = parse_section(DataConfig, {**data.model_dump(exclude={"train"}), "train": value}, "data")
-    sources = open_training(checked, world_size=world_size, node_size=ranks_per_node(world_size))
-    return Mixture(sources.sets, sources.weights)
-
-
-def _lists_of(keep: object, sets: Sequence[str]) -> list[object]:
-    """Return the list of samples of each set, or None; raise ConfigError if lists cannot be told apart."""
-    if isinstance(keep, Mapping):
-        files = {str(name): file for name, file in keep.items()}
-        unknown = [name for name in files if name not in sets]
-        if unknown:
-            raise ConfigError(f"keep: {unknown[0]!r} is none of the sets in shards", hint="write it as shards does")
-        return [files.get(name) for name in sets]
-    if keep is not None and len(sets) > 1:
-        raise ConfigError(f"keep={keep!r}: there are {len(sets)} sets", hint='name the set: keep={"shards/a": FILE}')
-    return [keep] * len(sets)
-
-
-def _refuse_keep(keep: object) -> None:
-    if keep is not None:
-        raise ConfigError(f"keep={keep!r}: the set is open already", hint="pass keep to open_shards")
-
-
-def _open_one(shards: object, keep: str | Path | None, data: DataConfig) -> ShardSet:
-    if isinstance(shards, ShardSet):
-        _refuse_keep(keep)
-        return shards
-    if not isinstance(shards, str | Path) or shards == "":
-        raise _no_shards(shards)
-    return open_shards(shards, keep=keep, data=data)
-
-
-def _no_shards(shards: object) -> ConfigError:
-    return ConfigError(f"shards={shards!r} must be the folder or the address of a shard set")
 
 
 def _check_fields(fields: Sequence[str], sets: Sequence[ShardSet]) -> None:

@@ -16,37 +16,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, NoReturn, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.profiler import record_function
 from torch.utils.data import IterableDataset, get_worker_info
 
 from rhofast.config.schema import AugmentConfig, DataConfig
 from rhofast.data.decode.finish import copy_to_device
-from rhofast.data.format.index import IndexRow
 from rhofast.data.format.remote import DownloadAhead
 from rhofast.data.loader.bad_samples import BadSamplePolicy
-from rhofast.data.loader.batch import (
-    Batch,
-    BatchInProgress,
-    BatchSelection,
-    DecodedBatch,
-    FinishedBatch,
-    Int64Array,
-    PendingReads,
-)
+from rhofast.data.loader.batch import Batch, BatchInProgress, DecodedBatch, FinishedBatch
 from rhofast.data.loader.batch_planner import BatchPlanner
+from rhofast.data.loader.batch_reader import BatchReader
 from rhofast.data.loader.decoders import Decoders
 from rhofast.data.loader.memory_in_use import MemoryInUse
 from rhofast.data.loader.stats import LoaderStats
 from rhofast.data.loader.threaded_pipeline import StageClock, StalledError, ThreadedPipeline, TwoSteps
 from rhofast.data.sampling.mixture import Mixture
-from rhofast.data.types import Sample, Views
+from rhofast.data.types import Views
 from rhofast.errors import ConfigError, DecodeError, SampleError, ShardError, UndecodableError
 
 _NO_LABEL = -100  # torch's ignore index
@@ -93,7 +83,6 @@ class StagedLoader(IterableDataset[Views]):
     ) -> None:
         self.shards, self.augment = shards, augment
         self._planner, self._policy, self._data, self._device = planner, policy, data, device
-        self._begin()
         device_id = None
         if device.type == "cuda":  # "cuda" without an index is the current device
             device_id = torch.cuda.current_device() if device.index is None else device.index
@@ -109,6 +98,7 @@ class StagedLoader(IterableDataset[Views]):
         )
         self.decoders = self._decoders.descriptions
         self._readers = self._decoders.readers
+        self._begin()
         # The loader's work runs beside the training step's; events order it before and after that. To finish a batch
         # takes little, and must not wait for the decoding of the next one.
         self._stream = self._finish_stream = None
@@ -172,7 +162,7 @@ class StagedLoader(IterableDataset[Views]):
 
     def _begin(self) -> None:
         """Set what a pass over the data begins with: no stages yet, and counters at zero."""
-        self._pool = ThreadPoolExecutor(self._data.threads, thread_name_prefix="rhofast-pread")
+        self._reads = BatchReader(self.shards, self._readers, self._planner, threads=self._data.threads)
         self._pipeline: ThreadedPipeline[FinishedBatch] | None = None
         self._ahead: DownloadAhead | None = None
         self._batches = self._clips = self._frames = self._frames_decoded = self._bytes_read = 0
@@ -186,7 +176,7 @@ class StagedLoader(IterableDataset[Views]):
             self._ahead.stop()
         if self._pipeline is not None:
             self._pipeline.close()
-        self._pool.shutdown(wait=not self._stalled, cancel_futures=True)
+        self._reads.close(wait=not self._stalled)
         if self._ahead is not None:
             self._ahead.close()
 
@@ -288,67 +278,13 @@ class StagedLoader(IterableDataset[Views]):
         """Stage 1: choose and plan the samples of a batch, and request their bytes."""
         selection = self._planner.select(address)
         samples = selection.samples
-        pending = self._request(selection, np.arange(len(samples)), samples)
+        pending = self._reads.request(selection, np.arange(len(samples)), samples)
         return BatchInProgress(selection=selection, current=samples.copy(), pending=pending)
-
-    def _request(self, selection: BatchSelection, slots: Int64Array, samples: Int64Array) -> PendingReads:
-        """Plan samples for some slots of a batch, and have the pool read them."""
-        rows: list[IndexRow] = []
-        kept: list[int] = []
-        failed: dict[int, SampleError] = {}
-        for place, sample in enumerate(samples.tolist()):
-            number, local = self.shards.locate(sample)
-            try:
-                rows.append(self._readers[number].locate(local))
-                kept.append(place)
-            except SampleError as error:
-                failed[int(slots[place])] = error
-        slots, samples = slots[kept], samples[kept]
-        clips, augment = self._planner.plan(rows, samples, selection.epochs[slots], selection.earlier[slots])
-        reads = [
-            self._pool.submit(self._read_one, sample, frames, row)
-            for sample, frames, row in zip(samples.tolist(), clips.needed, rows, strict=True)
-        ]
-        return PendingReads(
-            slots=slots,
-            samples=samples,
-            rows=rows,
-            clips=clips,
-            augment=augment,
-            reads=reads,
-            failed=failed,
-        )
-
-    def _read_one(self, sample: int, frames: npt.NDArray[np.int32], row: IndexRow) -> Sample:
-        """Read the bytes of a sample's frames, in a thread of the pool."""
-        number, local = self.shards.locate(sample)
-        read = self._readers[number].read(local, frames, row)
-        return read if local == sample else replace(read, sample=sample)
-
-    def _collect(self, pending: PendingReads) -> tuple[Batch, dict[int, SampleError]]:
-        """Return the samples that could be read, and by slot why the others could not."""
-        read: dict[int, Sample] = {}
-        failed = dict(pending.failed)
-        for place, (slot, future) in enumerate(zip(pending.slots.tolist(), pending.reads, strict=True)):
-            try:
-                read[place] = future.result()
-            except SampleError as error:
-                failed[slot] = error.with_traceback(None)  # It would keep alive what was read.
-        places = list(read)
-        batch = Batch(
-            slots=pending.slots[places],
-            samples=pending.samples[places],
-            rows=[pending.rows[place] for place in places],
-            clips=pending.clips.take(places),
-            augment=pending.augment.take(places),
-            read=list(read.values()),
-        )
-        return batch, dict(sorted(failed.items()))
 
     def _read(self, progress: BatchInProgress) -> BatchInProgress | None:
         """Stage 2: wait for the reads of a batch; None if all of its samples were left out."""
         self._policy.expect(len(progress.selection.samples))
-        progress.batch, failed = self._collect(progress.pending)
+        progress.batch, failed = self._reads.collect(progress.pending)
         self._handle(progress, failed)
         return progress if len(progress.batch) else None
 
@@ -358,7 +294,7 @@ class StagedLoader(IterableDataset[Views]):
             slots = self._policy.handle(progress, failed)
             if not len(slots):
                 return
-            batch, failed = self._collect(self._request(progress.selection, slots, progress.current[slots]))
+            batch, failed = self._reads.collect(self._reads.request(progress.selection, slots, progress.current[slots]))
             progress.batch = batch if progress.batch is None else Batch.join([progress.batch, batch])
 
     def _start_decoding(self, progress: BatchInProgress) -> BatchInProgress:

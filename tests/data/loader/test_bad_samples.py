@@ -136,7 +136,7 @@ def test_a_run_whose_shards_are_gone_stops(shards: ShardSet, monkeypatch: pytest
     assert threads_left() == []
 
 
-STAGES = {"plan": "_plan", "read": "_read", "pool": "_read_one", "decode": "_decode", "finish": "_finish"}
+STAGES = {"plan": "_plan", "read": "_read", "pool": "_reads._read_one", "decode": "_decode", "finish": "_finish"}
 
 # os.write: two threads' lines must not run into each other, as print's text and newline may.
 INTERRUPTED = """
@@ -147,12 +147,14 @@ from pathlib import Path
 import tests.data.loader.test_bad_samples as t
 from rhofast.data.format.dataset import open_folder
 source = t.training(open_folder(Path(sys.argv[2])))
-stage = getattr(source, sys.argv[3])
+*owner, name = sys.argv[3].split(".")
+owner = getattr(source, owner[0]) if owner else source
+stage = getattr(owner, name)
 def slow(*given):
     os.write(1, b"in it\\n")
     time.sleep(0.7)
     return stage(*given)
-setattr(source, sys.argv[3], slow)
+setattr(owner, name, slow)
 try:
     with source:
         while True:

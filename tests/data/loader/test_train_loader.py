@@ -278,7 +278,7 @@ def test_a_read_that_hangs_ends_the_run_and_names_the_stage(shards: ShardSet, mo
     source = loader(shards, timeout_s=1.0)
     release = threading.Event()
     monkeypatch.setattr("rhofast.data.loader.threaded_pipeline._FAREWELL_S", 0.1)
-    monkeypatch.setattr(source, "_read_one", lambda *_: release.wait(20))
+    monkeypatch.setattr(source._reads, "_read_one", lambda *_: release.wait(20))
     with pytest.raises(ShardError, match="stage 'read' has worked on one item"):
         next(source)
     source.close()  # does not wait for it
