@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rhofast.config.load import load_config
+from rhofast.errors import EXIT_RESUMABLE
 from rhofast.evaluation.knn import evaluate_neighbors
 from rhofast.evaluation.linear_probe import evaluate_linear
 from rhofast.evaluation.scores import Evaluation
@@ -55,7 +56,9 @@ def main() -> None:
 
     where = [f"name={arguments.folder.name}", f"out={arguments.folder.parent}"]
     began = time.process_time()
-    train(load_config(arguments.config, [*arguments.settings, *where]), resume=True)
+    outcome = train(load_config(arguments.config, [*arguments.settings, *where]), resume=True)
+    if not outcome.finished:  # half of a run is no result
+        raise SystemExit(EXIT_RESUMABLE)
     trained = time.process_time()
     task = open_task(
         arguments.folder, arguments.test, train=arguments.bank, overrides=[f"eval.keep={arguments.folder / 'kept'}"]

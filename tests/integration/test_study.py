@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.study import study
+from benchmarks.study import one, study
 from benchmarks.study.keep_cost import summarize
 from benchmarks.study.one import RESULT, run_digest
 from benchmarks.study.questions import SETS, Run, all_runs, questions
@@ -17,8 +18,10 @@ from benchmarks.study.tables import gains, table, untrained_line
 from benchmarks.training.step_vs_plain import Contender
 from rhofast.config.load import load_config
 from rhofast.config.schema import Config
+from rhofast.errors import EXIT_RESUMABLE
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import build_method
+from rhofast.training.trainer import Outcome
 
 
 def configurations() -> dict[str, Config]:
@@ -39,8 +42,8 @@ def test_every_run_has_a_page_of_its_own_that_is_valid() -> None:
         assert {(page.clips.num_clips, page.seed) for page in pages.values() if page.method.name == method} >= {
             (rho, seed) for rho in (1, 2, 3, 4) for seed in (0, 1, 2)
         }
-    one = {(page.method.model_dump_json(), page.backbone.model_dump_json()): page for page in pages.values()}
-    for page in one.values():
+    networks = {(page.method.model_dump_json(), page.backbone.model_dump_json()): page for page in pages.values()}
+    for page in networks.values():
         build_method(page.method.name, page.method.options, build_backbone(page.backbone.name, page.backbone.options))
 
 
@@ -53,6 +56,16 @@ def test_a_run_that_was_made_with_other_settings_is_not_taken(tmp_path: Path, mo
     assert study.do(run, tmp_path, moved, "test", 1) is None
     monkeypatch.setitem(study.METHOD_OPTIONS["swav"], "method.prototypes", 3)
     assert "move it away" in str(study.do(run, tmp_path, moved, "test", 1))
+
+
+def test_a_run_that_was_stopped_early_is_not_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = Outcome(run=tmp_path / "run", step=3, steps=320, finished=False)
+    monkeypatch.setattr(one, "train", lambda config, resume: stopped)
+    words = command_of(Run(), tmp_path, tmp_path / "shards", "test")
+    monkeypatch.setattr(sys, "argv", words[words.index("benchmarks.study.one") :])
+    with pytest.raises(SystemExit) as ended:
+        one.main()
+    assert ended.value.code == EXIT_RESUMABLE and not list(tmp_path.rglob(RESULT))
 
 
 def test_no_set_shares_its_videos_with_another() -> None:
