@@ -238,6 +238,7 @@ def questions() -> list[Question]:
             title="What do dropped tokens cost?",
             across="tokens that are kept in training, two clips",
             seeds=3,
+            scale=True,
             cells=keep,
         ),
     ]

@@ -113,7 +113,8 @@ def plot(axes: Axes, question: Question, results: Results, measure: str, seeds: 
         else:
             axes.bar(x, y, 0.92 * width, color=color, label=row)
         seen = [(at, value) for at, (_, values) in zip(x, points, strict=True) if len(values) > 1 for value in values]
-        axes.scatter([at for at, _ in seen], [value for _, value in seen], s=14, color=color, alpha=0.6, linewidths=0)
+        dots = {"s": 18, "color": color, "edgecolors": "white", "linewidths": 0.6, "zorder": 3}  # seen on bars, too
+        axes.scatter([at for at, _ in seen], [value for _, value in seen], **dots)
     if question.one_network and (before := untrained(results, measure, question.network)):
         axes.axhline(statistics.mean(before), color="#8a8f98", linestyle=":", linewidth=1.2, label="untrained")
     axes.set_xticks(range(len(columns)), columns)
@@ -145,7 +146,7 @@ def write_report(chosen: Sequence[Question], results: Results, out: Path, seeds:
         return []
     facts = facts_of_the_machine(PACKAGES)
     cost = sum(one["train_cpu_seconds"] + one["evaluate_cpu_seconds"] for one in results.values())
-    lines = ["# The paper's questions, on generated videos", "", untrained_line(results), "", "![](study.png)", ""]
+    lines = ["# The study's questions, on generated videos", "", untrained_line(results), "", "![](study.png)", ""]
     for question in chosen:
         count = seeds or question.seeds
         lines += [f"## {question.title}", "", *([f"Paper: {question.paper}", ""] if question.paper else [])]
