@@ -7,13 +7,13 @@ decoded by DALI, as in training; video streams are decoded on the host.
 from __future__ import annotations
 
 import io
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from zlib_ng.zlib_ng import crc32
 
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.index import IndexRow
@@ -71,7 +71,7 @@ def _checksum(file: io.BufferedReader, offset: int, size: int) -> int:
     file.seek(offset)
     crc = 0
     while size and (chunk := file.read(min(size, _CHUNK_BYTES))):
-        crc = zlib.crc32(chunk, crc)
+        crc = crc32(chunk, crc)
         size -= len(chunk)
     return crc
 

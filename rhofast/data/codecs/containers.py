@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 import numpy.typing as npt
+from zlib_ng.zlib_ng import crc32
 
 Picture = npt.NDArray[np.uint8]
 
@@ -209,7 +209,7 @@ def checksums(file: BinaryIO, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.
         u32[U].
     """
     file.seek(int(offsets[0]))
-    return np.array([zlib.crc32(file.read(int(size))) for size in np.diff(offsets)], dtype=np.uint32)
+    return np.array([crc32(file.read(int(size))) for size in np.diff(offsets)], dtype=np.uint32)
 
 
 def decode_all(container: Any, stream: Any) -> Iterator[Any]:

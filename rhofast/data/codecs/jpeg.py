@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 from typing import Annotated, Any, BinaryIO, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from pydantic import Field
+from zlib_ng.zlib_ng import crc32
 
 from rhofast.data.codecs.codec import Codec, Member, Part
 from rhofast.data.codecs.containers import Picture, read_packets
@@ -69,7 +69,7 @@ class JpegCodec(Codec):
         for number, packet in enumerate(packets):
             file.seek(packet.offset)
             picture = file.read(packet.size)
-            crcs.append(zlib.crc32(picture))
+            crcs.append(crc32(picture))
             is_measured = number % MEASURED == 0 or number == len(packets) - 1
             mean = _mean_color(picture, (width, height), number, measure=is_measured or deep)
             if is_measured:

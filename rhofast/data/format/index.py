@@ -53,6 +53,7 @@ SCHEMA = pa.schema(
 LISTS = ("unit_size", "unit_crc", "unit_frames", "color")
 _COMPONENT_BITS = 10  # of a color: steps of a quarter
 _COMPONENT_MAX = (1 << _COMPONENT_BITS) - 1
+_SHIFTS = np.arange(0, 3 * _COMPONENT_BITS, _COMPONENT_BITS, dtype=np.uint32)
 COLOR_BITS = 3 * _COMPONENT_BITS
 
 
@@ -157,13 +158,14 @@ class ShardIndex:
 
     def units(self, row: int) -> Units:
         """Return the units of one sample, as a copy that outlives the mapped file."""
-        first, end = int(self.unit_starts[row]), int(self.unit_starts[row + 1])
+        first, end = self.unit_starts[row], self.unit_starts[row + 1]
         size = self.unit_size[first:end].copy()
-        ends = np.cumsum(size, dtype=np.int64)
+        offset = np.empty(len(size), dtype=np.int64)
+        offset[0], offset[1:] = self.begin[row], size[:-1]
         frames = self.unit_frames[self.frames_starts[row] : self.frames_starts[row + 1]]
         return Units(
             frame=np.cumsum(frames, dtype=np.int32) - frames if len(frames) else np.arange(len(size), dtype=np.int32),
-            offset=ends - size + self.begin[row],
+            offset=offset.cumsum(out=offset),
             size=size,
             crc=self.unit_crc[first:end].copy(),
             rgb=unpack_colors(self.color[self.color_starts[row] : self.color_starts[row + 1]]),
@@ -202,8 +204,7 @@ def pack_colors(rgb: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
 
 def unpack_colors(packed: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
     """Return the colors, f32[C, 3] in 0..255, that `pack_colors` packed, u32[C]."""
-    shifts = np.array([0, _COMPONENT_BITS, 2 * _COMPONENT_BITS], dtype=np.uint32)
-    components = (packed[:, None] >> shifts) & np.uint32(_COMPONENT_MAX)
+    components = (packed[:, None] >> _SHIFTS) & np.uint32(_COMPONENT_MAX)
     return components.astype(np.float32) * np.float32(255 / _COMPONENT_MAX)
 
 

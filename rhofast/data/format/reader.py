@@ -14,13 +14,13 @@ happens then. Where a shard was damaged in a cache, it is downloaded again first
 from __future__ import annotations
 
 import os
-import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
+from zlib_ng.zlib_ng import crc32
 
 from rhofast.data.codecs import build_codec
 from rhofast.data.decode.video_limits import VideoLimits
@@ -180,7 +180,7 @@ class Reader:
             for unit, begin, size, crc in run:
                 piece = content[begin - start : begin - start + size]
                 fault: str | None = "checksum mismatch"
-                if zlib.crc32(piece) == crc:
+                if crc32(piece) == crc:
                     fault = self.codec.find_fault(unit, piece, row.width, row.height)
                 if fault is not None:
                     what = f"frame {int(row.units.frame[unit])}" if self.codec.pictures else f"unit {unit}"
