@@ -4,7 +4,7 @@
         [--rounds 5] [--out PATH]
 
 The set is synthetic, but as large as a real one where size matters: every shard has its own index on the disk with all
-its units (about 10 GB in all), and its samples share the pictures of one real member. Each measurement is a fresh
+its units (about 3 GB in all), and its samples share the pictures of one real member. Each measurement is a fresh
 process. Before it, the indices are dropped from the page cache as far as the system allows ("cold"), or they were read
 by the measurement before ("warm"). The results are written to PATH.json and PATH.md.
 """
