@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from rhofast.errors import ConfigError
 from rhofast.models.backbones.vit import ViT, ViTConfig
-
-# The epsilon of the normalization of pooled features in transformers' VideoMAE, whatever its configuration says.
-POOLED_NORM_EPS = 1e-5
+from rhofast.models.weight_formats.transformers import POOLED_NORM_EPS, videomae_names, vjepa2_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +69,7 @@ def hub_form(
     state = {name: value.detach().float().cpu() for name, value in backbone.state_dict().items()}
     if options.position == "sincos1d":
         _refuse(options, {})
-        return _videomae(options, state, num_frames, size, _processor(size, mean, std))
+        return _videomae(backbone, state, num_frames, size, _processor(size, mean, std))
     _refuse(
         options,
         {
@@ -81,7 +79,7 @@ def hub_form(
             f"backbone.norm={options.norm}": options.norm != "tokens",
         },
     )
-    return _vjepa2(options, state, num_frames, size, _processor(size, mean, std))
+    return _vjepa2(backbone, state, num_frames, size, _processor(size, mean, std))
 
 
 def _refuse(options: ViTConfig, more: dict[str, bool]) -> None:
@@ -101,12 +99,13 @@ def _refuse(options: ViTConfig, more: dict[str, bool]) -> None:
 
 
 def _videomae(
-    options: ViTConfig, state: dict[str, Tensor], num_frames: int, size: int, processor: dict[str, Any]
+    backbone: ViT, state: dict[str, Tensor], num_frames: int, size: int, processor: dict[str, Any]
 ) -> HubForm:
     """Return the form of VideoMAE.
 
     It has no bias of keys. That of this network changes nothing: it adds the same to all scores of a query.
     """
+    options = backbone.options
     width, depth, heads = options.sizes
     pooled = options.norm == "pooled"
     if pooled and options.pooled_norm_eps != POOLED_NORM_EPS:
@@ -116,23 +115,7 @@ def _videomae(
             hint=f"a vit with backbone.pooled_norm_eps={POOLED_NORM_EPS:g}, or with norm=tokens, has this form",
         )
     prefix = "videomae." if pooled else ""
-    names = {
-        "patch_embed.proj": "embeddings.patch_embeddings.projection",
-        "norm": "layernorm",
-        **{
-            f"blocks.{number}.{own}": f"encoder.layer.{number}.{theirs}"
-            for number in range(depth)
-            for own, theirs in (
-                ("norm1", "layernorm_before"),
-                ("attn.proj", "attention.output.dense"),
-                ("norm2", "layernorm_after"),
-                ("mlp.fc1", "intermediate.dense"),
-                ("mlp.fc2", "output.dense"),
-            )
-        },
-    }
-    out = {"fc_norm." + part: state["fc_norm." + part] for part in ("weight", "bias")} if pooled else {}
-    out |= _renamed(state, names, prefix)
+    out = _renamed(state, videomae_names(backbone, prefix))
     for number in range(depth):
         place = f"{prefix}encoder.layer.{number}.attention.attention."
         out |= _split(state, number, place, biases=("query", "value"))
@@ -161,26 +144,10 @@ def _videomae(
     return HubForm(model=config["architectures"][0], config=config, state=out, processor=processor, features=features)
 
 
-def _vjepa2(
-    options: ViTConfig, state: dict[str, Tensor], num_frames: int, size: int, processor: dict[str, Any]
-) -> HubForm:
+def _vjepa2(backbone: ViT, state: dict[str, Tensor], num_frames: int, size: int, processor: dict[str, Any]) -> HubForm:
+    options = backbone.options
     width, depth, heads = options.sizes
-    names = {
-        "patch_embed.proj": "embeddings.patch_embeddings.proj",
-        "norm": "layernorm",
-        **{
-            f"blocks.{number}.{own}": f"layer.{number}.{theirs}"
-            for number in range(depth)
-            for own, theirs in (
-                ("norm1", "norm1"),
-                ("attn.proj", "attention.proj"),
-                ("norm2", "norm2"),
-                ("mlp.fc1", "mlp.fc1"),
-                ("mlp.fc2", "mlp.fc2"),
-            )
-        },
-    }
-    out = _renamed(state, names, "encoder.")
+    out = _renamed(state, vjepa2_names(backbone, ""))
     for number in range(depth):
         place = f"encoder.layer.{number}.attention."
         out |= _split(state, number, place, biases=("query", "key", "value"))
@@ -228,14 +195,9 @@ def _ratio(hidden: int, width: int) -> float:
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
-def _renamed(state: dict[str, Tensor], names: dict[str, str], prefix: str) -> dict[str, Tensor]:
-    """Return copies of the layers that have another name and nothing else."""
-    layers = {name: name.rpartition(".") for name in state}
-    return {
-        f"{prefix}{names[layer]}.{part}": state[name].clone(memory_format=torch.contiguous_format)
-        for name, (layer, _, part) in layers.items()
-        if layer in names
-    }
+def _renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+    """Return copies of the entries that have another name and nothing else, by their names in transformers."""
+    return {theirs: state[own].clone(memory_format=torch.contiguous_format) for theirs, own in names.items()}
 
 
 def _split(state: dict[str, Tensor], number: int, place: str, *, biases: tuple[str, ...]) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from rhofast.models.backbones.vit import ViT
-from rhofast.models.hub_form import POOLED_NORM_EPS
 from rhofast.models.weight_conversion import WHOLE, Computed, KeyTable, WeightFormat, is_state
 from rhofast.models.weight_file import WeightFile
 from rhofast.models.weight_formats.vit_keys import ABSENT, joined, joined_without_key
@@ -26,6 +25,9 @@ from rhofast.models.weight_formats.vit_options import (
     settle,
     whole,
 )
+
+# The epsilon of the normalization of pooled features in transformers' VideoMAE, whatever its configuration says.
+POOLED_NORM_EPS = 1e-5
 
 _VIDEOMAE_PATCHES = "embeddings.patch_embeddings.projection"
 _VJEPA2_PATCHES = "encoder.embeddings.patch_embeddings.proj"
@@ -108,10 +110,32 @@ def _vjepa2_options(file: WeightFile, given: Mapping[str, Any]) -> dict[str, Any
     return settle(file, said, given)
 
 
+def videomae_names(backbone: ViT, prefix: str) -> dict[str, str]:
+    """Return VideoMAE's names -> the backbone's, for layers that differ by their names alone.
+
+    Args:
+        backbone: The network.
+        prefix: What VideoMAE's names begin with: "videomae." in classes with a head.
+    """
+    layers = {"patch_embed.proj": prefix + _VIDEOMAE_PATCHES, "norm": f"{prefix}layernorm", "fc_norm": "fc_norm"}
+    return _names(backbone, layers, f"{prefix}encoder.layer.", _VIDEOMAE_LAYERS)
+
+
+def vjepa2_names(backbone: ViT, prefix: str) -> dict[str, str]:
+    """Return V-JEPA 2's names -> the backbone's, for layers that differ by their names alone.
+
+    Args:
+        backbone: The network.
+        prefix: What V-JEPA 2's names begin with: "vjepa2." in classes with a head.
+    """
+    layers = {"patch_embed.proj": prefix + _VJEPA2_PATCHES, "norm": f"{prefix}encoder.layernorm"}
+    return _names(backbone, layers, f"{prefix}encoder.layer.", _VJEPA2_LAYERS)
+
+
 def _videomae_keys(name: str, backbone: nn.Module, state: Mapping[str, Tensor]) -> KeyTable:
     prefix = _videomae_prefix(state) or ""
-    layers = {"patch_embed.proj": prefix + _VIDEOMAE_PATCHES, "norm": f"{prefix}layernorm", "fc_norm": "fc_norm"}
     blocks = f"{prefix}encoder.layer."
+    assert isinstance(backbone, ViT)
 
     def bias(place: str) -> Computed:
         """Return the bias: of two layers, or as older files have it; keys have none."""
@@ -119,9 +143,11 @@ def _videomae_keys(name: str, backbone: nn.Module, state: Mapping[str, Tensor]) 
         found = [pair for pair in pairs if any(key in state for key in pair)]
         return Computed(names=found[0], compute=joined_without_key) if found else ABSENT
 
-    attention = {f"blocks.{number}.attn.qkv": f"{blocks}{number}.attention.attention." for number in _blocks(backbone)}
+    attention = {
+        f"blocks.{number}.attn.qkv": f"{blocks}{number}.attention.attention." for number in range(len(backbone.blocks))
+    }
     return KeyTable(
-        names=_names(backbone, layers, blocks, _VIDEOMAE_LAYERS),
+        names=videomae_names(backbone, prefix),
         computed=_joined_weights(attention) | {f"{own}.bias": bias(place) for own, place in attention.items()},
         is_other=lambda key: _VIDEOMAE_OTHER.match(key) is not None,
         hint=f"it is a {TRANSFORMERS_VIDEOMAE.title}",
@@ -130,13 +156,13 @@ def _videomae_keys(name: str, backbone: nn.Module, state: Mapping[str, Tensor]) 
 
 def _vjepa2_keys(name: str, backbone: nn.Module, state: Mapping[str, Tensor]) -> KeyTable:
     prefix = _vjepa2_prefix(state) or ""
-    layers = {"patch_embed.proj": prefix + _VJEPA2_PATCHES, "norm": f"{prefix}encoder.layernorm"}
     blocks = f"{prefix}encoder.layer."
-    attention = {f"blocks.{number}.attn.qkv": f"{blocks}{number}.attention." for number in _blocks(backbone)}
+    assert isinstance(backbone, ViT)
+    attention = _attention(backbone, blocks, "attention.")
     biased = any(f"{place}query.bias" in state for place in attention.values())
     biases = _joined_weights(attention, "bias") if biased else {f"{own}.bias": ABSENT for own in attention}
     return KeyTable(
-        names=_names(backbone, layers, blocks, _VJEPA2_LAYERS),
+        names=vjepa2_names(backbone, prefix),
         computed=_joined_weights(attention) | biases,
         is_other=lambda key: _VJEPA2_OTHER.match(key) is not None,
         hint=f"it is a {TRANSFORMERS_VJEPA2.title}",
@@ -146,18 +172,17 @@ def _vjepa2_keys(name: str, backbone: nn.Module, state: Mapping[str, Tensor]) ->
 _BIASES = (("query.bias", "value.bias"), ("q_bias", "v_bias"))
 
 
-def _blocks(backbone: nn.Module) -> range:
-    assert isinstance(backbone, ViT)
-    return range(len(backbone.blocks))
-
-
-def _names(backbone: nn.Module, layers: Mapping[str, str], blocks: str, within: Mapping[str, str]) -> dict[str, str]:
-    """Return names in the file -> names in the backbone, for layers that differ by their names alone."""
+def _names(backbone: ViT, layers: Mapping[str, str], blocks: str, within: Mapping[str, str]) -> dict[str, str]:
     places = dict(layers)
-    for number in _blocks(backbone):
+    for number in range(len(backbone.blocks)):
         places |= {f"blocks.{number}.{own}": f"{blocks}{number}.{theirs}" for own, theirs in within.items()}
     own = [(name, *name.rpartition(".")) for name in backbone.state_dict()]
     return {f"{places[layer]}.{part}": name for name, layer, _, part in own if layer in places}
+
+
+def _attention(backbone: ViT, blocks: str, within: str) -> dict[str, str]:
+    """Return the backbone's joined layer -> what its three layers' names begin with, for each block."""
+    return {f"blocks.{number}.attn.qkv": f"{blocks}{number}.{within}" for number in range(len(backbone.blocks))}
 
 
 def _joined_weights(attention: Mapping[str, str], part: str = "weight") -> dict[str, Computed]:
