@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from rhofast.config.section import Count, Section
 from rhofast.models.backbones.clip_limits import ClipLimits
 from rhofast.models.backbones.max_pool import max_pool
+from rhofast.models.backbones.pooled_maps import PooledMaps
 
 # Output channels of the blocks' convolutions, by stage: branch 0; branch 1, inner and outer; branch 2; branch 3.
 _BLOCKS = (
@@ -151,7 +152,7 @@ class Inception(nn.Module):
         return torch.cat(branches, dim=1)
 
 
-class S3D(nn.Module):
+class S3D(PooledMaps):
     """S3D or S3D-G: [N, 3, T, H, W] normalized pixels -> [N, num_features].
 
     Args:
@@ -198,15 +199,6 @@ class S3D(nn.Module):
         for stage, (kernel, stride) in zip(self.stages, pools, strict=True):
             maps.append(stage(max_pool(maps[-1], kernel, stride)))
         return maps
-
-    def tokens(self, x: Tensor) -> Tensor:
-        """Return the places of the last map: [N, 3, T, H, W] -> [N, T' H' W', num_features]."""
-        return self.feature_maps(x)[-1].flatten(2).transpose(1, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the features of clips: [N, 3, T, H, W] -> [N, num_features]."""
-        features: Tensor = self.feature_maps(x)[-1].mean(dim=(2, 3, 4))
-        return features
 
 
 def torchvision_s3d_keys(backbone: S3D) -> dict[str, str]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from rhofast.config.section import Count, Section
 from rhofast.models.backbones.max_pool import max_pool
+from rhofast.models.backbones.pooled_maps import PooledMaps
 
 # Number of blocks of each stage.
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -117,7 +118,7 @@ class Block(nn.Module):
         return F.relu(out.add_(x), inplace=True)  # in place: batch norm saves its input, not its output
 
 
-class Slow(nn.Module):
+class Slow(PooledMaps):
     """The Slow network: [N, 3, T, H, W] normalized pixels -> [N, num_features]."""
 
     def __init__(self, options: SlowConfig) -> None:
@@ -147,15 +148,6 @@ class Slow(nn.Module):
         for stage in self.stages:
             maps.append(stage(maps[-1]))
         return maps
-
-    def tokens(self, x: Tensor) -> Tensor:
-        """Return the places of the last map: [N, 3, T, H, W] -> [N, T H' W', num_features]."""
-        return self.feature_maps(x)[-1].flatten(2).transpose(1, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the features of clips: [N, 3, T, H, W] -> [N, num_features]."""
-        features: Tensor = self.feature_maps(x)[-1].mean(dim=(2, 3, 4))
-        return features
 
 
 def slow_keys(backbone: Slow) -> dict[str, str]:

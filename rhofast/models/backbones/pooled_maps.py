@@ -1,0 +1,28 @@
+"""Networks whose features are the mean of their last map."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+
+class PooledMaps(nn.Module):
+    """Base class of convolutional networks: [N, 3, T, H, W] normalized pixels -> [N, num_features]."""
+
+    @abstractmethod
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """Return the maps of the network, each [N, C, T', H', W'], the last one with num_features channels.
+
+        Args:
+            x: Clips, [N, 3, T, H, W].
+        """
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Return the places of the last map: [N, 3, T, H, W] -> [N, T' H' W', num_features]."""
+        return self.feature_maps(x)[-1].flatten(2).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features of clips: [N, 3, T, H, W] -> [N, num_features]."""
+        features: Tensor = self.feature_maps(x)[-1].mean(dim=(2, 3, 4))
+        return features
