@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rhofast.analysis.draw import draw_clips
-    from rhofast.checkpoint.export import load_backbone
+    from rhofast.checkpoint.backbone_file import load_backbone
     from rhofast.config.load import load_config
     from rhofast.data.loader.clip_dataset import ClipDataset
     from rhofast.data.loader.eval_loader import EvalLoader
@@ -43,7 +43,7 @@ _PUBLIC = {
     "clips": "rhofast.data.loader.open_loader",
     "draw_clips": "rhofast.analysis.draw",
     "eval_clips": "rhofast.data.loader.open_loader",
-    "load_backbone": "rhofast.checkpoint.export",
+    "load_backbone": "rhofast.checkpoint.backbone_file",
     "load_config": "rhofast.config.load",
     "open_shards": "rhofast.data.sources",
 }

@@ -2,26 +2,24 @@
 
 rhofast run  ->  NAME.safetensors (with a card), NAME.pyth (as PySlowFast writes it)      export_checkpoint
 a file of another program (models/weight_formats)  ->  NAME.safetensors                   import_weights
-NAME.safetensors  ->  an nn.Module, in one line                                           load_backbone
+NAME.safetensors  ->  an nn.Module, in one line                                           backbone_file.py
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from rhofast.checkpoint.backbone import backbone_of, with_named_code
-from rhofast.checkpoint.card import InputCard, Notes
-from rhofast.checkpoint.records import Version
+from rhofast.checkpoint.backbone import SavedWeights, backbone_of, with_named_code
+from rhofast.checkpoint.backbone_file import save_backbone
+from rhofast.checkpoint.card import InputCard
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.checkpoint.run_lines import read_metrics
 from rhofast.config.schema import Config, DataConfig
@@ -32,20 +30,15 @@ from rhofast.errors import ConfigError, NotFiniteError, ShardError
 from rhofast.models.backbones import build_backbone
 from rhofast.models.weight_conversion import Imported
 from rhofast.models.weight_file import open_weights
-from rhofast.models.weight_fit import find_misfit, find_not_finite, state_on_meta
+from rhofast.models.weight_fit import find_not_finite
 from rhofast.models.weight_formats import WEIGHT_FORMATS, backbone_in, format_for, load_into, options_for
 from rhofast.storage.address import is_remote
 from rhofast.storage.files import check_writable, replacing
-from rhofast.storage.hub import local_weights
-from rhofast.storage.strict_json import parse_record
-from rhofast.storage.tensor_file import read_tensor_header, read_tensors
-from rhofast.storage.user_code import imported_digest, renamed
 
-VERSION = 1
 _BACKBONE = "backbone."  # what the backbone's entries in a method begin with
 
 
-class SavedRun(Protocol):
+class SavedRun(SavedWeights, Protocol):
     """What export reads of a checkpoint; `rhofast.checkpoint.checkpoint.Checkpoint` has it."""
 
     @property
@@ -54,23 +47,8 @@ class SavedRun(Protocol):
         ...
 
     @property
-    def config(self) -> Config:
-        """The run's configuration."""
-        ...
-
-    @property
     def loader(self) -> dict[str, Any]:
         """State of the loader."""
-        ...
-
-    @property
-    def method(self) -> dict[str, Tensor]:
-        """State dict of the method."""
-        ...
-
-    @property
-    def code(self) -> Mapping[str, str]:
-        """The SHA-256 of the files that define `backbone` and `method`, where these are code of the user's own."""
         ...
 
 
@@ -223,106 +201,6 @@ def import_weights(
     }
     save_backbone(network, target, name=name, options=options, card=card)
     return Transfer(origin=card["origin"], target=target, backbone=name, options=options, entries=entries, card=card)
-
-
-def save_backbone(
-    backbone: nn.Module, path: Path, *, name: str, options: Mapping[str, Any], card: Mapping[str, Any]
-) -> None:
-    """Write a backbone as one safetensors file, whose metadata holds what builds it again.
-
-    Args:
-        backbone: The network.
-        path: The file to write; one that is there is replaced.
-        name: Name of the backbone, as in a config's [backbone].
-        options: Its options, as there.
-        card: Anything worth knowing that JSON can hold: what goes in, training data, metrics.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    notes = {"version": VERSION, "backbone": {"name": name, **options}, "card": card, "code": imported_digest(name)}
-    weights = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
-    with replacing(path) as aside:
-        save_file(weights, aside, metadata={"rhofast": json.dumps(notes)})
-
-
-def load_backbone(path: str | Path, *, backbone: str | None = None) -> nn.Module:
-    """Load a backbone that was exported or imported, in evaluation mode: [N, 3, T, H, W] -> [N, num_features].
-
-    Its `card` is a dict; `card["input"]` says what goes in: num_frames, frame_stride, fps, size, mean, std, each None
-    if it is not known, and as a sentence (`text`).
-
-    Args:
-        path: The file, a folder that holds it as `model.safetensors`, or a repository of the Hugging Face Hub as
-            `hf://user/name` or `hf://user/name@revision`.
-        backbone: For a backbone of a user's own code: `package.module:function` or `path/to/file.py:function`. The
-            file holds no code, and the name in it is not imported.
-
-    Raises:
-        ConfigError: The file is no such export, or cannot be read.
-        StoreError: The hub cannot be reached, or refuses.
-    """
-    file = local_weights(path)
-    with naming_source(path, file):
-        network, notes = load_with_notes(file, named=backbone, python=True)
-    network.card = notes.card.model_dump(exclude_unset=True)  # type: ignore[assignment]
-    return network
-
-
-@contextlib.contextmanager
-def naming_source(source: str | Path, file: Path) -> Iterator[None]:
-    """Let errors name the address that the user gave, not the file in a cache that it stands for."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(error.message.replace(str(file), str(source)), hint=error.hint) from None
-
-
-def load_with_notes(path: Path, *, named: str | None = None, python: bool = False) -> tuple[nn.Module, Notes]:
-    """Load a backbone in evaluation mode, and what its file says about it.
-
-    Args:
-        path: The file.
-        named: The `backbone.name` that the user gave, without which no code of a user is imported.
-        python: Whether a hint is about `load_backbone`, not about the command line.
-
-    Returns:
-        The backbone, and the notes with the name under which it was imported.
-
-    Raises:
-        ConfigError: The file is no export, cannot be read, or holds the weights of another network than it says.
-    """
-    header = read_tensor_header(path, raises=ConfigError)
-    text = header.metadata.get("rhofast")
-    if text is None:
-        raise ConfigError(
-            f"{path}: not a backbone exported by rhofast", hint="make one: rhofast export, rhofast import"
-        )
-    where = f"{path}: metadata"
-    version = parse_record(text.encode(), Version, where=where, raises=ConfigError).version
-    if version != VERSION:
-        raise ConfigError(
-            f"{path}: export version {version}, and this rhofast reads version {VERSION}",
-            hint="export or import it again with this rhofast",
-        )
-    notes = parse_record(text.encode(), Notes, where=where, raises=ConfigError)
-    recorded, options = notes.backbone.name, notes.options
-    name = renamed(recorded, notes.code, named, where=str(path), python=python)
-    notes = notes.model_copy(update={"backbone": notes.backbone.model_copy(update={"name": name})})
-    weights = read_tensors(path, raises=ConfigError)
-    try:
-        misfit = find_misfit(state_on_meta(lambda: build_backbone(name, options)), weights)
-    except ValueError as error:
-        misfit = str(error)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error.message}", hint=error.hint) from None
-    if misfit is None and (broken := find_not_finite(weights)) is not None:
-        raise ConfigError(f"{path}: its weights are not finite: {broken}", hint="export an earlier checkpoint")
-    if misfit is not None:
-        raise ConfigError(f"{path}: its weights do not fit backbone.name={name}: {misfit}")
-    backbone = build_backbone(name, options)
-    backbone.load_state_dict(weights)
-    return backbone.eval(), notes
 
 
 def _input_card(

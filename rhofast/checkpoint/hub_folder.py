@@ -16,7 +16,8 @@ from typing import Any, Literal
 from safetensors.torch import save_file
 from torch import nn
 
-from rhofast.checkpoint.export import VERSION, SavedRun, Transfer, save_backbone, taken_over, trained
+from rhofast.checkpoint.backbone_file import VERSION, save_backbone
+from rhofast.checkpoint.export import SavedRun, Transfer, taken_over, trained
 from rhofast.checkpoint.model_card import model_card, public_config
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from rhofast.checkpoint.backbone import untrained_backbone
+from rhofast.checkpoint.backbone_file import load_with_notes
 from rhofast.checkpoint.card import Notes
-from rhofast.checkpoint.export import load_with_notes
 from rhofast.config.schema import Config
 from rhofast.config.section import Section
 from rhofast.errors import ConfigError

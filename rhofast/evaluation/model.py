@@ -26,9 +26,9 @@ import torch
 from torch import nn
 
 from rhofast.checkpoint.backbone import backbone_of, untrained_backbone, with_named_code
+from rhofast.checkpoint.backbone_file import load_with_notes, naming_source
 from rhofast.checkpoint.card import InputCard
 from rhofast.checkpoint.checkpoint import find_checkpoint, load_checkpoint
-from rhofast.checkpoint.export import load_with_notes, naming_source
 from rhofast.checkpoint.run_folder import RunFolder, run_of
 from rhofast.config.load import dump_config, find_value, load_config
 from rhofast.config.schema import Config

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torchvision.models import video
 
 import rhofast
+from rhofast.checkpoint.backbone_file import load_backbone, save_backbone
 from rhofast.checkpoint.checkpoint import Checkpoint
-from rhofast.checkpoint.export import export_checkpoint, import_weights, load_backbone, save_backbone
+from rhofast.checkpoint.export import export_checkpoint, import_weights
 from rhofast.config.load import parse_config
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet

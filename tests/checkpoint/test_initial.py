@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rhofast.checkpoint.backbone import untrained_backbone
-from rhofast.checkpoint.export import save_backbone
+from rhofast.checkpoint.backbone_file import save_backbone
 from rhofast.checkpoint.initial import initial_backbone, initial_notes
 from rhofast.config.load import parse_config
 from rhofast.config.schema import Config

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from rhofast.checkpoint.backbone import backbone_of
+from rhofast.checkpoint.backbone_file import load_backbone, save_backbone
 from rhofast.checkpoint.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
-from rhofast.checkpoint.export import export_checkpoint, load_backbone, save_backbone
+from rhofast.checkpoint.export import export_checkpoint
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.load import parse_config
 from rhofast.config.schema import Config

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import rhofast
-from rhofast.checkpoint.export import load_backbone
+from rhofast.checkpoint.backbone_file import load_backbone
 from rhofast.cli.app import app
 from rhofast.data.format.dataset import ShardSet
 from rhofast.models.backbones import build_backbone

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from rhofast.analysis.neighbors import draw_neighbors, nearest, open_bank
-from rhofast.checkpoint.export import save_backbone
+from rhofast.checkpoint.backbone_file import save_backbone
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError

@@ -18,8 +18,8 @@ import torch
 
 from rhofast.analysis.run_history import changes_since, read_run, start_of_step
 from rhofast.checkpoint.backbone import backbone_of
+from rhofast.checkpoint.backbone_file import load_backbone, save_backbone
 from rhofast.checkpoint.checkpoint import Checkpoint, find_damage, load_checkpoint, save_checkpoint
-from rhofast.checkpoint.export import load_backbone, save_backbone
 from rhofast.checkpoint.resume import check_resumable
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.load import dump_config

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from rhofast.checkpoint.backbone_file import load_backbone
 from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
-from rhofast.checkpoint.export import load_backbone
 from rhofast.config.load import override_config, parse_config
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet

@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rhofast.checkpoint.backbone_file import load_backbone
 from rhofast.checkpoint.card import InputCard
-from rhofast.checkpoint.export import Transfer, import_weights, load_backbone
+from rhofast.checkpoint.export import Transfer, import_weights
 from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
 from rhofast.evaluation.model import open_model

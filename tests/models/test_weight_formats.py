@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rhofast.checkpoint.backbone_file import load_backbone
 from rhofast.checkpoint.checkpoint import Checkpoint
-from rhofast.checkpoint.export import export_checkpoint, import_weights, load_backbone
+from rhofast.checkpoint.export import export_checkpoint, import_weights
 from rhofast.config.load import parse_config
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError

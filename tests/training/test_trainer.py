@@ -19,8 +19,8 @@ import rhofast.checkpoint.checkpoint
 import rhofast.training.step
 import rhofast.training.trainer
 from rhofast.checkpoint.backbone import untrained_backbone
+from rhofast.checkpoint.backbone_file import save_backbone
 from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
-from rhofast.checkpoint.export import save_backbone
 from rhofast.config.load import dump_config, override_config, parse_config
 from rhofast.config.schema import Config, SourceConfig
 from rhofast.data.format.dataset import ShardSet

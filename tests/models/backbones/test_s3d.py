@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import video
 
-from rhofast.checkpoint.export import import_weights, load_backbone
+from rhofast.checkpoint.backbone_file import load_backbone
+from rhofast.checkpoint.export import import_weights
 from rhofast.errors import ConfigError
 from rhofast.models.backbones import build_backbone
 from rhofast.models.backbones.s3d import S3D, Gate, Inception
