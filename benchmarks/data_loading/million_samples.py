@@ -21,9 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any
 
 import av
@@ -71,14 +73,16 @@ def member(frames: int) -> bytes:
 def make_set(root: Path, *, samples: int, shards: int, frames: int) -> None:
     """Make a set of `shards` tars, which are hard links to one file, and as many separate indices."""
     root.mkdir(parents=True)
-    content = member(frames)
+    content, note = member(frames), b"{}"
     indexed = JpegCodec().index_member(BytesIO(content))
     row = IndexRow(
         key="sample",
         label=0,
         source_digest=bytes(16),
-        offset=0,
+        offset=3 * BLOCKSIZE,
         size=len(content),
+        json_size=len(note),
+        json_crc=zlib.crc32(note),
         num_frames=indexed.num_frames,
         fps=float(indexed.fps),
         width=WIDTH,
@@ -86,6 +90,7 @@ def make_set(root: Path, *, samples: int, shards: int, frames: int) -> None:
         units=indexed.units,
     )
     first = root / "shard-000000"
+    content = bytes(BLOCKSIZE) + note.ljust(BLOCKSIZE, b"\0") + bytes(BLOCKSIZE) + content  # headers are not read
     first.with_suffix(".tar").write_bytes(content)
     each = samples // shards
     digest = write_index(first.with_suffix(".arrow"), [row] * each, {})

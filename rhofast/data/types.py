@@ -9,10 +9,10 @@ are channels, height and width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +24,35 @@ LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of R, G and B in the luma of a pixel (ITU-R BT.601), f64[3]."""
 
 
+class TimedLabel(NamedTuple):
+    """One of several labels of a video, which holds for [start, end) of it.
+
+    Attributes:
+        label: Class number >= 0.
+        start: Seconds; None for the beginning.
+        end: Seconds; None for the end.
+    """
+
+    label: int
+    start: float | None = None
+    end: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoRecord:
-    """One video of a data set as its recipe found it.
+    """One sample of a data set as its recipe found it: a video file, or a segment of it.
+
+    All times are seconds since the first shown picture of the file.
 
     Attributes:
         key: Short ASCII name, unique in the data set, of letters, digits, `_` and `-`.
         path: The video file.
         label: Class number >= 0, or None if there are no labels.
         label_name: Name of the class, or None if only numbers are known.
+        start: Beginning of the segment; None for the beginning of the file.
+        end: End of the segment, which is not in it; None for the end of the file.
+        labels: Further labels, each with the time for which it holds: (class number, start, end).
+        extra: The user's own fields, a JSON object of at most 64 KiB, which is stored as it is.
         where: Where the record stands, such as `list.csv:7`, for messages; empty where nothing but the path says it.
     """
 
@@ -40,6 +60,10 @@ class VideoRecord:
     path: Path
     label: int | None = None
     label_name: str | None = None
+    start: float | None = None
+    end: float | None = None
+    labels: Sequence[tuple[int, float | None, float | None]] | None = None
+    extra: Mapping[str, Any] | None = None
     where: str = field(default="", compare=False)
 
 

@@ -34,7 +34,7 @@ from rhofast.ingest.executors import Executor
 from rhofast.ingest.job_result import REFUSED_FILE, RefusedSource, read_refused, read_result
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.out_folder import check_out, clear_leftovers, complete_set, create_folder, locked
-from rhofast.ingest.shard_job import ShardJob, finished_shard, run_shard_job
+from rhofast.ingest.shard_job import ShardJob, finished_shard, record_facts, run_shard_job
 from rhofast.ingest.source import source_state
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
 from rhofast.storage.address import redacted
@@ -165,7 +165,10 @@ def stored_keys(shards: ShardSet) -> Iterator[str]:
 
 def known_classes(shards: ShardSet) -> dict[int, str]:
     """Return the names of a set's classes by label, without mere numbers of classes that have no sample."""
-    used = {int(label) for number in range(len(shards.info.shards)) for label in np.unique(shards.index(number).label)}
+    used: set[int] = set()
+    for number in range(len(shards.info.shards)):
+        index = shards.index(number)
+        used.update(np.unique(index.label).tolist(), np.unique(index.labels).tolist())
     names = enumerate(shards.info.classes)
     return {label: name for label, name in names if label in used or name != str(label)}
 
@@ -220,7 +223,7 @@ def _build_digest(listing: Listing, settings: BuildSettings, states: Iterable[li
     digest = hashlib.sha256(json.dumps(what).encode())
     for record, state in zip(listing, states, strict=True):
         size = None if state is None else state[0]
-        digest.update(json.dumps([record.key, record.label, record.label_name, size]).encode())
+        digest.update(json.dumps([*record_facts(record), size]).encode())
     return digest.hexdigest()
 
 

@@ -7,6 +7,7 @@ that occur twice. Memory does not grow with the number of records.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections import Counter
@@ -14,14 +15,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import index
 from types import TracebackType
 
-from rhofast.data.types import PassedOver, VideoRecord
+from rhofast.data.types import PassedOver, TimedLabel, VideoRecord
 from rhofast.errors import IngestError
+from rhofast.ingest.annotations import check_extra, check_labels, check_segment
 from rhofast.ingest.stored_names import stored_name
 from rhofast.storage.address import redacted
 from rhofast.storage.files import as_path
 
 MAX_CLASSES = 1_000_000
 _FEW_CLASSES = 10_000  # more than these must occur, one in a hundred, or the labels are no class numbers
+_COLUMNS = "key, path, label, name, start, end, labels, extra, place"
+_INSERT = f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _KEY_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 _KEY_LENGTH = 80
 _REASONS = 1_000  # reasons, with suffixes, that are counted one by one
@@ -103,13 +107,17 @@ class Listing:
         return self._db.execute("SELECT 1 FROM records WHERE key = ?", (key,)).fetchone() is not None
 
     def __iter__(self) -> Iterator[VideoRecord]:
-        rows = self._db.execute("SELECT key, path, label, name, place FROM records ORDER BY number")
-        for key, path, label, name, place in rows:
+        rows = self._db.execute(f"SELECT {_COLUMNS} FROM records ORDER BY number")
+        for key, path, label, name, start, end, labels, extra, place in rows:
             yield VideoRecord(
                 key=key,
                 path=as_path(os.fsdecode(path), signed=True),
                 label=label,
                 label_name=name,
+                start=start,
+                end=end,
+                labels=None if labels is None else [TimedLabel(*each) for each in json.loads(labels)],
+                extra=None if extra is None else json.loads(extra),
                 where=os.fsdecode(place),
             )
 
@@ -123,7 +131,7 @@ class Listing:
             "PRAGMA synchronous = OFF",
             "CREATE TABLE stored (key TEXT PRIMARY KEY) WITHOUT ROWID",
             "CREATE TABLE records (number INTEGER PRIMARY KEY, key TEXT UNIQUE, path BLOB, label INTEGER, name TEXT,"
-            " place BLOB)",
+            " start REAL, end REAL, labels TEXT, extra TEXT, place BLOB)",
             "BEGIN",
         ):
             self._db.execute(statement)
@@ -138,6 +146,10 @@ class Listing:
             )
         label_name = _stored(where, record.label_name)
         label = None if record.label is None else self._classes.add(where, record.label, label_name)
+        (start, end), labels = check_segment(where, record), check_labels(where, record)
+        for each in labels:
+            self._classes.add(where, each.label, self._classes.name_of(each.label))
+        extra = check_extra(where, record)
         if self._db.execute("SELECT 1 FROM stored WHERE key = ?", (record.key,)).fetchone():
             self.skipped += 1
             return
@@ -145,11 +157,13 @@ class Listing:
         if "\0" in path:
             raise IngestError(f"{where}: the path {redacted(path)!r} has a NUL character")
         try:
-            row = (record.key, os.fsencode(path), label, label_name, os.fsencode(record.where))
+            place = os.fsencode(record.where)
+            written = json.dumps(labels) if labels else None
+            row = (record.key, os.fsencode(path), label, label_name, start, end, written, extra, place)
         except UnicodeEncodeError:
             raise IngestError(f"{where}: the path is not text: {redacted(path)!r}") from None
         try:
-            self._db.execute("INSERT INTO records (key, path, label, name, place) VALUES (?, ?, ?, ?, ?)", row)
+            self._db.execute(_INSERT, row)
         except sqlite3.IntegrityError:
             raise self._twice(where, record.key) from None
 
@@ -215,6 +229,10 @@ class _Classes:
         if label > self._largest[0]:
             self._largest = (label, where)
         return label
+
+    def name_of(self, label: int) -> str | None:
+        """Return the name of a label, as far as it is known already."""
+        return self._names.get(label)
 
     def check(self) -> None:
         """Raise IngestError if the labels of all records together are no class numbers."""

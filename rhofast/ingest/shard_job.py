@@ -24,9 +24,10 @@ from rhofast.data.codecs.codec import Codec, Member
 from rhofast.data.codecs.stream_copy import UnfitError
 from rhofast.data.format.dataset import check_shard_files
 from rhofast.data.format.index import VERSION
-from rhofast.data.types import VideoRecord
+from rhofast.data.types import TimedLabel, VideoRecord
 from rhofast.display import printable
 from rhofast.errors import IngestError, ShardError
+from rhofast.ingest.annotations import labels_of_sample
 from rhofast.ingest.executors import tick
 from rhofast.ingest.ffmpeg_messages import pictures_are_whole
 from rhofast.ingest.job_result import RefusedSource, ShardResult, read_result
@@ -83,9 +84,15 @@ class ShardJob:
 
     def digest(self) -> str:
         """Return a digest of everything that decides the result, except the sources' content."""
-        sources = [[record.key, record.label, record.label_name] for record in self.records]
+        sources = [record_facts(record) for record in self.records]
         what = [VERSION, self.encoder, self.codec, self.settings.model_dump(exclude={"timeout"}), sources]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
+def record_facts(record: VideoRecord) -> list[Any]:
+    """Return everything that a record says of its sample, apart from where the video is."""
+    facts = [record.key, record.label, record.label_name, record.start, record.end]
+    return [*facts, list(record.labels or ()), record.extra]
 
 
 def run_shard_job(job: ShardJob) -> tuple[int, int]:
@@ -182,21 +189,28 @@ def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, 
         late = error.reason == Refusal.TIMEOUT
         raise RefusedError(Refusal.TIMEOUT, f"after {settings.timeout:g} s") if late else error from None
     shown = PurePath(redacted(str(record.path)))
+    seconds = float(member.num_frames / member.fps)
+    labels = labels_of_sample(map(TimedLabel._make, record.labels or ()), record.start, record.end, seconds)
     metadata = {
         "label": record.label,
         "label_name": record.label_name,
+        "labels": labels,
+        "start": record.start,
+        "end": record.end,
+        "extra": record.extra,
         "source": stored_path(shown.name),
         "source_digest": digest.hex(),
         "codec": codec.name,
         "fps": float(member.fps),
         "frames": member.num_frames,
-        "duration": float(member.num_frames / member.fps),
+        "duration": seconds,
         "width": member.width,
         "height": member.height,
     }
     return NewSample(
         key=record.key,
         label=record.label,
+        labels=labels,
         source_digest=digest,
         file=file,
         suffix=codec.suffix or _suffix(shown),

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from zlib_ng.zlib_ng import crc32
 
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.dataset_json import ShardInfo
 from rhofast.data.format.index import IndexRow, ShardIndex
 from rhofast.data.format.index_file import open_index
-from rhofast.data.format.index_rows import IndexFacts
+from rhofast.data.format.index_rows import MAX_JSON_BYTES, IndexFacts
 from rhofast.errors import ShardError, ShardFormatError
 from rhofast.ingest.executors import tick
 from rhofast.ingest.verify_member import FormatProblem, decoding_problems, unit_problems
@@ -31,7 +32,6 @@ from rhofast.storage.strict_json import parse_record
 if TYPE_CHECKING:
     from rhofast.data.decode.picture_decoder import PictureDecoder
 
-_MAX_METADATA_BYTES = 1 << 20  # a longer KEY.json is not one of ours
 _SHOWN = 80  # characters of a value in a message
 
 ByteSpan = tuple[int, int]  # offset of the first byte in the tar, size
@@ -177,14 +177,24 @@ def _metadata_problems(
     """Check KEY.json against the index."""
     offset, size = span
     tar.seek(offset)
-    content = tar.read(min(size, _MAX_METADATA_BYTES))
+    content = tar.read(min(size, MAX_JSON_BYTES))
+    faults = list(_metadata_faults(row, content, codec, classes))
+    if not faults and (offset, size, crc32(content)) != (row.json_offset, row.json_size, row.json_crc):
+        faults = ["KEY.json is not the one that the index describes (position, size, checksum)"]
+    for what in faults:
+        yield FormatProblem(file=file, key=row.key, offset=offset, what=what)
+
+
+def _metadata_faults(row: IndexRow, content: bytes, codec: Codec, classes: Sequence[str]) -> Iterator[str]:
+    """Compare the fields of KEY.json with the index."""
     try:
         metadata: dict[str, Any] = parse_record(content, dict[str, Any], where="KEY.json", raises=ShardFormatError)
     except ShardFormatError as error:
-        yield FormatProblem(file=file, key=row.key, offset=offset, what=error.message)
+        yield error.message
         return
     expected = {
         "label": row.label,
+        "labels": [list(label) for label in row.labels],
         "fps": row.fps,
         "frames": row.num_frames,
         "width": row.width,
@@ -196,5 +206,4 @@ def _metadata_problems(
         expected["label_name"] = classes[row.label]
     for name, value in expected.items():
         if metadata.get(name) != value:
-            what = f"KEY.json says {name}={ascii(metadata.get(name))[:_SHOWN]}, the index {value!r}"
-            yield FormatProblem(file=file, key=row.key, offset=offset, what=what)
+            yield f"KEY.json says {name}={ascii(metadata.get(name))[:_SHOWN]}, the index {value!r}"

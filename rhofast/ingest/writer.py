@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from zlib_ng.zlib_ng import crc32
+
 from rhofast.data.codecs.codec import Member
 from rhofast.data.format.dataset_json import ShardInfo
 from rhofast.data.format.index import VERSION, IndexRow, write_index
+from rhofast.data.types import TimedLabel
 from rhofast.storage.files import open_regular, publish
 
 
@@ -28,6 +31,7 @@ class NewSample:
     Attributes:
         key: Key of the sample, unique in the set.
         label: Number of the class; None without labels.
+        labels: Further labels, in seconds of the sample.
         source_digest: BLAKE2b digest of the source, 16 bytes.
         file: The encoded member. It is read at once and may be deleted when the next sample is drawn.
         suffix: Suffix of the member in the tar, without the dot.
@@ -37,11 +41,16 @@ class NewSample:
 
     key: str
     label: int | None
+    labels: tuple[TimedLabel, ...] = ()
     source_digest: bytes
     file: Path
     suffix: str
     member: Member
     metadata: dict[str, Any]
+
+    def json_bytes(self) -> bytes:
+        """Return the content of KEY.json."""
+        return json.dumps(self.metadata, ensure_ascii=True, sort_keys=True).encode()
 
 
 def write_shard(folder: Path, name: str, samples: Iterable[NewSample], *, scratch: Path) -> ShardInfo | None:
@@ -63,7 +72,7 @@ def write_shard(folder: Path, name: str, samples: Iterable[NewSample], *, scratc
     written: list[NewSample] = []
     with tarfile.open(tar_file, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
-            metadata = json.dumps(sample.metadata, ensure_ascii=True, sort_keys=True).encode()
+            metadata = sample.json_bytes()
             _add(tar, f"{sample.key}.json", len(metadata), io.BytesIO(metadata))
             with sample.file.open("rb") as file:
                 _add(tar, f"{sample.key}.{sample.suffix}", sample.file.stat().st_size, file)
@@ -147,13 +156,16 @@ def index_row(sample: NewSample, offset: int, size: int) -> IndexRow:
         offset: Position of the member in the tar, in bytes.
         size: Length of the member in bytes.
     """
-    member = sample.member
+    member, metadata = sample.member, sample.json_bytes()
     return IndexRow(
         key=sample.key,
         label=sample.label,
+        labels=sample.labels,
         source_digest=sample.source_digest,
         offset=offset,
         size=size,
+        json_size=len(metadata),
+        json_crc=crc32(metadata),
         num_frames=member.num_frames,
         fps=float(member.fps),
         width=member.width,

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import tarfile
+import zlib
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -120,6 +121,10 @@ def write_shards(
         with tarfile.open(root / f"{name}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             for video in range(first, min(first + per_shard, len(members))):
                 content = members[video]
+                metadata = json.dumps({"label": None if labels is None else labels[video]}).encode()
+                entry = tarfile.TarInfo(f"v{video}.json")
+                entry.size = len(metadata)
+                tar.addfile(entry, BytesIO(metadata))
                 entry = tarfile.TarInfo(f"v{video}.mp4")
                 entry.size = len(content)
                 offset = tar.offset + tarfile.BLOCKSIZE
@@ -132,6 +137,8 @@ def write_shards(
                         source_digest=hashlib.blake2b(content, digest_size=16).digest(),
                         offset=offset,
                         size=len(content),
+                        json_size=len(metadata),
+                        json_crc=zlib.crc32(metadata),
                         num_frames=member.num_frames,
                         fps=float(member.fps),
                         width=member.width,

@@ -87,6 +87,7 @@ def write_set(root: Path, codec: Codec, members: Sequence[bytes], suffix: str = 
             metadata = {
                 "label": number % 2,
                 "label_name": f"class {number % 2}",
+                "labels": [],
                 "source_digest": digest.hex(),
                 "codec": codec.name,
                 "fps": float(member.fps),
@@ -286,7 +287,7 @@ def shallow(codec: str) -> list[tuple[Injury, list[str]]]:
             [rf"{INDEX}row 0 \(key 'vK'\): its label is not below the number of classes, 2"],
         ),
         (
-            lambda root, n: reseal(root, n, lambda row: replace(row, offset=row.offset - 512)),
+            lambda root, n: reseal(root, n, lambda row: replace(row, offset=row.offset + 512, size=row.size - 512)),
             [rf"{SAMPLE}the tar has no such member at the position in the index"],
         ),
         (

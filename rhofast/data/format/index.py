@@ -16,9 +16,11 @@ bytes, a group of pictures 16. index_file.py opens an index and checks it.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rhofast.data.codecs.codec import Part
-from rhofast.data.types import Units
+from rhofast.data.types import TimedLabel, Units
 from rhofast.data.units import frames_in
 
 VERSION = 2
@@ -36,9 +38,14 @@ SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("label", pa.int32()),  # class number; null without a label
+        pa.field("labels", pa.list_(pa.int32()), nullable=False),  # further class numbers
+        pa.field("label_start", pa.list_(pa.float64()), nullable=False),  # seconds of the sample; NaN: its beginning
+        pa.field("label_end", pa.list_(pa.float64()), nullable=False),  # seconds of the sample; NaN: its end
         pa.field("source_digest", pa.binary(16), nullable=False),  # BLAKE2b-128 of the source file's bytes
         pa.field("offset", pa.int64(), nullable=False),  # position of the member's first byte in the tar
         pa.field("size", pa.int64(), nullable=False),  # size of the member in bytes
+        pa.field("json_size", pa.int32(), nullable=False),  # size in bytes of KEY.json, which stands before the member
+        pa.field("json_crc", pa.uint32(), nullable=False),  # its CRC-32
         pa.field("num_frames", pa.int32(), nullable=False),
         pa.field("fps", pa.float64(), nullable=False),  # frames per second
         pa.field("width", pa.int32(), nullable=False),  # pixels
@@ -50,7 +57,7 @@ SCHEMA = pa.schema(
         pa.field("color", pa.list_(pa.uint32()), nullable=False),  # mean colors, packed (see `pack_colors`)
     ]
 )
-LISTS = ("unit_size", "unit_crc", "unit_frames", "color")
+LISTS = ("labels", "label_start", "label_end", "unit_size", "unit_crc", "unit_frames", "color")
 _COMPONENT_BITS = 10  # of a color: steps of a quarter
 _COMPONENT_MAX = (1 << _COMPONENT_BITS) - 1
 _SHIFTS = np.arange(0, 3 * _COMPONENT_BITS, _COMPONENT_BITS, dtype=np.uint32)
@@ -64,9 +71,12 @@ class IndexRow:
     Attributes:
         key: Key of the sample, unique in the data set.
         label: Class number, or None without a label.
+        labels: Further labels, in seconds of the sample.
         source_digest: BLAKE2b-128 of the source file's bytes, 16 bytes.
         offset: Position of the member's first byte in the tar.
         size: Size of the member in bytes.
+        json_size: Size of KEY.json in bytes; 0 for a sample that is only planned and lies in no tar.
+        json_crc: CRC-32 of KEY.json.
         num_frames: Number of frames.
         fps: Frames per second.
         width: Width in pixels.
@@ -76,14 +86,22 @@ class IndexRow:
 
     key: str
     label: int | None
+    labels: tuple[TimedLabel, ...] = ()
     source_digest: bytes
     offset: int
     size: int
+    json_size: int = 0
+    json_crc: int = 0
     num_frames: int
     fps: float
     width: int
     height: int
     units: Units
+
+    @property
+    def json_offset(self) -> int:
+        """Position of the first byte of KEY.json in the tar: it is the member before this one."""
+        return json_offset(self.offset, self.json_size)
 
     def part(self, frames: npt.NDArray[np.int32], rows: npt.NDArray[np.int64], pieces: Sequence[Any]) -> Part:
         """Return what a codec decodes frames from.
@@ -112,11 +130,15 @@ class ShardIndex:
         label: i64[N], -100 without a label.
         offset: i64[N].
         size: i64[N].
+        json_size: i32[N].
+        json_crc: u32[N].
         num_frames: i32[N].
         fps: f64[N].
         width: i32[N].
         height: i32[N].
         begin: i64[N].
+        labels, label_start, label_end: The lists of all samples, one after another: i32, f64, f64.
+        labels_starts: Place of each sample's first label in them, and the number of labels at the end, i32[N + 1].
         unit_size, unit_crc, unit_frames, color: The lists of all samples, one after another: i32, u32, i32, u32.
         unit_starts: Place of each sample's first unit in them, and the number of units at the end, i32[N + 1].
         frames_starts: The same for `unit_frames`.
@@ -134,12 +156,16 @@ class ShardIndex:
             column["label"].fill_null(-100).to_numpy(zero_copy_only=False).astype(np.int64)
         )
         self.offset, self.size = column["offset"].to_numpy(), column["size"].to_numpy()
+        self.json_size, self.json_crc = column["json_size"].to_numpy(), column["json_crc"].to_numpy()
         self.num_frames, self.fps = column["num_frames"].to_numpy(), column["fps"].to_numpy()
         self.width, self.height = column["width"].to_numpy(), column["height"].to_numpy()
         self.begin = column["begin"].to_numpy()
-        self.unit_size, self.unit_crc, self.unit_frames, self.color = (column[name].values.to_numpy() for name in LISTS)
-        self.unit_starts, self.frames_starts, self.color_starts = (
-            column[name].offsets.to_numpy() for name in ("unit_size", "unit_frames", "color")
+        self.labels, self.label_start, self.label_end = (column[name].values.to_numpy() for name in LISTS[:3])
+        self.unit_size, self.unit_crc, self.unit_frames, self.color = (
+            column[name].values.to_numpy() for name in LISTS[3:]
+        )
+        self.labels_starts, self.unit_starts, self.frames_starts, self.color_starts = (
+            column[name].offsets.to_numpy() for name in ("labels", "unit_size", "unit_frames", "color")
         )
 
     def __len__(self) -> int:
@@ -155,6 +181,15 @@ class ShardIndex:
         starts = np.frombuffer(offsets, dtype=np.int32, count=len(self) + 1)
         every = np.frombuffer(content, dtype=np.uint8) if content is not None else np.zeros(0, dtype=np.uint8)
         return np.diff(starts), every[int(starts[0]) : int(starts[-1])]
+
+    def timed_labels(self, row: int) -> tuple[TimedLabel, ...]:
+        """Return the further labels of one sample, in seconds of the sample."""
+        held = slice(self.labels_starts[row], self.labels_starts[row + 1])
+        columns = (self.labels[held], self.label_start[held], self.label_end[held])
+        return tuple(
+            TimedLabel(label, None if math.isnan(start) else start, None if math.isnan(end) else end)
+            for label, start, end in zip(*(column.tolist() for column in columns), strict=True)
+        )
 
     def units(self, row: int) -> Units:
         """Return the units of one sample, as a copy that outlives the mapped file."""
@@ -177,15 +212,28 @@ class ShardIndex:
         return IndexRow(
             key=self.key(row),
             label=None if label < 0 else label,
+            labels=self.timed_labels(row),
             source_digest=self._source[row].as_py(),
             offset=int(self.offset[row]),
             size=int(self.size[row]),
+            json_size=int(self.json_size[row]),
+            json_crc=int(self.json_crc[row]),
             num_frames=int(self.num_frames[row]),
             fps=float(self.fps[row]),
             width=int(self.width[row]),
             height=int(self.height[row]),
             units=self.units(row),
         )
+
+
+def json_offset(offset: Any, json_size: Any) -> Any:
+    """Return the position in a tar of a KEY.json, which ends in the block before the header of the member.
+
+    Args:
+        offset: Position of the first byte of the member: a number, or an array of them.
+        json_size: Size of KEY.json in bytes, likewise.
+    """
+    return offset - BLOCKSIZE - -(-json_size // BLOCKSIZE) * BLOCKSIZE
 
 
 def pack_colors(rgb: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
@@ -228,6 +276,9 @@ def write_index(path: Path, rows: Sequence[IndexRow], metadata: Mapping[str, str
         if (units.offset[1:] != units.offset[:-1] + units.size[:-1]).any():
             raise ValueError(f"sample {row.key}: its units do not follow one another without gaps")
         packed = {
+            "labels": [label.label for label in row.labels],
+            "label_start": [math.nan if label.start is None else label.start for label in row.labels],
+            "label_end": [math.nan if label.end is None else label.end for label in row.labels],
             "begin": int(units.offset[0]),
             "unit_size": units.size,
             "unit_crc": units.crc,

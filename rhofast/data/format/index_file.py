@@ -32,6 +32,7 @@ MAX_INDEX_BYTES = 1 << 30  # units of 300 hours of video at 30 fps
 
 _MADV_POPULATE_READ = 22  # of Linux 5.14; Python has no name for it
 _MAGIC = b"ARROW1\0\0"
+_ALIKE = (("unit_size", "unit_crc"), ("labels", "label_start", "label_end"))  # lists of the same lengths
 _COPY_HINT = "copy it again, or delete it and run the same `rhofast shard` command again"
 
 
@@ -217,5 +218,7 @@ def _check_columns(batch: pa.RecordBatch) -> None:
             raise InvalidIndexError(f"column {name} has nulls")
         if starts[0].as_py() != 0 or starts[-1].as_py() != len(column.values):
             raise InvalidIndexError(f"column {name} has values that belong to no row")
-    if not batch.column("unit_size").offsets.equals(batch.column("unit_crc").offsets):
-        raise InvalidIndexError("column unit_crc does not have one value per unit")
+    for first, *others in _ALIKE:
+        for name in others:
+            if not batch.column(name).offsets.equals(batch.column(first).offsets):
+                raise InvalidIndexError(f"column {name} does not have one value per value of {first}")

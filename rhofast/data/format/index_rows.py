@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from tarfile import BLOCKSIZE
 
 import numpy as np
 import numpy.typing as npt
 
 from rhofast.data.codecs.codec import MAX_SIDE, Codec
-from rhofast.data.format.index import COLOR_BITS, ShardIndex
+from rhofast.data.format.index import COLOR_BITS, ShardIndex, json_offset
 from rhofast.data.units import MEASURED
 
 MAX_RATE, MIN_RATE = 1e6, 1e-4  # frames per second
 MAX_KEY = 80  # characters
+MAX_JSON_BYTES = 1 << 20  # of a KEY.json
 
 _KEY_BYTES = np.zeros(256, dtype=bool)
 _KEY_BYTES[np.frombuffer(b"-_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", dtype=np.uint8)] = True
@@ -69,6 +71,9 @@ def check_rows(index: ShardIndex, facts: IndexFacts) -> None:
     _require(index, (index.size >= 1) & (index.size <= facts.tar_bytes), "its member extends beyond the tar")
     within = (index.offset >= 0) & (index.offset <= facts.tar_bytes - index.size)
     _require(index, within, "its member extends beyond the tar")
+    _require(index, (index.json_size >= 2) & (index.json_size <= MAX_JSON_BYTES), "its KEY.json has an impossible size")
+    _require(index, json_offset(index.offset, index.json_size) >= BLOCKSIZE, "its KEY.json begins before the tar")
+    _check_labels(index, facts)
     _check_keys(index)
     _check_units(index, facts)
 
@@ -77,6 +82,18 @@ def _require(index: ShardIndex, right: _Bools, what: str) -> None:
     if not right.all():
         row = int(right.argmin())
         raise InvalidIndexError(f"row {row} (key {index.key(row)[:MAX_KEY]!a}): {what}")
+
+
+def _check_labels(index: ShardIndex, facts: IndexFacts) -> None:
+    """Check the further labels: classes that there are, for times of the sample."""
+    begins, ends = index.label_start, index.label_end
+    rows = np.repeat(np.arange(len(index)), np.diff(index.labels_starts))
+    seconds = (index.num_frames / index.fps)[rows]
+    is_class = (index.labels >= 0) & (index.labels < facts.num_classes)
+    _require_of(index, rows, is_class, f"a label of it is not in [0, {facts.num_classes})")
+    in_time = (np.isnan(begins) | (begins >= 0)) & (np.isnan(ends) | (ends <= seconds))
+    is_longer = np.nan_to_num(begins, nan=0.0) < np.where(np.isnan(ends), seconds, ends)
+    _require_of(index, rows, in_time & is_longer, "a label of it holds for no time of the sample")
 
 
 def _check_keys(index: ShardIndex) -> None:
@@ -121,7 +138,7 @@ def _check_units(index: ShardIndex, facts: IndexFacts) -> None:
 
 
 def _require_of(index: ShardIndex, rows: npt.NDArray[np.int64], right: _Bools, what: str) -> None:
-    """Check what holds of some rows."""
+    """Check what holds of some rows, which may occur several times."""
     every = np.ones(len(index), dtype=bool)
-    every[rows] = right
+    every[rows[~right]] = False
     _require(index, every, what)

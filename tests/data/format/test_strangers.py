@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,16 @@ def to(name: str, value: Any) -> Callable[[Columns], None]:
     return change
 
 
+def labels(*timed: tuple[int, float, float]) -> Callable[[Columns], None]:
+    """Give sample 1 further labels: (class, start, end), where NaN stands for its beginning or end."""
+
+    def change(columns: Columns) -> None:
+        for place, name in enumerate(("labels", "label_start", "label_end")):
+            columns[name][1] = [label[place] for label in timed]
+
+    return change
+
+
 def change_unit(name: str, unit: int, by: int) -> Callable[[Columns], None]:
     """Add a number to one value of a list of sample 1."""
 
@@ -64,7 +76,17 @@ def change_unit(name: str, unit: int, by: int) -> Callable[[Columns], None]:
         ("jpeg", to("size", 1 << 40), "its member extends beyond the tar"),
         ("jpeg", to("key", "../x"), "its key is not of letters"),
         ("jpeg", to("key", ""), "its key has not 1 to"),
-        ("jpeg", to("unit_size", [5]), "column unit_crc does not have one value per unit"),
+        ("jpeg", to("unit_size", [5]), "column unit_crc does not have one value per value of unit_size"),
+        ("jpeg", to("label_end", [1.0]), "column label_end does not have one value per value of labels"),
+        ("jpeg", labels((3, 0.0, 1.0)), "row 1 .*a label of it is not in \\[0, 3\\)"),
+        ("jpeg", labels((0, nan, nan), (-1, nan, nan)), "row 1 .*a label of it is not in"),
+        ("jpeg", labels((0, -0.5, 1.0)), "row 1 .*a label of it holds for no time"),
+        ("jpeg", labels((0, 0.5, 1.5)), "row 1 .*a label of it holds for no time"),
+        ("jpeg", labels((0, nan, 0.5), (1, 0.5, 0.5)), "row 1 .*a label of it holds for no time"),
+        ("jpeg", labels((0, math.inf, nan)), "row 1 .*a label of it holds for no time"),
+        ("jpeg", to("json_size", 1), "its KEY.json has an impossible size"),
+        ("jpeg", to("json_size", 1 << 30), "its KEY.json has an impossible size"),
+        ("jpeg", to("json_size", 1 << 20), "its KEY.json begins before the tar"),
         ("jpeg", to("unit_frames", [1]), "its units do not cover its frames"),
         ("h264", to("unit_frames", []), "its units do not cover its frames"),
         ("h264", change_unit("unit_frames", -1, -1), "its units do not cover its frames"),
