@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from operator import index
-from typing import Any
+from typing import Any, cast
 
 from rhofast.data.types import TimedLabel, VideoRecord
 from rhofast.errors import IngestError
@@ -49,7 +50,7 @@ def check_labels(where: str, record: VideoRecord) -> tuple[TimedLabel, ...]:
     if isinstance(record.labels, str | bytes) or not isinstance(record.labels, Iterable):
         raise IngestError(f"{where}: labels={str(record.labels)[:80]!r} are no list", hint=hint)
     labels: list[TimedLabel] = []
-    for given in record.labels:
+    for given in cast(Iterable[Any], record.labels):
         if isinstance(given, str | bytes) or not isinstance(given, Iterable) or len(parts := tuple(given)) != 3:
             raise IngestError(f"{where}: label {str(given)[:80]!r} is not (class number, start, end)", hint=hint)
         try:
@@ -128,7 +129,7 @@ def labels_of_sample(
 
 def _span(where: str, what: str, start: Any, end: Any) -> tuple[float | None, float | None]:
     """Return two times as floats; raises IngestError if they are none, or not in order."""
-    times = []
+    times: list[float | None] = []
     for name, time in (("start", start), ("end", end)):
         if time is None:
             times.append(None)
@@ -164,7 +165,7 @@ def _check_within(where: str, record: VideoRecord, number: int, start: float | N
 def _check_apart(where: str, labels: Iterable[TimedLabel]) -> None:
     """Raise IngestError if two labels of one class overlap."""
     held = sorted((label.label, label.start or 0.0, math.inf if label.end is None else label.end) for label in labels)
-    for before, after in zip(held, held[1:], strict=False):
+    for before, after in pairwise(held):
         if before[0] == after[0] and after[1] < before[2]:
             raise IngestError(
                 f"{where}: two labels {after[0]} overlap at {after[1]:g} s",

@@ -287,7 +287,7 @@ def shallow(codec: str) -> list[tuple[Injury, list[str]]]:
             [rf"{INDEX}row 0 \(key 'vK'\): its label is not below the number of classes, 2"],
         ),
         (
-            lambda root, n: reseal(root, n, lambda row: replace(row, offset=row.offset + 512, size=row.size - 512)),
+            lambda root, n: reseal(root, n, lambda row: replace(row, offset=row.offset + 1)),
             [rf"{SAMPLE}the tar has no such member at the position in the index"],
         ),
         (

@@ -101,7 +101,7 @@ class IndexRow:
     @property
     def json_offset(self) -> int:
         """Position of the first byte of KEY.json in the tar: it is the member before this one."""
-        return json_offset(self.offset, self.json_size)
+        return int(json_offset(self.offset, self.json_size))
 
     def part(self, frames: npt.NDArray[np.int32], rows: npt.NDArray[np.int64], pieces: Sequence[Any]) -> Part:
         """Return what a codec decodes frames from.
