@@ -1,0 +1,182 @@
+"""What every command of `rhofast eval` takes: a backbone, shard sets and settings; and how it reports its result.
+
+A command of `rhofast eval` is a function of an EvalRequest and of what it alone takes. `spread` puts the request's
+fields on the command line.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from rhofast.checkpoint.run_folder import RunFolder
+from rhofast.cli.console import is_main_process, out, print_error, print_left_out, print_line
+from rhofast.cli.options import CONFIG, DATA, OUTPUT, CheckpointArgument, ConfigOption, Overrides
+from rhofast.cli.tables import class_table, score_table
+from rhofast.errors import ConfigError
+from rhofast.storage.files import check_writable
+
+if TYPE_CHECKING:
+    from rhofast.evaluation.scores import Evaluation
+    from rhofast.evaluation.task import EvalTask
+
+_TestArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[SHARDS]", help="Held-out shards, in place of --test.", show_default=False),
+]
+_TestOption = Annotated[
+    str | None,
+    typer.Option("--test", metavar="SHARDS", help="Folder or address of the held-out shards.", rich_help_panel=DATA),
+]
+_TrainOption = Annotated[
+    str | None,
+    typer.Option(
+        "--train", metavar="SHARDS", help="Labeled training shards. Default: those of the run.", rich_help_panel=DATA
+    ),
+]
+_TrainKeepOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--train-keep", metavar="FILE", help="List of the training samples to use. Default: all.", rich_help_panel=DATA
+    ),
+]
+_TestKeepOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--test-keep", metavar="FILE", help="List of the held-out samples to use. Default: all.", rich_help_panel=DATA
+    ),
+]
+_OverlapOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-overlap",
+        help="Warn, in place of refusing, if test samples come from training videos.",
+        rich_help_panel=DATA,
+    ),
+]
+_RequiredConfig = Annotated[
+    str,
+    typer.Option(
+        "--config",
+        metavar="CONFIG",
+        help="TOML file, or name of a packaged config, such as eval/ucf101_paper.",
+        rich_help_panel=CONFIG,
+        show_default=False,
+    ),
+]
+_OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="JSON",
+        help="File for the result; the picture goes beside it. Default: in the run folder.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRequest:
+    """What the user asks to evaluate. The fields are the options of the command line, in the order of the help."""
+
+    checkpoint: CheckpointArgument
+    shards: _TestArgument = None
+    train: _TrainOption = None
+    test: _TestOption = None
+    train_keep: _TrainKeepOption = None
+    test_keep: _TestKeepOption = None
+    config: ConfigOption = None
+    allow_overlap: _OverlapOption = False
+    target: _OutOption = None
+    overrides: Overrides = None
+
+    def open(self) -> EvalTask:
+        """Open what is evaluated, and print the warnings that belong to it.
+
+        Raises:
+            ConfigError: If the held-out shards are not given exactly once, or the result cannot be written; and as
+                `open_task` does.
+        """
+        from rhofast.evaluation.task import open_task
+
+        if (self.shards is None) == (self.test is None):
+            raise ConfigError("the held-out shards must be given once", hint="--test SHARDS")
+        if self.target is not None:
+            check_writable(self.target)
+        task = open_task(
+            self.checkpoint,
+            self.shards or self.test or "",
+            train=self.train,
+            train_keep=self.train_keep,
+            test_keep=self.test_keep,
+            config_file=self.config,
+            overrides=self.overrides or [],
+            allow_overlap=self.allow_overlap,
+        )
+        if is_main_process():
+            for note in task.notes:
+                print_error(f"warning: {note}", style="yellow")
+        return task
+
+    def report(self, result: Evaluation) -> None:
+        """Print a result and write it to `--out`, or to a file in the folder of the run; rank 0 does."""
+        from rhofast.evaluation.results import write_evaluation
+
+        if not is_main_process():
+            return
+        path = self.target or RunFolder(result.folder).result(result.kind)
+        if self.target is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        picture = write_evaluation(result, path)
+        out.print(score_table(result))
+        out.print(class_table(result))
+        print_left_out(result.trained.left_out)
+        print_line(f"Wrote {path} and {picture.name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfiguredRequest(EvalRequest):
+    """A request for a training, which needs a config."""
+
+    config: _RequiredConfig = field()
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """Put a request's fields on the command line of a command.
+
+    Args:
+        command: A function whose first parameter is an EvalRequest. What its other parameters name follows on the
+            command line.
+
+    Returns:
+        The same command, which Typer sees as a function of all these options.
+    """
+    first, *own = inspect.signature(command, eval_str=True).parameters.values()
+    kind = first.annotation
+    hints, names = get_type_hints(kind, include_extras=True), [one.name for one in fields(kind)]
+    options = [
+        inspect.Parameter(
+            one.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if one.default is MISSING else one.default,
+            annotation=hints[one.name],
+        )
+        for one in fields(kind)
+    ]
+    options += [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
+
+    @functools.wraps(command)
+    def with_options(**values: Any) -> None:
+        command(kind(**{name: values.pop(name) for name in names}), **values)
+
+    # Whoever unwraps the command, to ask for its parameters, gets those of the command line.
+    del with_options.__wrapped__
+    with_options.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {one.name: one.annotation for one in options}
+    return with_options
