@@ -131,7 +131,7 @@ def measure(folder: Path, batches: int) -> dict[str, float]:
         seed=1,
         duplicate_single_clip=True,
     )
-    feeder = Feeder(augment, is_stream=not reader.codec.pictures)
+    feeder = Feeder(augment, is_stream=not reader.codecs[0].pictures)
     positions = planner.positions(Position(epoch=0, position=0))
     clock = Clock()
     opening = -(-len(data) // BATCH)
@@ -159,8 +159,8 @@ def measure(folder: Path, batches: int) -> dict[str, float]:
                 crc32(piece)
         with clock.phase("of read: headers"):
             for piece, row in pieces:
-                if reader.codec.pictures:
-                    reader.codec.find_fault(0, memoryview(piece), row.width, row.height)
+                if reader.codecs[row.codec].pictures:
+                    reader.codecs[row.codec].find_fault(0, memoryview(piece), row.width, row.height)
     clock.seconds["together"] = sum(clock.seconds[name] for name in PHASES)
     return {name: 1000 * clock.seconds[name] / (batches * BATCH * CLIPS) for name in ROWS}
 

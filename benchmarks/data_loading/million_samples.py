@@ -111,7 +111,7 @@ def make_set(root: Path, *, samples: int, shards: int, frames: int) -> None:
     info = DatasetInfo(
         name="scale",
         split="train",
-        codec=codec_settings(JpegCodec()),
+        codecs=[codec_settings(JpegCodec())],
         classes=["all"],
         shards=[known.model_copy(update={"name": name}) for name in names],
         refused={},

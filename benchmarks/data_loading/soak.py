@@ -94,7 +94,7 @@ def inject_faults(reads: Counter[str], refused: set[int], rng: np.random.Generat
             reads["slow"] += 1
             time.sleep(SLOW_S)
         found = read(self, sample, *arguments)
-        if sample in refused and self.codec.pictures:
+        if sample in refused and found.pictures:
             reads["undecodable"] += 1
             return replace(
                 found, pictures={frame: picture[: len(picture) // 2] for frame, picture in found.pictures.items()}

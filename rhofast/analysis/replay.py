@@ -18,12 +18,12 @@ from rhofast.analysis.plan_text import describe_plan
 from rhofast.analysis.rendering import DrawnClip, DrawnVideo
 from rhofast.analysis.run_history import changes_since, read_run, start_of_step
 from rhofast.checkpoint.run_folder import RunFolder
-from rhofast.config.schema import AugmentConfig, ClipConfig, Config
-from rhofast.data.decode.pipeline import DecodePipeline
+from rhofast.config.schema import AugmentConfig, ClipConfig, Config, DataConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
 from rhofast.data.format.reader import Reader
-from rhofast.data.loader.batch import check_batch_values
+from rhofast.data.loader.batch import Batch, check_batch_values
+from rhofast.data.loader.decoders import Decoders
 from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.batch_plan import training_plan
 from rhofast.data.sampling.mixture import Mixture
@@ -87,17 +87,21 @@ def augmented_clips(
     rows = [reader.locate(sample) for sample in samples]
     clip_plan, augment_plan = training_plan(rows, numbers, clips, augment, seed=seed, epoch=epoch)
     read = [reader.read(*request) for request in zip(samples, clip_plan.needed, rows, strict=True)]
-    decoded = not reader.codec.pictures
-    pipeline = DecodePipeline(
+    decoders = Decoders(
+        Mixture([shards]),
         augment,
+        DataConfig(),
+        max_videos=len(samples),
         max_pictures=clip_plan.frames.size,
-        color=True,
-        blur=True,
-        difference=augment.difference > 0,
-        threads=2,
-        decoded=decoded,
+        random_appearance=True,
+        device_id=None,
+        dtype=torch.float32,
     )
-    frames = displayable(pipeline.run(read, clip_plan, augment_plan), augment)
+    batch = Batch(
+        slots=np.arange(len(samples)), samples=numbers, rows=rows, clips=clip_plan, augment=augment_plan, read=read
+    )
+    pixels = decoders.finish(decoders.collect(decoders.start(batch)), augment_plan)
+    frames = displayable(pixels, augment)
     classes = [shards.info.classes] * len(rows)
     return Gallery(
         heading=(shards.info.name, f"seed {seed}, epoch {epoch}"),

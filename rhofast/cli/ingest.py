@@ -75,6 +75,14 @@ def shard(
             rich_help_panel=STORAGE,
         ),
     ] = None,
+    fallback: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Codec of the videos that --codec cannot store as they are. Default: they are refused.",
+            rich_help_panel=STORAGE,
+        ),
+    ] = None,
     quality: Annotated[
         int | None,
         typer.Option(
@@ -161,13 +169,22 @@ def shard(
     from rhofast.ingest.recipes import find_classes, find_records, published_count
     from rhofast.ingest.transcode import TranscodeSettings
 
-    codecs = build_codecs(codec or ["jpeg"], given(quality=quality, gop=gop, preset=preset))
+    names = [*(codec or ["jpeg"]), *([] if fallback is None else [fallback])]
+    codecs = build_codecs(names, given(quality=quality, gop=gop, preset=preset))
+    spare = None if fallback is None else codecs.pop()
     if len(codecs) > 1 and dry_run is None:
-        raise ConfigError("--codec is given more than once", hint="a set has one codec; --dry-run N compares several")
-    changes = given(short_side=short_side, fps=fps, max_seconds=max_seconds)
-    if changes and dry_run is None and codecs[0].name == "copy":
         raise ConfigError(
-            f"--{next(iter(changes)).replace('_', '-')}: codec copy keeps every video as it is",
+            "--codec is given more than once", hint="a set has one codec and a --fallback; --dry-run N compares several"
+        )
+    if spare is not None and (dry_run is not None or spare.untouched or not codecs[0].untouched):
+        raise ConfigError(
+            f"--fallback {spare.name}: it takes what a codec that encodes nothing does not take, and encodes it",
+            hint="--codec copy --fallback h264, without --dry-run",
+        )
+    changes = given(short_side=short_side, fps=fps, max_seconds=max_seconds)
+    if changes and dry_run is None and codecs[0].untouched and spare is None:
+        raise ConfigError(
+            f"--{next(iter(changes)).replace('_', '-')}: codec {codecs[0].name} keeps every video as it is",
             hint="omit the option, or choose --codec h264",
         )
     limits = given(min_duration=min_duration, max_duration=max_duration, timeout=timeout)
@@ -206,6 +223,7 @@ def shard(
                         codec=codecs[0],
                         transcode=transcode,
                         samples_per_shard=samples_per_shard,
+                        fallback=spare,
                     ),
                     RayCluster(address=ray_address, workers=workers)
                     if executor == "ray"

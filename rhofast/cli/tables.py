@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +54,15 @@ def set_table(
         "stored": f"{count:,} samples in {shards_text(len(info.shards))}, {byte_text(info.num_bytes)}",
         "refused": f"{refused:,} ({reasons}); see {target / 'refused.jsonl'}" if refused else "none",
         "duration": f"{duration_text(info.seconds)}, {info.num_frames:,} frames",
-        "codec": ", ".join(f"{name} {value}" if name != "name" else str(value) for name, value in info.codec.items()),
+        "codec": "; ".join(map(_codec_text, info.codecs)),
         "classes": f"{len(info.classes):,}" if info.classes else "none",
         "time": duration_text(seconds),
     }
     return _facts(f"{target}: {info.name} ({info.split})", rows)
+
+
+def _codec_text(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" if name != "name" else str(value) for name, value in settings.items())
 
 
 def shards_text(count: int) -> str:
@@ -95,6 +99,7 @@ def summary_table(info: DatasetInfo, summary: Summary, clips: ClipConfig) -> Tab
         "duration": f"{duration_text(summary.hours * 3600)}; each {median:.1f} s (10 %: {p10:.1f}, 90 %: {p90:.1f})",
         "frames": f"{summary.frames:,}, {summary.frame_bytes / 1000:.1f} kB each",
         "bytes": byte_text(summary.bytes),
+        **({"codecs": top(summary.codecs, str)} if len(summary.codecs) > 1 else {}),
         "sizes": top(summary.sizes, lambda size: f"{size[0]}x{size[1]}"),
         "frame rates": top(summary.rates, lambda rate: f"{rate:g}"),
         "labels": top({**summary.labels, "unlabeled": summary.unlabeled}, lambda name: printable(name, _NAME)),
@@ -104,7 +109,8 @@ def summary_table(info: DatasetInfo, summary: Summary, clips: ClipConfig) -> Tab
         "read amplification": f"{summary.read_amplification:.2f} (bytes read / bytes of the frames used)",
         "decode amplification": f"{summary.decode_amplification:.2f} (frames decoded / frames used)",
     }
-    return _facts(f"{info.name} ({info.split}), codec {info.codec['name']}", rows)
+    codecs = ", ".join(str(settings["name"]) for settings in info.codecs)
+    return _facts(f"{info.name} ({info.split}), codec {codecs}", rows)
 
 
 def transfer_table(transfer: Transfer, *, target: str | None = None) -> Table:

@@ -55,6 +55,7 @@ class BuildSettings:
         name: Name of the set.
         split: Name of the split, for dataset.json.
         codec: The storage codec.
+        fallback: The codec of videos that `codec` does not take; None to refuse them.
         transcode: How videos are transcoded.
         samples_per_shard: Videos per job; a shard has fewer samples if some of them are refused.
     """
@@ -64,10 +65,16 @@ class BuildSettings:
     codec: Codec
     transcode: TranscodeSettings
     samples_per_shard: int
+    fallback: Codec | None = None
+
+    @property
+    def codecs(self) -> list[dict[str, Any]]:
+        """The settings of all codecs, in the order of their numbers in the index."""
+        return [codec_settings(codec) for codec in (self.codec, self.fallback) if codec is not None]
 
     def written(self) -> dict[str, Any]:
         """Return what `dataset.json` says of the transcoding: every setting that decides what a sample becomes."""
-        if self.codec.untouched:
+        if self.codec.untouched and self.fallback is None:
             return self.transcode.model_dump(include=_LIMITS)
         return self.transcode.model_dump(exclude={"timeout"})
 
@@ -143,14 +150,14 @@ class _Plan:
         self._listing, self._first = listing, first
 
     def jobs(self) -> Iterator[ShardJob]:
-        records, codec = iter(self._listing), codec_settings(self.settings.codec)
+        records, codecs = iter(self._listing), tuple(self.settings.codecs)
         runs = iter(lambda: tuple(islice(records, self.settings.samples_per_shard)), ())
         for number, run in enumerate(runs, start=self._first):
             yield ShardJob(
                 number=number,
                 records=run,
                 out=self.out,
-                codec=codec,
+                codecs=codecs,
                 settings=self.settings.transcode,
                 encoder=self.encoder,
             )
@@ -194,7 +201,7 @@ def _check_same_kind(out: Path, existing: DatasetInfo, settings: BuildSettings) 
     pairs = {
         "name": (existing.name, settings.name),
         "split": (existing.split, settings.split),
-        "codec": (existing.codec, codec_settings(settings.codec)),
+        "codecs": (existing.codecs, settings.codecs),
         "transcode": (existing.transcode, settings.written()),
     }
     for field, (stored, requested) in pairs.items():
@@ -215,7 +222,7 @@ def _build_digest(listing: Listing, settings: BuildSettings, states: Iterable[li
     """
     what = [
         VERSION,
-        codec_settings(settings.codec),
+        settings.codecs,
         settings.written(),
         settings.samples_per_shard,
         listing.class_names(),
@@ -290,7 +297,7 @@ def _merge(plan: _Plan, listing: Listing, existing: DatasetInfo | None) -> Datas
     info = DatasetInfo(
         name=settings.name,
         split=settings.split,
-        codec=codec_settings(settings.codec),
+        codecs=settings.codecs,
         transcode=settings.written(),
         encoders=encoders,
         classes=listing.class_names(),

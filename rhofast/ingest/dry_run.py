@@ -180,7 +180,7 @@ def _try_codec(record: VideoRecord, codec: Codec, settings: TranscodeSettings, f
     begun = _cpu_seconds()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         try:
-            sample = make_sample(record, codec, settings, Path(scratch))
+            sample = make_sample(record, [codec], settings, Path(scratch))
         except RefusedError as error:
             spent = _cpu_seconds() - begun
             return _CodecResult(cpu_seconds=spent, refusal=str(error.reason), detail=error.detail)
@@ -228,7 +228,7 @@ def _estimate_codec(
         sizes = [0 if result.row is None else result.row.size for result in results]
         num_bytes, duration = sum(sizes), sum(row.num_frames / row.fps for row in rows)
         size_95 = interval_95(sizes, count)
-        read_bytes, read_amplification, decode_amplification = clip_cost(codec, rows, clips)
+        read_bytes, read_amplification, decode_amplification = clip_cost([codec], rows, clips)
         metrics = CodecMetrics(
             bytes_per_video=num_bytes / len(rows),
             bytes_per_frame=num_bytes / sum(row.num_frames for row in rows),

@@ -61,6 +61,10 @@ class Refusal(StrEnum):
     NOT_COPYABLE = "not_copyable"  # codec `copy` only: rotated, non-square pixels, or a variable frame rate
 
 
+UNFIT = frozenset({Refusal.NOT_COPYABLE})
+"""The reasons that a codec has against a sound source, which another codec may take."""
+
+
 class RefusedError(Exception):
     """A source is refused.
 

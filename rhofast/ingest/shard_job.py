@@ -14,7 +14,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -31,7 +31,7 @@ from rhofast.ingest.annotations import labels_of_sample
 from rhofast.ingest.executors import tick
 from rhofast.ingest.ffmpeg_messages import pictures_are_whole
 from rhofast.ingest.job_result import RefusedSource, ShardResult, read_result
-from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo, probe
+from rhofast.ingest.probe import UNFIT, Refusal, RefusedError, SourceInfo, probe
 from rhofast.ingest.source import (
     Deadline,
     ReadingTrouble,
@@ -60,7 +60,8 @@ class ShardJob:
         number: Number of the shard.
         records: The videos, in their order.
         out: Folder of the shard set.
-        codec: Settings of the codec, as `codec_settings` returns them.
+        codecs: Settings of the codecs of the set, as `codec_settings` returns them: the one that videos are stored
+            with, and perhaps one for those that do not fit it.
         settings: How videos are transcoded.
         encoder: Version line of the ffmpeg program.
     """
@@ -68,7 +69,7 @@ class ShardJob:
     number: int
     records: tuple[VideoRecord, ...]
     out: Path
-    codec: dict[str, Any]
+    codecs: tuple[dict[str, Any], ...]
     settings: TranscodeSettings
     encoder: str
 
@@ -85,7 +86,7 @@ class ShardJob:
     def digest(self) -> str:
         """Return a digest of everything that decides the result, except the sources' content."""
         sources = [record_facts(record) for record in self.records]
-        what = [VERSION, self.encoder, self.codec, self.settings.model_dump(exclude={"timeout"}), sources]
+        what = [VERSION, self.encoder, self.codecs, self.settings.model_dump(exclude={"timeout"}), sources]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
@@ -102,7 +103,7 @@ def run_shard_job(job: ShardJob) -> tuple[int, int]:
         OSError: The shard cannot be written.
         IngestError: ffmpeg was stopped from outside, or too many sources in succession could not be read.
     """
-    codec, refused = build_codec(job.codec), list[RefusedSource]()
+    codecs, refused = [build_codec(settings) for settings in job.codecs], list[RefusedSource]()
     # Before anything is read: a source that changes meanwhile is noticed.
     states = [source_state(record.path) for record in job.records]
     home = job.out if is_local(job.out) else None
@@ -114,7 +115,7 @@ def run_shard_job(job: ShardJob) -> tuple[int, int]:
                 refusal = None
                 try:
                     with tempfile.TemporaryDirectory(dir=scratch) as sample_folder:
-                        yield make_sample(record, codec, job.settings, Path(sample_folder))
+                        yield make_sample(record, codecs, job.settings, Path(sample_folder))
                 except RefusedError as error:
                     refusal = error
                     source = RefusedSource(
@@ -163,12 +164,12 @@ def finished_shard(job: ShardJob) -> ShardResult | None:
     return result
 
 
-def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, scratch: Path) -> NewSample:
+def make_sample(record: VideoRecord, codecs: Sequence[Codec], settings: TranscodeSettings, scratch: Path) -> NewSample:
     """Probe, transcode and index one video.
 
     Args:
         record: The video.
-        codec: The codec that it is stored with.
+        codecs: The codec that it is stored with, then those that take it if the one before does not.
         settings: How it is transcoded.
         scratch: A folder for its files, which must stay until the sample is written.
 
@@ -182,13 +183,13 @@ def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, 
     """
     deadline = Deadline(settings.timeout)
     try:
-        digest, file, member = retried(
-            lambda: _read_and_store(record.path, codec, settings, scratch, deadline), deadline
+        digest, place, file, member = retried(
+            lambda: _read_and_store(record.path, codecs, settings, scratch, deadline), deadline
         )
     except RefusedError as error:
         late = error.reason == Refusal.TIMEOUT
         raise RefusedError(Refusal.TIMEOUT, f"after {settings.timeout:g} s") if late else error from None
-    shown = PurePath(redacted(str(record.path)))
+    codec, shown = codecs[place], PurePath(redacted(str(record.path)))
     seconds = float(member.num_frames / member.fps)
     labels = labels_of_sample(map(TimedLabel._make, record.labels or ()), record.start, record.end, seconds)
     metadata = {
@@ -212,6 +213,7 @@ def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, 
         label=record.label,
         labels=labels,
         source_digest=digest,
+        codec=place,
         file=file,
         suffix=codec.suffix or _suffix(shown),
         member=member,
@@ -220,13 +222,13 @@ def make_sample(record: VideoRecord, codec: Codec, settings: TranscodeSettings, 
 
 
 def _read_and_store(
-    path: Path, codec: Codec, settings: TranscodeSettings, scratch: Path, deadline: Deadline
-) -> tuple[bytes, Path, Member]:
-    """Return the source's digest, the member's file and what is in it.
+    path: Path, codecs: Sequence[Codec], settings: TranscodeSettings, scratch: Path, deadline: Deadline
+) -> tuple[bytes, int, Path, Member]:
+    """Return the source's digest, the place of the codec that takes it, the member's file and what is in it.
 
     Args:
         path: The source.
-        codec: The codec that it is stored with.
+        codecs: The codecs, of which the first that takes it stores it.
         settings: How it is transcoded.
         scratch: A folder for files.
         deadline: Time limit of the video.
@@ -242,11 +244,17 @@ def _read_and_store(
     try:
         info = call_reader(probe, source.path, deadline=deadline)
         _check_duration(info.seconds, settings)
-        file, member = _store(source.path, info, codec, settings, scratch, deadline)
+        for place, codec in enumerate(codecs):
+            try:
+                file, member = _store(source.path, info, codec, settings, scratch, deadline)
+                break
+            except RefusedError as refusal:
+                if refusal.reason not in UNFIT or place == len(codecs) - 1:
+                    raise
     except RefusedError as refusal:
         check_unchanged(source, refusal, deadline)
         raise
-    return source.digest, file, member
+    return source.digest, place, file, member
 
 
 def _store(

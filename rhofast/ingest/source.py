@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from rhofast.errors import IngestError
 from rhofast.ingest.isolation import IsolatedProcess
 from rhofast.ingest.machine_errors import UnreadableError
-from rhofast.ingest.probe import Refusal, RefusedError
+from rhofast.ingest.probe import UNFIT, Refusal, RefusedError
 from rhofast.storage.address import redacted
 from rhofast.storage.fetch import FetchError, fetch, remote_state
 from rhofast.storage.files import is_local
@@ -38,9 +38,7 @@ _POLICY, _STATE_POLICY = RetryPolicy(attempts=4), RetryPolicy(attempts=3, timeou
 _STATE_S = 60.0  # seconds that a store has to describe a source
 _CHUNK = 1 << 20
 # Refusals that follow from the bytes of the source, and so would also follow from bytes that were misread.
-_BY_CONTENT = frozenset(
-    {Refusal.NOT_A_VIDEO, Refusal.NO_VIDEO_STREAM, Refusal.DAMAGED, Refusal.NO_FRAMES, Refusal.NOT_COPYABLE}
-)
+_BY_CONTENT = frozenset({Refusal.NOT_A_VIDEO, Refusal.NO_VIDEO_STREAM, Refusal.DAMAGED, Refusal.NO_FRAMES, *UNFIT})
 
 isolated = IsolatedProcess()  # shared by everything in this process that opens sources
 

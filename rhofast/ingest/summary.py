@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from rhofast.config.schema import ClipConfig
 from rhofast.data.codecs import build_codec
+from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.sampling.clip_cost import clip_cost
 
@@ -35,6 +36,7 @@ class Summary:
         weights: Number of samples by bytes of the stored video, rounded likewise.
         sizes: Number of samples by (width, height).
         rates: Number of samples by frames per second.
+        codecs: Number of samples by the name of their storage codec.
         labels: Number of samples by class name; empty without labels.
         unlabeled: Number of samples without a label.
         refused: Number of refused sources by reason.
@@ -55,6 +57,7 @@ class Summary:
     weights: dict[float, int]
     sizes: dict[tuple[int, int], int]
     rates: dict[float, int]
+    codecs: dict[str, int]
     labels: dict[str, int]
     unlabeled: int
     refused: dict[str, int]
@@ -79,6 +82,8 @@ def summarize(shards: ShardSet, clips: ClipConfig) -> Summary:
     """
     sizes: Counter[tuple[int, int]] = Counter()
     rates: Counter[float] = Counter()
+    codecs = [build_codec(settings) for settings in shards.info.codecs]
+    stored_with: Counter[int] = Counter()
     labels: Counter[int] = Counter()
     durations: Counter[float] = Counter()
     weights: Counter[float] = Counter()
@@ -87,6 +92,7 @@ def summarize(shards: ShardSet, clips: ClipConfig) -> Summary:
         index = shards.index(number)
         sizes.update(zip(index.width.tolist(), index.height.tolist(), strict=True))
         rates.update(np.round(index.fps, 3).tolist())
+        stored_with.update(index.codec.tolist())
         labels.update(index.label.tolist())
         seconds = index.num_frames / index.fps
         durations.update(_tally(seconds))
@@ -95,7 +101,7 @@ def summarize(shards: ShardSet, clips: ClipConfig) -> Summary:
         member_bytes += int(index.size.sum())
     p10, median, p90 = percentiles(durations, (10, 50, 90))
     samples = np.unique(np.linspace(0, len(shards) - 1, _SAMPLED).astype(np.int64))
-    cost = clip_cost(build_codec(shards.info.codec), [shards.row(int(sample)) for sample in samples], clips)
+    cost = clip_cost(codecs, [shards.row(int(sample)) for sample in samples], clips)
     return Summary(
         name=shards.info.name,
         samples=len(shards),
@@ -108,6 +114,7 @@ def summarize(shards: ShardSet, clips: ClipConfig) -> Summary:
         weights=dict(sorted(weights.items())),
         sizes=dict(sizes.most_common()),
         rates=dict(rates.most_common()),
+        codecs=_by_name(codecs, stored_with),
         labels={name: labels[label] for label, name in enumerate(shards.info.classes)},
         unlabeled=sum(count for label, count in labels.items() if label < 0),
         refused=shards.info.refused,
@@ -116,6 +123,14 @@ def summarize(shards: ShardSet, clips: ClipConfig) -> Summary:
         read_amplification=cost[1],
         decode_amplification=cost[2],
     )
+
+
+def _by_name(codecs: Sequence[Codec], counts: Mapping[int, int]) -> dict[str, int]:
+    """Return the number of samples by the name of their codec; two codecs may differ in their settings alone."""
+    named: Counter[str] = Counter()
+    for place, codec in enumerate(codecs):
+        named[codec.name] += counts.get(place, 0)
+    return dict(named)
 
 
 def _tally(values: npt.NDArray[Any]) -> dict[float, int]:

@@ -85,7 +85,7 @@ def decoding_problems(
         file: Name of the tar, for the problems.
         row: The sample's row of the index.
         tar: The tar, opened for reading.
-        codec: Codec of the set.
+        codec: Codec of the sample.
         decoder: DALI's picture decoder, if the codec stores pictures; None for video streams.
 
     Yields:

@@ -135,8 +135,8 @@ def _holds(path: Path, content: bytes) -> bool:
 
 
 def _sample_problems(job: VerifyJob, index: ShardIndex, spans: dict[str, ByteSpan]) -> Iterator[FormatProblem]:
-    name, codec = job.shard.tar, job.facts.codec
-    decoder = _picture_decoder() if job.deep and codec.pictures else None
+    name, codecs = job.shard.tar, job.facts.codecs
+    decoder = _picture_decoder() if job.deep and any(codec.pictures for codec in codecs) else None
     members: dict[str, dict[str, ByteSpan]] = {}
     for member, span in spans.items():
         key, _, suffix = member.partition(".")
@@ -144,6 +144,7 @@ def _sample_problems(job: VerifyJob, index: ShardIndex, spans: dict[str, ByteSpa
     with (job.root / name).open("rb") as file:
         for number in range(len(index)):
             row = index.row(number)
+            codec = codecs[row.codec]
             found = members.pop(row.key, {})
             metadata = found.pop("json", None)
             has_suffix = codec.suffix is None or codec.suffix in found
@@ -156,7 +157,7 @@ def _sample_problems(job: VerifyJob, index: ShardIndex, spans: dict[str, ByteSpa
                 problems = list(unit_problems(name, row, file))
                 if job.deep and not problems:  # a decoder gets only bytes whose checksum is right
                     job.marker.write_text(f"{row.key} {row.offset}")
-                    problems += decoding_problems(name, row, file, codec, decoder)
+                    problems += decoding_problems(name, row, file, codec, decoder if codec.pictures else None)
                     job.marker.write_text("")
                 yield from problems
             tick(row.size)

@@ -37,6 +37,7 @@ class NewSample:
         suffix: Suffix of the member in the tar, without the dot.
         member: Frames, size and units of the member.
         metadata: Content of KEY.json.
+        codec: Place of the codec among those of the set.
     """
 
     key: str
@@ -47,6 +48,7 @@ class NewSample:
     suffix: str
     member: Member
     metadata: dict[str, Any]
+    codec: int = 0
 
     def json_bytes(self) -> bytes:
         """Return the content of KEY.json."""
@@ -171,4 +173,5 @@ def index_row(sample: NewSample, offset: int, size: int) -> IndexRow:
         width=member.width,
         height=member.height,
         units=member.units,
+        codec=sample.codec,
     )

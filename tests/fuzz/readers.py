@@ -30,10 +30,10 @@ def parse(content: bytes) -> None:
 def rows(root: Path) -> None:
     """Everything that an index says, and the units that clips need."""
     shards = open_folder(root)
-    codec = build_codec(shards.info.codec)
+    codecs = [build_codec(settings) for settings in shards.info.codecs]
     for sample in range(len(shards)):
         row = shards.row(sample)
-        codec.units_for(row.units, np.arange(min(3, row.num_frames), dtype=np.int32))
+        codecs[row.codec].units_for(row.units, np.arange(min(3, row.num_frames), dtype=np.int32))
 
 
 def inspect(root: Path) -> None:

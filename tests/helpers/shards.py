@@ -8,6 +8,7 @@ import os
 import subprocess
 import tarfile
 import zlib
+from collections.abc import Sequence
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -111,9 +112,11 @@ def write_shards(
     *,
     labels: list[int] | None = None,
     per_shard: int = 5,
-    codec: Codec = _JPEG,
+    codec: Codec | Sequence[Codec] = _JPEG,
 ) -> ShardSet:
-    """A shard set of ready members, without ffmpeg."""
+    """A shard set of ready members, without ffmpeg: all of one codec, or each of its own."""
+    codecs = [codec] * len(members) if isinstance(codec, Codec) else list(codec)
+    listed = list(dict.fromkeys(codecs))
     root.mkdir(parents=True)
     shards = []
     for number, first in enumerate(range(0, len(members), per_shard)):
@@ -129,7 +132,7 @@ def write_shards(
                 entry.size = len(content)
                 offset = tar.offset + tarfile.BLOCKSIZE
                 tar.addfile(entry, BytesIO(content))
-                member = codec.index_member(BytesIO(content))
+                member = codecs[video].index_member(BytesIO(content))
                 rows.append(
                     IndexRow(
                         key=f"v{video}",
@@ -144,6 +147,7 @@ def write_shards(
                         width=member.width,
                         height=member.height,
                         units=member.units,
+                        codec=listed.index(codecs[video]),
                     )
                 )
         frames = sum(row.num_frames for row in rows)
@@ -162,7 +166,7 @@ def write_shards(
     info = DatasetInfo(
         name="tiny",
         split="train",
-        codec=codec_settings(codec),
+        codecs=[codec_settings(codec) for codec in listed],
         classes=[] if labels is None else [f"class {label}" for label in range(max(labels) + 1)],
         shards=shards,
         refused={},

@@ -104,6 +104,7 @@ def build(
     codec: Codec | None = None,
     task: ArrayTask | None = None,
     append: bool = False,
+    fallback: Codec | None = None,
 ) -> DatasetInfo | None:
     existing = open_folder(out) if append else None
     stored, known = (stored_keys(existing), known_classes(existing)) if existing is not None else ((), {})
@@ -113,6 +114,7 @@ def build(
         codec=codec or JpegCodec(),
         transcode=TranscodeSettings(short_side=side),
         samples_per_shard=2,
+        fallback=fallback,
     )
     with Listing(iter(records), stored=stored, known=known) as listing:
         return build_shards(listing, out, settings, executor or InProcess(), task=task, append_to=existing)
@@ -284,7 +286,7 @@ def test_what_is_appended_must_be_of_the_same_kind(built: Path, sources: list[Vi
     out = shutil.copytree(built, tmp_path / "set")
     with pytest.raises(IngestError, match="the set has transcode="):
         build(sources, out, append=True, side=48)
-    with pytest.raises(IngestError, match="the set has codec="):
+    with pytest.raises(IngestError, match="the set has codecs="):
         build(sources, out, append=True, codec=JpegCodec(quality=5))
     renamed = [replace(record, key=f"{record.key}x", label_name="swim") for record in sources]
     with pytest.raises(IngestError, match="'swim' here and 'run' before"):
@@ -330,6 +332,25 @@ def test_a_copied_video_must_need_no_change(tmp_path: Path) -> None:
     records = [VideoRecord(key=name, path=tmp_path / f"{name}.mkv") for name in ("good", "wide")]
     info = build(records, tmp_path / "set", codec=CopyCodec())
     assert info is not None and info.refused == {"not_copyable": 1}
+
+
+def test_what_a_codec_does_not_take_goes_to_its_fallback(tmp_path: Path) -> None:
+    write_video(tmp_path / "good.mkv")
+    write_video(tmp_path / "wide.mkv", sar=Fraction(2))
+    (tmp_path / "broken.mkv").write_bytes((tmp_path / "good.mkv").read_bytes()[:300])
+    records = [VideoRecord(key=name, path=tmp_path / f"{name}.mkv") for name in ("good", "wide", "broken")]
+    out = tmp_path / "set"
+    info = build(records, out, codec=CopyCodec(), fallback=H264Codec(gop=4))
+    assert info is not None and len(info.refused) == 1  # what is damaged goes nowhere
+    assert [settings["name"] for settings in info.codecs] == ["copy", "h264"]
+    assert info.transcode["short_side"] == 32
+    shards = open_folder(out)
+    assert [shards.row(sample).codec for sample in range(2)] == [0, 1] and not list(verify_shards(shards, deep=True))
+    with pytest.raises(IngestError, match="the set has codecs="):
+        build(records, out, append=True, codec=CopyCodec())
+    more = write_video(tmp_path / "more.mkv", sar=Fraction(2))
+    added = build([VideoRecord(key="more", path=more)], out, append=True, codec=CopyCodec(), fallback=H264Codec(gop=4))
+    assert added is not None and open_folder(out).row(2).codec == 1
 
 
 def test_a_full_disk_is_one_error_and_what_was_finished_stays(

@@ -216,7 +216,7 @@ def test_a_video_that_misreads_once_is_stored_at_the_second_attempt(
 
     monkeypatch.setattr(sources, "_PAUSES", (0.0, 0.0))
     monkeypatch.setattr(shard_job, "transcode", misread)
-    sample = shard_job.make_sample(videos[0], JpegCodec(), TranscodeSettings(short_side=32), tmp_path)
+    sample = shard_job.make_sample(videos[0], [JpegCodec()], TranscodeSettings(short_side=32), tmp_path)
     assert sample.member.num_frames == 4 and len(set(calls)) == 2 and sample.file == calls[1]
 
 

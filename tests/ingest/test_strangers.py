@@ -95,7 +95,7 @@ def test_a_video_that_crashes_or_hangs_its_reader_costs_that_video_alone(
         number=0,
         records=tuple(records),
         out=tmp_path / "out",
-        codec=codec_settings(JpegCodec()),
+        codecs=[codec_settings(JpegCodec())],
         settings=TranscodeSettings(short_side=32),
         encoder=encoder_version(),
     )

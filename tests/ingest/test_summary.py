@@ -66,14 +66,14 @@ BLOCKS = row([0, 0, 0], [1000, 1000, 1200])
 def test_bytes_read_and_their_amplification_are_as_by_hand(
     codec: Codec, sample: IndexRow, all_frames: tuple[float, float], one_frame: tuple[float, float]
 ) -> None:
-    assert clip_cost(codec, [sample, sample], ALL) == pytest.approx((*all_frames, 1.0))
-    assert clip_cost(codec, [sample], ONE)[:2] == pytest.approx(one_frame)
+    assert clip_cost([codec], [sample, sample], ALL) == pytest.approx((*all_frames, 1.0))
+    assert clip_cost([codec], [sample], ONE)[:2] == pytest.approx(one_frame)
 
 
 def test_what_comes_before_a_frame_in_its_unit_is_decoded_and_what_comes_after_is_not() -> None:
     every = [[sample] * 400 for sample in (PICTURES, GROUPS, BLOCKS)]
     codecs = (JpegCodec(), H264Codec(gop=8), CopyCodec())
-    costs = [clip_cost(codec, rows, ONE)[2] for codec, rows in zip(codecs, every, strict=True)]
+    costs = [clip_cost([codec], rows, ONE)[2] for codec, rows in zip(codecs, every, strict=True)]
     assert costs[0] == 1.0
     assert costs[1] == pytest.approx(4.5, abs=0.4)  # the mean of 1 to 8
     assert costs[2] == pytest.approx(16.5, abs=1.6)

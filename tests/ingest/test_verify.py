@@ -111,7 +111,7 @@ def write_set(root: Path, codec: Codec, members: Sequence[bytes], suffix: str = 
     info = DatasetInfo(
         name="tiny",
         split="train",
-        codec=codec_settings(codec),
+        codecs=[codec_settings(codec)],
         classes=["class 0", "class 1"],
         shards=shards,
         refused={"empty": 1},
@@ -459,7 +459,7 @@ def test_what_lies_beside_the_shards(whole: dict[str, Path], tmp_path: Path) -> 
 def test_an_unknown_codec_is_one_line(whole: dict[str, Path], tmp_path: Path) -> None:
     root = shutil.copytree(whole["jpeg"], tmp_path / "set")
     info = json.loads((root / "dataset.json").read_text())
-    (root / "dataset.json").write_text(json.dumps({**info, "codec": {"name": "gif"}}))
+    (root / "dataset.json").write_text(json.dumps({**info, "codecs": [{"name": "gif"}]}))
     with pytest.raises(ShardFormatError, match=r"dataset\.json: codec='gif' is not known"):
         said(root)
 

@@ -122,5 +122,5 @@ def clip_frames(clips: ClipConfig, codec: Codec, units: Units, fps: float) -> tu
     rows = [row] * _PLANNED_VIDEOS
     plan = training_clips(rows, np.arange(_PLANNED_VIDEOS), clips, seed=0, epoch=0).frames
     distinct = np.mean([len(np.unique(frames_of_video)) for frames_of_video in plan])
-    read, _, amplification = clip_cost(codec, rows, clips)
+    read, _, amplification = clip_cost([codec], rows, clips)
     return plan.shape[1], read / _FRAME_BYTES, float(amplification * distinct)

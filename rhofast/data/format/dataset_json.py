@@ -20,6 +20,7 @@ from rhofast.data.format.index_rows import IndexFacts
 from rhofast.errors import ConfigError, ShardFormatError
 from rhofast.storage.strict_json import parse_record
 
+MAX_CODECS = 256  # places that the index can name
 MAX_DATASET_BYTES = 64 << 20  # of dataset.json: some 200,000 shards
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # no name leads out of the folder of the set
@@ -72,8 +73,8 @@ class DatasetInfo(Section):
         version: Version of the format.
         name: Name of the data set.
         split: Name of the split.
-        codec: Name and settings of the storage codec.
-        transcode: Settings with which videos were converted to the codec.
+        codecs: Name and settings of each storage codec; a sample names its own by its place in this list.
+        transcode: Settings with which videos were converted to the codecs.
         encoders: Versions of the ffmpeg programs that converted them.
         classes: Name of each class, by label; empty for a data set without labels.
         shards: The shards, in the order in which samples are numbered.
@@ -85,7 +86,7 @@ class DatasetInfo(Section):
     version: Literal[2] = 2
     name: str
     split: str
-    codec: dict[str, Any]
+    codecs: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_CODECS)]
     transcode: dict[str, Any] = Field(default_factory=dict)
     encoders: list[str] = Field(default_factory=list)
     classes: list[str]
@@ -152,7 +153,8 @@ def parse_dataset(content: bytes, where: str) -> DatasetInfo:
     """
     try:
         info = parse_record(content, DatasetInfo, where=where, raises=ShardFormatError)
-        build_codec(info.codec)
+        for settings in info.codecs:
+            build_codec(settings)
         return info
     except ConfigError as error:
         raise ShardFormatError(f"{where}: {error.message[:300]}", hint=error.hint) from None
@@ -181,5 +183,5 @@ def index_facts(shard: ShardInfo, info: DatasetInfo) -> IndexFacts:
         sha256=shard.index_sha256,
         tar_bytes=shard.bytes,
         num_classes=len(info.classes),
-        codec=build_codec(info.codec),
+        codecs=tuple(build_codec(settings) for settings in info.codecs),
     )

@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
         pa.field("label_start", pa.list_(pa.float64()), nullable=False),  # seconds of the sample; NaN: its beginning
         pa.field("label_end", pa.list_(pa.float64()), nullable=False),  # seconds of the sample; NaN: its end
         pa.field("source_digest", pa.binary(16), nullable=False),  # BLAKE2b-128 of the source file's bytes
+        pa.field("codec", pa.uint8(), nullable=False),  # place in the list of codecs in dataset.json
         pa.field("offset", pa.int64(), nullable=False),  # position of the member's first byte in the tar
         pa.field("size", pa.int64(), nullable=False),  # size of the member in bytes
         pa.field("json_size", pa.int32(), nullable=False),  # size in bytes of KEY.json, which stands before the member
@@ -82,6 +83,7 @@ class IndexRow:
         width: Width in pixels.
         height: Height in pixels.
         units: The independently decodable pieces of the member.
+        codec: Place of the storage codec in `DatasetInfo.codecs`.
     """
 
     key: str
@@ -97,6 +99,7 @@ class IndexRow:
     width: int
     height: int
     units: Units
+    codec: int = 0
 
     @property
     def json_offset(self) -> int:
@@ -128,6 +131,7 @@ class ShardIndex:
     Attributes:
         source_digest: S16[N]. They sort and compare as the digests do, although numpy hides zeros at their end.
         label: i64[N], -100 without a label.
+        codec: Place of each sample's storage codec in `DatasetInfo.codecs`, u8[N].
         offset: i64[N].
         size: i64[N].
         json_size: i32[N].
@@ -155,6 +159,7 @@ class ShardIndex:
         self.label: npt.NDArray[np.int64] = (
             column["label"].fill_null(-100).to_numpy(zero_copy_only=False).astype(np.int64)
         )
+        self.codec = column["codec"].to_numpy()
         self.offset, self.size = column["offset"].to_numpy(), column["size"].to_numpy()
         self.json_size, self.json_crc = column["json_size"].to_numpy(), column["json_crc"].to_numpy()
         self.num_frames, self.fps = column["num_frames"].to_numpy(), column["fps"].to_numpy()
@@ -214,6 +219,7 @@ class ShardIndex:
             label=None if label < 0 else label,
             labels=self.timed_labels(row),
             source_digest=self._source[row].as_py(),
+            codec=int(self.codec[row]),
             offset=int(self.offset[row]),
             size=int(self.size[row]),
             json_size=int(self.json_size[row]),

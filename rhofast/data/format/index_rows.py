@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.data.codecs.codec import MAX_SIDE, Codec
-from rhofast.data.format.index import COLOR_BITS, ShardIndex, json_offset
+from rhofast.data.format.index import COLOR_BITS, DATASET_FILE, ShardIndex, json_offset
 from rhofast.data.units import MEASURED
 
 MAX_RATE, MIN_RATE = 1e6, 1e-4  # frames per second
@@ -32,7 +32,7 @@ class IndexFacts:
         sha256: SHA-256 of the index, hexadecimal.
         tar_bytes: Size of the tar in bytes.
         num_classes: Number of classes.
-        codec: Codec of the members.
+        codecs: Codecs of the members, by their places in `dataset.json`.
     """
 
     samples: int
@@ -40,7 +40,7 @@ class IndexFacts:
     sha256: str
     tar_bytes: int
     num_classes: int
-    codec: Codec
+    codecs: tuple[Codec, ...]
 
 
 class InvalidIndexError(Exception):
@@ -57,8 +57,11 @@ def check_rows(index: ShardIndex, facts: IndexFacts) -> None:
     Raises:
         InvalidIndexError: A number is impossible; it names the first such row.
     """
-    codec, pixels = facts.codec, index.width.astype(np.int64) * index.height
-    too_large = (np.maximum(index.width, index.height) > MAX_SIDE) | (pixels > codec.max_pixels)
+    known = index.codec < len(facts.codecs)
+    _require(index, known, f"its codec is not one of the {len(facts.codecs)} that {DATASET_FILE} lists")
+    pixels = index.width.astype(np.int64) * index.height
+    most_pixels = np.array([codec.max_pixels for codec in facts.codecs])[index.codec]
+    too_large = (np.maximum(index.width, index.height) > MAX_SIDE) | (pixels > most_pixels)
     _require(index, (index.label == -100) | (index.label >= 0), "its label is negative")
     _require(
         index, index.label < facts.num_classes, f"its label is not below the number of classes, {facts.num_classes}"
@@ -66,7 +69,7 @@ def check_rows(index: ShardIndex, facts: IndexFacts) -> None:
     _require(index, index.num_frames >= 1, "it has no frames")
     _require(index, (index.fps >= MIN_RATE) & (index.fps <= MAX_RATE), "its frame rate is impossible")  # no NaN
     _require(
-        index, (np.minimum(index.width, index.height) >= 1) & ~too_large, f"its size is not one of codec {codec.name}"
+        index, (np.minimum(index.width, index.height) >= 1) & ~too_large, "its size is not one that its codec stores"
     )
     _require(index, (index.size >= 1) & (index.size <= facts.tar_bytes), "its member extends beyond the tar")
     within = (index.offset >= 0) & (index.offset <= facts.tar_bytes - index.size)
@@ -112,18 +115,16 @@ def _check_units(index: ShardIndex, facts: IndexFacts) -> None:
     _require(index, counts >= 1, "it has no units")
     covers = "its units do not cover its frames"
     alone = listed == 0  # each unit holds one frame
-    if facts.codec.pictures:
-        _require(index, alone & (counts == index.num_frames), covers)
-    else:
-        _require(index, np.where(alone, counts == index.num_frames, listed == counts), covers)
-        rows = np.flatnonzero(~alone)
-        if len(rows):
-            first, last = index.frames_starts[rows], index.frames_starts[rows + 1] - 1
-            held = np.add.reduceat(index.unit_frames, first, dtype=np.int64)
-            lowest = np.minimum.reduceat(index.unit_frames, first)
-            right = (held == index.num_frames[rows]) & (lowest >= 0) & (index.unit_frames[last] >= 1)
-            _require_of(index, rows, right, covers)
-        _require(index, index.num_frames <= index.size, "it has more frames than bytes")
+    pictures = np.array([codec.pictures for codec in facts.codecs])[index.codec]
+    _require(index, np.where(alone, counts == index.num_frames, ~pictures & (listed == counts)), covers)
+    rows = np.flatnonzero(~alone)
+    if len(rows):
+        first, last = index.frames_starts[rows], index.frames_starts[rows + 1] - 1
+        held = np.add.reduceat(index.unit_frames, first, dtype=np.int64)
+        lowest = np.minimum.reduceat(index.unit_frames, first)
+        right = (held == index.num_frames[rows]) & (lowest >= 0) & (index.unit_frames[last] >= 1)
+        _require_of(index, rows, right, covers)
+    _require(index, index.num_frames <= index.size, "it has more frames than bytes")
     beyond = "its units extend beyond the member"
     _require(index, np.minimum.reduceat(index.unit_size, starts[:-1]) >= 1, "a unit of it has no bytes")
     total = np.add.reduceat(index.unit_size, starts[:-1], dtype=np.int64)

@@ -53,7 +53,7 @@ class Reader:
 
     Attributes:
         shards: The shard set.
-        codec: The storage codec of its samples.
+        codecs: Its storage codecs; a row of the index names that of its sample by its place here.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Reader:
         decode_pictures: bool = False,
         patience_s: float = _PATIENCE_S,
     ) -> None:
-        """Build the codec of the set.
+        """Build the codecs of the set.
 
         Args:
             shards: The shard set.
@@ -76,8 +76,8 @@ class Reader:
         self.shards = shards
         self._limits = limits or {}
         self._patience_s = patience_s
-        self.codec = build_codec(shards.info.codec)
-        self._passes_pictures = self.codec.pictures and not decode_pictures
+        self.codecs = tuple(build_codec(settings) for settings in shards.info.codecs)
+        self._decode_pictures = decode_pictures
         self._files: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = Lock()
 
@@ -121,28 +121,28 @@ class Reader:
         """
         if row is None:
             row = self.locate(sample)
-        distinct = np.unique(frames)
-        rows = self.codec.units_for(row.units, distinct)
+        distinct, codec = np.unique(frames), self.codecs[row.codec]
+        rows = codec.units_for(row.units, distinct)
         shard, _ = self.shards.locate(sample)
         pieces = self._read_units(shard, row, rows)
         stream, pictures = None, dict[int, npt.NDArray[np.uint8]]()
-        if self._passes_pictures:
+        if codec.pictures and not self._decode_pictures:
             found = (np.frombuffer(piece, dtype=np.uint8) for piece in pieces)
             pictures = dict(zip(distinct.tolist(), found, strict=True))
         else:
             part = row.part(distinct, rows, pieces)
             try:
-                stream = self.codec.trim(
+                stream = codec.trim(
                     part, [name for name, limits in self._limits.items() if limits.fit(row.width, row.height)]
                 )
                 if stream is None:
-                    pictures = self.codec.decode(part)
+                    pictures = codec.decode(part)
             except ValueError as error:
                 name = self.shards.info.shards[shard].tar
                 raise DecodeError(str(error), shard=name, key=row.key, offset=row.offset) from None
         bytes_read = sum(piece.nbytes for piece in pieces)
         used, decoded = float(bytes_read), len(distinct)
-        if not self.codec.pictures and len(distinct):
+        if not codec.pictures and len(distinct):
             used, decoded = usage(row.units, row.num_frames, distinct)
         return Sample(
             sample=sample,
@@ -172,7 +172,7 @@ class Reader:
         return self._read_checked(shard, row, units)
 
     def _read_checked(self, shard: int, row: IndexRow, units: list[_Unit]) -> list[memoryview]:
-        runs = _adjacent(units)
+        runs, codec = _adjacent(units), self.codecs[row.codec]
         spans = [(row.offset + run[0][1], run[-1][1] + run[-1][2] - run[0][1]) for run in runs]
         pieces = []
         for run, content in zip(runs, self._pread(shard, spans, row.key), strict=True):
@@ -181,9 +181,9 @@ class Reader:
                 piece = content[begin - start : begin - start + size]
                 fault: str | None = "checksum mismatch"
                 if crc32(piece) == crc:
-                    fault = self.codec.find_fault(unit, piece, row.width, row.height)
+                    fault = codec.find_fault(unit, piece, row.width, row.height)
                 if fault is not None:
-                    what = f"frame {int(row.units.frame[unit])}" if self.codec.pictures else f"unit {unit}"
+                    what = f"frame {int(row.units.frame[unit])}" if codec.pictures else f"unit {unit}"
                     raise SampleError(
                         f"{what}: {fault}",
                         shard=self.shards.info.shards[shard].tar,

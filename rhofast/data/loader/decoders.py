@@ -78,7 +78,7 @@ class Decoders:
                 hw_decoder_load=config.hw_decoder_load,
                 ahead=device_id is not None,
             )
-            for pictures in {reader.codec.pictures for reader in self.readers}
+            for pictures in {codec.pictures for reader in self.readers for codec in reader.codecs}
         }
 
     def start(self, batch: Batch) -> list[DecodingPart]:
@@ -90,7 +90,8 @@ class Decoders:
             What `collect` takes. What DALI has against the samples is raised there.
         """
         stored_as_pictures = [
-            self.readers[self._data.locate(sample)[0]].codec.pictures for sample in batch.samples.tolist()
+            self.readers[self._data.locate(sample)[0]].codecs[row.codec].pictures
+            for sample, row in zip(batch.samples.tolist(), batch.rows, strict=True)
         ]
         parts = []
         for pictures, pipeline in self._pipelines.items():
@@ -133,8 +134,7 @@ def _choose(data: Mixture, config: DataConfig, device_id: int | None) -> tuple[t
     capabilities = detect(device_id)
     sentences: dict[str, str] = {}
     limits: dict[str, VideoLimits] = {}
-    for shards in data.sets:
-        codec = build_codec(shards.info.codec)
+    for codec in (build_codec(settings) for shards in data.sets for settings in shards.info.codecs):
         if codec.pictures:
             sentences[codec.name] = say_pictures(codec.name, capabilities, config.hw_decoder_load)
             continue

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from rhofast.data.codecs.codec import Codec
 
 
-def clip_cost(codec: Codec, rows: Sequence[IndexRow], clips: ClipConfig) -> tuple[float, float, float]:
+def clip_cost(codecs: Sequence[Codec], rows: Sequence[IndexRow], clips: ClipConfig) -> tuple[float, float, float]:
     """Return what random clips of samples cost, counted as `usage` counts.
 
     Args:
-        codec: Storage codec of the samples.
+        codecs: Storage codecs, which the rows name by their places.
         rows: Rows of the index of the samples, at least one.
         clips: Options of the clips.
 
@@ -31,7 +31,7 @@ def clip_cost(codec: Codec, rows: Sequence[IndexRow], clips: ClipConfig) -> tupl
     bytes_read, bytes_used, decoded, used = 0, 0.0, 0, 0
     for row, frames in zip(rows, plan.frames, strict=True):
         wanted = np.unique(frames)
-        bytes_read += int(row.units.size[codec.units_for(row.units, wanted)].sum(dtype=np.int64))
+        bytes_read += int(row.units.size[codecs[row.codec].units_for(row.units, wanted)].sum(dtype=np.int64))
         sample_bytes_used, sample_decoded = usage(row.units, row.num_frames, wanted)
         bytes_used += sample_bytes_used
         decoded += sample_decoded

@@ -51,7 +51,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Build:
     def decoders_of(codec: str, gpu: str, *, blur: bool, color: bool, difference: bool) -> Any:
         monkeypatch.setattr(decoders, "detect", lambda device_id: GPUS[gpu])
         stored = codec_settings(build_codec({"name": codec}))
-        info = DatasetInfo(name="", split="", codec=stored, classes=[], shards=[], refused={}, build="")
+        info = DatasetInfo(name="", split="", codecs=[stored], classes=[], shards=[], refused={}, build="")
         probability = {"color": 0.8 * color, "gray": 0.2 * color, "blur": 0.5 * blur, "difference": 0.2 * difference}
         forms.clear()
         decoders.Decoders(

@@ -43,7 +43,7 @@ def test_units_are_read_back_as_the_codec_found_them(codec: str, tmp_path: Path)
     shards = open_folder(copy_of(codec, tmp_path))
     row = shards.row(1)
     content = (shards.root / shards.info.shards[0].tar).read_bytes()[row.offset : row.offset + row.size]
-    found = build_codec(shards.info.codec).index_member(io.BytesIO(content)).units
+    found = build_codec(shards.info.codecs[0]).index_member(io.BytesIO(content)).units
     for name in ("frame", "offset", "size", "crc"):
         read, made = getattr(row.units, name), getattr(found, name)
         assert read.dtype == made.dtype and read.tolist() == made.tolist(), name

@@ -139,7 +139,7 @@ def test_a_stream_is_read_by_its_header_and_the_needed_groups(
     reads: list[int] = []
     pread = os.pread
     monkeypatch.setattr(os, "pread", lambda fd, size, offset: (reads.append(size), pread(fd, size, offset))[1])
-    reader, codec = Reader(stream_shards), stream_shards.info.codec
+    reader, codec = Reader(stream_shards), stream_shards.info.codecs[0]
     units = stream_shards.row(3).units
     for frames in FRAMES.values():
         groups = {int(frame) // codec.get("gop", 24) + 1 for frame in frames.flat}

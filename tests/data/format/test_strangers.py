@@ -70,7 +70,8 @@ def change_unit(name: str, unit: int, by: int) -> Callable[[Columns], None]:
         ("jpeg", to("label", -7), "its label is negative"),
         ("jpeg", to("num_frames", 0), "it has no frames"),
         ("jpeg", to("fps", float("nan")), "its frame rate is impossible"),
-        ("jpeg", to("width", 0), "its size is not one of codec jpeg"),
+        ("jpeg", to("width", 0), "its size is not one that its codec stores"),
+        ("jpeg", to("codec", 1), r"row 1 .*its codec is not one of the 1 that dataset\.json lists"),
         ("jpeg", to("offset", 1 << 40), "its member extends beyond the tar"),
         ("jpeg", to("offset", -1), "its member extends beyond the tar"),
         ("jpeg", to("size", 1 << 40), "its member extends beyond the tar"),
@@ -98,7 +99,7 @@ def change_unit(name: str, unit: int, by: int) -> Callable[[Columns], None]:
         ("jpeg", to("color", [0]), "it has too many or too few colors"),
         ("h264", to("color", []), "it has too many or too few colors"),
         ("h264", change_unit("color", 1, 1 << 31), "a color of it has more than 30 bits"),
-        ("h264", to("width", 0), "its size is not one of codec h264"),
+        ("h264", to("width", 0), "its size is not one that its codec stores"),
     ],
 )
 def test_numbers_of_an_index_that_cannot_be_are_refused_when_it_is_opened(
@@ -130,7 +131,7 @@ def test_frames_have_a_largest_size(codec: str, width: int, height: int, fits: b
     if fits:
         assert shards.row(1).width == width
     else:
-        with pytest.raises(ShardError, match="its size is not one of codec"):
+        with pytest.raises(ShardError, match="its size is not one that its codec stores"):
             shards.row(0)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
+from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.reader import Reader
 from rhofast.data.loader.eval_loader import EvalLoader
@@ -23,7 +25,7 @@ from rhofast.data.sampling.batch_plan import training_plan
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Position, Sample, Views
 from rhofast.errors import ConfigError, ResumeError, ShardError, TooManyBadSamplesError
-from tests.helpers.shards import ROOT, damage_unit
+from tests.helpers.shards import ROOT, STREAMS, damage_unit, write_shards
 
 CLIPS = ClipConfig(num_clips=2, num_frames=3, frame_stride=2, fps=12)
 AUGMENT = AugmentConfig(size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -376,7 +378,7 @@ def two_units(shards: ShardSet, sample: int, epoch: int) -> tuple[int, int]:
     """A group of pictures that the sample's clips of an epoch need, and one that they do not: units of its row."""
     row = shards.row(sample)
     plan, _ = training_plan([row], np.array([sample]), CLIPS, AUGMENT, seed=11, epoch=epoch)
-    needed = Reader(shards).codec.units_for(row.units, np.unique(plan.frames))
+    needed = Reader(shards).codecs[row.codec].units_for(row.units, np.unique(plan.frames))
     return int(needed[-1]), next(unit for unit in range(len(row.units.frame)) if unit not in needed)
 
 
@@ -499,3 +501,22 @@ def test_a_mixture_of_pictures_and_streams_resumes_on_two_ranks_in_the_middle_of
     assert straight[0].label.tolist() == [sample % 13 % 3 for sample in straight[0].sample.tolist()]
     with loader(Mixture([shards, stream_shards], [1, 1])) as other, pytest.raises(ResumeError, match="digest was"):
         other.load_state_dict(state)
+
+
+def test_one_set_mixes_codecs_in_every_batch(
+    shards: ShardSet, members: list[bytes], stream_members: Callable[[str], list[bytes]], tmp_path: Path
+) -> None:
+    names = [("jpeg", "h264", "copy")[video % 3] for video in range(len(members))]
+    stored = [members[video] if name == "jpeg" else stream_members(name)[video] for video, name in enumerate(names)]
+    codecs = [JpegCodec(quality=2) if name == "jpeg" else STREAMS[name] for name in names]
+    mixed = write_shards(tmp_path / "mixed", stored, labels=[video % 3 for video in range(13)], codec=codecs)
+    assert [mixed.row(sample).codec for sample in range(4)] == [0, 1, 2, 0]
+    plain, several = (take(loader(given, augment=PLAIN), 3) for given in (shards, mixed))
+    for pictures, views in zip(plain, several, strict=True):
+        assert torch.equal(pictures.sample, views.sample) and torch.equal(pictures.label, views.label)
+        shows_its_plan(views, mixed, CLIPS)
+        assert torch.equal(pictures.pixels[views.sample % 3 == 0], views.pixels[views.sample % 3 == 0])
+    straight = torch.cat([views.pixels for views in several])
+    parts = [take(loader(mixed, augment=PLAIN, rank=rank, world_size=2), 3) for rank in range(2)]
+    halves = [torch.cat([left.pixels, right.pixels]) for left, right in zip(*parts, strict=True)]
+    assert torch.equal(straight, torch.cat(halves))

@@ -30,7 +30,7 @@ def sized(samples: int) -> ShardSet:
         )
         for number, first in enumerate(range(0, samples, 7))
     ]
-    info = DatasetInfo(name="x", split="train", codec={}, classes=[], shards=shards, refused={}, build="")
+    info = DatasetInfo(name="x", split="train", codecs=[{}], classes=[], shards=shards, refused={}, build="")
     return ShardSet(Path("nowhere"), info)
 
 
