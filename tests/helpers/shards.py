@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import av
 import ffmpeg
@@ -26,6 +27,7 @@ from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.format.dataset_json import DatasetInfo, ShardInfo
 from rhofast.data.format.index import IndexRow, write_index
+from rhofast.data.types import TimedLabel
 from rhofast.ingest.transcode import find_ffmpeg
 
 ROOT = Path(__file__).parents[2]  # of the checkout
@@ -111,20 +113,29 @@ def write_shards(
     members: list[bytes],
     *,
     labels: list[int] | None = None,
+    further: Sequence[Sequence[TimedLabel]] | None = None,
+    extra: Sequence[dict[str, Any] | None] | None = None,
     per_shard: int = 5,
     codec: Codec | Sequence[Codec] = _JPEG,
 ) -> ShardSet:
-    """A shard set of ready members, without ffmpeg: all of one codec, or each of its own."""
+    """A shard set of ready members, without ffmpeg: all of one codec, or each of its own.
+
+    `further` are the labels with times of each member, `extra` the user's own fields.
+    """
     codecs = [codec] * len(members) if isinstance(codec, Codec) else list(codec)
     listed = list(dict.fromkeys(codecs))
     root.mkdir(parents=True)
-    shards = []
+    shards, found = [], set(labels or ())
     for number, first in enumerate(range(0, len(members), per_shard)):
         name, rows = f"shard-{number:06d}", []
         with tarfile.open(root / f"{name}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             for video in range(first, min(first + per_shard, len(members))):
                 content = members[video]
-                metadata = json.dumps({"label": None if labels is None else labels[video]}).encode()
+                timed = () if further is None else tuple(further[video])
+                found |= {each.label for each in timed}
+                note: dict[str, Any] = {"label": None if labels is None else labels[video], "labels": timed}
+                note["extra"] = None if extra is None else extra[video]
+                metadata = json.dumps(note).encode()
                 entry = tarfile.TarInfo(f"v{video}.json")
                 entry.size = len(metadata)
                 tar.addfile(entry, BytesIO(metadata))
@@ -137,6 +148,7 @@ def write_shards(
                     IndexRow(
                         key=f"v{video}",
                         label=None if labels is None else labels[video],
+                        labels=timed,
                         source_digest=hashlib.blake2b(content, digest_size=16).digest(),
                         offset=offset,
                         size=len(content),
@@ -167,7 +179,7 @@ def write_shards(
         name="tiny",
         split="train",
         codecs=[codec_settings(codec) for codec in listed],
-        classes=[] if labels is None else [f"class {label}" for label in range(max(labels) + 1)],
+        classes=[f"class {label}" for label in range(max(found, default=-1) + 1)],
         shards=shards,
         refused={},
         build="",

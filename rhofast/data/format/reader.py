@@ -27,9 +27,10 @@ from rhofast.data.decode.video_limits import VideoLimits
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
 from rhofast.data.format.remote import RemoteShardSet
+from rhofast.data.format.sample_json import SampleJson, parse_sample_json
 from rhofast.data.types import Sample
 from rhofast.data.units import usage
-from rhofast.errors import DecodeError, SampleError, ShardError
+from rhofast.errors import DecodeError, SampleError, ShardError, ShardFormatError
 from rhofast.storage.machine_errors import with_patience
 
 _OPEN_FILES = 256
@@ -155,6 +156,42 @@ class Reader:
             frames_decoded=decoded,
         )
 
+    def read_json(self, sample: int, row: IndexRow | None = None) -> SampleJson:
+        """Read the KEY.json of a sample, which has the fields of the user's own.
+
+        Args:
+            sample: Number of the sample in the set.
+            row: The sample's row of the index, if it is known already.
+
+        Raises:
+            SampleError: The shard is missing or short, a read failed, the checksum is wrong, or the content is not what
+                the format says. The error carries the address of KEY.json.
+            MachineError: The machine refused the read for too long, for a reason that is not in the data.
+        """
+        if row is None:
+            row = self.locate(sample)
+        shard, _ = self.shards.locate(sample)
+        try:
+            return self._read_json_checked(shard, row)
+        except SampleError:
+            if not self._fetched_again(shard):
+                raise
+        return self._read_json_checked(shard, row)
+
+    def _read_json_checked(self, shard: int, row: IndexRow) -> SampleJson:
+        name, offset = self.shards.info.shards[shard].tar, row.json_offset
+        (content,) = self._pread(shard, [(offset, row.json_size)], row.key)
+        if crc32(content) != row.json_crc:
+            raise SampleError("KEY.json: checksum mismatch", shard=name, key=row.key, offset=offset)
+        try:
+            return parse_sample_json(bytes(content))
+        except ShardFormatError as error:
+            raise SampleError(error.message, shard=name, key=row.key, offset=offset) from None
+
+    def _fetched_again(self, shard: int) -> bool:
+        """Return whether a copy of a remote shard was damaged, and was fetched again."""
+        return isinstance(self.shards, RemoteShardSet) and self.shards.recheck(self.shards.info.shards[shard].tar)
+
     def _read_units(self, shard: int, row: IndexRow, rows: npt.NDArray[np.int64]) -> list[memoryview]:
         """Read units, adjacent ones at once, and check each of them.
 
@@ -166,8 +203,7 @@ class Reader:
         try:
             return self._read_checked(shard, row, units)
         except SampleError:
-            remote, name = self.shards, self.shards.info.shards[shard].tar
-            if not isinstance(remote, RemoteShardSet) or not remote.recheck(name):
+            if not self._fetched_again(shard):
                 raise
         return self._read_checked(shard, row, units)
 

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import threading
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +98,47 @@ def test_a_damaged_index_is_a_sample_error(shards: ShardSet) -> None:
     path.write_bytes(content)
     with pytest.raises(SampleError, match="digest"):
         Reader(shards).read(6, np.array([0], dtype=np.int32))
+
+
+def test_the_note_of_a_sample_is_one_read_of_its_own_bytes(
+    members: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = [{"caption": f"v\u00eddeo {video}", "boxes": [[0, 0.5]]} for video in range(12)]
+    reader = Reader(write_shards(tmp_path / "noted", members[:12], extra=[*extra[:11], None]))
+    reads: list[int] = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, offset: (reads.append(size), pread(fd, size, offset))[1])
+    assert [reader.read_json(video).extra for video in range(12)] == [*extra[:11], {}]
+    assert reads == [reader.locate(video).json_size for video in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "checksum mismatch"),
+        (b"[]", "KEY.json: .*object"),
+        (b'{"extra": 3}', "KEY.json: extra=3: .*object"),
+        (b'{"extra": {"a": NaN}}', "KEY.json: extra.a: not a finite number"),
+        (b'{"extra": {"a": 1, "a": 2}}', "KEY.json: key 'a' occurs twice"),
+        (b'{"extra": ' + b'{"a": ' * 40 + b"1" + b"}" * 41, "KEY.json: .*nested more than"),
+        (b'{"source": "\xff"}', "KEY.json: not UTF-8"),
+        (b'{"start": "1"}', "KEY.json: start='1'"),
+    ],
+)
+def test_a_note_that_is_not_what_it_should_be_is_a_sample_error(shards: ShardSet, content: bytes, says: str) -> None:
+    """With the right checksum, as a stranger may write it; and without, as a disk may."""
+    row, path = shards.row(6), shards.root / "shard-000001.tar"
+    stored = bytearray(path.read_bytes())
+    note = content.ljust(row.json_size) if content else b"x" * row.json_size
+    stored[row.json_offset : row.json_offset + len(note)] = note
+    path.write_bytes(stored)
+    row = replace(row, json_size=len(note), json_crc=zlib.crc32(note) if content else row.json_crc)
+    with pytest.raises(SampleError, match=says) as caught:
+        Reader(shards).read_json(6, row)
+    assert (caught.value.shard, caught.value.key, caught.value.offset) == (path.name, "v6", row.json_offset)
+    path.write_bytes(stored[: row.json_offset])
+    with pytest.raises(SampleError, match="the shard is cut short"):
+        Reader(shards).read_json(6, row)
 
 
 def test_a_known_row_is_not_looked_up_again(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
