@@ -38,7 +38,7 @@ from rhofast.ingest.executors import LocalProcesses, tick
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import RefusedError
 from rhofast.ingest.quality import measure_quality
-from rhofast.ingest.shard_job import make_sample
+from rhofast.ingest.sample import make_sample
 from rhofast.ingest.source import Deadline, read_source, retried
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
 from rhofast.ingest.writer import index_row
