@@ -127,6 +127,7 @@ class ClipDataset(Dataset[torch.Tensor]):
             fps=np.array([source.fps]),
             width=np.array([source.width], dtype=np.int32),
             height=np.array([source.height], dtype=np.int32),
+            pixel_aspect=np.ones(1),
         )
         frames = random_clips(self._clips, geometry, np.array([number]), seed=0, epoch=epoch).frames[0]
         pixels = self._decode(source, frames.reshape(-1).astype(np.int64))

@@ -22,7 +22,11 @@ Frames = npt.NDArray[np.uint8]
 
 
 def draw_clips(
-    clips: Views | torch.Tensor, loader: StagedLoader | None = None, *, videos: int | None = None
+    clips: Views | torch.Tensor,
+    loader: StagedLoader | None = None,
+    *,
+    videos: int | None = None,
+    pixel_aspect: float = 1.0,
 ) -> Image.Image:
     """Draw clips, one per row with its frames from left to right; the clips of a video are below each other.
 
@@ -33,6 +37,8 @@ def draw_clips(
         loader: The loader that the batch is of, which undoes the normalization and names the videos. Needed for a
             batch only.
         videos: Number of videos to draw, from the first; None for all.
+        pixel_aspect: Width of a stored pixel as shown, divided by its height: `ClipDataset.row(sample).pixel_aspect`.
+            Batches have square pixels in any case.
 
     Returns:
         The picture. Frames are about 128 pixels wide.
@@ -49,12 +55,15 @@ def draw_clips(
                 hint="draw_clips(views, loader)",
             )
         frames = displayable(clips.pixels[:videos], loader.augment)
+        aspect = 1.0
         titles = [_title(loader.shards, sample) for sample in clips.sample[:videos].tolist()]
         captions = [(f"clip {number + 1}",) if frames.shape[1] > 1 else () for number in range(frames.shape[1])]
     else:
-        frames = _stored(clips)[:videos]
+        if isinstance(pixel_aspect, bool) or not isinstance(pixel_aspect, int | float) or not 0 < pixel_aspect < 1e3:
+            raise ConfigError(f"pixel_aspect={pixel_aspect!r} must be a positive number, 1 for square pixels")
+        frames, aspect = _stored(clips)[:videos], float(pixel_aspect)
         titles, captions = [()] * len(frames), [()]
-    return contact_sheet([_drawn(*video, captions) for video in zip(titles, _fitted(frames), strict=True)])
+    return contact_sheet([_drawn(*video, captions) for video in zip(titles, _fitted(frames, aspect), strict=True)])
 
 
 def _title(shards: Mixture, sample: int) -> tuple[str, ...]:
@@ -76,12 +85,14 @@ def _stored(clips: object) -> Frames:
     return np.asarray(clips.cpu().reshape(-1, 1, *shape[-4:]).numpy())
 
 
-def _fitted(frames: Frames) -> Frames:
-    """Return frames u8[..., H, W, 3] that are no wider than `_FRAME_WIDTH`."""
+def _fitted(frames: Frames, aspect: float) -> Frames:
+    """Return frames u8[..., H, W, 3] of square pixels that are no wider than `_FRAME_WIDTH`."""
     *leading, height, width, _ = frames.shape
-    if width <= _FRAME_WIDTH:
+    shown = max(1, round(width * aspect))
+    if width <= _FRAME_WIDTH and shown == width:
         return frames
-    size = _FRAME_WIDTH, max(1, round(height * _FRAME_WIDTH / width))
+    across = min(shown, _FRAME_WIDTH)
+    size = across, max(1, round(height * across / shown))
     small = [
         np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX))
         for frame in frames.reshape(-1, height, width, 3)

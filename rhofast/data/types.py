@@ -135,12 +135,19 @@ class Geometry(_Shaped):
         fps: Frames per second, f64[B].
         width: Width of the stored frames in pixels, i32[B].
         height: Height of the stored frames in pixels, i32[B].
+        pixel_aspect: Width of a pixel as shown, divided by its height, f64[B]; 1 for square pixels.
     """
 
     num_frames: npt.NDArray[np.int32]
     fps: npt.NDArray[np.float64]
     width: npt.NDArray[np.int32]
     height: npt.NDArray[np.int32]
+    pixel_aspect: npt.NDArray[np.float64]
+
+    @property
+    def shown_width(self) -> npt.NDArray[np.int32]:
+        """Width of the frames as shown, in pixels that are as wide as the stored ones are high, i32[B]."""
+        return np.maximum(np.rint(self.width * self.pixel_aspect), 1).astype(np.int32)
 
 
 class _Plan(_Shaped):

@@ -81,7 +81,8 @@ def crops_of(shards: ShardSet, section: EvalConfig) -> int:
         1 or `eval.test_crops`.
     """
     indices = map(shards.index, range(len(shards.info.shards)))
-    return 1 if all(np.array_equal(index.width, index.height) for index in indices) else section.test_crops
+    square = all(np.array_equal(np.rint(index.width * index.pixel_aspect), index.height) for index in indices)
+    return 1 if square else section.test_crops
 
 
 def check_test(backbone: nn.Module, config: Config) -> None:

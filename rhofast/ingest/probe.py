@@ -58,7 +58,7 @@ class Refusal(StrEnum):
     TOO_SHORT = "too_short"  # shorter than `min_duration`
     TOO_LONG = "too_long"  # longer than `max_duration`
     NO_DECODER = "no_decoder"  # ffmpeg has no decoder for its video codec, which the detail names
-    NOT_COPYABLE = "not_copyable"  # codec `copy` only: rotated, non-square pixels, or a variable frame rate
+    NOT_COPYABLE = "not_copyable"  # codec `copy` only: rotated, or a variable frame rate
 
 
 UNFIT = frozenset({Refusal.NOT_COPYABLE})

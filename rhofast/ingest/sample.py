@@ -70,6 +70,7 @@ def make_sample(record: VideoRecord, codecs: Sequence[Codec], settings: Transcod
         "duration": seconds,
         "width": member.width,
         "height": member.height,
+        "pixel_aspect": member.pixel_aspect,
     }
     return NewSample(
         key=record.key,

@@ -200,6 +200,7 @@ def _metadata_faults(row: IndexRow, content: bytes, codec: Codec, classes: Seque
         "frames": row.num_frames,
         "width": row.width,
         "height": row.height,
+        "pixel_aspect": row.pixel_aspect,
         "source_digest": row.source_digest.hex(),
         "codec": codec.name,
     }

@@ -174,4 +174,5 @@ def index_row(sample: NewSample, offset: int, size: int) -> IndexRow:
         height=member.height,
         units=member.units,
         codec=sample.codec,
+        pixel_aspect=member.pixel_aspect,
     )

@@ -67,6 +67,16 @@ def test_stored_frames_are_drawn_as_they_are(shards: ShardSet) -> None:
     assert two.size[0] == drawn.shape[1] and two.size[1] > drawn.shape[0]
 
 
+def test_pixels_that_are_not_square_are_drawn_as_they_are_shown() -> None:
+    frames = torch.zeros(1, 48, 64, 3, dtype=torch.uint8)
+    square, wide = (pixels_of(draw_clips(frames, pixel_aspect=aspect)) for aspect in (1.0, 1.5))
+    dark = [np.argwhere((picture == 0).all(axis=-1)) for picture in (square, wide)]
+    across, down = np.transpose([np.ptp(found, axis=0) + 1 for found in dark])[::-1]
+    assert (across / down).tolist() == [64 / 48, 96 / 48]
+    with pytest.raises(ConfigError, match="pixel_aspect=0 must be a positive number"):
+        draw_clips(frames, pixel_aspect=0)
+
+
 def test_wide_frames_are_made_smaller() -> None:
     frames = torch.full((2, 90, 160, 3), 200, dtype=torch.uint8)
     assert draw_clips(frames).size == draw_clips(torch.full((2, 72, 128, 3), 200, dtype=torch.uint8)).size

@@ -76,7 +76,13 @@ def test_scores_are_the_mean_of_the_softmax_over_thirty_views_by_hand(shards: Sh
 def test_views_show_the_frames_and_squares_that_the_protocol_names(shards: ShardSet) -> None:
     """Red encodes the frame, blue the horizontal position."""
     at = config()
-    geometry = Geometry(num_frames=np.array([24]), fps=np.array([12.0]), width=np.array([64]), height=np.array([48]))
+    geometry = Geometry(
+        num_frames=np.array([24]),
+        fps=np.array([12.0]),
+        width=np.array([64]),
+        height=np.array([48]),
+        pixel_aspect=np.ones(1),
+    )
     frames = uniform_clips(at.clips, geometry, 3).frames[0]
     views = views_of(shards, at)[4] * 0.225 + 0.45
     for number, view in enumerate(views):

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import tarfile
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from io import BytesIO
@@ -42,7 +43,17 @@ SETTINGS = TranscodeSettings(short_side=32)
 LABELS = [0, 1, 0, 1, 0]
 
 
-def write_video(path: Path, *, size: tuple[int, int] = (80, 48), sar: Fraction | None = None, first: int = 0) -> Path:
+UNEVEN = (0, 1, 5, 6, 11, 19)  # times of a variable rate, in frames
+
+
+def write_video(
+    path: Path,
+    *,
+    size: tuple[int, int] = (80, 48),
+    sar: Fraction | None = None,
+    first: int = 0,
+    times: Sequence[int] = range(FRAMES),
+) -> Path:
     """A video whose left half is dark and whose green grows with the frame's number; pts begin at `first`."""
     with av.open(str(path), "w", format="matroska") as container:
         stream = container.add_stream("mpeg4", rate=RATE)
@@ -54,7 +65,7 @@ def write_video(path: Path, *, size: tuple[int, int] = (80, 48), sar: Fraction |
             pixels = np.full((size[1], size[0], 3), 30 * number, dtype=np.uint8)
             pixels[:, size[0] // 2 :, 0] = 250
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = first + number, Fraction(1, RATE)
+            frame.pts, frame.time_base = first + times[number], Fraction(1, RATE)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
@@ -329,16 +340,20 @@ def test_every_codec_makes_a_set_that_webdataset_reads_and_pyav_plays(
 def test_a_copied_video_must_need_no_change(tmp_path: Path) -> None:
     write_video(tmp_path / "good.mkv")
     write_video(tmp_path / "wide.mkv", sar=Fraction(2))
-    records = [VideoRecord(key=name, path=tmp_path / f"{name}.mkv") for name in ("good", "wide")]
+    write_video(tmp_path / "uneven.mkv", times=UNEVEN)
+    records = [VideoRecord(key=name, path=tmp_path / f"{name}.mkv") for name in ("good", "wide", "uneven")]
     info = build(records, tmp_path / "set", codec=CopyCodec())
     assert info is not None and info.refused == {"not_copyable": 1}
+    shards = open_folder(tmp_path / "set")
+    assert [shards.row(sample).pixel_aspect for sample in range(2)] == [1.0, 2.0]
+    assert not list(verify_shards(shards, deep=True))
 
 
 def test_what_a_codec_does_not_take_goes_to_its_fallback(tmp_path: Path) -> None:
     write_video(tmp_path / "good.mkv")
-    write_video(tmp_path / "wide.mkv", sar=Fraction(2))
+    write_video(tmp_path / "uneven.mkv", times=UNEVEN)
     (tmp_path / "broken.mkv").write_bytes((tmp_path / "good.mkv").read_bytes()[:300])
-    records = [VideoRecord(key=name, path=tmp_path / f"{name}.mkv") for name in ("good", "wide", "broken")]
+    records = [VideoRecord(key=name, path=tmp_path / f"{name}.mkv") for name in ("good", "uneven", "broken")]
     out = tmp_path / "set"
     info = build(records, out, codec=CopyCodec(), fallback=H264Codec(gop=4))
     assert info is not None and len(info.refused) == 1  # what is damaged goes nowhere
@@ -348,7 +363,7 @@ def test_what_a_codec_does_not_take_goes_to_its_fallback(tmp_path: Path) -> None
     assert [shards.row(sample).codec for sample in range(2)] == [0, 1] and not list(verify_shards(shards, deep=True))
     with pytest.raises(IngestError, match="the set has codecs="):
         build(records, out, append=True, codec=CopyCodec())
-    more = write_video(tmp_path / "more.mkv", sar=Fraction(2))
+    more = write_video(tmp_path / "more.mkv", times=UNEVEN)
     added = build([VideoRecord(key="more", path=more)], out, append=True, codec=CopyCodec(), fallback=H264Codec(gop=4))
     assert added is not None and open_folder(out).row(2).codec == 1
 

@@ -94,6 +94,7 @@ def write_set(root: Path, codec: Codec, members: Sequence[bytes], suffix: str = 
                 "frames": member.num_frames,
                 "width": member.width,
                 "height": member.height,
+                "pixel_aspect": 1.0,
             }
             samples.append(
                 NewSample(

@@ -41,6 +41,7 @@ class Member:
         width: Width in pixels.
         height: Height in pixels.
         units: The pieces of the member.
+        pixel_aspect: Width of a pixel as shown, divided by its height, as single precision holds it.
     """
 
     num_frames: int
@@ -48,6 +49,7 @@ class Member:
     width: int
     height: int
     units: Units
+    pixel_aspect: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

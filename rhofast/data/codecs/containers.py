@@ -136,6 +136,11 @@ def video_stream(container: Any) -> Any:
     return next((stream for stream in streams if stream.disposition & disposition.default), streams[0])
 
 
+def pixel_aspect(stream: Any) -> float:
+    """Return the width of a stream's pixels as shown, divided by their height, as single precision holds it."""
+    return float(np.float32(stream.sample_aspect_ratio or 1))
+
+
 def demux(container: Any, stream: Any) -> Iterator[Any]:
     """Yield the packets of one stream, then the empty one that flushes its decoder.
 

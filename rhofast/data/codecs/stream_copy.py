@@ -3,7 +3,7 @@
     member   the source file
     units    blocks of 16 MiB, each with a checksum; all are read for any frame
 
-The source must be upright, with square pixels and a constant frame rate.
+The source must be upright, with a constant frame rate.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rhofast.data.codecs.containers import (
     decode_all,
     mean_color,
     open_container,
+    pixel_aspect,
     video_stream,
 )
 from rhofast.data.codecs.frame_rate import measure_rate
@@ -62,7 +63,7 @@ class CopyCodec(Codec):
             The size, rate and units of the member.
 
         Raises:
-            UnfitError: The pixels are not square, the frames are rotated, or the size or the rate changes.
+            UnfitError: The frames are rotated, or the size or the rate changes.
             ValueError: The file cannot be decoded.
         """
         times: list[int | None] = []
@@ -71,8 +72,7 @@ class CopyCodec(Codec):
             stream = video_stream(container)
             stream.thread_count = 1
             timed = container.format.name != "avi"  # AVI stores no times: all frames last equally long
-            if stream.sample_aspect_ratio not in (None, 0, 1):
-                raise UnfitError(f"its pixels are not square ({stream.sample_aspect_ratio})")
+            aspect = pixel_aspect(stream)
             for frame in decode_all(container, stream):
                 if frame.rotation:
                     raise UnfitError(f"it is to be shown rotated by {frame.rotation} degrees")
@@ -98,7 +98,7 @@ class CopyCodec(Codec):
             crc=checksums(file, offsets),
             rgb=np.tile(np.mean(means or [np.zeros(3)], axis=0).astype(np.float32), (blocks, 1)),
         )
-        return Member(num_frames=len(times), fps=fps, width=width, height=height, units=units)
+        return Member(num_frames=len(times), fps=fps, width=width, height=height, units=units, pixel_aspect=aspect)
 
     def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         """Return all units."""

@@ -51,6 +51,7 @@ SCHEMA = pa.schema(
         pa.field("fps", pa.float64(), nullable=False),  # frames per second
         pa.field("width", pa.int32(), nullable=False),  # pixels
         pa.field("height", pa.int32(), nullable=False),  # pixels
+        pa.field("pixel_aspect", pa.float32(), nullable=False),  # width of a pixel as shown, divided by its height
         pa.field("begin", pa.int64(), nullable=False),  # position of the first unit's first byte in the member
         pa.field("unit_size", pa.list_(pa.int32()), nullable=False),  # bytes
         pa.field("unit_crc", pa.list_(pa.uint32()), nullable=False),  # CRC-32 as zlib computes it
@@ -84,6 +85,7 @@ class IndexRow:
         height: Height in pixels.
         units: The independently decodable pieces of the member.
         codec: Place of the storage codec in `DatasetInfo.codecs`.
+        pixel_aspect: Width of a pixel as shown, divided by its height.
     """
 
     key: str
@@ -100,6 +102,7 @@ class IndexRow:
     height: int
     units: Units
     codec: int = 0
+    pixel_aspect: float = 1.0
 
     @property
     def json_offset(self) -> int:
@@ -140,6 +143,7 @@ class ShardIndex:
         fps: f64[N].
         width: i32[N].
         height: i32[N].
+        pixel_aspect: f32[N].
         begin: i64[N].
         labels, label_start, label_end: The lists of all samples, one after another: i32, f64, f64.
         labels_starts: Place of each sample's first label in them, and the number of labels at the end, i32[N + 1].
@@ -164,6 +168,7 @@ class ShardIndex:
         self.json_size, self.json_crc = column["json_size"].to_numpy(), column["json_crc"].to_numpy()
         self.num_frames, self.fps = column["num_frames"].to_numpy(), column["fps"].to_numpy()
         self.width, self.height = column["width"].to_numpy(), column["height"].to_numpy()
+        self.pixel_aspect = column["pixel_aspect"].to_numpy()
         self.begin = column["begin"].to_numpy()
         self.labels, self.label_start, self.label_end = (column[name].values.to_numpy() for name in LISTS[:3])
         self.unit_size, self.unit_crc, self.unit_frames, self.color = (
@@ -228,6 +233,7 @@ class ShardIndex:
             fps=float(self.fps[row]),
             width=int(self.width[row]),
             height=int(self.height[row]),
+            pixel_aspect=float(self.pixel_aspect[row]),
             units=self.units(row),
         )
 

@@ -13,6 +13,7 @@ from rhofast.data.format.index import COLOR_BITS, DATASET_FILE, ShardIndex, json
 from rhofast.data.units import MEASURED
 
 MAX_RATE, MIN_RATE = 1e6, 1e-4  # frames per second
+MAX_PIXEL_ASPECT = 256  # of the longer to the shorter side of a pixel
 MAX_KEY = 80  # characters
 MAX_JSON_BYTES = 1 << 20  # of a KEY.json
 
@@ -71,6 +72,8 @@ def check_rows(index: ShardIndex, facts: IndexFacts) -> None:
     _require(
         index, (np.minimum(index.width, index.height) >= 1) & ~too_large, "its size is not one that its codec stores"
     )
+    aspect = index.pixel_aspect  # no NaN passes
+    _require(index, (aspect >= 1 / MAX_PIXEL_ASPECT) & (aspect <= MAX_PIXEL_ASPECT), "the shape of its pixels is odd")
     _require(index, (index.size >= 1) & (index.size <= facts.tar_bytes), "its member extends beyond the tar")
     within = (index.offset >= 0) & (index.offset <= facts.tar_bytes - index.size)
     _require(index, within, "its member extends beyond the tar")

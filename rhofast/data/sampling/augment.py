@@ -82,7 +82,7 @@ def random_augment(
         return draw(stream)[..., 0] < probability
 
     width, height = (
-        np.repeat(side[:, None], num_clips, axis=1).astype(float) for side in (geometry.width, geometry.height)
+        np.repeat(side[:, None], num_clips, axis=1).astype(float) for side in (geometry.shown_width, geometry.height)
     )
     if config.crop == "area":
         crop = area_crop(draw(Stream.CROP), width, height, area=config.area, aspect=config.aspect)
@@ -104,7 +104,7 @@ def random_augment(
     low, high = config.blur_sigma
     sigma = low + (high - low) * draw(Stream.BLUR)[..., 0] if config.blur else 0.0
     return AugmentPlan(
-        crop=crop,
+        crop=stored_crop(crop, geometry),
         flip=chosen(Stream.FLIP, config.flip),
         color=color,
         blur=np.where(chosen(Stream.BLUR_APPLY, config.blur), sigma, 0.0).astype(np.float32),
@@ -144,16 +144,38 @@ def center_augment(geometry: Geometry, num_views: int, crops: int = 1) -> Augmen
         The plan of num_views * crops views per video. View v is clip v // crops with crop v % crops.
     """
     if crops == 1:
-        squares = center_crop(geometry.width, geometry.height)[:, None]
+        squares = center_crop(geometry.shown_width, geometry.height)[:, None]
     else:
-        squares = three_crops(geometry.width, geometry.height)
+        squares = three_crops(geometry.shown_width, geometry.height)
     leading = (len(squares), num_views * crops)
     return AugmentPlan(
-        crop=np.tile(squares, (1, num_views, 1)),
+        crop=np.tile(stored_crop(squares, geometry), (1, num_views, 1)),
         flip=np.zeros(leading, dtype=np.bool_),
         color=np.broadcast_to(_IDENTITY, (*leading, 3, 4)).copy(),
         blur=np.zeros(leading, dtype=np.float32),
     )
+
+
+def stored_crop(crop: npt.NDArray[np.float32], geometry: Geometry) -> npt.NDArray[np.float32]:
+    """Convert crops of frames as they are shown to crops of the stored frames, whose pixels may not be square.
+
+    Resampling a crop to a square undoes the difference, so that what is seen has the right aspect ratio, up to the
+    rounding to whole stored pixels.
+
+    Args:
+        crop: Left, top, width and height in shown pixels, f32[B, P, 4].
+        geometry: Size of the B videos.
+
+    Returns:
+        The crops in stored pixels, f32[B, P, 4]: within the frames, and at least a pixel wide.
+    """
+    aspect, width = geometry.pixel_aspect[:, None], geometry.width[:, None]
+    if (aspect == 1).all():
+        return crop
+    stored = crop.copy()
+    stored[..., 2] = np.clip(np.rint(crop[..., 2] / aspect), 1, width)
+    stored[..., 0] = np.clip(np.rint(crop[..., 0] / aspect), 0, width - stored[..., 2])
+    return stored
 
 
 def area_crop(

@@ -98,6 +98,7 @@ def _geometry(rows: Sequence[IndexRow]) -> Geometry:
         fps=np.array([row.fps for row in rows], dtype=np.float64),
         width=np.array([row.width for row in rows], dtype=np.int32),
         height=np.array([row.height for row in rows], dtype=np.int32),
+        pixel_aspect=np.array([row.pixel_aspect for row in rows], dtype=np.float64),
     )
 
 

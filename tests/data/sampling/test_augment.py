@@ -25,12 +25,13 @@ from tests.helpers.shards import SHARED
 VECTORS = SHARED / "vectors" / "augment.json"
 
 
-def geometry(width: int, height: int, count: int = 1) -> Geometry:
+def geometry(width: int, height: int, count: int = 1, aspect: float = 1.0) -> Geometry:
     return Geometry(
         num_frames=np.full(count, 300, dtype=np.int32),
         fps=np.full(count, 30.0),
         width=np.full(count, width, dtype=np.int32),
         height=np.full(count, height, dtype=np.int32),
+        pixel_aspect=np.full(count, aspect),
     )
 
 
@@ -69,6 +70,23 @@ def test_crops_lie_in_the_frame(width: int, height: int, seed: int) -> None:
         left, top, w, h = crop.T
         assert (crop == np.rint(crop)).all() and (w >= 1).all() and (h >= 1).all()
         assert (left >= 0).all() and (top >= 0).all() and (left + w <= width).all() and (top + h <= height).all()
+
+
+@pytest.mark.parametrize("aspect", [1024 / 765, 0.5, 8 / 9])
+def test_crops_of_pixels_that_are_not_square_are_those_of_the_frame_as_shown(aspect: float) -> None:
+    count = 200
+    narrow, shown = geometry(340, 256, count, aspect), geometry(round(340 * aspect), 256, count)
+    samples, gray = np.arange(count), np.full((count, 2, 3), 128.0)
+    for config in (AugmentConfig(), AugmentConfig(crop="short_side"), AugmentConfig(crop="center")):
+        stored, planned = (random_augment(config, one, samples, gray, seed=3, epoch=0) for one in (narrow, shown))
+        left, top, width, height = np.moveaxis(stored.crop, -1, 0)
+        assert (left >= 0).all() and (width >= 1).all() and (left + width <= 340).all() and (top + height <= 256).all()
+        assert (stored.crop == np.rint(stored.crop)).all()
+        assert np.array_equal(stored.crop[..., [1, 3]], planned.crop[..., [1, 3]])
+        assert np.abs(stored.crop[..., [0, 2]] * aspect - planned.crop[..., [0, 2]]).max() <= 0.5 * max(aspect, 1) + 0.6
+        assert np.array_equal(stored.color, planned.color) and np.array_equal(stored.flip, planned.flip)
+    squares = center_augment(narrow, 1, crops=3).crop
+    assert np.abs(squares[..., 2] * aspect - squares[..., 3]).max() <= aspect
 
 
 def test_area_crops_have_the_asked_area_and_aspect() -> None:

@@ -34,6 +34,7 @@ def geometry(num_frames: int, fps: float, count: int = 1) -> Geometry:
         fps=np.full(count, fps, dtype=np.float64),
         width=np.full(count, 340, dtype=np.int32),
         height=np.full(count, 256, dtype=np.int32),
+        pixel_aspect=np.ones(count),
     )
 
 
