@@ -17,7 +17,8 @@ ROOMS = (
 
 
 DATA_ROOMS = tuple(
-    f"data.{room}" for room in ("loader", "sources", "sampling", "format", "decode", "codecs", "units", "types")
+    f"data.{room}"
+    for room in ("loader", "sources", "sampling", "format", "decode", "codecs", "units", "types", "inside")
 )
 
 # Rooms that know nothing of each other, in either direction.

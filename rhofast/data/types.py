@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from rhofast.data.inside import ByteRange, ParquetCell
+
 if TYPE_CHECKING:  # the plans need numpy alone; only Views holds tensors
     import torch
 
@@ -46,7 +48,8 @@ class VideoRecord:
 
     Attributes:
         key: Short ASCII name, unique in the data set, of letters, digits, `_` and `-`.
-        path: The video file.
+        path: The video file, or the file that it lies in.
+        inside: Where in the file the video lies, if it is one of many there; None: the file is the video.
         label: Class number >= 0, or None if there are no labels.
         label_name: Name of the class, or None if only numbers are known.
         start: Beginning of the segment; None for the beginning of the file.
@@ -58,6 +61,7 @@ class VideoRecord:
 
     key: str
     path: Path
+    inside: ByteRange | ParquetCell | None = None
     label: int | None = None
     label_name: str | None = None
     start: float | None = None

@@ -35,7 +35,7 @@ from rhofast.ingest.job_result import REFUSED_FILE, RefusedSource, read_refused,
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.out_folder import check_out, clear_leftovers, complete_set, create_folder, locked
 from rhofast.ingest.shard_job import ShardJob, finished_shard, record_facts, run_shard_job
-from rhofast.ingest.source import source_state
+from rhofast.ingest.source import source_states
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
 from rhofast.storage.address import redacted
 from rhofast.storage.files import write_atomically, writing_atomically
@@ -191,7 +191,7 @@ def _check_same(out: Path, complete: DatasetInfo, listing: Listing, settings: Bu
     hint = "choose another folder, or delete this one; add videos to the set with --append"
     if (complete.name, complete.split) != (settings.name, settings.split):
         raise IngestError(f"{out}: holds the set {complete.name!r}, split {complete.split!r}", hint=hint)
-    if complete.build != _build_digest(listing, settings, (source_state(record.path) for record in listing)):
+    if complete.build != _build_digest(listing, settings, source_states(listing)):
         raise IngestError(f"{out}: holds another shard set (other videos or settings)", hint=hint)
     _delete_result_files(out, complete)
 
@@ -218,7 +218,7 @@ def _build_digest(listing: Listing, settings: BuildSettings, states: Iterable[li
     Args:
         listing: The sources.
         settings: The settings.
-        states: What `source_state` returns for each source.
+        states: What `source_states` yields.
     """
     what = [
         VERSION,

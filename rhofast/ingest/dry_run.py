@@ -40,6 +40,7 @@ from rhofast.ingest.probe import RefusedError
 from rhofast.ingest.quality import measure_quality
 from rhofast.ingest.sample import make_sample
 from rhofast.ingest.source import Deadline, read_source, retried
+from rhofast.ingest.stored_names import shown_source
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
 from rhofast.ingest.writer import index_row
 from rhofast.storage.address import redacted
@@ -165,15 +166,15 @@ def _try_video(job: _TrialJob) -> _TriedVideo:
         record, scratch = job.record, Path(folder)
         try:
             deadline = Deadline(job.settings.timeout)
-            source = retried(lambda: read_source(record.path, scratch, deadline), deadline)
+            source = retried(lambda: read_source(job.record.path, scratch, deadline, job.record.inside), deadline)
         except RefusedError as error:
             refused = _CodecResult(cpu_seconds=0.0, refusal=str(error.reason), detail=redacted(error.detail))
             results, num_bytes = [refused] * len(job.codecs), 0
         else:
-            record, num_bytes = replace(record, path=source.path), source.path.stat().st_size
+            record, num_bytes = replace(record, path=source.path, inside=None), source.path.stat().st_size
             results = [_try_codec(record, build_codec(codec), job.settings, scratch) for codec in job.codecs]
     tick(num_bytes)
-    return _TriedVideo(number=job.number, path=redacted(str(job.record.path)), source_bytes=num_bytes, results=results)
+    return _TriedVideo(number=job.number, path=shown_source(job.record), source_bytes=num_bytes, results=results)
 
 
 def _try_codec(record: VideoRecord, codec: Codec, settings: TranscodeSettings, folder: Path) -> _CodecResult:

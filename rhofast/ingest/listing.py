@@ -12,20 +12,22 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from operator import index
 from types import TracebackType
 
+from rhofast.data.inside import ByteRange, Inside, ParquetCell
 from rhofast.data.types import PassedOver, TimedLabel, VideoRecord
 from rhofast.errors import IngestError
 from rhofast.ingest.annotations import check_extra, check_labels, check_segment
-from rhofast.ingest.stored_names import stored_name
+from rhofast.ingest.stored_names import shown_source, stored_name
 from rhofast.storage.address import redacted
 from rhofast.storage.files import as_path
 
 MAX_CLASSES = 1_000_000
 _FEW_CLASSES = 10_000  # more than these must occur, one in a hundred, or the labels are no class numbers
-_COLUMNS = "key, path, label, name, start, end, labels, extra, place"
-_INSERT = f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_COLUMNS = "key, path, inside, label, name, start, end, labels, extra, place"
+_INSERT = f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _KEY_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 _KEY_LENGTH = 80
 _REASONS = 1_000  # reasons, with suffixes, that are counted one by one
@@ -108,10 +110,11 @@ class Listing:
 
     def __iter__(self) -> Iterator[VideoRecord]:
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM records ORDER BY number")
-        for key, path, label, name, start, end, labels, extra, place in rows:
+        for key, path, inside, label, name, start, end, labels, extra, place in rows:
             yield VideoRecord(
                 key=key,
                 path=as_path(os.fsdecode(path), signed=True),
+                inside=None if inside is None else _read_inside(inside),
                 label=label,
                 label_name=name,
                 start=start,
@@ -130,8 +133,8 @@ class Listing:
             "PRAGMA journal_mode = OFF",
             "PRAGMA synchronous = OFF",
             "CREATE TABLE stored (key TEXT PRIMARY KEY) WITHOUT ROWID",
-            "CREATE TABLE records (number INTEGER PRIMARY KEY, key TEXT UNIQUE, path BLOB, label INTEGER, name TEXT,"
-            " start REAL, end REAL, labels TEXT, extra TEXT, place BLOB)",
+            "CREATE TABLE records (number INTEGER PRIMARY KEY, key TEXT UNIQUE, path BLOB, inside TEXT,"
+            " label INTEGER, name TEXT, start REAL, end REAL, labels TEXT, extra TEXT, place BLOB)",
             "BEGIN",
         ):
             self._db.execute(statement)
@@ -149,7 +152,7 @@ class Listing:
         (start, end), labels = check_segment(where, record), check_labels(where, record)
         for each in labels:
             self._classes.add(where, each.label, self._classes.name_of(each.label))
-        extra = check_extra(where, record)
+        extra, inside = check_extra(where, record), _written_inside(where, record.inside)
         if self._db.execute("SELECT 1 FROM stored WHERE key = ?", (record.key,)).fetchone():
             self.skipped += 1
             return
@@ -159,7 +162,7 @@ class Listing:
         try:
             place = os.fsencode(record.where)
             written = json.dumps(labels) if labels else None
-            row = (record.key, os.fsencode(path), label, label_name, start, end, written, extra, place)
+            row = (record.key, os.fsencode(path), inside, label, label_name, start, end, written, extra, place)
         except UnicodeEncodeError:
             raise IngestError(f"{where}: the path is not text: {redacted(path)!r}") from None
         try:
@@ -168,8 +171,12 @@ class Listing:
             raise self._twice(where, record.key) from None
 
     def _twice(self, where: str, key: str) -> IngestError:
-        row = self._db.execute("SELECT path, place FROM records WHERE key = ?", (key,)).fetchone()
-        before = redacted(os.fsdecode(row[1] or row[0]))
+        path, inside, place = self._db.execute(
+            "SELECT path, inside, place FROM records WHERE key = ?", (key,)
+        ).fetchone()
+        before = redacted(os.fsdecode(place or path))
+        if inside is not None and not place:
+            before = f"{before}: {_read_inside(inside).name}"
         return IngestError(
             f"{where}: key {key!r} occurs twice, first in {before}",
             hint="list every video once; every video needs its own key",
@@ -282,5 +289,24 @@ def _where(record: VideoRecord) -> str:
         raise IngestError(f"the recipe yields {str(record)[:80]!r}, which is not a VideoRecord with a key")
     if record.label_name is not None and not isinstance(record.label_name, str):
         raise IngestError(f"{record.path}: the name of the class, {record.label_name!r}, is not text")
-    path = redacted(str(record.path))
-    return f"{record.where}: {path}" if record.where else path
+    inside = record.inside
+    if inside is not None and not (isinstance(inside, ByteRange | ParquetCell) and isinstance(inside.name, str)):
+        raise IngestError(f"{record.path}: inside={inside!r} is not a place in a file", hint="correct the recipe")
+    source = shown_source(record)
+    return f"{record.where}: {source}" if record.where else source
+
+
+def _written_inside(where: str, inside: Inside | None) -> str | None:
+    """Return the place of a video in its file as JSON; raises IngestError if it is none."""
+    if inside is None:
+        return None
+    kind, numbers = type(inside).__name__, [getattr(inside, name, 0) for name in ("offset", "size", "row")]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise IngestError(f"{where}: inside={inside!r} is not a place in a file", hint="correct the recipe")
+    return json.dumps([kind, asdict(inside)])
+
+
+def _read_inside(written: str) -> Inside:
+    """Return the place that `_written_inside` has written."""
+    kind, values = json.loads(written)
+    return ByteRange(**values) if kind == ByteRange.__name__ else ParquetCell(**values)

@@ -19,10 +19,9 @@ from rhofast.ingest.annotations import labels_of_sample
 from rhofast.ingest.ffmpeg_messages import pictures_are_whole
 from rhofast.ingest.probe import UNFIT, Refusal, RefusedError, SourceInfo, probe
 from rhofast.ingest.source import Deadline, call_reader, check_unchanged, read_source, retried
-from rhofast.ingest.stored_names import stored_path
+from rhofast.ingest.stored_names import source_name, stored_path
 from rhofast.ingest.transcode import TranscodeSettings, output_fps, transcode
 from rhofast.ingest.writer import NewSample
-from rhofast.storage.address import redacted
 
 _MIN_FRAMES = 0.8  # share of the frames that the packets promise; some files are wrong about the last ones
 
@@ -47,12 +46,12 @@ def make_sample(record: VideoRecord, codecs: Sequence[Codec], settings: Transcod
     deadline = Deadline(settings.timeout)
     try:
         digest, place, file, member = retried(
-            lambda: _read_and_store(record.path, codecs, settings, scratch, deadline), deadline
+            lambda: _read_and_store(record, codecs, settings, scratch, deadline), deadline
         )
     except RefusedError as error:
         late = error.reason == Refusal.TIMEOUT
         raise RefusedError(Refusal.TIMEOUT, f"after {settings.timeout:g} s") if late else error from None
-    codec, shown = codecs[place], PurePath(redacted(str(record.path)))
+    codec, shown = codecs[place], source_name(record)
     seconds = float(member.num_frames / member.fps)
     labels = labels_of_sample(map(TimedLabel._make, record.labels or ()), record.start, record.end, seconds)
     metadata = {
@@ -86,12 +85,12 @@ def make_sample(record: VideoRecord, codecs: Sequence[Codec], settings: Transcod
 
 
 def _read_and_store(
-    path: Path, codecs: Sequence[Codec], settings: TranscodeSettings, scratch: Path, deadline: Deadline
+    record: VideoRecord, codecs: Sequence[Codec], settings: TranscodeSettings, scratch: Path, deadline: Deadline
 ) -> tuple[bytes, int, Path, Member]:
     """Return the source's digest, the place of the codec that takes it, the member's file and what is in it.
 
     Args:
-        path: The source.
+        record: The video.
         codecs: The codecs, of which the first that takes it stores it.
         settings: How it is transcoded.
         scratch: A folder for files.
@@ -104,7 +103,7 @@ def _read_and_store(
         IngestError: ffmpeg was stopped from outside.
     """
     scratch = Path(tempfile.mkdtemp(dir=scratch))  # nothing of an earlier attempt is in the way
-    source = read_source(path, scratch, deadline)
+    source = read_source(record.path, scratch, deadline, record.inside)
     try:
         info = call_reader(probe, source.path, deadline=deadline)
         _check_duration(info.seconds, settings)

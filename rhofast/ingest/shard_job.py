@@ -13,7 +13,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from rhofast.ingest.executors import tick
 from rhofast.ingest.job_result import RefusedSource, ShardResult, read_result
 from rhofast.ingest.probe import Refusal, RefusedError
 from rhofast.ingest.sample import make_sample
-from rhofast.ingest.source import ReadingTrouble, source_state
-from rhofast.ingest.stored_names import stored_path
+from rhofast.ingest.source import ReadingTrouble, source_states
+from rhofast.ingest.stored_names import shown_source, stored_path
 from rhofast.ingest.transcode import TranscodeSettings
 from rhofast.ingest.writer import NewSample, write_shard
 from rhofast.storage.address import redacted
@@ -77,8 +77,9 @@ class ShardJob:
 
 
 def record_facts(record: VideoRecord) -> list[Any]:
-    """Return everything that a record says of its sample, apart from where the video is."""
-    facts = [record.key, record.label, record.label_name, record.start, record.end]
+    """Return everything that a record says of its sample, apart from the path of its file."""
+    inside = None if record.inside is None else asdict(record.inside)
+    facts = [record.key, inside, record.label, record.label_name, record.start, record.end]
     return [*facts, list(record.labels or ()), record.extra]
 
 
@@ -91,7 +92,7 @@ def run_shard_job(job: ShardJob) -> tuple[int, int]:
     """
     codecs, refused = [build_codec(settings) for settings in job.codecs], list[RefusedSource]()
     # Before anything is read: a source that changes meanwhile is noticed.
-    states = [source_state(record.path) for record in job.records]
+    states = list(source_states(job.records))
     home = job.out if is_local(job.out) else None
     with tempfile.TemporaryDirectory(dir=home, prefix=f".job-{job.number:06d}.", suffix=".tmp") as folder:
         scratch = Path(folder)
@@ -106,13 +107,13 @@ def run_shard_job(job: ShardJob) -> tuple[int, int]:
                     refusal = error
                     source = RefusedSource(
                         key=record.key,
-                        path=stored_path(redacted(str(record.path))),
+                        path=stored_path(shown_source(record)),
                         reason=str(error.reason),
                         detail=printable(redacted(error.detail), _DETAIL),
                     )
                     refused.append(source)
                 _trouble.note(record.path, refusal)
-                tick(0 if state is None else state[0])
+                tick(_source_bytes(record, state))
 
         shard = write_shard(job.out, job.name, samples(), scratch=scratch)
     ShardResult(digest=job.digest(), states=states, shard=shard, refused=refused).write(job.result_file)
@@ -130,7 +131,7 @@ def finished_shard(job: ShardJob) -> ShardResult | None:
     result = read_result(job.result_file)
     if result is None:
         return None
-    now = [source_state(record.path) for record in job.records]
+    now = list(source_states(job.records))
     pairs = list(zip(result.states, now, strict=True)) if len(result.states) == len(now) else []
     changed = any(None not in pair and pair[0] != pair[1] for pair in pairs)
     if result.digest != job.digest() or len(pairs) != len(now) or changed:
@@ -148,3 +149,10 @@ def finished_shard(job: ShardJob) -> ShardResult | None:
         except ShardError:
             return None
     return result
+
+
+def _source_bytes(record: VideoRecord, state: list[Any] | None) -> int:
+    """Return the size of a source, as far as it is known without reading it."""
+    if record.inside is not None:
+        return getattr(record.inside, "size", 0)
+    return 0 if state is None else int(state[0])

@@ -14,12 +14,15 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rhofast.data.inside import Inside
+from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
+from rhofast.ingest.inside_source import copy_inside
 from rhofast.ingest.isolation import IsolatedProcess
 from rhofast.ingest.machine_errors import UnreadableError
 from rhofast.ingest.probe import UNFIT, Refusal, RefusedError
@@ -70,13 +73,15 @@ class Source:
     digest: bytes
 
 
-def read_source(path: Path, scratch: Path, deadline: Deadline) -> Source:
-    """Read a source as a whole; a remote one is copied to `scratch`.
+def read_source(path: Path, scratch: Path, deadline: Deadline, inside: Inside | None = None) -> Source:
+    """Read a source as a whole; a remote one, or one inside a file, is copied to `scratch`.
 
     Args:
-        path: The source, on this machine or behind an address.
+        path: The source, on this machine or behind an address, or the file that it lies in.
         scratch: A folder of this machine.
         deadline: Time limit of the video.
+        inside: Where in the file the source lies; None: it is the file. Nothing else of the file is read, and the
+            digest is that of the video's bytes.
 
     Raises:
         RefusedError: The source is missing, empty, not a file, or took too long.
@@ -84,7 +89,10 @@ def read_source(path: Path, scratch: Path, deadline: Deadline) -> Source:
         OSError: `scratch` cannot be written.
     """
     local = path
-    if not is_local(path):
+    if inside is not None:
+        local = scratch / "source"
+        isolated.call(copy_inside, path if is_local(path) else str(path), inside, local, seconds=deadline.left())
+    elif not is_local(path):
         local = scratch / "source"
         isolated.call(_fetch, str(path), local, seconds=deadline.left())
     return Source(local, call_reader(_read_digest, local, deadline=deadline))
@@ -105,6 +113,15 @@ def source_state(path: Path) -> list[Any] | None:
     except OSError:
         return None
     return [status.st_size, status.st_mtime_ns]
+
+
+def source_states(records: Iterable[VideoRecord]) -> Iterator[list[Any] | None]:
+    """Yield the state of each record's source; a file of which several records in succession are is asked for once."""
+    path, state = None, None
+    for record in records:
+        if record.path != path:
+            path, state = record.path, source_state(record.path)
+        yield state
 
 
 def call_reader(function: Callable[..., ResultT], *arguments: Any, deadline: Deadline) -> ResultT:

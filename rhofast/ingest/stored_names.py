@@ -7,8 +7,10 @@ hexadecimal digits follow (`50%25` as `50%2525`); every other name stays as it i
 
 import os
 import re
+from pathlib import PurePath
 
-from rhofast.storage.address import is_address
+from rhofast.data.types import VideoRecord
+from rhofast.storage.address import is_address, redacted
 
 _ESCAPE = re.compile("[\udc80-\udcff]|%(?=[0-9A-Fa-f]{2})")
 _ESCAPED = re.compile(rb"%([0-9A-Fa-f]{2})")
@@ -43,3 +45,14 @@ def stored_path(path: str) -> str:
         ValueError: The path has a surrogate that stands for no byte.
     """
     return path if is_address(path) and path.isascii() else stored_name(path)
+
+
+def shown_source(record: VideoRecord) -> str:
+    """Return what a record's video is called in messages: `clip.mp4`, or `archive.tar: clip.mp4` inside a file."""
+    path = redacted(str(record.path))
+    return path if record.inside is None else f"{path}: {redacted(record.inside.name)}"
+
+
+def source_name(record: VideoRecord) -> PurePath:
+    """Return the name of a record's video alone, without its folder, fit to be shown."""
+    return PurePath(PurePath(redacted(str(record.path)) if record.inside is None else record.inside.name).name)

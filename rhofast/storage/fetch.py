@@ -62,7 +62,7 @@ def fetch(address: str, copy: Path, policy: RetryPolicy) -> None:
         RhofastError: Nothing opens such an address.
     """
     try:
-        _attempt(address, policy, lambda store, path: _receive(store, path, copy, policy.timeout_s))
+        with_retries(address, policy, lambda store, path: _receive(store, path, copy, policy.timeout_s))
     except _WriteError as error:
         raise error.__cause__ or error from None
 
@@ -75,7 +75,7 @@ def remote_state(address: str, policy: RetryPolicy) -> list[Any] | None:
         policy: How often and how long the store is asked.
     """
     try:
-        info = _attempt(address, policy, lambda store, path: file_info(store, path, min(_INFO_S, policy.total_s)))
+        info = with_retries(address, policy, lambda store, path: file_info(store, path, min(_INFO_S, policy.total_s)))
     except FetchError:
         return None
     if info is None or info.get("size") is None:
@@ -84,7 +84,7 @@ def remote_state(address: str, policy: RetryPolicy) -> list[Any] | None:
     return [int(info["size"]), str(version)]
 
 
-def _attempt(address: str, policy: RetryPolicy, use: Callable[[Any, str], Result]) -> Result:
+def with_retries(address: str, policy: RetryPolicy, use: Callable[[Any, str], Result]) -> Result:
     """Open the store of an address and use it, again if the network fails and another attempt may help.
 
     Args:

@@ -137,7 +137,7 @@ def file_info(store: Any, path: str, seconds: float) -> dict[str, Any] | None:
         Exception: One of `network_errors()`, or ValueError for a malformed endpoint.
     """
     try:
-        return dict(_call(store, "info", seconds, path))
+        return dict(call_store(store, "info", seconds, path))
     except FileNotFoundError as error:
         cause = error.__cause__
         # fsspec's HTTP says so of every failure.
@@ -168,13 +168,16 @@ def check_store(path: Any, within: str | None = None) -> dict[str, Any] | None:
 
 
 @contextmanager
-def open_stream(store: Any, path: str, *, begin: int = 0) -> Iterator[tuple[Any, int, int | None]]:
+def open_stream(
+    store: Any, path: str, *, begin: int = 0, size: int | None = None
+) -> Iterator[tuple[Any, int, int | None]]:
     """Open a remote file for reading in one pass.
 
     Args:
         store: The file system of fsspec.
         path: The path in it.
         begin: Position of the first byte to read.
+        size: Number of bytes that a web server is asked for; None for all.
 
     Yields:
         (the file, its position, its size). The position is 0 if the store cannot begin elsewhere; the size is None if
@@ -187,7 +190,8 @@ def open_stream(store: Any, path: str, *, begin: int = 0) -> Iterator[tuple[Any,
         return
     # One request for the whole rest: fsspec would request one part after the other, and wait for each.
     headers = {**store.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
-    headers |= {"Range": f"bytes={begin}-"} if begin else {}
+    last = "" if size is None else begin + size - 1
+    headers |= {"Range": f"bytes={begin}-{last}"} if begin or size is not None else {}
     with _closed_connections():
         opened = store.open(path, "rb", size=1, block_size=0, headers=headers)
     with opened as remote:
@@ -311,7 +315,7 @@ def read_small(store: Any, path: str, *, max_bytes: int, seconds: float) -> byte
             raise FileNotFoundError(errno.ENOENT, "no such file")
         if (info.get("size") or 0) > max_bytes:
             raise TooLargeError
-        return bytes(_call(store, "cat_file", seconds, path))
+        return bytes(call_store(store, "cat_file", seconds, path))
     content, end = bytearray(), time.monotonic() + seconds
     with open_stream(store, path) as (remote, _, size):
         while (left := end - time.monotonic()) > 0:
@@ -326,7 +330,7 @@ def read_small(store: Any, path: str, *, max_bytes: int, seconds: float) -> byte
     raise TimeoutError(errno.ETIMEDOUT, f"not received within {seconds:g} s")
 
 
-def _call(store: Any, name: str, seconds: float, *arguments: Any) -> Any:
+def call_store(store: Any, name: str, seconds: float, *arguments: Any) -> Any:
     """Call a method of a file system of fsspec, with a limit on the wait where it has one."""
     if not getattr(store, "async_impl", False):
         return getattr(store, name)(*arguments)
