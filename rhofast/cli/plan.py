@@ -38,6 +38,12 @@ def plan(
             min=1, max=1e12, help="Number of videos, such as 65e6. Default: the dry run's.", rich_help_panel=DATA
         ),
     ] = None,
+    test_videos: Annotated[
+        float | None,
+        typer.Option(
+            min=1, max=1e12, help="Held-out videos of kNN, such as 19.8e3. Default: no kNN.", rich_help_panel=DATA
+        ),
+    ] = None,
     kept_share: Annotated[
         float | None,
         typer.Option(
@@ -133,6 +139,7 @@ def plan(
             gpus_per_node=gpus_per_node,
             gpu=gpu,
             videos=videos,
+            test_videos=test_videos,
             kept_share=kept_share,
             mean_seconds=mean_seconds,
             codecs=codec.split(",") if codec else (),

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ShardFormatError
 from rhofast.evaluation.features import Features, Progress, extract_features, part_of
+from rhofast.evaluation.nearest import nearest_rows
 from rhofast.evaluation.scores import Evaluation, Scores, class_map, summarize
 from rhofast.evaluation.task import EvalTask, placed
 
-_MAX_SIMILARITIES = 1 << 25  # similarities in memory at once
 _MAX_EXPONENT = 700.0  # exp of it is finite in float64
 
 
@@ -29,8 +30,9 @@ def knn_scores(
     num_classes: int,
     neighbors: int,
     temperature: float,
+    device: torch.device,
 ) -> npt.NDArray[np.float64]:
-    """Compute the class scores of test samples.
+    """Compute the class scores of test samples. Call it in every process, with the same values.
 
     Args:
         bank: f32[N, D], features of any length.
@@ -40,26 +42,19 @@ def knn_scores(
         neighbors: K; at most N are used.
         temperature: T. Where it is so low that scores would overflow, all scores of a sample are divided by one
             constant.
+        device: Device of this rank, on which neighbors are searched.
 
     Returns:
-        f64[M, num_classes], the class scores.
+        f64[M, num_classes], the class scores, on every rank.
     """
-    bank = _normalized(bank)
-    count = min(neighbors, len(bank))
     m, v, d = queries.shape
-    flat = _normalized(queries.reshape(m * v, d))
-    exponent, label = np.empty((m * v, count)), np.empty((m * v, count), dtype=np.int64)
-    chunk = max(1, _MAX_SIMILARITIES // len(bank))
-    for first in range(0, m * v, chunk):
-        similarity = flat[first : first + chunk] @ bank.T
-        nearest = np.argpartition(similarity, len(bank) - count, axis=1)[:, -count:]
-        exponent[first : first + chunk] = np.take_along_axis(similarity, nearest, axis=1) / temperature
-        label[first : first + chunk] = bank_label[nearest]
-    exponent, label = exponent.reshape(m, v * count), label.reshape(m, v * count)
+    count = min(neighbors, len(bank))
+    cosine, row = nearest_rows(bank, queries.reshape(m * v, d), count, device=device)
+    exponent = cosine.reshape(m, v * count).astype(np.float64) / temperature
     weight = np.exp(exponent - np.maximum(exponent.max(axis=1, keepdims=True) - _MAX_EXPONENT, 0))
-    scores = np.zeros((m, num_classes))
-    np.add.at(scores, (np.repeat(np.arange(m), v * count), label.reshape(-1)), weight.reshape(-1))
-    return scores
+    place = np.arange(m)[:, None] * num_classes + bank_label[row].reshape(m, -1)
+    scores = np.bincount(place.reshape(-1), weight.reshape(-1), minlength=m * num_classes)
+    return scores.reshape(m, num_classes).astype(np.float64, copy=False)
 
 
 def evaluate_knn(
@@ -105,12 +100,13 @@ def evaluate_knn(
     if not labeled.any():
         raise ShardFormatError(f"{train.where}: no readable sample has a label")
     scores = knn_scores(
-        bank.values[labeled].mean(axis=1),
+        bank.values.mean(axis=1)[labeled],
         bank.label[labeled],
         queries.values,
         num_classes=len(train.info.classes),
         neighbors=config.eval.neighbors,
         temperature=config.eval.temperature,
+        device=next(backbone.parameters()).device,
     )
     known = queries.label >= 0
     return summarize(
@@ -119,12 +115,6 @@ def evaluate_knn(
         classes=train.info.classes,
         left_out=[str(error) for error in [*bank.bad, *queries.bad]],
     )
-
-
-def _normalized(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    length = np.linalg.norm(values, axis=-1, keepdims=True)
-    unit: npt.NDArray[np.float32] = values / np.maximum(length, np.finfo(np.float32).tiny)
-    return unit
 
 
 def evaluate_neighbors(task: EvalTask, *, untrained: bool = False, progress: Progress | None = None) -> Evaluation:

@@ -19,6 +19,8 @@ from rhofast.evaluation.scores import Evaluation, summarize
 from rhofast.evaluation.task import open_task
 from tests.helpers.shards import damage_unit
 
+CPU = torch.device("cpu")
+
 
 def by_hand(bank, bank_label, queries, num_classes, neighbors, temperature):  # type: ignore[no-untyped-def]
     scores = np.zeros((len(queries), num_classes))
@@ -37,7 +39,7 @@ def test_class_scores_are_those_of_the_definition() -> None:
     for neighbors, temperature in ((1, 0.1), (20, 0.07), (50, 0.5)):
         options = {"num_classes": 4, "neighbors": neighbors, "temperature": temperature}
         assert np.allclose(
-            knn_scores(bank, label, queries, **options),
+            knn_scores(bank, label, queries, **options, device=CPU),
             by_hand(bank, label, queries, *options.values()),
             rtol=1e-4,
         )
@@ -47,7 +49,8 @@ def test_more_neighbors_than_samples_means_all_of_them() -> None:
     bank = np.eye(3, dtype=np.float32)
     label = np.array([0, 1, 1])
     few, many = (
-        knn_scores(bank, label, bank[:, None], num_classes=2, neighbors=count, temperature=1.0) for count in (3, 200)
+        knn_scores(bank, label, bank[:, None], num_classes=2, neighbors=count, temperature=1.0, device=CPU)
+        for count in (3, 200)
     )
     assert np.allclose(few, many)
 
@@ -59,7 +62,9 @@ def test_a_low_temperature_means_the_nearest_and_no_overflow() -> None:
     unit = [rows / np.linalg.norm(rows, axis=-1, keepdims=True) for rows in (bank, queries)]
     nearest = label[(unit[1] @ unit[0].T).max(axis=1).argmax(axis=1)]
     for temperature in (1e-4, 1e-6, 1e-9):
-        class_scores = knn_scores(bank, label, queries, num_classes=4, neighbors=20, temperature=temperature)
+        class_scores = knn_scores(
+            bank, label, queries, num_classes=4, neighbors=20, temperature=temperature, device=CPU
+        )
         assert np.isfinite(class_scores).all() and class_scores.argmax(axis=1).tolist() == nearest.tolist()
 
 

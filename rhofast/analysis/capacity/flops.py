@@ -35,12 +35,16 @@ class Workload:
         clips: Clips per video.
         flops: Operations per video: all forward and backward passes of backbones and heads. Only convolutions and
             matrix products count, as usual.
+        forward_flops: Operations of one forward pass of the backbone on one clip, without gradients.
+        num_features: Numbers of a feature.
         gradient_bytes: Bytes of all trained parameters in float32, which ranks exchange per step.
         checkpoint_bytes: Bytes of the method's parameters and buffers and of the optimizer state.
     """
 
     clips: int
     flops: float
+    forward_flops: float
+    num_features: int
     gradient_bytes: int
     checkpoint_bytes: int
 
@@ -78,6 +82,8 @@ def count_workload(config: Config, clips: int) -> Workload:
     return Workload(
         clips=clips,
         flops=heads + forward[False] * passes[False] + forward[True] * (1 + _BACKWARD) * passes[True],
+        forward_flops=forward[False],
+        num_features=int(backbone.num_features),  # type: ignore[arg-type]
         gradient_bytes=trained,
         checkpoint_bytes=stored + slots * trained,
     )

@@ -22,21 +22,23 @@ class _GPUSpecs:
 
     Attributes:
         peak: FLOP/s of tensor cores at 16 bits; TF32 has half of it.
+        single: FLOP/s in float32.
         link: Bytes per second to other nodes.
         nvdec: Number of engines that decode video.
         nvjpeg: Number of engines that decode JPEG.
     """
 
     peak: float
+    single: float
     link: float
     nvdec: int
     nvjpeg: int
 
 
 _GPUS: dict[str, _GPUSpecs] = {
-    "a100": _GPUSpecs(312e12, 25e9, 5, 5),
-    "h100": _GPUSpecs(989e12, 50e9, 7, 7),
-    "h200": _GPUSpecs(989e12, 50e9, 7, 7),
+    "a100": _GPUSpecs(312e12, 19.5e12, 25e9, 5, 5),
+    "h100": _GPUSpecs(989e12, 67e12, 50e9, 7, 7),
+    "h200": _GPUSpecs(989e12, 67e12, 50e9, 7, 7),
 }
 _NVDEC_FPS = {"h264": 771.0, "hevc": 1316.0, "copy": 771.0}
 _SMALL_FRAMES = 4.0  # NVDEC decodes at most this many times the frames of 1920x1080
@@ -96,6 +98,13 @@ def machine_inputs(config: Config, options: PlannerOptions) -> dict[str, Input]:
             value=1e9, unit="B/s", origin="default", source="a guess: one writer on shared storage"
         ),
     }
+    if options.test_videos is not None:
+        inputs["single_peak"] = Input(
+            value=gpu.single, unit="FLOP/s", origin="default", source=f"{options.gpu}, float32, {_DATA_SHEET}"
+        )
+        inputs["single_utilization"] = Input(
+            value=0.5, unit="share", origin="default", source="a guess: products and the choice of the nearest rows"
+        )
     if options.storage is not None:
         inputs["storage"] = given(options.storage, "B/s", "--storage")
     return inputs

@@ -96,6 +96,11 @@ def collect_inputs(config: Config, options: PlannerOptions) -> PlannerInputs:
         raise ConfigError(f"method: {error}") from None
     inputs["clips"] = given(clips, "clips", "the configuration")
     inputs["flops"] = given(work.flops, "FLOP", _COUNTED)
+    if options.test_videos is not None:
+        inputs["test_videos"] = given(options.test_videos, "videos", "--test-videos")
+        inputs["views"] = given(config.eval.views, "clips", "eval.views")
+        inputs["features"] = given(work.num_features, "numbers", _COUNTED)
+        inputs["forward_flops"] = given(work.forward_flops, "FLOP", _COUNTED)
     inputs["gradient_bytes"] = given(work.gradient_bytes, "B", _COUNTED)
     inputs["checkpoint_bytes"] = given(work.checkpoint_bytes, "B", _COUNTED)
     if options.bench is not None:

@@ -19,6 +19,7 @@ class PlannerOptions:
         gpus_per_node: GPUs per node.
         gpu: Model of the GPUs.
         videos: Number of videos to store.
+        test_videos: Number of held-out videos that kNN evaluates. None means that kNN is not planned.
         kept_share: Share of the stored videos that is trained on. None means all.
         mean_seconds: Mean duration of a video.
         codecs: Names of the codecs to compare. Empty means jpeg, h264 and hevc, or those of the dry run.
@@ -43,6 +44,7 @@ class PlannerOptions:
     gpus_per_node: int = 8
     gpu: GPU = "h100"
     videos: float | None = None
+    test_videos: float | None = None
     kept_share: float | None = None
     mean_seconds: float | None = None
     codecs: Sequence[str] = ()

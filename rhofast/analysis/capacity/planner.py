@@ -20,8 +20,10 @@ from rhofast.analysis.capacity.advice import CACHE_SPACE, Limit
 from rhofast.analysis.capacity.failures import daly_interval, expected_seconds
 from rhofast.analysis.capacity.plan import CodecPlan, Plan
 from rhofast.analysis.capacity.quantities import Fact, Input, Number, Origin, weakest
+from rhofast.evaluation.nearest import QUERY_BLOCK
 
 _WORTH_SHARE = 0.01  # share of the run that another checkpoint interval must save to be advised
+_FLOAT = 4  # bytes of a number
 _INDEX_PICTURE, _INDEX_GROUP, _INDEX_ROW = 8.25, 16, 120  # index bytes (format/index.py), the last per sample
 
 
@@ -135,6 +137,27 @@ class _Run:
                 "size of all kept checkpoints", numbers["checkpoint_bytes"] * numbers["keep"], "B"
             ),
             "mtbf": self._fact("mean time between failures", self.mtbf_s, "s"),
+            **(self._knn_facts() if "test_videos" in numbers else {}),
+        }
+
+    def _knn_facts(self) -> dict[str, Fact]:
+        """Return what an evaluation by kNN costs: every rank holds the bank, the videos and the queries are divided."""
+        numbers = self.numbers
+        videos, row = self.samples + numbers["test_videos"], numbers["features"] * _FLOAT
+        speed = numbers["peak"] * numbers["utilization"] * numbers["gpus"]
+        queries = numbers["test_videos"] * numbers["views"]
+        products = 2 * self.samples * queries * numbers["features"]
+        search = products / (numbers["single_peak"] * numbers["single_utilization"] * numbers["gpus"])
+        kept = videos * numbers["views"] * row * numbers["gpus_per_node"]
+        return {
+            "knn_extract": self._fact(
+                "kNN: time for all features", videos * numbers["views"] * numbers["forward_flops"] / speed, "s"
+            ),
+            "knn_search": self._fact("kNN: time to find the neighbors", search, "s"),
+            "knn_bank": self._fact(
+                "kNN: bank and cosines on each GPU", self.samples * (row + QUERY_BLOCK * _FLOAT), "B"
+            ),
+            "knn_host": self._fact("kNN: features in the memory of a node", kept, "B"),
         }
 
     def notes(self) -> Iterator[str]:

@@ -28,6 +28,7 @@ from rhofast.config.load import load_config
 from rhofast.config.schema import Config
 from rhofast.data.codecs import build_codec
 from rhofast.errors import ConfigError
+from rhofast.evaluation.nearest import QUERY_BLOCK
 from rhofast.models.methods import METHODS, build_method
 from rhofast.models.methods.method import TrainingProgress
 from rhofast.storage import user_code
@@ -119,6 +120,16 @@ def test_the_plan_is_its_closed_forms() -> None:
     assert shares(plan)["GPU decoders"] == pytest.approx(0.4)
     assert fact(plan, "slowdown") == 1
     assert fact(plan, "interval") == pytest.approx(500 * 512 / rate)
+
+
+def test_knn_is_planned_for_held_out_videos() -> None:
+    more = {"test_videos": 2e4, "views": 2.0, "features": 2048.0, "forward_flops": 1e11}
+    plan = planned(**more, single_peak=5e13, single_utilization=0.5)
+    assert fact(plan, "knn_extract") == pytest.approx(5.2e5 * 2 * 1e11 / (64 * 0.25 * 1e15))
+    assert fact(plan, "knn_search") == pytest.approx(2 * 5e5 * 4e4 * 2048 / (64 * 2.5e13))
+    assert fact(plan, "knn_bank") == pytest.approx(5e5 * 2048 * 4 + 5e5 * QUERY_BLOCK * 4)
+    assert fact(plan, "knn_host") == pytest.approx(8 * 5.2e5 * 2 * 2048 * 4)
+    assert not [name for name in planned().facts if name.startswith("knn")]
 
 
 def test_with_remote_shards_every_node_downloads_the_set_in_every_epoch() -> None:
