@@ -34,6 +34,7 @@ NAMES = [
     *("draw_clips", "eval_clips", "load_backbone", "load_config", "open_shards"),
 ]
 SHAPE = ["num_frames", "frame_stride", "fps", "size", "batch_size"]
+FIELDS = ["label", "labels", "key", "extra"]
 PLACE = ["rank", "world_size", "device", "dtype", "options"]
 
 
@@ -48,7 +49,7 @@ def test_the_public_names_are_these() -> None:
     [
         (lambda: rhofast.clips, ["shards", "keep", "num_clips", *SHAPE, "augment", "fields", "seed", *PLACE]),
         (lambda: rhofast.eval_clips, ["shards", "keep", "views", "crops", *SHAPE, "fields", "samples", *PLACE]),
-        (lambda: rhofast.ClipDataset, ["shards", "keep", "transform", "cache"]),
+        (lambda: rhofast.ClipDataset, ["shards", "keep", "transform", "fields", "cache"]),
     ],
     ids=["clips", "eval_clips", "ClipDataset"],
 )
@@ -67,7 +68,7 @@ def test_the_methods_of_what_they_return_are_these() -> None:
     training = {"load_state_dict", "position", "replay", "samples", "state_dict", "steps_left"}
     assert public(rhofast.TrainLoader) == loader | training
     assert public(rhofast.EvalLoader) == loader
-    assert public(rhofast.Views) == {"clips", "keys", "label", "pixels", "sample", "to"}
+    assert public(rhofast.Views) == {*FIELDS, "clips", "keys", "pixels", "sample", "to"}
     assert {"close", "row"} <= public(rhofast.ClipDataset)
 
 

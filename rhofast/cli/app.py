@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 
 import rhofast
-from rhofast.cli import analysis, evaluate, ingest, train
+from rhofast.cli import analysis, evaluate, ingest, inspection, train
 from rhofast.cli.console import err, out, print_line, print_lines, print_problem
 from rhofast.cli.options import examples
 from rhofast.cli.plan import plan
@@ -183,11 +183,11 @@ app.command(
     ),
 )(ingest.shard)
 app.command(rich_help_panel=DATA, epilog=examples("rhofast recipes", "rhofast recipes kinetics"))(ingest.recipes)
-app.command(rich_help_panel=DATA, epilog=examples("rhofast verify shards/mine --deep"))(ingest.verify)
+app.command(rich_help_panel=DATA, epilog=examples("rhofast verify shards/mine --deep"))(inspection.verify)
 app.command(
     rich_help_panel=DATA,
     epilog=examples("rhofast inspect shards/mine --set clips.num_clips=4 --out inspect.png"),
-)(ingest.inspect)
+)(inspection.inspect)
 app.command(
     rich_help_panel=TRAINING,
     epilog=examples(

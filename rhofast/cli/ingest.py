@@ -1,4 +1,4 @@
-"""The commands that make and check shards: `shard`, `recipes`, `verify`, `inspect`."""
+"""The commands that make shards: `shard`, `recipes`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from rhofast.cli.console import ShardProgress, out, print_error, print_line, print_lines, progress_bar
+from rhofast.cli.console import ShardProgress, out, print_line, print_lines
 from rhofast.cli.options import (
     EXECUTION,
     LIMITS,
@@ -19,14 +19,11 @@ from rhofast.cli.options import (
     SOURCE,
     STORAGE,
     Overrides,
-    ShardsArgument,
-    check_png,
     given,
-    local_folder,
 )
-from rhofast.cli.tables import estimate_table, set_table, shards_text, summary_table
+from rhofast.cli.tables import estimate_table, set_table
 from rhofast.errors import ConfigError
-from rhofast.storage.files import as_path, check_writable, write_atomically
+from rhofast.storage.files import as_path, write_atomically
 
 Executor = Literal["processes", "ray"]
 
@@ -278,58 +275,3 @@ def recipes(
         return
     for recipe in recipe_names():
         print_line(describe_recipe(recipe).partition("\n")[0])
-
-
-def verify(
-    shards: Annotated[
-        Path,
-        typer.Argument(parser=local_folder, metavar="SHARDS", help="Folder of a shard set.", show_default=False),
-    ],
-    deep: Annotated[bool, typer.Option("--deep", help="Decode every sample too, as training does.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")] = None,
-) -> None:
-    """Check a shard set against every promise of the format. Exit code 1 if one is broken."""
-    from rhofast.data.format.dataset import open_folder
-    from rhofast.ingest.verify import verify_shards
-
-    opened = open_folder(shards, check_files=False)
-    with progress_bar() as progress:
-        bar = progress.add_task("verifying", total=len(opened))
-        problems = 0
-        for problem in verify_shards(
-            opened,
-            deep=deep,
-            workers=workers or os.cpu_count() or 1,
-            on_progress=lambda done, _: progress.update(bar, completed=done),
-        ):
-            print_error(str(problem))
-            problems += 1
-    if problems:
-        print_error(f"{shards}: {problems} problems")
-        raise typer.Exit(1)
-    print_line(f"{shards}: {len(opened)} samples in {shards_text(len(opened.info.shards))} are as promised")
-
-
-def inspect(
-    shards: ShardsArgument,
-    target: Annotated[
-        Path | None, typer.Option("--out", metavar="PNG", help="File for histograms.", rich_help_panel=OUTPUT)
-    ] = None,
-    overrides: Overrides = None,
-) -> None:
-    """Print the contents of a shard set, and what it costs to read clips from it."""
-    from rhofast.config.load import load_config
-    from rhofast.data.sources import open_shards
-    from rhofast.ingest.summary import summarize
-    from rhofast.ingest.summary_plot import draw_summary
-
-    if target is not None:
-        check_png("--out", target)
-        check_writable(target)
-    config = load_config(None, overrides or [])
-    opened = open_shards(shards, data=config.data)
-    summary = summarize(opened, config.clips)
-    out.print(summary_table(opened.info, summary, config.clips))
-    if target is not None:
-        draw_summary(summary, target)
-        print_line(f"Wrote {target}")

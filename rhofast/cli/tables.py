@@ -103,6 +103,7 @@ def summary_table(info: DatasetInfo, summary: Summary, clips: ClipConfig) -> Tab
         "sizes": top(summary.sizes, lambda size: f"{size[0]}x{size[1]}"),
         "frame rates": top(summary.rates, lambda rate: f"{rate:g}"),
         "labels": top({**summary.labels, "unlabeled": summary.unlabeled}, lambda name: printable(name, _NAME)),
+        **({"further labels": _several_text(summary)} if summary.several[0] else {}),
         "refused": top(summary.refused, lambda reason: printable(reason, _NAME)) or "none",
         "clip geometry": geometry,
         "bytes read per sample": byte_text(summary.clip_bytes),
@@ -111,6 +112,12 @@ def summary_table(info: DatasetInfo, summary: Summary, clips: ClipConfig) -> Tab
     }
     codecs = ", ".join(str(settings["name"]) for settings in info.codecs)
     return _facts(f"{info.name} ({info.split}), codec {codecs}", rows)
+
+
+def _several_text(summary: Summary) -> str:
+    samples, labels, timed = summary.several
+    when = "all with times" if timed == labels else f"{timed:,} with times" if timed else "without times"
+    return f"{labels:,} ({when}) of {samples:,} samples"
 
 
 def transfer_table(transfer: Transfer, *, target: str | None = None) -> Table:

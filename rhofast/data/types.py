@@ -106,6 +106,8 @@ class _Shaped:
             value = getattr(self, one.name)
             shape = getattr(value, "shape", None)
             kind = str(getattr(value, "dtype", "")).removeprefix("torch.")
+            if isinstance(value, list):
+                kind, shape = "list", (len(value),)
             text = repr(value) if shape is None else f"{kind}{list(shape)}"
             parts.append(f"{one.name}={text}")
         return f"{type(self).__name__}({', '.join(parts)})"
@@ -268,6 +270,7 @@ class Sample:
         stream: The frames of the plan, still encoded, if the device will decode them; otherwise None.
         bytes_used: Number of the bytes read that hold the frames of the plan (see units.usage).
         frames_decoded: Number of frames that are decoded to get the frames of the plan.
+        extra: Fields of the user's own; None if they were not asked for.
     """
 
     sample: int
@@ -278,6 +281,7 @@ class Sample:
     stream: Stream | None = None
     bytes_used: float = 0.0
     frames_decoded: int = 0
+    extra: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, slots=True)
@@ -289,23 +293,33 @@ class Views(_Shaped):
             GPU if the loader was asked for it.
         sample: Numbers of the samples in the data set, i64[B].
         label: Class numbers, i64[B]; -100 (the ignore index of torch) for samples without a label.
+        labels: Which classes hold at some time of each clip, bool[B, P, classes]: the label and those with times.
+        key: Keys of the samples, B texts.
+        extra: Fields of the user's own, B dicts; `views["extra.NAME"]` is a list of one of them, None where it is not.
+
+    The last three are None, and not in the dict, unless the loader was asked for them (`fields`).
     """
 
     pixels: torch.Tensor
     sample: torch.Tensor
     label: torch.Tensor
+    labels: torch.Tensor | None = None
+    key: list[str] | None = None
+    extra: list[dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 6:
             raise ValueError(f"Views.pixels has shape {tuple(self.pixels.shape)}; it must be [B, P, C, T, H, W]")
         _check_leading("Views", (self.pixels.shape[0],), sample=self.sample, label=self.label)
+        if self.labels is not None:
+            _check_leading("Views", tuple(self.pixels.shape[:2]), labels=self.labels)
 
     def clips(self) -> Iterator[torch.Tensor]:
         """Return the P clips one after another, each a view [B, C, T, H, W] without a copy."""
         return iter(self.pixels.unbind(dim=1))
 
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Self:
-        """Return the batch on a device; tensors that are there already are not copied.
+        """Return the batch on a device; tensors that are there already are not copied, and lists stay what they are.
 
         Args:
             device: The device.
@@ -314,19 +328,24 @@ class Views(_Shaped):
         Returns:
             The batch, with the layout of its pixels in memory.
         """
-        moved = {name: self[name].to(device, non_blocking=non_blocking) for name in self.keys()}
-        return self if all(moved[name] is self[name] for name in moved) else type(self)(**moved)
+        held = dict(self)
+        moved: dict[str, Any] = {
+            name: value if isinstance(value, list) else value.to(device, non_blocking=non_blocking)
+            for name, value in held.items()
+        }
+        return self if all(moved[name] is held[name] for name in held) else type(self)(**moved)
 
     def keys(self) -> tuple[str, ...]:
-        """Return the names of the tensors; with it `dict(views)` and `model(**views)` work."""
-        return tuple(one.name for one in fields(self))
+        """Return the names of what the batch has; with it `dict(views)` and `model(**views)` work."""
+        return tuple(one.name for one in fields(self) if getattr(self, one.name) is not None)
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        """Return a tensor by its name; raise KeyError if there is none of this name."""
-        if name not in self.keys():
-            raise KeyError(f"{name!r} is not in the batch, which has {', '.join(self.keys())}")
-        tensor: torch.Tensor = getattr(self, name)
-        return tensor
+    def __getitem__(self, name: str) -> Any:
+        """Return a tensor or list by its name; raise KeyError if there is none of this name."""
+        if name in self.keys():
+            return getattr(self, name)
+        if self.extra is not None and name.startswith("extra."):
+            return [one.get(name.removeprefix("extra.")) for one in self.extra]
+        raise KeyError(f"{name!r} is not in the batch, which has {', '.join(self.keys())}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())

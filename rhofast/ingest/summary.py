@@ -14,6 +14,7 @@ from rhofast.config.schema import ClipConfig
 from rhofast.data.codecs import build_codec
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.index import ShardIndex
 from rhofast.data.sampling.clip_cost import clip_cost
 
 _SAMPLED = 256  # samples whose clips are planned to measure amplification
@@ -37,8 +38,9 @@ class Summary:
         sizes: Number of samples by (width, height).
         rates: Number of samples by frames per second.
         codecs: Number of samples by the name of their storage codec.
-        labels: Number of samples by class name; empty without labels.
-        unlabeled: Number of samples without a label.
+        labels: Number of samples by class name, which may have several classes; empty without labels.
+        unlabeled: Number of samples without any label.
+        several: Number of samples with further labels, number of these labels, and of those among them with times.
         refused: Number of refused sources by reason.
         frame_bytes: Mean bytes of a stored frame.
         clip_bytes: Mean bytes read for the clips of one sample, with the given geometry.
@@ -60,6 +62,7 @@ class Summary:
     codecs: dict[str, int]
     labels: dict[str, int]
     unlabeled: int
+    several: tuple[int, int, int]
     refused: dict[str, int]
     frame_bytes: float
     clip_bytes: float
@@ -84,7 +87,8 @@ def summarize(shards: ShardSet, clips: ClipConfig) -> Summary:
     rates: Counter[float] = Counter()
     codecs = [build_codec(settings) for settings in shards.info.codecs]
     stored_with: Counter[int] = Counter()
-    labels: Counter[int] = Counter()
+    labels = np.zeros(len(shards.info.classes) + 1, dtype=np.int64)  # the last: of samples without any
+    several = np.zeros(3, dtype=np.int64)
     durations: Counter[float] = Counter()
     weights: Counter[float] = Counter()
     total_seconds, member_bytes = 0.0, 0
@@ -93,7 +97,9 @@ def summarize(shards: ShardSet, clips: ClipConfig) -> Summary:
         sizes.update(zip(index.width.tolist(), index.height.tolist(), strict=True))
         rates.update(np.round(index.fps, 3).tolist())
         stored_with.update(index.codec.tolist())
-        labels.update(index.label.tolist())
+        labels += _class_counts(index, len(labels) - 1)
+        has_time = ~(np.isnan(index.label_start) & np.isnan(index.label_end))
+        several += [int((np.diff(index.labels_starts) > 0).sum()), len(index.labels), int(has_time.sum())]
         seconds = index.num_frames / index.fps
         durations.update(_tally(seconds))
         weights.update(_tally(index.size))
@@ -115,8 +121,9 @@ def summarize(shards: ShardSet, clips: ClipConfig) -> Summary:
         sizes=dict(sizes.most_common()),
         rates=dict(rates.most_common()),
         codecs=_by_name(codecs, stored_with),
-        labels={name: labels[label] for label, name in enumerate(shards.info.classes)},
-        unlabeled=sum(count for label, count in labels.items() if label < 0),
+        labels=dict(zip(shards.info.classes, labels[:-1].tolist(), strict=True)),
+        unlabeled=int(labels[-1]),
+        several=(int(several[0]), int(several[1]), int(several[2])),
         refused=shards.info.refused,
         frame_bytes=member_bytes / shards.info.num_frames,
         clip_bytes=cost[0],
@@ -131,6 +138,24 @@ def _by_name(codecs: Sequence[Codec], counts: Mapping[int, int]) -> dict[str, in
     for place, codec in enumerate(codecs):
         named[codec.name] += counts.get(place, 0)
     return dict(named)
+
+
+def _class_counts(index: ShardIndex, num_classes: int) -> npt.NDArray[np.int64]:
+    """Return the number of samples that have each class at some time and, at the end, of those that have none.
+
+    Args:
+        index: The index of a shard.
+        num_classes: Number of classes C.
+
+    Returns:
+        i64[C + 1].
+    """
+    rows, sizes = np.arange(len(index)), np.diff(index.labels_starts)
+    first = np.where(index.label < 0, num_classes, index.label)
+    classes = np.concatenate([first[(index.label >= 0) | (sizes == 0)], index.labels])
+    owners = np.concatenate([rows[(index.label >= 0) | (sizes == 0)], np.repeat(rows, sizes)])
+    distinct = np.unique(owners * (num_classes + 1) + classes) % (num_classes + 1)  # a class may hold at several times
+    return np.bincount(distinct, minlength=num_classes + 1)
 
 
 def _tally(values: npt.NDArray[Any]) -> dict[float, int]:

@@ -18,7 +18,7 @@ from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.clip_cost import clip_cost
-from rhofast.data.types import Units
+from rhofast.data.types import TimedLabel, Units
 from rhofast.ingest.summary import Summary, summarize
 from rhofast.ingest.summary_plot import draw_summary
 from tests.helpers.shards import FPS, NUM_FRAMES, NUM_VIDEOS, write_shards
@@ -134,6 +134,18 @@ def test_four_hundred_classes_are_one_curve_with_its_ends_named(shards: ShardSet
     for words in ("7 samples without label", "33 others", "1 min", "1 h"):
         assert f"<!-- {words}" in text, words
     assert "<!-- action 200 -->" not in text
+
+
+def test_classes_are_counted_once_per_sample_whether_first_or_further(members: list[bytes], tmp_path: Path) -> None:
+    timed = [TimedLabel(0, 0.0, 0.5), TimedLabel(0, 1.0, None), TimedLabel(2)]
+    further = [[], timed, [TimedLabel(1, None, 1.0)], [], timed[2:]]
+    only = summarize(write_shards(tmp_path / "only", members[:5], further=further, per_shard=2), ClipConfig())
+    assert only.labels == {"class 0": 1, "class 1": 1, "class 2": 2} and only.unlabeled == 2
+    assert only.several == (3, 5, 3)
+    both = write_shards(tmp_path / "both", members[:5], labels=[0, 0, 1, 2, 1], further=further, per_shard=2)
+    summary = summarize(both, ClipConfig())
+    assert summary.labels == {"class 0": 2, "class 1": 2, "class 2": 3} and summary.unlabeled == 0
+    drawn(summary, tmp_path / "set.svg")
 
 
 def test_a_set_without_labels_says_so(members: list[bytes], tmp_path: Path) -> None:

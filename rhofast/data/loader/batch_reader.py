@@ -13,6 +13,7 @@ from rhofast.data.format.index import IndexRow
 from rhofast.data.format.reader import Reader
 from rhofast.data.loader.batch import Batch, BatchSelection, Int64Array, PendingReads
 from rhofast.data.loader.batch_planner import BatchPlanner
+from rhofast.data.loader.fields import BatchFields
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Sample
 from rhofast.errors import SampleError
@@ -25,11 +26,14 @@ class BatchReader:
         shards: The data.
         readers: The reader of each set.
         planner: The planner of the batches.
+        fields: What is read of the samples besides.
         threads: Number of threads.
     """
 
-    def __init__(self, shards: Mixture, readers: Sequence[Reader], planner: BatchPlanner, *, threads: int) -> None:
-        self._shards, self._readers, self._planner = shards, readers, planner
+    def __init__(
+        self, shards: Mixture, readers: Sequence[Reader], planner: BatchPlanner, fields: BatchFields, *, threads: int
+    ) -> None:
+        self._shards, self._readers, self._planner, self._fields = shards, readers, planner, fields
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rhofast-pread")
 
     def close(self, *, wait: bool) -> None:
@@ -110,5 +114,6 @@ class BatchReader:
     def _read_one(self, sample: int, frames: npt.NDArray[np.int32], row: IndexRow) -> Sample:
         """Read the bytes of a sample's frames, in a thread of the pool."""
         number, local = self._shards.locate(sample)
-        read = self._readers[number].read(local, frames, row)
+        reader = self._readers[number]
+        read = self._fields.read(reader.read(local, frames, row), reader, row, local)
         return read if local == sample else replace(read, sample=sample)

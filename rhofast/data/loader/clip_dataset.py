@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rhofast.config.section import parse_section
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
 from rhofast.data.format.reader import Reader
+from rhofast.data.loader.fields import parse_fields
 from rhofast.data.sources import open_shards
 from rhofast.errors import ConfigError, ShardFormatError
 from rhofast.storage.address import check_address, is_remote
@@ -51,13 +52,16 @@ class ClipDataset(Dataset[Any]):
             The samples are numbered among themselves. None for all samples.
         transform: Called with the frames and the sample's row of the index (key, label, fps, ...); what it returns is
             the item. It must be picklable for spawned workers. None: the item is the frames.
+        fields: Fields of the sample that an item has besides, as for `rhofast.clips`: the item is then a dict, with
+            `frames` for what it would be otherwise. "labels" are the classes that hold at some time from the first to
+            the last of the frames, bool[classes].
         cache: Folder for copies of remote shards, as `data.cache`; None for the folder for temporary files.
 
     Attributes:
         classes: Name of each class, by label; empty for a set without labels.
 
     Raises:
-        ConfigError: An argument is wrong.
+        ConfigError: An argument is wrong, or the set lacks a field.
         ShardError: The shard set cannot be opened.
     """
 
@@ -67,6 +71,7 @@ class ClipDataset(Dataset[Any]):
         *,
         keep: str | Path | None = None,
         transform: Transform | None = None,
+        fields: Sequence[str] = (),
         cache: str | Path | None = None,
     ) -> None:
         if not isinstance(shards, str | Path) or shards == "":
@@ -82,6 +87,8 @@ class ClipDataset(Dataset[Any]):
         opened = open_shards(self._source, keep=keep, data=self._data)
         self._digest, self._length, self.classes = opened.info.digest, len(opened), tuple(opened.info.classes)
         self._part = opened.part
+        asked_for = parse_fields(fields, (opened,))
+        self._fields = asked_for if fields else None
         self._opened = _Opened(os.getpid(), opened, Reader(opened, decode_pictures=True))
 
     def __len__(self) -> int:
@@ -101,7 +108,7 @@ class ClipDataset(Dataset[Any]):
                 repeats, or as a slice. Negative samples count from the end; negative frames are refused.
 
         Returns:
-            RGB u8[T, H, W, 3], contiguous, or the transform's result.
+            RGB u8[T, H, W, 3], contiguous, or the transform's result; with `fields` a dict with it as `frames`.
 
         Raises:
             IndexError: There is no such sample or frame.
@@ -114,7 +121,10 @@ class ClipDataset(Dataset[Any]):
         row = opened.reader.locate(number)
         wanted = _frame_numbers(frames, row.num_frames, number)
         pixels = _stack(opened.reader.read(number, wanted, row).pictures, wanted, row)
-        return pixels if self._transform is None else self._transform(pixels, row)
+        item = pixels if self._transform is None else self._transform(pixels, row)
+        if self._fields is None:
+            return item
+        return {"frames": item, **self._fields.item(opened.reader, row, number, wanted)}
 
     def row(self, sample: int) -> IndexRow:
         """Return what the index knows of a sample: key, label, number of frames, fps, width and height.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -12,6 +13,7 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.bad_samples import BadSampleLog, DropBadSamples
 from rhofast.data.loader.batch import Int64Array, check_batch_values
 from rhofast.data.loader.batch_planner import EvaluationPlanner
+from rhofast.data.loader.fields import parse_fields
 from rhofast.data.loader.staged_loader import StagedLoader
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Views
@@ -39,13 +41,15 @@ class EvalLoader(StagedLoader):
         world_size: Number of ranks.
         device: Device of the views.
         dtype: Type of the pixels: float32, or float16 on a GPU.
+        fields: Fields of the samples that batches have besides, by name (see `parse_fields`).
         bad_log: File to which a line of JSON is appended per bad sample; None for no file.
 
     Attributes:
         bad: The errors of the samples that this pass has left out so far.
 
     Raises:
-        ConfigError: A decoder is not available, or a batch has more than MAX_BATCH_VALUES values.
+        ConfigError: A decoder is not available, the data lacks a field, or a batch has more than MAX_BATCH_VALUES
+            values.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class EvalLoader(StagedLoader):
         world_size: int = 1,
         device: torch.device = _CPU,
         dtype: torch.dtype = torch.float32,
+        fields: Sequence[str] = (),
         bad_log: Path | None = None,
     ) -> None:
         check_batch_values(
@@ -88,6 +93,7 @@ class EvalLoader(StagedLoader):
             policy,
             augment=augment,
             data=data,
+            fields=parse_fields(fields, (shards,), clips=batch_size * views * crops),
             max_videos=batch_size,
             max_pictures=batch_size * views * crops * clips.num_frames,
             device=device,

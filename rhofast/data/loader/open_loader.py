@@ -73,8 +73,9 @@ def clips(
         batch_size: Videos per global batch, over all ranks.
         augment: "ssl" is the augmentation of `rhofast train`, "supervised" crops at several scales and flips, "none"
             takes the central square. With "ssl", `num_clips=1` gives two views of the same frames, as in training.
-        fields: Fields that the samples must have; ("label",) refuses a set without labels. Without it, `views.label` is
-            -100 where there is no label.
+        fields: Fields of the samples that batches have besides; nothing is read for others. "labels": which classes
+            hold at some time of each clip. "key": the keys. "extra": the fields of the user's own, or "extra.NAME" for
+            some of them. "label" only refuses a set without labels, where `views.label` is otherwise -100.
         seed: Seed of order, clips and augmentation.
         rank: This rank; None to find it out, from torch.distributed or from the launcher.
         world_size: Number of ranks; None to find it out.
@@ -97,7 +98,6 @@ def clips(
     _check_number("batch_size", batch_size, 1, 1 << 24)
     _check_number("seed", seed, 0, _MAX_SEED - 1)
     mixture = open_mixture(shards, keep, sections.data, place[1])
-    _check_fields(fields, mixture.sets)
     return TrainLoader(
         mixture,
         clips=sections.clips,
@@ -109,6 +109,7 @@ def clips(
         world_size=place[1],
         device=where,
         dtype=dtype,
+        fields=fields,
         duplicate_single_clip=augment == "ssl",
     )
 
@@ -145,7 +146,7 @@ def eval_clips(
         fps: Frame rate at which clips are sampled, in frames per second.
         size: Side of the square clips in pixels.
         batch_size: Videos per batch on this rank.
-        fields: Fields that the samples must have; ("label",) refuses a set without labels.
+        fields: Fields of the samples that batches have besides, as in `clips`.
         samples: Numbers of the samples to evaluate, each once; None for all, in order.
         rank: This rank; None to find it out, from torch.distributed or from the launcher.
         world_size: Number of ranks; None to find it out.
@@ -169,7 +170,6 @@ def eval_clips(
     if crops not in (1, 3):
         raise ConfigError(f"crops={crops!r} must be 1 or 3")
     opened = open_set(shards, keep, sections.data)
-    _check_fields(fields, (opened,))
     return EvalLoader(
         opened,
         clips=sections.clips,
@@ -183,6 +183,7 @@ def eval_clips(
         world_size=place[1],
         device=where,
         dtype=dtype,
+        fields=fields,
     )
 
 
@@ -273,21 +274,6 @@ def _find_device(device: torch.device | str | None, dtype: torch.dtype) -> torch
     if dtype not in (torch.float32, torch.float16) or (dtype == torch.float16 and found.type == "cpu"):
         raise ConfigError(f"dtype={dtype} must be torch.float32, or torch.float16 on a GPU (device={str(found)!r})")
     return found
-
-
-def _check_fields(fields: Sequence[str], sets: Sequence[ShardSet]) -> None:
-    """Raise ConfigError if a set lacks one of the fields that a batch shall have."""
-    if isinstance(fields, str) or not isinstance(fields, Sequence):
-        raise ConfigError(f"fields={fields!r} must be a list of names", hint='for example fields=["label"]')
-    for name in fields:
-        if name != "label":
-            raise ConfigError(f"fields: unknown field {name!r}; shards store 'label'")
-        for shards in sets:
-            if not shards.info.classes:
-                raise ConfigError(
-                    f"fields: 'label' is not in {shards.where}: its videos have no labels",
-                    hint="make the shards from a list with labels: rhofast recipes",
-                )
 
 
 def _check_samples(samples: object, shards: ShardSet) -> npt.NDArray[np.int64]:

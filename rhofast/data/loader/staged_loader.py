@@ -25,13 +25,13 @@ from torch.profiler import record_function
 from torch.utils.data import IterableDataset, get_worker_info
 
 from rhofast.config.schema import AugmentConfig, DataConfig
-from rhofast.data.decode.finish import copy_to_device
 from rhofast.data.format.remote import DownloadAhead
 from rhofast.data.loader.bad_samples import BadSamplePolicy
 from rhofast.data.loader.batch import Batch, BatchInProgress, DecodedBatch, FinishedBatch
 from rhofast.data.loader.batch_planner import BatchPlanner
 from rhofast.data.loader.batch_reader import BatchReader
 from rhofast.data.loader.decoders import Decoders
+from rhofast.data.loader.fields import BatchFields
 from rhofast.data.loader.memory_in_use import MemoryInUse
 from rhofast.data.loader.stats import LoaderStats
 from rhofast.data.loader.threaded_pipeline import StageClock, StalledError, ThreadedPipeline, TwoSteps
@@ -39,7 +39,6 @@ from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Views
 from rhofast.errors import ConfigError, DecodeError, SampleError, ShardError, UndecodableError
 
-_NO_LABEL = -100  # torch's ignore index
 _CLOSED = "the loader is closed"
 
 
@@ -54,6 +53,7 @@ class StagedLoader(IterableDataset[Views]):
         policy: What becomes of samples that cannot be read or decoded.
         augment: Options of augmentation.
         data: Options of loading.
+        fields: What batches have besides pixels, numbers and class numbers.
         max_videos: Videos per batch, at most.
         max_pictures: Pictures per batch, at most.
         device: Device of the views.
@@ -76,6 +76,7 @@ class StagedLoader(IterableDataset[Views]):
         *,
         augment: AugmentConfig,
         data: DataConfig,
+        fields: BatchFields,
         max_videos: int,
         max_pictures: int,
         device: torch.device,
@@ -83,6 +84,7 @@ class StagedLoader(IterableDataset[Views]):
     ) -> None:
         self.shards, self.augment = shards, augment
         self._planner, self._policy, self._data, self._device = planner, policy, data, device
+        self._fields = fields
         device_id = None
         if device.type == "cuda":  # "cuda" without an index is the current device
             device_id = torch.cuda.current_device() if device.index is None else device.index
@@ -162,7 +164,7 @@ class StagedLoader(IterableDataset[Views]):
 
     def _begin(self) -> None:
         """Set what a pass over the data begins with: no stages yet, and counters at zero."""
-        self._reads = BatchReader(self.shards, self._readers, self._planner, threads=self._data.threads)
+        self._reads = BatchReader(self.shards, self._readers, self._planner, self._fields, threads=self._data.threads)
         self._pipeline: ThreadedPipeline[FinishedBatch] | None = None
         self._ahead: DownloadAhead | None = None
         self._batches = self._clips = self._frames = self._frames_decoded = self._bytes_read = 0
@@ -271,8 +273,9 @@ class StagedLoader(IterableDataset[Views]):
         if finished.ready is not None:
             consumer = torch.cuda.current_stream(self._device)
             consumer.wait_event(finished.ready)
-            for tensor in (finished.views.pixels, finished.views.sample, finished.views.label):
-                tensor.record_stream(consumer)
+            for value in dict(finished.views).values():
+                if isinstance(value, torch.Tensor):
+                    value.record_stream(consumer)
 
     def _plan(self, address: Any) -> BatchInProgress:
         """Stage 1: choose and plan the samples of a batch, and request their bytes."""
@@ -327,15 +330,11 @@ class StagedLoader(IterableDataset[Views]):
     def _finish(self, decoded: DecodedBatch) -> FinishedBatch:
         """Stage 4: finish the pixels, while the next batch is decoded."""
         batch = decoded.batch
-        labels = [_NO_LABEL if sample.label is None else sample.label for sample in batch.read]
         with torch.cuda.stream(self._finish_stream):
             if self._finish_stream is not None and decoded.ready is not None:
                 self._finish_stream.wait_event(decoded.ready)
-            views = Views(
-                pixels=self._decoders.finish(decoded.pixels, batch.augment),
-                sample=copy_to_device(torch.from_numpy(batch.samples), self._device),
-                label=copy_to_device(torch.tensor(labels), self._device),
-            )
+            pixels = self._decoders.finish(decoded.pixels, batch.augment)
+            views = self._fields.views(pixels, batch, self._device)
             ready = None if self._finish_stream is None else self._finish_stream.record_event()
         if ready is not None:
             self._in_use.hold(decoded.pixels, until=ready)

@@ -8,7 +8,7 @@ it would slice again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.bad_samples import BadSampleLog, ReplaceBadSamples
 from rhofast.data.loader.batch import Int64Array, Replay
 from rhofast.data.loader.batch_planner import TrainingPlanner
+from rhofast.data.loader.fields import parse_fields
 from rhofast.data.loader.staged_loader import StagedLoader
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sampling.shuffle import lanes_of, rank_slice
@@ -53,6 +54,7 @@ class TrainLoader(StagedLoader):
         world_size: Number of ranks.
         device: Device of the views.
         dtype: Type of the pixels: float32, or float16 on a GPU.
+        fields: Fields of the samples that batches have besides, by name (see `parse_fields`).
         bad_log: File to which a line of JSON is appended per bad sample; None for no file.
         duplicate_single_clip: Whether `clips.num_clips` = 1 gives two views of the same frames, as pretraining wants;
             training by labels wants one.
@@ -61,7 +63,8 @@ class TrainLoader(StagedLoader):
         steps_per_epoch: Global batches per epoch.
 
     Raises:
-        ConfigError: The batch does not fit the data, the ranks or the lanes, or a decoder is not available.
+        ConfigError: The batch does not fit the data, the ranks or the lanes, a decoder is not available, or the data
+            lacks a field.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class TrainLoader(StagedLoader):
         world_size: int = 1,
         device: torch.device = _CPU,
         dtype: torch.dtype = torch.float32,
+        fields: Sequence[str] = (),
         bad_log: Path | None = None,
         duplicate_single_clip: bool = True,
     ) -> None:
@@ -117,6 +121,7 @@ class TrainLoader(StagedLoader):
             ReplaceBadSamples(log, rank, data=mixture, order=order, seed=seed),
             augment=augment,
             data=data,
+            fields=parse_fields(fields, mixture.sets, clips=videos * views),
             max_videos=videos,
             max_pictures=videos * views * clips.num_frames,
             device=device,

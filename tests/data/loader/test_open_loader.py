@@ -228,7 +228,7 @@ def test_a_launcher_that_contradicts_itself_is_refused(
         ({"device": "cuda:77"}, "device='cuda:77': there is no such device"),
         ({"device": "cpu", "dtype": torch.float16}, "dtype=torch.float16 must be torch.float32"),
         ({"fields": "label"}, "fields='label' must be a list"),
-        ({"fields": ["caption"]}, "fields: unknown field 'caption'; shards store 'label'"),
+        ({"fields": ["caption"]}, "unknown field 'caption'; it must be one of .* or 'extra.NAME' .*inspect SHARDS"),
         ({"options": ["data.threads=1"]}, "must be a mapping"),
         ({"options": {"threads": 1}}, "options: unknown key 'threads'"),
         ({"options": {"data.thread": 1}}, "data: unknown key 'thread' .did you mean 'threads'"),
