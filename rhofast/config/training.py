@@ -71,6 +71,14 @@ class OptimConfig(Section):
     warmup_lr: NonNegative = 0.001
     """Learning rate at the start of the warm-up, for a batch of `base_batch` videos."""
 
+    final_lr: NonNegative = 0.0
+    """Learning rate at the end of the cosine schedule, for a batch of `base_batch` videos."""
+
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Layer-wise learning rate decay of fine-tuning: each layer of the backbone has this share of the rate of the layer
+    after it; the classifier has the whole rate. For backbones that say what their layers are (ViTs, Slow, S3D). 1: one
+    rate for all layers."""
+
     clip: Positive | None = None
     """Maximum norm of the gradients of all parameters together; larger ones are scaled down. None: no clipping
     (released code)."""
@@ -82,6 +90,8 @@ class OptimConfig(Section):
                 f'optim.schedule="{self.schedule}" does not go with optim.decay_epochs={list(self.decay_epochs)}: '
                 'decay_epochs requires schedule="steps", and schedule="steps" requires decay_epochs.'
             )
+        if self.final_lr and self.schedule == "steps":
+            raise ValueError(f'optim.final_lr={self.final_lr:g} requires optim.schedule="cosine".')
         return self
 
 
@@ -227,6 +237,14 @@ class EvalConfig(Section):
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout probability of a classifier's input during its training. 0: no dropout."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Label smoothing of a classifier's training: the share of the target that is spread evenly over all classes. 0: no
+    smoothing."""
+
+    repeats: Annotated[int, Field(ge=1, le=64)] = 1
+    """Number of clips per training video in a batch of a classifier, each with frames and augmentation of its own
+    (repeated augmentation). With `clips.max_span=0` all of them show the same frames, as in VideoMAE."""
 
     batch_norm: Literal["frozen", "local", "node", "sync"] = "frozen"
     """Statistics of the backbone's batch norm while a classifier is trained: "frozen" running statistics, or batch

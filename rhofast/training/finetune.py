@@ -1,6 +1,6 @@
 """A classifier trained by SGD through the augmenting loader: the release's linear probe, and fine-tuning.
 
-    next(loader) -> one clip per video -> Classifier -> cross-entropy -> optimizer;  at the end the test protocol, once
+    next(loader) -> clips -> Classifier -> cross-entropy of soft targets -> optimizer;  at the end the test, once
 
 Its config is like a run's (configs/eval/): augmentation, optimizer, length, and `eval` for dropout, batch norm and the
 test. What the network sees (clips, normalization) is the checkpoint's unless the config says otherwise. The classifier
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
@@ -29,8 +28,9 @@ from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.schema import Config
 from rhofast.data.sampling.rng import Stream, torch_seed
 from rhofast.data.sampling.shuffle import rank_slice
+from rhofast.data.types import Views
 from rhofast.distributed.collectives import raise_on_lost_ranks, reduce_max
-from rhofast.errors import ConfigError, NotFiniteError, ResumeError
+from rhofast.errors import NotFiniteError, ResumeError
 from rhofast.evaluation.classifier import Classifier
 from rhofast.evaluation.features import Progress
 from rhofast.evaluation.multiview import check_test, crops_of, score_videos
@@ -41,16 +41,19 @@ from rhofast.models.memory_format import to_channels_last
 from rhofast.storage.files import write_atomically
 from rhofast.storage.strict_json import read_record
 from rhofast.storage.user_code import imported_digests
+from rhofast.training.classifier_check import check_classifier
 from rhofast.training.consensus import BAD_LOSS, OK, StepConsensus
 from rhofast.training.environment import versions
+from rhofast.training.layer_decay import layer_scales
 from rhofast.training.metrics_file import MetricsFile
-from rhofast.training.optim import build_optimizer, learning_rate
+from rhofast.training.optim import build_optimizer, learning_rate, set_learning_rate
 from rhofast.training.optimizer_state import load_optimizer
 from rhofast.training.precision_check import check_reduced_precision
 from rhofast.training.preemption import PreemptionHandler
 from rhofast.training.setup import build_accelerator, build_loader, prepare, run_length
 from rhofast.training.step import no_garbage_collection
 from rhofast.training.step_timer import StepTimer
+from rhofast.training.targets import soft_cross_entropy, soft_targets
 
 Kind = Literal["linear", "finetune"]
 OnLog = Callable[[dict[str, Any]], None]
@@ -94,12 +97,9 @@ def train_classifier(
         NotFiniteError: The loss of a step was not finite.
         SaveError: The last checkpoint could not be written.
     """
-    config = task.config.model_copy(update={"clips": task.config.clips.model_copy(update={"num_clips": 1})})
-    if config.train.accumulate != 1:
-        raise ConfigError(
-            f"train.accumulate={config.train.accumulate}: a classifier is trained with 1",
-            hint="set train.accumulate=1, with a smaller train.batch_size for less memory",
-        )
+    repeats = task.config.eval.repeats
+    config = task.config.model_copy(update={"clips": task.config.clips.model_copy(update={"num_clips": repeats})})
+    check_classifier(config, trains_backbone=kind == "finetune")
     check_test(task.model.backbone, config)
     accelerator = build_accelerator(config)
     with raise_on_lost_ranks():
@@ -144,7 +144,8 @@ class _ClassifierTrainer:
                 num_frames=config.clips.num_frames,
                 size=config.augment.size,
             )
-        optimizer = build_optimizer(self.classifier, config.optim)
+        scales = layer_scales(self.classifier.backbone, config.optim.layer_decay, config.backbone.name)
+        optimizer = build_optimizer(self.classifier, config.optim, scales)
         self.model, self.optimizer = prepare(accelerator, self.classifier, optimizer)
         self.loader = build_loader(config, accelerator, task.train, run.bad_samples, duplicate_single_clip=False)
         self.step = 0
@@ -162,6 +163,7 @@ class _ClassifierTrainer:
             "origin": self.task.model.origin,
             "dropout": section.dropout,
             "batch_norm": section.batch_norm,
+            "label_smoothing": section.label_smoothing,
             "classes": self.task.train.info.classes,
         }
         path = RunFolder(self.config.folder).task
@@ -198,10 +200,10 @@ class _ClassifierTrainer:
             while self.step < self.steps:
                 with timer.waiting():
                     views = next(self.loader)
-                loss, hit, rate = self._take_step(views.pixels[:, 0], views.label)
+                loss, hit, known, rate = self._take_step(views)
                 self.step += 1
-                timer.step(len(views.label))
-                hits, seen = hits + hit, seen + (views.label >= 0).sum()
+                timer.step(views.pixels.shape[0] * views.pixels.shape[1])
+                hits, seen = hits + hit, seen + known
                 if self.step % train.log_steps == 0 or self.step == self.steps:
                     self._log(loss, hits, seen, rate, timer)
                     hits = seen = torch.zeros_like(hits)
@@ -238,35 +240,40 @@ class _ClassifierTrainer:
             notes=task.notes,
         )
 
-    def _take_step(self, pixels: Tensor, label: Tensor) -> tuple[Tensor, Tensor, float]:
+    def _take_step(self, views: Views) -> tuple[Tensor, Tensor, Tensor, float]:
         """Take one optimizer step.
 
-        Args:
-            pixels: Clips [B, C, T, H, W].
-            label: Classes i64[B]; -100 for none.
-
         Returns:
-            The loss, the number of videos whose class was right, and the learning rate.
+            The loss, the number of clips whose most probable class was right, the number of clips that have a label,
+            and the learning rate.
         """
         config, epoch = self.config, self.step / self.loader.steps_per_epoch
-        batch, rank = config.train.batch_size, self.accelerator.process_index
+        batch, rank, clips = config.train.batch_size, self.accelerator.process_index, views.pixels.shape[1]
         torch.manual_seed(torch_seed(config.seed, self.step + 1, rank))  # for backbones that draw random numbers
+        share = rank_slice(batch, rank, self.accelerator.num_processes)
         self.classifier.dropout.begin(
             seed=torch_seed(config.seed, self.step + 1, 0, Stream.DROPOUT),
-            rows=rank_slice(batch, rank, self.accelerator.num_processes),
-            batch=batch,
+            rows=slice(share.start * clips, share.stop * clips),
+            batch=batch * clips,
         )
         rate = learning_rate(config.optim, batch, epoch, self.epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.model(pixels)
-        loss = labeled_loss(logits.float(), label)
+        logits = self.model(views.pixels.flatten(0, 1))
+        target = self._target(views)
+        loss = soft_cross_entropy(logits.float(), target)
         self.accelerator.backward(loss)
         if config.optim.clip is not None:
             self.accelerator.clip_grad_norm_(self.classifier.parameters(), config.optim.clip)
         self.optimizer.step()
-        return loss.detach(), (logits.detach().argmax(dim=1) == label).sum(), rate
+        known = target.sum(dim=1) > 0
+        hits = (logits.detach().argmax(dim=1) == target.argmax(dim=1)) & known
+        return loss.detach(), hits.sum(), known.sum(), rate
+
+    def _target(self, views: Views) -> Tensor:
+        """Return the targets of all clips of a batch, f32[B * P, classes]."""
+        label = views.label.repeat_interleave(views.pixels.shape[1])
+        return soft_targets(label, len(self.task.train.info.classes), smoothing=self.config.eval.label_smoothing)
 
     def _log(self, loss: Tensor, hits: Tensor, seen: Tensor, rate: float, timer: StepTimer) -> None:
         window = timer.window()
@@ -312,14 +319,3 @@ class _ClassifierTrainer:
             self._metrics.write(kind, **values)
             if self._on_log is not None:
                 self._on_log({"kind": kind, "steps": self.steps, **values})
-
-
-def labeled_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the videos that have a label; 0, without gradient, for a batch without labels.
-
-    Args:
-        logits: Class scores f32[B, C].
-        label: Classes i64[B]; -100 for none.
-    """
-    some = (label >= 0).any()
-    return F.cross_entropy(logits, torch.where(some, label, 0)) * some

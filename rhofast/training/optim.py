@@ -2,14 +2,15 @@
 
 There are two parameter groups, as in the released implementation: the affine parameters of normalizations (no weight
 decay, no layer adaptation), and everything else, biases included. A module with `no_weight_decay()` (timm's convention)
-names more parameters for the first group. While the attribute `found_inf` of an optimizer, a
-scalar on the device, is 1, its steps are skipped; `torch.amp.GradScaler` uses the same attribute.
+names more parameters for the first group. With layer-wise decay of the rate (layer_decay.py) each group is split by
+layer, and `lr_scale` of a part is its share of the rate. While the attribute `found_inf` of an optimizer, a scalar on
+the device, is 1, its steps are skipped; `torch.amp.GradScaler` uses the same attribute.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -92,13 +93,16 @@ class LARS(torch.optim.Optimizer):
         return buffer
 
 
-def build_optimizer(model: nn.Module, section: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, section: OptimConfig, scales: Mapping[int, float] | None = None
+) -> torch.optim.Optimizer:
     """Build an optimizer over the trainable parameters of a model.
 
     Args:
         model: The model; affine parameters of its normalizations, and those named by `no_weight_decay()` of a module,
             get neither weight decay nor adaptation.
         section: `optim` of the configuration. The learning rate is set anew before every step.
+        scales: Share of the rate by the `id` of a parameter; 1 for all others.
     """
     norms = {
         id(p)
@@ -111,19 +115,30 @@ def build_optimizer(model: nn.Module, section: OptimConfig) -> torch.optim.Optim
         names = without_decay() if callable(without_decay) else ()
         norms |= {id(p) for name, p in module.named_parameters() if name in names}
     trainable = [p for p in model.parameters() if p.requires_grad]
-    plain = {"params": [p for p in trainable if id(p) in norms], "weight_decay": 0.0}
-    other = {"params": [p for p in trainable if id(p) not in norms], "weight_decay": section.weight_decay}
+    plain: dict[str, Any] = {"params": [p for p in trainable if id(p) in norms], "weight_decay": 0.0}
+    other: dict[str, Any] = {
+        "params": [p for p in trainable if id(p) not in norms],
+        "weight_decay": section.weight_decay,
+    }
+    if section.name == "lars":
+        plain, other = {**plain, "adapt": False}, {**other, "adapt": True}
+    groups = [plain, other] if not scales else [*_by_scale(plain, scales), *_by_scale(other, scales)]
     lr, momentum, nesterov = section.base_lr, section.momentum, section.nesterov
     if section.name == "lars":
-        groups = [{**plain, "adapt": False}, {**other, "adapt": True}]
         return LARS(groups, lr, momentum=momentum, nesterov=nesterov, trust=section.trust)
     if section.name == "sgd":
-        optimizer = torch.optim.SGD([plain, other], lr, momentum=momentum, nesterov=nesterov, fused=True)
+        optimizer = torch.optim.SGD(groups, lr, momentum=momentum, nesterov=nesterov, fused=True)
         if momentum:  # torch would create the buffers in the first step, and leave them unset if that is skipped
             for p in trainable:
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return optimizer
-    return torch.optim.AdamW([plain, other], lr, betas=section.betas, fused=True)
+    return torch.optim.AdamW(groups, lr, betas=section.betas, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next step, of each group its share."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def learning_rate(section: OptimConfig, batch_size: int, epoch: float, epochs: float) -> float:
@@ -139,11 +154,10 @@ def learning_rate(section: OptimConfig, batch_size: int, epoch: float, epochs: f
         epochs: Epochs of the whole run.
     """
     scale = batch_size / section.base_batch
-    peak = section.base_lr * scale
     if epoch >= section.warmup_epochs:
-        return peak * _curve(section, epoch, epochs)
+        return _curve(section, scale, epoch, epochs)
     start = section.warmup_lr * scale
-    return start + epoch * (peak * _curve(section, section.warmup_epochs, epochs) - start) / section.warmup_epochs
+    return start + epoch * (_curve(section, scale, section.warmup_epochs, epochs) - start) / section.warmup_epochs
 
 
 def laid_out_as(p: Tensor, x: Tensor) -> Tensor:
@@ -156,11 +170,25 @@ def _strides(x: Tensor) -> list[int]:
     return [stride for length, stride in zip(x.shape, x.stride(), strict=True) if length > 1]
 
 
-def _curve(section: OptimConfig, epoch: float, epochs: float) -> float:
-    """Return the share of the peak rate: a cosine from 1 to 0, or steps."""
+def _curve(section: OptimConfig, scale: float, epoch: float, epochs: float) -> float:
+    """Return the rate without warm-up: a cosine from `base_lr` to `final_lr`, or steps."""
+    peak, end = section.base_lr * scale, section.final_lr * scale
     if section.schedule == "cosine":
-        return (1 + math.cos(math.pi * epoch / epochs)) / 2
-    return section.decay ** sum(epoch >= decay_epoch for decay_epoch in section.decay_epochs)
+        return end + (peak - end) * ((1 + math.cos(math.pi * epoch / epochs)) / 2)
+    return peak * section.decay ** sum(epoch >= decay_epoch for decay_epoch in section.decay_epochs)
+
+
+def _by_scale(group: dict[str, Any], scales: Mapping[int, float]) -> list[dict[str, Any]]:
+    """Split a parameter group by the share of the rate, the lowest first."""
+    shares = [scales.get(id(p), 1.0) for p in group["params"]]
+    return [
+        {
+            **group,
+            "params": [p for p, share in zip(group["params"], shares, strict=True) if share == wanted],
+            "lr_scale": wanted,
+        }
+        for wanted in sorted(set(shares))
+    ]
 
 
 def _adapt(params: list[Tensor], gradients: list[Tensor], decay: float, trust: float) -> list[Tensor]:

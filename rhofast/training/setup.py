@@ -75,6 +75,15 @@ def check_accumulation(method: Method, section: TrainConfig, ranks: int) -> None
         )
 
 
+def check_pretraining(config: Config) -> None:
+    """Raise ConfigError for settings that mean something where a classifier is trained, and nothing here."""
+    if config.optim.layer_decay != 1:
+        raise ConfigError(
+            f"optim.layer_decay={config.optim.layer_decay:g}: pretraining has one rate for all layers",
+            hint="set optim.layer_decay=1; layer-wise decay is for rhofast eval finetune",
+        )
+
+
 def open_training_shards(config: Config) -> Mixture:
     """Open what the run trains on; raise ConfigError or ShardError."""
     num_ranks, ranks_per_node = launched()
@@ -155,6 +164,7 @@ def build_model(
     Raises:
         ConfigError: Settings that do not fit together.
     """
+    check_pretraining(config)
     check_user_code(config, accelerator.device)
     method = build_method(config.method.name, config.method.options, build(config)).to(accelerator.device)
     try:

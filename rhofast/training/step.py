@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rhofast.models.methods.method import Method, TrainingProgress
 from rhofast.training.consensus import BAD_GRADIENT, BAD_LOSS, OK
+from rhofast.training.optim import set_learning_rate
 
 
 def train_step(
@@ -63,8 +64,7 @@ def train_step(
         enter("forward")
 
     enter("forward")
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    set_learning_rate(optimizer, rate)
     optimizer.zero_grad(set_to_none=True)
     loss, logs = forward_backward(
         model,

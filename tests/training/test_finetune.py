@@ -17,9 +17,10 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask, open_task
-from rhofast.training.finetune import Stopped, labeled_loss, train_classifier
+from rhofast.training.finetune import Stopped, train_classifier
 from rhofast.training.metrics import find_metric
 from rhofast.training.optim import learning_rate
+from rhofast.training.targets import soft_cross_entropy
 from rhofast.training.trainer import train
 from tests.helpers.reference import needs_vectors, numbers
 from tests.helpers.shards import ROOT, TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
@@ -163,6 +164,40 @@ def test_two_ranks_give_what_one_gives(shards: ShardSet, held_out: ShardSet, tmp
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_repeats_put_several_clips_of_a_video_into_a_batch(
+    shards: ShardSet, held_out: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout is drawn for clips, and each clip has the target of its video."""
+    seen = []
+    monkeypatch.setattr(
+        "rhofast.training.finetune.soft_cross_entropy",
+        lambda logits, target: seen.append((logits.shape, target.argmax(dim=1))) or soft_cross_entropy(logits, target),
+    )
+    settings = ("eval.repeats=3", "eval.label_smoothing=0.1", "train.steps=2")
+    result = train_classifier(task(shards, held_out, tmp_path, *settings), kind="finetune")
+    assert isinstance(result, Evaluation)
+    for shape, classes in seen:
+        assert shape == (12, 3) and torch.equal(classes, classes[::3].repeat_interleave(3))
+    for other, message in (("repeats=2", "num_clips was 3, is 2"), ("label_smoothing=0", "label_smoothing was 0.1")):
+        with pytest.raises(ResumeError, match=message):
+            train_classifier(task(shards, held_out, tmp_path, *settings, f"eval.{other}"), kind="finetune", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "message"),
+    [
+        ("finetune", "train.accumulate=2", r"train\.accumulate=2: a classifier is trained with 1"),
+        ("linear", "optim.layer_decay=0.75", r"optim\.layer_decay=0\.75: a linear probe trains the classifier alone"),
+    ],
+)
+def test_what_a_classifier_cannot_follow_is_refused_before_anything_is_written(
+    shards: ShardSet, held_out: ShardSet, tmp_path: Path, kind: Any, setting: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train_classifier(task(shards, held_out, tmp_path, setting), kind=kind)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_config_takes_the_geometry_of_the_run_and_the_rest_of_its_file(
     shards: ShardSet, held_out: ShardSet, tmp_path: Path
 ) -> None:
@@ -239,16 +274,3 @@ def test_a_config_has_the_rates_of_the_released_configuration(name: str, release
 
 def test_every_config_is_checked() -> None:
     assert set(CONFIGS) == {"linear_k400", "ucf101_byol", "ucf101_moco", "ucf101_paper", "hmdb51_paper", "ssv2"}
-
-
-def test_a_batch_without_labels_has_no_loss_and_labels_keep_theirs_bit_for_bit() -> None:
-    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    none = labeled_loss(logits, torch.full((4,), -100))
-    (gradient,) = torch.autograd.grad(none, logits)
-    assert none.item() == 0 and not gradient.any()
-    label = torch.tensor([0, -100, 2, 1])
-    (mine,), (reference,) = (
-        torch.autograd.grad(loss(logits, label), logits) for loss in (labeled_loss, torch.nn.functional.cross_entropy)
-    )
-    assert torch.equal(mine, reference)
-    assert torch.equal(labeled_loss(logits, label), torch.nn.functional.cross_entropy(logits, label))

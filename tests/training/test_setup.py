@@ -24,3 +24,10 @@ def test_ranks_with_other_lists_are_refused(shards: ShardSet, tmp_path: Path, mo
     with pytest.raises(ConfigError, match=r"data\.train: rank 1 has opened other data than rank 0 .*\(keep\)"):
         setup.build_loader(config, Accelerator(cpu=True), parts[1], None)
     setup.build_loader(config, Accelerator(cpu=True), parts[0], None).close()
+
+
+def test_pretraining_has_one_rate_for_all_layers(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY_PAGE)
+    config = load_config(tmp_path / "tiny.toml", [f"out={tmp_path}", "optim.layer_decay=0.75"])
+    with pytest.raises(ConfigError, match=r"optim\.layer_decay=0\.75: pretraining has one rate for all layers"):
+        setup.build_model(config, Accelerator(cpu=True))

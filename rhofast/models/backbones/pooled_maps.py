@@ -26,3 +26,9 @@ class PooledMaps(nn.Module):
         """Return the features of clips: [N, 3, T, H, W] -> [N, num_features]."""
         features: Tensor = self.feature_maps(x)[-1].mean(dim=(2, 3, 4))
         return features
+
+
+def block_names(stages: nn.ModuleList) -> list[tuple[str, ...]]:
+    """Return the name of each block of the stages `stages`, a layer each, from input to output."""
+    blocks = [(number, len(stage)) for number, stage in enumerate(stages) if isinstance(stage, nn.Sequential)]
+    return [(f"stages.{number}.{block}",) for number, count in blocks for block in range(count)]

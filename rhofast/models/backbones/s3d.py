@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from rhofast.config.section import Count, Section
 from rhofast.models.backbones.clip_limits import ClipLimits
 from rhofast.models.backbones.max_pool import max_pool
-from rhofast.models.backbones.pooled_maps import PooledMaps
+from rhofast.models.backbones.pooled_maps import PooledMaps, block_names
 
 # Output channels of the blocks' convolutions, by stage: branch 0; branch 1, inner and outer; branch 2; branch 3.
 _BLOCKS = (
@@ -182,6 +182,11 @@ class S3D(PooledMaps):
                 wide = blocks[-1].out
             self.stages.append(nn.Sequential(*blocks))
         self.num_features = wide
+
+    def layers(self) -> list[tuple[str, ...]]:
+        """Return the names of the three layers before the stages, then those of each Inception block."""
+        gate = () if self.gate_2c is None else ("gate_2c",)
+        return [("stem",), ("conv_2b",), ("conv_2c", *gate), *block_names(self.stages)]
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """Return the outputs of conv_2c and of the three stages, each [N, C, T', H', W'], before they are pooled.

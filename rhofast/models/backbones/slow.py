@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from rhofast.config.section import Count, Section
 from rhofast.models.backbones.max_pool import max_pool
-from rhofast.models.backbones.pooled_maps import PooledMaps
+from rhofast.models.backbones.pooled_maps import PooledMaps, block_names
 
 # Number of blocks of each stage.
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -140,6 +140,10 @@ class Slow(PooledMaps):
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
         self.num_features = wide
+
+    def layers(self) -> list[tuple[str, ...]]:
+        """Return the names of the stem, then those of each block."""
+        return [("stem", "stem_bn"), *block_names(self.stages)]
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """Return the outputs of the stem (after pooling) and of the four stages, each [N, C, T, H', W']."""

@@ -168,6 +168,12 @@ class ViT(nn.Module):
         tokens = ("cls_token", "pos_embed", "video_mod_embed")
         return {name for name, value in self.named_parameters() if value.ndim == 1 or name in tokens}
 
+    def layers(self) -> list[tuple[str, ...]]:
+        """Return the names of what makes tokens, then those of each block."""
+        tokens = ("cls_token", "pos_embed", "video_mod_embed")
+        embedding = ("patch_embed", *(name for name in tokens if getattr(self, name) is not None))
+        return [embedding, *((f"blocks.{number}",) for number in range(len(self.blocks)))]
+
     def tokens(self, x: Tensor) -> Tensor:
         """Return the tokens after the last block, without the class token: [N, 3, T, H, W] -> [N, L, D]."""
         return self._encode(x)[1]
