@@ -39,6 +39,21 @@ def key_of(path: str, size: int = 6) -> str:
     return f"{readable}_{digest}" if readable else digest
 
 
+def segment_key(path: str, start: float | None, end: float | None) -> str:
+    """Return the key of a segment of a video: that of the video if it is the whole of it.
+
+    Args:
+        path: The path or address.
+        start: Seconds at which the segment begins; None for the beginning of the video.
+        end: Seconds at which it ends; None for the end of the video.
+    """
+    key = key_of(path)
+    if start is None and end is None:
+        return key
+    times = "-".join("" if time is None else f"{float(time):.6f}" for time in (start, end))
+    return f"{key}_{digest_of(times, 4)}"
+
+
 def first_folder(folders: Iterable[Path]) -> Path:
     """Return the first folder that exists, or else the last one."""
     for folder in folders:

@@ -50,7 +50,7 @@ def shard(
     recipe: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Recipe, by name or path. Default: folder or csv_list.", rich_help_panel=SOURCE
+            metavar="NAME", help="Recipe, by name or path. Default: by the kind of SOURCE.", rich_help_panel=SOURCE
         ),
     ] = None,
     option: Annotated[

@@ -30,7 +30,10 @@ from rhofast.storage.user_code import import_file
 
 _PACKAGE = Path(rhofast.__file__).parent
 _FOLDERS = (_PACKAGE.parent / "shards", _PACKAGE / "recipes")  # of a checkout, of an installed wheel
-_LISTS = {".csv", ".txt", ".tsv", ".lst", ".list"}
+_BY_SUFFIX = {
+    **dict.fromkeys((".csv", ".txt", ".tsv", ".lst", ".list"), "csv_list"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "records"),
+}
 
 
 def recipe_names() -> list[str]:
@@ -69,7 +72,7 @@ def find_records(
 
     Args:
         source: The folder, list or other source that the recipe reads.
-        recipe: Name or path of a recipe. None: `folder` for a folder, `csv_list` for a list.
+        recipe: Name or path of a recipe. None: `folder` for a folder, and what the suffix of a file says.
         options: Options of the recipe, as `name=value`.
         on_passed_over: Called with each thing that the recipe finds and does not list.
 
@@ -138,17 +141,19 @@ def published_count(source: Path, recipe: str | None, options: Sequence[str]) ->
 
 
 def _recipe_for(source: Path) -> str:
-    """Return the recipe for a folder or a list; raises IngestError for any other source."""
+    """Return the recipe for a folder or a file by its suffix; raises IngestError for any other source."""
     if source.exists() and not source.is_file() and not source.is_dir():
         raise IngestError(f"{source}: not a regular file or folder", hint="write the list to a file")
     if not source.exists():
         raise IngestError(f"{source}: no such file or folder", hint="give a folder of videos, or a list of them")
-    if source.is_file() and source.suffix.lower() not in _LISTS:
+    if source.is_dir():
+        return "folder"
+    if source.suffix.lower() not in _BY_SUFFIX:
         raise IngestError(
-            f"{source}: not a folder or a list ({', '.join(sorted(_LISTS))})",
+            f"{source}: not a folder or a list ({', '.join(sorted(_BY_SUFFIX))})",
             hint="choose a recipe with --recipe NAME",
         )
-    return "folder" if source.is_dir() else "csv_list"
+    return _BY_SUFFIX[source.suffix.lower()]
 
 
 def _load(recipe: str) -> ModuleType:

@@ -112,6 +112,40 @@ def read_lines(
     Raises:
         RhofastError: An error of class `raises`, as of `read_record`.
     """
+    found = read_numbered_lines(
+        path, kind, raises=raises, max_bytes=max_bytes, max_line_bytes=max_line_bytes, torn_end=torn_end, hint=hint
+    )
+    for _, value in found:
+        yield value
+
+
+def read_numbered_lines(
+    path: Path,
+    kind: type[T],
+    *,
+    raises: type[RhofastError],
+    max_bytes: int | None = MAX_LINES_BYTES,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    torn_end: bool = False,
+    hint: str | None = None,
+) -> Iterator[tuple[int, T]]:
+    """Read a file of JSON lines as `read_lines` does, with the number of each line.
+
+    Args:
+        path: As for `read_lines`.
+        kind: As for `read_lines`.
+        raises: As for `read_lines`.
+        max_bytes: Largest size of the file, in bytes; None: any, for files of which nothing but one line is kept.
+        max_line_bytes: As for `read_lines`.
+        torn_end: As for `read_lines`.
+        hint: As for `read_lines`.
+
+    Yields:
+        (number of the line from 1, value), in their order.
+
+    Raises:
+        RhofastError: An error of class `raises`, as of `read_record`.
+    """
     name, total = str(path), 0
     with _open(path, raises, hint) as file:
         number = 0
@@ -119,12 +153,12 @@ def read_lines(
             number, total = number + 1, total + len(line)
             if len(line) > max_line_bytes:
                 raise raises(f"{name}: line {number} is longer than {max_line_bytes} bytes", hint=hint)
-            if total > max_bytes:
+            if max_bytes is not None and total > max_bytes:
                 raise raises(f"{name}: larger than {max_bytes} bytes", hint=hint)
             if not line.strip():
                 continue
             try:
-                yield _parse(line, kind)
+                yield number, _parse(line, kind)
             except _MisfitError as error:
                 if torn_end and not line.endswith(b"\n"):
                     return

@@ -1,0 +1,77 @@
+"""Labels as other tools write them, numbers or names of classes, as class numbers. Not a recipe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from _lists import problem
+from csv_list import class_names
+
+_LONGEST = 80  # characters of a label in a message
+
+
+class Classes:
+    """The classes of a data set, by number and by name.
+
+    Attributes:
+        names: Name of each number; empty if numbers have no names.
+    """
+
+    def __init__(self, names_file: Path | None) -> None:
+        """Read the names of the classes.
+
+        Args:
+            names_file: A text file with one name per line from class 0 on, or a JSON file; None: labels are numbers.
+
+        Raises:
+            ValueError: The file does not name each class once.
+        """
+        self._file = names_file
+        self.names = [] if names_file is None else class_names(names_file)
+        self._numbers = {name: number for number, name in enumerate(self.names)}
+
+    def label(self, where: str, value: Any) -> tuple[int | None, str | None]:
+        """Return the number and the name of a class; the name is None if it is not known.
+
+        Args:
+            where: Where the label stands, for the error.
+            value: The label: a number, or text that is a number or a name; None: there is no label.
+
+        Raises:
+            ValueError: There is no such class.
+        """
+        if value is None:
+            return None, None
+        if isinstance(value, str):
+            return self._of_text(where, value.strip())
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise problem(f"{where}: label {_shown(value)} is neither a whole number nor a name", "correct the label")
+        if value < 0:
+            raise problem(f"{where}: label {value} is below 0", "leave the label out where there is none")
+        if self.names and value >= len(self.names):
+            raise problem(
+                f"{where}: label {value}, but {self._file} names {len(self.names)} classes", "complete the file"
+            )
+        return value, self.names[value] if self.names else None
+
+    def _of_text(self, where: str, text: str) -> tuple[int, str | None]:
+        if text in self._numbers:
+            return self._numbers[text], text
+        if re.fullmatch(r"-?[0-9]{1,18}", text):
+            number, name = self.label(where, int(text))
+            assert number is not None
+            return number, name
+        if self.names:
+            raise problem(f"{where}: class {_shown(text)} is not in {self._file}", "add it, or correct the label")
+        raise problem(
+            f"{where}: label {_shown(text)} is a name, whose number is not known",
+            "name the classes in a file, one per line: --option classes=FILE",
+        )
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:_LONGEST]
