@@ -22,6 +22,7 @@ import typer
 
 import rhofast
 from rhofast.cli import analysis, evaluate, ingest, inspection, train
+from rhofast.cli.boxes import boxes
 from rhofast.cli.console import err, out, print_line, print_lines, print_problem
 from rhofast.cli.options import examples
 from rhofast.cli.plan import plan
@@ -188,6 +189,13 @@ app.command(
     rich_help_panel=DATA,
     epilog=examples("rhofast inspect shards/mine --set clips.num_clips=4 --out inspect.png"),
 )(inspection.inspect)
+app.command(
+    rich_help_panel=DATA,
+    epilog=examples(
+        "rhofast boxes shards/ava_val --truth ava_val_v2.2.csv --detections ava_detection_val_boxes_and_labels.csv "
+        "--excluded ava_val_excluded_timestamps_v2.2.csv --classes ava_action_list_v2.2_for_activitynet_2019.pbtxt",
+    ),
+)(boxes)
 app.command(
     rich_help_panel=TRAINING,
     epilog=examples(

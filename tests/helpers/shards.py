@@ -115,12 +115,14 @@ def write_shards(
     labels: list[int] | None = None,
     further: Sequence[Sequence[TimedLabel]] | None = None,
     extra: Sequence[dict[str, Any] | None] | None = None,
+    start: float | None = None,
     per_shard: int = 5,
     codec: Codec | Sequence[Codec] = _JPEG,
 ) -> ShardSet:
     """A shard set of ready members, without ffmpeg: all of one codec, or each of its own.
 
-    `further` are the labels with times of each member, `extra` the user's own fields.
+    `further` are the labels with times of each member, `extra` the user's own fields, `start` is where all segments
+    begin in their sources.
     """
     codecs = [codec] * len(members) if isinstance(codec, Codec) else list(codec)
     listed = list(dict.fromkeys(codecs))
@@ -134,7 +136,7 @@ def write_shards(
                 timed = () if further is None else tuple(further[video])
                 found |= {each.label for each in timed}
                 note: dict[str, Any] = {"label": None if labels is None else labels[video], "labels": timed}
-                note["extra"] = None if extra is None else extra[video]
+                note |= {"extra": None if extra is None else extra[video], "start": start}
                 metadata = json.dumps(note).encode()
                 entry = tarfile.TarInfo(f"v{video}.json")
                 entry.size = len(metadata)

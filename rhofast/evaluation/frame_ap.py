@@ -1,0 +1,120 @@
+"""Frame average precision of action detection, by the definition of Pascal VOC 2010 and later, as AVA is evaluated.
+
+    per image and class   detections, best score first: each takes the truth of its class with which it overlaps most;
+                          it is right if they overlap by at least 0.5 (intersection over union) and nothing took that
+                          truth before
+    per class             all detections of all images, best score first: precision and recall after each of them;
+                          precision made non-increasing in recall; the area below it, under every step
+    mAP                   the mean over the classes that have any truth
+
+It is what ActivityNet's `get_ava_performance.py` computes. PySlowFast's copy lets the detections of an image take their
+truth in the order of the file; this one, like the original, begins with the best score. There are no "difficult" boxes
+and there is no suppression. Boxes without area are never right, and as detections they do not count. Tools for COCO
+differ: they interpolate precision at 101 points of recall.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+IOU = 0.5
+"""Least intersection over union at which a detection may be right."""
+
+Float = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Truth:
+    """G true boxes.
+
+    Attributes:
+        image: Number of the image of each box, i64[G].
+        boxes: Left, top, right and bottom, f64[G, 4].
+        shows: Which of C classes each box shows, bool[G, C].
+    """
+
+    image: Int64Array
+    boxes: Float
+    shows: Bools
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Detections:
+    """D detected boxes, each with a score for every class.
+
+    Attributes:
+        image: Number of the image of each box, i64[D].
+        boxes: Left, top, right and bottom, f64[D, 4].
+        scores: f64[D, C]; finite.
+    """
+
+    image: Int64Array
+    boxes: Float
+    scores: Float
+
+
+def average_precisions(truth: Truth, detections: Detections) -> Float:
+    """Compute the average precision of each class.
+
+    Args:
+        truth: True boxes.
+        detections: Detected boxes. Of equal scores the first ranks first.
+
+    Returns:
+        f64[C] in [0, 1]; NaN for a class without truth.
+    """
+    x1, y1, x2, y2 = detections.boxes.T
+    kept = np.flatnonzero((x1 < x2) & (y1 < y2))
+    image, boxes, scores = detections.image[kept], detections.boxes[kept], detections.scores[kept]
+    right = _right(truth, image, boxes, scores)
+    counts = truth.shows.sum(axis=0)
+    return np.array([_area(scores[:, c], right[:, c], int(counts[c])) for c in range(len(counts))])
+
+
+def overlaps(boxes: Float, others: Float) -> Float:
+    """Return the intersection over union of boxes f64[D, 4] and f64[G, 4], f64[D, G]; 0 where both have no area."""
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=-1)
+    area, other = (np.prod(each[:, 2:] - each[:, :2], axis=1) for each in (boxes, others))
+    union = area[:, None] + other[None, :] - shared
+    share: Float = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return share
+
+
+def _right(truth: Truth, image: Int64Array, boxes: Float, scores: Float) -> Bools:
+    """Return which detections are right, bool[D, C]."""
+    right = np.zeros(scores.shape, dtype=np.bool_)
+    order, true_order = np.argsort(image, kind="stable"), np.argsort(truth.image, kind="stable")
+    numbers = np.intersect1d(image, truth.image)
+    edges, true_edges = (
+        [np.searchsorted(ordered, numbers, side=side) for side in ("left", "right")]
+        for ordered in (image[order], truth.image[true_order])
+    )
+    for first, end, true_first, true_end in zip(*edges, *true_edges, strict=True):
+        here, true = order[first:end], true_order[true_first:true_end]
+        share = overlaps(boxes[here], truth.boxes[true])
+        for c in np.flatnonzero(truth.shows[true].any(axis=0)):
+            of_class = share[:, truth.shows[true, c]]
+            best = of_class.argmax(axis=1)
+            taken = np.zeros(of_class.shape[1], dtype=np.bool_)
+            for place in np.argsort(-scores[here, c], kind="stable"):
+                if of_class[place, best[place]] >= IOU and not taken[best[place]]:
+                    taken[best[place]] = right[here[place], c] = True
+    return right
+
+
+def _area(scores: Float, right: Bools, positives: int) -> float:
+    """Return the area below precision over recall, for D detections of one class; NaN without positives."""
+    if not positives:
+        return float("nan")
+    hits = np.cumsum(right[np.argsort(-scores, kind="stable")])
+    precision = hits / np.arange(1, len(hits) + 1)
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    steps = np.diff(hits, prepend=0) > 0
+    return float(precision[steps].sum() / positives)
