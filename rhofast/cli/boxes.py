@@ -56,9 +56,9 @@ def boxes(
     write_boxes(path, table, facts)
     stored = read_boxes(path, opened)  # what was written is what evaluations will read
     drawn = int(stored.detected.sum())
-    counted = [f"{count:,} {what}" for what, count in facts.left_out.items() if count]
+    counted = [f"{what}: {count:,}" for what, count in facts.left_out.items() if count]
     print_line(
         f"{path}: {len(stored):,} key frames of {len(opened):,} videos, {len(stored.boxes) - drawn:,} annotated and "
-        f"{drawn:,} detected boxes, {len(facts.classes)} classes that count"
+        f"{drawn:,} detected boxes; classes that count: {len(facts.classes)}"
         + (f"; left out: {', '.join(counted)}" if counted else "")
     )

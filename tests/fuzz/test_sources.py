@@ -26,12 +26,14 @@ TEXTS = {
     "jump_test_split1.txt": "c.avi 1 \nd.avi 0\n",
     "train.json": json.dumps([{"id": "1", "template": "Run [x]"}, {"id": "2", "template": "Jump [x]"}]),
     "labels.json": json.dumps({"Run x": "0", "Jump x": "1"}),
+    "ava_train_v2.2.csv": "-a_B,0902,0.1,0.2,0.3,0.4,12,0\nc,0902,0.1,0.2,0.3,0.4,12,0\n",
 }
 RECIPES = {
     "kinetics": ("annotations/train.csv", "annotations/val.csv"),
     "ucf101": ("classInd.txt", "trainlist01.txt"),
     "hmdb51": ("run_test_split1.txt", "jump_test_split1.txt"),
     "ssv2": ("train.json", "labels.json"),
+    "ava": ("ava_train_v2.2.csv",),
 }
 
 

@@ -65,8 +65,8 @@ def test_a_file_says_what_the_csv_files_say(
     out = tmp_path / "boxes.arrow"
     assert run(*command(shards, files, out)) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "2 key frames of 2 videos, 3 annotated and 2 detected boxes, 3 classes that count" in said
-    assert "left out: 1 annotated videos that are not stored, 1 excluded key frames" in said
+    assert "2 key frames of 2 videos, 3 annotated and 2 detected boxes; classes that count: 3" in said
+    assert "left out: annotated videos that are not stored: 1, excluded key frames: 1" in said
     found = read_boxes(out, shards)
     assert found.sample.tolist() == [0, 1] and found.second.tolist() == [900, 901] and found.frame.tolist() == [0, FPS]
     assert found.begins.tolist() == [0, 3, 5]

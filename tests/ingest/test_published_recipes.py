@@ -11,7 +11,7 @@ from rhofast.ingest.recipes import describe_recipe, find_classes, find_records, 
 
 Entry = tuple[str, str, int | None, str | None]
 
-PUBLISHED = ("hmdb51", "kinetics", "ssv2", "ucf101")
+PUBLISHED = ("ava", "hmdb51", "kinetics", "ssv2", "ucf101")
 
 
 def replica(folder: Path, texts: dict[str, str], *videos: str) -> Path:
@@ -370,8 +370,44 @@ def test_every_split_has_the_classes_of_the_data_set(tmp_path: Path) -> None:
     assert find_classes(tmp_path, "uncurated", []) == []
 
 
+# --------------------------------------------------------------------------------------------------------------- AVA
+
+AVA_TRAIN = """-5KQ66BBWC4,0902,0.077,0.151,0.283,0.811,80,1
+-5KQ66BBWC4,0902,0.077,0.151,0.283,0.811,9,1
+_ab,1798,0.1,0.1,0.2,0.2,12,0
+-5KQ66BBWC4,0903,0.077,0.151,0.283,0.811,80,1
+gone,0902,0.1,0.1,0.2,0.2,12,0
+"""
+AVA_CSV = {"annotations/ava_train_v2.2.csv": AVA_TRAIN, "annotations/ava_train_v2.1.csv": "old,0902,0,0,1,1,1,1\n"}
+AVA_CSV |= {"annotations/ava_val_v2.2.csv": "v-1,0902,0,0,1,1,1,1\n"}
+
+
+@pytest.mark.parametrize("above", ["trainval/", "videos/", "videos/trainval/", ""])
+def test_ava_lists_each_movie_of_the_newest_csv_once(tmp_path: Path, above: str) -> None:
+    source = replica(tmp_path, AVA_CSV, f"{above}-5KQ66BBWC4.mkv", f"{above}_ab.webm", f"{above}v-1.mp4")
+    found = list(find_records(source, "ava", []))
+    assert [(record.key, record.path.relative_to(source).as_posix()) for record in found] == [
+        ("-5KQ66BBWC4", f"{above}-5KQ66BBWC4.mkv"),
+        ("_ab", f"{above}_ab.webm"),
+        ("gone", f"{above}gone.mkv"),
+    ]
+    assert all((record.start, record.end, record.label) == (900, 1801, None) for record in found)
+    assert found[1].where.endswith("ava_train_v2.2.csv:3")
+    assert paths(source, "ava", "split=val") == [f"{above}v-1.mp4"]
+    again = find_records(source / "annotations/ava_train_v2.2.csv", "ava", ["start=1", "end=3"])
+    assert [(record.path, record.start, record.end) for record in again] == [(one.path, 1.0, 3.0) for one in found]
+    assert published_count(source, "ava", ["split=val"]) == 64
+    assert published_count(source / "annotations/ava_train_v2.2.csv", "ava", []) == 235
+
+
+def test_ava_says_where_it_is_at_odds(tmp_path: Path) -> None:
+    assert "no ava_train_v2.2.csv in" in error(tmp_path, "ava")
+    source = replica(tmp_path, {"ava_train_v2.2.csv": "a,0902,0,0,1,1,1,1\n../b,0902,0,0,1,1,1,1\n"})
+    assert "ava_train_v2.2.csv:2: '../b' is not the id of a video" in error(source, "ava")
+
+
 def test_helpers_of_recipes_are_none() -> None:
-    assert set(PUBLISHED) | {"csv_list", "folder", "motions", "uncurated"} == set(recipe_names())
+    assert set(PUBLISHED) | {"csv_list", "folder", "motions", "records", "uncurated"} == set(recipe_names())
     with pytest.raises(ConfigError, match="records"):
         find_records(Path(), "_paths", [])
 
