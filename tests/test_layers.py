@@ -18,7 +18,7 @@ ROOMS = (
 
 DATA_ROOMS = tuple(
     f"data.{room}"
-    for room in ("loader", "sources", "sampling", "format", "decode", "codecs", "units", "types", "inside")
+    for room in ("loader", "sources", "sampling", "format", "decode", "codecs", "units", "types", "inside", "shaped")
 )
 
 # Rooms that know nothing of each other, in either direction.

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.data.inside import ByteRange, ParquetCell
+from rhofast.data.shaped import Plan, Shaped, check_leading
 
 if TYPE_CHECKING:  # the plans need numpy alone; only Views holds tensors
     import torch
@@ -97,24 +98,8 @@ class Position:
     position: int
 
 
-class _Shaped:
-    """A dataclass whose repr shows the dtype and the shape of arrays instead of their values."""
-
-    def __repr__(self) -> str:
-        parts = []
-        for one in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, one.name)
-            shape = getattr(value, "shape", None)
-            kind = str(getattr(value, "dtype", "")).removeprefix("torch.")
-            if isinstance(value, list):
-                kind, shape = "list", (len(value),)
-            text = repr(value) if shape is None else f"{kind}{list(shape)}"
-            parts.append(f"{one.name}={text}")
-        return f"{type(self).__name__}({', '.join(parts)})"
-
-
 @dataclass(frozen=True, kw_only=True, repr=False, slots=True)
-class Units(_Shaped):
+class Units(Shaped):
     """The U pieces of one stored member that can be read and checked one by one, in their order.
 
     Attributes:
@@ -133,7 +118,7 @@ class Units(_Shaped):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, slots=True)
-class Geometry(_Shaped):
+class Geometry(Shaped):
     """The properties of B samples that plans depend on.
 
     Attributes:
@@ -156,32 +141,8 @@ class Geometry(_Shaped):
         return np.maximum(np.rint(self.width * self.pixel_aspect), 1).astype(np.int32)
 
 
-class _Plan(_Shaped):
-    """Numbers for B samples: arrays whose first dimension is B."""
-
-    def take(self, rows: npt.NDArray[Any] | Sequence[int]) -> Self:
-        """Return the plan of some of the samples; `rows` are places in [0, B), or a mask bool[B]."""
-        return type(self)(**{name: array[rows] for name, array in self._arrays().items()})
-
-    @classmethod
-    def join(cls, plans: Sequence[Self]) -> Self:
-        """Concatenate plans, all of which have the same arrays."""
-        plan_arrays = [plan._arrays() for plan in plans]
-        return cls(**{name: np.concatenate([arrays[name] for arrays in plan_arrays]) for name in plan_arrays[0]})
-
-    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        return {name: value for name, value in values.items() if value is not None}
-
-
-def _check_leading(owner: str, leading: tuple[int, ...], **arrays: Any) -> None:
-    for name, array in arrays.items():
-        if tuple(array.shape[: len(leading)]) != leading:
-            raise ValueError(f"{owner}.{name} has shape {tuple(array.shape)}; its leading dimensions must be {leading}")
-
-
 @dataclass(frozen=True, kw_only=True, repr=False, slots=True)
-class ClipPlan(_Plan):
+class ClipPlan(Plan):
     """The frames of each clip, by their numbers in the stored sample, in [0, number of frames).
 
     Attributes:
@@ -197,7 +158,7 @@ class ClipPlan(_Plan):
         if self.frames.ndim != 3:
             raise ValueError(f"ClipPlan.frames has shape {self.frames.shape}; it must be [B, P, T]")
         if self.neighbor is not None:
-            _check_leading("ClipPlan", self.frames.shape, neighbor=self.neighbor)
+            check_leading("ClipPlan", self.frames.shape, neighbor=self.neighbor)
 
     @property
     def needed(self) -> npt.NDArray[np.int32]:
@@ -206,7 +167,7 @@ class ClipPlan(_Plan):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, slots=True)
-class AugmentPlan(_Plan):
+class AugmentPlan(Plan):
     """The augmentation of each clip, the same for all its frames.
 
     Attributes:
@@ -230,15 +191,15 @@ class AugmentPlan(_Plan):
         leading = self.flip.shape
         if len(leading) != 2:
             raise ValueError(f"AugmentPlan.flip has shape {leading}; it must be [B, P]")
-        _check_leading("AugmentPlan", (*leading, 4), crop=self.crop)
-        _check_leading("AugmentPlan", (*leading, 3, 4), color=self.color)
-        _check_leading("AugmentPlan", leading, blur=self.blur)
+        check_leading("AugmentPlan", (*leading, 4), crop=self.crop)
+        check_leading("AugmentPlan", (*leading, 3, 4), color=self.color)
+        check_leading("AugmentPlan", leading, blur=self.blur)
         if self.difference is not None:
-            _check_leading("AugmentPlan", leading, difference=self.difference)
+            check_leading("AugmentPlan", leading, difference=self.difference)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, slots=True)
-class Stream(_Shaped):
+class Stream(Shaped):
     """A video for a decoder on the device, cut down to the groups of pictures that hold the wanted frames.
 
     Attributes:
@@ -252,7 +213,7 @@ class Stream(_Shaped):
     frames: npt.NDArray[np.int32]
 
     def __post_init__(self) -> None:
-        _check_leading("Stream", self.frames.shape, wanted=self.wanted)
+        check_leading("Stream", self.frames.shape, wanted=self.wanted)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -285,7 +246,7 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, slots=True)
-class Views(_Shaped):
+class Views(Shaped):
     """A batch as the model gets it, by attributes (`views.pixels`) or as a dict (`views["pixels"]`, `**views`).
 
     Attributes:
@@ -310,9 +271,9 @@ class Views(_Shaped):
     def __post_init__(self) -> None:
         if self.pixels.ndim != 6:
             raise ValueError(f"Views.pixels has shape {tuple(self.pixels.shape)}; it must be [B, P, C, T, H, W]")
-        _check_leading("Views", (self.pixels.shape[0],), sample=self.sample, label=self.label)
+        check_leading("Views", (self.pixels.shape[0],), sample=self.sample, label=self.label)
         if self.labels is not None:
-            _check_leading("Views", tuple(self.pixels.shape[:2]), labels=self.labels)
+            check_leading("Views", tuple(self.pixels.shape[:2]), labels=self.labels)
 
     def clips(self) -> Iterator[torch.Tensor]:
         """Return the P clips one after another, each a view [B, C, T, H, W] without a copy."""
