@@ -228,6 +228,10 @@ class AugmentConfig(Section):
     short_side: Range = (256, 320)
     """Interval [low, high] of the short side in pixels, for `crop = "short_side"`."""
 
+    short_side_inverse: bool = False
+    """Whether 1 / short side is drawn uniformly, in place of the short side: small ones become more frequent (released
+    code for Charades and Something-Something V2)."""
+
     flip: Probability = 0.5
     """Probability of a horizontal flip. 0: off; other augmentations draw the same numbers as before."""
 

@@ -11,7 +11,7 @@ from rhofast.ingest.recipes import describe_recipe, find_classes, find_records, 
 
 Entry = tuple[str, str, int | None, str | None]
 
-PUBLISHED = ("ava", "hmdb51", "kinetics", "ssv2", "ucf101")
+PUBLISHED = ("ava", "charades", "hmdb51", "kinetics", "ssv2", "ucf101")
 
 
 def replica(folder: Path, texts: dict[str, str], *videos: str) -> Path:

@@ -87,7 +87,7 @@ def random_augment(
     if config.crop == "area":
         crop = area_crop(draw(Stream.CROP), width, height, area=config.area, aspect=config.aspect)
     elif config.crop == "short_side":
-        crop = short_side_crop(draw(Stream.CROP), width, height, size=config.size, short_side=config.short_side)
+        crop = short_side_crop(config, draw(Stream.CROP), width, height)
     else:
         crop = center_crop(width, height)
     jittered, gray = chosen(Stream.COLOR_APPLY, config.color), chosen(Stream.GRAY, config.gray)
@@ -211,24 +211,24 @@ def area_crop(
     return np.where(fits.any(axis=-1)[..., None], chosen, fallback).astype(np.float32)
 
 
-def short_side_crop(
-    draws: Float, width: Float, height: Float, *, size: int, short_side: tuple[float, float]
-) -> npt.NDArray[np.float32]:
+def short_side_crop(config: AugmentConfig, draws: Float, width: Float, height: Float) -> npt.NDArray[np.float32]:
     """Draw a crop in the style of VGG: scale the short side to a random length, then cut a random square.
 
     Args:
+        config: Options of the augmentation: `size`, `short_side`, `short_side_inverse`.
         draws: f[..., 3], uniform in [0, 1): length, top and left.
         width: Width of the frames in pixels, [...].
         height: Height of the frames in pixels, [...].
-        size: Side of the square in pixels.
-        short_side: Interval of the short side's length in pixels.
 
     Returns:
         The crop of the unscaled frame, f32[..., 4]: left, top, width, height.
     """
     short = np.minimum(width, height)
-    length = np.rint(short_side[0] + (short_side[1] - short_side[0]) * draws[..., 0])
-    side = np.clip(np.rint(size * short / length), 1, short)
+    low, high = config.short_side
+    length = low + (high - low) * draws[..., 0]
+    if config.short_side_inverse:
+        length = 1 / (1 / high + (1 / low - 1 / high) * draws[..., 0])
+    side = np.clip(np.rint(config.size * short / np.rint(length)), 1, short)
     top = np.floor(draws[..., 1] * _ALMOST_ONE * (height - side + 1))
     left = np.floor(draws[..., 2] * _ALMOST_ONE * (width - side + 1))
     return np.stack([left, top, side, side], axis=-1).astype(np.float32)

@@ -65,11 +65,25 @@ def test_crops_lie_in_the_frame(width: int, height: int, seed: int) -> None:
     samples, count = np.arange(8), 8
     sides = np.full((count,), float(width)), np.full((count,), float(height))
     area = area_crop(uniform(seed, 0, samples, Stream.CROP, 40), *sides, area=(0.2, 0.766), aspect=(0.75, 1.3333))
-    vgg = short_side_crop(uniform(seed, 0, samples, Stream.CROP, 3), *sides, size=224, short_side=(256, 320))
+    vgg = short_side_crop(AugmentConfig(), uniform(seed, 0, samples, Stream.CROP, 3), *sides)
     for crop in (area, vgg):
         left, top, w, h = crop.T
         assert (crop == np.rint(crop)).all() and (w >= 1).all() and (h >= 1).all()
         assert (left >= 0).all() and (top >= 0).all() and (left + w <= width).all() and (top + h <= height).all()
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_the_short_side_or_its_inverse_is_uniform(inverse: bool) -> None:
+    """Crops of 2,000 samples of a very fine frame show the length: its mean, or the mean of 1 / length, is known."""
+    config = AugmentConfig(size=224, crop="short_side", short_side=(256, 340), short_side_inverse=inverse)
+    draws = np.stack([(np.arange(2000) + 0.5) / 2000, np.zeros(2000), np.zeros(2000)], axis=-1)
+    fine = np.full(2000, 2.0**20)
+    length = 224 * 2.0**20 / short_side_crop(config, draws, fine, fine)[:, 2].astype(float)
+    expected = 2 / (1 / 256 + 1 / 340) if inverse else 298.0
+    found = 1 / (1 / length).mean() if inverse else length.mean()
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert length.min() >= 255.9 and length.max() <= 340.1
+    assert np.median(length) == pytest.approx(expected, rel=2e-3)
 
 
 @pytest.mark.parametrize("aspect", [1024 / 765, 0.5, 8 / 9])
