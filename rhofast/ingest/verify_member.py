@@ -180,7 +180,7 @@ def _group_faults(row: IndexRow, tar: io.BufferedReader, codec: Codec) -> dict[i
     for unit in np.flatnonzero(frames_in(row.units, row.num_frames)).tolist():
         last = row.num_frames if unit + 1 == len(row.units.frame) else int(row.units.frame[unit + 1])
         frame = np.array([last - 1], dtype=np.int32)
-        rows = codec.units_for(row.units, frame)
+        rows = codec.units_for(row.units, row.num_frames, frame)
         if len(rows) == len(row.units.frame):
             break
         pieces = []

@@ -33,7 +33,7 @@ def rows(root: Path) -> None:
     codecs = [build_codec(settings) for settings in shards.info.codecs]
     for sample in range(len(shards)):
         row = shards.row(sample)
-        codecs[row.codec].units_for(row.units, np.arange(min(3, row.num_frames), dtype=np.int32))
+        codecs[row.codec].units_for(row.units, row.num_frames, np.arange(min(3, row.num_frames), dtype=np.int32))
 
 
 def inspect(root: Path) -> None:

@@ -2,7 +2,8 @@
 
 A member is described by its *units* (data.types.Units): the pieces that are read and checked one by one. A unit holds
 the frames from its own number up to that of the next unit. A unit that starts at the same frame as the next one holds
-no frame of its own (the header of an MP4, a block of a copied file); it is read together with whichever unit is wanted.
+no frame of its own (the header of an MP4, a block of a copied file; at the end of a member, one that starts at the
+number of its frames); it is read together with whichever unit is wanted.
 
     ingest     encoder_arguments -> ffmpeg -> member -> index_member -> units of the index
     training   frames -> units_for -> rows of units -> reader -> Part -> decode (host) or trim (device)
@@ -132,11 +133,12 @@ class Codec(Section):
             raise ValueError(f"frames of {width}x{height} are larger than codec {cls.name} stores: {limit}")
 
     @abstractmethod
-    def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    def units_for(self, units: Units, num_frames: int, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         """Return the units that must be read to decode some frames.
 
         Args:
             units: All units of the member.
+            num_frames: Number of frames of the member.
             frames: The wanted frames, i32[F], distinct and ascending.
 
         Returns:

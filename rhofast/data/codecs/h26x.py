@@ -26,7 +26,7 @@ from rhofast.data.codecs.containers import (
     key_frame_colors,
     read_packets,
 )
-from rhofast.data.codecs.timeline import Source, decode_wanted
+from rhofast.data.codecs.part_decoding import Source, decode_wanted
 from rhofast.data.types import Stream, Units
 from rhofast.data.units import frames_in
 
@@ -91,7 +91,7 @@ class _GroupCodec(Codec):
         kind = b"moof" if unit else b"ftyp"
         return None if piece[4:8] == kind else "not a piece of a fragmented MP4"
 
-    def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    def units_for(self, units: Units, num_frames: int, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         """Return the header (row 0) and the groups of the wanted frames."""
         groups = np.unique(np.searchsorted(units.frame, frames, side="right") - 1)
         return np.concatenate([[0], groups]) if len(groups) else groups

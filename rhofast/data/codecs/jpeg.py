@@ -87,7 +87,7 @@ class JpegCodec(Codec):
         """Return why a picture is not a baseline JPEG of the given size, or None."""
         return find_fault(piece, width, height)
 
-    def units_for(self, units: Units, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    def units_for(self, units: Units, num_frames: int, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         """Return the frames themselves: each is one unit."""
         return frames.astype(np.int64)
 

@@ -1,31 +1,24 @@
-"""Decode or copy single frames of a stored member, without decoding all frames before them.
+"""The timeline of a stream: which packet becomes which frame, and where decoding can begin.
 
     packets   0 1 2 3 | 4 5 6 7 | 8 9 ...     in the order of decoding
     frames    0 3 1 2 | 4 7 5 6 | 8 ...       the number of the frame that each packet becomes
     entries   ^         ^         ^           packets at which decoding can begin
 
-For frames 5 and 6, packets 4 to 7 are decoded. This is done only if the timeline of the stream is certain: which packet
-becomes which frame, and where decoding can begin. Otherwise a file is decoded from its beginning.
+part_decoding.py decodes by it. Of a file whose groups are known (`find_groups`), only the bytes of the needed ones have
+to be there.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import av
 import numpy as np
 import numpy.typing as npt
-from av.video.reformatter import VideoReformatter
 
-from rhofast.data.codecs.containers import Picture, decode_all, demux, open_container, video_stream
-
-_BT601 = (2, 5, 6)  # AVColorSpace: unspecified, or BT.601 with 625 or 525 lines (ITU-T H.273, table 4)
-_FULL_RANGE, _PROGRESSIVE = 2, 1  # AVColorRange, AVFieldOrder (0: unknown)
-_PADDING = 256  # pixels per side by which decoders enlarge frames: whole blocks, and edges around them
-_REORDERED = 4  # frames that a decoder on a device reliably holds back until they are shown
+from rhofast.data.codecs.containers import demux, fragment_starts, open_container, video_stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +50,23 @@ class Timeline:
         groups = np.searchsorted(entries, wanted, side="right") - 1
         last = np.flatnonzero(np.diff(groups, append=len(entries)))  # the last wanted packet of each group
         return list(zip(entries[groups[last]].tolist(), wanted[last].tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The packets from one entry up to the next, in a file where nothing else of the stream lies between them.
+
+    Attributes:
+        begin: Position of the first byte of its first packet.
+        end: Position after the last byte of its last packet, or of what follows it up to the next group.
+        first: Number of its first frame.
+        count: Number of its frames, each of which is one packet.
+    """
+
+    begin: int
+    end: int
+    first: int
+    count: int
 
 
 _RESTARTING = {"mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9"}  # their key frames never depend on the past
@@ -100,6 +110,92 @@ def read_timeline(container: Any, stream: Any, num_frames: int) -> Timeline | No
     return Timeline(packets, rank, np.array(entry, dtype=bool))
 
 
+def find_groups(file: BinaryIO, num_frames: int) -> list[Group] | None:
+    """Find the groups of a file that can be read without the rest of it.
+
+    The table of an MP4 or MOV must say where all packets are, before any of them is read. What it says is tried out.
+
+    Args:
+        file: The file, of any format.
+        num_frames: Number of frames that it decodes to.
+
+    Returns:
+        The groups, in the order of their frames and of their bytes; None if the file has to be read as a whole.
+    """
+    with open_container(file, mp4=False, probe=False) as container:
+        stream = video_stream(container)
+        if "mp4" not in container.format.name or len(stream.index_entries) != num_frames or _is_fragmented(file):
+            return None
+        timeline = read_timeline(container, stream, num_frames)
+        if timeline is None or (timeline.rank < 0).any() or any(packet.pos is None for packet in timeline.packets):
+            return None
+        begins = np.array([packet.pos for packet in timeline.packets], dtype=np.int64)
+        ends = begins + [packet.size for packet in timeline.packets]
+    if (begins[1:] < ends[:-1]).any():
+        return None
+    firsts = np.flatnonzero(timeline.entry)
+    edges = np.append(begins[firsts], ends[-1]).tolist()
+    counts = np.diff(firsts, append=num_frames).tolist()
+    groups = [Group(*each) for each in zip(edges[:-1], edges[1:], firsts.tolist(), counts, strict=True)]
+    with open_container(file, mp4=False, probe=False) as container:
+        again = read_groups(container, video_stream(container), groups)
+    return groups if again is not None and np.array_equal(again.rank, timeline.rank) else None
+
+
+def _is_fragmented(file: BinaryIO) -> bool:
+    """Return whether an MP4 lists packets beside its table, or has another layout than one of whole boxes."""
+    position = file.tell()
+    try:
+        return bool(fragment_starts(file))
+    except ValueError:
+        return True
+    finally:
+        file.seek(position)
+
+
+def read_groups(container: Any, stream: Any, groups: Sequence[Group]) -> Timeline | None:
+    """Read the timeline of some groups of a file, and no other packets of the stream.
+
+    Args:
+        container: An opened container.
+        stream: One of its video streams.
+        groups: The groups, as `find_groups` found them.
+
+    Returns:
+        The timeline of the groups; None if they are not where they were.
+    """
+    packets: list[Any] = []
+    ranks, entries, index = [], [], stream.index_entries
+    try:
+        for group in groups:
+            if group.first >= len(index) or index[group.first].pos != group.begin:
+                return None
+            # It may go to an earlier entry, but not to a later one.
+            container.seek(index[group.first].timestamp, stream=stream)
+            found = _packets_between(container, stream, group)
+            times = np.array([-1 if packet.pts is None else packet.pts for packet in found], dtype=np.int64)
+            if len(found) != group.count or len(np.unique(times)) < len(times):
+                return None
+            packets += found
+            ranks.append(group.first + times.argsort().argsort())
+            entries += [True, *[False] * (group.count - 1)]
+    except av.error.FFmpegError:
+        return None
+    return Timeline(packets, np.concatenate(ranks), np.array(entries, dtype=bool))
+
+
+def _packets_between(container: Any, stream: Any, group: Group) -> list[Any]:
+    found: list[Any] = []
+    for packet in demux(container, stream):
+        if packet.size and packet.pos is not None and packet.pos >= group.begin:
+            if packet.pos >= group.end:
+                break
+            found.append(packet)
+            if len(found) == group.count:
+                break
+    return found
+
+
 def _restarts(codec: str, extradata: bytes, packet: Any) -> bool:
     """Return whether a decoder that begins at this key frame gives the same pictures as one that began earlier.
 
@@ -119,163 +215,3 @@ def _restarts(codec: str, extradata: bytes, packet: Any) -> bool:
         offset += length + int.from_bytes(content[offset : offset + length], "big")
     refreshes, others = ({5}, set(range(1, 5))) if codec == "h264" else ({19, 20}, set(range(19)) | {21, 22, 23})
     return bool(kinds & refreshes) and not kinds & others
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A file that a stranger may have made, and what it has to be.
-
-    Attributes:
-        file: The file, which can seek.
-        size: Width and height of its frames in pixels.
-        mp4: Whether it is an MP4; otherwise any container that ingest takes.
-        codecs: Codecs that its frames may have, by their FFmpeg names; any if it is empty.
-        probe: Whether to look into the stream before decoding it; not needed if the header states everything.
-    """
-
-    file: BinaryIO
-    size: tuple[int, int]
-    mp4: bool = True
-    codecs: Collection[str] = ()
-    probe: bool = True
-
-    def open(self) -> tuple[Any, Any]:
-        """Return the opened container, which the caller closes, and its video stream, for one thread.
-
-        Raises:
-            ValueError: The file cannot be opened, or its frames are not as they have to be.
-        """
-        container = open_container(self.file, mp4=self.mp4, probe=self.probe)
-        try:
-            stream = video_stream(container)
-            context = stream.codec_context
-            if self.codecs and context.codec.canonical_name not in self.codecs:
-                raise ValueError(f"its codec is {context.codec.canonical_name}, not {' or '.join(self.codecs)}")
-            # A container may round sizes up; what the decoder returns is compared exactly.
-            width, height = (side + _PADDING for side in self.size)
-            if context.width > width or context.height > height:
-                raise ValueError(_other_size(context, self.size))
-        except ValueError:
-            container.close()
-            raise
-        stream.thread_count = 1
-        context.options = {"max_pixels": str(width * height)}
-        return container, stream
-
-
-def _other_size(frame: Any, size: tuple[int, int]) -> str:
-    return f"its frames are {frame.width}x{frame.height}, not {size[0]}x{size[1]}"
-
-
-def decode_wanted(source: Source, num_frames: int, frames: npt.NDArray[np.int32]) -> dict[int, Picture]:
-    """Decode some frames of a file.
-
-    Only the packets that the frames need are decoded; if these are not certain, all packets from the beginning.
-
-    Args:
-        source: The file.
-        num_frames: Number of frames of the whole file, as counted by an earlier decoding.
-        frames: The wanted frames, i32[F], distinct.
-
-    Returns:
-        Frame number -> RGB u8[H, W, 3], contiguous, for each wanted frame that could be decoded.
-
-    Raises:
-        ValueError: The file cannot be decoded.
-    """
-    container, stream = source.open()
-    with container:
-        timeline = read_timeline(container, stream, num_frames)
-        if timeline is not None:
-            pictures = _decode_runs(stream, timeline, frames, source.size)
-            if len(pictures) == len(frames):
-                return pictures
-    wanted, pictures, convert = set(frames.tolist()), {}, _converter(source.size)
-    container, stream = replace(source, probe=True).open()
-    with container:
-        for number, frame in enumerate(decode_all(container, stream)):
-            if number in wanted:
-                pictures[number] = convert(frame)
-                if len(pictures) == len(wanted):
-                    break
-    return pictures
-
-
-def _decode_runs(
-    stream: Any, timeline: Timeline, frames: npt.NDArray[np.int32], size: tuple[int, int]
-) -> dict[int, Picture]:
-    frame_at = {timeline.packets[place].pts: int(timeline.rank[place]) for place in np.flatnonzero(timeline.rank >= 0)}
-    wanted, pictures, convert = set(frames.tolist()), dict[int, Picture](), _converter(size)
-    decoder = stream.codec_context
-    try:
-        for first, last in timeline.runs_for(frames):
-            for packet in [*timeline.packets[first : last + 1], None]:
-                for frame in decoder.decode(packet):
-                    number = frame_at.get(frame.pts)
-                    if number is not None and number in wanted:
-                        pictures[number] = convert(frame)
-            decoder.flush_buffers()
-    except av.error.FFmpegError:
-        return {}  # the caller then decodes from the beginning
-    return dict(sorted(pictures.items()))
-
-
-def _converter(size: tuple[int, int]) -> Callable[[Any], Picture]:
-    """Return a conversion to RGB for many frames of a size: setting it up costs more than converting a small frame."""
-    reformatter = VideoReformatter()
-
-    def convert(frame: Any) -> Picture:
-        if (frame.width, frame.height) != size:  # a stream may change it at any frame
-            raise ValueError(_other_size(frame, size))
-        # The decoder pads the rows of some widths, which DALI does not accept.
-        return np.ascontiguousarray(reformatter.reformat(frame, format="rgb24").to_ndarray())
-
-    return convert
-
-
-def trim(
-    source: Source, num_frames: int, frames: npt.NDArray[np.int32], accepted: Collection[str]
-) -> tuple[bytes, npt.NDArray[np.int32]] | None:
-    """Copy the packets that some frames need to a new MP4, for a video decoder on a device.
-
-    The decoder must accept streams of 8 bits, 4:2:0, progressive, in the colors of BT.601, with few reordered frames.
-
-    Args:
-        source: The file.
-        num_frames: Number of frames of the whole file, as counted by an earlier decoding.
-        frames: The wanted frames, i32[F], distinct and ascending.
-        accepted: Codecs that the decoder accepts, by their FFmpeg names.
-
-    Returns:
-        The MP4, and the numbers of the wanted frames in it, i32[F]; None if the decoder does not accept the stream, or
-        the packets that the frames need are not certain.
-
-    Raises:
-        ValueError: The file cannot be opened.
-    """
-    container, stream = source.open()
-    with container:
-        decoder = stream.codec_context
-        codec = decoder.codec.canonical_name
-        is_plain = decoder.pix_fmt == "yuv420p" and decoder.colorspace in _BT601 and decoder.color_range != _FULL_RANGE
-        # An H.264 packet may hold one field of a frame; other codecs seldom state the field order.
-        is_progressive = decoder.field_order == _PROGRESSIVE or (codec != "h264" and decoder.field_order == 0)
-        if codec not in accepted or not is_plain or not is_progressive:
-            return None
-        timeline = read_timeline(container, stream, num_frames)
-        if timeline is None:
-            return None
-        kept = [place for first, last in timeline.runs_for(frames) for place in range(first, last + 1)]
-        ranks = timeline.rank[kept]
-        delay = np.maximum.accumulate(ranks) - ranks  # how many frames later than the latest one each is shown
-        found = np.flatnonzero(np.isin(ranks, frames))
-        if (ranks < 0).any() or (delay > _REORDERED).any() or len(found) < len(frames):
-            return None
-        sink = io.BytesIO()
-        with av.open(sink, "w", format="mp4", options={"movflags": "frag_keyframe+empty_moov"}) as trimmed:
-            target = trimmed.add_stream_from_template(stream)
-            for place in kept:
-                packet = timeline.packets[place]
-                packet.stream = target
-                trimmed.mux(packet)
-        return sink.getvalue(), np.searchsorted(np.sort(ranks), frames).astype(np.int32)

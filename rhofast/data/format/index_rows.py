@@ -122,11 +122,10 @@ def _check_units(index: ShardIndex, facts: IndexFacts) -> None:
     _require(index, np.where(alone, counts == index.num_frames, ~pictures & (listed == counts)), covers)
     rows = np.flatnonzero(~alone)
     if len(rows):
-        first, last = index.frames_starts[rows], index.frames_starts[rows + 1] - 1
+        first = index.frames_starts[rows]
         held = np.add.reduceat(index.unit_frames, first, dtype=np.int64)
         lowest = np.minimum.reduceat(index.unit_frames, first)
-        right = (held == index.num_frames[rows]) & (lowest >= 0) & (index.unit_frames[last] >= 1)
-        _require_of(index, rows, right, covers)
+        _require_of(index, rows, (held == index.num_frames[rows]) & (lowest >= 0), covers)
     _require(index, index.num_frames <= index.size, "it has more frames than bytes")
     beyond = "its units extend beyond the member"
     _require(index, np.minimum.reduceat(index.unit_size, starts[:-1]) >= 1, "a unit of it has no bytes")

@@ -123,7 +123,7 @@ class Reader:
         if row is None:
             row = self.locate(sample)
         distinct, codec = np.unique(frames), self.codecs[row.codec]
-        rows = codec.units_for(row.units, distinct)
+        rows = codec.units_for(row.units, row.num_frames, distinct)
         shard, _ = self.shards.locate(sample)
         pieces = self._read_units(shard, row, rows)
         stream, pictures = None, dict[int, npt.NDArray[np.uint8]]()

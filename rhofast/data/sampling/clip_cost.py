@@ -31,7 +31,9 @@ def clip_cost(codecs: Sequence[Codec], rows: Sequence[IndexRow], clips: ClipConf
     bytes_read, bytes_used, decoded, used = 0, 0.0, 0, 0
     for row, frames in zip(rows, plan.frames, strict=True):
         wanted = np.unique(frames)
-        bytes_read += int(row.units.size[codecs[row.codec].units_for(row.units, wanted)].sum(dtype=np.int64))
+        bytes_read += int(
+            row.units.size[codecs[row.codec].units_for(row.units, row.num_frames, wanted)].sum(dtype=np.int64)
+        )
         sample_bytes_used, sample_decoded = usage(row.units, row.num_frames, wanted)
         bytes_used += sample_bytes_used
         decoded += sample_decoded

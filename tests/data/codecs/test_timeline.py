@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rhofast.data.codecs import timeline
+from rhofast.data.codecs import part_decoding
 from rhofast.data.codecs.containers import decode_all, open_container
 from rhofast.data.codecs.containers import video_stream as stream_of
-from rhofast.data.codecs.timeline import Source, Timeline, decode_wanted, read_timeline, trim
+from rhofast.data.codecs.part_decoding import Source, decode_wanted, trim
+from rhofast.data.codecs.timeline import Timeline, read_timeline
 from rhofast.ingest.transcode import find_ffmpeg
 from tests.helpers.shards import REAL_VIDEOS
 
@@ -140,13 +141,13 @@ def test_what_a_stream_says_of_itself_is_checked_against_what_was_counted() -> N
 
 def test_only_wanted_frames_are_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     converted: list[int] = []
-    make = timeline._converter
+    make = part_decoding._converter
 
     def counting(size: tuple[int, int]) -> Callable[[Any], npt.NDArray[np.uint8]]:
         convert = make(size)
         return lambda frame: (converted.append(frame.pts), convert(frame))[1]
 
-    monkeypatch.setattr(timeline, "_converter", counting)
+    monkeypatch.setattr(part_decoding, "_converter", counting)
     decode_wanted(source(encoded("h264 closed")), NUM_FRAMES, np.array([5, 30, 31], dtype=np.int32))
     assert len(converted) == 3
 

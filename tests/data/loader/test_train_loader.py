@@ -378,7 +378,7 @@ def two_units(shards: ShardSet, sample: int, epoch: int) -> tuple[int, int]:
     """A group of pictures that the sample's clips of an epoch need, and one that they do not: units of its row."""
     row = shards.row(sample)
     plan, _ = training_plan([row], np.array([sample]), CLIPS, AUGMENT, seed=11, epoch=epoch)
-    needed = Reader(shards).codecs[row.codec].units_for(row.units, np.unique(plan.frames))
+    needed = Reader(shards).codecs[row.codec].units_for(row.units, row.num_frames, np.unique(plan.frames))
     return int(needed[-1]), next(unit for unit in range(len(row.units.frame)) if unit not in needed)
 
 
