@@ -16,7 +16,7 @@ from rhofast.config.load import load_config
 from rhofast.errors import EXIT_RESUMABLE
 from rhofast.evaluation.knn import evaluate_neighbors
 from rhofast.evaluation.linear_probe import evaluate_linear
-from rhofast.evaluation.scores import Evaluation
+from rhofast.evaluation.scores import TOP1, Evaluation
 from rhofast.evaluation.task import open_task
 from rhofast.storage.files import write_atomically
 from rhofast.training.trainer import train
@@ -28,8 +28,8 @@ def numbers(evaluation: Evaluation) -> dict[str, Any]:
     """Return the numbers of an evaluation that the tables need."""
     untrained = evaluation.untrained
     return {
-        "top1": evaluation.trained.top1,
-        "untrained_top1": None if untrained is None else untrained.top1,
+        "top1": evaluation.trained.measures[TOP1],
+        "untrained_top1": None if untrained is None else untrained.measures[TOP1],
         "samples": evaluation.trained.samples,
         "chance": evaluation.chance,
     }

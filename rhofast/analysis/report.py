@@ -1,7 +1,7 @@
 """Write one self-contained HTML page about a run, or about several runs side by side.
 
 The page shows what was trained, how well, how fast, and what the clips look like. It is made from the files of the run
-folders (config.json, metrics.jsonl, knn.json, clips.png).
+folders (config.json, metrics.jsonl, results of evaluations, clips.png).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from rhofast.analysis.report_plots import Lines, RunLog, confusion_image, draw_legend, draw_plots
+from rhofast.analysis.report_results import read_results, results_table
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.checkpoint.run_lines import read_metrics
 from rhofast.config.load import parse_config
 from rhofast.display import html_text
 from rhofast.errors import ConfigError
-from rhofast.evaluation.result_file import read_result
 from rhofast.storage.files import write_atomically
 from rhofast.storage.strict_json import read_bounded, read_record
 
@@ -95,7 +95,7 @@ def _read_run(run: Path, name: str) -> RunLog:
         checks=_last_per_step([line for line in lines if line["kind"] == "knn"]),
         messages=[line for line in lines if "text" in line],
         state=_state(lines, config),
-        knn=read_result(RunFolder(run).result("knn")),
+        results=read_results(run),
     )
 
 
@@ -146,6 +146,8 @@ def _page(runs: list[RunLog]) -> str:
         between = " &middot; " if len(runs) > 1 else "<br>"
         parts.append(f"{heading}<p class=faint>{_headline(run, between)}</p>")
     parts += ["<h2>Results</h2>", _table({run.name: _results(run) for run in runs})]
+    if evaluations := results_table(runs):
+        parts += ["<h2>Evaluations</h2>", evaluations]
     if len(runs) > 1:
         parts += ["<h2>Differences between the configurations</h2>", _differences(runs)]
     begun = [run for run in runs if run.steps]
@@ -191,15 +193,8 @@ def _headline(run: RunLog, between: str) -> str:
 
 
 def _results(run: RunLog) -> dict[str, str]:
-    rows, steps, knn = {"state": run.state}, run.steps, run.knn
-    if knn is not None:
-        for name in ("trained", "untrained"):
-            if knn.get(name):
-                scores = knn[name]
-                rows[f"kNN top-1 / top-5, {name}"] = f"{scores['top1']:.1%} / {scores['top5']:.1%}"
-        rows["chance"] = f"{knn['chance']:.1%}"
-        rows["held-out videos"] = f"{knn['trained']['samples']:,}"
-    elif run.checks:
+    rows, steps = {"state": run.state}, run.steps
+    if run.checks:
         rows["last kNN top-1"] = f"{run.checks[-1]['top1']:.1%} (step {run.checks[-1]['step']:,})"
     if steps:
         last = steps[-1]
@@ -261,7 +256,7 @@ def _log(run: RunLog, *, named: bool) -> str:
 
 def _pictures(run: RunLog) -> list[str]:
     parts = []
-    if run.knn is not None:
+    if run.knn is not None and run.knn["trained"].get("confusion"):
         parts += ["<h2>Confusion matrix</h2>", f"<div class=square>{confusion_image(run.knn)}</div>"]
     clips = RunFolder(run.folder).clips
     if clips.is_file():

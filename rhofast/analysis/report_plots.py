@@ -16,6 +16,7 @@ from matplotlib.ticker import PercentFormatter
 
 from rhofast.display import html_text
 from rhofast.evaluation.results import confusion_figure
+from rhofast.evaluation.scores import TOP1
 from rhofast.fonts import plot_names
 from rhofast.training.metrics import METRICS, STEP_PHASES
 
@@ -49,7 +50,7 @@ class RunLog:
         checks: kNN lines of metrics.jsonl, one per step.
         messages: All lines with a text, such as warnings.
         state: State of the run, in words.
-        knn: Result of the last `rhofast eval knn`, or None.
+        results: Results of all evaluations, in the order of KINDS.
     """
 
     folder: Path
@@ -60,7 +61,12 @@ class RunLog:
     checks: Lines
     messages: Lines
     state: str
-    knn: dict[str, Any] | None
+    results: list[dict[str, Any]]
+
+    @property
+    def knn(self) -> dict[str, Any] | None:
+        """The first result of `rhofast eval knn` that has an accuracy, or None."""
+        return next((one for one in self.results if one["kind"] == "knn" and TOP1 in one["trained"]["measures"]), None)
 
 
 def draw_plots(runs: Sequence[RunLog]) -> list[str]:
@@ -96,7 +102,7 @@ def draw_legend(runs: Sequence[RunLog]) -> str:
 def confusion_image(knn: dict[str, Any]) -> str:
     """Draw the confusion matrix of a kNN result (the contents of knn.json) as an <img> element."""
     trained = knn["trained"]
-    title = f"top-1 {trained['top1']:.1%} of {trained['samples']:,} videos"
+    title = f"kNN: top-1 {trained['measures'][TOP1]:.1%} of {trained['samples']:,} videos"
     return _image(confusion_figure(trained["confusion"], knn["classes"], title=title), "confusion matrix")
 
 
@@ -227,14 +233,15 @@ def _knn_plot(runs: Sequence[RunLog], x_axis: str) -> str:
         last, unit = run.steps[-1]["step"], _epochs_per_step(run) if x_axis == "epoch" else 1
         points = [(line["step"], line["top1"]) for line in run.checks]
         if run.knn is not None and not any(step == last for step, _ in points):
-            points.append((last, run.knn["trained"]["top1"]))
+            points.append((last, run.knn["trained"]["measures"][TOP1]))
         if points:
             x, y = zip(*((step * unit, top1) for step, top1 in points), strict=True)
             axes.plot(x, y, color=color, linestyle=dashes, marker="o", markersize=4, linewidth=1.4, label="trained")
     if (knn := runs[0].knn) is not None and len(runs) == 1:
         if knn.get("untrained"):
-            axes.axhline(knn["untrained"]["top1"], color=_ORANGE, linestyle="--", linewidth=1.2, label="untrained")
-        axes.axhline(knn["chance"], color=_GRAY, linestyle=":", linewidth=1.2, label="chance")
+            before = knn["untrained"]["measures"].get(TOP1, 0)
+            axes.axhline(before, color=_ORANGE, linestyle="--", linewidth=1.2, label="untrained")
+        axes.axhline(knn["chance"] or 0, color=_GRAY, linestyle=":", linewidth=1.2, label="chance")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylim(0, 1)
     if len(runs) == 1:

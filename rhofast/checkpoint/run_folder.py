@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+KINDS = {
+    "knn": "kNN",
+    "retrieval": "retrieval",
+    "linear": "linear probe",
+    "finetune": "fine-tuning",
+}
+"""The kinds of evaluations, as their commands and files are named, with their names in tables."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -18,7 +26,7 @@ class RunFolder:
         tensorboard/          event files of TensorBoard                             training
         trackers.json         ids under which trackers know the run                  training
         checkpoints/          step-00000500/, ..., and `latest`: name of the newest  training
-        knn.json, ...         results of evaluations                                 rhofast eval
+        knn.json, ...         results of evaluations (KIND.json, KIND-*.json)        rhofast eval
         clips.png             training clips, for the report                         rhofast show
         report.html           metrics, curves, results                               rhofast report
         evals/NAME/           run folder of a classifier on top of this run          rhofast eval
@@ -91,8 +99,19 @@ class RunFolder:
         return self.path / ".lock"
 
     def result(self, kind: str) -> Path:
-        """Return the file of an evaluation's result, by its kind: knn, linear, finetune."""
+        """Return the file of an evaluation's result, by its kind, one of KINDS."""
         return self.path / f"{kind}.json"
+
+    def results(self) -> list[Path]:
+        """Return the files of all results, here and in the folders of trained classifiers, in the order of KINDS."""
+        folders = [self.path, *(sorted(path for path in self.evals.iterdir()) if self.evals.is_dir() else [])]
+        return [
+            path
+            for kind in KINDS
+            for folder in folders
+            for path in (RunFolder(folder).result(kind), *sorted(folder.glob(f"{kind}-*.json")))
+            if path.is_file()
+        ]
 
     @property
     def clips(self) -> Path:

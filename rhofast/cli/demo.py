@@ -11,6 +11,7 @@ from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.errors import ConfigError
 from rhofast.evaluation.result_file import read_result
+from rhofast.evaluation.scores import TOP1
 
 TRAIN_VIDEOS, TEST_VIDEOS = 1024, 256
 PER_CLASS = 200  # at most so many of the user's own videos, so that the demo stays short
@@ -59,12 +60,12 @@ def summarize_demo(out: Path) -> str:
     """Return whether training helped. "Clearly" means by more than two standard errors of the difference."""
     result = read_result(RunFolder(out / "run").result("knn"))
     assert result is not None, "rhofast eval knn has just written it"
-    trained, untrained = result["trained"], result["untrained"]
-    gain = trained["top1"] - untrained["top1"]
-    variance = sum(one["top1"] * (1 - one["top1"]) / one["samples"] for one in (trained, untrained))
+    trained, untrained = (result[name]["measures"][TOP1] for name in ("trained", "untrained"))
+    videos, gain = result["trained"]["samples"], trained - untrained
+    variance = sum(share * (1 - share) / videos for share in (trained, untrained))
     facts = (
-        f"kNN top-1 on {trained['samples']} held-out videos: trained {trained['top1']:.1%}, untrained "
-        f"{untrained['top1']:.1%}, chance {result['chance']:.1%}."
+        f"kNN top-1 on {videos} held-out videos: trained {trained:.1%}, untrained {untrained:.1%}, "
+        f"chance {result['chance']:.1%}."
     )
     if gain > 2 * math.sqrt(variance):
         words = f"Training helped clearly: {100 * gain:+.1f} points."

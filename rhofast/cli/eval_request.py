@@ -137,7 +137,7 @@ class EvalRequest:
         out.print(score_table(result))
         out.print(class_table(result))
         print_left_out(result.trained.left_out)
-        print_line(f"Wrote {path} and {picture.name}")
+        print_line(f"Wrote {path}" if picture is None else f"Wrote {path} and {picture.name}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The commands that evaluate a backbone: `eval knn`, `eval linear`, `eval finetune`, and `embed`."""
+"""The commands that evaluate a backbone: `eval knn`, `retrieval`, `linear` and `finetune`, and `embed`."""
 
 from __future__ import annotations
 
@@ -43,6 +43,18 @@ def knn(request: EvalRequest, untrained: UntrainedOption = False) -> None:
     task = request.open()
     with progress_bars("features") as (progress,):
         result = evaluate_neighbors(task, untrained=untrained, progress=progress)
+    request.report(result)
+
+
+@evaluate.command()
+@spread
+def retrieval(request: EvalRequest, untrained: UntrainedOption = False) -> None:
+    """Recall at 1, 5, 10, 20 and 50: is a training video of the same class among the nearest?"""
+    from rhofast.evaluation.retrieval import evaluate_retrieval
+
+    task = request.open()
+    with progress_bars("features") as (progress,):
+        result = evaluate_retrieval(task, untrained=untrained, progress=progress)
     request.report(result)
 
 

@@ -151,8 +151,8 @@ def _entry_text(names: list[str]) -> str:
 
 
 def score_table(evaluation: Evaluation) -> Table:
-    """Return the accuracies of an evaluation: trained, untrained and by chance."""
-    origin = cell(evaluation.origin, _FACT)
+    """Return the measures of an evaluation: trained, untrained and by chance."""
+    origin, measures = cell(evaluation.origin, _FACT), list(evaluation.trained.measures)
     table = Table(
         title=f"{evaluation.kind} on held-out videos",
         caption=origin,
@@ -160,30 +160,33 @@ def score_table(evaluation: Evaluation) -> Table:
         caption_justify="left",
         min_width=len(origin),  # so that the caption stays on one line where the terminal is wide enough
     )
-    for column in ("backbone", "top-1", "top-5", "videos"):
+    for column in ("backbone", *measures, "videos"):
         table.add_column(column, justify="left" if column == "backbone" else "right")
     first = "untrained" if evaluation.step == 0 else "trained"
     for name, one in ((first, evaluation.trained), ("untrained", evaluation.untrained)):
         if one is not None:
-            table.add_row(name, f"{one.top1:.1%}", f"{one.top5:.1%}", f"{one.samples:,}")
-    table.add_row("chance", f"{evaluation.chance:.1%}", "", "")
+            table.add_row(name, *(f"{value:.1%}" for value in one.measures.values()), f"{one.samples:,}")
+    if evaluation.chance is not None:
+        table.add_row("chance", f"{evaluation.chance:.1%}", *[""] * len(measures))
     return table
 
 
 def class_table(evaluation: Evaluation) -> Table:
-    """Return the accuracy per class, best first; of many classes, the best and the worst."""
+    """Return the first measure per class, best first; of many classes, the best and the worst."""
     scores = evaluation.trained
-    counts = {name: sum(row) for name, row in zip(evaluation.classes, scores.confusion, strict=True)}
+    counts = {}
+    if scores.confusion is not None:
+        counts = {name: f"{sum(row):,}" for name, row in zip(evaluation.classes, scores.confusion, strict=True)}
     ranked = sorted(scores.per_class, key=lambda name: (-scores.per_class[name], name))
     middle = len(ranked) > 2 * _ENDS
     table = Table(title="by class", title_justify="left")
-    for column in ("class", "top-1", "videos"):
+    for column in ("class", scores.main[0], *(["videos"] if counts else [])):
         table.add_column(column, justify="left" if column == "class" else "right")
     for number, name in enumerate(ranked):
         if middle and number == _ENDS:
-            table.add_row(f"... {len(ranked) - 2 * _ENDS} more", "", "")
+            table.add_row(f"... {len(ranked) - 2 * _ENDS} more")
         if not middle or not _ENDS <= number < len(ranked) - _ENDS:
-            table.add_row(cell(name, _NAME), f"{scores.per_class[name]:.1%}", f"{counts[name]:,}")
+            table.add_row(cell(name, _NAME), f"{scores.per_class[name]:.1%}", *([counts[name]] if counts else []))
     return table
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from rhofast.config.section import Count, NonNegative, PathField, Positive, Section, Size
+from rhofast.config.section import Count, NonNegative, PathField, Positive, Probability, Section, Size
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -204,6 +204,19 @@ class TrainConfig(Section):
         return self
 
 
+class PublishedConfig(Section):
+    """A published value of an evaluation's protocol."""
+
+    measure: Annotated[str, Field(min_length=1, max_length=100)] = "top-1"
+    """Name of the measure, as the result names it."""
+
+    value: Probability
+    """The value, in [0, 1]."""
+
+    of: Annotated[str, Field(max_length=1000)] = ""
+    """Whose value it is: the method and what else distinguishes it."""
+
+
 class EvalConfig(Section):
     """The evaluations on held-out videos."""
 
@@ -228,6 +241,10 @@ class EvalConfig(Section):
     keep: PathField | None = None
     """Folder in which extracted features and scores are kept while they are computed. An interrupted evaluation
     resumes from it, and other evaluations of the same features read them from it. None: nothing is kept."""
+
+    published: Annotated[tuple[PublishedConfig, ...], Field(strict=False)] = ()
+    """Published values of this protocol, which results and `rhofast report` show beside the measured ones: a list of
+    `{measure = ..., value = ..., of = ...}`. An empty list: none."""
 
     neighbors: Count = 200
     """Number of neighbors (k) of the kNN classifier."""

@@ -13,11 +13,11 @@ from torch import nn
 
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
-from rhofast.errors import ShardFormatError
-from rhofast.evaluation.features import Features, Progress, extract_features, part_of
+from rhofast.evaluation.features import Progress
+from rhofast.evaluation.labeled_features import extract_labeled, measure_backbones
 from rhofast.evaluation.nearest import nearest_rows
-from rhofast.evaluation.scores import Evaluation, Scores, class_map, summarize
-from rhofast.evaluation.task import EvalTask, placed
+from rhofast.evaluation.scores import Evaluation, Scores, summarize
+from rhofast.evaluation.task import EvalTask
 
 _MAX_EXPONENT = 700.0  # exp of it is finite in float64
 
@@ -84,37 +84,17 @@ def evaluate_knn(
         ShardError: If shards cannot be read, or no readable sample has a label.
         NotFiniteError: If a feature is not finite.
     """
-    to_train_class = class_map(train, test)
-    total = len(train) + len(test)
-
-    def extract(shards: ShardSet, before: int) -> Features:
-        return extract_features(
-            backbone,
-            shards,
-            config,
-            progress=part_of(progress, before, total),
-        )
-
-    bank, queries = extract(train, 0), extract(test, len(train))
-    labeled = bank.label >= 0
-    if not labeled.any():
-        raise ShardFormatError(f"{train.where}: no readable sample has a label")
+    found = extract_labeled(backbone, train, test, config, progress=progress)
     scores = knn_scores(
-        bank.values.mean(axis=1)[labeled],
-        bank.label[labeled],
-        queries.values,
-        num_classes=len(train.info.classes),
+        found.bank,
+        found.bank_label,
+        found.queries,
+        num_classes=len(found.classes),
         neighbors=config.eval.neighbors,
         temperature=config.eval.temperature,
         device=next(backbone.parameters()).device,
     )
-    known = queries.label >= 0
-    return summarize(
-        scores[known],
-        to_train_class[queries.label[known]],
-        classes=train.info.classes,
-        left_out=[str(error) for error in [*bank.bad, *queries.bad]],
-    )
+    return summarize(scores, found.query_label, classes=found.classes, left_out=found.left_out)
 
 
 def evaluate_neighbors(task: EvalTask, *, untrained: bool = False, progress: Progress | None = None) -> Evaluation:
@@ -132,30 +112,16 @@ def evaluate_neighbors(task: EvalTask, *, untrained: bool = False, progress: Pro
         ShardError: If shards cannot be read.
         NotFiniteError: If a feature is not finite.
     """
-    config = task.config
-    backbones = [task.model.backbone, *([task.model.untrained()] if untrained else [])]
-    samples = len(task.train) + len(task.test)
-    results = [
-        evaluate_knn(
-            placed(network, config),
-            task.train,
-            task.test,
-            config,
-            progress=part_of(progress, number * samples, len(backbones) * samples),
-        )
-        for number, network in enumerate(backbones)
-    ]
-    section = config.eval
-    return Evaluation(
-        kind="knn",
-        origin=task.model.origin,
-        step=task.model.step,
-        folder=task.model.folder,
-        trained=results[0],
+    results = measure_backbones(
+        task,
+        lambda network, done: evaluate_knn(network, task.train, task.test, task.config, progress=done),
+        untrained=untrained,
+        progress=progress,
+    )
+    section = task.config.eval
+    return task.result(
+        "knn",
+        results[0],
         untrained=results[1] if untrained else None,
-        chance=1 / len(task.train.info.classes),
-        classes=task.train.info.classes,
-        shards=task.shards(),
         settings={"views": section.views, "neighbors": section.neighbors, "temperature": section.temperature},
-        notes=task.notes,
     )

@@ -57,18 +57,11 @@ def evaluate_linear(
         for number, network in enumerate(backbones)
     ]
     scores, penalty, tried = results[0]
-    return Evaluation(
-        kind="linear",
-        origin=task.model.origin,
-        step=task.model.step,
-        folder=task.model.folder,
-        trained=scores,
+    return task.result(
+        "linear",
+        scores,
         untrained=results[1][0] if untrained else None,
-        chance=1 / len(task.train.info.classes),
-        classes=task.train.info.classes,
-        shards=task.shards(),
         settings={"penalty": penalty, "sweep": [asdict(score) for score in tried], **_protocol(task)},
-        notes=task.notes,
     )
 
 

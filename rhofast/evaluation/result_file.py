@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rhofast.checkpoint.run_folder import KINDS
 from rhofast.errors import ConfigError
 from rhofast.storage.strict_json import read_record
 
@@ -17,10 +18,23 @@ _Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 class _Scores(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
-    top1: _Share
-    top5: _Share
+    measures: dict[str, _Share] = Field(min_length=1)
     samples: Annotated[int, Field(ge=1, lt=1 << 53)]
-    confusion: list[list[_Count]]
+    confusion: list[list[_Count]] | None = None
+
+
+class _Shards(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    name: str
+
+
+class _Published(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    measure: str
+    value: _Share
+    of: str = ""
 
 
 class _Result(BaseModel):
@@ -28,16 +42,27 @@ class _Result(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
-    chance: _Share
+    kind: str
+    chance: _Share | None
     classes: list[str] = Field(min_length=1)
     trained: _Scores
     untrained: _Scores | None = None
+    shards: dict[str, _Shards] = {}
+    settings: dict[str, Any] = {}
+    published: list[_Published] = []
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> _Result:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind={self.kind[:100]!r} must be one of {', '.join(KINDS)}")
+        return self
 
     @model_validator(mode="after")
     def _check_confusion(self) -> _Result:
         count = len(self.classes)
         for name, scores in (("trained", self.trained), ("untrained", self.untrained)):
-            if scores is not None and [len(row) for row in scores.confusion] != [count] * count:
+            rows = None if scores is None else scores.confusion
+            if rows is not None and [len(row) for row in rows] != [count] * count:
                 raise ValueError(f"{name}.confusion must have {count} rows of {count} counts, one per class")
         return self
 

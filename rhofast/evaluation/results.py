@@ -23,15 +23,15 @@ _MAX_NAME = 32  # characters of a class name that are drawn
 _MIN_INCHES, _UNNAMED_INCHES = 2.5, 10.0  # side of a matrix: the least, and without class names
 
 
-def write_evaluation(evaluation: Evaluation, path: Path) -> Path:
-    """Write the JSON file of an evaluation, and NAME-confusion.png beside it.
+def write_evaluation(evaluation: Evaluation, path: Path) -> Path | None:
+    """Write the JSON file of an evaluation, and NAME-confusion.png beside it where classes are predicted.
 
     Args:
         evaluation: The result.
         path: The JSON file.
 
     Returns:
-        The path of the picture.
+        The path of the picture, or None.
 
     Raises:
         OSError: If a file cannot be written.
@@ -40,26 +40,16 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> Path:
     # One line per row of the confusion matrix.
     rows = re.sub(r"\[\n\s*\d+(?:,\n\s*\d+)*\n\s*\]", lambda row: re.sub(r"\s+", " ", row[0]), text)
     write_atomically(path, rows)
-    picture = path.with_name(f"{path.stem}-confusion.png")
-    draw_confusion(evaluation, picture)
-    return picture
-
-
-def draw_confusion(evaluation: Evaluation, path: Path) -> None:
-    """Write a picture of the confusion matrix.
-
-    Args:
-        evaluation: The result.
-        path: The PNG file.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
     scores = evaluation.trained
-    title = f"{evaluation.kind}: top-1 {scores.top1:.1%} of {scores.samples:,} videos"
+    if scores.confusion is None:
+        return None
+    picture = path.with_name(f"{path.stem}-confusion.png")
+    measure, value = scores.main
+    title = f"{evaluation.kind}: {measure} {value:.1%} of {scores.samples:,} videos"
     figure = confusion_figure(scores.confusion, evaluation.classes, title=title)
-    with replacing(path) as aside:
+    with replacing(picture) as aside:
         figure.savefig(aside, format="png")
+    return picture
 
 
 def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str], *, title: str) -> Figure:

@@ -13,29 +13,35 @@ import numpy.typing as npt
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
 
+TOP1, TOP5 = "top-1", "top-5"
+"""Names of the measures of a classification."""
+
 MAX_CLASSES = 5_000
 """Most classes of an evaluation: the confusion matrix has their square of entries."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """Accuracies on the test samples.
+    """What was measured on the test samples.
 
     Attributes:
-        top1: Top-1 accuracy in [0, 1].
-        top5: Top-5 accuracy in [0, 1].
+        measures: Values in [0, 1] by name, the most important first: TOP1 and TOP5 of a classification.
         samples: Number of test samples.
         left_out: Training and test samples that could not be read, one line each.
-        per_class: Accuracy per class name, for classes with test samples.
-        confusion: Counts, confusion[true][predicted].
+        per_class: The first measure per class name, for classes with test samples.
+        confusion: Counts, confusion[true][predicted]. None where no class is predicted.
     """
 
-    top1: float
-    top5: float
+    measures: dict[str, float]
     samples: int
     left_out: list[str]
     per_class: dict[str, float]
-    confusion: list[list[int]]
+    confusion: list[list[int]] | None
+
+    @property
+    def main(self) -> tuple[str, float]:
+        """Return name and value of the most important measure."""
+        return next(iter(self.measures.items()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,17 +49,18 @@ class Evaluation:
     """The result of `rhofast eval`.
 
     Attributes:
-        kind: "knn", "linear" or "finetune".
+        kind: One of KINDS (checkpoint/run_folder.py).
         origin: Where the weights come from, in words.
         step: Number of optimizer steps behind the weights. None where it is not known.
         folder: Folder for result files.
         trained: Scores of the backbone.
-        chance: 1 / number of classes.
+        chance: The first measure of a guess, 1 / number of classes. None where it is not known.
         classes: Class names of the training set.
         untrained: Scores of the same backbone before training. None where they were not requested.
         shards: Location, name, digest and size of the training and the test set.
         settings: Settings of the evaluation, and what it chose.
         notes: Warnings that belong to the result, one sentence each.
+        published: Published values of this protocol, as the configuration names them (`eval.published`).
     """
 
     kind: str
@@ -61,16 +68,18 @@ class Evaluation:
     step: int | None
     folder: Path
     trained: Scores
-    chance: float
+    chance: float | None
     classes: list[str]
     untrained: Scores | None = None
     shards: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    published: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values."""
-        return {**asdict(self), "folder": str(self.folder), "notes": list(self.notes)}
+        lists = {"notes": list(self.notes), "published": list(self.published)}
+        return {**asdict(self), "folder": str(self.folder), **lists}
 
 
 def summarize(
@@ -94,17 +103,33 @@ def summarize(
         raise ShardFormatError("no readable test sample has a label")
     ranked = np.argsort(-scores, axis=1, kind="stable")
     hit = ranked == label[:, None]
-    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(confusion, (label, ranked[:, 0]), 1)
-    seen = np.flatnonzero(confusion.sum(axis=1))
+    confusion, per_class = count_classes(label, ranked[:, 0], classes)
     return Scores(
-        top1=float(hit[:, 0].mean()),
-        top5=float(hit[:, :5].any(axis=1).mean()),
+        measures={TOP1: float(hit[:, 0].mean()), TOP5: float(hit[:, :5].any(axis=1).mean())},
         samples=len(label),
         left_out=left_out,
-        per_class={classes[c]: float(confusion[c, c] / confusion[c].sum()) for c in seen},
-        confusion=confusion.tolist(),
+        per_class=per_class,
+        confusion=confusion,
     )
+
+
+def count_classes(
+    label: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: list[str]
+) -> tuple[list[list[int]], dict[str, float]]:
+    """Count which class is predicted for which.
+
+    Args:
+        label: i64[M], the true class numbers.
+        predicted: i64[M], the predicted ones.
+        classes: The class names.
+
+    Returns:
+        (counts, confusion[true][predicted]; accuracy per class name, for classes that have samples).
+    """
+    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(confusion, (label, predicted), 1)
+    seen = np.flatnonzero(confusion.sum(axis=1))
+    return confusion.tolist(), {classes[c]: float(confusion[c, c] / confusion[c].sum()) for c in seen}
 
 
 def class_map(train: ShardSet, test: ShardSet) -> npt.NDArray[np.int64]:

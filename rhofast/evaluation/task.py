@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rhofast.data.sources import open_shards, open_source
 from rhofast.errors import ConfigError, RhofastError
 from rhofast.evaluation.leakage import check_held_out, overlap, refuse_overlap
 from rhofast.evaluation.model import EvalModel, open_model
-from rhofast.evaluation.scores import class_map
+from rhofast.evaluation.scores import Evaluation, Scores, class_map
 from rhofast.models.memory_format import to_channels_last
 
 
@@ -42,7 +42,40 @@ class EvalTask:
         """Return the configuration of the model."""
         return self.model.config
 
-    def shards(self) -> dict[str, Any]:
+    def result(
+        self,
+        kind: str,
+        trained: Scores,
+        *,
+        untrained: Scores | None = None,
+        settings: Mapping[str, Any],
+        folder: Path | None = None,
+    ) -> Evaluation:
+        """Return the result of an evaluation of this task.
+
+        Args:
+            kind: One of KINDS (checkpoint/run_folder.py).
+            trained: Scores of the backbone.
+            untrained: Scores of the same backbone before training, or None.
+            settings: Settings of the evaluation, and what it chose, as JSON values.
+            folder: Folder for the result file. None: that of the model.
+        """
+        return Evaluation(
+            kind=kind,
+            origin=self.model.origin,
+            step=self.model.step,
+            folder=folder or self.model.folder,
+            trained=trained,
+            untrained=untrained,
+            chance=1 / len(self.train.info.classes),
+            classes=self.train.info.classes,
+            shards=self._shards(),
+            settings=dict(settings),
+            notes=self.notes,
+            published=tuple(value.model_dump() for value in self.config.eval.published),
+        )
+
+    def _shards(self) -> dict[str, Any]:
         """Return location, name, digest and size of both shard sets, as JSON values for the result file."""
         return {
             name: {

@@ -221,15 +221,9 @@ class _ClassifierTrainer:
             broadcast(value)
         task, section = self.task, self.config.eval
         scores = score_videos(self.classifier, task.train, task.test, self.config, progress=progress)
-        return Evaluation(
-            kind=self.kind,
-            origin=task.model.origin,
-            step=task.model.step,
-            folder=self.config.folder,
-            trained=scores,
-            chance=1 / len(task.train.info.classes),
-            classes=task.train.info.classes,
-            shards=task.shards(),
+        return task.result(
+            self.kind,
+            scores,
             settings={
                 "steps": self.step,
                 "epochs": self.epochs,
@@ -237,7 +231,7 @@ class _ClassifierTrainer:
                 "test_views": section.test_views,
                 "test_crops": crops_of(task.test, section),
             },
-            notes=task.notes,
+            folder=self.config.folder,
         )
 
     def _take_step(self, views: Views) -> tuple[Tensor, Tensor, Tensor, float]:

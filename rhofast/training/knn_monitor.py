@@ -9,6 +9,7 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.evaluation.knn import evaluate_knn
 from rhofast.evaluation.leakage import check_held_out
+from rhofast.evaluation.scores import TOP1, TOP5
 from rhofast.storage.address import is_remote
 from rhofast.training.logger import MetricsLogger
 
@@ -43,7 +44,7 @@ class KnnMonitor:
         """Evaluate the backbone after `step` optimizer steps and log its accuracy. Every rank calls it."""
         assert self._test is not None, "is_due"
         result = evaluate_knn(backbone, self._shards.sets[0], self._test, self._config)
-        self._logger.knn(step, top1=result.top1, top5=result.top5, samples=result.samples)
+        self._logger.knn(step, top1=result.measures[TOP1], top5=result.measures[TOP5], samples=result.samples)
 
     def warn_of_leakage(self, step: int) -> None:
         """Write a warning, on rank 0, if kNN tests on videos that are trained on.

@@ -41,8 +41,19 @@ START = {
     "versions": {"torch": "2.x"},
 }
 KNN = {
-    "trained": {"top1": 0.75, "top5": 1.0, "samples": 40, "per_class": {}, "confusion": [[15, 5], [5, 15]]},
-    "untrained": {"top1": 0.5, "top5": 1.0, "samples": 40, "per_class": {}, "confusion": [[10, 10], [10, 10]]},
+    "kind": "knn",
+    "trained": {
+        "measures": {"top-1": 0.75, "top-5": 1.0},
+        "samples": 40,
+        "per_class": {},
+        "confusion": [[15, 5], [5, 15]],
+    },
+    "untrained": {
+        "measures": {"top-1": 0.5, "top-5": 1.0},
+        "samples": 40,
+        "per_class": {},
+        "confusion": [[10, 10], [10, 10]],
+    },
     "chance": 0.5,
     "classes": ["left", "right & up"],
 }
@@ -74,7 +85,8 @@ def test_a_whole_run_has_numbers_plots_and_pictures(tmp_path: Path) -> None:
     (run / "knn.json").write_text(json.dumps(KNN))
     Image.new("RGB", (8, 8)).save(run / "clips.png")
     page = write_report([run]).read_text()
-    for text in ("75.0% / 100.0%", "50.0% / 100.0%", "-0.2000", "waiting for data (median)", "1.50 M parameters"):
+    assert "kNN, top-1<td>40 videos<td><td class=number>75.0%<td class=number>50.0%<td>" in page
+    for text in ("-0.2000", "waiting for data (median)", "1.50 M parameters"):
         assert text in page, text
     assert page.count("<img") == 8
     assert "a &lt;b&gt; device" in page and "<b>" not in page
@@ -85,7 +97,7 @@ def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
     page = write_report([make_run(tmp_path / "run", [START])]).read_text()
     assert "No steps logged yet" in page and "<img" not in page
     page = write_report([make_run(tmp_path / "two", [START, step(1)])]).read_text()
-    assert "kNN top-1" not in page and page.count("<img") == 5
+    assert "kNN" not in page and "<h2>Evaluations" not in page and page.count("<img") == 5
 
 
 def test_the_later_line_of_a_step_counts_and_a_cut_line_is_ignored(tmp_path: Path) -> None:
@@ -172,7 +184,44 @@ def test_runs_are_compared_on_one_page(tmp_path: Path) -> None:
     assert "<td>train.precision<td class=number>fp32<td class=number>bf16" in differences
     assert differences.count("<tr>") == 3  # a heading and two keys; the name is none
     assert page.count("<img") == 9 and "http" not in page.replace("http-equiv", "")
-    assert "75.0% / 100.0%<td class=number>-" in page and "Loss over steps" in page
+    assert "<td>first<td>kNN, top-1" in page and "Loss over steps" in page
+
+
+def test_all_evaluations_of_a_run_are_one_table_with_sets_protocols_and_published_values(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [START, step(1)])
+    knn = {**KNN, "shards": {"test": {"name": "ucf101", "samples": 40}}, "settings": {"views": 2, "temperature": 0.1}}
+    linear = {
+        **{key: value for key, value in knn.items() if key != "untrained"},
+        "kind": "linear",
+        "trained": {"measures": {"top-1": 0.8}, "samples": 40},
+        "settings": {"penalty": 0.001, "sweep": [{"penalty": 1.0}], "test_views": 10},
+        "published": [
+            {"measure": "top-1", "value": 0.71, "of": "MoCo, <rho> = 4"},
+            {"measure": "top-1", "value": 0.701},
+            {"measure": "top-5", "value": 0.9},
+        ],
+    }
+    (run / "evals" / "probe").mkdir(parents=True)
+    (run / "evals" / "probe" / "task.json").write_text("{}")
+    (run / "evals" / "probe" / "linear.json").write_text(json.dumps(linear))
+    (run / "knn.json").write_text(json.dumps(knn))
+    hmdb = {**knn, "shards": {"test": {"name": "hmdb51", "samples": 40}}, "untrained": None}
+    (run / "knn-hmdb51.json").write_text(json.dumps(hmdb))
+    page = write_report([run]).read_text()
+    table = page.split("<h2>Evaluations</h2>")[1].split("</table>")[0]
+    rows = [re.split(r"<td[^>]*>", row)[1:] for row in table.split("<tr>")[2:]]
+    protocol = "views 2, temperature 0.1"
+    published = "71.0% (MoCo, &lt;rho&gt; = 4), 70.1%"
+    assert rows == [
+        ["kNN, top-1", "ucf101, 40 videos", protocol, "75.0%", "50.0%", ""],
+        ["kNN, top-5", "", "", "100.0%", "100.0%", ""],
+        ["kNN, top-1", "hmdb51, 40 videos", protocol, "75.0%", "", ""],
+        ["kNN, top-5", "", "", "100.0%", "", ""],
+        ["linear probe, top-1", "ucf101, 40 videos", "penalty 0.001, test views 10", "80.0%", "", published],
+    ]
+    (run / "knn-hmdb51.json").write_text(json.dumps({**hmdb, "kind": "none"}))
+    with pytest.raises(ConfigError, match=r"knn-hmdb51\.json.*kind='none' must be one of knn"):
+        write_report([run])
 
 
 def test_runs_whose_steps_differ_in_size_are_compared_by_epochs(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ ORIGIN = "path/to/a/file_with_a_long_name.py:Network, untrained, seed 0"
 
 @pytest.mark.parametrize("width", [100, 40])
 def test_where_weights_come_from_stays_on_one_line_where_there_is_room(width: int) -> None:
-    scores = Scores(top1=1.0, top5=1.0, samples=1, left_out=[], per_class={"a": 1.0}, confusion=[[1, 0], [0, 0]])
+    scores = Scores(
+        measures={"top-1": 1.0, "top-5": 1.0}, samples=1, left_out=[], per_class={"a": 1.0}, confusion=[[1, 0], [0, 0]]
+    )
     evaluation = Evaluation(
         kind="knn", origin=ORIGIN, step=0, folder=Path(), trained=scores, chance=0.5, classes=["a", "b"]
     )

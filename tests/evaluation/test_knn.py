@@ -103,7 +103,8 @@ def test_the_files_have_one_line_per_class_and_a_picture_for_any_number_of_class
 def test_a_summary_counts_hits_per_class() -> None:
     scores = np.array([[3.0, 1, 0], [1, 2, 0], [1, 0, 0], [0, 0, 5]])
     result = summarize(scores, np.array([0, 0, 1, 2]), classes=["a", "b", "c"], left_out=["x"])
-    assert (result.top1, result.top5, result.samples, result.left_out) == (0.5, 1.0, 4, ["x"])
+    assert result.measures == {"top-1": 0.5, "top-5": 1.0} and result.main == ("top-1", 0.5)
+    assert (result.samples, result.left_out) == (4, ["x"])
     assert result.confusion == [[1, 1, 0], [1, 0, 0], [0, 0, 1]]
     assert result.per_class == {"a": 0.5, "b": 0.0, "c": 1.0}
 

@@ -70,7 +70,7 @@ def test_scores_are_the_mean_of_the_softmax_over_thirty_views_by_hand(shards: Sh
         confusion[sample % 3, scores.argmax()] += 1
         top1 += scores.argmax() == sample % 3
     assert result.confusion == confusion.tolist()
-    assert result.top1 == pytest.approx(top1 / 13) and result.samples == 13
+    assert result.measures["top-1"] == pytest.approx(top1 / 13) and result.samples == 13
 
 
 def test_views_show_the_frames_and_squares_that_the_protocol_names(shards: ShardSet) -> None:

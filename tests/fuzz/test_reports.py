@@ -11,6 +11,8 @@ import numpy as np
 
 from rhofast.analysis.capacity.options import PlannerOptions
 from rhofast.analysis.capacity.reports import bench_rates, read_dry_run
+from rhofast.analysis.report_plots import RunLog
+from rhofast.analysis.report_results import results_table
 from rhofast.config.load import dump_config, load_config
 from rhofast.evaluation.result_file import read_result
 from rhofast.ingest.job_result import read_refused
@@ -20,7 +22,12 @@ from tests.helpers.shards import ROOT
 
 Fuzz = Callable[..., None]
 CONFIG = load_config(None, ["backbone.name=slow_r18", "backbone.width=2"])
-SCORES = {"top1": 0.75, "top5": 1.0, "samples": 40, "per_class": {"a": 1.0}, "confusion": [[15, 5], [5, 15]]}
+SCORES = {
+    "measures": {"top-1": 0.75, "top-5": 1.0},
+    "samples": 40,
+    "per_class": {"a": 1.0},
+    "confusion": [[15, 5], [5, 15]],
+}
 KNN = {
     "kind": "knn",
     "origin": "x",
@@ -30,9 +37,10 @@ KNN = {
     "classes": ["a", "b"],
     "trained": SCORES,
     "untrained": SCORES,
-    "shards": {},
-    "settings": {"neighbors": 20},
+    "shards": {"test": {"name": "ucf101", "samples": 40}},
+    "settings": {"neighbors": 20, "temperature": 0.1, "sweep": [1]},
     "notes": [],
+    "published": [{"measure": "top-1", "value": 0.5, "of": "x"}],
 }
 BENCH = {
     "what": "step",
@@ -77,7 +85,10 @@ def read_refused_lines(path: Path) -> None:
 
 def read_knn(path: Path) -> None:
     result = read_result(path)
-    assert result is not None and len(result["trained"]["confusion"]) == len(result["classes"])
+    assert result is not None and len(result["trained"].get("confusion") or result["classes"]) == len(result["classes"])
+    nothing: dict[str, Any] = {"config": {}, "starts": [], "steps": [], "checks": [], "messages": [], "state": ""}
+    log = RunLog(folder=path, name="x", results=[result], **nothing)
+    assert "<td" in results_table([log])
 
 
 def read_bench(path: Path) -> None:

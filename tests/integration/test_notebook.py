@@ -86,7 +86,9 @@ def test_the_notebook_runs_from_top_to_bottom(notebook: Any, tmp_path: Path, mon
 
     out = tmp_path / "first_hour"
     result = json.loads((out / "first" / "knn.json").read_text())
-    assert result["trained"]["samples"] == 8 and result["untrained"]["top1"] > CHANCE  # two steps are no training
+    assert (
+        result["trained"]["samples"] == 8 and result["untrained"]["measures"]["top-1"] > CHANCE
+    )  # two steps are no training
     assert Image.open(out / "neighbors.png").size[0] > 500
     assert (out / "first.safetensors").stat().st_size > 1_000_000
     said = "\n".join(output.get("text", "") for output in outputs_of(notebook))
