@@ -33,7 +33,9 @@ _FOLDERS = (_PACKAGE.parent / "shards", _PACKAGE / "recipes")  # of a checkout, 
 _BY_SUFFIX = {
     **dict.fromkeys((".csv", ".txt", ".tsv", ".lst", ".list"), "csv_list"),
     **dict.fromkeys((".jsonl", ".ndjson"), "records"),
+    ".tar": "webdataset_tars",
 }
+_WITH_PATTERNS = {"webdataset_tars"}
 
 
 def recipe_names() -> list[str]:
@@ -83,7 +85,7 @@ def find_records(
         ConfigError: The recipe or an option is unknown, or a value is invalid.
         IngestError: There is no such source, or no recipe is known for it.
     """
-    if not is_local(source):
+    if not is_local(source) and not _is_pattern(source):
         check_store(source)
     recipe = recipe or _recipe_for(source)
     module = _load(recipe)
@@ -142,18 +144,26 @@ def published_count(source: Path, recipe: str | None, options: Sequence[str]) ->
 
 def _recipe_for(source: Path) -> str:
     """Return the recipe for a folder or a file by its suffix; raises IngestError for any other source."""
+    by_suffix = _BY_SUFFIX.get(source.suffix.lower())
+    if by_suffix in _WITH_PATTERNS and _is_pattern(source):
+        return str(by_suffix)
     if source.exists() and not source.is_file() and not source.is_dir():
         raise IngestError(f"{source}: not a regular file or folder", hint="write the list to a file")
     if not source.exists():
         raise IngestError(f"{source}: no such file or folder", hint="give a folder of videos, or a list of them")
     if source.is_dir():
         return "folder"
-    if source.suffix.lower() not in _BY_SUFFIX:
+    if by_suffix is None:
         raise IngestError(
             f"{source}: not a folder or a list ({', '.join(sorted(_BY_SUFFIX))})",
             hint="choose a recipe with --recipe NAME",
         )
-    return _BY_SUFFIX[source.suffix.lower()]
+    return by_suffix
+
+
+def _is_pattern(source: Path) -> bool:
+    """Return whether a source may stand for several files: it has braces or a wildcard in its name."""
+    return any(mark in source.name for mark in "{*?")
 
 
 def _load(recipe: str) -> ModuleType:

@@ -330,10 +330,10 @@ def read_small(store: Any, path: str, *, max_bytes: int, seconds: float) -> byte
     raise TimeoutError(errno.ETIMEDOUT, f"not received within {seconds:g} s")
 
 
-def call_store(store: Any, name: str, seconds: float, *arguments: Any) -> Any:
+def call_store(store: Any, name: str, seconds: float, *arguments: Any, **options: Any) -> Any:
     """Call a method of a file system of fsspec, with a limit on the wait where it has one."""
     if not getattr(store, "async_impl", False):
-        return getattr(store, name)(*arguments)
+        return getattr(store, name)(*arguments, **options)
     from fsspec.asyn import sync
 
-    return sync(store.loop, getattr(store, f"_{name}"), *arguments, timeout=seconds)
+    return sync(store.loop, getattr(store, f"_{name}"), *arguments, **options, timeout=seconds)

@@ -106,7 +106,7 @@ def _read_span(address: str, begin: int, size: int, policy: RetryPolicy) -> byte
 
     def read(store: Any, path: str) -> bytes:
         if not is_http(store):
-            content = bytes(call_store(store, "cat_file", policy.total_s, path, begin, begin + size))
+            content = bytes(call_store(store, "cat_file", policy.total_s, path, start=begin, end=begin + size))
         else:
             received = bytearray()
             with open_stream(store, path, begin=begin, size=size) as (remote, position, _):

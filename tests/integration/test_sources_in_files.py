@@ -1,0 +1,182 @@
+"""Videos in tars and tables become the same set as loose files, from the disk and from an object store, with a kill."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.shards import encode_mjpeg, frame_pixels
+
+OPTIONS = ("--short-side", "32", "--samples-per-shard", "2", "--workers", "1", "--name", "set")
+KEYS = [f"{number:03d}" for number in range(5)]
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "rhofast", "shard", *map(str, arguments)]
+
+
+def shard(*arguments: object, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(command(*arguments, *OPTIONS), capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def samples(folder: Path) -> dict[str, bytes]:
+    """Return the shards and their indices: all that training reads."""
+    return {name: content for name, content in contents(folder).items() if name.startswith("shard-")}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of five videos, the lines that describe them, and two tars that hold them."""
+    folder = tmp_path_factory.mktemp("videos")
+    lines, tars = [], [tarfile.open(folder / f"t-{number}.tar", "w") for number in range(2)]  # noqa: SIM115
+    for number, key in enumerate(KEYS):
+        content = encode_mjpeg([frame_pixels(number, frame) for frame in range(6)])
+        (folder / f"{key}.mp4").write_bytes(content)
+        lines.append({"path": f"{key}.mp4", "key": key, "label": number % 2, "extra": {"number": number}})
+        fields = {"cls": str(number % 2).encode(), "json": json.dumps({"number": number}).encode(), "mp4": content}
+        for suffix, field in fields.items():
+            info = tarfile.TarInfo(f"{key}.{suffix}")
+            info.size = len(field)
+            tars[number >= 3].addfile(info, io.BytesIO(field))
+    for tar in tars:
+        tar.close()
+    (folder / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loose(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The set that is made of the loose files."""
+    out = tmp_path_factory.mktemp("loose") / "set"
+    assert "5 samples" in shard(videos / "list.jsonl", out)
+    return out
+
+
+def test_a_set_made_of_tars_is_that_of_the_loose_files(videos: Path, loose: Path, tmp_path: Path) -> None:
+    shard(videos / "t-{0..1}.tar", tmp_path / "set")
+    assert samples(tmp_path / "set") == samples(loose)
+    again = shard(videos, tmp_path / "set", "--recipe", "webdataset_tars")  # another way to say the same
+    assert "5 samples" in again and samples(tmp_path / "set") == samples(loose)
+
+
+def test_tars_that_come_later_are_appended(videos: Path, loose: Path, tmp_path: Path) -> None:
+    shard(videos / "t-0.tar", tmp_path / "set")
+    out = shard(videos / "t-*.tar", tmp_path / "set", "--append")
+    assert "5 samples" in out
+    names: list[str] = []
+    for path in sorted((tmp_path / "set").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            names += tar.getnames()
+    assert [name for name in names if name.endswith(".json")] == [f"{key}.json" for key in KEYS]
+
+
+def test_a_dry_run_and_parts_read_tars_too(videos: Path, loose: Path, tmp_path: Path) -> None:
+    shard(videos / "t-0.tar", tmp_path / "set", "--dry-run", "3", "--report", tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["tried"] == 3 and not report["codecs"][0]["refused"] and not (tmp_path / "set").exists()
+    sizes = [(videos / f"{key}.mp4").stat().st_size for key in KEYS[:3]]
+    assert report["source_bytes"] == pytest.approx(sum(sizes) / 3)
+    for part in ("1/2", "2/2"):
+        shard(videos / "t-{0,1}.tar", tmp_path / "set", "--task", part)
+    shard(videos / "t-{0,1}.tar", tmp_path / "set")
+    assert samples(tmp_path / "set") == samples(loose)
+
+
+def test_a_killed_build_of_tars_ends_with_the_same_bytes(videos: Path, loose: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    for name in (".job-000000.json", ".job-000001.json"):
+        process = subprocess.Popen(command(videos / "t-{0..1}.tar", out, *OPTIONS), stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (out / name).exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    shard(videos / "t-{0..1}.tar", out)
+    assert samples(out) == samples(loose)
+    assert not [name for name in contents(out) if ".job-" in name]
+
+
+def test_what_is_wrong_in_a_tar_is_refused_by_tar_and_member(videos: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(videos / "000.mp4", "good.mp4")
+        for name, content in (("dir/bad.mp4", b"no video" * 50), ("empty.mp4", b"")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    assert "1 sample" in shard(tmp_path / "a.tar", tmp_path / "set")
+    refused = [json.loads(line) for line in (tmp_path / "set" / "refused.jsonl").read_text().splitlines()]
+    assert [(each["path"], each["reason"]) for each in refused] == [
+        (f"{tmp_path}/a.tar: dir/bad.mp4", "not_a_video"),
+        (f"{tmp_path}/a.tar: empty.mp4", "empty"),
+    ]
+
+
+def test_a_bad_tar_ends_the_command_with_one_line_and_nothing_lost(videos: Path, tmp_path: Path) -> None:
+    whole = (videos / "t-1.tar").read_bytes()
+    (tmp_path / "t-1.tar").write_bytes(whole[: len(whole) // 2])
+    os.link(videos / "t-0.tar", tmp_path / "t-0.tar")
+    done = subprocess.run(
+        command(tmp_path / "t-{0,1}.tar", tmp_path / "set", *OPTIONS), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"rhofast: error: {tmp_path}/t-1.tar: cut short: it ends within" in " ".join(done.stderr.split())
+    assert not (tmp_path / "set").exists()
+
+
+# ---- in an object store ----
+
+PUT = """
+import sys
+import s3fs
+store = s3fs.S3FileSystem()
+store.makedirs("bucket", exist_ok=True)
+for path in sys.argv[1:]:
+    store.put(path, "bucket/" + path.rpartition("/")[2])
+"""
+
+
+@pytest.fixture(scope="module")
+def store(videos: Path) -> Iterator[dict[str, str]]:
+    """The environment in which `s3://` means a store of our own, which holds the tars."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    environment = {**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    environment |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    paths = [str(path) for path in sorted(videos.glob("t-*.tar"))]
+    subprocess.run([sys.executable, "-c", PUT, *paths], env=environment, check=True, timeout=120)
+    yield environment
+    server.stop()
+
+
+@pytest.mark.parametrize("source", ["s3://bucket/t-{0..1}.tar", "s3://bucket/t-*.tar", "s3://bucket", "list.txt"])
+def test_tars_of_a_store_become_the_same_set(store: dict[str, str], loose: Path, tmp_path: Path, source: str) -> None:
+    if source == "list.txt":
+        (tmp_path / source).write_text("s3://bucket/t-0.tar\ns3://bucket/t-1.tar\n")
+        source = str(tmp_path / source)
+    shard(source, tmp_path / "set", "--recipe", "webdataset_tars", env=store)
+    assert samples(tmp_path / "set") == samples(loose)
+
+
+def test_a_tar_that_a_store_lacks_is_named(store: dict[str, str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        command("s3://bucket/t-{0..2}.tar", tmp_path / "set"), capture_output=True, text=True, timeout=120, env=store
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "rhofast: error: s3://bucket/t-2.tar: no such file" in " ".join(done.stderr.split())
