@@ -179,6 +179,8 @@ class AugmentPlan(Plan):
         difference: Whether the clip shows differences in time, bool[B, P]: before `color`,
             r = g = b = (255 + luma(frame) - luma(neighbor)) / 2, with the frames of ClipPlan. None if no clip can show
             differences.
+        size: Width and height to which crops are resized in pixels, i32[B, P, 2], the same for all clips of a batch.
+            None for squares of `augment.size`.
     """
 
     crop: npt.NDArray[np.float32]
@@ -186,6 +188,7 @@ class AugmentPlan(Plan):
     color: npt.NDArray[np.float32]
     blur: npt.NDArray[np.float32]
     difference: npt.NDArray[np.bool_] | None = None
+    size: npt.NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         leading = self.flip.shape
@@ -196,6 +199,8 @@ class AugmentPlan(Plan):
         check_leading("AugmentPlan", leading, blur=self.blur)
         if self.difference is not None:
             check_leading("AugmentPlan", leading, difference=self.difference)
+        if self.size is not None:
+            check_leading("AugmentPlan", (*leading, 2), size=self.size)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, slots=True)

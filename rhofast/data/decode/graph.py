@@ -42,6 +42,7 @@ def define_graph(
     *,
     color: bool,
     difference: bool,
+    sizes: bool,
     source: Literal["jpeg", "frames", "video"],
     batch_size: int,
     num_threads: int,
@@ -54,6 +55,7 @@ def define_graph(
         config: The augmentation.
         color: Whether it has the color matrix as an input.
         difference: Whether it has neighbors as an input.
+        sizes: Whether it has the size of the output as an input; otherwise it makes squares of `config.size`.
         source: Form of the pictures: JPEG files, RGB frames in host memory, or RGB frames where a VideoDecoder left
             them (on the GPU, if there is one).
         batch_size: Largest number of pictures in a batch.
@@ -103,7 +105,7 @@ def define_graph(
             "axis_names": "WH",
         }
         resizing = {
-            "size": [config.size, config.size],
+            "size": external("size", types.FLOAT, 1) if sizes else [config.size, config.size],
             "roi_start": external("from", types.FLOAT, 1),
             "roi_end": external("to", types.FLOAT, 1),
             "roi_relative": True,
@@ -155,6 +157,8 @@ def graph_arguments(
         "from": np.stack([np.zeros_like(right), right], axis=-1),  # (y, x), as shares of the crop
         "to": np.stack([np.ones_like(right), 1 - right], axis=-1),
     }
+    if plan.size is not None:
+        arguments["size"] = plan.size[..., ::-1].astype(np.float32)  # (height, width)
     if difference:
         arguments["differs"] = np.zeros_like(plan.flip) if plan.difference is None else plan.difference
     if normalization is not None:

@@ -64,6 +64,7 @@ class DecodePipeline:
         blur: bool,
         threads: int,
         difference: bool = False,
+        sizes: bool = False,
         device_id: int | None = None,
         dtype: torch.dtype = torch.float32,
         decoded: bool = False,
@@ -80,6 +81,7 @@ class DecodePipeline:
             blur: Whether plans may blur.
             threads: Number of threads that DALI uses on the CPU.
             difference: Whether plans may show differences in time.
+            sizes: Whether plans say to what size crops are resized; all of them must, or none.
             device_id: Number of the CUDA device, or None for the CPU.
             dtype: Dtype of the pixels on a GPU, float32 or float16.
             decoded: Whether the pictures of the samples are RGB u8[H, W, 3] instead of JPEG files. Ignored with
@@ -104,6 +106,7 @@ class DecodePipeline:
         self._options: dict[str, Any] = {
             "color": color,
             "difference": difference,
+            "sizes": sizes,
             "hw_decoder_load": hw_decoder_load,
             "num_threads": threads,
             "device_id": device_id,
@@ -221,7 +224,7 @@ class DecodePipeline:
         """Wait for the oldest batch in flight."""
         oldest = self._in_flight.popleft()
         try:
-            oldest.result = self._take(self._pipeline, oldest.clips)
+            oldest.result = self._take(self._pipeline, oldest.clips, oldest.augment)
         except RuntimeError as error:
             self._give_up(oldest, error)
 
@@ -240,7 +243,7 @@ class DecodePipeline:
     def _run(self, graph: Any, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> torch.Tensor:
         """Return the pixels of a batch from a graph that holds no other."""
         self._feed(graph, samples, clips, augment)
-        return self._take(graph, clips)
+        return self._take(graph, clips, augment)
 
     def _feed(self, graph: Any, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> None:
         """Feed a batch, and let the graph run it."""
@@ -250,13 +253,13 @@ class DecodePipeline:
             graph.feed_input(name, np.repeat(values.reshape(b * p, *values.shape[2:]), t, axis=0))
         graph.schedule_run()
 
-    def _take(self, graph: Any, clips: ClipPlan) -> torch.Tensor:
+    def _take(self, graph: Any, clips: ClipPlan, augment: AugmentPlan) -> torch.Tensor:
         """Wait for the oldest batch that a graph runs; on a GPU, only until its work is queued there."""
         stream = None if self._device_id is None else torch.cuda.current_stream(self._device_id)
         (output,) = graph.share_outputs(stream)
         b, p, t = clips.frames.shape
-        size = self._config.size
-        pixels = torch.utils.dlpack.from_dlpack(output.as_tensor()).view(b, p, t, size, size, 3)
+        width, height = (self._config.size,) * 2 if augment.size is None else augment.size[0, 0].tolist()
+        pixels = torch.utils.dlpack.from_dlpack(output.as_tensor()).view(b, p, t, height, width, 3)
         graph.release_outputs()  # a formality: DALI's executor keeps what a tensor refers to
         return pixels.permute(0, 1, 5, 2, 3, 4)
 

@@ -28,9 +28,11 @@ class BatchPlanner(ABC):
     Attributes:
         random_appearance: Whether its plans may ask for color changes, blur and differences in time, which the decoding
             graph must then be able to do.
+        sizes: Whether its plans say to what size crops are resized.
     """
 
     random_appearance: bool
+    sizes = False
 
     @abstractmethod
     def select(self, address: Any) -> BatchSelection:

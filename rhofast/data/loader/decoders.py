@@ -32,6 +32,7 @@ class Decoders:
         random_appearance: Whether plans may ask for color changes, blur and differences in time.
         device_id: The CUDA device; None for the CPU.
         dtype: Type of the finished pixels.
+        sizes: Whether plans say to what size crops are resized.
 
     Attributes:
         descriptions: One sentence per codec of the data: who decodes it, and why.
@@ -52,6 +53,7 @@ class Decoders:
         random_appearance: bool,
         device_id: int | None,
         dtype: torch.dtype,
+        sizes: bool = False,
     ) -> None:
         self._data = data
         self.descriptions, limits = _choose(data, config, device_id)
@@ -73,6 +75,7 @@ class Decoders:
                 device_id=device_id,
                 dtype=dtype,
                 difference=random_appearance and augment.difference > 0,
+                sizes=sizes,
                 decoded=not pictures,
                 video=None if pictures else video,
                 hw_decoder_load=config.hw_decoder_load,

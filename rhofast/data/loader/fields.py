@@ -123,7 +123,8 @@ def parse_fields(fields: object, sets: Sequence[ShardSet], *, clips: int = 1) ->
     """Check the names of fields, and that the sets have them.
 
     Args:
-        fields: Names: "label", "labels", "key", "extra" (all fields of the user's own) and "extra.NAME" (one of them).
+        fields: Names: "label", "labels", "key", "extra" (all fields of the user's own) and "extra.NAME" (one of them);
+            or fields that were checked already.
         sets: The shard sets.
         clips: Clips of a batch, of all its videos together.
 
@@ -133,6 +134,8 @@ def parse_fields(fields: object, sets: Sequence[ShardSet], *, clips: int = 1) ->
     Raises:
         ConfigError: A name is none of these, or a set lacks the field.
     """
+    if isinstance(fields, BatchFields):
+        return fields
     if isinstance(fields, str) or not isinstance(fields, Sequence):
         raise ConfigError(f"fields={fields!r} must be a list of names", hint='for example fields=["label"]')
     for name in fields:

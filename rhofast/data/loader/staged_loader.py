@@ -95,6 +95,7 @@ class StagedLoader(IterableDataset[Views]):
             max_videos=max_videos,
             max_pictures=max_pictures,
             random_appearance=planner.random_appearance,
+            sizes=planner.sizes,
             device_id=device_id,
             dtype=dtype,
         )

@@ -8,7 +8,7 @@ it would slice again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.bad_samples import BadSampleLog, ReplaceBadSamples
 from rhofast.data.loader.batch import Int64Array, Replay
 from rhofast.data.loader.batch_planner import TrainingPlanner
-from rhofast.data.loader.fields import parse_fields
+from rhofast.data.loader.fields import BatchFields, parse_fields
 from rhofast.data.loader.staged_loader import StagedLoader
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sampling.shuffle import lanes_of, rank_slice
@@ -58,6 +58,7 @@ class TrainLoader(StagedLoader):
         bad_log: File to which a line of JSON is appended per bad sample; None for no file.
         duplicate_single_clip: Whether `clips.num_clips` = 1 gives two views of the same frames, as pretraining wants;
             training by labels wants one.
+        planner: Builds the planner; its arguments are those of TrainingPlanner.
 
     Attributes:
         steps_per_epoch: Global batches per epoch.
@@ -80,9 +81,10 @@ class TrainLoader(StagedLoader):
         world_size: int = 1,
         device: torch.device = _CPU,
         dtype: torch.dtype = torch.float32,
-        fields: Sequence[str] = (),
+        fields: Sequence[str] | BatchFields = (),
         bad_log: Path | None = None,
         duplicate_single_clip: bool = True,
+        planner: Callable[..., TrainingPlanner] = TrainingPlanner,
     ) -> None:
         mixture = Mixture([shards]) if isinstance(shards, ShardSet) else shards
         for one in mixture.sets:
@@ -105,7 +107,7 @@ class TrainLoader(StagedLoader):
             ) from None
         videos = batch_size // world_size
         views = max(2, clips.num_clips) if duplicate_single_clip else clips.num_clips
-        self._training_planner = TrainingPlanner(
+        self._training_planner = planner(
             order,
             clips,
             augment,

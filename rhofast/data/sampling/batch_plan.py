@@ -11,6 +11,7 @@ from rhofast.config.schema import AugmentConfig, ClipConfig
 from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.augment import center_augment, random_augment, random_difference
 from rhofast.data.sampling.clips import random_clips, uniform_clips, with_neighbors
+from rhofast.data.sampling.key_frames import key_frame_clips, whole_frames
 from rhofast.data.sampling.rng import Epoch
 from rhofast.data.types import LUMA, AugmentPlan, ClipPlan, Geometry
 from rhofast.data.units import colors_of
@@ -42,7 +43,7 @@ def training_plan(
     Returns:
         The frames and the augmentation of each clip.
     """
-    geometry = _geometry(rows)
+    geometry = geometry_of(rows)
     clip_plan = random_clips(
         clips, geometry, samples, seed=seed, epoch=epoch, duplicate_single_clip=duplicate_single_clip
     )
@@ -70,7 +71,7 @@ def training_clips(
     Returns:
         The frames of each clip.
     """
-    return random_clips(clips, _geometry(rows), samples, seed=seed, epoch=epoch)
+    return random_clips(clips, geometry_of(rows), samples, seed=seed, epoch=epoch)
 
 
 def evaluation_plan(
@@ -87,12 +88,61 @@ def evaluation_plan(
     Returns:
         The frames and the crops of P = views * crops clips per video, crops innermost.
     """
-    geometry = _geometry(rows)
+    geometry = geometry_of(rows)
     uniform = uniform_clips(clips, geometry, views)
     return ClipPlan(frames=np.repeat(uniform.frames, crops, axis=1)), center_augment(geometry, views, crops)
 
 
-def _geometry(rows: Sequence[IndexRow]) -> Geometry:
+def key_frame_training_plan(
+    rows: Sequence[IndexRow],
+    numbers: npt.NDArray[np.int64],
+    centers: npt.NDArray[np.int64],
+    clips: ClipConfig,
+    augment: AugmentConfig,
+    *,
+    seed: int,
+    epoch: Epoch,
+) -> tuple[ClipPlan, AugmentPlan]:
+    """Plan the clips around key frames and a random augmentation of each.
+
+    Args:
+        rows: Rows of the index of the key frames' samples.
+        numbers: Numbers of the key frames, i64[B], by which random numbers are addressed.
+        centers: Number of each key frame in its sample, i64[B].
+        clips: Options of the clips.
+        augment: Options of the augmentation.
+        seed: Seed of the run.
+        epoch: Epoch of all key frames, or i64[B].
+
+    Returns:
+        The frames and the augmentation of a clip per key frame.
+    """
+    geometry = geometry_of(rows)
+    plan = key_frame_clips(clips, geometry, centers)
+    rgb = _mean_rgb(rows, plan, None)
+    return plan, random_augment(augment, geometry, numbers, rgb, seed=seed, epoch=epoch)
+
+
+def key_frame_evaluation_plan(
+    rows: Sequence[IndexRow], centers: npt.NDArray[np.int64], clips: ClipConfig, *, short_side: int
+) -> tuple[ClipPlan, AugmentPlan]:
+    """Plan the clips around key frames for testing: whole frames, of which nothing is cut off.
+
+    Args:
+        rows: Rows of the index of the key frames' samples, which have the same shape.
+        centers: Number of each key frame in its sample, i64[B].
+        clips: Options of the clips.
+        short_side: Short side of the clips in pixels.
+
+    Returns:
+        The frames and the augmentation of a clip per key frame.
+    """
+    geometry = geometry_of(rows)
+    return key_frame_clips(clips, geometry, centers), whole_frames(geometry, short_side)
+
+
+def geometry_of(rows: Sequence[IndexRow]) -> Geometry:
+    """Return the properties of samples that plans depend on."""
     return Geometry(
         num_frames=np.array([row.num_frames for row in rows], dtype=np.int32),
         fps=np.array([row.fps for row in rows], dtype=np.float64),

@@ -116,6 +116,15 @@ class Mixture:
         number = int(np.searchsorted(self.starts, sample, side="right")) - 1
         return number, int(sample - self.starts[number])
 
+    def shard_starts(self, number: int) -> Int64Array:
+        """Return the number of each shard's first sample in its set, and the number of samples at the end."""
+        return self.sets[number].starts
+
+    def rates(self, number: int) -> Int64Array | None:
+        """Return how often each sample of a set is visited per epoch (`Subset.rates`); None for once."""
+        part = self.sets[number].part
+        return None if part is None else part.rates
+
     def row(self, sample: int) -> IndexRow:
         """Return what the index knows of a sample."""
         number, local = self.locate(sample)
@@ -149,14 +158,14 @@ class MixtureOrder:
         self._lanes = lanes
         self._orders = [
             Order(
-                shards.starts,
+                mixture.shard_starts(number),
                 seed=seed,
                 block_shards=block_shards,
                 lanes=lanes,
                 fixed_lanes=fixed_lanes,
-                rates=None if shards.part is None else shards.part.rates,
+                rates=mixture.rates(number),
             )
-            for shards in mixture.sets
+            for number in range(len(mixture.sets))
         ]
         weights = [Fraction(weight) for weight in mixture.weights]
         self._shares = [
