@@ -68,7 +68,7 @@ def shard(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Storage codec: jpeg, h264, hevc or copy. Repeatable with --dry-run. Default: jpeg.",
+            help="Storage codec: jpeg, h264, hevc, remux or copy. Repeatable with --dry-run. Default: jpeg.",
             rich_help_panel=STORAGE,
         ),
     ] = None,
@@ -94,6 +94,17 @@ def shard(
     preset: Annotated[
         str | None,
         typer.Option(help="Preset of the encoder, for h264 and hevc. Default: medium.", rich_help_panel=STORAGE),
+    ] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            help="What remux decodes to find damage: full (all) or keys (key frames). Default: full.",
+            rich_help_panel=STORAGE,
+        ),
+    ] = None,
+    max_group: Annotated[
+        int | None,
+        typer.Option(help="Frames of the longest group that remux takes. Default: 300.", rich_help_panel=STORAGE),
     ] = None,
     short_side: Annotated[
         int | None,
@@ -167,7 +178,7 @@ def shard(
     from rhofast.ingest.transcode import TranscodeSettings
 
     names = [*(codec or ["jpeg"]), *([] if fallback is None else [fallback])]
-    codecs = build_codecs(names, given(quality=quality, gop=gop, preset=preset))
+    codecs = build_codecs(names, given(quality=quality, gop=gop, preset=preset, check=check, max_group=max_group))
     spare = None if fallback is None else codecs.pop()
     if len(codecs) > 1 and dry_run is None:
         raise ConfigError(
@@ -176,12 +187,13 @@ def shard(
     if spare is not None and (dry_run is not None or spare.untouched or not codecs[0].untouched):
         raise ConfigError(
             f"--fallback {spare.name}: it takes what a codec that encodes nothing does not take, and encodes it",
-            hint="--codec copy --fallback h264, without --dry-run",
+            hint="--codec remux --fallback h264, without --dry-run",
         )
     changes = given(short_side=short_side, fps=fps, max_seconds=max_seconds)
-    if changes and dry_run is None and codecs[0].untouched and spare is None:
+    kept = changes.keys() & ({"short_side", "fps"} if codecs[0].cuts else set(changes))
+    if kept and dry_run is None and codecs[0].untouched and spare is None:
         raise ConfigError(
-            f"--{next(iter(changes)).replace('_', '-')}: codec {codecs[0].name} keeps every video as it is",
+            f"--{sorted(kept)[0].replace('_', '-')}: codec {codecs[0].name} keeps every video as it is",
             hint="omit the option, or choose --codec h264",
         )
     limits = given(min_duration=min_duration, max_duration=max_duration, timeout=timeout)

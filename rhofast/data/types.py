@@ -103,11 +103,13 @@ class Units(Shaped):
     """The U pieces of one stored member that can be read and checked one by one, in their order.
 
     Attributes:
-        frame: Number of the first frame of each unit, i32[U].
+        frame: Number of the first frame of each unit, i32[U]. Negative where units hold frames before the sample's
+            frame 0: a segment is stored as the groups of pictures that contain it.
         offset: Position of each unit in bytes from the first byte of the member, i64[U]. There is nothing between them.
         size: Size of each unit in bytes, i32[U].
         crc: Checksum of each unit, u32[U].
         rgb: Measured mean colors in 0..255, f32[C, 3]: of each unit, or of fewer frames (see units.colors_of).
+        after: Number of frames that the last unit holds behind the sample's last one.
     """
 
     frame: npt.NDArray[np.int32]
@@ -115,6 +117,7 @@ class Units(Shaped):
     size: npt.NDArray[np.int32]
     crc: npt.NDArray[np.uint32]
     rgb: npt.NDArray[np.float32]
+    after: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, slots=True)

@@ -49,11 +49,11 @@ def frames_in(units: Units, num_frames: int) -> npt.NDArray[np.int64]:
         num_frames: Number of frames of the member.
 
     Returns:
-        Number of frames of each unit, i64[U]; 0 for units that hold none (a header, all but the last block of a copied
-        file).
+        Number of frames of each unit, i64[U], also of those outside the sample; 0 for units that hold none (a header,
+        all but the last block of a copied file).
     """
     ends = np.empty(len(units.frame), dtype=np.int64)  # not np.diff(append=...), which takes several times as long
-    ends[:-1], ends[-1:] = units.frame[1:], num_frames
+    ends[:-1], ends[-1:] = units.frame[1:], num_frames + units.after
     return ends - units.frame
 
 

@@ -75,7 +75,7 @@ class BuildSettings:
     def written(self) -> dict[str, Any]:
         """Return what `dataset.json` says of the transcoding: every setting that decides what a sample becomes."""
         if self.codec.untouched and self.fallback is None:
-            return self.transcode.model_dump(include=_LIMITS)
+            return self.transcode.model_dump(include=_LIMITS | ({"max_seconds"} if self.codec.cuts else set()))
         return self.transcode.model_dump(exclude={"timeout"})
 
 

@@ -104,6 +104,38 @@ def read_messages(output: bytes, source: SourceInfo) -> Messages:
     return Messages(b"\n".join(serious), damage, doubt, _NO_DECODER.search(b"\n".join(serious)) is not None)
 
 
+class Heard:
+    """What FFmpeg says in this thread while PyAV calls it, in the form in which the ffmpeg program says it."""
+
+    def __init__(self, logs: list[tuple[int, str, str]]) -> None:
+        """Take the growing list of (level, speaker, message) of a Capture."""
+        self._logs, self._opening = logs, 0
+
+    def opened(self) -> None:
+        """Note that the input is open: what was said before may be about any of its streams."""
+        self._opening = len(self._logs)
+
+    def messages(self, source: SourceInfo) -> Messages:
+        """Sort the messages.
+
+        Args:
+            source: What is inside the input.
+        """
+        lines = [
+            f"[{speaker} @ 0x0] [error] {message.strip()}" if level <= av.logging.ERROR else ""
+            for level, speaker, message in self._logs
+        ]
+        lines.insert(self._opening, "[info] Input #0, ")
+        return read_messages("\n".join(lines).encode(), source)
+
+
+@contextmanager
+def captured() -> Iterator[Heard]:
+    """Hear what FFmpeg says in this thread, and print nothing."""
+    with _logging(), av.logging.Capture() as logs:
+        yield Heard(logs)
+
+
 def _shown(line: bytes) -> str:
     return line.decode("utf-8", "replace").strip()[:_MAX_LENGTH]
 

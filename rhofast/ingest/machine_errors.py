@@ -16,7 +16,7 @@ from pathlib import Path
 
 _NEVER_DAMAGE = (errno.ESTALE, errno.ETIMEDOUT, errno.ENFILE, errno.EMFILE, errno.ENODEV, errno.ENOTCONN)
 _ONLY_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-_ANY_WRITING = (
+WRITING = (
     *(*_ONLY_WRITING, *_NEVER_DAMAGE, errno.EIO, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENXIO),
     *(errno.EREMOTEIO, errno.ENOTDIR, errno.EBADF),
 )
@@ -46,6 +46,19 @@ class UnreadableError(Exception):
         return self.words
 
 
+class UnwritableError(Exception):
+    """What is made of a source cannot be written, for a reason that is not in the video.
+
+    Attributes:
+        number: Number of the system's error.
+        folder: Where it cannot be written.
+    """
+
+    def __init__(self, number: int, folder: str) -> None:
+        super().__init__(number, folder)
+        self.number, self.folder = number, folder
+
+
 def check_library_error(error: Exception) -> None:
     """Raise UnreadableError if an error of PyAV comes from the system and never from a damaged file."""
     if isinstance(error, OSError) and error.errno in _NEVER_DAMAGE:
@@ -71,7 +84,7 @@ def check_ffmpeg(messages: bytes, code: int, *, source: Path, out: Path) -> None
         messages = messages.replace(os.fsencode(path), b"")
     for line in messages.splitlines():
         wrote = _OUTPUT.search(line) is not None
-        for number in _ANY_WRITING if wrote else _ONLY_WRITING:
+        for number in WRITING if wrote else _ONLY_WRITING:
             if os.strerror(number).encode() in line:
                 raise OSError(number, os.strerror(number), str(out.parent))
         for number in () if wrote or not _INPUT.search(line) else _NEVER_DAMAGE:

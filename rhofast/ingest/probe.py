@@ -58,10 +58,28 @@ class Refusal(StrEnum):
     TOO_SHORT = "too_short"  # shorter than `min_duration`
     TOO_LONG = "too_long"  # longer than `max_duration`
     NO_DECODER = "no_decoder"  # ffmpeg has no decoder for its video codec, which the detail names
+    VARIABLE_RATE = "variable_rate"  # this one and the next six: `remux` only, which another codec may take
+    ROTATED = "rotated"  # or mirrored, by a display matrix
+    INTERLACED = "interlaced"  # pictures are pairs of fields
+    HIDDEN_FRAMES = "hidden_frames"  # an edit list leaves out frames in the middle
+    CHANGING_SIZE = "changing_size"  # of pictures, in the middle
+    OTHER_FORMAT = "other_format"  # a codec, pixel format, brightness or container whose packets cannot be kept
+    LONG_GROUP = "long_group"  # a group of pictures longer than `max_group`
     NOT_COPYABLE = "not_copyable"  # codec `copy` only: rotated, or a variable frame rate
 
 
-UNFIT = frozenset({Refusal.NOT_COPYABLE})
+UNFIT = frozenset(
+    {
+        Refusal.VARIABLE_RATE,
+        Refusal.ROTATED,
+        Refusal.INTERLACED,
+        Refusal.HIDDEN_FRAMES,
+        Refusal.CHANGING_SIZE,
+        Refusal.OTHER_FORMAT,
+        Refusal.LONG_GROUP,
+        Refusal.NOT_COPYABLE,
+    }
+)
 """The reasons that a codec has against a sound source, which another codec may take."""
 
 

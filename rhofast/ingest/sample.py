@@ -6,6 +6,7 @@ record --read_source--> file, digest --probe--> SourceInfo --transcode--> member
 from __future__ import annotations
 
 import math
+import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -13,11 +14,14 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 
 from rhofast.data.codecs.codec import Codec, Member
-from rhofast.data.codecs.stream_copy import UnfitError
+from rhofast.data.codecs.remux import RemuxCodec
+from rhofast.data.codecs.unfit import UnfitError
 from rhofast.data.types import TimedLabel, VideoRecord
 from rhofast.ingest.annotations import labels_of_sample
 from rhofast.ingest.ffmpeg_messages import pictures_are_whole
+from rhofast.ingest.machine_errors import UnwritableError
 from rhofast.ingest.probe import UNFIT, Refusal, RefusedError, SourceInfo, probe
+from rhofast.ingest.remux import remux
 from rhofast.ingest.source import Deadline, call_reader, check_unchanged, read_source, retried
 from rhofast.ingest.stored_names import source_name, stored_path
 from rhofast.ingest.transcode import TranscodeSettings, output_fps, transcode
@@ -109,7 +113,11 @@ def _read_and_store(
         _check_duration(info.seconds, settings)
         for place, codec in enumerate(codecs):
             try:
-                file, member = _store(source.path, info, codec, settings, scratch, deadline)
+                if isinstance(codec, RemuxCodec):
+                    segment = _segment(record, settings)
+                    file, member = _remux(source.path, info, codec, segment, scratch / "member", deadline)
+                else:
+                    file, member = _store(source.path, info, codec, settings, scratch, deadline)
                 break
             except RefusedError as refusal:
                 if refusal.reason not in UNFIT or place == len(codecs) - 1:
@@ -154,12 +162,38 @@ def _transcode(
         else:
             member = _index_member(codec, file)
     except UnfitError as error:
-        raise RefusedError(Refusal.NOT_COPYABLE, str(error)) from None
+        raise RefusedError(Refusal(error.reason), error.detail) from None
     except ValueError as error:
         raise RefusedError(Refusal.DAMAGED, str(error)) from None
     if member.num_frames == 0:
         raise RefusedError(Refusal.NO_FRAMES)
     return file, member
+
+
+def _segment(record: VideoRecord, settings: TranscodeSettings) -> tuple[float | None, float | None]:
+    """Return the beginning and the end, in seconds of the source, of what is kept of it; None for its own."""
+    if settings.max_seconds is None:
+        return record.start, record.end
+    return record.start, min(
+        (record.start or 0.0) + settings.max_seconds, math.inf if record.end is None else record.end
+    )
+
+
+def _remux(
+    path: Path,
+    source: SourceInfo,
+    codec: RemuxCodec,
+    segment: tuple[float | None, float | None],
+    out: Path,
+    deadline: Deadline,
+) -> tuple[Path, Member]:
+    """Return the member's file and what is in it; arguments and errors are those of `_read_and_store`."""
+    try:
+        return out, call_reader(remux, path, source, codec, segment, out, deadline=deadline)
+    except UnfitError as error:
+        raise RefusedError(Refusal(error.reason), error.detail) from None
+    except UnwritableError as error:
+        raise OSError(error.number, os.strerror(error.number), error.folder) from None
 
 
 def _is_counted(member: Member, source: SourceInfo, settings: TranscodeSettings) -> bool:

@@ -105,8 +105,11 @@ def decoding_problems(
                 yield FormatProblem(file=file, key=row.key, offset=row.offset, what=str(error))
             return
     units, found = row.units, member.units
+    held = int(frames_in(units, row.num_frames).sum())
+    lead = -int(units.frame[0])
     same_rate = row.num_frames < 2 or abs(float(member.fps) - row.fps) <= _RATE_TOLERANCE * row.fps
-    if (member.num_frames, member.width, member.height) != (row.num_frames, row.width, row.height) or not same_rate:
+    shape, indexed = ((one.width, one.height, one.pixel_aspect) for one in (member, row))
+    if member.num_frames != held or shape != indexed or not same_rate:
         what = f"{member.num_frames} frames of {member.width}x{member.height} at {float(member.fps):g} fps"
         yield FormatProblem(file=file, key=row.key, offset=row.offset, what=f"holds {what}; the index disagrees")
     elif (len(found.frame), len(found.rgb)) != (len(units.frame), len(units.rgb)):
@@ -114,8 +117,9 @@ def decoding_problems(
         what = f"has {len(found.frame)} units and {len(found.rgb)} measured colors; {listed}"
         yield FormatProblem(file=file, key=row.key, offset=row.offset, what=what)
     else:
-        pairs = [(getattr(found, column), getattr(units, column)) for column in ("frame", "offset", "size", "crc")]
-        moved = np.flatnonzero(np.any([actual != indexed for actual, indexed in pairs], axis=0))
+        pairs = [(getattr(found, column), getattr(units, column)) for column in ("offset", "size", "crc")]
+        pairs.append((found.frame - lead, units.frame))
+        moved = np.flatnonzero(np.any([actual != listed for actual, listed in pairs], axis=0))
         yield from _first_problem(file, row, {int(unit): "the container has it at another position" for unit in moved})
         if not len(moved):
             yield from _first_problem(file, row, _color_faults(row, found))
@@ -177,9 +181,9 @@ def _group_faults(row: IndexRow, tar: io.BufferedReader, codec: Codec) -> dict[i
     The result is empty if all groups decode, or if each frame needs the whole member anyway.
     """
     faults: dict[int, str] = {}
-    for unit in np.flatnonzero(frames_in(row.units, row.num_frames)).tolist():
-        last = row.num_frames if unit + 1 == len(row.units.frame) else int(row.units.frame[unit + 1])
-        frame = np.array([last - 1], dtype=np.int32)
+    counts = frames_in(row.units, row.num_frames)
+    for unit in np.flatnonzero(counts).tolist():
+        frame = np.array([int(row.units.frame[unit] + counts[unit]) - 1], dtype=np.int32)
         rows = codec.units_for(row.units, row.num_frames, frame)
         if len(rows) == len(row.units.frame):
             break

@@ -9,10 +9,13 @@ from rhofast.config.section import parse_section
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.codecs.h26x import H264Codec, HevcCodec
 from rhofast.data.codecs.jpeg import JpegCodec
+from rhofast.data.codecs.remux import RemuxCodec
 from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.errors import ConfigError
 
-CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (JpegCodec, H264Codec, HevcCodec, CopyCodec)}
+CODECS: dict[str, type[Codec]] = {
+    codec.name: codec for codec in (JpegCodec, H264Codec, HevcCodec, RemuxCodec, CopyCodec)
+}
 
 
 def build_codec(settings: Mapping[str, Any]) -> Codec:

@@ -87,12 +87,14 @@ class Codec(Section):
         name: Name in `dataset.json` and on the command line.
         suffix: Suffix of the member in the tar; None for the suffix of the source.
         pictures: Whether a unit is a picture for an image decoder; otherwise it is a piece of a video stream.
+        cuts: Whether a member may be a part of its source.
         max_pixels: Largest number of pixels of a frame, which bounds the memory of decoders.
     """
 
     name: ClassVar[str]
     suffix: ClassVar[str | None] = "mp4"
     pictures: ClassVar[bool] = False
+    cuts: ClassVar[bool] = True
     max_pixels: ClassVar[int] = 1 << 25  # 8K, 7680x4320
 
     @abstractmethod
@@ -101,7 +103,7 @@ class Codec(Section):
 
     @property
     def untouched(self) -> bool:
-        """Whether a member equals its source, byte for byte."""
+        """Whether the frames of a member equal those of its source, bit by bit."""
         return self.encoder_arguments() is None
 
     @abstractmethod

@@ -184,7 +184,7 @@ def trim(
         sink = io.BytesIO()
         try:
             with av.open(sink, "w", format="mp4", options={"movflags": "frag_keyframe+empty_moov"}) as trimmed:
-                target = trimmed.add_stream_from_template(stream)
+                target = trimmed.add_stream_from_template(stream, opaque=True)
                 for place in kept:
                     packet = timeline.packets[place]
                     packet.stream = target

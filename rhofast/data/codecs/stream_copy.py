@@ -35,14 +35,12 @@ from rhofast.data.codecs.frame_rate import measure_rate
 from rhofast.data.codecs.part_decoding import Source, decode_wanted, trim
 from rhofast.data.codecs.sparse_file import SparseFile
 from rhofast.data.codecs.timeline import Group, find_groups
+from rhofast.data.codecs.unfit import UnfitError
 from rhofast.data.types import Stream, Units
 from rhofast.data.units import MEASURED, frames_in
 
 _BLOCK = 1 << 24  # bytes per checksum
-
-
-class UnfitError(ValueError):
-    """A source that cannot be stored as it is; the message says why."""
+_REASON = "not_copyable"
 
 
 class CopyCodec(Codec):
@@ -53,6 +51,7 @@ class CopyCodec(Codec):
 
     name: ClassVar[str] = "copy"
     suffix: ClassVar[str | None] = None
+    cuts: ClassVar[bool] = False
 
     def encoder_arguments(self) -> None:
         """Return None: nothing is encoded."""
@@ -81,19 +80,19 @@ class CopyCodec(Codec):
             aspect = pixel_aspect(stream)
             for frame in decode_all(container, stream):
                 if frame.rotation:
-                    raise UnfitError(f"it is to be shown rotated by {frame.rotation} degrees")
+                    raise UnfitError(_REASON, f"it is to be shown rotated by {frame.rotation} degrees")
                 if len(times) % MEASURED == 0 or frame.key_frame:
                     means[len(times)] = mean_color(frame)
                 sizes.add((frame.width, frame.height))
                 times.append(frame.pts if timed else None)
             fps = _constant_rate(times, stream)
         if len(sizes) > 1:
-            raise UnfitError("its size changes in the middle")
+            raise UnfitError(_REASON, "its size changes in the middle")
         ((width, height),) = sizes or {(0, 0)}
         try:
             self.check_size(width, height)
         except ValueError as error:
-            raise UnfitError(str(error)) from None
+            raise UnfitError(_REASON, str(error)) from None
         groups = find_groups(file, len(times)) if times else None
         if groups is None or not all(group.first in means for group in groups):
             units = _blocks(file, means)
@@ -193,5 +192,5 @@ def _constant_rate(times: Sequence[int | None], stream: Any) -> Fraction:
     reordered = bool(stream.codec_context.has_b_frames)
     found = measure_rate(known, Fraction(stream.time_base), stated, reordered=reordered)
     if not found.constant:
-        raise UnfitError("its frame rate is not constant")
+        raise UnfitError(_REASON, "its frame rate is not constant")
     return found.rate.limit_denominator(10_000)

@@ -10,7 +10,8 @@ to be there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -69,7 +70,16 @@ class Group:
     count: int
 
 
-_RESTARTING = {"mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9"}  # their key frames never depend on the past
+_START_CODE = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)  # of a NAL unit, and its first byte
+_RESTARTING = {
+    "av1",
+    "mjpeg",
+    "mpeg1video",
+    "mpeg2video",
+    "mpeg4",
+    "vp8",
+    "vp9",
+}  # their key frames never depend on the past
 
 
 def read_timeline(container: Any, stream: Any, num_frames: int) -> Timeline | None:
@@ -98,16 +108,12 @@ def read_timeline(container: Any, stream: Any, num_frames: int) -> Timeline | No
         return None
     rank = np.full(len(pts), -1)
     rank[np.flatnonzero(shown)[np.argsort(pts[shown])]] = np.arange(num_frames)
-    # At an entry, no packet that is decoded earlier is shown later, and none that is decoded later is shown earlier.
-    later = np.append(np.minimum.accumulate(pts[::-1])[::-1][1:], np.iinfo(np.int64).max)
-    earlier = np.insert(np.maximum.accumulate(pts)[:-1], 0, np.iinfo(np.int64).min) if len(pts) else pts
-    parted = (earlier < pts) & (pts < later)
-    extradata = stream.codec_context.extradata or b""
-    entry = [
-        number == 0 or (bool(apart) and packet.is_keyframe and _restarts(stream.codec_context.name, extradata, packet))
-        for number, (apart, packet) in enumerate(zip(parted, packets, strict=True))
+    apart = parted(pts)
+    restarting = [
+        number == 0 or (bool(apart[number]) and packet.is_keyframe and restarts(stream.codec_context, packet))
+        for number, packet in enumerate(packets)
     ]
-    return Timeline(packets, rank, np.array(entry, dtype=bool))
+    return Timeline(packets, rank, np.array(restarting, dtype=bool))
 
 
 def find_groups(file: BinaryIO, num_frames: int) -> list[Group] | None:
@@ -196,22 +202,51 @@ def _packets_between(container: Any, stream: Any, group: Group) -> list[Any]:
     return found
 
 
-def _restarts(codec: str, extradata: bytes, packet: Any) -> bool:
+def parted(pts: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return before which packets a stream can be cut in two, as far as the times of its pictures tell.
+
+    Args:
+        pts: When each packet is shown, in ticks, in the order of decoding, i64[N].
+
+    Returns:
+        Whether all packets that are decoded before each packet are shown before it, and all others behind it, bool[N].
+    """
+    later = np.append(np.minimum.accumulate(pts[::-1])[::-1][1:], np.iinfo(np.int64).max)
+    earlier = np.insert(np.maximum.accumulate(pts)[:-1], 0, np.iinfo(np.int64).min) if len(pts) else pts
+    return (earlier < pts) & (pts < later)
+
+
+def restarts(decoder: Any, packet: Any) -> bool:
     """Return whether a decoder that begins at this key frame gives the same pictures as one that began earlier.
 
     In H.264 and HEVC a recovery point counts as a key frame too, but pictures after it may still refer to earlier ones.
-    There the packet must be an instantaneous refresh (ITU-T H.264, 7.4.1.2.4; H.265, 7.4.2.2), in the form of MP4 or
-    Matroska.
+    There the packet must be an instantaneous refresh (ITU-T H.264, 7.4.1.2.4; H.265, 7.4.2.2).
+
+    Args:
+        decoder: The codec context of the packet's stream.
+        packet: A key frame.
     """
+    codec, extradata = str(decoder.codec.canonical_name), decoder.extradata or b""
     if codec in _RESTARTING:
         return True
-    if codec not in ("h264", "hevc") or extradata[:1] != b"\x01" or len(extradata) < 23:
+    if codec not in ("h264", "hevc"):
         return False
-    length = (extradata[4 if codec == "h264" else 21] & 3) + 1  # bytes of the size before each NAL unit
-    content, offset, kinds = memoryview(packet), 0, set()
-    while offset + length < len(content):
-        header = content[offset + length]
-        kinds.add(header & 31 if codec == "h264" else header >> 1 & 63)
-        offset += length + int.from_bytes(content[offset : offset + length], "big")
+    kinds = {head & 31 if codec == "h264" else head >> 1 & 63 for head in _nal_heads(codec, extradata, packet)}
     refreshes, others = ({5}, set(range(1, 5))) if codec == "h264" else ({19, 20}, set(range(19)) | {21, 22, 23})
     return bool(kinds & refreshes) and not kinds & others
+
+
+def _nal_heads(codec: str, extradata: bytes, packet: Any) -> Iterator[int]:
+    """Yield the first byte of each NAL unit of a packet of H.264 or HEVC.
+
+    Units follow their sizes in MP4 and Matroska (ISO/IEC 14496-15, 5.3.2), and start codes elsewhere (ITU-T H.264,
+    annex B). Nothing is yielded of a packet of neither form.
+    """
+    content = memoryview(packet)
+    if extradata[:1] != b"\x01":
+        yield from (found[1][0] for found in _START_CODE.finditer(content))
+    elif len(extradata) >= 23 or (codec == "h264" and len(extradata) >= 5):
+        length, offset = (extradata[4 if codec == "h264" else 21] & 3) + 1, 0  # bytes of the size before each unit
+        while offset + length < len(content):
+            yield content[offset + length]
+            offset += length + int.from_bytes(content[offset : offset + length], "big")

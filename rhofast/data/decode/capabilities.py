@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from rhofast.data.decode.video_limits import VideoLimits
 
+_ANY_STREAM = ("remux", "copy")  # storage codecs whose streams are of any of these
 VIDEO_CODECS = {"h264": 4, "hevc": 8}  # name in FFmpeg: cudaVideoCodec
 _CHROMA_420 = 1  # cudaVideoChromaFormat_420
 _NO_NVDEC = "libnvcuvid.so.1 is not installed (in a container, set NVIDIA_DRIVER_CAPABILITIES=compute,video,utility)"
@@ -75,18 +76,18 @@ def choose_decoder(codec: str, capabilities: Capabilities, wish: Wish = "auto") 
     """Choose the decoder for the streams of a storage codec.
 
     Args:
-        codec: Storage codec of the shards: `h264`, `hevc` or `copy`.
+        codec: Storage codec of the shards: `h264`, `hevc`, `remux` or `copy`.
         capabilities: What the device can decode.
         wish: Value of data.decoder: `auto`, `host` or `nvdec`.
 
     Returns:
         The decoder, and a sentence that names it and the reason. `nvdec` decodes all samples within its limits. The
-        others, and samples of `copy` in another codec, are decoded on the host.
+        others, and samples of `remux` and `copy` in another codec, are decoded on the host.
 
     Raises:
         ValueError: `wish` is `nvdec`, but the device cannot decode the codec.
     """
-    can = {name: limits for name, limits in capabilities.video.items() if codec in (name, "copy")}
+    can = {name: limits for name, limits in capabilities.video.items() if codec in (name, *_ANY_STREAM)}
     if can and wish != "host":
         engines = ", ".join(f"{name}: {limits.engines} engines" for name, limits in can.items())
         return "nvdec", f"{codec} is decoded by NVDEC of {capabilities.device} ({engines})"

@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
         pa.field("json_size", pa.int32(), nullable=False),  # size in bytes of KEY.json, which stands before the member
         pa.field("json_crc", pa.uint32(), nullable=False),  # its CRC-32
         pa.field("num_frames", pa.int32(), nullable=False),
+        pa.field("lead", pa.int32(), nullable=False),  # frames that the units hold before the sample's frame 0
         pa.field("fps", pa.float64(), nullable=False),  # frames per second
         pa.field("width", pa.int32(), nullable=False),  # pixels
         pa.field("height", pa.int32(), nullable=False),  # pixels
@@ -140,6 +141,7 @@ class ShardIndex:
         json_size: i32[N].
         json_crc: u32[N].
         num_frames: i32[N].
+        lead: i32[N].
         fps: f64[N].
         width: i32[N].
         height: i32[N].
@@ -166,6 +168,7 @@ class ShardIndex:
         self.codec = column["codec"].to_numpy()
         self.offset, self.size = column["offset"].to_numpy(), column["size"].to_numpy()
         self.json_size, self.json_crc = column["json_size"].to_numpy(), column["json_crc"].to_numpy()
+        self.lead = column["lead"].to_numpy()
         self.num_frames, self.fps = column["num_frames"].to_numpy(), column["fps"].to_numpy()
         self.width, self.height = column["width"].to_numpy(), column["height"].to_numpy()
         self.pixel_aspect = column["pixel_aspect"].to_numpy()
@@ -208,12 +211,17 @@ class ShardIndex:
         offset = np.empty(len(size), dtype=np.int64)
         offset[0], offset[1:] = self.begin[row], size[:-1]
         frames = self.unit_frames[self.frames_starts[row] : self.frames_starts[row + 1]]
+        first_frame, after = np.arange(len(size), dtype=np.int32), 0
+        if len(frames):
+            ends = np.cumsum(frames, dtype=np.int32) - self.lead[row]
+            first_frame, after = ends - frames, int(ends[-1] - self.num_frames[row])
         return Units(
-            frame=np.cumsum(frames, dtype=np.int32) - frames if len(frames) else np.arange(len(size), dtype=np.int32),
+            frame=first_frame,
             offset=offset.cumsum(out=offset),
             size=size,
             crc=self.unit_crc[first:end].copy(),
             rgb=unpack_colors(self.color[self.color_starts[row] : self.color_starts[row + 1]]),
+            after=after,
         )
 
     def row(self, row: int) -> IndexRow:
@@ -287,14 +295,16 @@ def write_index(path: Path, rows: Sequence[IndexRow], metadata: Mapping[str, str
         units, counts = row.units, frames_in(row.units, row.num_frames)
         if (units.offset[1:] != units.offset[:-1] + units.size[:-1]).any():
             raise ValueError(f"sample {row.key}: its units do not follow one another without gaps")
+        lead = -int(units.frame[0])
         packed = {
+            "lead": lead,
             "labels": [label.label for label in row.labels],
             "label_start": [math.nan if label.start is None else label.start for label in row.labels],
             "label_end": [math.nan if label.end is None else label.end for label in row.labels],
             "begin": int(units.offset[0]),
             "unit_size": units.size,
             "unit_crc": units.crc,
-            "unit_frames": [] if (counts == 1).all() else counts.astype(np.int32),
+            "unit_frames": [] if (counts == 1).all() and lead == units.after == 0 else counts.astype(np.int32),
             "color": pack_colors(units.rgb),
         }
         for name, column in columns.items():

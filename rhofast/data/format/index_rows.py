@@ -120,12 +120,15 @@ def _check_units(index: ShardIndex, facts: IndexFacts) -> None:
     alone = listed == 0  # each unit holds one frame
     pictures = np.array([codec.pictures for codec in facts.codecs])[index.codec]
     _require(index, np.where(alone, counts == index.num_frames, ~pictures & (listed == counts)), covers)
+    _require(index, (index.lead == 0) | (~alone & (index.lead > 0)), covers)
     rows = np.flatnonzero(~alone)
     if len(rows):
-        first = index.frames_starts[rows]
+        first, last = index.frames_starts[rows], index.frames_starts[rows + 1] - 1
         held = np.add.reduceat(index.unit_frames, first, dtype=np.int64)
         lowest = np.minimum.reduceat(index.unit_frames, first)
-        _require_of(index, rows, (held == index.num_frames[rows]) & (lowest >= 0), covers)
+        behind = held - index.lead[rows] - index.num_frames[rows]
+        right = ((behind == 0) | ((behind > 0) & (behind < index.unit_frames[last]))) & (lowest >= 0) & (held < 1 << 31)
+        _require_of(index, rows, right, covers)
     _require(index, index.num_frames <= index.size, "it has more frames than bytes")
     beyond = "its units extend beyond the member"
     _require(index, np.minimum.reduceat(index.unit_size, starts[:-1]) >= 1, "a unit of it has no bytes")

@@ -39,7 +39,7 @@ STREAMS = {
     "mpeg4 in avi": ("avi", "mpeg4 -g 12 -bf 2"),
 }
 # Where a part can be decoded by itself:
-PARTS = {"h264 closed", "h264 interlaced", "hevc closed", "mpeg4 closed", "vp9 hidden", "vp8 hidden"}
+PARTS = {"h264 closed", "h264 interlaced", "h264 in ts", "hevc closed", "mpeg4 closed", "vp9 hidden", "vp8 hidden"}
 
 
 @cache

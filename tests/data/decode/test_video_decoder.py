@@ -29,6 +29,7 @@ class Vp9Codec(_GroupCodec):
     """As `h264` stores a video, but in a codec that DALI decodes on the CPU."""
 
     name: ClassVar[str] = "vp9"
+    streams: ClassVar[tuple[str, ...]] = ("vp9",)
 
     def encoder_arguments(self) -> dict[str, Any]:
         options = {"vcodec": "libvpx-vp9", "crf": 4, "b:v": 0, "g": self.gop, "lag-in-frames": 0, "auto-alt-ref": 0}
