@@ -16,6 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeVar
 
 from rhofast.errors import IngestError
@@ -56,6 +57,16 @@ def set_tick_handler(handler: Callable[[int], None]) -> None:
     """Make `tick` call `handler` from now on in this process, with the bytes of each finished video's source."""
     global _on_tick
     _on_tick = handler
+
+
+def _explain_death(processes: Iterable[BaseProcess]) -> IngestError:
+    """Return the error for a broken pool. A worker that is killed has no exit code of its own."""
+    if any(process.exitcode == 1 for process in processes):
+        return IngestError(
+            "a worker process ended before its work began: it could not import the script that started it",
+            hint='put the call under `if __name__ == "__main__":`, since each process imports the script',
+        )
+    return IngestError("a worker process died (out of memory, or killed)", hint=RESUME_HINT)
 
 
 def tick(num_bytes: int) -> None:
@@ -100,6 +111,7 @@ class LocalProcesses:
         context = get_context("spawn")
         counters = context.Array("q", 2)
         pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_init_worker, initargs=(counters,))
+        processes = pool._processes  # kept here, since a broken pool lets them go
         source, pending = iter(jobs), set[Future[ResultT]]()
         exhausted = finished = False
         try:
@@ -116,10 +128,10 @@ class LocalProcesses:
                     yield future.result()
             finished = True
         except BrokenProcessPool:
-            raise IngestError("a worker process died (out of memory, or killed)", hint=RESUME_HINT) from None
+            raise _explain_death(processes.values()) from None
         finally:
             if not finished:
-                for process in list((pool._processes or {}).values()):
+                for process in list(processes.values()):
                     process.terminate()
             pool.shutdown(cancel_futures=True)
 

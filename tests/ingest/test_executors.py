@@ -66,6 +66,23 @@ def test_a_dead_worker_is_one_error() -> None:
         list(LocalProcesses(1).run(os._exit, [3]))
 
 
+UNGUARDED = """
+from rhofast.errors import IngestError
+from rhofast.ingest.executors import LocalProcesses
+try:
+    list(LocalProcesses(1).run(abs, [1]))
+except IngestError as error:
+    print(error)
+"""
+
+
+def test_a_script_that_workers_cannot_import_is_told_how(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert 'put the call under `if __name__ == "__main__":`' in done.stdout.splitlines()[-1]
+
+
 # ---- Ray ----
 
 
