@@ -18,7 +18,19 @@ ROOMS = (
 
 DATA_ROOMS = tuple(
     f"data.{room}"
-    for room in ("loader", "sources", "sampling", "format", "decode", "codecs", "units", "types", "inside", "shaped")
+    for room in (
+        "loader",
+        "sources",
+        "sampling",
+        "format",
+        "decode",
+        "codecs",
+        "units",
+        "types",
+        "inside",
+        "shaped",
+        "image_ops",
+    )
 )
 
 # Rooms that know nothing of each other, in either direction.

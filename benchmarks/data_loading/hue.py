@@ -28,7 +28,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from benchmarks.machine import facts_line, facts_of_the_machine, find_videos
 from rhofast.config.schema import AugmentConfig
-from rhofast.data.sampling.augment import color_matrix
+from rhofast.data.sampling.color import color_matrix
 
 SIDE = 224
 COLUMNS = ("matrix", "shifts", "mean difference to HSV", "95 % within", "99 % within", "mean change by HSV")

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from rhofast.data.image_ops import ImageOp
 from rhofast.data.types import LUMA, AugmentPlan, ClipPlan
 
 
@@ -37,13 +38,33 @@ def describe_plan(clips: ClipPlan, augment: AugmentPlan, b: int, p: int, *, fps:
     phrases += describe_color(augment.color[b, p])
     if augment.blur[b, p] > 0:
         phrases.append(f"blur {augment.blur[b, p]:.1f} px")
+    if augment.ops is not None and augment.amounts is not None:
+        phrases += [
+            describe_op(*pair) for pair in zip(augment.ops[b, p], augment.amounts[b, p], strict=True) if pair[0]
+        ]
+    if augment.erase is not None and augment.erase[b, p, 2]:
+        phrases.append("erased {2}x{3} at {0},{1}".format(*augment.erase[b, p]))
+    if augment.share is not None and augment.cut is not None and augment.share[b, p] < 1:
+        other = "cut {2}x{3} at {0},{1} of".format(*augment.cut[b, p]) if augment.cut[b, p, 2] else "mixed with"
+        phrases.append(f"{other} sample {b ^ 1} of the batch, {augment.share[b, p]:.0%} its own")
     return tuple(phrases)
+
+
+def describe_op(op: int, amount: float) -> str:
+    """Describe an operation of RandAugment by its number and amount."""
+    kind = ImageOp(op)
+    name = kind.name.lower().replace("_", " ")
+    unit = {ImageOp.ROTATE: "{:+.0f}°", ImageOp.POSTERIZE: "{:.0f} bits", ImageOp.SOLARIZE: "{:.0f}"}
+    unit |= {ImageOp.SOLARIZE_ADD: "{:+.0f}", **dict.fromkeys((ImageOp.SHEAR_X, ImageOp.SHEAR_Y), "{:+.2f}")}
+    unit |= dict.fromkeys((ImageOp.TRANSLATE_X, ImageOp.TRANSLATE_Y), "{:+.0%}")
+    unit |= dict.fromkeys((ImageOp.COLOR, ImageOp.CONTRAST, ImageOp.BRIGHTNESS, ImageOp.SHARPNESS), "x{:.2f}")
+    return f"{name} {unit[kind].format(amount)}" if kind in unit else name
 
 
 def describe_color(color: npt.NDArray[np.float32]) -> list[str]:
     """Describe the effect of a color matrix f32[3, 4]; return no phrases if it leaves colors as they are.
 
-    Grays stay gray under every operation of augment.py, and the linear parts commute, so the composed map is known by
+    Grays stay gray under every operation of color.py, and the linear parts commute, so the composed map is known by
     five numbers: grays are multiplied by a gain (brightness times contrast) and shifted by an offset (contrast), and
     the colors around the gray axis are scaled (saturation) and rotated (hue). The matrix has the eigenvalues g and
     g s exp(+-i h), so its trace is g + 2 g s cos h and its determinant g (g s)^2.

@@ -85,6 +85,7 @@ def augmented_clips(
     reader = Reader(shards)
     numbers = np.array(samples, dtype=np.int64)
     rows = [reader.locate(sample) for sample in samples]
+    augment = augment.model_copy(update={"mix": 0.0})  # whom a clip is mixed with follows from its batch
     clip_plan, augment_plan = training_plan(rows, numbers, clips, augment, seed=seed, epoch=epoch)
     read = [reader.read(*request) for request in zip(samples, clip_plan.needed, rows, strict=True)]
     decoders = Decoders(

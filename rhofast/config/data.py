@@ -1,4 +1,4 @@
-"""The options of the data path: shard sets, loading, temporal sampling and augmentation."""
+"""The options of the data path: shard sets, loading and temporal sampling."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from rhofast.config.section import (
     Probability,
     Range,
     Section,
-    Size,
-    Triple,
     Workers,
 )
 from rhofast.storage.address import check_address
@@ -206,81 +204,4 @@ class ClipConfig(Section):
             raise ValueError(
                 'clips.rule="segments" covers the whole video. Remove clips.max_span, clips.min_gap and clips.max_gap.'
             )
-        return self
-
-
-class AugmentConfig(Section):
-    """Augmentation of the pixels, drawn per clip. The defaults are those of the released configurations."""
-
-    size: Size = 224
-    """Side of the square output in pixels."""
-
-    crop: Literal["area", "short_side", "center"] = "area"
-    """How clips are cropped: "area" draws a rectangle by `area` and `aspect`, "short_side" scales the short side to a
-    length drawn from `short_side` and crops a square of `size`, "center" takes the central square (nothing random)."""
-
-    area: Range = (0.2, 0.766)
-    """Interval [low, high] of the crop's share of the frame's area, for `crop = "area"`."""
-
-    aspect: Range = (0.75, 1.3333)
-    """Interval [low, high] of the crop's aspect ratio (width / height), for `crop = "area"`."""
-
-    short_side: Range = (256, 320)
-    """Interval [low, high] of the short side in pixels, for `crop = "short_side"`."""
-
-    short_side_inverse: bool = False
-    """Whether 1 / short side is drawn uniformly, in place of the short side: small ones become more frequent (released
-    code for Charades and Something-Something V2)."""
-
-    flip: Probability = 0.5
-    """Probability of a horizontal flip. 0: off; other augmentations draw the same numbers as before."""
-
-    color: Probability = 0.8
-    """Probability of the color jitter (`brightness`, `contrast`, `saturation` and `hue`, in random order). 0: off."""
-
-    brightness: Annotated[float, Field(ge=0, le=1)] = 0.6
-    """Strength b of the brightness jitter: the factor is drawn from [1 - b, 1 + b]."""
-
-    contrast: Annotated[float, Field(ge=0, le=1)] = 0.6
-    """Strength c of the contrast jitter: the factor is drawn from [1 - c, 1 + c]."""
-
-    saturation: Annotated[float, Field(ge=0, le=1)] = 0.6
-    """Strength s of the saturation jitter: the factor is drawn from [1 - s, 1 + s]."""
-
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.15
-    """Strength h of the hue jitter: the hue is rotated by a share of a full turn drawn from [-h, h]."""
-
-    gray: Probability = 0.2
-    """Probability that a clip is turned to grayscale. 0: off."""
-
-    blur: Probability = 0.5
-    """Probability of a Gaussian blur. 0: off."""
-
-    blur_sigma: Range = (0.1, 2.0)
-    """Interval [low, high] of the blur's standard deviation, in output pixels."""
-
-    difference: Probability = 0.0
-    """Probability that a clip shows changes over time in gray: each frame's luma minus that of the next frame of the
-    video, halved, centered at 127.5, before all color augmentations. The paper tries 0.2. 0: off."""
-
-    mean: Triple = (0.45, 0.45, 0.45)
-    """Mean of each channel (R, G, B) that is subtracted from the pixels, which are in [0, 1]."""
-
-    std: Triple = (0.225, 0.225, 0.225)
-    """Standard deviation of each channel (R, G, B) by which the pixels are divided."""
-
-    @model_validator(mode="after")
-    def _check_ranges(self) -> Self:
-        for name in ("area", "aspect", "short_side", "blur_sigma"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"augment.{name}=[{low}, {high}] must satisfy 0 < low <= high.")
-        if self.area[1] > 1:
-            raise ValueError(f"augment.area={list(self.area)} is a share of the frame and must not exceed 1.")
-        if self.short_side[0] < self.size and self.crop == "short_side":
-            raise ValueError(
-                f"augment.short_side={list(self.short_side)} must not start below augment.size={self.size}."
-            )
-        if min(self.std) <= 0:
-            raise ValueError(f"augment.std={list(self.std)} must be positive.")
         return self

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rhofast.config.data import AugmentConfig, ClipConfig, DataConfig, ShardsConfig, SourceConfig
+from rhofast.config.augment import AugmentConfig
+from rhofast.config.data import ClipConfig, DataConfig, ShardsConfig, SourceConfig
 from rhofast.config.section import PathField, Section
 from rhofast.config.training import EvalConfig, OptimConfig, TrainConfig
 

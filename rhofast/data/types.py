@@ -184,6 +184,16 @@ class AugmentPlan(Plan):
             differences.
         size: Width and height to which crops are resized in pixels, i32[B, P, 2], the same for all clips of a batch.
             None for squares of `augment.size`.
+        ops: Operations of RandAugment after the blur, in their order, i8[B, P, N]: numbers of ImageOp, 0 for none.
+            None without RandAugment.
+        amounts: How much each of them does, f32[B, P, N], in the units of ImageOp.
+        erase: Left, top, width and height of what is then erased, in output pixels, i32[B, P, 4]; width 0 for nothing.
+            None without random erasing.
+        noise: Seed of the normal noise there, i64[B, P]; None: the mean color is there.
+        share: Share of the clip itself in its mixture with clip p of the batch's sample b XOR 1, f32[B, P] in [0, 1].
+            None without mixing.
+        cut: Left, top, width and height of the other clip's rectangle in this one, in output pixels, i32[B, P, 4];
+            width 0: all pixels are blended by `share`.
     """
 
     crop: npt.NDArray[np.float32]
@@ -192,6 +202,12 @@ class AugmentPlan(Plan):
     blur: npt.NDArray[np.float32]
     difference: npt.NDArray[np.bool_] | None = None
     size: npt.NDArray[np.int32] | None = None
+    ops: npt.NDArray[np.int8] | None = None
+    amounts: npt.NDArray[np.float32] | None = None
+    erase: npt.NDArray[np.int32] | None = None
+    noise: npt.NDArray[np.int64] | None = None
+    share: npt.NDArray[np.float32] | None = None
+    cut: npt.NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         leading = self.flip.shape
@@ -204,6 +220,9 @@ class AugmentPlan(Plan):
             check_leading("AugmentPlan", leading, difference=self.difference)
         if self.size is not None:
             check_leading("AugmentPlan", (*leading, 2), size=self.size)
+        for name in ("difference", "ops", "amounts", "erase", "noise", "share", "cut"):
+            if getattr(self, name) is not None:
+                check_leading("AugmentPlan", leading, **{name: getattr(self, name)})
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, slots=True)
@@ -262,6 +281,8 @@ class Views(Shaped):
             GPU if the loader was asked for it.
         sample: Numbers of the samples in the data set, i64[B].
         label: Class numbers, i64[B]; -100 (the ignore index of torch) for samples without a label.
+        share: Share of each clip's own label where clips are mixed (mixup, CutMix), f32[B, P]; the rest is the label of
+            sample b XOR 1. None, and not in the dict, without mixing.
         labels: Which classes hold at some time of each clip, bool[B, P, classes]: the label and those with times.
         key: Keys of the samples, B texts.
         extra: Fields of the user's own, B dicts; `views["extra.NAME"]` is a list of one of them, None where it is not.
@@ -272,6 +293,7 @@ class Views(Shaped):
     pixels: torch.Tensor
     sample: torch.Tensor
     label: torch.Tensor
+    share: torch.Tensor | None = None
     labels: torch.Tensor | None = None
     key: list[str] | None = None
     extra: list[dict[str, Any]] | None = None
@@ -280,8 +302,9 @@ class Views(Shaped):
         if self.pixels.ndim != 6:
             raise ValueError(f"Views.pixels has shape {tuple(self.pixels.shape)}; it must be [B, P, C, T, H, W]")
         check_leading("Views", (self.pixels.shape[0],), sample=self.sample, label=self.label)
-        if self.labels is not None:
-            check_leading("Views", tuple(self.pixels.shape[:2]), labels=self.labels)
+        for name in ("share", "labels"):
+            if getattr(self, name) is not None:
+                check_leading("Views", tuple(self.pixels.shape[:2]), **{name: getattr(self, name)})
 
     def clips(self) -> Iterator[torch.Tensor]:
         """Return the P clips one after another, each a view [B, C, T, H, W] without a copy."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from rhofast.config.schema import Config
+from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError
 
 
-def check_classifier(config: Config, *, trains_backbone: bool) -> None:
+def check_classifier(config: Config, shards: ShardSet, *, trains_backbone: bool) -> None:
     """Refuse settings that a classifier's training cannot follow.
 
     Args:
         config: The configuration.
+        shards: What it trains on.
         trains_backbone: Whether the weights of the backbone are trained.
 
     Raises:
         ConfigError: One setting, with a remedy.
+        ShardError: An index cannot be read.
     """
     if config.train.accumulate != 1:
         raise ConfigError(
@@ -27,3 +32,21 @@ def check_classifier(config: Config, *, trains_backbone: bool) -> None:
             f"optim.layer_decay={decay:g}: a linear probe trains the classifier alone, which has the whole rate",
             hint="set optim.layer_decay=1, or use rhofast eval finetune",
         )
+    if config.augment.mixes:
+        _check_labels(config, shards)
+
+
+def _check_labels(config: Config, shards: ShardSet) -> None:
+    """Raise ConfigError if videos that shall be mixed have no label, or several."""
+    for shard in shards.used_shards.tolist():
+        index, rows = shards.index(shard), shards.rows_of(shard)
+        without = rows[index.label[rows] < 0]
+        several = rows[np.diff(index.labels_starts)[rows] > 0]
+        for found, have in ((without, "has no label"), (several, "has several labels")):
+            if len(found):
+                key = index.row(int(found[0])).key
+                raise ConfigError(
+                    f"augment.mixup={config.augment.mixup:g}, augment.cutmix={config.augment.cutmix:g}: sample {key!r} "
+                    f"of {shards.where} {have}, and only videos with one label each can be mixed",
+                    hint="set augment.mix=0, or leave such samples out with --train-keep",
+                )

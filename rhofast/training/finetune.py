@@ -99,7 +99,7 @@ def train_classifier(
     """
     repeats = task.config.eval.repeats
     config = task.config.model_copy(update={"clips": task.config.clips.model_copy(update={"num_clips": repeats})})
-    check_classifier(config, trains_backbone=kind == "finetune")
+    check_classifier(config, task.train, trains_backbone=kind == "finetune")
     check_test(task.model.backbone, config)
     accelerator = build_accelerator(config)
     with raise_on_lost_ranks():
@@ -266,8 +266,17 @@ class _ClassifierTrainer:
 
     def _target(self, views: Views) -> Tensor:
         """Return the targets of all clips of a batch, f32[B * P, classes]."""
-        label = views.label.repeat_interleave(views.pixels.shape[1])
-        return soft_targets(label, len(self.task.train.info.classes), smoothing=self.config.eval.label_smoothing)
+        clips, partner, share = views.pixels.shape[1], None, None
+        if views.share is not None:
+            partner = views.label.view(-1, 2).flip(1).flatten().repeat_interleave(clips)
+            share = views.share.flatten()
+        return soft_targets(
+            views.label.repeat_interleave(clips),
+            len(self.task.train.info.classes),
+            smoothing=self.config.eval.label_smoothing,
+            partner=partner,
+            share=share,
+        )
 
     def _log(self, loss: Tensor, hits: Tensor, seen: Tensor, rate: float, timer: StepTimer) -> None:
         window = timer.window()

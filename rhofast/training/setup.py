@@ -82,6 +82,12 @@ def check_pretraining(config: Config) -> None:
             f"optim.layer_decay={config.optim.layer_decay:g}: pretraining has one rate for all layers",
             hint="set optim.layer_decay=1; layer-wise decay is for rhofast eval finetune",
         )
+    if config.augment.mixes:
+        raise ConfigError(
+            f"augment.mixup={config.augment.mixup:g}, augment.cutmix={config.augment.cutmix:g}: pretraining has no "
+            "labels to mix",
+            hint="set both to 0; mixing is for rhofast eval finetune",
+        )
 
 
 def open_training_shards(config: Config) -> Mixture:

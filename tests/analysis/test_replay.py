@@ -24,7 +24,7 @@ from rhofast.config.schema import AugmentConfig, ClipConfig, Config, DataConfig
 from rhofast.config.section import parse_section
 from rhofast.data.format.dataset import ShardSet, choose_samples, find_keys
 from rhofast.data.loader.train_loader import TrainLoader
-from rhofast.data.sampling.augment import color_matrix
+from rhofast.data.sampling.color import color_matrix
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.types import Views
 from rhofast.errors import ConfigError, ResumeError, ShardMissingError

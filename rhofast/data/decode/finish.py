@@ -1,4 +1,6 @@
-"""The last steps of augmentation in torch, on the output of the DALI graph: clamp and blur.
+"""The last steps of augmentation in torch, on the output of the DALI graph.
+
+    clamp --> blur --> RandAugment (rand_augment.py) --> erase --> mix with the neighbor (mixing.py)
 
 They run here because the convolution of torch over the innermost channels takes a third of the time of DALI's blur on a
 CPU, and because they can run in another thread while DALI decodes the next batch.
@@ -16,6 +18,10 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from rhofast.data.decode.mixing import erase_boxes, mix_neighbors
+from rhofast.data.decode.rand_augment import apply_ops
+from rhofast.data.types import AugmentPlan
+
 _BLUR_REACH = 2.5  # sigmas
 
 Bound = float | torch.Tensor
@@ -23,17 +29,23 @@ Bound = float | torch.Tensor
 
 def finish(
     pixels: torch.Tensor,
+    plan: AugmentPlan,
     *,
     bounds: tuple[Bound, Bound] | None,
-    sigmas: npt.NDArray[np.float32] | None,
+    blur: bool,
+    mean: npt.NDArray[np.float32],
+    std: npt.NDArray[np.float32],
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Clamp and blur the clips of a batch in place, then convert them on a GPU.
+    """Finish the clips of a batch in place as their plan says, then convert them on a GPU.
 
     Args:
         pixels: Normalized pixels on the device, f32[B, P, C, T, H, W], channels-last in memory. They are overwritten.
+        plan: Augmentation of the clips.
         bounds: Smallest and largest value, as a number or as f32[C] on the device of `pixels`; None to skip the clamp.
-        sigmas: Sigma of the Gaussian for each clip in pixels, f32[B, P]; None to skip the blur.
+        blur: Whether clips may be blurred.
+        mean: Mean of the normalization, f32[3].
+        std: Standard deviation of the normalization, f32[3].
         dtype: Dtype of the result on a GPU, float32 or float16. On the CPU the result is always float32.
 
     Returns:
@@ -42,8 +54,14 @@ def finish(
     """
     if bounds is not None:
         pixels.permute(0, 1, 3, 4, 5, 2).clamp_(*bounds)  # type: ignore[arg-type]
-    if sigmas is not None:
-        _blur(pixels.transpose(2, 3), sigmas)
+    if blur:
+        _blur(pixels.transpose(2, 3), plan.blur)
+    if plan.ops is not None and plan.amounts is not None:
+        apply_ops(pixels, plan.ops, plan.amounts, mean=mean, std=std)
+    if plan.erase is not None:
+        erase_boxes(pixels, plan.erase, plan.noise)
+    if plan.share is not None and plan.cut is not None:
+        mix_neighbors(pixels, plan.share, plan.cut)
     if pixels.device.type == "cpu":
         return pixels
     return pixels.to(dtype, copy=True)

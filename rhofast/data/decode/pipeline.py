@@ -1,6 +1,6 @@
 """Run the graph (graph.py) on the clips of a batch, and finish its output.
 
-    samples, plans --start--> fed to DALI, running --collect--> [B, P, C, T, H, W] --finish--> clamped, blurred
+    samples, plans --start--> fed to DALI, running --collect--> [B, P, C, T, H, W] --finish--> clamped, blurred, ...
 
 DALI runs a batch in threads and streams of its own, so `start` returns as soon as the batch is fed. On a GPU the host
 starts batch k + 1 before it collects batch k: feeding, and the part of decoding that the host does, go on while the
@@ -12,7 +12,7 @@ in which they were started. If one fails, the graph is given up with all batches
 on what failed. The others are started again, in a new graph, when they are collected, so that an error names the
 samples of its own batch only.
 
-Clamp and blur are done by torch (finish.py) in the output buffer of DALI. Colors are clamped once, to the normalized
+The last steps are done by torch (finish.py) in the output buffer of DALI. Colors are clamped once, to the normalized
 values of 0 and 255.
 """
 
@@ -145,7 +145,7 @@ class DecodePipeline:
         return self.finish(self.decode(samples, clips, augment), augment)
 
     def decode(self, samples: Sequence[Sample], clips: ClipPlan, augment: AugmentPlan) -> torch.Tensor:
-        """Do the part of DALI: everything but clamp and blur. This is `start`, then `collect`.
+        """Do the part of DALI: everything up to the resize and the colors. This is `start`, then `collect`.
 
         Args:
             samples: The B samples.
@@ -264,7 +264,7 @@ class DecodePipeline:
         return pixels.permute(0, 1, 5, 2, 3, 4)
 
     def finish(self, pixels: torch.Tensor, augment: AugmentPlan) -> torch.Tensor:
-        """Clamp and blur the output of `decode` in place; any thread may do this (see `finish.finish`).
+        """Finish the output of `decode` in place; any thread may do this (see `finish.finish`).
 
         Args:
             pixels: Output of `decode`, f32[B, P, C, T, H, W].
@@ -275,8 +275,11 @@ class DecodePipeline:
         """
         return finish(
             pixels,
+            augment,
             bounds=self._bounds if self._color else None,
-            sigmas=augment.blur if self._blur else None,
+            blur=self._blur,
+            mean=self._mean,
+            std=self._std,
             dtype=self._dtype,
         )
 

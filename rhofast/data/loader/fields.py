@@ -105,7 +105,7 @@ class BatchFields:
             device: The device.
         """
         label = [NO_LABEL if sample.label is None else sample.label for sample in batch.read]
-        labels = None
+        labels, share = None, batch.augment.share
         if self.classes is not None:
             held = labels_in_clips(batch.rows, batch.clips.frames, self.classes)
             labels = copy_to_device(torch.from_numpy(held), device)
@@ -113,6 +113,7 @@ class BatchFields:
             pixels=pixels,
             sample=copy_to_device(torch.from_numpy(batch.samples), device),
             label=copy_to_device(torch.tensor(label), device),
+            share=None if share is None else copy_to_device(torch.from_numpy(share), device),
             labels=labels,
             key=[sample.key for sample in batch.read] if self.key else None,
             extra=None if self.extra is None else [sample.extra or {} for sample in batch.read],

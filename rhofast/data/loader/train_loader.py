@@ -106,6 +106,12 @@ class TrainLoader(StagedLoader):
                 f"train.batch_size={batch_size}: {error}", hint="choose another: --set train.batch_size=..."
             ) from None
         videos = batch_size // world_size
+        if augment.mixes and videos % 2:
+            raise ConfigError(
+                f"augment.mixup={augment.mixup:g}, augment.cutmix={augment.cutmix:g}: videos are mixed in pairs, and "
+                f"train.batch_size={batch_size} over {world_size} rank(s) leaves {videos} to each",
+                hint=f"take a multiple of {2 * world_size}",
+            )
         views = max(2, clips.num_clips) if duplicate_single_clip else clips.num_clips
         self._training_planner = planner(
             order,

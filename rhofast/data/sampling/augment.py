@@ -1,24 +1,13 @@
-"""Draw the augmentation of each clip as numbers: crop, flip, color matrix and blur.
+"""Draw the augmentation of each clip as numbers: crop, flip, color matrix, blur, and what classifiers train with.
 
 All functions are pure and vectorized, and each knob has a random stream of its own. The released augmentation
-(arXiv 2104.14558, "aug+": crop by area, color jitter 0.75, gray, blur, flip) is drawn here for whole batches. All color
-operations of a clip are affine in RGB, so they are composed, in the drawn order, to one 3x4 matrix:
-
-    brightness b   rgb' = b rgb
-    contrast c     rgb' = c rgb + (1 - c) gray(mean of the clip after the operations before)
-    saturation s   rgb' = s rgb + (1 - s) gray(rgb)
-    hue h          rgb' = R(2 pi h) rgb            a rotation about the gray axis r = g = b, red towards green
-    gray           rgb' = gray(rgb)                       gray = .299 R + .587 G + .114 B
+(arXiv 2104.14558, "aug+": crop by area, color jitter 0.75, gray, blur, flip) is drawn here for whole batches; color.py
+composes colors to one matrix. RandAugment, random erasing and mixing are drawn in modules of their own.
 
 It differs from the released operations in four known ways. Values are rounded and clamped once, not after each
 operation. Hue is rotated linearly, not in HSV. Blur counts its sigma in output pixels, not in those of the whole frame.
 Differences in time are those of luma (the released code swaps the weights of red and blue), and at the last frame of a
 clip they use the frame after it (the released code uses the frame before it in some videos).
-
-The rotation is the linear map nearest to that of HSV over all colors, and equals it at a third of the circle. On real
-pictures, at the released strength, its mean error is 4.4 levels, where the rotation in HSV moves colors by 6.8 levels
-(in YIQ, as DALI rotates hue, the error is 7.7: benchmarks/data_loading/hue.py). HSV itself is not offered: it costs
-1.2 ms per frame on one thread, almost half the cost of the whole graph, and color would no longer be one matrix.
 """
 
 from typing import Any
@@ -27,14 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.config.schema import AugmentConfig
+from rhofast.data.sampling.color import GRAY, IDENTITY, color_matrix, jitter_factors
+from rhofast.data.sampling.erasing import random_erasing
+from rhofast.data.sampling.mixing import random_mixing
+from rhofast.data.sampling.rand_augment import random_ops
 from rhofast.data.sampling.rng import Epoch, Stream, uniforms
-from rhofast.data.types import LUMA, AugmentPlan, Geometry
+from rhofast.data.types import AugmentPlan, Geometry
 
 Float = npt.NDArray[np.floating[Any]]
 
 CROP_TRIES = 10
-_IDENTITY = np.eye(3, 4, dtype=np.float32)
-_GRAY = np.pad(np.tile(LUMA, (3, 1)), ((0, 0), (0, 1))).astype(np.float32)
 _ALMOST_ONE = 1.0 - 1e-6  # keeps floor(u * (n + 1)) at or below n
 
 
@@ -100,7 +91,7 @@ def random_augment(
             mean_rgb=mean_rgb,
         )
     else:
-        color = np.where(gray[..., None, None], _GRAY, _IDENTITY)
+        color = np.where(gray[..., None, None], GRAY, IDENTITY)
     low, high = config.blur_sigma
     sigma = low + (high - low) * draw(Stream.BLUR)[..., 0] if config.blur else 0.0
     return AugmentPlan(
@@ -109,6 +100,9 @@ def random_augment(
         color=color,
         blur=np.where(chosen(Stream.BLUR_APPLY, config.blur), sigma, 0.0).astype(np.float32),
         difference=difference,
+        **random_ops(config, samples, num_clips, seed=seed, epoch=epoch),
+        **random_erasing(config, samples, num_clips, seed=seed, epoch=epoch),
+        **random_mixing(config, samples, num_clips, seed=seed, epoch=epoch),
     )
 
 
@@ -151,7 +145,7 @@ def center_augment(geometry: Geometry, num_views: int, crops: int = 1) -> Augmen
     return AugmentPlan(
         crop=np.tile(stored_crop(squares, geometry), (1, num_views, 1)),
         flip=np.zeros(leading, dtype=np.bool_),
-        color=np.broadcast_to(_IDENTITY, (*leading, 3, 4)).copy(),
+        color=np.broadcast_to(IDENTITY, (*leading, 3, 4)).copy(),
         blur=np.zeros(leading, dtype=np.float32),
     )
 
@@ -255,87 +249,6 @@ def three_crops(width: npt.NDArray[Any], height: npt.NDArray[Any]) -> npt.NDArra
     first[..., :2] = 0
     last[..., 0], last[..., 1] = width - center[..., 2], height - center[..., 3]
     return np.stack([first, center, last], axis=-2)
-
-
-def jitter_factors(config: AugmentConfig, draws: Float) -> Float:
-    """Scale random numbers to the factors of the color jitter.
-
-    Args:
-        config: The strength of the color jitter.
-        draws: f[..., 4], uniform in [0, 1).
-
-    Returns:
-        f[..., 4]: factors of brightness, contrast and saturation, and the hue shift as a fraction of the circle.
-    """
-    strength = np.array([config.brightness, config.contrast, config.saturation, config.hue])
-    center = np.array([1.0, 1.0, 1.0, 0.0])
-    factors: Float = center + strength * (2 * draws - 1)
-    return factors
-
-
-def color_matrix(
-    *,
-    factors: Float,
-    order: npt.NDArray[np.int64],
-    apply: npt.NDArray[np.bool_],
-    gray: npt.NDArray[np.bool_],
-    mean_rgb: Float,
-) -> npt.NDArray[np.float32]:
-    """Compose color operations to one affine map.
-
-    Args:
-        factors: f[..., 4], from `jitter_factors`.
-        order: i64[..., 4], order[k] = number of the k-th operation (0 brightness, 1 contrast, 2 saturation, 3 hue).
-        apply: Whether the jitter is applied, bool[...].
-        gray: Whether grayscale follows, bool[...].
-        mean_rgb: Mean color before any operation, f[..., 3].
-
-    Returns:
-        f32[..., 3, 4] on 0..255.
-    """
-    operations = np.stack(
-        [
-            _scale(factors[..., 0]),
-            _scale(factors[..., 1]),
-            _toward_gray(factors[..., 2]),
-            _hue(factors[..., 3]),
-        ],
-        axis=-3,
-    )  # linear parts, [..., 4, 3, 3]
-    matrix = np.broadcast_to(np.eye(3), (*apply.shape, 3, 3))
-    offset = np.zeros((*apply.shape, 3))
-    for place in range(4):
-        which = order[..., place]
-        step = np.take_along_axis(operations, which[..., None, None, None], axis=-3)[..., 0, :, :]
-        mean = np.einsum("...ij,...j->...i", matrix, mean_rgb) + offset
-        center = (1 - factors[..., 1]) * (mean @ LUMA)
-        matrix = step @ matrix
-        offset = np.einsum("...ij,...j->...i", step, offset) + np.where(which == 1, center, 0.0)[..., None]
-    matrix = np.where(apply[..., None, None], matrix, np.eye(3))
-    offset = np.where(apply[..., None], offset, 0.0)
-    to_gray = np.where(gray[..., None, None], _toward_gray(np.zeros(gray.shape)), np.eye(3))
-    matrix, offset = to_gray @ matrix, np.einsum("...ij,...j->...i", to_gray, offset)
-    return np.concatenate([matrix, offset[..., None]], axis=-1).astype(np.float32)
-
-
-def _scale(factor: Float) -> Float:
-    scaled: Float = factor[..., None, None] * np.eye(3)
-    return scaled
-
-
-def _toward_gray(keep: Float) -> Float:
-    share = keep[..., None, None]
-    blended: Float = share * np.eye(3) + (1 - share) * np.broadcast_to(LUMA, (3, 3))
-    return blended
-
-
-def _hue(shift: Float) -> Float:
-    """Return Rodrigues' rotation about (1, 1, 1), a circulant matrix."""
-    third = 2 * np.pi / 3
-    same, next_one, last_one = ((1 + 2 * np.cos(2 * np.pi * shift + phase)) / 3 for phase in (0, -third, third))
-    rows = ([same, last_one, next_one], [next_one, same, last_one], [last_one, next_one, same])
-    rotation: Float = np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
-    return rotation
 
 
 def _central_crop(width: Float, height: Float, aspect: tuple[float, float]) -> Float:

@@ -53,6 +53,17 @@ class Stream(IntEnum):
     MIXTURE = 15
     DROPOUT = 16
     VISITS = 17
+    RAND_OP = 18
+    RAND_APPLY = 19
+    RAND_STRENGTH = 20
+    RAND_SIGN = 21
+    ERASE_APPLY = 22
+    ERASE_BOX = 23
+    ERASE_NOISE = 24
+    MIX_APPLY = 25
+    MIX_KIND = 26
+    MIX_SHARE = 27
+    MIX_CENTER = 28
 
 
 def philox(counter: UInt64Array, key: tuple[int, int]) -> UInt64Array:

@@ -13,11 +13,11 @@ from rhofast.data.sampling.augment import (
     CROP_TRIES,
     area_crop,
     center_augment,
-    color_matrix,
     random_augment,
     random_difference,
     short_side_crop,
 )
+from rhofast.data.sampling.color import color_matrix
 from rhofast.data.sampling.rng import Stream, uniform
 from rhofast.data.types import LUMA, Geometry
 from tests.helpers.shards import SHARED
