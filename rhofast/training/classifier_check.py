@@ -38,13 +38,13 @@ def check_classifier(config: Config, shards: ShardSet, *, trains_backbone: bool)
 
 def _check_labels(config: Config, shards: ShardSet) -> None:
     """Raise ConfigError if videos that shall be mixed have no label, or several."""
-    for shard in shards.used_shards.tolist():
+    for shard in shards.used_shards().tolist():
         index, rows = shards.index(shard), shards.rows_of(shard)
         without = rows[index.label[rows] < 0]
         several = rows[np.diff(index.labels_starts)[rows] > 0]
         for found, have in ((without, "has no label"), (several, "has several labels")):
             if len(found):
-                key = index.row(int(found[0])).key
+                key = index.key(int(found[0]))
                 raise ConfigError(
                     f"augment.mixup={config.augment.mixup:g}, augment.cutmix={config.augment.cutmix:g}: sample {key!r} "
                     f"of {shards.where} {have}, and only videos with one label each can be mixed",

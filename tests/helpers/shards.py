@@ -112,7 +112,7 @@ def write_shards(
     root: Path,
     members: list[bytes],
     *,
-    labels: list[int] | None = None,
+    labels: Sequence[int | None] | None = None,
     further: Sequence[Sequence[TimedLabel]] | None = None,
     extra: Sequence[dict[str, Any] | None] | None = None,
     start: float | None = None,
@@ -127,7 +127,7 @@ def write_shards(
     codecs = [codec] * len(members) if isinstance(codec, Codec) else list(codec)
     listed = list(dict.fromkeys(codecs))
     root.mkdir(parents=True)
-    shards, found = [], set(labels or ())
+    shards, found = [], {label for label in labels or () if label is not None}
     for number, first in enumerate(range(0, len(members), per_shard)):
         name, rows = f"shard-{number:06d}", []
         with tarfile.open(root / f"{name}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:

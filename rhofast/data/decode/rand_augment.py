@@ -44,7 +44,7 @@ def apply_ops(
         std: Standard deviation of the normalization, f32[3].
     """
     clips = pixels.permute(0, 1, 3, 4, 5, 2).flatten(0, 1)
-    ops, amounts = (values.reshape(len(clips), -1) for values in (ops, amounts))
+    ops, amounts = ops.reshape(len(clips), -1), amounts.reshape(len(clips), -1)
     chosen = np.flatnonzero(ops.any(axis=1))
     scale, offset = (torch.from_numpy(255 * values).to(pixels.device) for values in (std, mean))
     together = 1 if pixels.device.type == "cpu" else max(1, len(chosen))
