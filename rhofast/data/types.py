@@ -216,8 +216,6 @@ class AugmentPlan(Plan):
         check_leading("AugmentPlan", (*leading, 4), crop=self.crop)
         check_leading("AugmentPlan", (*leading, 3, 4), color=self.color)
         check_leading("AugmentPlan", leading, blur=self.blur)
-        if self.difference is not None:
-            check_leading("AugmentPlan", leading, difference=self.difference)
         if self.size is not None:
             check_leading("AugmentPlan", (*leading, 2), size=self.size)
         for name in ("difference", "ops", "amounts", "erase", "noise", "share", "cut"):

@@ -115,7 +115,7 @@ class BoxTrainLoader(TrainLoader):
         shards: The shard set.
         key_frames: The key frames to train on, and their boxes.
         clips: Options of clips: length, stride and frame rate.
-        augment: Options of augmentation. Differences in time are not offered.
+        augment: Options of augmentation. Differences in time, RandAugment and mixing are not offered.
         data: Options of loading.
         batch_size: Key frames per global batch.
         seed: Seed of order and augmentation.
@@ -126,7 +126,7 @@ class BoxTrainLoader(TrainLoader):
         bad_log: File to which a line of JSON is appended per bad sample; None for no file.
 
     Raises:
-        ConfigError: As TrainLoader; or the list of samples has weights, or differences in time are asked for.
+        ConfigError: As TrainLoader; or the list of samples has weights, or an augmentation that is not offered is on.
     """
 
     def __init__(
@@ -154,6 +154,12 @@ class BoxTrainLoader(TrainLoader):
             raise ConfigError(
                 f"augment.difference={augment.difference:g}: clips with boxes show no differences in time",
                 hint="--set augment.difference=0",
+            )
+        if augment.rand_ops or augment.mixes:
+            option = f"augment.rand_ops={augment.rand_ops}" if augment.rand_ops else f"augment.mix={augment.mix:g}"
+            raise ConfigError(
+                f"{option}: boxes do not follow what RandAugment moves, nor into clips that are mixed",
+                hint="--set augment.rand_ops=0 --set augment.mix=0",
             )
         super().__init__(
             KeyFrameMixture(shards, key_frames),

@@ -196,6 +196,9 @@ def test_batches_by_shape_are_full_but_for_the_last_of_a_shape() -> None:
 def test_what_key_frames_do_not_offer_is_refused(walkers: ShardSet, frames: KeyFrames, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"augment.difference=0.2"):
         train_loader(walkers, frames, augment=RANDOM.model_copy(update={"difference": 0.2}))
+    for changes in ({"rand_ops": 4}, {"mixup": 0.8}):
+        with pytest.raises(ConfigError, match=r"augment\.(rand_ops=4|mix=1): boxes do not follow"):
+            train_loader(walkers, frames, augment=RANDOM.model_copy(update=changes))
     keep = tmp_path / "keep.csv"
     keep.write_text("key,weight\nv0,1\nv1,3\n")
     part = walkers.subset(find_subset(walkers, read_keep_list(keep)))
