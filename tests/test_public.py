@@ -68,7 +68,7 @@ def test_the_methods_of_what_they_return_are_these() -> None:
     training = {"load_state_dict", "position", "replay", "samples", "state_dict", "steps_left"}
     assert public(rhofast.TrainLoader) == loader | training
     assert public(rhofast.EvalLoader) == loader
-    assert public(rhofast.Views) == {*FIELDS, "clips", "keys", "pixels", "sample", "to"}
+    assert public(rhofast.Views) == {*FIELDS, "clips", "keys", "pixels", "sample", "share", "to"}
     assert {"close", "row"} <= public(rhofast.ClipDataset)
 
 
