@@ -44,7 +44,7 @@ SHARED = {"storage.address"}
 DOORS = {
     "nvidia": ("data.decode",),
     "accelerate": ("training", "evaluation"),
-    "torchvision": ("models.backbones.torchvision_video",),
+    "torchvision": ("models.backbones.torchvision_video", "models.roi_align"),
     "ray": ("ingest.ray_cluster",),
     "huggingface_hub": ("storage.hub",),
 }

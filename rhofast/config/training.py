@@ -263,6 +263,13 @@ class EvalConfig(Section):
     """Number of clips per training video in a batch of a classifier, each with frames and augmentation of its own
     (repeated augmentation). With `clips.max_span=0` all of them show the same frames, as in VideoMAE."""
 
+    box_score: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Least score of the boxes of a person detector that detection trains and tests on (released code: 0.9, paper:
+    0.8)."""
+
+    test_boxes: Literal["detected", "truth"] = "detected"
+    """Boxes that detection is tested on: those of the person detector ("detected"), or the annotators' ("truth")."""
+
     batch_norm: Literal["frozen", "local", "node", "sync"] = "frozen"
     """Statistics of the backbone's batch norm while a classifier is trained: "frozen" running statistics, or batch
     statistics per rank ("local"), per node ("node") or over all ranks ("sync"). The released code uses batch

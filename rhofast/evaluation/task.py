@@ -42,6 +42,11 @@ class EvalTask:
         """Return the configuration of the model."""
         return self.model.config
 
+    @property
+    def classes(self) -> list[str]:
+        """Return the names of the classes that are told apart."""
+        return self.train.info.classes
+
     def result(
         self,
         kind: str,
@@ -67,8 +72,8 @@ class EvalTask:
             folder=folder or self.model.folder,
             trained=trained,
             untrained=untrained,
-            chance=1 / len(self.train.info.classes),
-            classes=self.train.info.classes,
+            chance=1 / len(self.classes),
+            classes=self.classes,
             shards=self._shards(),
             settings=dict(settings),
             notes=self.notes,
@@ -98,6 +103,7 @@ def open_task(
     config_file: str | Path | None = None,
     overrides: Sequence[str] = (),
     allow_overlap: bool = False,
+    labeled: bool = True,
 ) -> EvalTask:
     """Open a backbone and its shard sets, and check that the test set is held out.
 
@@ -111,6 +117,7 @@ def open_task(
         overrides: Settings `key=value` that are applied after the configuration file.
         allow_overlap: Whether test samples may come from videos that are in the training shards or in the shards of the
             pretraining run. A note says so instead of an error.
+        labeled: Whether videos have labels, whose classes must match. Labels of boxes are not in the shards.
 
     Returns:
         The task. Where the pretraining shards cannot be opened any more, a note says that they were not compared.
@@ -128,7 +135,8 @@ def open_task(
     keep = train_keep if train or train_keep is not None else sources[0].keep
     opened = open_shards(train or sources[0].shards, keep=keep, data=config.data)
     held_out = open_shards(test, keep=test_keep, data=config.data)
-    class_map(opened, held_out)
+    if labeled:
+        class_map(opened, held_out)
     notes = check_held_out([opened], held_out, allow=allow_overlap)
     notes += _against_pretraining(model, opened, held_out, allow=allow_overlap)
     return EvalTask(model=model, train=opened, test=held_out, notes=notes)

@@ -232,6 +232,7 @@ CONFIGS = {path.stem: path for path in sorted((ROOT / "configs" / "eval").glob("
         ("ucf101_paper", {0: 0.025, 60: 0.0025, 120: 0.00025, 180: 0.000025}, (0.0, 0.8, 200, "node")),
         ("hmdb51_paper", {59: 0.025, 60: 0.0025, 199: 0.000025}, (0.0, 0.8, 200, "node")),
         ("ssv2", {0: 1e-4, 1: 0.12, 14: 0.012, 18: 0.0012}, (1e-6, 0.5, 22, "node")),
+        ("ava", {0: 5e-4, 5.3: 0.3, 16: 0.03, 24: 0.003, 28: 0.0003}, (1e-7, 0.5, 32, "node")),
     ],
 )
 def test_a_config_has_its_published_numbers(
@@ -262,6 +263,7 @@ def test_a_config_has_its_published_numbers(
         ("ucf101_byol", "finetune_ucf_Slow_R50_syn8.yaml NUM_SHARDS=1"),
         ("ucf101_moco", "finetune_ucf_Slow_R50_syn0.yaml NUM_SHARDS=1"),
         ("ssv2", "finetune_SSv2_Slow_R50_syn8.yaml NUM_SHARDS=1"),
+        ("ava", "finetune_ava_Slow_R50_syn8.yaml NUM_SHARDS=1"),
     ],
 )
 def test_a_config_has_the_rates_of_the_released_configuration(name: str, released: str) -> None:
@@ -273,4 +275,4 @@ def test_a_config_has_the_rates_of_the_released_configuration(name: str, release
 
 
 def test_every_config_is_checked() -> None:
-    assert set(CONFIGS) == {"linear_k400", "ucf101_byol", "ucf101_moco", "ucf101_paper", "hmdb51_paper", "ssv2"}
+    assert set(CONFIGS) == {"linear_k400", "ucf101_byol", "ucf101_moco", "ucf101_paper", "hmdb51_paper", "ssv2", "ava"}

@@ -24,7 +24,7 @@ from rhofast.config.section import parse_section
 from rhofast.errors import ConfigError
 from rhofast.models.backbones.clip_limits import ClipLimits
 from rhofast.models.backbones.s3d import S3D, S3DConfig
-from rhofast.models.backbones.slow import VARIANTS, Slow, SlowConfig
+from rhofast.models.backbones.slow import SLOW_TRAINING_OPTIONS, VARIANTS, Slow, SlowConfig
 from rhofast.models.backbones.torchvision_video import NAMES, TorchvisionConfig, torchvision_video
 from rhofast.models.backbones.user_backbone import check_clips, user_backbone
 from rhofast.models.backbones.vit import VIT_TRAINING_OPTIONS, ViT, ViTConfig
@@ -56,9 +56,12 @@ BACKBONES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     "vit": lambda options: ViT(parse_section(ViTConfig, options, where="backbone")),
 }
 
-# Options that change nothing but training. Trained weights fit every value of them, so that each training of the same
-# weights has its own.
-TRAINING_OPTIONS: dict[str, tuple[str, ...]] = {"vit": VIT_TRAINING_OPTIONS}
+# Options that no weight depends on. Trained weights fit every value of them, so that each training of the same weights
+# has its own.
+TRAINING_OPTIONS: dict[str, tuple[str, ...]] = {
+    "vit": VIT_TRAINING_OPTIONS,
+    **dict.fromkeys(VARIANTS, SLOW_TRAINING_OPTIONS),
+}
 
 
 def build_backbone(

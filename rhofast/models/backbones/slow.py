@@ -9,6 +9,9 @@
 The table shows Slow-R50. Time is never strided, so one set of weights accepts any T and tau. A bottleneck has
 convolutions of kt x 1 x 1, 1 x 3 x 3 (with the stride) and 1 x 1 x 1; a basic block has kt x 3 x 3 (with the stride)
 and 1 x 3 x 3. The shortcut has a projection where channels or stride change. The network has no classifier.
+
+For detection the last stage keeps its resolution, 1/16: `last_stride` = 1, and `last_dilation` = 2 spreads its 3 x 3
+convolutions, so that each sees as much of the picture as before. No weight changes.
 """
 
 from __future__ import annotations
@@ -34,6 +37,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "slow_r50": {"depth": 50},
     "slow_r101": {"depth": 101},
 }
+
+# Options that no weight depends on: trained weights fit every value of them.
+SLOW_TRAINING_OPTIONS = ("last_stride", "last_dilation")
 
 # The entries of a batch norm in a state dict.
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -67,6 +73,13 @@ class SlowConfig(Section):
     zero_init: bool = False
     """Whether each residual branch starts at 0 (its last batch norm's weight)."""
 
+    last_stride: Literal[1, 2] = 2
+    """Spatial stride of the last stage: 2, or 1 for detection, which needs finer maps."""
+
+    last_dilation: Literal[1, 2] = 1
+    """Spatial dilation of the 3x3 convolutions of the last stage: 1, or 2 for detection, together with
+    `last_stride` = 1."""
+
     @model_validator(mode="after")
     def _odd_kernels(self) -> SlowConfig:
         if any(kernel % 2 == 0 for kernel in self.temporal_kernels):
@@ -82,11 +95,19 @@ class Block(nn.Module):
         channels: number of input, inner and output channels.
         kernel: temporal size of the first convolution.
         stride: spatial stride.
+        dilation: spatial dilation of the convolutions of 3 x 3.
         zero_init: whether the residual branch starts at 0.
     """
 
     def __init__(
-        self, block: str, channels: tuple[int, int, int], kernel: int, stride: int, *, zero_init: bool
+        self,
+        block: str,
+        channels: tuple[int, int, int],
+        kernel: int,
+        stride: int,
+        *,
+        zero_init: bool,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         self.conv_c: nn.Conv3d | None = None
@@ -96,12 +117,12 @@ class Block(nn.Module):
         wide, inner, out = channels
         if block == "bottleneck":
             self.conv_a, self.bn_a = _conv(wide, inner, (kernel, 1, 1)), nn.BatchNorm3d(inner)
-            self.conv_b, self.bn_b = _conv(inner, inner, (1, 3, 3), stride), nn.BatchNorm3d(inner)
+            self.conv_b, self.bn_b = _conv(inner, inner, (1, 3, 3), stride, dilation), nn.BatchNorm3d(inner)
             self.conv_c, self.bn_c = _conv(inner, out, (1, 1, 1)), nn.BatchNorm3d(out)
             last = self.bn_c
         else:
-            self.conv_a, self.bn_a = _conv(wide, out, (kernel, 3, 3), stride), nn.BatchNorm3d(out)
-            self.conv_b, self.bn_b = _conv(out, out, (1, 3, 3)), nn.BatchNorm3d(out)
+            self.conv_a, self.bn_a = _conv(wide, out, (kernel, 3, 3), stride, dilation), nn.BatchNorm3d(out)
+            self.conv_b, self.bn_b = _conv(out, out, (1, 3, 3), 1, dilation), nn.BatchNorm3d(out)
             last = self.bn_b
         if wide != out or stride != 1:
             self.shortcut, self.shortcut_bn = _conv(wide, out, (1, 1, 1), stride), nn.BatchNorm3d(out)
@@ -133,9 +154,11 @@ class Slow(PooledMaps):
             blocks = []
             for number in range(count):
                 kernel = options.temporal_kernels[stage] if number < options.temporal_blocks[stage] else 1
-                stride = 2 if number == 0 and stage > 0 else 1
-                channels = (wide, inner, inner * expansion)
-                blocks.append(Block(options.block, channels, kernel, stride, zero_init=options.zero_init))
+                stride = (1, 2, 2, options.last_stride)[stage] if number == 0 else 1
+                channels, dilation = (wide, inner, inner * expansion), options.last_dilation if stage == 3 else 1
+                blocks.append(
+                    Block(options.block, channels, kernel, stride, zero_init=options.zero_init, dilation=dilation)
+                )
                 wide = inner * expansion
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
@@ -173,9 +196,11 @@ def slow_keys(backbone: Slow) -> dict[str, str]:
     return pairs
 
 
-def _conv(wide: int, out: int, kernel: tuple[int, int, int], stride: int = 1) -> nn.Conv3d:
-    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-    conv = nn.Conv3d(wide, out, kernel, stride=(1, stride, stride), padding=padding, bias=False)
+def _conv(wide: int, out: int, kernel: tuple[int, int, int], stride: int = 1, dilation: int = 1) -> nn.Conv3d:
+    """Return a convolution whose padding keeps the size, apart from the stride; its strides are spatial."""
+    padding = (kernel[0] // 2, kernel[1] // 2 * dilation, kernel[2] // 2 * dilation)
+    strides, spread = (1, stride, stride), (1, dilation, dilation)
+    conv = nn.Conv3d(wide, out, kernel, stride=strides, padding=padding, dilation=spread, bias=False)
     with torch.no_grad():
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv

@@ -41,6 +41,29 @@ def test_features_are_those_of_the_reference(dtype: torch.dtype, tolerance: floa
             assert torch.allclose(state[here], after[official], rtol=tolerance, atol=tolerance), official
 
 
+@pytest.mark.parametrize("block", ["bottleneck", "basic"])
+def test_the_last_stage_may_keep_its_resolution_with_the_same_weights(block: str) -> None:
+    options = {"depth": 18, "width": 4, "block": block}
+    plain = build_backbone("slow_r18", options).eval()
+    fine = build_backbone("slow_r18", {**options, "last_stride": 1, "last_dilation": 2}).eval()
+    fine.load_state_dict(plain.state_dict())
+    assert isinstance(plain, Slow) and isinstance(fine, Slow)
+    maps, finer = plain.feature_maps(torch.randn(CLIP)), fine.feature_maps(torch.zeros(1, 3, 2, 64, 96))
+    assert maps[-1].shape[-2:] == (1, 1) and finer[-1].shape == (1, plain.num_features, 2, 4, 6)
+    strides = [
+        conv.dilation for conv in fine.modules() if isinstance(conv, torch.nn.Conv3d) and conv.kernel_size[1] == 3
+    ]
+    assert strides[-4 if block == "basic" else -2 :] == [(1, 2, 2)] * (4 if block == "basic" else 2)
+    assert set(strides[: -4 if block == "basic" else -2]) == {(1, 1, 1)}
+    # Of a map with values at even places only, a dilated block computes there what the plain one does of the values.
+    for coarse, spread in zip(plain.stages[3][1:], fine.stages[3][1:], strict=True):
+        wide = torch.zeros(1, plain.num_features, 2, 8, 8)
+        wide[..., ::2, ::2] = torch.randn(1, plain.num_features, 2, 4, 4)
+        with torch.no_grad():
+            expected = coarse(wide[..., ::2, ::2].contiguous())
+            assert torch.allclose(spread(wide)[..., ::2, ::2], expected, atol=1e-5)
+
+
 @needs_vectors
 @pytest.mark.parametrize(
     ("file", "options"),

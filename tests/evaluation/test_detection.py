@@ -1,0 +1,186 @@
+"""The test of a detector: what is scored, what it is compared with, and what is written down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import roi_align
+
+from rhofast.config.load import load_config
+from rhofast.config.schema import Config
+from rhofast.data.format.box_file import read_boxes, write_boxes
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.key_frames import KeyFrames
+from rhofast.errors import ConfigError, NotFiniteError
+from rhofast.evaluation.detection import (
+    MAP,
+    Detected,
+    boxes_to_test_on,
+    boxes_to_train_on,
+    detect,
+    score_detections,
+    write_detections,
+)
+from rhofast.evaluation.detector import Detector, map_stride
+from rhofast.ingest.ava_boxes import make_boxes, read_box_lines
+from rhofast.models.backbones import build_backbone
+from tests.evaluation.test_frame_ap import plain_average_precision
+from tests.helpers.actors import FPS, START, movie, write_csv
+from tests.helpers.shards import write_shards
+
+PAGE = ["name=x", "clips.num_frames=2", "clips.frame_stride=2", f"clips.fps={FPS}", "augment.size=48"]
+PAGE += ["data.threads=2", "eval.batch_size=3"]
+
+
+@pytest.fixture(scope="module")
+def movies(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return write_shards(tmp_path_factory.mktemp("movies") / "set", [movie(number) for number in range(3)], start=START)
+
+
+@pytest.fixture(scope="module")
+def found(movies: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> KeyFrames:
+    folder = tmp_path_factory.mktemp("csv")
+    files = write_csv(folder, range(3), split="val")
+    truth, classes = files.pop("truth"), files.pop("classes")
+    write_boxes(folder / "boxes.arrow", *make_boxes(movies, truth, classes, **files))
+    return read_boxes(folder / "boxes.arrow", movies)
+
+
+def config(*changes: str) -> Config:
+    return load_config(None, [*PAGE, *changes])
+
+
+def network() -> Detector:
+    torch.manual_seed(0)
+    backbone = build_backbone("slow_r18", {"width": 4, "last_stride": 1, "last_dilation": 2})
+    return Detector(backbone, 80, batch_stats=False)
+
+
+def test_good_boxes_are_scored_and_annotators_are_believed(found: KeyFrames) -> None:
+    assert len(found) == 11 and len(found.boxes) == 11 * (2 + 3)  # one of twelve key frames is excluded
+    chosen = boxes_to_test_on(found, config(), where="f")
+    assert chosen.detected.all() and len(chosen.boxes) == 22 and set(chosen.score) == {0.95}
+    assert not boxes_to_test_on(found, config("eval.test_boxes=truth"), where="f").detected.any()
+    assert len(boxes_to_test_on(found, config("eval.box_score=0.1"), where="f").boxes) == 33
+    assert len(boxes_to_train_on(found, config(), where="f").boxes) == 44
+    with pytest.raises(ConfigError, match=r"f: no detected box has eval\.box_score=0\.99; the best one has 0\.95"):
+        boxes_to_test_on(found, config("eval.box_score=0.99"), where="f")
+    with pytest.raises(ConfigError, match=r"f: no detected boxes \(.*--detections"):
+        boxes_to_test_on(found.where(~found.detected), config(), where="f")
+    with pytest.raises(ConfigError, match="f: no ground truth"):
+        boxes_to_test_on(found.where(found.detected), config(), where="f")
+
+
+def test_a_box_is_pooled_from_its_part_of_the_map() -> None:
+    class Position(nn.Module):
+        """Two features: row and column of each place of a map of 1/16."""
+
+        num_features = 2
+
+        def feature_maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+            n, t, h, w = x.shape[0], x.shape[2], -(-x.shape[3] // 16), -(-x.shape[4] // 16)
+            rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+            maps = torch.stack([rows, columns]).float()[None, :, None].repeat(n, 1, t, 1, 1)
+            return [maps * torch.arange(1, n + 1).view(-1, 1, 1, 1, 1)]
+
+    detector = Detector(Position(), 3, batch_stats=True)
+    nn.init.zeros_(detector.head.weight)
+    detector.head.weight.data[:2] = torch.eye(2)
+    boxes = torch.tensor([[0, 16, 32, 64, 96], [1, 16, 32, 64, 96], [0, 0, 0, 200, 120.0]])
+    detector.train()
+    logits = detector(torch.zeros(2, 3, 4, 120, 200), boxes)
+    # The maximum lies in the last cell: the mean position of its samples, minus the half pixel of the alignment.
+    expected = roi_align(
+        detector.backbone.feature_maps(torch.zeros(2, 3, 1, 120, 200))[0][:, :, 0], boxes, 7, 1 / 16, -1, True
+    )
+    assert torch.allclose(logits[:, :2], expected.amax(dim=(2, 3)))
+    assert logits[0].tolist() == pytest.approx([96 / 16 - 0.5 - 4 / 14, 64 / 16 - 0.5 - 3 / 14, 0], abs=1e-5)
+    assert logits[1, :2].tolist() == pytest.approx([2 * value for value in logits[0, :2].tolist()])
+    detector.eval()
+    assert torch.allclose(detector(torch.zeros(2, 3, 4, 120, 200), boxes), logits.sigmoid())
+
+
+def test_the_stride_of_a_map_is_a_power_of_two() -> None:
+    assert map_stride(torch.Size((256, 341)), torch.Size((16, 22))) == 16
+    assert map_stride(torch.Size((224, 224)), torch.Size((7, 7))) == 32
+    assert map_stride(torch.Size((48, 72)), torch.Size((3, 5))) == 16
+
+
+def test_a_backbone_without_maps_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Linear has no feature maps"):
+        Detector(nn.Linear(1, 1), 80, batch_stats=True)
+
+
+def test_the_scores_of_a_network_do_not_depend_on_the_batch_and_are_written_down(
+    movies: ShardSet, found: KeyFrames, tmp_path: Path
+) -> None:
+    chosen, done = boxes_to_test_on(found, config(), where="f"), list[tuple[int, int]]()
+    detector = network().train()
+    detected = detect(detector, movies, chosen, config(), progress=lambda *now: done.append(now))
+    assert detector.training and done[-1] == (11, 11) and not detected.left_out
+    assert detected.box.tolist() == list(range(22)) and detected.scores.shape == (22, 3)
+    assert (detected.scores > 0).all() and (detected.scores < 1).all() and np.ptp(detected.scores[:, 0]) > 0
+    one_by_one = detect(detector, movies, chosen, config("eval.batch_size=1"))
+    assert np.allclose(one_by_one.scores, detected.scores, atol=1e-5)
+    path = tmp_path / "detections.csv"
+    write_detections(path, detected, movies)
+    lines = path.read_text().splitlines()
+    assert len(lines) == 22 * 3
+    assert lines[0].startswith(f"v0,0902,{chosen.boxes[0, 0]:g},")  # second 901 of v0 is excluded
+    assert [int(line.split(",")[6]) for line in lines[:3]] == [8, 12, 17]
+    again = read_box_lines(path, detected=True)
+    assert len(again) == 11 and float(lines[1].split(",")[7]) == pytest.approx(detected.scores[0, 1], abs=1e-6)
+
+
+def test_map_is_what_a_plain_reading_of_the_files_gives(movies: ShardSet, found: KeyFrames, tmp_path: Path) -> None:
+    """The csv files alone, by the definition written down box by box, against the scores of a whole test."""
+    rng = np.random.default_rng(0)
+    chosen = boxes_to_test_on(found, config("eval.box_score=0.1"), where="f")
+    scores = rng.permutation(len(chosen.boxes) * 3).reshape(-1, 3).astype(np.float32) / 1000
+    detected = Detected(key_frames=chosen, box=np.arange(len(chosen.boxes)), scores=scores, left_out=[])
+    result = score_detections(detected, found)
+    write_detections(tmp_path / "detections.csv", detected, movies)
+    files = write_csv(tmp_path / "csv", range(3), split="val")
+    excluded = {tuple(line.split(",")) for line in files["excluded"].read_text().split()}
+    values = {}
+    for action, name in ((8, "walk"), (12, "stand"), (17, "wave")):
+        tables = []
+        for path in (files["truth"], tmp_path / "detections.csv"):
+            rows = [line.split(",") for line in path.read_text().splitlines()]
+            tables.append(
+                [
+                    (hash((row[0], row[1])), tuple(map(float, row[2:6])), float(row[7]))
+                    for row in rows
+                    if int(row[6]) == action and (row[0], row[1]) not in excluded
+                ]
+            )
+        values[name] = plain_average_precision([row[:2] for row in tables[0]], tables[1])
+    assert result.per_class == pytest.approx(values)
+    assert result.measures == {MAP: pytest.approx(np.mean(list(values.values())))}
+    assert result.samples == 11 and result.confusion is None and list(result.per_class) == ["walk", "stand", "wave"]
+
+
+def test_the_best_scores_have_a_map_of_one_and_missed_boxes_cost_recall(found: KeyFrames) -> None:
+    chosen = boxes_to_test_on(found, config(), where="f")
+    truth = found.where(~found.detected)
+    order = [8, 12, 17]
+    targets = truth.targets(np.arange(len(truth.boxes)))[:, np.array(order) - 1]  # boxes are in the same order
+    right = Detected(key_frames=chosen, box=np.arange(22), scores=targets, left_out=[])
+    assert score_detections(right, found).measures == {MAP: 1.0}
+    half = Detected(key_frames=chosen, box=np.arange(0, 22, 2), scores=targets[::2], left_out=["v0: damaged"])
+    result = score_detections(half, found)
+    assert result.left_out == ["v0: damaged"]
+    assert result.per_class == pytest.approx(
+        {name: targets[::2, c].sum() / targets[:, c].sum() for c, name in enumerate(("walk", "stand", "wave"))}
+    )
+
+
+def test_scores_that_are_not_finite_are_an_error(movies: ShardSet, found: KeyFrames) -> None:
+    detector = network()
+    nn.init.constant_(detector.head.bias, float("nan"))
+    with pytest.raises(NotFiniteError, match="not finite"):
+        detect(detector, movies, boxes_to_test_on(found, config(), where="f"), config())
