@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,20 @@ class Classes:
         names: Name of each number; empty if numbers have no names.
     """
 
-    def __init__(self, names_file: Path | None) -> None:
+    def __init__(self, names_file: Path | None, names: Sequence[str] = (), unlabeled: str | None = None) -> None:
         """Read the names of the classes.
 
         Args:
-            names_file: A text file with one name per line from class 0 on, or a JSON file; None: labels are numbers.
+            names_file: A text file with one name per line from class 0 on, or a JSON file; None: no file.
+            names: The names that are known without a file; empty: labels are numbers.
+            unlabeled: The label that means none; None: there is no such label.
 
         Raises:
             ValueError: The file does not name each class once.
         """
-        self._file = names_file
-        self.names = [] if names_file is None else class_names(names_file)
+        self._unlabeled = unlabeled
+        self._file = names_file or "the source"
+        self.names = list(names) if names_file is None else class_names(names_file)
         self._numbers = {name: number for number, name in enumerate(self.names)}
 
     def label(self, where: str, value: Any) -> tuple[int | None, str | None]:
@@ -42,7 +46,7 @@ class Classes:
         Raises:
             ValueError: There is no such class.
         """
-        if value is None:
+        if value is None or (self._unlabeled is not None and str(value).strip() == self._unlabeled):
             return None, None
         if isinstance(value, str):
             return self._of_text(where, value.strip())
@@ -51,7 +55,9 @@ class Classes:
         if not isinstance(value, int) or isinstance(value, bool):
             raise problem(f"{where}: label {_shown(value)} is neither a whole number nor a name", "correct the label")
         if value < 0:
-            raise problem(f"{where}: label {value} is below 0", "leave the label out where there is none")
+            raise problem(
+                f"{where}: label {value} is below 0", "leave it out where there is none, or --option unlabeled=-1"
+            )
         if self.names and value >= len(self.names):
             raise problem(
                 f"{where}: label {value}, but {self._file} names {len(self.names)} classes", "complete the file"

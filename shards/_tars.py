@@ -1,6 +1,6 @@
-"""Tars in WebDataset's form: where they are, what lies in them, and which members make a sample. Not a recipe.
+"""Tars in WebDataset's form: what lies in them, and which members make a sample. Not a recipe.
 
-    names --braces, patterns, folders--> tars --headers alone--> members --successive ones of one key--> samples
+    tar --headers alone--> members --successive ones of one key--> samples
 
 A tar is never read as a whole: bodies are skipped, but for the small fields of a sample that are asked for. Memory
 holds one sample's names and fields, whatever the size of the tar.
@@ -8,24 +8,20 @@ holds one sample's names and fields, whatever the size of the tar.
 
 from __future__ import annotations
 
-import glob
 import re
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from _lists import numbered_lines, problem
+from _lists import problem
 
-from rhofast.storage.address import is_address, redacted
-from rhofast.storage.files import as_path
+from rhofast.storage.address import redacted
 from rhofast.storage.span_file import open_anywhere
 
-LISTS = {".txt", ".lst", ".list"}
 MAX_FIELD = 1 << 20  # bytes of a field
 _MAX_HEADER = 1 << 20  # bytes of a long name or of the records of an extended header
-_MAX_TARS = 1_000_000
 _MAX_PADDING = 4 << 20  # bytes of zeros behind the end mark
 _BLOCK = 512
 _COMPRESSED = {
@@ -37,7 +33,6 @@ _COMPRESSED = {
 }
 _BASE = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)  # WebDataset's rule: the key ends at the first dot
 _META = re.compile(r"__[^/]*__($|/)")
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 _REPACK = "pack the tar again, with what its links lead to: tar --dereference --hard-dereference -cf ..."
 
 
@@ -80,118 +75,6 @@ class TarSample:
 
 class CutError(ValueError):
     """A tar ends before its end mark."""
-
-
-def find_tars(source: Path) -> Iterator[Path]:
-    """Yield the tars that a source names.
-
-    Args:
-        source: A tar, a folder that holds tars at any depth, a text file with one of these per line, or a name with
-            braces (`{000000..000012}`, `{a,b}`) or a pattern (`*`, `?`).
-
-    Raises:
-        ValueError: There is none.
-    """
-    text, count = str(source), 0
-    if source.suffix.lower() in LISTS and source.is_file():
-        for number, line in numbered_lines(source):
-            if line.startswith("#"):
-                continue
-            here = line if is_address(line) or Path(line).is_absolute() else str(source.parent / line)
-            for tar in _expanded(here, f"{source}:{number}"):
-                count += 1
-                yield tar
-    else:
-        for tar in _expanded(text, text):
-            count += 1
-            yield tar
-    if not count:
-        raise problem(f"{source}: no tar is named here", "name a tar, a folder of tars, or a list of them")
-
-
-def _expanded(text: str, where: str) -> Iterator[Path]:
-    """Yield the tars that one name stands for."""
-    for name in braces(text, where):
-        path = as_path(name, where, signed=True)
-        if re.search(r"[*?]", name.partition("?")[0] if is_address(name) else name):
-            found = _matches(path, name)
-            if not found:
-                raise problem(f"{where}: no tar matches {redacted(name)}", "correct the pattern")
-            yield from found
-        elif not is_address(name) or "?" not in name:
-            yield from _in_folder(path)
-        else:
-            yield path
-
-
-def braces(text: str, where: str) -> Iterator[str]:
-    """Yield the names that a name with braces stands for, as the shell and WebDataset expand it.
-
-    Args:
-        text: The name.
-        where: Where it stands, for the error.
-
-    Raises:
-        ValueError: It stands for more names than anybody has.
-    """
-    for begin, mark in enumerate(text):
-        if mark == "{" and (end := _closing(text, begin)) and (choices := _choices(text[begin + 1 : end], where)):
-            for choice in choices:
-                for inner in braces(choice, where):
-                    for rest in braces(text[end + 1 :], where):
-                        yield text[:begin] + inner + rest
-            return
-    yield text
-
-
-def _closing(text: str, begin: int) -> int:
-    """Return the place of the brace that closes the one at `begin`; 0 if there is none."""
-    depth = 0
-    for place in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if not depth:
-            return place
-    return 0
-
-
-def _choices(inner: str, where: str) -> list[str]:
-    """Return what the text between two braces stands for; nothing if the braces are part of the name."""
-    match = _RANGE.fullmatch(inner)
-    if match is None:
-        depth, choices = 0, [""]
-        for mark in inner:
-            depth += {"{": 1, "}": -1}.get(mark, 0)
-            if mark == "," and not depth:
-                choices.append("")
-            else:
-                choices[-1] += mark
-        return choices if len(choices) > 1 else []
-    first, last = int(match[1]), int(match[2])
-    step = abs(int(match[3] or 1)) or 1
-    if abs(last - first) // step >= _MAX_TARS:
-        raise problem(f"{where}: {{{inner}}} stands for more than {_MAX_TARS:,} names", "correct the numbers")
-    width = max(map(len, match.group(1, 2))) if re.search(r"(^|-)0\d|\.-?0\d", inner) else 0
-    numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
-    return [f"{number:0{width}d}" for number in numbers]
-
-
-def _matches(path: Path, name: str) -> list[Path]:
-    if isinstance(path, Path):
-        return [Path(found) for found in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207 - of any form
-    remote: Any = path
-    return [as_path(remote.fs.unstrip_protocol(found)) for found in sorted(remote.fs.glob(remote.path))]
-
-
-def _in_folder(path: Path) -> list[Path]:
-    if path.suffix.lower() == ".tar" or not path.is_dir():
-        return [path]
-    found = sorted(each for each in path.rglob("*.tar") if not each.name.startswith("."))
-    if not found:
-        raise problem(f"{path}: the folder has no .tar file", "name the folder of the tars, or a list of them")
-    return found
-
-
-# ---- what lies in a tar ----
 
 
 def samples(tar: Path, wanted: Callable[[str], bool]) -> Iterator[TarSample]:

@@ -3,8 +3,8 @@
     rhofast shard records.jsonl OUT
     rhofast shard records.jsonl OUT --option root=/videos --option classes=names.txt
 
-SOURCE is a file of JSON lines (`.jsonl`, `.ndjson`) in UTF-8, or a folder of such files, which are read in sorted
-order. A line is an object:
+SOURCE is a file of JSON lines (`.jsonl`, `.ndjson`) in UTF-8, or a folder of such files at any depth, which are read in
+sorted order. A line is an object:
 
     {"path": "match.mp4", "start": 12.5, "end": 20.0, "label": "serve", "extra": {"court": 3}}
 
@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from _files import in_folder
 from _labels import Classes
 from _lists import problem
 from _paths import segment_key
@@ -84,12 +85,7 @@ def classes(source: Path, *, classes: Path | None = None, **_: object) -> list[s
 
 def files(source: Path) -> list[Path]:
     """Return the files of a source in sorted order; raises ValueError if there are none."""
-    if not source.is_dir():
-        return [source]
-    found = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise problem(f"{source}: the folder has no {' or '.join(sorted(SUFFIXES))} file", "name the file of the list")
-    return found
+    return in_folder(source, SUFFIXES) if source.is_dir() else [source]
 
 
 def _record(where: str, line: Line, folder: Path, known: Classes) -> VideoRecord:

@@ -13,9 +13,9 @@ without one is an error; with `missing=skip` it is passed over and counted.
 
 `label` says which field is the label: `cls`, `txt`, or `json.NAME` (`json.a.b` inside objects); by default `cls` where
 there is one; `none` for no labels. Labels are numbers; with `classes` (a file with one name per line from class 0 on,
-or a JSON file) they may be names. `fields` says which members are stored as your own fields (`extra`): `json,txt` by
-default, `none` for none. An object in `json` becomes fields itself; any other member is a field with its suffix as its
-name.
+or a JSON file) they may be names; `unlabeled` is the label that means none, such as -1. `fields` says which members are
+stored as your own fields (`extra`): `json,txt` by default, `none` for none. An object in `json` becomes fields itself;
+any other member is a field with its suffix as its name.
 
 Keys are those of the tars if they consist of letters, digits, "_" and "-", and made of their digest otherwise. A key
 that occurs in two tars is an error that names both; `prefix=true` puts the name of the tar before each key.
@@ -32,10 +32,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from _files import find_files
 from _labels import Classes
 from _lists import problem
 from _paths import key_of
-from _tars import CutError, Member, TarSample, find_tars, samples
+from _tars import CutError, Member, TarSample, samples
 from _walk import VIDEO_SUFFIXES
 
 from rhofast.data.inside import ByteRange
@@ -52,6 +53,7 @@ def records(
     video: str | None = None,
     label: str | None = None,
     classes: Path | None = None,
+    unlabeled: str | None = None,
     fields: str = "json,txt",
     prefix: bool = False,
     missing: Literal["error", "skip"] = "error",
@@ -64,6 +66,7 @@ def records(
         video: Suffix of the video's member; None: the one that is a video's.
         label: The field that is the label, or `none`; None: `cls` where there is one.
         classes: File with the names of the classes; None: labels are numbers.
+        unlabeled: The label that means none, such as -1; None: there is no such label.
         fields: Suffixes of the members that are stored as fields of the user's own, or `none`.
         prefix: Whether keys begin with the name of the tar.
         missing: What becomes of a sample without a video.
@@ -73,10 +76,10 @@ def records(
         ValueError: A tar or a sample cannot be understood.
         IngestError: A `json` member is none.
     """
-    known, stored = Classes(classes), set() if fields == "none" else set(fields.lower().split(","))
+    known, stored = Classes(classes, unlabeled=unlabeled), set() if fields == "none" else set(fields.lower().split(","))
     chosen = label or "cls"
     labeled = None if chosen == "none" else chosen.partition(".")[0].lower() if chosen.startswith("json") else chosen
-    for tar in find_tars(source):
+    for tar in find_files(source, ".tar"):
         try:
             for sample in samples(tar, lambda suffix: suffix in stored or suffix == labeled):
                 member = _video(sample, video)

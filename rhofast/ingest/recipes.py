@@ -34,8 +34,9 @@ _BY_SUFFIX = {
     **dict.fromkeys((".csv", ".txt", ".tsv", ".lst", ".list"), "csv_list"),
     **dict.fromkeys((".jsonl", ".ndjson"), "records"),
     ".tar": "webdataset_tars",
+    ".parquet": "parquet",
 }
-_WITH_PATTERNS = {"webdataset_tars"}
+_WITH_PATTERNS = {"parquet", "webdataset_tars"}
 
 
 def recipe_names() -> list[str]:

@@ -407,9 +407,15 @@ def test_ava_says_where_it_is_at_odds(tmp_path: Path) -> None:
 
 
 def test_helpers_of_recipes_are_none() -> None:
-    assert set(PUBLISHED) | {"csv_list", "folder", "motions", "records", "uncurated", "webdataset_tars"} == set(
-        recipe_names()
-    )
+    assert set(PUBLISHED) | {
+        "csv_list",
+        "folder",
+        "motions",
+        "parquet",
+        "records",
+        "uncurated",
+        "webdataset_tars",
+    } == set(recipe_names())
     with pytest.raises(ConfigError, match="records"):
         find_records(Path(), "_paths", [])
 

@@ -71,8 +71,9 @@ def test_a_folder_of_files_and_roots_and_addresses(tmp_path: Path) -> None:
     (folder / "notes.txt").write_text("none")
     records = [*find_records(folder, "records", [f"root={tmp_path / 'videos'}"])]
     assert [str(record.path) for record in records] == [f"{tmp_path}/videos/1.mp4", "https://host/x.mp4?id=1"]
+    (tmp_path / "empty").mkdir()
     with pytest.raises(IngestError, match=r"no \.jsonl or \.ndjson"):
-        list(find_records(tmp_path, "records", []))
+        list(find_records(tmp_path / "empty", "records", []))
 
 
 @pytest.mark.parametrize(

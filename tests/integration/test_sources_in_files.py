@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.shards import encode_mjpeg, frame_pixels
@@ -42,7 +44,7 @@ def samples(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of five videos, the lines that describe them, and two tars that hold them."""
+    """A folder of five videos, the lines that describe them, and two tars and a table that hold them."""
     folder = tmp_path_factory.mktemp("videos")
     lines, tars = [], [tarfile.open(folder / f"t-{number}.tar", "w") for number in range(2)]  # noqa: SIM115
     for number, key in enumerate(KEYS):
@@ -56,6 +58,13 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tars[number >= 3].addfile(info, io.BytesIO(field))
     for tar in tars:
         tar.close()
+    table = {
+        "video": [{"bytes": (folder / f"{key}.mp4").read_bytes(), "path": f"{key}.mp4"} for key in KEYS],
+        "key": KEYS,
+        "label": [number % 2 for number in range(5)],
+        "number": list(range(5)),
+    }
+    pq.write_table(pa.table(table), folder / "table.parquet", row_group_size=3)
     (folder / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -73,6 +82,14 @@ def test_a_set_made_of_tars_is_that_of_the_loose_files(videos: Path, loose: Path
     assert samples(tmp_path / "set") == samples(loose)
     again = shard(videos, tmp_path / "set", "--recipe", "webdataset_tars")  # another way to say the same
     assert "5 samples" in again and samples(tmp_path / "set") == samples(loose)
+
+
+TABLE = ("--option", "key_column=key", "--option", "fields=number")
+
+
+def test_a_set_made_of_a_table_is_that_of_the_loose_files(videos: Path, loose: Path, tmp_path: Path) -> None:
+    shard(videos / "table.parquet", tmp_path / "set", *TABLE)
+    assert samples(tmp_path / "set") == samples(loose)
 
 
 def test_tars_that_come_later_are_appended(videos: Path, loose: Path, tmp_path: Path) -> None:
@@ -159,7 +176,7 @@ def store(videos: Path) -> Iterator[dict[str, str]]:
     _, port = server.get_host_and_port()
     environment = {**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
     environment |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
-    paths = [str(path) for path in sorted(videos.glob("t-*.tar"))]
+    paths = [str(path) for path in sorted(videos.glob("t-*.tar"))] + [str(videos / "table.parquet")]
     subprocess.run([sys.executable, "-c", PUT, *paths], env=environment, check=True, timeout=120)
     yield environment
     server.stop()
@@ -171,6 +188,11 @@ def test_tars_of_a_store_become_the_same_set(store: dict[str, str], loose: Path,
         (tmp_path / source).write_text("s3://bucket/t-0.tar\ns3://bucket/t-1.tar\n")
         source = str(tmp_path / source)
     shard(source, tmp_path / "set", "--recipe", "webdataset_tars", env=store)
+    assert samples(tmp_path / "set") == samples(loose)
+
+
+def test_a_table_of_a_store_becomes_the_same_set(store: dict[str, str], loose: Path, tmp_path: Path) -> None:
+    shard("s3://bucket/table.parquet", tmp_path / "set", *TABLE, env=store)
     assert samples(tmp_path / "set") == samples(loose)
 
 
