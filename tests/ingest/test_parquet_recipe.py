@@ -173,4 +173,4 @@ def test_memory_does_not_grow_with_the_row_group(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
         return int(done.stdout)  # KiB
 
-    assert peak(160) < peak(8) + (16 << 10)
+    assert peak(64) < peak(4) + (16 << 10)
