@@ -73,6 +73,21 @@ def plan(
         float | None,
         typer.Option(min=0.1, max=1000, help="Frames per second, as stored. Default: 30.", rich_help_panel=DATA),
     ] = None,
+    source_bit_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, max=1e5, help="Mbit/s of the sources' video, for remux and copy.", rich_help_panel=DATA
+        ),
+    ] = None,
+    source_group: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            max=1e6,
+            help="Frames per group of the sources, for remux and copy. Default: the dry run's, or all.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     samples_per_shard: Annotated[
         int | None, typer.Option(min=1, help="Videos per shard. Default: about 1 GB.", rich_help_panel=DATA)
     ] = None,
@@ -146,6 +161,8 @@ def plan(
             codec_options={} if gop is None else {"gop": gop},
             short_side=short_side,
             fps=fps,
+            source_bit_rate=_scaled(source_bit_rate, 1e6),
+            source_group=source_group,
             samples_per_shard=samples_per_shard,
             remote=remote,
             utilization=utilization,

@@ -312,6 +312,7 @@ def _estimate_cells(one: CodecEstimate, estimate: DryRunEstimate) -> dict[str, s
         "CPU time per video": duration_text(one.cpu_seconds),
         "PSNR": number(lambda f: quality(f.psnr, ".1f", " dB")),
         "SSIM": number(lambda f: quality(f.ssim, ".4f")),
+        "frames per group": number(lambda f: f"{f.group_frames:.0f}"),
         "bytes read per sample": number(lambda f: byte_text(f.read_bytes)),
         "bytes read / used": number(lambda f: f"{f.read_amplification:.2f}"),
         "frames decoded / used": number(lambda f: f"{f.decode_amplification:.2f}"),

@@ -55,7 +55,7 @@ class BuildSettings:
         name: Name of the set.
         split: Name of the split, for dataset.json.
         codec: The storage codec.
-        fallback: The codec of videos that `codec` does not take; None to refuse them.
+        fallback: That of videos that `codec` does not take; None to refuse them.
         transcode: How videos are transcoded.
         samples_per_shard: Videos per job; a shard has fewer samples if some of them are refused.
     """

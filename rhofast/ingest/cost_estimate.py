@@ -41,6 +41,7 @@ class CodecMetrics:
         read_bytes: Mean bytes read for the clips of one sample.
         read_amplification: Bytes read divided by the bytes of the frames used.
         decode_amplification: Frames decoded divided by the distinct frames used.
+        group_frames: Mean number of frames in the unit in which a random frame lies.
         samples_per_shard: Samples for shards of about 1 GB: a power of two from 1 to 4096.
     """
 
@@ -58,6 +59,7 @@ class CodecMetrics:
     read_amplification: float
     decode_amplification: float
     samples_per_shard: int
+    group_frames: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import resource
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +21,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from rhofast.config.schema import ClipConfig
 from rhofast.data.codecs import build_codec, codec_settings
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.clip_cost import clip_cost
 from rhofast.data.types import VideoRecord
+from rhofast.data.units import frames_in
 from rhofast.errors import IngestError
 from rhofast.ingest.cost_estimate import (
     CodecEstimate,
@@ -39,11 +43,13 @@ from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import RefusedError
 from rhofast.ingest.quality import measure_quality
 from rhofast.ingest.sample import make_sample
-from rhofast.ingest.source import Deadline, read_source, retried
+from rhofast.ingest.source import Deadline, isolated, read_source, retried
 from rhofast.ingest.stored_names import shown_source
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
 from rhofast.ingest.writer import index_row
 from rhofast.storage.address import redacted
+
+_ANSWER_S = 60.0
 
 
 def estimate_build(
@@ -194,9 +200,9 @@ def _try_codec(record: VideoRecord, codec: Codec, settings: TranscodeSettings, f
 
 
 def _cpu_seconds() -> float:
-    """Return the CPU seconds of this process and of the finished child processes."""
+    """Return the CPU seconds of this process, of the one that opens sources, and of all that have ended."""
     spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
+    return isolated.call(time.process_time, seconds=_ANSWER_S) + sum(one.ru_utime + one.ru_stime for one in spent)
 
 
 # ---- from results to estimates ----
@@ -245,6 +251,7 @@ def _estimate_codec(
             read_amplification=read_amplification,
             decode_amplification=decode_amplification,
             samples_per_shard=samples_per_shard(num_bytes / len(results)),
+            group_frames=_group_frames(rows),
         )
     return CodecEstimate(
         codec=codec_settings(codec),
@@ -255,3 +262,9 @@ def _estimate_codec(
         total_seconds_95=None if cpu_95 is None else (cpu_95[0] * seconds, cpu_95[1] * seconds),
         metrics=metrics,
     )
+
+
+def _group_frames(rows: Sequence[IndexRow]) -> float:
+    """Return the mean number of frames in the unit in which a random frame lies."""
+    counts = np.concatenate([frames_in(row.units, row.num_frames) for row in rows]).astype(np.float64)
+    return float((counts**2).sum() / counts.sum())

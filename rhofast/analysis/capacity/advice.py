@@ -11,6 +11,7 @@ from rhofast.analysis.capacity.quantities import Number, Origin, amount
 CACHE_SPACE = "cache space of a node"
 
 SHORTER_GROUPS = "use shorter groups (rhofast shard --gop), a lower --fps, a smaller --short-side, or --codec jpeg"
+OWN_GROUPS = "encode the videos in groups of your own (--codec h264 --gop 16), or as pictures (--codec jpeg)"
 FEWER_PICTURES = "use a smaller --short-side, fewer clips per video, or GPUs with more JPEG engines"
 SMALLER_PICTURES = "use a smaller --short-side or a coarser --quality (rhofast shard)"
 LARGER_BATCH = "increase train.batch_size, so that gradients are exchanged less often"

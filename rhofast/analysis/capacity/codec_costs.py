@@ -45,18 +45,22 @@ _STORED = {
     "h264": _Stored(5100.0, 2530.0, 5600.0, 0.17),
     "hevc": _Stored(3690.0, 1870.0, 3300.0, 0.36),
 }
+# CPU seconds to store one second of video without encoding it, by what is decoded of it to find damage.
+_KEPT = {"full": 0.015, "keys": 0.004, "copy": 0.038}
 PIXELS = 352 * 256  # per frame, in these measurements
 _BYTES_BY_PIXELS, _BYTES_BY_RATE = 0.7, 0.6  # exponents, fitted to short sides of 128 to 256 and to 10 and 30 frames/s
 _SOURCE_S = 0.025  # CPU seconds to probe, decode and index a second of a 340x256 source
 
 
-def stored_frame(codec: Codec, *, pixels: float, fps: float) -> tuple[float, float]:
+def stored_frame(codec: Codec, *, pixels: float, fps: float, bit_rate: float | None = None) -> tuple[float, float]:
     """Estimate the cost of stored video.
 
     Args:
         codec: The codec.
         pixels: Pixels per stored frame.
         fps: Frames per second of stored video.
+        bit_rate: Bits per second of the sources' video, which a codec that encodes nothing keeps; None if it is not
+            known.
 
     Returns:
         (bytes per frame, CPU seconds to make one second of video).
@@ -64,25 +68,33 @@ def stored_frame(codec: Codec, *, pixels: float, fps: float) -> tuple[float, flo
     Raises:
         ConfigError: If the cost depends on the sources alone.
     """
-    if codec.name not in _STORED:
-        raise ConfigError(
-            f"codec {codec.name} keeps the sources unchanged, so their size is not known",
-            hint="measure it with `rhofast shard --dry-run --report` and pass the report with --dry-run",
-        )
+    if codec.untouched:
+        if bit_rate is None:
+            raise ConfigError(
+                f"codec {codec.name} keeps the sources unchanged, so their size is not known",
+                hint="measure it with `rhofast shard --dry-run --report` and pass the report with --dry-run, or give "
+                "--source-bit-rate and --source-group",
+            )
+        return bit_rate / 8 / fps, _KEPT[getattr(codec, "check", codec.name)] * (fps / 30) * (pixels / PIXELS)
     known, gop = _STORED[codec.name], getattr(codec, "gop", 1)
     grouped = known.frame * (30 / fps) ** _BYTES_BY_RATE + known.extra / gop
     size = (known.alone if gop == 1 else min(known.alone, grouped)) * (pixels / PIXELS) ** _BYTES_BY_PIXELS
     return size, _SOURCE_S + known.encode * (fps / 30) * (pixels / PIXELS)
 
 
-def units_of(codec: Codec, frames: int) -> Units:
-    """Return the units of a member with `frames` frames of `_FRAME_BYTES` bytes each, as the codec would cut it."""
+def units_of(codec: Codec, frames: int, group: float | None = None) -> Units:
+    """Return the units of a member with `frames` frames of `_FRAME_BYTES` bytes each, as the codec would cut it.
+
+    Args:
+        codec: The codec.
+        frames: Number of frames of the member.
+        group: Frames per group of the sources, which a codec that encodes nothing keeps; None for one group.
+    """
     if codec.pictures:
         first = np.arange(frames)
-    elif codec.untouched:
-        first = np.zeros(1, dtype=np.int64)
     else:
-        first = np.concatenate([[0], np.arange(0, frames, getattr(codec, "gop", 1))])  # A header precedes the groups.
+        length = (group or frames) if codec.untouched else getattr(codec, "gop", 1)
+        first = np.concatenate([[0], np.arange(0, frames, max(1, round(length)))])  # A header precedes the groups.
     size = np.diff(first, append=frames) * _FRAME_BYTES
     count = len(first)
     return Units(

@@ -40,7 +40,7 @@ _GPUS: dict[str, _GPUSpecs] = {
     "h100": _GPUSpecs(989e12, 67e12, 50e9, 7, 7),
     "h200": _GPUSpecs(989e12, 67e12, 50e9, 7, 7),
 }
-_NVDEC_FPS = {"h264": 771.0, "hevc": 1316.0, "copy": 771.0}
+_NVDEC_FPS = {"h264": 771.0, "hevc": 1316.0, "remux": 771.0, "copy": 771.0}
 _SMALL_FRAMES = 4.0  # NVDEC decodes at most this many times the frames of 1920x1080
 _JPEG_FPS = 1400.0
 

@@ -173,7 +173,10 @@ def _codec_inputs(
             f"more than {_MAX_FRAMES:,}",
             hint="plan for shorter segments of the videos",
         )
-    units = units_of(codec, max(1, round(seconds * fps)))
+    group = options.source_group
+    if group is None and dry_run is not None:
+        group = dry_run.group_frames(codec)
+    units = units_of(codec, max(1, round(seconds * fps)), group)
     planned_from = weakest([inputs["mean_seconds"].origin, inputs["fps"].origin])
 
     def planned(value: float, unit: str, source: str) -> Input:
@@ -183,8 +186,10 @@ def _codec_inputs(
     if dry_run is not None:
         frame_bytes, ingest = dry_run.costs(codec, seconds=seconds, fps=fps)
     else:
-        size, cpu_seconds = stored_frame(codec, pixels=pixels, fps=fps)
+        size, cpu_seconds = stored_frame(codec, pixels=pixels, fps=fps, bit_rate=options.source_bit_rate)
         frame_bytes = Input(value=size, unit="B", origin="default", source=_OWN)
+        if codec.untouched:
+            frame_bytes = given(size, "B", "--source-bit-rate")
         ingest = Input(value=cpu_seconds * seconds, unit="s", origin="default", source=_OWN)
     per_shard = samples_per_shard(frame_bytes.value * seconds * fps)
     codec_inputs = {

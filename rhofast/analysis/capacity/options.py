@@ -26,6 +26,8 @@ class PlannerOptions:
         codec_options: Options of the codecs, as `build_codecs` takes them.
         short_side: Pixels of the shorter side of stored frames.
         fps: Frames per second of stored video.
+        source_bit_rate: Bits per second of the sources' video, which `remux` and `copy` keep.
+        source_group: Frames per group of pictures of the sources, likewise.
         samples_per_shard: Videos per shard.
         remote: Whether whole shards are downloaded. None means what data.train says.
         utilization: Share of a GPU's peak that a step reaches.
@@ -51,6 +53,8 @@ class PlannerOptions:
     codec_options: Mapping[str, Any]
     short_side: int | None = None
     fps: float | None = None
+    source_bit_rate: float | None = None
+    source_group: float | None = None
     samples_per_shard: int | None = None
     remote: bool | None = None
     utilization: float | None = None

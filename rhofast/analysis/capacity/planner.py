@@ -217,8 +217,9 @@ class _Run:
 
     def _limits(self, codec: str, load: _Load) -> Iterator[Limit]:
         numbers, codec_inputs, node_rate = self.numbers, load.codec_inputs, self.rate / self.nodes
+        groups = advice.OWN_GROUPS if codec in ("remux", "copy") else advice.SHORTER_GROUPS
         fewer_bytes, less_decoding = (
-            (advice.SMALLER_PICTURES, advice.FEWER_PICTURES) if codec == "jpeg" else (advice.SHORTER_GROUPS,) * 2
+            (advice.SMALLER_PICTURES, advice.FEWER_PICTURES) if codec == "jpeg" else (groups, groups)
         )
         if "decode_rate" in codec_inputs:
             yield self._limit("GPU decoders", load.decoded / codec_inputs["decode_rate"], less_decoding)

@@ -34,6 +34,7 @@ class _CodecMetrics(_Report):
     total_hours: _Positive
     bytes_per_video: _Positive
     bytes_per_frame: _Positive
+    group_frames: _Positive | None = None
 
 
 class _CodecName(_Report):
@@ -164,6 +165,11 @@ class DryRun:
             measured(metrics["bytes_per_frame"], "B", f"{self.path}"),
             measured(result["cpu_seconds"] * seconds / tried_seconds, "s", f"{self.path}"),
         )
+
+    def group_frames(self, codec: Codec) -> float | None:
+        """Return the mean number of frames in the unit in which a random frame lies; None if it was not measured."""
+        found: float | None = self._tried()[codec.name]["metrics"].get("group_frames")
+        return found
 
     def _tried(self) -> dict[str, Any]:
         return {result["codec"]["name"]: result for result in self.report["codecs"] if result["metrics"] is not None}

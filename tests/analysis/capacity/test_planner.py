@@ -468,6 +468,18 @@ def test_default_sizes_are_close_to_measured_ones() -> None:
     assert rows > 15
 
 
+def test_kept_groups_cost_what_their_length_says() -> None:
+    clips, remux, h264 = load_config(None).clips, build_codec({"name": "remux"}), build_codec({"name": "h264"})
+    kept = clip_frames(clips, remux, units_of(remux, 320, 16.0), 30.0)
+    assert kept == clip_frames(clips, h264, units_of(h264, 320), 30.0)
+    costs = [clip_frames(clips, remux, units_of(remux, 320, group), 30.0)[1:] for group in (1.0, 16.0, 80.0, None)]
+    assert costs == sorted(costs) and costs[-1][0] == pytest.approx(320)
+    size, spent = stored_frame(remux, pixels=PIXELS, fps=30.0, bit_rate=0.8e6)
+    assert size == pytest.approx(0.8e6 / 8 / 30) and spent < stored_frame(h264, pixels=PIXELS, fps=30.0)[1] / 10
+    keys = build_codec({"name": "remux", "check": "keys"})
+    assert stored_frame(keys, pixels=PIXELS, fps=30.0, bit_rate=1e6)[1] < spent / 3
+
+
 @pytest.mark.parametrize("name, gop", [("jpeg", 1), ("h264", 1), ("h264", 16), ("hevc", 32), ("copy", 1)])
 def test_clips_read_and_decode_what_the_codec_makes_them(name: str, gop: int) -> None:
     codec = build_codec({"name": name} | ({"gop": gop} if name in ("h264", "hevc") else {}))
@@ -564,6 +576,8 @@ def test_what_cannot_be_planned_is_refused(tmp_path: Path) -> None:
         collect_inputs(config, ask(videos=100.0))
     with pytest.raises(ConfigError, match="copy keeps the sources unchanged"):
         collect_inputs(config, ask(codecs=["copy"]))
+    found = collect_inputs(config, ask(codecs=["remux"], source_bit_rate=1e6, source_group=120.0)).inputs
+    assert found["remux.frame_bytes"].origin == "given" and found["remux.frames_read"].value > 100
     with pytest.raises(ConfigError, match=r"--gop: the dry run of .* has already chosen it"):
         collect_inputs(config, ask(codec_options={"gop": 8}, dry_run=dry_report(tmp_path)))
     with pytest.raises(ConfigError, match="on a CPU"):
