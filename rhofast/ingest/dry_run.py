@@ -184,14 +184,14 @@ def _try_video(job: _TrialJob) -> _TriedVideo:
 
 
 def _try_codec(record: VideoRecord, codec: Codec, settings: TranscodeSettings, folder: Path) -> _CodecResult:
-    begun = _cpu_seconds()
+    begun = cpu_seconds()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         try:
             sample = make_sample(record, [codec], settings, Path(scratch))
         except RefusedError as error:
-            spent = _cpu_seconds() - begun
+            spent = cpu_seconds() - begun
             return _CodecResult(cpu_seconds=spent, refusal=str(error.reason), detail=error.detail)
-        spent = _cpu_seconds() - begun
+        spent = cpu_seconds() - begun
         row = index_row(sample, 0, sample.file.stat().st_size)
         quality = None
         if not codec.untouched:
@@ -199,7 +199,7 @@ def _try_codec(record: VideoRecord, codec: Codec, settings: TranscodeSettings, f
     return _CodecResult(cpu_seconds=spent, row=row, quality=quality)
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     """Return the CPU seconds of this process, of the one that opens sources, and of all that have ended."""
     spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return isolated.call(time.process_time, seconds=_ANSWER_S) + sum(one.ru_utime + one.ru_stime for one in spent)

@@ -17,11 +17,13 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
+from rhofast.data.codecs.remux import RemuxCodec
 from rhofast.data.format.index import SCHEMA
 from tests.fuzz.mutations import NAMES, NUMBERS, Rng, choose, mutate_bytes, mutate_json
 from tests.helpers.shards import STREAMS, encode_mjpeg, encode_stream, frame_pixels, write_shards
 
-CODECS = ("jpeg", "jpeg", "h264", "copy")
+CODECS = ("jpeg", "jpeg", "h264", "copy", "remux")
+_STREAMS = {**STREAMS, "remux": RemuxCodec()}
 FRAMES, VIDEOS = 12, 4
 
 SDP = (
@@ -41,14 +43,19 @@ def honest(codec: str) -> Path:
         members = [encode_mjpeg(frames) for frames in videos]
         write_shards(root, members, labels=[0, 1, 2, 0])
     else:
-        members = [encode_stream(frames, STREAMS[codec], scratch) for frames in videos]
-        write_shards(root, members, labels=[0, 1, 2, 0], codec=STREAMS[codec])
+        members = [encode_stream(frames, _STREAMS[codec], scratch) for frames in videos]
+        write_shards(root, members, labels=[0, 1, 2, 0], codec=_STREAMS[codec])
     return root
 
 
 @cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="rhofast-fuzz.")
+
+
+def scratch_folder() -> str:
+    """A folder that is deleted with the process."""
+    return _folder().name
 
 
 def copy_of(codec: str, folder: Path) -> Path:

@@ -23,11 +23,14 @@ from rhofast.data.codecs import codec_settings
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.codecs.h26x import H264Codec, HevcCodec
 from rhofast.data.codecs.jpeg import JpegCodec
+from rhofast.data.codecs.remux import RemuxCodec
 from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.format.dataset_json import DatasetInfo, ShardInfo
 from rhofast.data.format.index import IndexRow, write_index
 from rhofast.data.types import TimedLabel
+from rhofast.ingest.probe import probe
+from rhofast.ingest.remux import remux
 from rhofast.ingest.transcode import find_ffmpeg
 
 ROOT = Path(__file__).parents[2]  # of the checkout
@@ -98,13 +101,16 @@ _JPEG = JpegCodec(quality=2)
 
 
 def encode_stream(frames: list[npt.NDArray[np.uint8]], codec: Codec, out: Path) -> bytes:
-    """A member of u8[H, W, 3] frames as a codec stores it; for `copy`, an H.264 file with B-frames."""
+    """A member of u8[H, W, 3] frames as a codec stores it; for `copy` and `remux`, of H.264 with B-frames."""
     height, width, _ = frames[0].shape
     given = ffmpeg.input("pipe:", f="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", r=FPS)
-    arguments = codec.encoder_arguments() or {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": 4, "bf": 2}
+    arguments = codec.encoder_arguments() or {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": 4, "bf": 2, "g": 5}
     output = ffmpeg.output(given, f"file:{out}", threads=1, **arguments).global_args("-loglevel", "error", "-y")
     command = ffmpeg.compile(output, cmd=find_ffmpeg())
     subprocess.run(command, input=b"".join(frame.tobytes() for frame in frames), check=True)
+    if isinstance(codec, RemuxCodec):
+        remux(out, probe(out), codec, (None, None), out.with_suffix(".member"))
+        return out.with_suffix(".member").read_bytes()
     return out.read_bytes()
 
 
