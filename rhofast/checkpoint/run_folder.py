@@ -9,6 +9,7 @@ KINDS = {
     "knn": "kNN",
     "retrieval": "retrieval",
     "linear": "linear probe",
+    "attentive": "attentive probe",
     "finetune": "fine-tuning",
 }
 """The kinds of evaluations, as their commands and files are named, with their names in tables."""

@@ -1,4 +1,4 @@
-"""The commands that evaluate a backbone: `eval knn`, `retrieval`, `linear` and `finetune`, and `embed`."""
+"""The commands that evaluate a backbone: `eval knn`, `retrieval`, `linear`, `attentive` and `finetune`; `embed`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from rhofast.cli.console import (
     is_main_process,
     main_progress_bar,
+    out,
     print_error,
     print_left_out,
     print_line,
@@ -17,9 +18,11 @@ from rhofast.cli.console import (
 )
 from rhofast.cli.eval_request import ConfiguredRequest, EvalRequest, spread
 from rhofast.cli.options import DATA, OUTPUT, RUN, CheckpointArgument, Overrides, ShardsArgument
+from rhofast.cli.tables import sweep_table
 from rhofast.errors import EXIT_RESUMABLE, ConfigError
 
 if TYPE_CHECKING:
+    from rhofast.evaluation.scores import Evaluation
     from rhofast.training.finetune import Kind
 
 evaluate = typer.Typer(help="Evaluate a backbone on held-out shards.", no_args_is_help=True)
@@ -73,7 +76,7 @@ def linear(request: EvalRequest, untrained: UntrainedOption = False, resume: Res
             raise ConfigError(
                 "--untrained cannot be combined with --config", hint="give `random` in place of the checkpoint"
             )
-        _classify(request, "linear", resume=resume)
+        request.report(_classify(request, "linear", resume=resume))
         return
     if resume:
         raise ConfigError("--resume requires --config", hint="without it, --set eval.keep=FOLDER keeps the features")
@@ -85,13 +88,36 @@ def linear(request: EvalRequest, untrained: UntrainedOption = False, resume: Res
 
 @evaluate.command()
 @spread
+def attentive(
+    request: ConfiguredRequest,
+    resume: ResumeOption = False,
+    show_all: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Print all rates and decays, with their scores on validation videos.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
+) -> None:
+    """An attentive probe on the tokens of the frozen backbone.
+
+    Probes with all rates and decays of the config are trained at once. One of them is chosen on a part of the training
+    videos, and tested.
+    """
+    result = _classify(request, "attentive", resume=resume)
+    request.report(result)
+    if show_all and is_main_process():
+        out.print(sweep_table(result.settings["sweep"]))
+
+
+@evaluate.command()
+@spread
 def finetune(request: ConfiguredRequest, resume: ResumeOption = False) -> None:
     """Fine-tune the whole network on labeled shards, then test it."""
-    _classify(request, "finetune", resume=resume)
+    request.report(_classify(request, "finetune", resume=resume))
 
 
-def _classify(request: EvalRequest, kind: Kind, *, resume: bool) -> None:
-    from rhofast.training.finetune import Stopped, train_classifier
+def _classify(request: EvalRequest, kind: Kind, *, resume: bool) -> Evaluation:
+    from rhofast.training.classify import Stopped, train_classifier
 
     task = request.open()
     with main_progress_bar(note=True) as progress:
@@ -114,7 +140,7 @@ def _classify(request: EvalRequest, kind: Kind, *, resume: bool) -> None:
     if isinstance(result, Stopped):
         print_error(f"{result.run}: saved at step {result.step} of {result.steps}; continue with --resume", style="")
         raise typer.Exit(EXIT_RESUMABLE)
-    request.report(result)
+    return result
 
 
 def embed(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +187,20 @@ def class_table(evaluation: Evaluation) -> Table:
             table.add_row(f"... {len(ranked) - 2 * _ENDS} more")
         if not middle or not _ENDS <= number < len(ranked) - _ENDS:
             table.add_row(cell(name, _NAME), f"{scores.per_class[name]:.1%}", *([counts[name]] if counts else []))
+    return table
+
+
+def sweep_table(sweep: Sequence[Mapping[str, float]]) -> Table:
+    """Return the settings that attentive probes were trained with, and their scores on the validation videos."""
+    table = Table(
+        title="all probes, on validation videos of the training set",
+        caption="The best is tested.",
+        title_justify="left",
+    )
+    for column in ("rate", "decay", "top-1", "loss"):
+        table.add_column(column, justify="right")
+    for one in sweep:
+        table.add_row(f"{one['rate']:g}", f"{one['decay']:g}", f"{one['top1']:.1%}", f"{one['loss']:.3f}")
     return table
 
 

@@ -270,6 +270,30 @@ class EvalConfig(Section):
     test_boxes: Literal["detected", "truth"] = "detected"
     """Boxes that detection is tested on: those of the person detector ("detected"), or the annotators' ("truth")."""
 
+    probe_rates: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=32)] = (
+        5e-3,
+        3e-3,
+        1e-3,
+        3e-4,
+        1e-4,
+    )
+    """Peak learning rates of the attentive probes that are trained at once, each with each of `probe_decays`. They
+    stand in place of `optim.base_lr`, and scale with the batch as it does."""
+
+    probe_decays: Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=1, max_length=32)] = (
+        0.01,
+        0.1,
+        0.4,
+        0.8,
+    )
+    """Weight decays of the attentive probes, in place of `optim.weight_decay`."""
+
+    probe_heads: Annotated[int, Field(ge=1, le=256)] = 16
+    """Number of attention heads of an attentive probe. It must divide the width of a token."""
+
+    probe_validation: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    """Share of the training videos of each class that attentive probes are not trained on, but compared on."""
+
     batch_norm: Literal["frozen", "local", "node", "sync"] = "frozen"
     """Statistics of the backbone's batch norm while a classifier is trained: "frozen" running statistics, or batch
     statistics per rank ("local"), per node ("node") or over all ranks ("sync"). The released code uses batch

@@ -26,6 +26,7 @@ from rhofast.evaluation.logistic_regression import Linear, PenaltyScore, standar
 from rhofast.evaluation.multiview import check_test, crops_of, score_videos
 from rhofast.evaluation.scores import Evaluation, Scores
 from rhofast.evaluation.task import EvalTask, placed
+from rhofast.evaluation.validation import validation_mask
 
 _VALIDATION_SHARE = 0.2
 
@@ -65,29 +66,6 @@ def evaluate_linear(
     )
 
 
-def validation_mask(digest: npt.NDArray[np.bytes_], label: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Select the samples on which penalties are compared: a fifth of each class that has at least two samples.
-
-    Samples are chosen by the order of the digests of their sources, so that the selection does not depend on the order
-    of the set. Samples of one source stay together.
-
-    Args:
-        digest: S16[N], digest of each sample's source.
-        label: i64[N], class numbers.
-
-    Returns:
-        bool[N], True for validation samples.
-    """
-    order = np.lexsort((digest, label))
-    ordered = label[order]
-    first = np.searchsorted(ordered, ordered, side="left")
-    size = np.searchsorted(ordered, ordered, side="right") - first
-    wanted = np.where(size > 1, np.maximum(np.rint(_VALIDATION_SHARE * size), 1), 0)
-    chosen = order[np.arange(len(order)) - first < wanted]
-    mask: npt.NDArray[np.bool_] = np.isin(digest, digest[chosen])
-    return mask
-
-
 def _probe(
     task: EvalTask, backbone: nn.Module, progress: Progress | None, on_fit: Progress | None
 ) -> tuple[Scores, float, list[PenaltyScore]]:
@@ -104,7 +82,7 @@ def _probe(
     if not labeled.any():
         raise ShardFormatError(f"{task.train.where}: no readable sample has a label")
     label = features.label[labeled]
-    validation = validation_mask(source_digests(task.train)[features.sample[labeled]], label)
+    validation = validation_mask(source_digests(task.train)[features.sample[labeled]], label, _VALIDATION_SHARE)
     linear, penalty, tried = _fitted(features.values[labeled], label, validation, len(classes), on_fit)
     classifier = Classifier(network, len(classes), trained=False, batch_stats=False, size=config.augment.size)
     with torch.no_grad():

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,17 +21,19 @@ from torch import Tensor
 
 from rhofast.checkpoint.checkpoint import Checkpoint
 from rhofast.checkpoint.manager import CheckpointManager
-from rhofast.checkpoint.resume import OpenedRun, check_resumable, naming
+from rhofast.checkpoint.resume import OpenedRun, check_resumable
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.schema import Config
+from rhofast.data.format.dataset import ShardSet
 from rhofast.data.sampling.rng import Stream, torch_seed
 from rhofast.data.sampling.shuffle import rank_slice
 from rhofast.data.types import Views
-from rhofast.distributed.collectives import raise_on_lost_ranks, reduce_max
+from rhofast.distributed.collectives import reduce_max
 from rhofast.errors import NotFiniteError, ResumeError
+from rhofast.evaluation.attentive import AttentiveProbes
 from rhofast.evaluation.classifier import Classifier
 from rhofast.evaluation.features import Progress
-from rhofast.evaluation.multiview import check_test, crops_of, score_videos
+from rhofast.evaluation.multiview import crops_of, score_videos
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask
 from rhofast.models.batch_norm import synchronize_batch_norm
@@ -41,7 +41,6 @@ from rhofast.models.memory_format import to_channels_last
 from rhofast.storage.files import write_atomically
 from rhofast.storage.strict_json import read_record
 from rhofast.storage.user_code import imported_digests
-from rhofast.training.classifier_check import check_classifier
 from rhofast.training.consensus import BAD_LOSS, OK, StepConsensus
 from rhofast.training.environment import versions
 from rhofast.training.layer_decay import layer_scales
@@ -50,91 +49,42 @@ from rhofast.training.optim import build_optimizer, learning_rate, set_learning_
 from rhofast.training.optimizer_state import load_optimizer
 from rhofast.training.precision_check import check_reduced_precision
 from rhofast.training.preemption import PreemptionHandler
-from rhofast.training.setup import build_accelerator, build_loader, prepare, run_length
+from rhofast.training.setup import build_loader, prepare, run_length
 from rhofast.training.step import no_garbage_collection
 from rhofast.training.step_timer import StepTimer
 from rhofast.training.targets import soft_cross_entropy, soft_targets
 
-Kind = Literal["linear", "finetune"]
+Kind = Literal["linear", "finetune", "attentive"]
 OnLog = Callable[[dict[str, Any]], None]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stopped:
-    """Training was asked to stop before its last step, and has saved.
-
-    Attributes:
-        run: The run folder of the classifier.
-        step: Optimizer steps done.
-        steps: Steps of the whole training.
-    """
-
-    run: Path
-    step: int
-    steps: int
-
-
-def train_classifier(
-    task: EvalTask, *, kind: Kind, resume: bool = False, on_log: OnLog | None = None, progress: Progress | None = None
-) -> Evaluation | Stopped:
-    """Train a classifier on a task's training shards as its config says, and test it; call it in every process.
-
-    Args:
-        task: Backbone, training shards, test shards and configuration.
-        kind: "linear" leaves the backbone's weights as they are, "finetune" trains them.
-        resume: Continue from the newest checkpoint in the classifier's own folder, or begin if there is none.
-        on_log: Called on rank 0 with each line of metrics, with `step` and `steps` in it.
-        progress: Called during the test with samples done and samples in all.
-
-    Returns:
-        The result of the test, or where training stopped early.
-
-    Raises:
-        ConfigError: Settings do not fit together, or the folder exists and `resume` is off.
-        ResumeError: Nothing whole to continue from, or the folder belongs to another task.
-        ShardError: The data cannot be opened.
-        SampleError: Too many samples are bad.
-        NotFiniteError: The loss of a step was not finite.
-        SaveError: The last checkpoint could not be written.
-    """
-    repeats = task.config.eval.repeats
-    config = task.config.model_copy(update={"clips": task.config.clips.model_copy(update={"num_clips": repeats})})
-    check_classifier(config, task.train, trains_backbone=kind == "finetune")
-    check_test(task.model.backbone, config)
-    accelerator = build_accelerator(config)
-    with raise_on_lost_ranks():
-        trainer = _ClassifierTrainer(task, config, kind, accelerator, on_log)
-        with PreemptionHandler(config.train.max_hours) as preemption, trainer.checkpoints, trainer.loader:
-            opened = trainer.checkpoints.open(resume=resume, check=trainer.check_same_task)
-            if opened.checkpoint is not None:
-                with naming(opened.folder):
-                    trainer.restore(opened.checkpoint)
-            finished = trainer.run(preemption)
-        if not finished:
-            return Stopped(run=config.folder, step=trainer.step, steps=trainer.steps)
-        return trainer.test(progress)
-
-
-class _ClassifierTrainer:
-    """Classifier, optimizer, loader, and the number of steps done."""
+class ClassifierTrainer:
+    """Classifier, optimizer, loader, and the number of steps done. The classifier may be several at once."""
 
     def __init__(
-        self, task: EvalTask, config: Config, kind: Kind, accelerator: Accelerator, on_log: OnLog | None
+        self,
+        task: EvalTask,
+        config: Config,
+        kind: Kind,
+        accelerator: Accelerator,
+        on_log: OnLog | None,
+        *,
+        shards: ShardSet | None = None,
     ) -> None:
+        """Build everything; nothing is written yet.
+
+        Args:
+            task: Backbone, training shards and test shards.
+            config: Configuration of the training.
+            kind: What is trained.
+            accelerator: Knows rank and device.
+            on_log: Called on rank 0 with each line of metrics.
+            shards: What to train on. None: the training shards of the task.
+        """
         self.task, self.config, self.kind, self.accelerator = task, config, kind, accelerator
-        section, device, run = config.eval, accelerator.device, RunFolder(config.folder)
+        device, run = accelerator.device, RunFolder(config.folder)
         torch.manual_seed(torch_seed(config.seed, 0, 0))
-        classifier = Classifier(
-            task.model.backbone,
-            len(task.train.info.classes),
-            trained=kind == "finetune",
-            batch_stats=section.batch_norm != "frozen",
-            dropout=section.dropout,
-            size=config.augment.size,
-        )
-        if section.batch_norm in ("node", "sync"):
-            synchronize_batch_norm(classifier.backbone, "node" if section.batch_norm == "node" else "sync")
-        self.classifier = classifier.to(device)
+        self.classifier = self.build_classifier().to(device)
         if config.train.channels_last:
             self.classifier = to_channels_last(self.classifier)
         if kind == "finetune" and device.type == "cpu":
@@ -144,10 +94,10 @@ class _ClassifierTrainer:
                 num_frames=config.clips.num_frames,
                 size=config.augment.size,
             )
-        scales = layer_scales(self.classifier.backbone, config.optim.layer_decay, config.backbone.name)
-        optimizer = build_optimizer(self.classifier, config.optim, scales)
-        self.model, self.optimizer = prepare(accelerator, self.classifier, optimizer)
-        self.loader = build_loader(config, accelerator, task.train, run.bad_samples, duplicate_single_clip=False)
+        self.model, self.optimizer = prepare(accelerator, self.classifier, self.build_optimizer())
+        self.loader = build_loader(
+            config, accelerator, shards or task.train, run.bad_samples, duplicate_single_clip=False
+        )
         self.step = 0
         self.steps, self.epochs = run_length(config, self.loader.steps_per_epoch)
         self.checkpoints = CheckpointManager(config, self._checkpoint, self._write)
@@ -155,10 +105,37 @@ class _ClassifierTrainer:
         self._metrics = MetricsFile(run.metrics) if accelerator.is_main_process else None
         self._on_log = on_log
 
-    def check_same_task(self, opened: OpenedRun) -> None:
-        """Record what is trained on top of what, or raise ResumeError if the folder was begun with something else."""
+    def build_classifier(self) -> Classifier | AttentiveProbes:
+        """Return what is trained, in training mode, on the CPU."""
         section = self.config.eval
-        now = {
+        classifier = Classifier(
+            self.task.model.backbone,
+            len(self.task.train.info.classes),
+            trained=self.kind == "finetune",
+            batch_stats=section.batch_norm != "frozen",
+            dropout=section.dropout,
+            size=self.config.augment.size,
+        )
+        if section.batch_norm in ("node", "sync"):
+            synchronize_batch_norm(classifier.backbone, "node" if section.batch_norm == "node" else "sync")
+        return classifier
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer of the classifier."""
+        optim = self.config.optim
+        scales = layer_scales(self.classifier.backbone, optim.layer_decay, self.config.backbone.name)
+        return build_optimizer(self.classifier, optim, scales)
+
+    def set_rates(self, epoch: float) -> float:
+        """Set the learning rates of the next step, and return the one to log."""
+        rate = learning_rate(self.config.optim, self.config.train.batch_size, epoch, self.epochs)
+        set_learning_rate(self.optimizer, rate)
+        return rate
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the result depends on besides the configuration of a run, as JSON values."""
+        section = self.config.eval
+        return {
             "kind": self.kind,
             "origin": self.task.model.origin,
             "dropout": section.dropout,
@@ -166,6 +143,10 @@ class _ClassifierTrainer:
             "label_smoothing": section.label_smoothing,
             "classes": self.task.train.info.classes,
         }
+
+    def check_same_task(self, opened: OpenedRun) -> None:
+        """Record what is trained on top of what, or raise ResumeError if the folder was begun with something else."""
+        now = self.facts()
         path = RunFolder(self.config.folder).task
         if opened.checkpoint is None:
             write_atomically(path, json.dumps(now, indent=1))
@@ -239,7 +220,8 @@ class _ClassifierTrainer:
 
         Returns:
             The loss, the number of clips whose most probable class was right, the number of clips that have a label,
-            and the learning rate.
+            and the learning rate. Of several classifiers at once, losses and hits are means over those whose loss is
+            finite.
         """
         config, epoch = self.config, self.step / self.loader.steps_per_epoch
         batch, rank, clips = config.train.batch_size, self.accelerator.process_index, views.pixels.shape[1]
@@ -250,19 +232,20 @@ class _ClassifierTrainer:
             rows=slice(share.start * clips, share.stop * clips),
             batch=batch * clips,
         )
-        rate = learning_rate(config.optim, batch, epoch, self.epochs)
-        set_learning_rate(self.optimizer, rate)
+        rate = self.set_rates(epoch)
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.model(views.pixels.flatten(0, 1))
         target = self._target(views)
-        loss = soft_cross_entropy(logits.float(), target)
-        self.accelerator.backward(loss)
+        scores = logits.float() if logits.ndim == 3 else logits.float()[:, None]  # [N, classifiers, classes]
+        losses = torch.stack([soft_cross_entropy(each, target) for each in scores.unbind(1)])
+        self.accelerator.backward(losses.sum())  # no weight is shared: each classifier gets its own gradient
         if config.optim.clip is not None:
             self.accelerator.clip_grad_norm_(self.classifier.parameters(), config.optim.clip)
         self.optimizer.step()
-        known = target.sum(dim=1) > 0
-        hits = (logits.detach().argmax(dim=1) == target.argmax(dim=1)) & known
-        return loss.detach(), hits.sum(), known.sum(), rate
+        finite, known = losses.detach().isfinite(), target.sum(dim=1) > 0
+        loss = torch.where(finite, losses.detach(), 0).sum() / finite.sum()  # not finite if none is
+        right = (scores.detach().argmax(dim=2) == target.argmax(dim=1)[:, None]) & known[:, None] & finite
+        return loss, right.sum() / finite.sum(), known.sum(), rate
 
     def _target(self, views: Views) -> Tensor:
         """Return the targets of all clips of a batch, f32[B * P, classes]."""

@@ -16,10 +16,11 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError
 from rhofast.evaluation.knn import evaluate_neighbors
 from rhofast.evaluation.leakage import overlap, source_digests
-from rhofast.evaluation.linear_probe import evaluate_linear, validation_mask
+from rhofast.evaluation.linear_probe import evaluate_linear
 from rhofast.evaluation.logistic_regression import fit_logistic, standardize, sweep, unstandardize
 from rhofast.evaluation.task import open_task
-from rhofast.training.finetune import train_classifier
+from rhofast.evaluation.validation import validation_mask
+from rhofast.training.classify import train_classifier
 from rhofast.training.trainer import train
 from tests.helpers.shards import ROOT, TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
 
@@ -98,12 +99,12 @@ def test_the_validation_part_is_a_fifth_of_each_class_and_keeps_sources_together
     rng = np.random.default_rng(0)
     label = np.repeat([0, 1, 2], [100, 50, 1])
     digest = np.array([rng.bytes(15) + b"x" for _ in label], dtype="S16")
-    held = validation_mask(digest, label)
+    held = validation_mask(digest, label, 0.2)
     assert [int(held[label == c].sum()) for c in range(3)] == [20, 10, 0]
     order = rng.permutation(len(label))
-    assert np.array_equal(validation_mask(digest[order], label[order]), held[order])
+    assert np.array_equal(validation_mask(digest[order], label[order], 0.2), held[order])
     digest[1::2] = digest[::2][: len(digest[1::2])]  # each source twice
-    held = validation_mask(digest, label)
+    held = validation_mask(digest, label, 0.2)
     assert np.array_equal(held[1::2], held[::2][: len(held[1::2])])
 
 

@@ -17,7 +17,7 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask, open_task
-from rhofast.training.finetune import Stopped, train_classifier
+from rhofast.training.classify import Stopped, train_classifier
 from rhofast.training.metrics import find_metric
 from rhofast.training.optim import learning_rate
 from rhofast.training.targets import soft_cross_entropy
@@ -274,5 +274,36 @@ def test_a_config_has_the_rates_of_the_released_configuration(name: str, release
         assert found == pytest.approx(rate, rel=1e-9, abs=1e-12)
 
 
+PROBES = ("attentive_k400", "attentive_ssv2")
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_config_of_attentive_probes_has_its_published_numbers(name: str) -> None:
+    path = CONFIGS[name]
+    config = load_config(path)
+    optim, section = config.optim, config.eval
+    assert section.probe_rates == (5e-3, 3e-3, 1e-3, 3e-4, 1e-4) and section.probe_decays == (0.01, 0.1, 0.4, 0.8)
+    assert (section.probe_heads, section.test_views, section.test_crops) == (16, 8 if name.endswith("k400") else 2, 3)
+    assert (optim.name, config.train.epochs, config.train.batch_size, config.train.precision) == (
+        "adamw", 20, 4 * 64, "bf16",
+    )  # fmt: skip
+    peaks = [optim.model_copy(update={"base_lr": rate}) for rate in section.probe_rates]
+    assert [learning_rate(peak, 256, 0, 20) for peak in peaks] == pytest.approx(section.probe_rates)
+    assert learning_rate(peaks[0], 256, 20, 20) == pytest.approx(0, abs=1e-12)
+    head = path.read_text().partition("\nname =")[0]
+    assert config.name == path.stem and "rhofast eval attentive CHECKPOINT" in head and path.name in head
+    assert [
+        word for word in ("Source", "Hardware", "Expected", "Departs", "Not yet run here") if word not in head
+    ] == []
+
+
 def test_every_config_is_checked() -> None:
-    assert set(CONFIGS) == {"linear_k400", "ucf101_byol", "ucf101_moco", "ucf101_paper", "hmdb51_paper", "ssv2", "ava"}
+    assert set(CONFIGS) - set(PROBES) == {
+        "linear_k400",
+        "ucf101_byol",
+        "ucf101_moco",
+        "ucf101_paper",
+        "hmdb51_paper",
+        "ssv2",
+        "ava",
+    }

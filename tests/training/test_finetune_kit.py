@@ -19,7 +19,7 @@ from rhofast.errors import ConfigError
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask, open_task
 from rhofast.training import setup
-from rhofast.training.finetune import Stopped, train_classifier
+from rhofast.training.classify import Stopped, train_classifier
 from rhofast.training.targets import soft_cross_entropy
 from tests.helpers.shards import ROOT, TINY_PAGE, write_shards
 from tests.training.test_finetune import EVAL_CONFIG, held_out, metrics, one_thread

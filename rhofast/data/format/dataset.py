@@ -90,8 +90,7 @@ class ShardSet:
         return self.info.digest if self.part is None else self.part.digest
 
     def subset(self, part: Subset) -> Self:
-        """Return a part of this set, which must be whole. It shares the open files."""
-        assert self.part is None, "a part of a part is not needed"
+        """Return a part of this set, of samples that it has. It shares the open files."""
         chosen = copy.copy(self)
         chosen.part = part
         chosen.starts = np.searchsorted(part.samples, self._rows_before)

@@ -1,0 +1,77 @@
+"""Train a classifier on top of a backbone and test it: the linear probe by SGD, attentive probes, fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rhofast.checkpoint.resume import naming
+from rhofast.distributed.collectives import raise_on_lost_ranks
+from rhofast.evaluation.features import Progress
+from rhofast.evaluation.multiview import check_test
+from rhofast.evaluation.scores import Evaluation
+from rhofast.evaluation.task import EvalTask
+from rhofast.training.attentive import ProbeTrainer, check_probes
+from rhofast.training.classifier_check import check_classifier
+from rhofast.training.finetune import ClassifierTrainer, Kind, OnLog
+from rhofast.training.preemption import PreemptionHandler
+from rhofast.training.setup import build_accelerator
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stopped:
+    """Training was asked to stop before its last step, and has saved.
+
+    Attributes:
+        run: The run folder of the classifier.
+        step: Optimizer steps done.
+        steps: Steps of the whole training.
+    """
+
+    run: Path
+    step: int
+    steps: int
+
+
+def train_classifier(
+    task: EvalTask, *, kind: Kind, resume: bool = False, on_log: OnLog | None = None, progress: Progress | None = None
+) -> Evaluation | Stopped:
+    """Train a classifier on a task's training shards as its config says, and test it; call it in every process.
+
+    Args:
+        task: Backbone, training shards, test shards and configuration.
+        kind: "linear" leaves the backbone's weights as they are, "attentive" also, "finetune" trains them.
+        resume: Continue from the newest checkpoint in the classifier's own folder, or begin if there is none.
+        on_log: Called on rank 0 with each line of metrics, with `step` and `steps` in it.
+        progress: Called during the test with samples done and samples in all.
+
+    Returns:
+        The result of the test, or where training stopped early.
+
+    Raises:
+        ConfigError: Settings do not fit together, or the folder exists and `resume` is off.
+        ResumeError: Nothing whole to continue from, or the folder belongs to another task.
+        ShardError: The data cannot be opened.
+        SampleError: Too many samples are bad.
+        NotFiniteError: The loss of a step was not finite.
+        SaveError: The last checkpoint could not be written.
+    """
+    repeats = task.config.eval.repeats
+    config = task.config.model_copy(update={"clips": task.config.clips.model_copy(update={"num_clips": repeats})})
+    check_classifier(config, task.train, trains_backbone=kind == "finetune")
+    if kind == "attentive":
+        check_probes(config)
+    check_test(task.model.backbone, config)
+    trainer_of = ProbeTrainer if kind == "attentive" else ClassifierTrainer
+    accelerator = build_accelerator(config)
+    with raise_on_lost_ranks():
+        trainer = trainer_of(task, config, kind, accelerator, on_log)
+        with PreemptionHandler(config.train.max_hours) as preemption, trainer.checkpoints, trainer.loader:
+            opened = trainer.checkpoints.open(resume=resume, check=trainer.check_same_task)
+            if opened.checkpoint is not None:
+                with naming(opened.folder):
+                    trainer.restore(opened.checkpoint)
+            finished = trainer.run(preemption)
+        if not finished:
+            return Stopped(run=config.folder, step=trainer.step, steps=trainer.steps)
+        return trainer.test(progress)

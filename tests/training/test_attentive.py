@@ -1,0 +1,218 @@
+"""Attentive probes through the loader: chosen without the test videos, resumed to the same bits, alike on two ranks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
+from rhofast.cli.app import app
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.subset import VISIT, Subset
+from rhofast.errors import ConfigError, ResumeError
+from rhofast.evaluation.leakage import source_digests
+from rhofast.evaluation.scores import Evaluation
+from rhofast.evaluation.task import EvalTask, open_task
+from rhofast.evaluation.validation import split_off
+from rhofast.training.attentive import ProbeScore, best_of
+from rhofast.training.classify import Stopped, train_classifier
+from tests.helpers.shards import ROOT, encode_mjpeg, frame_pixels, write_shards
+
+EVAL_CONFIG = """
+name = "probes"
+[augment]
+crop = "short_side"
+size = 32
+short_side = [32, 36]
+color = 0.0
+gray = 0.0
+blur = 0.0
+[optim]
+name = "adamw"
+base_batch = 4
+warmup_epochs = 0
+[train]
+batch_size = 4
+steps = 6
+log_steps = 1
+checkpoint_steps = 3
+[eval]
+views = 2
+test_views = 2
+test_crops = 1
+batch_size = 12
+dropout = 0.2
+probe_rates = [3e-3, 1e-4]
+probe_decays = [0.01, 0.8]
+probe_heads = 4
+probe_validation = 0.3
+[data]
+threads = 2
+decode_threads = 1
+[clips]
+num_frames = 2
+frame_stride = 2
+fps = 12
+"""
+TINY = ("backbone.name=slow_r18", "backbone.width=2")
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> ShardSet:
+    """Return six other videos of the same three classes."""
+    members = [encode_mjpeg([frame_pixels(video, 23 - frame) for frame in range(20)]) for video in range(6)]
+    return write_shards(tmp_path / "held_out", members, labels=[video % 3 for video in range(6)])
+
+
+def task(shards: ShardSet, test: ShardSet, tmp_path: Path, *settings: str) -> EvalTask:
+    path = tmp_path / "eval.toml"
+    path.write_text(EVAL_CONFIG)
+    return open_task("random", test.root, train=shards.root, config_file=path, overrides=[*TINY, *settings])
+
+
+def trained(shards: ShardSet, test: ShardSet, tmp_path: Path, *settings: str, resume: bool = False) -> Evaluation:
+    result = train_classifier(task(shards, test, tmp_path, *settings), kind="attentive", resume=resume)
+    assert isinstance(result, Evaluation)
+    return result
+
+
+def weights(result: Evaluation) -> dict[str, torch.Tensor]:
+    folder = latest_checkpoint(result.folder)
+    assert folder is not None
+    return dict(load_checkpoint(folder).method)
+
+
+def test_the_split_keeps_classes_sources_and_rates(shards: ShardSet) -> None:
+    split = split_off(shards, 0.3)
+    fitting = split.fitting.part.samples  # type: ignore[union-attr]
+    assert sorted([*fitting.tolist(), *split.validation.tolist()]) == list(range(13))
+    assert [len(split.validation[split.validation % 3 == c]) for c in range(3)] == [2, 1, 1]
+    assert not set(source_digests(shards)[split.validation]) & set(source_digests(split.fitting))
+    assert split.fitting.digest not in (shards.digest, split_off(shards, 0.2).fitting.digest)
+    rates = np.array([4, 2, 2, 2, 2, 1, 1]) * (VISIT // 2)
+    part = Subset(samples=np.array([0, 1, 3, 4, 6, 7, 9]), rates=rates, digest="0" * 64)
+    inner = split_off(shards.subset(part), 0.3)
+    assert set(inner.fitting.part.samples.tolist()) < set(part.samples.tolist())  # type: ignore[union-attr]
+    assert inner.fitting.part.rates.sum() == len(inner.fitting) * VISIT  # type: ignore[union-attr]
+    assert len(inner.fitting) + len(inner.validation) == 7 and inner.validation.max() < 7
+    rows = [inner.fitting.row(sample).key for sample in range(len(inner.fitting))]
+    assert not {f"v{part.samples[number]}" for number in inner.validation} & set(rows)
+    with pytest.raises(ConfigError, match="1 labeled samples cannot be split"):
+        split_off(shards.subset(Subset(samples=np.array([2]), rates=None, digest="1" * 64)), 0.3)
+
+
+def test_the_best_accuracy_is_chosen_then_the_lowest_loss() -> None:
+    tried = [(0.5, 0.1), (0.75, 0.9), (0.75, 0.8), (0.2, 0.0)]
+    assert best_of([ProbeScore(rate=1, decay=1, top1=top1, loss=loss) for top1, loss in tried]) == 2
+
+
+def test_the_test_videos_choose_nothing_and_the_backbone_stays(
+    shards: ShardSet, held_out: ShardSet, tmp_path: Path
+) -> None:
+    opened = task(shards, held_out, tmp_path, "name=one")
+    before = {key: value.clone() for key, value in opened.model.backbone.state_dict().items()}
+    one = train_classifier(opened, kind="attentive")
+    assert isinstance(one, Evaluation) and one.kind == "attentive" and one.folder == Path("runs/random/evals/one")
+    settings, sweep = one.settings, one.settings["sweep"]
+    assert [(each["rate"], each["decay"]) for each in sweep] == [(3e-3, 0.01), (3e-3, 0.8), (1e-4, 0.01), (1e-4, 0.8)]
+    best = max(sweep, key=lambda each: (each["top1"], -each["loss"]))
+    assert (settings["rate"], settings["decay"], settings["validation_top1"]) == (
+        best["rate"], best["decay"], best["top1"],
+    )  # fmt: skip
+    assert settings["validation_videos"] == 4 and all(each["loss"] > 0 for each in sweep)
+    after = weights(one)
+    assert all(torch.equal(after[f"backbone.{key}"], value) for key, value in before.items())
+    moved = [
+        name
+        for name in after
+        if name.startswith("probes.0.") and not torch.equal(after[name], after[f"probes.2{name[8:]}"])
+    ]
+    assert len(moved) > 20  # rates differ, and with them all weights
+
+    other = write_shards(tmp_path / "other", [encode_mjpeg([frame_pixels(30, 3)] * 9)] * 2, labels=[2, 0])
+    two = trained(shards, other, tmp_path, "name=two")
+    assert two.settings["sweep"] == sweep and two.trained.samples == 2
+    assert all(torch.equal(after[name], value) for name, value in weights(two).items())
+
+
+def test_each_of_many_probes_is_what_it_is_alone(shards: ShardSet, held_out: ShardSet, tmp_path: Path) -> None:
+    many = weights(trained(shards, held_out, tmp_path, "name=many", "optim.warmup_epochs=1"))
+    only = ("eval.probe_rates=[1e-4]", "eval.probe_decays=[0.8]", "optim.warmup_epochs=1")
+    alone = weights(trained(shards, held_out, tmp_path, "name=alone", *only))
+    for name, value in alone.items():
+        if name.startswith("probes.0."):
+            assert torch.allclose(many[f"probes.3{name[8:]}"], value, atol=1e-6), name
+
+
+def test_a_resumed_training_ends_with_the_same_weights_and_choice(
+    shards: ShardSet, held_out: ShardSet, tmp_path: Path
+) -> None:
+    whole = trained(shards, held_out, tmp_path, "name=whole")
+    stopped = train_classifier(task(shards, held_out, tmp_path, "name=parts", "train.max_hours=1e-9"), kind="attentive")
+    assert isinstance(stopped, Stopped) and stopped.step == 1
+    for setting, message in (
+        ("eval.probe_decays=[0.1, 0.8]", r"decays was \[0.01, 0.8\], is \[0.1, 0.8\]"),
+        ("eval.probe_validation=0.2", "validation was 0.3"),
+    ):
+        with pytest.raises(ResumeError, match=message):
+            trained(shards, held_out, tmp_path, "name=parts", setting, resume=True)
+    resumed = trained(shards, held_out, tmp_path, "name=parts", resume=True)
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
+    assert resumed.trained == whole.trained and resumed.settings == whole.settings
+
+
+def test_two_ranks_give_what_one_gives_and_all_prints_every_setting(
+    shards: ShardSet, held_out: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task(shards, held_out, tmp_path)  # writes the config
+    command = ["eval", "attentive", "random", "--train", str(shards.root), "--test", str(held_out.root), "--all"]
+    given = [text for setting in TINY for text in ("--set", setting)]
+    whole = [*command, "--config", str(tmp_path / "eval.toml"), *given]
+    app([*whole, "--set", "name=one"], standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "all probes, on validation videos" in printed and "0.003" in printed and "Wrote" in printed
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "rhofast"]
+    subprocess.run(
+        [sys.executable, *launch, *whole, "--set", "name=two"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    one, two = (json.loads(Path(f"runs/random/evals/{name}/attentive.json").read_text()) for name in ("one", "two"))
+    assert one["trained"] == two["trained"]
+    for mine, theirs in zip(one["settings"].pop("sweep"), two["settings"].pop("sweep"), strict=True):
+        assert theirs == {**mine, "loss": pytest.approx(mine["loss"], rel=1e-3)}
+    assert one["settings"] == two["settings"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("optim.clip=1.0",), r"optim\.clip=1: it would scale all probes by the gradients of all"),
+        (("train.precision=fp16",), r"train\.precision=fp16: its loss scale would follow"),
+        (("backbone.name=r3d_18",), r"backbone\.name=r3d_18: it gives no tokens"),
+    ],
+)
+def test_what_probes_cannot_follow_is_refused_before_anything_is_written(
+    shards: ShardSet, held_out: ShardSet, tmp_path: Path, settings: tuple[str, ...], message: str
+) -> None:
+    kept = [each for each in TINY if not any("backbone" in one for one in settings)]
+    path = tmp_path / "eval.toml"
+    path.write_text(EVAL_CONFIG)
+    opened = open_task("random", held_out.root, train=shards.root, config_file=path, overrides=[*kept, *settings])
+    with pytest.raises(ConfigError, match=message):
+        train_classifier(opened, kind="attentive")
+    assert not (tmp_path / "runs").exists()
