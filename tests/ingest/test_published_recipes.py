@@ -409,6 +409,7 @@ def test_ava_says_where_it_is_at_odds(tmp_path: Path) -> None:
 def test_helpers_of_recipes_are_none() -> None:
     assert set(PUBLISHED) | {
         "csv_list",
+        "curator",
         "folder",
         "motions",
         "parquet",

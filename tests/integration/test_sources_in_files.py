@@ -158,6 +158,24 @@ def test_a_bad_tar_ends_the_command_with_one_line_and_nothing_lost(videos: Path,
     assert not (tmp_path / "set").exists()
 
 
+def test_clips_of_a_curation_pipeline_that_pass_a_condition(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("clips", "metas/v0"):
+        (tmp_path / "output" / folder).mkdir(parents=True)
+    for number, key in enumerate(KEYS):
+        os.link(videos / f"{key}.mp4", tmp_path / "output" / "clips" / f"{key}.mp4")
+        metadata = {"motion_score": {"global_mean": number / 10}, "aesthetic_score": 5.5 - number}
+        (tmp_path / "output" / "metas/v0" / f"{key}.json").write_text(json.dumps(metadata))
+    where = "where=motion_score>=0.1 and aesthetic_score > 2"
+    shard(tmp_path / "output", tmp_path / "set", "--recipe", "curator", "--option", where)
+    assert "2 clips that `where` leaves out" in " ".join(capsys.readouterr().out.split())
+    with tarfile.open(tmp_path / "set" / "shard-000000.tar") as tar:
+        content = json.load(tar.extractfile("001.json"))  # type: ignore[arg-type]
+    assert content["extra"] == {"motion_score": {"global_mean": 0.1}, "aesthetic_score": 4.5}
+    assert list(json.loads((tmp_path / "set" / "sizes.json").read_text()).values()) == [2, 1]
+
+
 # ---- in an object store ----
 
 PUT = """
