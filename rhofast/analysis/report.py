@@ -184,7 +184,7 @@ def _headline(run: RunLog, between: str) -> str:
         f"{first['samples']:,} videos of {config['data'].get('train', '?')}" if "samples" in first else "",
         f"of these sets {first['keep']}" if "keep" in first else "",
         f"{first.get('world_size', 1)} x {first.get('device', '?')}, started {first.get('time', '?')}",
-        "; ".join(first.get("decoders", [])),
+        "; ".join([*first.get("remote", []), *first.get("decoders", [])]),
         ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
     if len(starts) > 1:

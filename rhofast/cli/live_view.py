@@ -54,7 +54,7 @@ class TrainingView:
         if kind == "start":
             if "keep" in line:
                 self._print(f"training on {line['keep']}")
-            for sentence in line["decoders"]:
+            for sentence in (*line.get("remote", ()), *line["decoders"]):
                 self._print(sentence)
         elif "text" in line and kind != "error":  # not an error: the program ends with it
             self._print(f"step {line['step']}: {kind}: {line['text']}", "bold red" if kind == "warning" else "yellow")

@@ -12,6 +12,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 from rhofast.config.section import (
     Count,
     Finite,
+    NonNegative,
     PathField,
     Positive,
     Probability,
@@ -103,8 +104,20 @@ class DataConfig(Section):
     """Share of the JPEG files, in [0, 1], that the GPU's JPEG engines decode, on GPUs that have such engines. Between 0
     and 1, low bits of a picture may depend on its place in the batch."""
 
+    remote: Literal["auto", "ranges", "cache"] = "auto"
+    """How the tars of remote sets are read: "ranges" (only the needed bytes, by range requests, nothing is kept),
+    "cache" (whole tars, through the cache), or "auto": "cache" if the cache holds the sets and the run reads each tar
+    about once or more, else "ranges". The first line of metrics says which and why."""
+
+    range_gap_kb: NonNegative = 16.0
+    """Gap in kB between two wanted pieces of a tar up to which one range request fetches both, and what is between
+    them."""
+
+    range_requests: Workers = 64
+    """Number of range requests that one process has under way at the same time, per set."""
+
     cache: PathField | None = None
-    """Folder for copies of remote shards, preferably on a local disk of the node. They lie in its `rhofast-cache-UID`,
+    """Folder for copies of remote files, preferably on a local disk of the node. They lie in its `rhofast-cache-UID`,
     so users can share it. None: the folder for temporary files ($TMPDIR, else /tmp)."""
 
     cache_gb: Positive = 50.0

@@ -1,43 +1,24 @@
-"""Download whole files from a remote folder, check them, and retry from where the network failed.
+"""Download whole files from a remote folder, check them, and go on from where the network failed.
 
-Every URL that fsspec can open is accepted. Credentials come only from the environment that fsspec reads (for `s3://`,
-that of botocore). No part of a URL reaches a shell, and nothing is written to the remote folder.
+Every address that storage/store.py opens is accepted. No part of it reaches a shell, and nothing is written to the
+remote folder.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import BinaryIO
 
 from rhofast.errors import ShardFormatError, ShardMissingError
 from rhofast.storage.address import check_address
 from rhofast.storage.files import write_all
-from rhofast.storage.network import (
-    CHUNK,
-    RetryPolicy,
-    TooLargeError,
-    is_final,
-    is_missing,
-    network_errors,
-    open_store,
-    open_stream,
-    read_chunk,
-    read_small,
-    words,
-)
+from rhofast.storage.network import CHUNK, RetryPolicy
+from rhofast.storage.request_error import Kind, RequestError, short_answer
+from rhofast.storage.store import StoreFolder, open_store_folder
 
 Sleep = Callable[[float], None]
-
-
-class _NetworkError(Exception):
-    """The reason why a file was not received, or not to its end."""
-
-    def __init__(self, cause: BaseException) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
 
 
 class _DigestError(Exception):
@@ -63,11 +44,12 @@ class _Received:
 
 
 class RemoteFolder:
-    """A folder in an object store or on a web server, whose files are read as a whole. Thread-safe.
+    """A folder in an object store or on a web server. Thread-safe.
 
     Attributes:
         url: URL of the folder, without a slash at its end.
         retry_policy: How often and how long a download is tried.
+        store: The folder as the store gives it.
     """
 
     def __init__(self, url: str, retry_policy: RetryPolicy | None = None) -> None:
@@ -80,13 +62,14 @@ class RemoteFolder:
         Raises:
             ConfigError: The URL is malformed, holds a secret, or names an unknown kind of store.
             DependencyError: The package for this kind of store is not installed.
+            ShardMissingError: The store cannot be reached.
         """
         self.url = url = check_address(url, "shards").rstrip("/")
         self.retry_policy = retry_policy or RetryPolicy()
         try:
-            self._store, self._root = open_store(url, self.retry_policy.timeout_s)
-        except network_errors() as error:
-            raise ShardMissingError(f"{url}: {words(error)}") from None
+            self.store: StoreFolder = open_store_folder(url, self.retry_policy.timeout_s)
+        except RequestError as fault:
+            raise ShardMissingError(f"{url}: {fault.text}") from None
 
     def read(self, name: str, *, max_bytes: int) -> bytes:
         """Return the content of a small file.
@@ -101,14 +84,19 @@ class RemoteFolder:
         """
         end = time.monotonic() + self.retry_policy.total_s
         for attempt in range(self.retry_policy.attempts):
+            content = bytearray()
             try:
-                left = max(0.1, end - time.monotonic())
-                return read_small(self._store, f"{self._root}/{name}", max_bytes=max_bytes, seconds=left)
-            except TooLargeError:
-                raise ShardFormatError(f"{self.url}/{name}: larger than {max_bytes} bytes") from None
-            except network_errors(ValueError) as error:
+                with self.store.stream(name) as (chunks, _):
+                    for chunk in chunks:
+                        content += chunk
+                        if len(content) > max_bytes:
+                            raise ShardFormatError(f"{self.url}/{name}: larger than {max_bytes} bytes")
+                        if time.monotonic() >= end:
+                            raise RequestError(Kind.PASSING, "timed out")
+                return bytes(content)
+            except RequestError as fault:
                 is_last = time.monotonic() >= end
-                self._pause_or_raise(name, error, attempt, _sleep_until(end), is_last=is_last)
+                self._pause_or_raise(name, fault, attempt, _sleep_until(end), is_last=is_last)
         raise AssertionError("the last attempt raises")
 
     def download(self, name: str, file: BinaryIO, *, size: int, sha256: str, sleep: Sleep) -> None:
@@ -132,7 +120,7 @@ class RemoteFolder:
 
         def sleep_in_time(seconds: float) -> None:
             if time.monotonic() >= end:
-                raise _NetworkError(TimeoutError(f"too slow: {received.size} of {size} bytes"))
+                raise RequestError(Kind.PASSING, f"too slow: {received.size} of {size} bytes")
             sleep(seconds)
 
         while True:
@@ -145,57 +133,39 @@ class RemoteFolder:
                         hint="the file was damaged or replaced: upload it again",
                     ) from None
                 differed = True
-            except _NetworkError as error:
+            except RequestError as fault:
                 # Progress counts only beyond the best attempt: a store that always starts again must not loop forever.
                 failed = 0 if received.size >= most + CHUNK else failed + 1
                 most = max(most, received.size)
-                is_last = time.monotonic() >= end
-                self._pause_or_raise(name, error.cause, max(0, failed - 1), sleep, is_last=is_last)
+                self._pause_or_raise(name, fault, max(0, failed - 1), sleep, is_last=time.monotonic() >= end)
             else:
                 return
 
     def _attempt(self, name: str, received: _Received, size: int, sha256: str, sleep: Sleep) -> None:
-        """Receive the rest of a file, then compare size and digest."""
-        with contextlib.closing(self._chunks(name, size, received)) as chunks:
+        """Receive the rest of a file, at most one chunk more than its size; then compare size and digest."""
+        with self.store.stream(name, begin=received.size) as (chunks, position):
+            if position != received.size:
+                received.clear()
             for chunk in chunks:
                 sleep(0)
                 received.add(chunk)
+                if received.size > size:
+                    break
         actual, digest = received.size, received.digest.hexdigest()
         if actual != size or digest != sha256:
             received.clear()
-            raise _DigestError if actual == size else _NetworkError(OSError(f"received {actual} of {size} bytes"))
-
-    def _chunks(self, name: str, size: int, received: _Received) -> Generator[bytes, None, None]:
-        """Yield the rest of a file in chunks, at most one chunk more than its size.
-
-        If the store does not answer range requests, `received` is cleared and the whole file is yielded.
-
-        Raises:
-            _NetworkError: The connection failed.
-        """
-        try:
-            path = f"{self._root}/{name}"
-            with open_stream(self._store, path, begin=received.size) as (remote, begins, _):
-                if begins != received.size:
-                    received.clear()
-                while received.size <= size:
-                    chunk = read_chunk(self._store, remote, 2 * self.retry_policy.timeout_s)
-                    if not chunk:
-                        return
-                    yield chunk
-        except network_errors() as error:
-            raise _NetworkError(error) from error
+            raise _DigestError if actual == size else short_answer(actual, size)
 
     def _pause_or_raise(
-        self, name: str, error: BaseException, attempt: int, sleep: Sleep, *, is_last: bool = False
+        self, name: str, fault: RequestError, attempt: int, sleep: Sleep, *, is_last: bool = False
     ) -> None:
         """Pause before the next attempt. Raise ShardMissingError if a retry will not help or none is left."""
-        final = is_final(error) or is_missing(error)
+        # Whole files are asked for without a range, but for their rest.
+        final = fault.kind in (Kind.MISSING, Kind.DENIED, Kind.FINAL)
         if final or is_last or attempt + 1 == self.retry_policy.attempts:
-            reason = "no such file" if is_missing(error) else words(error)
             tries = "" if final else f", in {attempt + 1} attempts"
-            raise ShardMissingError(f"{self.url}/{name}: {reason}{tries}") from None
-        sleep(self.retry_policy.pause(attempt, error))
+            raise ShardMissingError(f"{self.url}/{name}: {fault.text}{tries}") from None
+        sleep(self.retry_policy.pause(attempt, fault.wait_s))
 
 
 def _sleep_until(end: float) -> Sleep:

@@ -5,30 +5,19 @@ storage/download.py is for the files of a shard set, which have a recorded size 
 
 from __future__ import annotations
 
-import errno
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from rhofast.storage.files import write_all
-from rhofast.storage.network import (
-    RetryPolicy,
-    file_info,
-    is_final,
-    is_missing,
-    network_errors,
-    open_store,
-    open_stream,
-    read_chunk,
-    words,
-)
+from rhofast.storage.network import RetryPolicy
+from rhofast.storage.request_error import Kind, RequestError
+from rhofast.storage.store import StoreFolder, open_store_file
 
 Result = TypeVar("Result")
 
-_MOST_UNANNOUNCED = 1 << 34  # bytes of an answer whose length is not said: it may have no end
-_INFO_S = 60.0
+_MOST_BYTES = 1 << 37  # of an answer: it may have no end
 
 
 class FetchError(Exception):
@@ -62,7 +51,7 @@ def fetch(address: str, copy: Path, policy: RetryPolicy) -> None:
         RhofastError: Nothing opens such an address.
     """
     try:
-        with_retries(address, policy, lambda store, path: _receive(store, path, copy, policy.timeout_s))
+        with_retries(address, policy, lambda folder, name: _receive(folder, name, copy))
     except _WriteError as error:
         raise error.__cause__ or error from None
 
@@ -75,22 +64,19 @@ def remote_state(address: str, policy: RetryPolicy) -> list[Any] | None:
         policy: How often and how long the store is asked.
     """
     try:
-        info = with_retries(address, policy, lambda store, path: file_info(store, path, min(_INFO_S, policy.total_s)))
+        size, version = with_retries(address, policy, lambda folder, name: folder.state(name))
     except FetchError:
         return None
-    if info is None or info.get("size") is None:
-        return None
-    version = next((info[key] for key in ("ETag", "Last-Modified", "LastModified", "mtime") if info.get(key)), "")
-    return [int(info["size"]), str(version)]
+    return [size, version]
 
 
-def with_retries(address: str, policy: RetryPolicy, use: Callable[[Any, str], Result]) -> Result:
-    """Open the store of an address and use it, again if the network fails and another attempt may help.
+def with_retries(address: str, policy: RetryPolicy, use: Callable[[StoreFolder, str], Result]) -> Result:
+    """Open the store of an address and use it, again if a request fails and another attempt may help.
 
     Args:
         address: The address.
         policy: How often and how long it is tried.
-        use: Called with the file system of fsspec and the path in it.
+        use: Called with a folder and the name of the file in it.
 
     Returns:
         What `use` returns.
@@ -101,40 +87,31 @@ def with_retries(address: str, policy: RetryPolicy, use: Callable[[Any, str], Re
     """
     for attempt in range(policy.attempts):
         try:
-            return use(*open_store(address, policy.timeout_s, **_as_signed(address)))
-        except network_errors(ValueError) as error:
-            if is_missing(error):
+            return use(*open_store_file(address, policy.timeout_s))
+        except RequestError as error:
+            if error.kind is Kind.MISSING:
                 raise FetchError("no such file at this address", missing=True) from None
-            if is_final(error) or attempt + 1 == policy.attempts:
+            if error.kind in (Kind.DENIED, Kind.FINAL, Kind.NO_RANGES) or attempt + 1 == policy.attempts:
                 tries = f", in {attempt + 1} attempts" if attempt else ""
-                raise FetchError(words(error) + tries) from None
-            time.sleep(policy.pause(attempt, error))
+                raise FetchError(error.text + tries) from None
+            time.sleep(policy.pause(attempt, error.wait_s))
     raise AssertionError("the last attempt returns or raises")
 
 
-def _receive(store: Any, path: str, copy: Path, timeout_s: float) -> None:
+def _receive(folder: StoreFolder, name: str, copy: Path) -> None:
     """Receive a file once, from its first byte to its last."""
     received = 0
-    with open_stream(store, path) as (remote, _, size):
+    with folder.stream(name) as (chunks, _):
         try:
             file = copy.open("wb", buffering=0)
         except OSError as error:
             raise _WriteError from error
         with file:
-            while chunk := read_chunk(store, remote, 2 * timeout_s):
+            for chunk in chunks:
                 received += len(chunk)
-                if size is None and received > _MOST_UNANNOUNCED:
-                    raise FetchError(f"its length is not announced, and it is longer than {_MOST_UNANNOUNCED} bytes")
+                if received > _MOST_BYTES:
+                    raise FetchError(f"longer than {_MOST_BYTES} bytes")
                 try:
                     write_all(cast(BinaryIO, file), chunk)
                 except OSError as error:
                     raise _WriteError from error
-    if size is not None and received != size:
-        raise OSError(errno.EREMOTEIO, f"received {received} of {size} bytes")
-
-
-def _as_signed(address: str) -> dict[str, Any]:
-    """Return the option of fsspec that sends a web address as it is written, if it is written as one."""
-    if not address.startswith(("http://", "https://")):
-        return {}
-    return {"encoded": re.fullmatch(r"(?:[!#$&-;=?-Z_a-z~\[\]]|%[0-9A-Fa-f]{2})+", address) is not None}

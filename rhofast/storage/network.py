@@ -9,7 +9,6 @@ import errno
 import random
 import re
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,21 +58,16 @@ class RetryPolicy:
     min_rate: float = 10_000.0
     failed_for_s: float = 60.0
 
-    def pause(self, attempt: int, error: BaseException | None = None) -> float:
+    def pause(self, attempt: int, asked_s: float = 0.0) -> float:
         """Return the seconds to wait after a failed attempt.
 
         Args:
             attempt: Number of failed attempts before this one.
-            error: Why it failed; a server may say how long to wait (`Retry-After`), up to `max_pause_s`.
+            asked_s: Seconds that the store asked to wait; `max_pause_s` limits them, too.
         """
-        pause: float = min(self.first_pause_s * 2.0**attempt, self.max_pause_s)
+        pause: float = min(self.first_pause_s * 2.0 ** min(attempt, 30), self.max_pause_s)
         pause *= 0.5 + 0.5 * random.SystemRandom().random()
-        asked = str((getattr(error, "headers", None) or {}).get("Retry-After", ""))
-        return max(pause, min(float(asked), self.max_pause_s)) if asked.isdecimal() else pause
-
-
-class TooLargeError(Exception):
-    """A remote file is larger than it may be."""
+        return max(pause, min(asked_s, self.max_pause_s))
 
 
 def store_options(address: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
@@ -95,6 +89,13 @@ def store_options(address: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
         limits = {"connect_timeout": timeout_s, "read_timeout": timeout_s, "retries": {"max_attempts": 1}}
         return {"config_kwargs": {**limits, **conf.get(scheme, {}).get("config_kwargs", {})}}
     return {}
+
+
+def as_written(address: str) -> dict[str, Any]:
+    """Return the option of fsspec that sends a web address as it is written, if it is written as one."""
+    if urlsplit(address).scheme not in _HTTP:
+        return {}
+    return {"encoded": re.fullmatch(r"(?:[!#$&-;=?-Z_a-z~\[\]]|%[0-9A-Fa-f]{2})+", address) is not None}
 
 
 def open_store(address: str, timeout_s: float = TIMEOUT_S, **more: Any) -> tuple[Any, str]:
@@ -137,7 +138,7 @@ def file_info(store: Any, path: str, seconds: float) -> dict[str, Any] | None:
         Exception: One of `network_errors()`, or ValueError for a malformed endpoint.
     """
     try:
-        return dict(call_store(store, "info", seconds, path))
+        return dict(_call(store, "info", seconds, path))
     except FileNotFoundError as error:
         cause = error.__cause__
         # fsspec's HTTP says so of every failure.
@@ -168,16 +169,13 @@ def check_store(path: Any, within: str | None = None) -> dict[str, Any] | None:
 
 
 @contextmanager
-def open_stream(
-    store: Any, path: str, *, begin: int = 0, size: int | None = None
-) -> Iterator[tuple[Any, int, int | None]]:
+def open_stream(store: Any, path: str, *, begin: int = 0) -> Iterator[tuple[Any, int, int | None]]:
     """Open a remote file for reading in one pass.
 
     Args:
         store: The file system of fsspec.
         path: The path in it.
         begin: Position of the first byte to read.
-        size: Number of bytes that a web server is asked for; None for all.
 
     Yields:
         (the file, its position, its size). The position is 0 if the store cannot begin elsewhere; the size is None if
@@ -190,8 +188,7 @@ def open_stream(
         return
     # One request for the whole rest: fsspec would request one part after the other, and wait for each.
     headers = {**store.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
-    last = "" if size is None else begin + size - 1
-    headers |= {"Range": f"bytes={begin}-{last}"} if begin or size is not None else {}
+    headers |= {"Range": f"bytes={begin}-"} if begin else {}
     with _closed_connections():
         opened = store.open(path, "rb", size=1, block_size=0, headers=headers)
     with opened as remote:
@@ -296,44 +293,10 @@ def as_system_errors(where: object) -> Iterator[None]:
         raise OSError(number, words(error), redacted(str(where))) from None
 
 
-def read_small(store: Any, path: str, *, max_bytes: int, seconds: float) -> bytes:
-    """Return the content of a small file.
-
-    Args:
-        store: The file system of fsspec.
-        path: The path in it.
-        max_bytes: Limit on its size in bytes.
-        seconds: Limit on the wait for the whole file.
-
-    Raises:
-        TooLargeError: The file is larger than `max_bytes`.
-        Exception: One of `network_errors()`.
-    """
-    if not is_http(store):
-        info = file_info(store, path, seconds)
-        if info is None:
-            raise FileNotFoundError(errno.ENOENT, "no such file")
-        if (info.get("size") or 0) > max_bytes:
-            raise TooLargeError
-        return bytes(call_store(store, "cat_file", seconds, path))
-    content, end = bytearray(), time.monotonic() + seconds
-    with open_stream(store, path) as (remote, _, size):
-        while (left := end - time.monotonic()) > 0:
-            chunk = read_chunk(store, remote, left)
-            content += chunk
-            if len(content) > max_bytes:
-                raise TooLargeError
-            if not chunk:
-                if size is not None and len(content) != size:
-                    raise OSError(errno.EREMOTEIO, f"received {len(content)} of {size} bytes")
-                return bytes(content)
-    raise TimeoutError(errno.ETIMEDOUT, f"not received within {seconds:g} s")
-
-
-def call_store(store: Any, name: str, seconds: float, *arguments: Any, **options: Any) -> Any:
+def _call(store: Any, name: str, seconds: float, *arguments: Any) -> Any:
     """Call a method of a file system of fsspec, with a limit on the wait where it has one."""
     if not getattr(store, "async_impl", False):
-        return getattr(store, name)(*arguments, **options)
+        return getattr(store, name)(*arguments)
     from fsspec.asyn import sync
 
-    return sync(store.loop, getattr(store, f"_{name}"), *arguments, **options, timeout=seconds)
+    return sync(store.loop, getattr(store, f"_{name}"), *arguments, timeout=seconds)

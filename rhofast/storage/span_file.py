@@ -14,7 +14,10 @@ from typing import Any, BinaryIO, cast
 from rhofast.storage.address import redacted
 from rhofast.storage.fetch import FetchError, remote_state, with_retries
 from rhofast.storage.files import is_local, open_regular, write_all
-from rhofast.storage.network import RetryPolicy, call_store, is_http, open_stream, read_chunk
+from rhofast.storage.loop_thread import wait_for
+from rhofast.storage.network import RetryPolicy
+from rhofast.storage.request_error import Kind, RequestError, short_answer
+from rhofast.storage.store import StoreFolder
 
 _POLICY = RetryPolicy(attempts=4)
 _AHEAD = 1 << 16  # bytes that are read at once of a remote file: the header of a member and the small ones behind it
@@ -104,19 +107,13 @@ def _as_system_error(error: FetchError, address: str) -> OSError:
 def _read_span(address: str, begin: int, size: int, policy: RetryPolicy) -> bytes:
     """Return `size` bytes of a remote file from `begin` on; raises FetchError."""
 
-    def read(store: Any, path: str) -> bytes:
-        if not is_http(store):
-            content = bytes(call_store(store, "cat_file", policy.total_s, path, start=begin, end=begin + size))
-        else:
-            received = bytearray()
-            with open_stream(store, path, begin=begin, size=size) as (remote, position, _):
-                if position != begin:
-                    raise ValueError("the server does not answer requests for a part of a file")
-                while len(received) < size and (chunk := read_chunk(store, remote, 2 * policy.timeout_s)):
-                    received += chunk
-            content = bytes(received[:size])
+    def read(folder: StoreFolder, name: str) -> bytes:
+        try:
+            (content,) = wait_for(folder.spans(name, [(begin, size)]), policy.total_s)
+        except TimeoutError:
+            raise RequestError(Kind.PASSING, f"timed out: not received within {policy.total_s:g} s") from None
         if len(content) != size:
-            raise OSError(errno.EREMOTEIO, f"received {len(content)} of {size} bytes")
-        return content
+            raise short_answer(len(content), size)
+        return bytes(content)
 
     return with_retries(address, policy, read)

@@ -96,6 +96,8 @@ class MetricsLogger:
         Raises:
             ConfigError: A tracker of a run that begins does not begin; on every rank.
         """
+        if transport := [shards.transport for shards in self.loader.shards.sets if shards.transport]:
+            facts["remote"] = transport
         self.write("start", **facts, decoders=list(self.loader.decoders))
         failure = None
         try:

@@ -93,7 +93,13 @@ def check_pretraining(config: Config) -> None:
 def open_training_shards(config: Config) -> Mixture:
     """Open what the run trains on; raise ConfigError or ShardError."""
     num_ranks, ranks_per_node = launched()
-    sources = open_training(config.data, world_size=num_ranks, node_size=ranks_per_node)
+    sources = open_training(
+        config.data,
+        world_size=num_ranks,
+        node_size=ranks_per_node,
+        clips=config.clips,
+        epochs=config.train.epochs,
+    )
     return Mixture(sources.sets, sources.weights)
 
 

@@ -29,6 +29,7 @@ import pyarrow as pa
 from rhofast.data.format.dataset_json import MAX_DATASET_BYTES, DatasetInfo, ShardInfo, index_facts, parse_dataset
 from rhofast.data.format.index import DATASET_FILE, IndexRow, ShardIndex
 from rhofast.data.format.index_file import open_index, open_keys
+from rhofast.data.format.ranges import SpanFetch
 from rhofast.data.format.subset import Subset
 from rhofast.errors import ConfigError, ShardFormatError, ShardMissingError
 from rhofast.storage.files import check_unicode, is_local, open_regular_descriptor
@@ -50,6 +51,7 @@ class ShardSet:
         part: What part of the set this is; None for all of it.
         starts: Number of each shard's first sample, and the number of samples at the end, i64[shards + 1]. A shard of
             which a part has no sample has the same number as the next one.
+        transport: How and why the set is read from where it is, in one sentence; empty for a folder.
         keeps_files: Whether files stay in place while the set is open. If not (remote.py), a file is opened for each
             read and closed afterwards.
     """
@@ -66,6 +68,7 @@ class ShardSet:
         """
         self.root = root
         self.where = str(root)
+        self.transport = ""
         self.info = info
         self.part: Subset | None = None
         self.starts: npt.NDArray[np.int64] = np.cumsum([0, *(shard.samples for shard in info.shards)], dtype=np.int64)
@@ -120,6 +123,10 @@ class ShardSet:
             ShardError: The file cannot be downloaded (remote sets).
         """
         return open_regular_descriptor(self.local(name))
+
+    def fetch_spans(self, shard: int, spans: Sequence[tuple[int, int]]) -> SpanFetch | None:
+        """Begin to fetch spans of a tar that is not on this machine; None if it is read as a file (see remote.py)."""
+        return None
 
     def locate(self, sample: int) -> tuple[int, int]:
         """Return the shard of a sample and the row in its index.

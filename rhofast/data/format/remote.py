@@ -1,10 +1,11 @@
-"""Shard sets in an object store or on a web server, read through a bounded cache of this node.
+"""Shard sets in an object store or on a web server.
 
     open_shards("/data/kinetics")  open_shards("s3://bucket/kinetics")  open_shards("https://host/kinetics")
 
-A remote set is a ShardSet. Its `dataset.json` is downloaded when it is opened; each other file is downloaded
-(storage/download.py) to the cache (storage/cache.py) when it is first opened. `DownloadAhead` downloads shards before
-they are needed, in the order in which they will be. A shard is always downloaded as a whole.
+A remote set is a ShardSet. Its `dataset.json` is downloaded when it is opened, and an index is downloaded
+(storage/download.py) to a bounded cache of this node (storage/cache.py) when it is first opened. Tars are read in one
+of two ways: as a whole through the cache, too, or only the needed bytes by range requests (ranges.py), of which nothing
+is kept. download_ahead.py downloads files before they are needed.
 """
 
 from __future__ import annotations
@@ -13,27 +14,37 @@ import contextlib
 import hashlib
 import json
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Condition, Event, Thread
-from typing import BinaryIO
+from threading import Event
+from typing import BinaryIO, Protocol
 
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.dataset_json import MAX_DATASET_BYTES, DatasetInfo, ShardInfo, parse_dataset
 from rhofast.data.format.index import DATASET_FILE, ShardIndex
+from rhofast.data.format.ranges import RangeOptions, RangeSource, SpanFetch
 from rhofast.errors import RhofastError, ShardError, ShardFormatError, ShardMissingError
 from rhofast.storage.cache import Cache
 from rhofast.storage.download import RemoteFolder
 from rhofast.storage.files import open_regular_descriptor
+from rhofast.storage.loop_thread import wait_for
 from rhofast.storage.machine_errors import is_machine_error
+from rhofast.storage.request_error import Kind, RequestError
 
-_FAREWELL_S = 5.0  # for all threads of a set together
 _OPEN_ATTEMPTS = 3  # a file may be evicted between its download and its opening
+_INDICES_AT_ONCE = 16
 
 
 class StoppedError(RhofastError):
     """A download was stopped because its loader is closing; this says nothing about the file."""
+
+
+class _Listener(Protocol):
+    """Who wants to know which shards were opened."""
+
+    def used(self, shard: int) -> None:
+        """Note that a file of a shard was opened."""
 
 
 class RemoteShardSet(ShardSet):
@@ -45,6 +56,7 @@ class RemoteShardSet(ShardSet):
     Attributes:
         cache: The cache that holds the files of the set.
         ahead_bytes: Limit on the bytes that are downloaded ahead of their use.
+        ranges: How tars are read without the cache; None if they are read through it.
     """
 
     keeps_files = False
@@ -69,7 +81,8 @@ class RemoteShardSet(ShardSet):
         self._folder = folder
         self._number = {shard.name: number for number, shard in enumerate(info.shards)}
         self._failed: dict[str, tuple[float, ShardError]] = {}
-        self._queues: tuple[_DownloadQueue, ...] = ()
+        self._queues: tuple[_Listener, ...] = ()
+        self.ranges: RangeSource | None = None
         self._stop = Event()
 
     def local(self, name: str) -> Path:
@@ -94,7 +107,7 @@ class RemoteShardSet(ShardSet):
         raise self._evicted(name)
 
     def fetch(self, shard: int, stop: Event) -> None:
-        """Download the files of a shard, unless another process is already downloading them.
+        """Download the files of a shard that the cache holds, unless another process is already downloading them.
 
         Args:
             shard: Number of the shard.
@@ -104,20 +117,52 @@ class RemoteShardSet(ShardSet):
             RhofastError: Whatever `local` raises.
         """
         info = self.info.shards[shard]
-        for name in (info.index, info.tar):
+        for name in (info.index, info.tar) if self.ranges is None else (info.index,):
             if not self.cache.is_being_written(self._key, name):
                 self._get(name, stop)
 
-    def add_queue(self, queue: _DownloadQueue) -> None:
+    def use_ranges(self, options: RangeOptions) -> None:
+        """Read only the needed bytes of tars from now on."""
+        self.ranges = RangeSource(self._folder.store, options, self._folder.retry_policy, DATASET_FILE)
+
+    def answers_ranges(self) -> bool:
+        """Return whether the server answers range requests; True as well if it does not answer at all now."""
+        asked = self._folder.store.spans(DATASET_FILE, [(1, 1)])
+        try:
+            wait_for(asked)
+        except RequestError as fault:
+            return fault.kind is not Kind.NO_RANGES
+        return True
+
+    def fetch_spans(self, shard: int, spans: Sequence[tuple[int, int]]) -> SpanFetch | None:
+        """Begin to fetch spans of a tar, each an offset and a size in bytes; None if it is read through the cache."""
+        return None if self.ranges is None else self.ranges.fetch(self.info.shards[shard].tar, spans)
+
+    def cached_bytes(self, shard: int) -> int:
+        """Return the bytes of a shard that pass through the cache."""
+        info = self.info.shards[shard]
+        return shard_bytes(info) if self.ranges is None else info.index_bytes
+
+    def load_indices(self, shards: Iterable[int]) -> None:
+        """Download the indices of some shards at once, so that `index` has them; what fails is left to it."""
+        names = [self.info.shards[shard].index for shard in shards if shard not in self._open]
+        if len(names) > 1:
+            with ThreadPoolExecutor(_INDICES_AT_ONCE, thread_name_prefix="rhofast-index") as pool:
+                for name in names:
+                    pool.submit(self.local, name)
+
+    def add_queue(self, queue: _Listener) -> None:
         """Report each opened shard to `queue` from now on."""
         self._queues = (*self._queues, queue)
         self.allow_downloads()
 
-    def remove_queue(self, queue: _DownloadQueue) -> None:
+    def remove_queue(self, queue: _Listener) -> None:
         """Stop reporting to `queue`. Without any queue left, downloads on demand are stopped too."""
         self._queues = tuple(other for other in self._queues if other is not queue)
         if not self._queues:
             self._stop.set()
+            if self.ranges is not None:
+                self.ranges.stop()
 
     def allow_downloads(self) -> None:
         """Allow downloads on demand again, after the last queue was removed."""
@@ -146,11 +191,29 @@ class RemoteShardSet(ShardSet):
         raise self._evicted(name)
 
     def recheck(self, name: str) -> bool:
-        """Delete a file from the cache if it is damaged, so that it is downloaded again; return whether it was."""
+        """Return whether a tar that gave damaged bytes is worth another attempt.
+
+        A file in the cache is, if it is damaged; it is deleted, so that it is downloaded again. Bytes of a range
+        request are, because they may have been damaged on their way.
+
+        Raises:
+            ShardFormatError: The set was replaced by another one since it was opened.
+        """
+        if self.ranges is not None:
+            self._check_unchanged()
+            return True
         _, sha256 = self._recorded(name)
         with contextlib.suppress(OSError):
             return self.cache.recheck(self._key, name, sha256)
         return False
+
+    def _check_unchanged(self) -> None:
+        content = self._folder.read(DATASET_FILE, max_bytes=MAX_DATASET_BYTES)
+        if _cache_key(parse_dataset(content, f"{self.where}/{DATASET_FILE}")) != self._key:
+            raise ShardFormatError(
+                f"{self.where}: the set was replaced while it was read",
+                hint="begin a new run, or put the former set back and continue with --resume",
+            )
 
     def _recorded(self, name: str) -> tuple[int, str]:
         """Return size and SHA-256 of a file, as `dataset.json` gives them."""
@@ -187,116 +250,6 @@ class RemoteShardSet(ShardSet):
             if is_machine_error(error):
                 raise
             raise ShardMissingError(f"{self.where}/{name}: {error}") from None
-
-
-class DownloadAhead:
-    """Threads that download the shards of remote sets before they are needed.
-
-    A set's threads keep at most `ahead_bytes` ahead of the newest shard that was opened. A shard that cannot be
-    downloaded is tried again, and reported, when it is needed.
-
-    To close readers of the sets without waiting for whole shards: call `stop`, end the reading threads, call `close`.
-    """
-
-    def __init__(self, needed: Iterable[tuple[ShardSet, Iterator[int]]], *, threads: int) -> None:
-        """Start the threads.
-
-        Args:
-            needed: Each set with its shards in the order of their first need (`Order.shards_from`). Local sets are
-                ignored.
-            threads: Number of threads per set.
-        """
-        self._queues = [
-            _DownloadQueue(shards, numbers, threads) for shards, numbers in needed if isinstance(shards, RemoteShardSet)
-        ]
-
-    def stop(self) -> None:
-        """Stop the downloads in progress.
-
-        Until `close`, reading threads that need a download get a StoppedError, unless another DownloadAhead serves the
-        same set.
-        """
-        for queue in self._queues:
-            queue.stop()
-
-    def close(self) -> None:
-        """End all threads. It takes as long as one chunk of a download, and may be called twice.
-
-        A thread that hangs in a store's library is abandoned after a while; it ends with the process.
-        """
-        self.stop()
-        for queue in self._queues:
-            queue.close()
-
-
-class _DownloadQueue:
-    """The shards of one set in the order of their first need, and the threads that download them."""
-
-    def __init__(self, shards: RemoteShardSet, needed: Iterator[int], threads: int) -> None:
-        self._shards, self._needed = shards, needed
-        self._next = next(needed, None)
-        self._ahead: deque[int] = deque()
-        self._times: Counter[int] = Counter()  # how often each shard is in `_ahead`
-        self._bytes = 0
-        self._changed = Condition()
-        self._stop = Event()
-        self._threads = [Thread(target=self._work, name="rhofast-download", daemon=True) for _ in range(threads)]
-        shards.add_queue(self)
-        for thread in self._threads:
-            thread.start()
-
-    def used(self, shard: int) -> None:
-        """Remove an opened shard, and those before it, from the shards that are ahead."""
-        if shard not in self._times:
-            return
-        with self._changed:
-            while self._times[shard]:
-                first = self._ahead.popleft()
-                self._bytes -= self._size(first)
-                self._times[first] -= 1
-                if not self._times[first]:
-                    del self._times[first]
-                if first == shard:
-                    break
-            self._changed.notify_all()
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stop.set()
-            self._changed.notify_all()
-        self._shards.remove_queue(self)
-
-    def close(self) -> None:
-        end = time.monotonic() + _FAREWELL_S
-        for thread in self._threads:
-            thread.join(max(0.0, end - time.monotonic()))
-        self._shards.allow_downloads()
-
-    def _work(self) -> None:
-        while (shard := self._take()) is not None:
-            try:
-                self._shards.fetch(shard, self._stop)
-            except StoppedError:
-                return
-            except (RhofastError, OSError):  # whoever needs the shard tries again, and reports it
-                continue
-
-    def _take(self) -> int | None:
-        """Wait until the next shard may be downloaded and return it; None at the end."""
-        with self._changed:
-            while not self._stop.is_set() and self._next is not None:
-                shard, size = self._next, self._size(self._next)
-                if self._bytes + size <= self._shards.ahead_bytes or not self._ahead:
-                    self._ahead.append(shard)
-                    self._times[shard] += 1
-                    self._bytes += size
-                    self._next = next(self._needed, None)
-                    return shard
-                self._changed.wait()
-        return None
-
-    def _size(self, shard: int) -> int:
-        return shard_bytes(self._shards.info.shards[shard])
 
 
 def shard_bytes(shard: ShardInfo) -> int:

@@ -1,16 +1,22 @@
-"""Read the samples of a batch: locate and plan them, and have a pool of threads read the bytes of their frames."""
+"""Read the samples of a batch: locate and plan them, and have a pool of threads read the bytes of their frames.
+
+Of a remote set, the bytes are asked for when the batch is planned, and a thread of the pool gets a sample when its
+bytes are there: no thread waits for a network.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from rhofast.data.format.index import IndexRow
+from rhofast.data.format.read_request import ReadRequest
 from rhofast.data.format.reader import Reader
+from rhofast.data.format.remote import RemoteShardSet
 from rhofast.data.loader.batch import Batch, BatchSelection, Int64Array, PendingReads
 from rhofast.data.loader.batch_planner import BatchPlanner
 from rhofast.data.loader.fields import BatchFields
@@ -58,8 +64,9 @@ class BatchReader:
         rows: list[IndexRow] = []
         kept: list[int] = []
         failed: dict[int, SampleError] = {}
-        for place, sample in enumerate(samples.tolist()):
-            number, local = self._shards.locate(sample)
+        located = [self._shards.locate(sample) for sample in samples.tolist()]
+        self._load_indices(located)
+        for place, (number, local) in enumerate(located):
             try:
                 rows.append(self._readers[number].locate(local))
                 kept.append(place)
@@ -68,7 +75,7 @@ class BatchReader:
         slots, samples = slots[kept], samples[kept]
         clips, augment = self._planner.plan(rows, samples, selection.epochs[slots], selection.earlier[slots])
         reads = [
-            self._pool.submit(self._read_one, sample, frames, row)
+            self._read(sample, frames, row)
             for sample, frames, row in zip(samples.tolist(), clips.needed, rows, strict=True)
         ]
         return PendingReads(
@@ -111,9 +118,50 @@ class BatchReader:
         )
         return batch, dict(sorted(failed.items()))
 
-    def _read_one(self, sample: int, frames: npt.NDArray[np.int32], row: IndexRow) -> Sample:
-        """Read the bytes of a sample's frames, in a thread of the pool."""
+    def _load_indices(self, located: Sequence[tuple[int, int]]) -> None:
+        """Have the indices that a batch needs downloaded side by side."""
+        for number, shards in enumerate(self._shards.sets):
+            if isinstance(shards, RemoteShardSet):
+                needed = (shards.locate(local)[0] for other, local in located if other == number)
+                shards.load_indices(dict.fromkeys(needed))
+
+    def _read(self, sample: int, frames: npt.NDArray[np.int32], row: IndexRow) -> Future[Sample]:
+        """Request the bytes of a sample's frames, and have the pool read them when they are there."""
         number, local = self._shards.locate(sample)
         reader = self._readers[number]
-        read = self._fields.read(reader.read(local, frames, row), reader, row, local)
-        return read if local == sample else replace(read, sample=sample)
+        if not reader.fetches:
+            return self._pool.submit(self._read_one, sample, frames, row)
+        request = reader.request(local, frames, row)
+        assert request.fetch is not None
+        read: Future[Sample] = Future()
+        request.fetch.when_done(lambda: self._finish_later(reader, request, sample, read))
+        return read
+
+    def _read_one(self, sample: int, frames: npt.NDArray[np.int32], row: IndexRow) -> Sample:
+        """Read the bytes of a sample's frames from files, in a thread of the pool."""
+        number, local = self._shards.locate(sample)
+        reader = self._readers[number]
+        return self._complete(reader.read(local, frames, row), reader, row, sample)
+
+    def _complete(self, read: Sample, reader: Reader, row: IndexRow, sample: int) -> Sample:
+        """Add the fields of a sample, and give it its number in the data, which is not that in its set."""
+        read = self._fields.read(read, reader, row, read.sample)
+        return read if read.sample == sample else replace(read, sample=sample)
+
+    def _finish_later(self, reader: Reader, request: ReadRequest, sample: int, read: Future[Sample]) -> None:
+        """Have the pool read a sample whose bytes are there, and pass the result on."""
+
+        def finish() -> None:
+            try:
+                read.set_result(self._complete(reader.finish(request), reader, request.row, sample))
+            except BaseException as error:  # noqa: BLE001 - it is raised again where the result is waited for
+                read.set_exception(error)
+
+        def give_up(finished: Future[None]) -> None:
+            if finished.cancelled():
+                read.cancel()
+
+        try:
+            self._pool.submit(finish).add_done_callback(give_up)
+        except RuntimeError:  # the pool has been shut down
+            read.cancel()

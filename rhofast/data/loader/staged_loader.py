@@ -25,7 +25,7 @@ from torch.profiler import record_function
 from torch.utils.data import IterableDataset, get_worker_info
 
 from rhofast.config.schema import AugmentConfig, DataConfig
-from rhofast.data.format.remote import DownloadAhead
+from rhofast.data.format.download_ahead import DownloadAhead
 from rhofast.data.loader.bad_samples import BadSamplePolicy
 from rhofast.data.loader.batch import Batch, BatchInProgress, DecodedBatch, FinishedBatch
 from rhofast.data.loader.batch_planner import BatchPlanner

@@ -1,0 +1,217 @@
+"""Folders of the stores that obstore knows: s3, gs, az, http and https. The only place that knows it by name.
+
+Credentials and endpoints are found where the store's own tools find them: in the environment and, for s3, wherever
+botocore looks (profiles, single sign-on, roles), if it is installed, which s3fs brings.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rhofast.errors import DependencyError
+from rhofast.storage.address import redacted
+from rhofast.storage.loop_thread import wait_for
+from rhofast.storage.network import CHUNK
+from rhofast.storage.request_error import Kind, RequestError, request_error
+from rhofast.storage.store import FsspecFolder, Span, StoreFolder
+
+_SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "abfs", "abfss": "abfss"}
+_SCHEMES |= {"http": "http", "https": "https"}
+# What a configuration of fsspec may say of s3, and the option of obstore that says the same.
+_FSSPEC_S3 = {"endpoint_url": "endpoint", "key": "access_key_id", "secret": "secret_access_key", "token": "token"}
+_CREDENTIALS_LIFE = timedelta(minutes=5)  # after which botocore is asked again
+_FOR_EVER = timedelta(days=30)  # a stream may last; each wait within it has a limit
+
+_process: int | None = None  # the process in which obstore's threads run
+
+
+def serves(url: str) -> bool:
+    """Return whether a folder is opened through obstore in this process."""
+    scheme = urlsplit(url).scheme
+    if scheme not in _SCHEMES or (_process is not None and _process != os.getpid()):
+        return False
+    options = _fsspec_options(scheme)
+    return not options or (_SCHEMES[scheme] == "s3" and options.keys() <= {*_FSSPEC_S3, "anon"})
+
+
+def _fsspec_options(scheme: str) -> dict[str, Any]:
+    """Return what the configuration of fsspec says of a kind of store."""
+    try:
+        from fsspec.config import conf
+    except ImportError:
+        return {}
+    return dict(conf.get("s3" if scheme == "s3a" else scheme, {}))
+
+
+class ObjectFolder(StoreFolder):
+    """A folder that obstore opens.
+
+    Args:
+        url: Its address.
+        timeout_s: Limit on a connection, and on each wait for more of an answer, in seconds.
+
+    Raises:
+        DependencyError: obstore is not installed.
+        RequestError: The configuration of the store is wrong, or there are no credentials.
+    """
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        global _process
+        try:
+            import obstore
+        except ImportError:
+            raise DependencyError(
+                f"{redacted(url)}: obstore is not installed", hint="pip install 'rhofast[s3]'"
+            ) from None
+        _process = os.getpid()
+        self.url, self._timeout_s, self._obstore = url, timeout_s, obstore
+        self._store: Any = None
+        self._whole_only = False  # the server ignores range requests
+
+    def renew(self) -> None:
+        """Have the next request open the store anew, with the credentials that are then there."""
+        self._store = None
+
+    def _opened(self) -> Any:
+        """Return the store, which is opened when it is first used: credentials may be missing."""
+        if self._store is None:
+            try:
+                self._store = _open(self.url, self._timeout_s)
+            except Exception as error:  # noqa: BLE001 - of obstore, botocore, or what the environment holds
+                raise request_error(error) from None
+        return self._store
+
+    @contextmanager
+    def stream(self, name: str, *, begin: int = 0) -> Iterator[tuple[Iterator[bytes], int]]:
+        """Read a file in one pass; see `StoreFolder`."""
+        try:
+            found = self._get(name, 0 if self._whole_only else begin)
+        except RequestError as fault:
+            if "Content-Length" in fault.text:  # a web server that makes its answer as it goes
+                with FsspecFolder(self.url, self._timeout_s).stream(name, begin=begin) as opened:
+                    yield opened
+                return
+            if fault.kind is not Kind.NO_RANGES:
+                raise
+            self._whole_only = True
+            found = self._get(name, 0)
+        yield self._chunks(found), found.range[0]
+
+    def _get(self, name: str, begin: int) -> Any:
+        store = self._opened()
+        options = {"range": {"offset": begin}} if begin else {}
+
+        async def get() -> Any:  # the call itself wants a running loop
+            return await self._obstore.get_async(store, name, options=options)
+
+        try:
+            return wait_for(get(), 2 * self._timeout_s)
+        except Exception as error:  # noqa: BLE001
+            raise request_error(error) from None
+
+    def _chunks(self, found: Any) -> Iterator[bytes]:
+        chunks = found.stream(min_chunk_size=CHUNK)
+
+        async def following() -> bytes:
+            try:
+                return bytes(await chunks.__anext__())
+            except StopAsyncIteration:
+                return b""
+
+        while True:
+            try:
+                chunk = wait_for(following(), 2 * self._timeout_s)
+            except Exception as error:  # noqa: BLE001
+                raise request_error(error) from None
+            if not chunk:
+                return
+            yield chunk
+
+    async def spans(self, name: str, spans: Sequence[Span]) -> list[memoryview]:
+        """Read spans of a file; see `StoreFolder`."""
+        store = self._opened()
+        try:
+            found = await self._obstore.get_ranges_async(
+                store, name, starts=[begin for begin, _ in spans], lengths=[size for _, size in spans], coalesce=0
+            )
+        except Exception as error:  # noqa: BLE001
+            raise request_error(error) from None
+        return [memoryview(content) for content in found]
+
+    def state(self, name: str) -> tuple[int, str]:
+        """Return size and version of a file; see `StoreFolder`."""
+        store = self._opened()
+        try:
+            found = self._obstore.head(store, name)
+        except Exception as error:  # noqa: BLE001
+            raise request_error(error) from None
+        changed = found["last_modified"]  # the beginning of time, if the store does not say
+        return int(found["size"]), str(found.get("e_tag") or (changed if changed.timestamp() else ""))
+
+    def put(self, name: str, path: Path) -> None:
+        """Write a file of this machine into the folder; see `StoreFolder`."""
+        store = self._opened()
+        try:
+            self._obstore.put(store, name, path)
+        except Exception as error:  # noqa: BLE001
+            raise request_error(error) from None
+
+
+def _open(url: str, timeout_s: float) -> Any:
+    """Open the store of an address; raise whatever obstore and botocore raise."""
+    from obstore.store import from_url
+
+    scheme, mark, rest = url.partition("://")
+    kind = _SCHEMES[scheme]
+    waits = {"connect_timeout": timedelta(seconds=timeout_s), "read_timeout": timedelta(seconds=timeout_s)}
+    options: dict[str, Any] = {
+        "client_options": {**waits, "timeout": _FOR_EVER, "allow_http": True},
+        "retry_config": {"max_retries": 0},  # who asks knows when to ask again
+    }
+    if kind == "s3":
+        options |= _s3_options(scheme)
+    return from_url(f"{kind}{mark}{rest}", **options)
+
+
+def _s3_options(scheme: str) -> dict[str, Any]:
+    """Return how to reach s3: as the configuration of fsspec says, else as botocore finds out."""
+    said = _fsspec_options(scheme)
+    options = {_FSSPEC_S3[name]: value for name, value in said.items() if name in _FSSPEC_S3}
+    if said.get("anon"):
+        return {**options, "skip_signature": True}
+    try:
+        from botocore.session import get_session
+    except ImportError:
+        return options
+    session = get_session()
+    if region := session.get_config_variable("region"):
+        options["region"] = region
+    if "endpoint" not in options and (endpoint := os.environ.get("AWS_ENDPOINT_URL_S3")):
+        options["endpoint"] = endpoint
+    if "access_key_id" in options:
+        return options
+    if session.get_credentials() is None:
+        raise RequestError(Kind.DENIED, "Unable to locate credentials")
+    return {**options, "credential_provider": _ask_botocore}
+
+
+def _ask_botocore() -> dict[str, Any]:
+    """Return the credentials that botocore finds now; obstore asks again when they are five minutes old."""
+    from botocore.session import get_session
+
+    found = get_session().get_credentials()
+    if found is None:
+        raise RequestError(Kind.DENIED, "Unable to locate credentials")
+    keys = found.get_frozen_credentials()
+    return {
+        "access_key_id": keys.access_key,
+        "secret_access_key": keys.secret_key,
+        "token": keys.token,
+        "expires_at": datetime.now(UTC) + _CREDENTIALS_LIFE,
+    }

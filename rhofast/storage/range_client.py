@@ -1,0 +1,336 @@
+"""Ask a store for spans of its files, many at once, and bear what stores do: late, wrong, refused, or no answers.
+
+    fetch --> queue, first in first out --limits on requests and bytes--> requests of one event loop --> Fetch
+
+All requests are made from one thread, so that how many are under way does not depend on who waits for them.
+A fetch that takes far longer than others is asked for a second time, and the first answer counts. A fault that may
+pass is waited for. How long depends on whose fault it is:
+
+- An outage is the fault of the store or of the way to it: nothing is answered, or it asks for patience. A fetch
+  outlives it up to `patience_s` and then fails as `OutageError`, which says nothing about the data.
+- A file is at fault if it is not there, or fails again and again while the store gives other bytes. The fetch then
+  fails as `RequestError`, and others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from rhofast.storage.loop_thread import process_loop
+from rhofast.storage.network import RetryPolicy
+from rhofast.storage.request_error import Kind, RequestError, short_answer
+from rhofast.storage.store import Span, StoreFolder
+
+_MIN_RATE = 100_000  # bytes per second below which an answer is too slow
+_HEDGED = 0.05  # share of the fetches that may be asked for a second time
+_HEDGE_FACTOR, _HEDGE_FLOOR_S = 4.0, 0.5  # a fetch is late at so many times the 95th percentile, and not before
+_OF_THE_FILE = 0.25  # share of the patience after which a fault that does not pass is the file's
+_RENEWAL_S = 5.0
+_RECENT = 256  # fetches of which the percentile is taken
+
+
+class OutageError(Exception):
+    """The store did not answer for too long; this says nothing about what was asked for. The text says why."""
+
+
+class StoppedFetchError(Exception):
+    """The fetch was stopped, because its client is closing."""
+
+
+@dataclass(frozen=True, slots=True)
+class RangeLimits:
+    """Limits of a client.
+
+    Attributes:
+        requests: Requests that are under way at the same time.
+        num_bytes: Bytes that are under way, or have come and were not released yet.
+        patience_s: Seconds for which an outage is waited for.
+    """
+
+    requests: int = 64
+    num_bytes: int = 1 << 28
+    patience_s: float = 600.0
+
+
+@dataclass(slots=True)
+class RangeCounts:
+    """What a client has asked for.
+
+    Attributes:
+        requests: Requests, with those that were made again.
+        num_bytes: Bytes that came.
+        retried: Fetches that were made again after a fault.
+        hedged: Fetches that were asked for a second time because the first answer was late.
+    """
+
+    requests: int = 0
+    num_bytes: int = 0
+    retried: int = 0
+    hedged: int = 0
+
+
+class Fetch:
+    """Spans that are under way, or have come.
+
+    Attributes:
+        name: Name of the file.
+        spans: The spans.
+        num_bytes: Their bytes together.
+        state: What the client counts it in.
+    """
+
+    __slots__ = ("_contents", "_released", "name", "num_bytes", "spans", "state")
+
+    def __init__(self, name: str, spans: Sequence[Span], release: Callable[[Fetch], None]) -> None:
+        """Create a fetch that is not under way yet."""
+        self.name, self.spans = name, spans
+        self.num_bytes = sum(size for _, size in spans)
+        self.state: object = None  # of the client, when it began
+        self._contents: Future[list[memoryview]] = Future()
+        self._released: Callable[[Fetch], None] | None = release
+
+    def contents(self) -> list[memoryview]:
+        """Wait for the bytes and return them, one piece per span.
+
+        Raises:
+            RequestError: The file cannot be read.
+            OutageError: The store does not answer.
+            StoppedFetchError: The client was stopped.
+        """
+        return self._contents.result()
+
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Call a function when the fetch has ended, well or not; in a thread that must not be held up."""
+        self._contents.add_done_callback(lambda _: call())
+
+    def release(self) -> None:
+        """Give the bytes back to the limit of the client; it may be called twice."""
+        release, self._released = self._released, None
+        if release is not None:
+            release(self)
+
+    def end(self, result: list[memoryview] | BaseException) -> None:
+        """Hand over the bytes, or why there are none."""
+        if self._contents.done():
+            return
+        if isinstance(result, BaseException):
+            self._contents.set_exception(result)
+        else:
+            self._contents.set_result(result)
+
+
+@dataclass(slots=True)
+class _State:
+    """What the loop's thread alone knows."""
+
+    waiting: deque[Fetch] = field(default_factory=deque)
+    tasks: dict[Fetch, asyncio.Task[None]] = field(default_factory=dict)
+    requests: int = 0
+    num_bytes: int = 0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    late_after_s: float = float("inf")
+    fetches: int = 0
+    failing: set[str] = field(default_factory=set)  # files that fail while the store gives others
+    renewed: float = float("-inf")
+
+
+class RangeClient:
+    """Fetches spans of a folder's files. Thread-safe.
+
+    Args:
+        folder: The folder.
+        limits: Limits on what is under way.
+        policy: How often and how long a span is asked for.
+        probe: A small file of the folder that is known to be there; it tells an outage from a fault of one file.
+
+    Attributes:
+        counts: What was asked for so far.
+    """
+
+    def __init__(self, folder: StoreFolder, limits: RangeLimits, policy: RetryPolicy, probe: str) -> None:
+        self.counts = RangeCounts()
+        self._folder, self._limits, self._policy, self._probe = folder, limits, policy, probe
+        self._state = _State()
+
+    def fetch(self, name: str, spans: Sequence[Span]) -> Fetch:
+        """Ask for spans of a file; they are on their way when this returns, or wait for others.
+
+        Args:
+            name: Name of the file in the folder.
+            spans: First byte and size of each span, at least one.
+        """
+        fetch = Fetch(name, spans, self._release)
+        self._call(self._enter, fetch)
+        return fetch
+
+    def stop(self) -> None:
+        """End all fetches, as `StoppedFetchError` those that have not ended. The client can still be used."""
+        self._call(self._end_all)
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function in the thread of the loop."""
+        process_loop().call_soon_threadsafe(function, *arguments)
+
+    def _release(self, fetch: Fetch) -> None:
+        self._call(self._leave, fetch)
+
+    # ---- in the thread of the loop ----
+
+    def _enter(self, fetch: Fetch) -> None:
+        self._state.waiting.append(fetch)
+        self._admit()
+
+    def _leave(self, fetch: Fetch) -> None:
+        if fetch.state is self._state:
+            self._state.num_bytes -= fetch.num_bytes
+            self._admit()
+
+    def _admit(self) -> None:
+        """Begin the fetches that have waited longest, as far as the limits allow; one alone is always allowed."""
+        state, limits = self._state, self._limits
+        while state.waiting:
+            fetch = state.waiting[0]
+            fits = not state.requests or state.requests + len(fetch.spans) <= limits.requests
+            # What has come is being read and will be released, so this wait ends.
+            fits &= not state.num_bytes or state.num_bytes + fetch.num_bytes <= limits.num_bytes
+            if not fits:
+                return
+            state.waiting.popleft()
+            state.requests += len(fetch.spans)
+            state.num_bytes += fetch.num_bytes
+            fetch.state = state
+            state.tasks[fetch] = asyncio.get_running_loop().create_task(self._work(fetch))
+
+    async def _work(self, fetch: Fetch) -> None:
+        result: list[memoryview] | BaseException
+        try:
+            result = await self._until_it_ends(fetch)
+        except asyncio.CancelledError:
+            result = StoppedFetchError(f"{self._folder.url}/{fetch.name}: stopped")
+        except Exception as error:  # noqa: BLE001 - whoever waits for the fetch must get it
+            result = error
+        state = self._state
+        if fetch.state is state:
+            state.requests -= len(fetch.spans)
+            del state.tasks[fetch]
+        fetch.end(result)
+        if isinstance(result, BaseException):
+            fetch.release()
+        self._admit()
+
+    async def _until_it_ends(self, fetch: Fetch) -> list[memoryview]:
+        """Ask for a fetch until it comes, or a fault is there to stay."""
+        began: float | None = None
+        for attempt in itertools.count():
+            asked = time.monotonic()
+            try:
+                contents = await self._ask_and_hedge(fetch)
+            except RequestError as error:
+                fault = error
+            else:
+                return contents
+            began = asked if began is None else began
+            if await self._is_of_the_file(fault, fetch, attempt, began):
+                raise fault
+            waited = time.monotonic() - began
+            if waited >= self._limits.patience_s:
+                raise OutageError(f"{self._folder.url}/{fetch.name}: {fault.text}, for {waited:.0f} s")
+            if fault.kind is Kind.DENIED:
+                self._renew()
+            self.counts.retried += 1
+            pause = self._policy.pause(attempt, fault.wait_s)
+            await asyncio.sleep(min(pause, max(0.0, self._limits.patience_s - waited)))
+        raise AssertionError("the loop ends by itself")
+
+    async def _is_of_the_file(self, fault: RequestError, fetch: Fetch, attempt: int, began: float) -> bool:
+        """Return whether a fault says something about the file, and not about the store."""
+        if fault.kind in (Kind.MISSING, Kind.FINAL):
+            return True
+        if fault.kind in (Kind.BUSY, Kind.NO_RANGES):
+            return False
+        if fault.kind is Kind.DENIED:  # the first time, the credentials may have expired
+            return attempt > 0 and await self._answers()
+        if attempt + 1 < self._policy.attempts:
+            return False
+        # While a store has trouble, many requests fail in a row. A file that failed for so long once is known to.
+        long = time.monotonic() - began >= self._limits.patience_s * _OF_THE_FILE
+        if not (long or fetch.name in self._state.failing) or not await self._answers():
+            return False
+        self._state.failing.add(fetch.name)
+        return True
+
+    async def _answers(self) -> bool:
+        """Return whether the store gives the file that is known to be there."""
+        try:
+            await asyncio.wait_for(self._folder.spans(self._probe, [(0, 1)]), self._policy.timeout_s)
+        except (RequestError, TimeoutError):
+            return False
+        return True
+
+    def _renew(self) -> None:
+        """Have the folder find credentials anew, now and then: fetches are refused by the dozen."""
+        now = time.monotonic()
+        if now - self._state.renewed >= _RENEWAL_S:
+            self._state.renewed = now
+            self._folder.renew()
+
+    async def _ask_and_hedge(self, fetch: Fetch) -> list[memoryview]:
+        """Ask once, and once more if the answer is late; return what comes first."""
+        state = self._state
+        state.fetches += 1
+        first = asyncio.ensure_future(self._ask(fetch))
+        asked = {first}
+        try:
+            await asyncio.wait(asked, timeout=state.late_after_s if state.late_after_s < 3600 else None)
+            if not first.done() and self.counts.hedged < 1 + _HEDGED * state.fetches:
+                self.counts.hedged += 1
+                asked.add(asyncio.ensure_future(self._ask(fetch)))
+            while True:
+                done, pending = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                faults = {one: one.exception() for one in done}
+                good = next((one for one, fault in faults.items() if fault is None), None)
+                if good is not None:
+                    return good.result()
+                if not pending:
+                    raise next(fault for fault in faults.values() if fault is not None)
+                asked = pending
+        finally:
+            for one in asked:
+                one.cancel()
+
+    async def _ask(self, fetch: Fetch) -> list[memoryview]:
+        """Ask once."""
+        limit, began = self._policy.timeout_s + fetch.num_bytes / _MIN_RATE, time.monotonic()
+        self.counts.requests += len(fetch.spans)
+        try:
+            contents = await asyncio.wait_for(self._folder.spans(fetch.name, fetch.spans), limit)
+        except TimeoutError:
+            raise RequestError(Kind.PASSING, f"timed out: nothing within {limit:.0f} s") from None
+        self.counts.num_bytes += sum(len(content) for content in contents)
+        for content, (_, size) in zip(contents, fetch.spans, strict=True):
+            if len(content) != size:
+                raise short_answer(len(content), size)
+        self._note(time.monotonic() - began)
+        return contents
+
+    def _note(self, seconds: float) -> None:
+        """Note how long a fetch took, and from time to time when others will be late."""
+        state = self._state
+        state.recent.append(seconds)
+        if len(state.recent) >= 20 and state.fetches % 16 == 0:
+            usual = sorted(state.recent)[int(0.95 * len(state.recent))]
+            state.late_after_s = max(_HEDGE_FLOOR_S, _HEDGE_FACTOR * usual)
+
+    def _end_all(self) -> None:
+        state, self._state = self._state, _State()  # what was not released is forgotten
+        for fetch in (*state.waiting, *state.tasks):
+            fetch.end(StoppedFetchError(f"{self._folder.url}/{fetch.name}: stopped"))
+        for task in state.tasks.values():
+            task.cancel()

@@ -1,0 +1,310 @@
+"""Reading only the needed bytes of remote shards: the same batches, few bytes, and a bounded end of every fault."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.data_loading.range_server import Fault, RangeServer, Request, serving
+from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.ranges import RangeOptions, join_spans
+from rhofast.data.format.reader import Reader
+from rhofast.data.format.remote import RemoteShardSet
+from rhofast.data.loader.train_loader import TrainLoader
+from rhofast.data.sampling.mixture import Mixture
+from rhofast.data.sources import open_shards, open_training
+from rhofast.data.types import Views
+from rhofast.errors import ConfigError, MachineError, SampleError, ShardFormatError
+from rhofast.storage.cache import Cache
+from rhofast.storage.download import RemoteFolder
+from rhofast.storage.network import RetryPolicy
+from tests.helpers.shards import damage_unit
+
+pytest.importorskip("obstore")
+
+FRAMES = np.array([[0, 5], [7, 23]], dtype=np.int32)
+TAR = "shard-000001.tar"
+QUICK = RetryPolicy(attempts=3, first_pause_s=0.01, max_pause_s=0.02, timeout_s=1.0)
+
+
+@pytest.fixture
+def server(shards: ShardSet) -> Iterator[RangeServer]:
+    with serving(RangeServer(shards.root)) as running:
+        yield running
+
+
+def open_ranges(server: RangeServer, folder: Path, *, gap: int = 0, patience_s: float = 1.0) -> RemoteShardSet:
+    remote = RemoteShardSet(RemoteFolder(server.url, QUICK), Cache(folder, max_bytes=10**9))
+    remote.use_ranges(RangeOptions(gap=gap, requests=64, patience_s=patience_s))
+    return remote
+
+
+def of_tars(fault: Callable[[Request], Fault | None]) -> Callable[[Request], Fault | None]:
+    return lambda request: fault(request) if request.name.endswith(".tar") else None
+
+
+def first(count: int, fault: Fault) -> Callable[[Request], Fault | None]:
+    """The first requests for tars go wrong, and no other."""
+    left = [fault] * count
+    return of_tars(lambda _: left.pop() if left else None)
+
+
+# ---- joined spans ----
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 30)), min_size=1, max_size=20), st.integers(0, 40))
+def test_spans_are_joined_where_the_gap_allows_and_nowhere_else(steps: list[tuple[int, int]], gap: int) -> None:
+    spans, at = [], 0
+    for distance, size in steps:
+        spans.append((at + distance, size))
+        at += distance + size
+    joined, places = join_spans(spans, gap)
+    content = bytes(np.arange(at + 1, dtype=np.uint8))
+    for (begin, size), (number, within) in zip(spans, places, strict=True):
+        first_byte, length = joined[number]
+        assert content[first_byte : first_byte + length][within : within + size] == content[begin : begin + size]
+    assert all(right[0] - sum(left) > gap for left, right in pairwise(joined))
+    apart = sum(right[0] - sum(left) <= gap for left, right in pairwise(spans))
+    assert len(joined) == len(spans) - apart
+    within_gaps = sum(right[0] - sum(left) for left, right in pairwise(spans) if right[0] - sum(left) <= gap)
+    assert sum(size for _, size in joined) == sum(size for _, size in spans) + within_gaps
+
+
+# ---- the same samples and batches ----
+
+
+def test_a_sample_is_the_local_one_and_costs_its_bytes(stream_shards: ShardSet, tmp_path: Path) -> None:
+    with serving(RangeServer(stream_shards.root)) as server:
+        remote = open_ranges(server, tmp_path / "cache")
+        there, here = Reader(remote), Reader(stream_shards)
+        for sample in range(len(remote)):
+            ours, theirs = there.read(sample, FRAMES), here.read(sample, FRAMES)
+            assert (ours.key, ours.label, ours.bytes_read) == (theirs.key, theirs.label, theirs.bytes_read)
+            assert all(np.array_equal(ours.pictures[frame], theirs.pictures[frame]) for frame in (0, 5, 7, 23))
+        sent = sum(count for name, count in server.sent.items() if name.endswith(".tar"))
+        assert sent == sum(here.read(sample, FRAMES).bytes_read for sample in range(len(remote)))
+    assert not list((tmp_path / "cache").rglob("*.tar")) and len(list((tmp_path / "cache").rglob("*.arrow"))) == 3
+
+
+def open_loader(where: str, folder: Path, rank: int = 0, world_size: int = 1, **data: Any) -> TrainLoader:
+    config = DataConfig(train=where, cache=folder, prefetch=2, threads=2, **data)
+    sources = open_training(config, world_size=world_size)
+    return TrainLoader(
+        Mixture(sources.sets, sources.weights),
+        clips=ClipConfig(num_frames=2, frame_stride=2, fps=12),
+        augment=AugmentConfig(size=16),
+        data=config,
+        batch_size=4,
+        seed=5,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def take(loader: TrainLoader, count: int) -> list[Views]:
+    with loader:
+        return [next(loader) for _ in range(count)]
+
+
+def same(left: list[Views], right: list[Views]) -> bool:
+    return all(
+        torch.equal(one.sample, other.sample) and torch.equal(one.pixels, other.pixels)
+        for one, other in zip(left, right, strict=True)
+    )
+
+
+@pytest.mark.parametrize("gap", [0, 1, 1000])
+def test_batches_are_those_of_the_local_set(stream_shards: ShardSet, tmp_path: Path, gap: float) -> None:
+    local = take(open_loader(str(stream_shards.root), tmp_path), 7)
+    with serving(RangeServer(stream_shards.root)) as server:
+        remote = take(open_loader(server.url, tmp_path / "cache", remote="ranges", range_gap_kb=gap), 7)
+    assert same(local, remote)
+
+
+def test_a_resumed_run_on_other_ranks_goes_on_with_the_same_batches(
+    server: RangeServer, shards: ShardSet, tmp_path: Path
+) -> None:
+    whole = take(open_loader(str(shards.root), tmp_path), 8)
+    with open_loader(server.url, tmp_path / "cache", remote="ranges") as begun:
+        for _ in range(3):
+            next(begun)
+        state = begun.state_dict()
+    parts = []
+    for rank in range(2):
+        with open_loader(server.url, tmp_path / "cache", rank, 2, remote="ranges") as loader:
+            loader.load_state_dict(state)
+            parts.append([next(loader) for _ in range(5)])
+    for step, views in enumerate(whole[3:]):
+        assert torch.equal(views.pixels, torch.cat([part[step].pixels for part in parts]))
+
+
+def test_a_set_beyond_the_cache_is_shuffled_as_a_whole(server: RangeServer, tmp_path: Path) -> None:
+    indices = sum(path.stat().st_size for path in server.root.glob("*.arrow"))
+    with open_loader(server.url, tmp_path / "cache", cache_gb=(indices + 10) / 1e9) as loader:
+        samples = [sample for _ in range(3) for sample in next(loader).sample.tolist()]
+        assert "range requests: the set has" in loader.shards.sets[0].transport
+        assert loader.stats.bytes_read >= loader.stats.bytes_used > 0
+    assert len(set(samples)) == 12 and max(server.requests[f"shard-00000{number}.arrow"] for number in range(3)) == 1
+
+
+def test_many_requests_are_under_way_at_once_whatever_the_threads(server: RangeServer, tmp_path: Path) -> None:
+    server.latency_s = 0.05
+    with open_loader(server.url, tmp_path / "cache", remote="ranges", range_gap_kb=0) as loader:
+        next(loader)
+        next(loader)
+    assert server.together >= 8  # two threads, batches of four samples of up to four pictures
+
+
+def test_requests_and_bytes_under_way_have_a_limit(server: RangeServer, tmp_path: Path) -> None:
+    server.latency_s = 0.05
+    with open_loader(server.url, tmp_path / "cache", remote="ranges", range_gap_kb=0, range_requests=4) as loader:
+        batches = [next(loader) for _ in range(3)]
+    assert len(batches) == 3 and 2 <= server.together <= 4 + 3  # indices come beside them
+
+
+# ---- faults ----
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(Fault(status=status) for status in (408, 425, 429, 500, 502, 503, 504)),
+        Fault(status=503, headers=("Retry-After: 1",)),
+        Fault(send=10),
+        Fault(send=0),
+        Fault(short=3),
+        Fault(damage=0),
+        Fault(status=403),
+    ],
+    ids=str,
+)
+def test_a_fault_that_passes_leaves_no_trace(
+    server: RangeServer, shards: ShardSet, tmp_path: Path, fault: Fault
+) -> None:
+    remote = open_ranges(server, tmp_path / "cache")
+    server.fault = first(2 if fault.damage is None and fault.status != 403 else 1, fault)
+    sample, here = Reader(remote).read(6, FRAMES), Reader(shards).read(6, FRAMES)
+    assert all(np.array_equal(sample.pictures[frame], here.pictures[frame]) for frame in (0, 5, 7, 23))
+
+
+def test_a_burst_of_errors_changes_no_batch(server: RangeServer, shards: ShardSet, tmp_path: Path) -> None:
+    local = take(open_loader(str(shards.root), tmp_path), 4)
+    errors = iter([Fault(status=status) for status in (429, 500, 503) * 4])
+    loader = open_loader(server.url, tmp_path / "cache", remote="ranges")
+    server.fault = of_tars(lambda _: next(errors, None))
+    remote = take(loader, 4)
+    assert same(local, remote) and loader.stats.bad == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault(status=404), "no such file"),
+        (Fault(status=416), "416"),
+        (Fault(status=403), "403"),
+        (Fault(damage=0), "checksum mismatch"),
+        (Fault(status=500), "500"),
+        (Fault(short=1), "received .* of .* bytes"),
+    ],
+)
+def test_a_tar_that_cannot_be_had_is_a_bad_sample_and_others_go_on(
+    server: RangeServer, tmp_path: Path, fault: Fault, said: str
+) -> None:
+    reader = Reader(open_ranges(server, tmp_path / "cache"))
+    server.fault = lambda request: fault if request.name == TAR else None
+    began = time.monotonic()
+    with pytest.raises(SampleError, match=said):
+        reader.read(6, FRAMES)
+    assert time.monotonic() - began < 5
+    assert reader.read(0, FRAMES).bytes_read > 0
+
+
+@pytest.mark.parametrize("status", [403, 429, 500, 503])
+def test_an_outage_is_waited_for_and_then_ends_the_run_not_the_sample(
+    server: RangeServer, tmp_path: Path, status: int
+) -> None:
+    reader = Reader(open_ranges(server, tmp_path / "cache", patience_s=0.3))
+    reader.read(6, FRAMES)
+    server.fault = lambda _: Fault(status=status)
+    with pytest.raises(MachineError, match=f"{TAR}: {status}") as caught:
+        reader.read(6, FRAMES)
+    assert "--resume" in str(caught.value)
+    server.fault = lambda _: None
+    assert reader.read(6, FRAMES).bytes_read > 0
+
+
+def test_a_server_that_is_gone_for_a_while_changes_no_batch(
+    server: RangeServer, shards: ShardSet, tmp_path: Path
+) -> None:
+    local = take(open_loader(str(shards.root), tmp_path), 4)
+    with open_loader(server.url, tmp_path / "cache", remote="ranges", timeout_s=20) as loader:
+        remote = [next(loader)]
+        back = time.monotonic() + 1.5
+        server.fault = lambda _: Fault(send=0) if time.monotonic() < back else None
+        remote += [next(loader) for _ in range(3)]
+    assert same(local, remote)
+
+
+def test_closing_during_an_outage_is_quick(server: RangeServer, tmp_path: Path) -> None:
+    with open_loader(server.url, tmp_path / "cache", remote="ranges") as loader:
+        next(loader)
+        server.fault = lambda _: Fault(status=503)
+        time.sleep(0.3)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+
+
+def test_a_late_answer_is_asked_for_again(server: RangeServer, shards: ShardSet, tmp_path: Path) -> None:
+    remote = open_ranges(server, tmp_path / "cache")
+    reader = Reader(remote)
+    for _ in range(3):
+        for sample in range(len(shards)):
+            reader.read(sample, FRAMES)
+    server.fault = first(4, Fault(late_s=30))
+    began = time.monotonic()
+    assert reader.read(6, FRAMES).bytes_read > 0
+    assert remote.ranges is not None and remote.ranges.counts.hedged == 1
+    assert time.monotonic() - began < 5
+
+
+def test_a_server_without_ranges_is_read_through_the_cache(server: RangeServer, tmp_path: Path) -> None:
+    server.fault = lambda request: Fault(whole=True)
+    remote = open_shards(server.url, data=DataConfig(cache=tmp_path / "cache"))
+    assert "through the cache: the server of" in remote.transport and "ignores range requests" in remote.transport
+    assert Reader(remote).read(6, FRAMES).bytes_read > 0
+    with pytest.raises(ConfigError, match=r"data\.remote=ranges: the server of .* ignores range requests"):
+        open_shards(server.url, data=DataConfig(cache=tmp_path / "cache", remote="ranges"))
+
+
+def test_a_set_that_is_replaced_in_the_middle_ends_the_run(
+    server: RangeServer, shards: ShardSet, tmp_path: Path
+) -> None:
+    reader = Reader(open_ranges(server, tmp_path / "cache"))
+    reader.read(6, FRAMES)
+    damage_unit(shards, 6, 5)
+    with pytest.raises(SampleError, match="frame 5: checksum"):  # the set is the same, and damaged
+        reader.read(6, FRAMES)
+    description = shards.root / "dataset.json"
+    description.write_text(description.read_text().replace(shards.info.shards[1].tar_sha256, "0" * 64))
+    with pytest.raises(ShardFormatError, match="was replaced while it was read"):
+        reader.read(6, FRAMES)
+
+
+def test_damaged_samples_are_replaced_as_in_a_local_set(server: RangeServer, shards: ShardSet, tmp_path: Path) -> None:
+    for unit in range(24):
+        damage_unit(shards, 6, unit)
+    local = take(open_loader(str(shards.root), tmp_path, max_bad=1.0), 6)
+    with open_loader(server.url, tmp_path / "cache", remote="ranges", max_bad=1.0) as loader:
+        remote = [next(loader) for _ in range(6)]
+        assert loader.stats.bad > 0
+    assert same(local, remote)
