@@ -15,8 +15,9 @@ from rhofast.errors import ShardFormatError, ShardMissingError
 from rhofast.storage.address import check_address
 from rhofast.storage.files import write_all
 from rhofast.storage.network import CHUNK, RetryPolicy
+from rhofast.storage.open_store import open_store_folder
 from rhofast.storage.request_error import Kind, RequestError, short_answer
-from rhofast.storage.store import StoreFolder, open_store_folder
+from rhofast.storage.store import StoreFolder
 
 Sleep = Callable[[float], None]
 

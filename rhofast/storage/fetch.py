@@ -12,8 +12,9 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from rhofast.storage.files import write_all
 from rhofast.storage.network import RetryPolicy
+from rhofast.storage.open_store import open_store_file
 from rhofast.storage.request_error import Kind, RequestError
-from rhofast.storage.store import StoreFolder, open_store_file
+from rhofast.storage.store import StoreFolder
 
 Result = TypeVar("Result")
 

@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 
 from rhofast.errors import DependencyError
 from rhofast.storage.address import redacted
+from rhofast.storage.fsspec_store import FsspecFolder
 from rhofast.storage.loop_thread import wait_for
 from rhofast.storage.network import CHUNK
 from rhofast.storage.request_error import Kind, RequestError, request_error
-from rhofast.storage.store import FsspecFolder, Span, StoreFolder
+from rhofast.storage.store import Span, StoreFolder
 
 _SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "abfs", "abfss": "abfss"}
 _SCHEMES |= {"http": "http", "https": "https"}

@@ -227,7 +227,7 @@ def test_a_short_stream_is_a_sample_error(stream_shards: ShardSet) -> None:
 
 
 def test_descriptors_are_bounded_and_closed(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rhofast.data.format.reader._OPEN_FILES", 1)
+    monkeypatch.setattr("rhofast.data.format.tar_files._OPEN_FILES", 1)
 
     def open_here() -> int:
         links = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]

@@ -38,8 +38,8 @@ from rhofast.data.sources import _lane_bytes, open_shards, open_training
 from rhofast.errors import ConfigError, SampleError, ShardError, ShardFormatError, ShardMissingError
 from rhofast.storage.cache import Cache
 from rhofast.storage.download import RemoteFolder
+from rhofast.storage.fsspec_store import FsspecFolder
 from rhofast.storage.network import RetryPolicy
-from rhofast.storage.store import FsspecFolder
 from tests.helpers.shards import damage_unit, write_shards
 
 pytest.importorskip("obstore")
@@ -388,7 +388,7 @@ from pathlib import Path
 from rhofast.storage.cache import Cache
 from rhofast.storage.download import RemoteFolder
 from rhofast.storage.network import RetryPolicy
-from rhofast.storage.store import FsspecFolder
+from rhofast.storage.fsspec_store import FsspecFolder
 from rhofast.data.format.remote import RemoteShardSet
 url, folder, name = sys.argv[1:]
 remote = RemoteShardSet(RemoteFolder(url, RetryPolicy(attempts=2)), Cache(Path(folder), max_bytes=10**9))

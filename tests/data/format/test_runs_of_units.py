@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from rhofast.data.format.reader import _adjacent
+from rhofast.data.format.read_request import adjacent_units
 from rhofast.data.types import Units
 from rhofast.data.units import frames_in
 
@@ -20,7 +20,7 @@ def test_runs_cover_all_units_in_order_and_are_as_long_as_they_can_be(seed: int)
     begins = np.cumsum(sizes + gaps) - sizes
     wanted = np.flatnonzero(rng.random(30) < 0.7)
     units = [(number, int(begins[number]), int(sizes[number]), 0) for number in wanted.tolist()]
-    runs = _adjacent(units)
+    runs = adjacent_units(units)
     assert [unit for run in runs for unit in run] == units
     for run in runs:
         (_, first, *_), (_, last, size, _) = run[0], run[-1]
@@ -31,7 +31,7 @@ def test_runs_cover_all_units_in_order_and_are_as_long_as_they_can_be(seed: int)
 
 
 def test_no_unit_is_no_run() -> None:
-    assert _adjacent([]) == []
+    assert adjacent_units([]) == []
 
 
 @pytest.mark.parametrize("frames", [[], [0], [0, 0, 16, 32], [0, 0, 0, 5]])
