@@ -66,7 +66,7 @@ def frames_of(path: Path) -> list[bytes]:
     """Return a digest of each frame, as the decoder gives it."""
     with av.open(str(path)) as container:
         container.streams.video[0].thread_count = 1
-        return [hashlib.blake2b(frame.to_ndarray()).digest() for frame in container.decode(video=0)]
+        return [hashlib.blake2b(frame.to_ndarray().tobytes()).digest() for frame in container.decode(video=0)]
 
 
 def read_share(member: Member, size: int) -> float:

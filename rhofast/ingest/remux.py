@@ -2,8 +2,9 @@
 
     source --read all packets--> times, key frames --plan--> groups of the segment --copy--> member --decode--> damage
 
-The source is read twice and never held in memory. What does not fit is an UnfitError before anything is written.
-Frames get the times of a constant rate, in the order in which they are shown, whatever the source's clock says.
+The source is read twice and never held in memory; of the segments of one file, only the first one reads all of it. What
+does not fit is an UnfitError before anything is written. Frames get the times of a constant rate, in the order in which
+they are shown, whatever the source's clock says.
 
 Frames that an edit list hides at the beginning or at the end are stored, as those around a segment are: groups are
 whole, and the index says which of their frames belong to the sample.
@@ -15,9 +16,8 @@ With `check=full` every frame is decoded, as `ffmpeg` would, and what the decode
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,14 +47,19 @@ class _Packets:
     """The N packets of a source's video stream, in the order of decoding.
 
     Attributes:
+        times: When each is shown, by the clock of the stream, i64[N].
         rank: Number of the frame that each becomes, in the order in which frames are shown, i64[N].
         shown: Whether an edit list leaves it visible, bool[N].
         entry: Whether it begins a group that needs no packet before it, bool[N].
     """
 
+    times: npt.NDArray[np.int64]
     rank: npt.NDArray[np.int64]
     shown: npt.NDArray[np.bool_]
     entry: npt.NDArray[np.bool_]
+
+
+_last: dict[tuple[Any, ...], _Packets] = {}  # of the source that this process read last
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +102,9 @@ def remux(
     """
     check_kind(source)
     try:
-        with captured() as said, open_source(path) as container:
-            said.opened()
-            stream = container.streams[source.stream]
-            check_format(stream)
-            packets = _read_packets(container, stream)
-        _check_messages(said.messages(source), path, source)
+        packets = _packets_of(path, source)
         cut = _plan(packets, source, codec, segment)
-        with open_source(path) as container:
-            _copy(container, container.streams[source.stream], packets, cut, source.fps, out)
+        _copy(path, source, packets, cut, out)
         with captured() as said, out.open("rb") as file:
             said.opened()
             try:
@@ -149,6 +148,22 @@ def check_format(stream: Any) -> None:
         raise UnfitError(Refusal.OTHER_FORMAT, f"pixel format {pixels}")
 
 
+def _packets_of(path: Path, source: SourceInfo) -> _Packets:
+    """Return the packets of a source, which is read unless it is the one of the last call, unchanged."""
+    status = path.stat()
+    key = (path, status.st_ino, status.st_size, status.st_mtime_ns, source.stream)
+    if key not in _last:
+        _last.clear()
+        with captured() as said, open_source(path) as container:
+            said.opened()
+            stream = container.streams[source.stream]
+            check_format(stream)
+            packets = _read_packets(container, stream)
+        _check_messages(said.messages(source), path, source)
+        _last[key] = packets
+    return _last[key]
+
+
 def _read_packets(container: Any, stream: Any) -> _Packets:
     """Read the times of all packets.
 
@@ -166,7 +181,7 @@ def _read_packets(container: Any, stream: Any) -> _Packets:
             raise RefusedError(Refusal.DAMAGED, f"packet {len(times)} is damaged")
         if packet.has_sidedata("new_extradata") and times:
             raise UnfitError(Refusal.CHANGING_SIZE, f"at packet {len(times)} another stream begins")
-        time = packet.dts if container.format.name == "avi" else packet.pts
+        time = _time_of(container, packet)
         if time is None or not timed:
             raise UnfitError(Refusal.OTHER_FORMAT, f"{container.format.name} does not say when pictures are shown")
         times.append(int(time))
@@ -177,7 +192,7 @@ def _read_packets(container: Any, stream: Any) -> _Packets:
         raise UnfitError(Refusal.VARIABLE_RATE, "several pictures have the same time")
     rank = np.empty(len(pts), dtype=np.int64)
     rank[np.argsort(pts)] = np.arange(len(pts))
-    return _Packets(rank, np.array(shown, dtype=bool), np.array(keys, dtype=bool) & parted(pts))
+    return _Packets(pts, rank, np.array(shown, dtype=bool), np.array(keys, dtype=bool) & parted(pts))
 
 
 def _plan(packets: _Packets, source: SourceInfo, codec: RemuxCodec, segment: tuple[float | None, float | None]) -> _Cut:
@@ -209,18 +224,20 @@ def _plan(packets: _Packets, source: SourceInfo, codec: RemuxCodec, segment: tup
     return _Cut(first=int(edges[0]), stop=int(edges[-1]), lead=lead, num_frames=len(frames))
 
 
-def _copy(container: Any, stream: Any, packets: _Packets, cut: _Cut, fps: Fraction, out: Path) -> None:
+def _copy(path: Path, source: SourceInfo, packets: _Packets, cut: _Cut, out: Path) -> None:
     """Write the chosen packets, with times of a constant rate; raises FFmpegError or UnwritableError."""
     ranks = packets.rank[cut.first : cut.stop] - packets.rank[cut.first]
     delay = int((np.arange(len(ranks)) - ranks).max())  # so that no picture is shown before it is decoded
     with ExitStack() as stack:
+        container, stream, number = _open_at(path, source, packets, cut.first)
+        stack.callback(container.close)
         written = _write(out, lambda: av.open(str(out), "w", format="mp4", options=_MP4))
         stack.callback(lambda: _write(out, written.close))
         target = written.add_stream_from_template(stream, opaque=True)  # nothing is encoded
-        target.time_base = 1 / fps
-        for place, packet in _chosen(container, stream, cut):
+        target.time_base = 1 / source.fps
+        for place, packet in _chosen(container, stream, cut, number):
             copied = av.Packet(bytes(packet))  # without flags and side data that mean nothing here
-            copied.stream, copied.time_base = target, 1 / fps
+            copied.stream, copied.time_base = target, 1 / source.fps
             copied.dts, copied.pts, copied.duration = place, int(ranks[place]) + delay, 1
             copied.is_keyframe = bool(packets.entry[cut.first + place])
             _write(out, partial(written.mux, copied))
@@ -236,9 +253,41 @@ def _write(out: Path, call: Callable[[], ResultT]) -> ResultT:
         raise
 
 
-def _chosen(container: Any, stream: Any, cut: _Cut) -> Iterator[tuple[int, Any]]:
-    """Yield the packets of a cut with their places in it."""
+def _open_at(path: Path, source: SourceInfo, packets: _Packets, first: int) -> tuple[Any, Any, int]:
+    """Open a source near a packet.
+
+    Args:
+        path: The source.
+        source: What is inside it.
+        packets: Its packets.
+        first: Number of the packet.
+
+    Returns:
+        The opened container, which the caller closes, its stream, and the number of the packet that comes next; it is
+        not behind `first`.
+    """
     number = 0
+    if first > 0:
+        with suppress(av.error.FFmpegError), open_source(path) as container:
+            stream = container.streams[source.stream]
+            container.seek(int(packets.times[first]), stream=stream)
+            found = np.flatnonzero(packets.times == _time_of(container, next(demux(container, stream))))
+            number = int(found[0]) if len(found) and found[0] <= first else 0
+    container = open_source(path)
+    stream = container.streams[source.stream]
+    if number:  # the same way again, which gives the same packets
+        container.seek(int(packets.times[first]), stream=stream)
+    return container, stream, number
+
+
+def _time_of(container: Any, packet: Any) -> int | None:
+    """Return when a packet is shown; AVI stores times of decoding only."""
+    time: int | None = packet.dts if container.format.name == "avi" else packet.pts
+    return time
+
+
+def _chosen(container: Any, stream: Any, cut: _Cut, number: int) -> Iterator[tuple[int, Any]]:
+    """Yield the packets of a cut with their places in it; the first that the container gives is packet `number`."""
     for packet in demux(container, stream):
         if not packet.size:
             continue

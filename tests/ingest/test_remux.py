@@ -23,6 +23,7 @@ from rhofast.data.format.dataset import open_folder
 from rhofast.data.format.reader import Reader
 from rhofast.data.types import VideoRecord
 from rhofast.errors import SampleError
+from rhofast.ingest import remux as remuxing
 from rhofast.ingest.probe import RefusedError, probe
 from rhofast.ingest.remux import remux
 from rhofast.ingest.transcode import find_ffmpeg
@@ -49,6 +50,12 @@ SOURCES: dict[str, tuple[dict[str, Any], str, list[int]]] = {
     "hevc": ({"vcodec": "libx265", "x265-params": f"{X265}:open-gop=0"}, "mp4", [0, 12, 24, 36]),
     "hevc_open_10": ({"vcodec": "libx265", "x265-params": X265, "pix_fmt": "yuv420p10le"}, "mkv", [0]),
     "vp9": ({"vcodec": "libvpx-vp9", "g": 16, "deadline": "realtime", "cpu-used": 8}, "webm", [0, 16, 32]),
+    "hevc_ts": ({"vcodec": "libx265", "x265-params": f"{X265}:open-gop=0:repeat-headers=1"}, "ts", [0, 12, 24, 36]),
+    "vp9_hidden": (
+        {"vcodec": "libvpx-vp9", "g": 16, "b:v": "200k", "lag-in-frames": 12, "auto-alt-ref": 1, "cpu-used": 5},
+        "mkv",
+        [0, 16, 32],
+    ),
     "av1": ({"vcodec": "libsvtav1", "g": 16, "preset": 12}, "mkv", [0, 16, 32]),
 }
 
@@ -156,6 +163,27 @@ def test_a_segment_is_the_groups_that_contain_it(name: str, sources: dict[str, P
         assert len(member.units.frame) == 1 + sum(group > first for group in groups) + 1
     with pytest.raises(RefusedError, match="the segment lies outside the video"):
         stored(sources[name], tmp_path / "member", segment=(9.0, None))
+
+
+@pytest.mark.parametrize("name", ["h264", "h264_mkv", "h264_ts", "h264_plain_avi", "vp9", "av1"])
+def test_many_segments_of_a_file_read_it_once(
+    name: str, sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_all, count = remuxing._read_packets, 0
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        return read_all(*arguments)
+
+    monkeypatch.setattr(remuxing, "_read_packets", counted)
+    remuxing._last.clear()
+    rgb = shown_rgb(sources[name])
+    for first in (30, 4, 17, 0, 36):
+        member = stored(sources[name], tmp_path / "member", segment=(first / float(RATE), (first + 3) / float(RATE)))
+        pictures, _ = read(member, tmp_path / "member", range(3))
+        assert all(np.array_equal(pictures[frame], rgb[first + frame]) for frame in range(3))
+    assert count == 1
 
 
 def test_frames_that_an_edit_list_hides_are_stored_and_not_counted(sources: dict[str, Path], tmp_path: Path) -> None:
