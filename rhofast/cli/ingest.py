@@ -114,16 +114,31 @@ def shard(
         float | None,
         typer.Option(help="Frames per second. Default: the rate of each video.", rich_help_panel=STORAGE),
     ] = None,
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="Videos per shard.", rich_help_panel=STORAGE)] = 256,
+    samples_per_shard: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Videos per shard; with --clip-seconds each is many samples. Default: 256, or 16 with --clip-seconds.",
+            rich_help_panel=STORAGE,
+        ),
+    ] = None,
+    clip_seconds: Annotated[
+        float | None,
+        typer.Option(help="Cut videos into windows of this duration. Default: no windows.", rich_help_panel=LIMITS),
+    ] = None,
+    stride: Annotated[
+        float | None,
+        typer.Option(help="Seconds from one window to the next. Default: --clip-seconds.", rich_help_panel=LIMITS),
+    ] = None,
     max_seconds: Annotated[
         float | None,
-        typer.Option(help="Seconds that are kept of a longer video. Default: all.", rich_help_panel=LIMITS),
+        typer.Option(help="Seconds that are kept of a longer video or segment. Default: all.", rich_help_panel=LIMITS),
     ] = None,
     min_duration: Annotated[
-        float | None, typer.Option(help="Seconds below which a video is refused.", rich_help_panel=LIMITS)
+        float | None, typer.Option(help="Seconds below which a video or segment is refused.", rich_help_panel=LIMITS)
     ] = None,
     max_duration: Annotated[
-        float | None, typer.Option(help="Seconds above which a video is refused.", rich_help_panel=LIMITS)
+        float | None, typer.Option(help="Seconds above which a video or segment is refused.", rich_help_panel=LIMITS)
     ] = None,
     timeout: Annotated[
         float, typer.Option(help="Seconds after which a video is refused.", rich_help_panel=LIMITS)
@@ -175,6 +190,7 @@ def shard(
     from rhofast.ingest.out_folder import check_out
     from rhofast.ingest.ray_cluster import RayCluster
     from rhofast.ingest.recipes import find_classes, find_records, published_count
+    from rhofast.ingest.segments import check_cutting
     from rhofast.ingest.transcode import TranscodeSettings
 
     names = [*(codec or ["jpeg"]), *([] if fallback is None else [fallback])]
@@ -196,8 +212,13 @@ def shard(
             f"--{sorted(kept)[0].replace('_', '-')}: codec {codecs[0].name} keeps every video as it is",
             hint="omit the option, or choose --codec h264",
         )
+    if stride is not None and clip_seconds is None:
+        raise ConfigError(f"--stride {stride:g}: there are no windows", hint="add --clip-seconds")
+    windows = given(clip_seconds=clip_seconds, stride=stride)
     limits = given(min_duration=min_duration, max_duration=max_duration, timeout=timeout)
-    transcode = parse_section(TranscodeSettings, {**changes, **limits}, where="shard")
+    transcode = parse_section(TranscodeSettings, {**changes, **windows, **limits}, where="shard")
+    takers = codecs if spare is None else [*codecs, spare]
+    check_cutting(takers, "--clip-seconds" if windows else "")
     array_task = None if task is None else parse_task(task)
     processes = workers or os.cpu_count() or 1
     check_out(target)
@@ -213,9 +234,11 @@ def shard(
             stored=stored,
             known=known,
             classes=classes,
+            windows=bool(windows),
             passed_over=passed_over,
             on_count=progress.on_count,
         ) as listing:
+            check_cutting(takers, listing.segment)
             progress.begin(listing.listed, len(listing))
             if dry_run is not None:
                 clips = load_config(None, overrides or []).clips
@@ -231,7 +254,7 @@ def shard(
                         split=_stored_option("--split", split),
                         codec=codecs[0],
                         transcode=transcode,
-                        samples_per_shard=samples_per_shard,
+                        samples_per_shard=samples_per_shard or (16 if windows else 256),
                         fallback=spare,
                     ),
                     RayCluster(address=ray_address, workers=workers)

@@ -44,7 +44,7 @@ from rhofast.storage.network import network_errors, words
 SIZES_FILE = "sizes.json"
 _RESUME = "finished shards are kept: fix the cause and run the same command again"
 _JOB, _SHARD = re.compile(r"\.job-([0-9]{6,9})\.json"), re.compile(r"shard-([0-9]{6,9})")
-_LIMITS = {"min_duration", "max_duration"}
+_LIMITS = {"min_duration", "max_duration", "max_seconds", "clip_seconds", "stride"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,6 +20,7 @@ from rhofast.data.inside import ByteRange, Inside, ParquetCell
 from rhofast.data.types import PassedOver, TimedLabel, VideoRecord
 from rhofast.errors import IngestError
 from rhofast.ingest.annotations import check_extra, check_labels, check_segment
+from rhofast.ingest.segments import record_key, window_key
 from rhofast.ingest.stored_names import shown_source, stored_name
 from rhofast.storage.address import redacted
 from rhofast.storage.files import as_path
@@ -39,6 +40,7 @@ class Listing:
     Attributes:
         listed: Number of records.
         skipped: Number of them that are stored already.
+        segment: Where the first record stands that is a segment of a file; empty without any.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Listing:
         stored: Iterable[str] = (),
         known: Mapping[int, str] | None = None,
         classes: Iterable[str] = (),
+        windows: bool = False,
         passed_over: PassedOverCount | None = None,
         on_count: Callable[[int], None] | None = None,
     ) -> None:
@@ -58,6 +61,7 @@ class Listing:
             stored: Keys of samples that are stored already; their records are skipped.
             known: Names of the labels of samples that are stored already.
             classes: Names of all classes by number, as the recipe knows them, also of those without a record.
+            windows: Whether a record becomes several samples, whose keys are made of its own.
             passed_over: What the recipe does not list, for the message that there are no records.
             on_count: Called from time to time with the number of records read.
 
@@ -66,6 +70,8 @@ class Listing:
                 two labels.
         """
         self.listed = self.skipped = 0
+        self.segment = ""
+        self._windows = windows
         self._classes = _Classes(known or {}, classes)
         self._db = sqlite3.connect("", isolation_level=None)
         try:
@@ -105,8 +111,10 @@ class Listing:
         """Return the number of records, without the skipped ones."""
         return self.listed - self.skipped
 
-    def __contains__(self, key: object) -> bool:
-        return self._db.execute("SELECT 1 FROM records WHERE key = ?", (key,)).fetchone() is not None
+    def __contains__(self, key: str) -> bool:
+        """Return whether a record, or a window of one, has a key."""
+        keys = (key, record_key(key) if self._windows else key)
+        return self._db.execute("SELECT 1 FROM records WHERE key IN (?, ?)", keys).fetchone() is not None
 
     def __iter__(self) -> Iterator[VideoRecord]:
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM records ORDER BY number")
@@ -138,18 +146,22 @@ class Listing:
             "BEGIN",
         ):
             self._db.execute(statement)
-        self._db.executemany("INSERT INTO stored VALUES (?)", ((key,) for key in stored))
+        keys = map(record_key, stored) if self._windows else stored
+        self._db.executemany("INSERT OR IGNORE INTO stored VALUES (?)", ((key,) for key in keys))
 
     def _insert(self, record: VideoRecord) -> None:
         where = _where(record)
-        if not record.key or len(record.key) > _KEY_LENGTH or not set(record.key) <= _KEY_CHARACTERS:
+        longest = _KEY_LENGTH - (len(window_key("", 0)) if self._windows else 0)
+        if not record.key or len(record.key) > longest or not set(record.key) <= _KEY_CHARACTERS:
             raise IngestError(
-                f"{where}: key {record.key[:100]!r} is not 1 to {_KEY_LENGTH} letters, digits, '_' or '-'",
+                f"{where}: key {record.key[:100]!r} is not 1 to {longest} letters, digits, '_' or '-'",
                 hint="correct the key in the recipe",
             )
         label_name = _stored(where, record.label_name)
         label = None if record.label is None else self._classes.add(where, record.label, label_name)
         (start, end), labels = check_segment(where, record), check_labels(where, record)
+        if not self.segment and (start, end) != (None, None):
+            self.segment = where
         for each in labels:
             self._classes.add(where, each.label, self._classes.name_of(each.label))
         extra, inside = check_extra(where, record), _written_inside(where, record.inside)

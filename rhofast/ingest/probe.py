@@ -36,7 +36,7 @@ _ODD_MATRICES = {8, *range(10, 18)}
 _MIN_INTERLACED = 16  # pixels per side; ffmpeg cannot deinterlace smaller pictures, and no camera makes them
 
 _FIRST_PACKETS = 100  # the first picture is decoded from these
-_JUMPY = ("mpeg", "mpegts", "ogg")  # formats whose clock may jump in the middle
+JUMPY = ("mpeg", "mpegts", "ogg")  # formats whose clock may jump in the middle
 _JUMP = 10  # seconds; ffmpeg removes longer jumps of such a clock
 # How FFmpeg describes a stream: "Stream #0:0: Video: evc (Main) (evc1 / 0x31637665), ..."; the codec may be "none".
 _DESCRIBED = re.compile(r"Stream #\d+:\d+.*?: Video: (?P<name>[\w.-]+)(?: \([^/()]*\))*(?: \((?P<tag>.+?) / 0x\w+\))?")
@@ -55,6 +55,7 @@ class Refusal(StrEnum):
     ODD_SHAPE = "odd_shape"  # displayed at an aspect ratio above 16, or rotated by an odd angle
     ODD_COLORS = "odd_colors"  # a color matrix that ffmpeg cannot convert: YCgCo, ICtCp, constant luminance
     TIMEOUT = "timeout"  # it took longer than `timeout`
+    OUTSIDE = "outside_video"  # a segment that begins after the video, or in which no frame is shown
     TOO_SHORT = "too_short"  # shorter than `min_duration`
     TOO_LONG = "too_long"  # longer than `max_duration`
     NO_DECODER = "no_decoder"  # ffmpeg has no decoder for its video codec, which the detail names
@@ -202,7 +203,7 @@ def _read_info(container: Any) -> SourceInfo:
         raise RefusedError(Refusal.ODD_COLORS, f"color matrix {int(context.colorspace)} of ISO/IEC 23091-2")
     stream.thread_count = 1
     pictures: list[Any] = []
-    times = _measure(_packets(container, stream, pictures), stream, has_jumps=kind in _JUMPY)
+    times = _measure(_packets(container, stream, pictures), stream, has_jumps=kind in JUMPY)
     if times.frames == 0:
         raise RefusedError(Refusal.NO_FRAMES)
     mirrored, rotation = (

@@ -213,7 +213,7 @@ def _plan(packets: _Packets, source: SourceInfo, codec: RemuxCodec, segment: tup
         raise UnfitError(Refusal.OTHER_FORMAT, "it does not begin with a key frame at which decoding can begin")
     frames = frames_of_segment(*segment, source.fps, total)
     if not frames:
-        raise RefusedError(Refusal.NO_FRAMES, "the segment lies outside the video")
+        raise RefusedError(Refusal.OUTSIDE, "no frame is shown in the segment")
     begins = packets.rank[entries]  # groups follow one another in the order of showing, too
     first, last = (int(np.searchsorted(begins, hidden + one, side="right")) - 1 for one in (frames[0], frames[-1]))
     edges = np.append(entries, len(packets.rank))[first : last + 2]

@@ -1,36 +1,39 @@
-"""Make one sample of one record: read the source, probe it, transcode it, index what was stored.
+"""Make one sample of one record: read the source, find the part that is meant, store it, say what it is.
 
-record --read_source--> file, digest --probe--> SourceInfo --transcode--> member --index--> NewSample
+record --open--> file, digest, SourceInfo --span_of--> part --store--> member, index --> NewSample
 """
 
 from __future__ import annotations
 
-import math
-import os
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path, PurePath
+from typing import Any
 
 from rhofast.data.codecs.codec import Codec, Member
-from rhofast.data.codecs.remux import RemuxCodec
-from rhofast.data.codecs.unfit import UnfitError
 from rhofast.data.types import TimedLabel, VideoRecord
 from rhofast.ingest.annotations import labels_of_sample
-from rhofast.ingest.ffmpeg_messages import pictures_are_whole
-from rhofast.ingest.machine_errors import UnwritableError
-from rhofast.ingest.probe import UNFIT, Refusal, RefusedError, SourceInfo, probe
-from rhofast.ingest.remux import remux
-from rhofast.ingest.source import Deadline, call_reader, check_unchanged, read_source, retried
+from rhofast.ingest.machine_errors import UnreadableError
+from rhofast.ingest.opened import LastSource
+from rhofast.ingest.probe import UNFIT, Refusal, RefusedError, SourceInfo
+from rhofast.ingest.segments import span_of
+from rhofast.ingest.source import Deadline, retried
+from rhofast.ingest.store import store
 from rhofast.ingest.stored_names import source_name, stored_path
-from rhofast.ingest.transcode import TranscodeSettings, output_fps, transcode
+from rhofast.ingest.transcode import TranscodeSettings
 from rhofast.ingest.writer import NewSample
 
-_MIN_FRAMES = 0.8  # share of the frames that the packets promise; some files are wrong about the last ones
 
-
-def make_sample(record: VideoRecord, codecs: Sequence[Codec], settings: TranscodeSettings, scratch: Path) -> NewSample:
+def make_sample(
+    record: VideoRecord,
+    codecs: Sequence[Codec],
+    settings: TranscodeSettings,
+    scratch: Path,
+    *,
+    sources: LastSource | None = None,
+    state: Any = None,
+) -> NewSample:
     """Probe, transcode and index one video.
 
     Args:
@@ -38,6 +41,8 @@ def make_sample(record: VideoRecord, codecs: Sequence[Codec], settings: Transcod
         codecs: The codec that it is stored with, then those that take it if the one before does not.
         settings: How it is transcoded.
         scratch: A folder for its files, which must stay until the sample is written.
+        sources: Has the source, if it is that of the record before; its copy may lie beside `scratch`.
+        state: What `source_state` returned for the source; None: it is read in any case.
 
     Returns:
         The sample, ready to be written.
@@ -47,14 +52,14 @@ def make_sample(record: VideoRecord, codecs: Sequence[Codec], settings: Transcod
         OSError: `scratch` cannot be written.
         IngestError: ffmpeg was stopped from outside.
     """
-    deadline = Deadline(settings.timeout)
+    deadline, sources = Deadline(settings.timeout), sources or LastSource()
     try:
         digest, place, file, member = retried(
-            lambda: _read_and_store(record, codecs, settings, scratch, deadline), deadline
+            lambda: _read_and_store(record, codecs, settings, scratch, deadline, sources, state),
+            deadline,
         )
     except RefusedError as error:
-        late = error.reason == Refusal.TIMEOUT
-        raise RefusedError(Refusal.TIMEOUT, f"after {settings.timeout:g} s") if late else error from None
+        raise _in_words(error, settings) from None
     codec, shown = codecs[place], source_name(record)
     seconds = float(member.num_frames / member.fps)
     labels = labels_of_sample(map(TimedLabel._make, record.labels or ()), record.start, record.end, seconds)
@@ -88,8 +93,40 @@ def make_sample(record: VideoRecord, codecs: Sequence[Codec], settings: Transcod
     )
 
 
+def probed(
+    record: VideoRecord, settings: TranscodeSettings, folder: Path, *, sources: LastSource, state: Any
+) -> SourceInfo:
+    """Return what is inside the source of a record; arguments and errors are those of `make_sample`."""
+    deadline = Deadline(settings.timeout)
+
+    def attempt() -> SourceInfo:
+        try:
+            return sources.open(record, state, folder, deadline).info(deadline)
+        except UnreadableError:
+            sources.forget()
+            raise
+
+    try:
+        return retried(attempt, deadline)
+    except RefusedError as error:
+        raise _in_words(error, settings) from None
+
+
+def _in_words(refusal: RefusedError, settings: TranscodeSettings) -> RefusedError:
+    """Return a refusal that names the time limit of the sample, where it is one for lateness."""
+    if refusal.reason == Refusal.TIMEOUT:
+        return RefusedError(Refusal.TIMEOUT, f"after {settings.timeout:g} s")
+    return refusal
+
+
 def _read_and_store(
-    record: VideoRecord, codecs: Sequence[Codec], settings: TranscodeSettings, scratch: Path, deadline: Deadline
+    record: VideoRecord,
+    codecs: Sequence[Codec],
+    settings: TranscodeSettings,
+    scratch: Path,
+    deadline: Deadline,
+    sources: LastSource,
+    state: Any,
 ) -> tuple[bytes, int, Path, Member]:
     """Return the source's digest, the place of the codec that takes it, the member's file and what is in it.
 
@@ -99,6 +136,8 @@ def _read_and_store(
         settings: How it is transcoded.
         scratch: A folder for files.
         deadline: Time limit of the video.
+        sources: Has the source, if it is that of the record before.
+        state: What `source_state` returned for it.
 
     Raises:
         RefusedError: The video cannot become a sample.
@@ -106,120 +145,26 @@ def _read_and_store(
         OSError: `scratch` cannot be written.
         IngestError: ffmpeg was stopped from outside.
     """
-    scratch = Path(tempfile.mkdtemp(dir=scratch))  # nothing of an earlier attempt is in the way
-    source = read_source(record.path, scratch, deadline, record.inside)
     try:
-        info = call_reader(probe, source.path, deadline=deadline)
-        _check_duration(info.seconds, settings)
-        for place, codec in enumerate(codecs):
-            try:
-                if isinstance(codec, RemuxCodec):
-                    segment = _segment(record, settings)
-                    file, member = _remux(source.path, info, codec, segment, scratch / "member", deadline)
-                else:
-                    file, member = _store(source.path, info, codec, settings, scratch, deadline)
-                break
-            except RefusedError as refusal:
-                if refusal.reason not in UNFIT or place == len(codecs) - 1:
-                    raise
-    except RefusedError as refusal:
-        check_unchanged(source, refusal, deadline)
+        opened = sources.open(record, state, scratch.parent, deadline)
+        scratch = Path(tempfile.mkdtemp(dir=scratch))  # nothing of an earlier attempt is in the way
+        try:
+            span = span_of(record, opened.info(deadline).seconds, settings)
+            part = None if record.start is None and record.end is None else span
+            for place, codec in enumerate(codecs):
+                try:
+                    file, member = store(opened, part, codec, settings, scratch, deadline)
+                    break
+                except RefusedError as refusal:
+                    if refusal.reason not in UNFIT or place == len(codecs) - 1:
+                        raise
+        except RefusedError as refusal:
+            opened.confirm(refusal, deadline)
+            raise
+    except UnreadableError:
+        sources.forget()
         raise
-    return source.digest, place, file, member
-
-
-def _store(
-    path: Path, source: SourceInfo, codec: Codec, settings: TranscodeSettings, scratch: Path, deadline: Deadline
-) -> tuple[Path, Member]:
-    """Return the member's file and what is in it; arguments and errors are those of `_read_and_store`."""
-    if codec.untouched and (source.mirrored or source.rotation):
-        raise RefusedError(Refusal.NOT_COPYABLE, "its display matrix rotates or mirrors it")
-    file, member = _transcode(path, source, codec, settings, scratch, deadline)
-    if codec.untouched:
-        return file, member if member.fps else replace(member, fps=source.fps)
-    if source.constant and not _is_counted(member, source, settings):
-        # Its packets are not its pictures, as those of single fields: only its timestamps remain.
-        source = replace(source, constant=False)
-        file, member = _transcode(path, source, codec, settings, scratch, deadline)
-    member = replace(member, fps=output_fps(source, settings))
-    _check_complete(member, source, settings)
-    return file, member
-
-
-def _transcode(
-    path: Path, source: SourceInfo, codec: Codec, settings: TranscodeSettings, scratch: Path, deadline: Deadline
-) -> tuple[Path, Member]:
-    """Return the member's file and what is in it; arguments and errors are those of `_read_and_store`."""
-    in_time = settings.model_copy(update={"timeout": deadline.left()})
-
-    def are_whole(path: Path, source: SourceInfo) -> bool:
-        return call_reader(pictures_are_whole, path, source, deadline=deadline)
-
-    file = transcode(path, source, codec, in_time, scratch / "member", are_whole=are_whole)
-    try:
-        if codec.untouched:  # bytes of unknown origin, not of our encoder
-            member = call_reader(_index_member, codec, file, deadline=deadline)
-        else:
-            member = _index_member(codec, file)
-    except UnfitError as error:
-        raise RefusedError(Refusal(error.reason), error.detail) from None
-    except ValueError as error:
-        raise RefusedError(Refusal.DAMAGED, str(error)) from None
-    if member.num_frames == 0:
-        raise RefusedError(Refusal.NO_FRAMES)
-    return file, member
-
-
-def _segment(record: VideoRecord, settings: TranscodeSettings) -> tuple[float | None, float | None]:
-    """Return the beginning and the end, in seconds of the source, of what is kept of it; None for its own."""
-    if settings.max_seconds is None:
-        return record.start, record.end
-    return record.start, min(
-        (record.start or 0.0) + settings.max_seconds, math.inf if record.end is None else record.end
-    )
-
-
-def _remux(
-    path: Path,
-    source: SourceInfo,
-    codec: RemuxCodec,
-    segment: tuple[float | None, float | None],
-    out: Path,
-    deadline: Deadline,
-) -> tuple[Path, Member]:
-    """Return the member's file and what is in it; arguments and errors are those of `_read_and_store`."""
-    try:
-        return out, call_reader(remux, path, source, codec, segment, out, deadline=deadline)
-    except UnfitError as error:
-        raise RefusedError(Refusal(error.reason), error.detail) from None
-    except UnwritableError as error:
-        raise OSError(error.number, os.strerror(error.number), error.folder) from None
-
-
-def _is_counted(member: Member, source: SourceInfo, settings: TranscodeSettings) -> bool:
-    """Return whether about as many frames were stored as there are packets, one for each interval."""
-    expected = min(source.seconds, settings.max_seconds or math.inf) * float(output_fps(source, settings))
-    return abs(member.num_frames - expected) <= 0.05 * expected + 2
-
-
-def _check_complete(member: Member, source: SourceInfo, settings: TranscodeSettings) -> None:
-    """Raise RefusedError unless about as many frames were stored as the packets promised."""
-    expected = min(source.seconds, settings.max_seconds or math.inf) * float(member.fps)
-    if member.num_frames < _MIN_FRAMES * expected - 2:
-        raise RefusedError(Refusal.DAMAGED, f"only {member.num_frames} of {expected:.0f} frames could be decoded")
-
-
-def _index_member(codec: Codec, file: Path) -> Member:
-    with file.open("rb") as content:
-        return codec.index_member(content)
-
-
-def _check_duration(seconds: float, settings: TranscodeSettings) -> None:
-    """Raise RefusedError if a video is shorter than `min_duration` or longer than `max_duration`."""
-    if settings.min_duration is not None and seconds < settings.min_duration:
-        raise RefusedError(Refusal.TOO_SHORT, f"{seconds:.2f} s")
-    if settings.max_duration is not None and seconds > settings.max_duration:
-        raise RefusedError(Refusal.TOO_LONG, f"{seconds:.2f} s")
+    return opened.source.digest, place, file, member
 
 
 def _suffix(path: PurePath) -> str:

@@ -25,8 +25,10 @@ from rhofast.display import printable
 from rhofast.errors import IngestError, ShardError
 from rhofast.ingest.executors import tick
 from rhofast.ingest.job_result import RefusedSource, ShardResult, read_result
+from rhofast.ingest.opened import LastSource
 from rhofast.ingest.probe import Refusal, RefusedError
-from rhofast.ingest.sample import make_sample
+from rhofast.ingest.sample import make_sample, probed
+from rhofast.ingest.segments import windows_of
 from rhofast.ingest.source import ReadingTrouble, source_states
 from rhofast.ingest.stored_names import shown_source, stored_path
 from rhofast.ingest.transcode import TranscodeSettings
@@ -35,7 +37,7 @@ from rhofast.storage.address import redacted
 from rhofast.storage.files import is_local
 
 _DETAIL = 1_000  # characters of what is written about a refused video
-_trouble = ReadingTrouble()  # of all jobs of this process
+_trouble, _sources = ReadingTrouble(), LastSource()  # of all jobs of this process
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,26 +100,52 @@ def run_shard_job(job: ShardJob) -> tuple[int, int]:
         scratch = Path(folder)
 
         def samples() -> Iterator[NewSample]:
+            counted = None
             for record, state in zip(job.records, states, strict=True):
                 refusal = None
                 try:
-                    with tempfile.TemporaryDirectory(dir=scratch) as sample_folder:
-                        yield make_sample(record, codecs, job.settings, Path(sample_folder))
+                    for part in _parts(record, state, job.settings, scratch):
+                        try:
+                            with tempfile.TemporaryDirectory(dir=scratch) as sample_folder:
+                                yield make_sample(
+                                    part, codecs, job.settings, Path(sample_folder), sources=_sources, state=state
+                                )
+                        except RefusedError as error:
+                            refusal = error
+                            refused.append(_refused(part, error))
+                            if error.reason == Refusal.UNREADABLE:
+                                break
                 except RefusedError as error:
                     refusal = error
-                    source = RefusedSource(
-                        key=record.key,
-                        path=stored_path(shown_source(record)),
-                        reason=str(error.reason),
-                        detail=printable(redacted(error.detail), _DETAIL),
-                    )
-                    refused.append(source)
+                    refused.append(_refused(record, error))
                 _trouble.note(record.path, refusal)
-                tick(_source_bytes(record, state))
+                place = (record.path, record.inside)
+                tick(0 if place == counted else _source_bytes(record, state))
+                counted = place
 
         shard = write_shard(job.out, job.name, samples(), scratch=scratch)
     ShardResult(digest=job.digest(), states=states, shard=shard, refused=refused).write(job.result_file)
     return job.number, len(refused)
+
+
+def _parts(
+    record: VideoRecord, state: list[Any] | None, settings: TranscodeSettings, scratch: Path
+) -> Iterator[VideoRecord]:
+    """Yield the records of the samples that a record becomes: itself, or its windows; raise RefusedError for none."""
+    if settings.clip_seconds is None:
+        yield record
+    else:
+        info = probed(record, settings, scratch, sources=_sources, state=state)
+        yield from windows_of(record, info.seconds, settings)
+
+
+def _refused(record: VideoRecord, refusal: RefusedError) -> RefusedSource:
+    return RefusedSource(
+        key=record.key,
+        path=stored_path(shown_source(record)),
+        reason=str(refusal.reason),
+        detail=printable(redacted(refusal.detail), _DETAIL),
+    )
 
 
 def finished_shard(job: ShardJob) -> ShardResult | None:

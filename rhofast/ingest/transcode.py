@@ -34,6 +34,7 @@ from rhofast.config.section import Positive, Section
 from rhofast.data.codecs.codec import SIDE_MULTIPLE, Codec
 from rhofast.data.codecs.containers import ONLY_FILES, WHITELIST
 from rhofast.errors import DependencyError, IngestError
+from rhofast.ingest.cut import Look, Window
 from rhofast.ingest.ffmpeg_messages import LOG_LEVEL, pictures_are_whole, read_messages
 from rhofast.ingest.machine_errors import check_ffmpeg
 from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo
@@ -55,7 +56,9 @@ class TranscodeSettings(Section):
         max_seconds: Keep only the beginning of longer videos; None keeps all.
         min_duration: Refuse shorter videos (seconds); None accepts all.
         max_duration: Refuse longer videos (seconds); None accepts all.
-        timeout: Time limit per video in seconds.
+        clip_seconds: Cut videos into windows of this duration; None stores them as they are listed.
+        stride: Seconds from the beginning of a window to that of the next; None: they follow one another.
+        timeout: Time limit per sample in seconds.
     """
 
     short_side: Annotated[int, Field(ge=SIDE_MULTIPLE, multiple_of=SIDE_MULTIPLE)] = 256
@@ -63,6 +66,8 @@ class TranscodeSettings(Section):
     max_seconds: Positive | None = None
     min_duration: Positive | None = None
     max_duration: Positive | None = None
+    clip_seconds: Positive | None = None
+    stride: Positive | None = None
     timeout: Positive = 3600.0
 
 
@@ -97,9 +102,10 @@ def transcode(
     settings: TranscodeSettings,
     out: Path,
     *,
+    window: Window | None = None,
     are_whole: Callable[[Path, SourceInfo], bool] = pictures_are_whole,
 ) -> Path:
-    """Make the member for one source.
+    """Make the member for one source, or for a part of it.
 
     Args:
         path: The source file.
@@ -107,6 +113,7 @@ def transcode(
         codec: The codec to store it with.
         settings: How it is transcoded.
         out: File to write.
+        window: The frames to store; None for all.
         are_whole: Decides whether the pictures of a file are whole if ffmpeg leaves a doubt. It opens the file in this
             process by default.
 
@@ -116,6 +123,7 @@ def transcode(
 
     Raises:
         RefusedError: The source is damaged, or took longer than the time limit.
+        UncertainError: A piece of the source has other pictures than expected.
         UnreadableError: `path` cannot be read.
         OSError: `out` cannot be written.
         IngestError: ffmpeg was stopped from outside (Ctrl-C, out of memory). This says nothing about the source, so the
@@ -125,7 +133,7 @@ def transcode(
     if expected > _MOST_REPEATS * source.frames + _FEW_FRAMES and not codec.untouched:
         detail = f"{source.frames} pictures have timestamps over {source.seconds / 3600:.1f} h"
         raise RefusedError(Refusal.DAMAGED, detail)
-    command = ffmpeg_command(path, source, codec, settings, out)
+    command = ffmpeg_command(path, source, codec, settings, out, window)
     try:
         done = subprocess.run(command, capture_output=True, timeout=settings.timeout, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
@@ -142,10 +150,19 @@ def transcode(
         raise RefusedError(Refusal.NO_DECODER, source.codec)
     if done.returncode != 0 or said.damage or (said.doubt and not are_whole(path, source)):
         raise RefusedError(Refusal.DAMAGED, message or f"ffmpeg exited with code {done.returncode}")
+    if window is not None and window.cut is not None:
+        window.cut.check(done.stderr, window.look)
     return path if codec.untouched else out
 
 
-def ffmpeg_command(path: Path, source: SourceInfo, codec: Codec, settings: TranscodeSettings, out: Path) -> list[str]:
+def ffmpeg_command(
+    path: Path,
+    source: SourceInfo,
+    codec: Codec,
+    settings: TranscodeSettings,
+    out: Path,
+    window: Window | None = None,
+) -> list[str]:
     """Return the ffmpeg command that makes a member.
 
     Args:
@@ -154,6 +171,7 @@ def ffmpeg_command(path: Path, source: SourceInfo, codec: Codec, settings: Trans
         codec: The codec to store it with.
         settings: How it is transcoded.
         out: File to write.
+        window: The frames to store; None for all.
     """
     rate, side, step = output_fps(source, settings), settings.short_side, SIDE_MULTIPLE
 
@@ -176,10 +194,12 @@ def ffmpeg_command(path: Path, source: SourceInfo, codec: Codec, settings: Trans
             "out_range": "full" if encoder["pix_fmt"].startswith("yuvj") else "limited",
         }
         tone_mapped = source.hdr and _has_filter("zscale") and _has_filter("tonemap")
-        stream = _timed(video, source)
+        stream = _timed(video, source, window)
         if source.interlaced:
             stream = stream.filter("bwdif", deint="interlaced")
         stream = stream.filter("fps", fps=f"{rate.numerator}/{rate.denominator}", eof_action="pass")
+        if window is not None:
+            stream = _chosen(stream, window)
         stream = stream.filter(
             "scale",
             w=f"if(lte(iw*sar,ih),{side},{follow('iw*sar', 'ih')})",
@@ -199,7 +219,7 @@ def ffmpeg_command(path: Path, source: SourceInfo, codec: Codec, settings: Trans
         "fflags": "+bitexact",
         "flags:v": "+bitexact",
     }
-    if settings.max_seconds is not None:
+    if settings.max_seconds is not None and window is None:
         arguments["t"] = settings.max_seconds
     output = ffmpeg.output(stream, f"file:{out}", **arguments).global_args(
         "-nostdin", "-y", "-hide_banner", "-nostats", "-loglevel", LOG_LEVEL, "-xerror"
@@ -208,15 +228,33 @@ def ffmpeg_command(path: Path, source: SourceInfo, codec: Codec, settings: Trans
     return [f"file:{path}" if argument == _SOURCE else argument for argument in command]
 
 
-def _timed(stream: Any, source: SourceInfo) -> Any:
+def _timed(stream: Any, source: SourceInfo, window: Window | None) -> Any:
     """Let time begin with the first picture, which is otherwise repeated if it comes late.
 
-    At a constant rate, pictures are counted: their timestamps are rounded, and sometimes wrong or missing.
+    At a constant rate, pictures are counted: their timestamps are rounded, and sometimes wrong or missing. In a piece
+    of a source they were counted before. What only the source's container tells of colors and pixels, it has lost.
     """
+    tick = f"{source.fps.denominator}/{source.fps.numerator}"
+    if window is not None and window.cut is not None:
+        offset, colors, aspect = window.cut.offset, window.look.known_colors(), window.look.aspect
+        if not source.hdr:  # tone mapping needs it; showinfo writes all of it, byte by byte
+            stream = stream.filter("sidedata", mode="delete")
+        stream = stream.filter("showinfo", checksum=0)  # tells the pictures that are decoded
+        stream = stream.filter("setparams", **colors) if colors else stream
+        stream = stream.filter("setsar", f"{aspect.numerator}/{aspect.denominator}", max=1 << 30)
+        stream = stream.filter("settb", tick) if source.constant else stream
+        return stream.filter("setpts", f"PTS-STARTPTS+round({offset.numerator}/{offset.denominator}/TB)")
     if not source.constant:
         return stream.filter("setpts", "PTS-STARTPTS")
-    tick = f"{source.fps.denominator}/{source.fps.numerator}"
     return stream.filter("settb", tick).filter("setpts", "N")
+
+
+def _chosen(stream: Any, window: Window) -> Any:
+    """Choose frames by their numbers. All are made, so that damage does not depend on when a reader stops."""
+    if window.cut is not None and window.cut.padding:
+        stream = stream.filter("tpad", stop=window.cut.padding, stop_mode="clone")
+    last = "" if window.stop is None else f"*lt(pts,{window.stop})"
+    return stream.filter("select", f"gte(pts,{window.first}){last}").filter("setpts", "N")
 
 
 def _tone_mapped(stream: Any) -> Any:
@@ -228,6 +266,28 @@ def _tone_mapped(stream: Any) -> Any:
     stream = stream.filter("zscale", t="linear", npl=100).filter("format", "gbrpf32le").filter("zscale", p="bt709")
     stream = stream.filter("tonemap", "hable", desat=0)
     return stream.filter("zscale", t="bt709").filter("format", "gbrp")
+
+
+def first_look(path: Path, source: SourceInfo, *, timeout: float) -> Look:
+    """Return what the first picture of a source looks like to ffmpeg.
+
+    Args:
+        path: The source file.
+        source: What is inside it.
+        timeout: Time limit in seconds.
+    """
+    options = {"threads": 1, "max_pixels": _MAX_PIXELS, **WHITELIST, **ONLY_FILES}
+    stream = ffmpeg.input(_SOURCE, **options)[str(source.stream)].filter("trim", end_frame=1)
+    output = ffmpeg.output(stream.filter("showinfo", checksum=0), "-", f="null")
+    command = ffmpeg.compile(
+        output.global_args("-nostdin", "-hide_banner", "-nostats", "-loglevel", LOG_LEVEL), cmd=find_ffmpeg()
+    )
+    command = [f"file:{path}" if argument == _SOURCE else argument for argument in command]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=timeout, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        raise RefusedError(Refusal.TIMEOUT, f"after {timeout:g} s") from None
+    return Look.read(done.stderr)
 
 
 @cache

@@ -16,11 +16,12 @@ import pytest
 from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
-from rhofast.ingest import sample as sample_module
 from rhofast.ingest import source as sources
+from rhofast.ingest import store
 from rhofast.ingest.isolation import IsolatedProcess
 from rhofast.ingest.machine_errors import UnreadableError, check_ffmpeg, check_library_error
 from rhofast.ingest.probe import Refusal, RefusedError
+from rhofast.ingest.sample import make_sample
 from rhofast.ingest.source import Deadline, ReadingTrouble, Source, check_unchanged, read_source, retried
 from rhofast.ingest.transcode import TranscodeSettings, find_ffmpeg
 from tests.helpers.shards import encode_mjpeg, frame_pixels
@@ -205,7 +206,7 @@ def test_a_video_that_misreads_once_is_stored_at_the_second_attempt(
     videos: list[VideoRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk gives wrong bytes to ffmpeg once: the refusal does not hold, since the file reads as before."""
-    transcode, calls = sample_module.transcode, list[Path]()
+    transcode, calls = store.transcode, list[Path]()
 
     def misread(path: Path, *arguments: Any, **options: Any) -> Path:
         made: Path = transcode(path, *arguments, **options)
@@ -215,8 +216,8 @@ def test_a_video_that_misreads_once_is_stored_at_the_second_attempt(
         return made
 
     monkeypatch.setattr(sources, "_PAUSES", (0.0, 0.0))
-    monkeypatch.setattr(sample_module, "transcode", misread)
-    sample = sample_module.make_sample(videos[0], [JpegCodec()], TranscodeSettings(short_side=32), tmp_path)
+    monkeypatch.setattr(store, "transcode", misread)
+    sample = make_sample(videos[0], [JpegCodec()], TranscodeSettings(short_side=32), tmp_path)
     assert sample.member.num_frames == 4 and len(set(calls)) == 2 and sample.file == calls[1]
 
 

@@ -15,7 +15,7 @@ from rhofast.cli.app import app
 from rhofast.data.codecs import codec_settings
 from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.types import VideoRecord
-from rhofast.ingest import sample, shard_job
+from rhofast.ingest import opened, shard_job
 from rhofast.ingest.job_result import read_result
 from rhofast.ingest.source import Deadline, call_reader, isolated
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
@@ -89,7 +89,7 @@ def test_a_video_that_crashes_or_hangs_its_reader_costs_that_video_alone(
             return isolated.call(time.sleep, 60, seconds=0.2)
         return call_reader(function, path, *arguments, deadline=deadline)
 
-    monkeypatch.setattr(sample, "call_reader", fail)
+    monkeypatch.setattr(opened, "call_reader", fail)
     (tmp_path / "out").mkdir()
     job = shard_job.ShardJob(
         number=0,

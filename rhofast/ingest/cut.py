@@ -1,0 +1,365 @@
+"""Cut the packets that a segment needs out of a source, so that it is decoded without what lies before it.
+
+    packets of the source   0 1 2 3 | 4 5 6 7 | 8 9 ...      in the order of decoding; decoding can begin at each bar
+    pictures of a segment             x x x                  and one more, which tells how long the last one is shown
+    piece                             4 5 6 7                a file of its own, in which every picture keeps its time
+
+Everything is found by the times of packets: those of the whole source are read once, the packets that are found after
+a jump into the file must be the same ones, and so must the pictures that ffmpeg says it has decoded of a piece. Where
+the times do not tell which packet becomes which picture (AVI, program and transport streams, raw streams, single
+fields), there is no cut: such a source is decoded from its beginning.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from rhofast.data.codecs.containers import demux, open_source
+from rhofast.data.codecs.segment import frame_from
+from rhofast.data.codecs.timeline import parted, restarts
+from rhofast.ingest.machine_errors import check_library_error
+from rhofast.ingest.probe import JUMPY, SourceInfo
+
+_UNTIMED = {"avi", *JUMPY}  # containers that store times of decoding, or whose clock may jump
+_FIRST_PACKETS = 100  # the first picture is decoded from these
+_SMALL = 16  # bytes; an MPEG-4 picture of fewer may be one that is not coded, which no decoder shows
+# Lines of ffmpeg's filter `showinfo`, of versions 4 to 9.
+_TIME_BASE = re.compile(rb"^\[Parsed_showinfo_\d+ @ [^\]]*\] \[info\] config in time_base: (\d+)/(\d+),", re.MULTILINE)
+_PICTURE = re.compile(
+    rb"^\[Parsed_showinfo_\d+ @ [^\]]*\] \[info\] n: *\d+ pts: *(-?\d+) .*?fmt:(\S+) .*?sar:(\d+)/(\d+) s:(\S+) ",
+    re.MULTILINE,
+)
+_COLORS = re.compile(
+    rb"^\[Parsed_showinfo_\d+ @ [^\]]*\] \[info\] +"
+    rb"color_range:(\S+) color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)",
+    re.MULTILINE,
+)
+_NOTHING = ("unknown", "reserved", "unspecified")  # words for colors that are not told
+_UNKNOWN = -(1 << 63)
+_MP4 = {"movflags": "+frag_keyframe+empty_moov+default_base_moof+skip_trailer", "fflags": "+bitexact"}
+_FIELD_MARGIN = 2  # pictures on each side that deinterlacing looks at
+
+
+class UncertainError(Exception):
+    """It is not certain which packets a segment needs, or what they decode to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packets:
+    """The N packets of a source's video stream, in the order of decoding, and the P pictures that they become.
+
+    Attributes:
+        pts: When each is shown, in ticks, i64[N].
+        num_bytes: Size of each in bytes, i32[N].
+        entry: Whether decoding can begin at each, bool[N].
+        order: Number of the packet that becomes each picture, in the order of showing, i64[P].
+        tick: Seconds per tick.
+        last: Ticks for which the last picture is shown; 0 if unknown.
+    """
+
+    pts: npt.NDArray[np.int64]
+    num_bytes: npt.NDArray[np.int32]
+    entry: npt.NDArray[np.bool_]
+    order: npt.NDArray[np.int64]
+    tick: Fraction
+    last: int
+
+
+def read_packets(path: Path, source: SourceInfo) -> Packets | None:
+    """Read the times of all packets of a source.
+
+    Args:
+        path: The source.
+        source: What is inside it.
+
+    Returns:
+        The packets; None if they do not tell which of them becomes which picture.
+    """
+    if source.container in _UNTIMED:
+        return None
+    pts, sizes, shown, keys = list[int](), list[int](), list[bool](), list[bool]()
+    durations, picture = list[int](), None
+    try:
+        with open_source(path) as container:
+            stream = container.streams[source.stream]
+            stream.thread_count = 1
+            context = stream.codec_context
+            for packet in demux(container, stream):
+                if picture is None and len(pts) < _FIRST_PACKETS:
+                    with suppress(av.error.FFmpegError):
+                        picture = next(iter(packet.decode()), None)
+                if not packet.size:
+                    continue
+                if packet.pts is None or packet.is_corrupt or (pts and packet.has_sidedata("new_extradata")):
+                    return None
+                pts.append(int(packet.pts))
+                sizes.append(packet.size)
+                shown.append(not packet.is_discard)
+                keys.append(bool(packet.is_keyframe) and restarts(context, packet))
+                durations.append(int(packet.duration or 0))
+            tick = Fraction(stream.time_base or 0)
+    except av.error.FFmpegError:
+        return None  # decoding from the beginning finds out what is wrong
+    if picture is None or not keys[0] or not tick or (source.codec == "mpeg4" and min(sizes) <= _SMALL):
+        return None
+    times, visible = np.array(pts, dtype=np.int64), np.array(shown)
+    ascending = np.argsort(times, kind="stable")
+    order = ascending[visible[ascending]]
+    hidden = int(np.argmax(visible[ascending]))
+    is_whole = visible[ascending][hidden : hidden + len(order)].all()  # an edit list hides nothing in the middle
+    if not is_whole or (np.diff(times[ascending]) == 0).any():
+        return None
+    if len(order) != source.frames or picture.pts != times[order[0]]:
+        return None
+    return Packets(
+        pts=times,
+        num_bytes=np.array(sizes, dtype=np.int32),
+        entry=np.array(keys) & parted(times),
+        order=order,
+        tick=tick,
+        last=durations[int(order[-1])],
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """The packets of a segment, and the frames that are made of them.
+
+    At a constant rate pictures are counted, and a tick is the time of one.
+
+    Attributes:
+        first: Number of the first packet.
+        times: When each packet from `first` on is shown, i64[...].
+        pictures: Which of these times pictures are needed of, ascending, i64[...].
+        shift: Time of the first picture of the source.
+        tick: Seconds per tick.
+        frames: The frames of the segment, by their numbers in the whole video.
+        padding: How many frames show the last picture, if the segment ends with the source; otherwise 0. The piece does
+            not say for how long it is shown.
+    """
+
+    first: int
+    times: npt.NDArray[np.int64]
+    pictures: npt.NDArray[np.int64]
+    shift: int
+    tick: Fraction
+    frames: range
+    padding: int
+
+    @property
+    def offset(self) -> Fraction:
+        """Seconds from the first picture of the source to the first one of the piece; below 0 for a hidden one."""
+        return (int(self.times.min()) - self.shift) * self.tick
+
+    def check(self, output: bytes, look: Look) -> None:
+        """Raise UncertainError unless ffmpeg has decoded the needed pictures of the piece, in order and once each.
+
+        Args:
+            output: What it wrote to standard error, with the lines of its filter `showinfo`.
+            look: What the first picture of the source looks like to ffmpeg.
+        """
+        ticks = {Fraction(int(found[1]), int(found[2])) for found in _TIME_BASE.finditer(output)}
+        shown = [int(found[1]) for found in _PICTURE.finditer(output)]
+        if len(ticks) != 1 or not shown:
+            raise UncertainError("the piece has no pictures")
+        tick, begin, (first, last) = ticks.pop(), int(self.times.min()), self.pictures[[0, -1]].tolist()
+        times = [(time - shown[0]) * tick / self.tick + begin for time in shown]
+        if [time for time in times if first <= time <= last] != self.pictures.tolist():
+            raise UncertainError("the piece has other pictures than expected")
+        if not Look.read(output).fits(look):
+            raise UncertainError("pictures have another size or other colors than the first one of the source")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What pictures look like to ffmpeg's filter `showinfo`.
+
+    Attributes:
+        shapes: Their pixel formats and sizes, each once.
+        aspects: Their pixels' ratios of width to height, each once.
+        colors: Their ranges, matrices, primaries and transfer characteristics, each once.
+    """
+
+    shapes: frozenset[tuple[str, ...]] = frozenset()
+    aspects: frozenset[Fraction] = frozenset()
+    colors: frozenset[tuple[str, ...]] = frozenset()
+
+    @classmethod
+    def read(cls, output: bytes) -> Look:
+        """Return what the pictures look like whose lines ffmpeg wrote."""
+        pictures, colors = list(_PICTURE.finditer(output)), list(_COLORS.finditer(output))
+        return cls(
+            shapes=frozenset((found[2].decode(), found[5].decode()) for found in pictures),
+            aspects=frozenset(Fraction(int(found[3]), int(found[4]) or 1) for found in pictures),
+            colors=frozenset(tuple(part.decode() for part in found.groups()) for found in colors),
+        )
+
+    @property
+    def aspect(self) -> Fraction:
+        """The pixels' ratio of width to height; 1 if it is not known."""
+        return next(iter(self.aspects), Fraction(1)) or Fraction(1)
+
+    def known_colors(self) -> dict[str, str]:
+        """Return the colors as arguments of ffmpeg's filter `setparams`, as far as they are known."""
+        names = ("range", "colorspace", "color_primaries", "color_trc")
+        values = next(iter(self.colors), ())
+        return {name: value for name, value in zip(names, values, strict=False) if value not in _NOTHING}
+
+    def fits(self, first: Look) -> bool:
+        """Return whether these pictures look as their source's first one, but for what its container tells."""
+        wanted = next(iter(first.colors), ())
+        return (self.shapes, len(self.aspects)) == (first.shapes, len(first.aspects)) and all(
+            value in (other, *_NOTHING) for values in self.colors for value, other in zip(values, wanted, strict=False)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The frames of a video that are stored.
+
+    Attributes:
+        first: The first frame.
+        stop: The frame behind the last one; None for the end of the video.
+        cut: What of the source is decoded, from a piece of it; None for all of the source.
+        look: What the first picture of the source looks like.
+    """
+
+    first: int
+    stop: int | None
+    cut: Cut | None = None
+    look: Look = Look()
+
+
+def plan_cut(packets: Packets, source: SourceInfo, rate: Fraction, start: float, end: float | None) -> Cut | None:
+    """Find the packets that a segment needs.
+
+    Frame k shows the last picture whose time, rounded to frames, is not after k, as ffmpeg's filter `fps` has it.
+
+    Args:
+        packets: The packets of the source.
+        source: What is inside it.
+        rate: Frames per second of the stored video.
+        start: Beginning of the segment in seconds since the first picture.
+        end: End of the segment; None for the end of the source.
+
+    Returns:
+        The cut; None if the segment has no frames, since it begins after the source or is too short.
+
+    Raises:
+        UncertainError: It is not known when the source ends.
+    """
+    count, order = len(packets.order), packets.order
+    times = np.argsort(np.argsort(packets.pts)) if source.constant else packets.pts - packets.pts.min()
+    tick = 1 / source.fps if source.constant else packets.tick
+    place = times[order] - times[order[0]]
+    last = 1 if source.constant else packets.last
+    total, per_tick = ceil((int(place[-1]) + last) * tick * rate), tick * rate
+    first = frame_from(start, rate)
+    stop = total if end is None else min(total, frame_from(end, rate))
+    # A picture at time t is shown from frame floor(t * rate + 1/2) on.
+    low = int(np.searchsorted(place, ceil((first + Fraction(1, 2)) / per_tick))) - 1
+    high = int(np.searchsorted(place, ceil((stop - Fraction(1, 2)) / per_tick)))
+    if high == count and (not last or source.interlaced):
+        raise UncertainError("it is not known for how long the last picture is shown")
+    if first >= stop:
+        return None
+    if source.interlaced:
+        low, high = low - _FIELD_MARGIN, high + _FIELD_MARGIN
+    wanted = order[max(0, low) : high + 1]
+    begin = int(np.flatnonzero(packets.entry[: wanted[0] + 1])[-1])
+    behind = int(wanted.max()) + 1
+    return Cut(
+        first=begin,
+        times=times[begin:behind],
+        pictures=times[wanted],
+        shift=int(times[order[0]]),
+        tick=tick,
+        frames=range(first, stop),
+        padding=stop - int(place[-1] * per_tick + Fraction(1, 2)) if high >= count else 0,
+    )
+
+
+def write_piece(path: Path, source: SourceInfo, packets: Packets, cut: Cut, out: Path) -> None:
+    """Copy the packets of a cut to a file of their own: an MP4, which keeps rotation.
+
+    Args:
+        path: The source.
+        source: What is inside it.
+        packets: Its packets.
+        cut: Which of them are copied.
+        out: The file to write.
+
+    Raises:
+        UncertainError: The source has other packets than before, or they cannot be copied.
+    """
+    try:
+        if not any(_copy(path, source, packets, cut, out, jump) for jump in ([True, False] if cut.first else [False])):
+            raise UncertainError("it has other packets than before")
+    except (av.error.FFmpegError, OSError, ValueError) as error:  # trouble in writing comes again in decoding
+        check_library_error(error)
+        raise UncertainError(str(error)) from None
+
+
+def _copy(path: Path, source: SourceInfo, packets: Packets, cut: Cut, out: Path, jump: bool) -> bool:
+    """Copy packets, and return whether they are those of the cut; a jump may lead to the wrong place."""
+    decoded, number, stop = _decoding_times(cut.times), -cut.first, len(cut.times)
+    with open_source(path) as container, av.open(str(out), "w", format="mp4", options=_MP4) as piece:
+        stream = container.streams[source.stream]
+        target = piece.add_stream_from_template(stream, opaque=True)
+        target.time_base = cut.tick
+        if jump:
+            container.seek(int(packets.pts[cut.first]), stream=stream)
+            number = _UNKNOWN
+        for packet in demux(container, stream):
+            if not packet.size:
+                continue
+            if number == _UNKNOWN:  # of the first packet behind a jump
+                found = np.flatnonzero(packets.pts == (_UNKNOWN if packet.pts is None else packet.pts))
+                number = int(found[0]) - cut.first if len(found) else 1
+                if number > 0:
+                    return False
+            if number >= 0:
+                place = cut.first + number
+                if packet.pts != packets.pts[place] or packet.size != packets.num_bytes[place]:
+                    return False
+                packet.stream, packet.time_base = target, cut.tick
+                packet.pts, packet.dts = int(cut.times[number]), int(decoded[number])
+                packet.duration = 0
+                piece.mux(packet)
+            number += 1
+            if number == stop:
+                return True
+    return False
+
+
+def _decoding_times(times: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return times of decoding for packets with these times of showing: ascending, and none after its picture's."""
+    ascending = np.sort(times)
+    delay = int((np.arange(len(times)) - np.searchsorted(ascending, times)).max(initial=0))
+    before = ascending[0] - np.arange(delay, 0, -1)
+    return np.concatenate([before, ascending])[: len(times)]
+
+
+def count_pictures(path: Path, source: SourceInfo) -> int:
+    """Decode a source and return the number of its pictures, up to the first error.
+
+    Args:
+        path: The source.
+        source: What is inside it.
+    """
+    count = 0
+    with suppress(av.error.FFmpegError), open_source(path) as container:
+        stream = container.streams[source.stream]
+        stream.thread_count = 1
+        for packet in demux(container, stream):
+            count += len(packet.decode())
+    return count
