@@ -44,7 +44,7 @@ from rhofast.storage.network import network_errors, words
 SIZES_FILE = "sizes.json"
 _RESUME = "finished shards are kept: fix the cause and run the same command again"
 _JOB, _SHARD = re.compile(r"\.job-([0-9]{6,9})\.json"), re.compile(r"shard-([0-9]{6,9})")
-_LIMITS = {"min_duration", "max_duration", "max_seconds", "clip_seconds", "stride"}
+_LIMITS, _CUTS = {"min_duration", "max_duration"}, {"max_seconds", "clip_seconds", "stride"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +75,7 @@ class BuildSettings:
     def written(self) -> dict[str, Any]:
         """Return what `dataset.json` says of the transcoding: every setting that decides what a sample becomes."""
         if self.codec.untouched and self.fallback is None:
-            return self.transcode.model_dump(include=_LIMITS | ({"max_seconds"} if self.codec.cuts else set()))
+            return self.transcode.model_dump(include=_LIMITS | (_CUTS if self.codec.cuts else set()))
         return self.transcode.model_dump(exclude={"timeout"})
 
 
