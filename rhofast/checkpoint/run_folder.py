@@ -11,6 +11,7 @@ KINDS = {
     "linear": "linear probe",
     "attentive": "attentive probe",
     "finetune": "fine-tuning",
+    "multilabel": "fine-tuning, several labels",
 }
 """The kinds of evaluations, as their commands and files are named, with their names in tables."""
 

@@ -1,4 +1,4 @@
-"""The commands that evaluate a backbone: `eval knn`, `retrieval`, `linear`, `attentive` and `finetune`; `embed`."""
+"""The commands that evaluate a backbone: `eval knn`, `retrieval`, `linear`, `attentive`, `finetune`, ...; `embed`."""
 
 from __future__ import annotations
 
@@ -114,6 +114,13 @@ def attentive(
 def finetune(request: ConfiguredRequest, resume: ResumeOption = False) -> None:
     """Fine-tune the whole network on labeled shards, then test it."""
     request.report(_classify(request, "finetune", resume=resume))
+
+
+@evaluate.command()
+@spread
+def multilabel(request: ConfiguredRequest, resume: ResumeOption = False) -> None:
+    """Fine-tune on shards with several labels per video, then test it: mean average precision over the classes."""
+    request.report(_classify(request, "multilabel", resume=resume))
 
 
 def _classify(request: EvalRequest, kind: Kind, *, resume: bool) -> Evaluation:

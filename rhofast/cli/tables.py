@@ -180,7 +180,8 @@ def class_table(evaluation: Evaluation) -> Table:
     ranked = sorted(scores.per_class, key=lambda name: (-scores.per_class[name], name))
     middle = len(ranked) > 2 * _ENDS
     table = Table(title="by class", title_justify="left")
-    for column in ("class", scores.main[0], *(["videos"] if counts else [])):
+    measure = scores.main[0].removeprefix("m")  # the mean of mAP is over the classes
+    for column in ("class", measure, *(["videos"] if counts else [])):
         table.add_column(column, justify="left" if column == "class" else "right")
     for number, name in enumerate(ranked):
         if middle and number == _ENDS:

@@ -225,8 +225,8 @@ class EvalConfig(Section):
     features that classifiers train on."""
 
     test_views: Annotated[int, Field(ge=1, le=1024)] = 10
-    """Number of uniformly spaced clips per test video of a classifier. Its softmax scores are averaged over all views
-    (released code: 10)."""
+    """Number of uniformly spaced clips per test video of a classifier. Its softmax scores are averaged over all views;
+    of several labels per video, the maximum counts (released code: 10)."""
 
     test_crops: Literal[1, 3] = 3
     """Number of square crops along the long side of each clip of `test_views`: 1 (center) or 3 (released code)."""

@@ -43,7 +43,8 @@ class GlobalDropout(nn.Module):
 class Classifier(nn.Module):
     """A backbone with a linear head: [N, 3, T, H, W] -> [N, classes].
 
-    It returns logits in training and softmax scores in evaluation mode. For frames larger than in training, the feature
+    It returns logits in training and scores in evaluation mode, by the softmax or, for several labels per video, by the
+    sigmoid. For frames larger than in training, the feature
     maps of a network with a `feature_maps` method are pooled in windows of the training size, and the scores of all
     positions are averaged.
     """
@@ -57,6 +58,7 @@ class Classifier(nn.Module):
         batch_stats: bool,
         dropout: float = 0.0,
         size: int | None = None,
+        several: bool = False,
     ) -> None:
         """Build the head.
 
@@ -69,6 +71,7 @@ class Classifier(nn.Module):
                 statistics. If not, the running statistics stay fixed.
             dropout: Probability in [0, 1) that a feature is dropped.
             size: Height and width in pixels of the frames in training. None disables the pooling of larger frames.
+            several: Whether a video may have several classes: the scores are sigmoids, not a softmax.
         """
         super().__init__()
         self.backbone = backbone if trained else backbone.requires_grad_(False)
@@ -77,7 +80,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(width, num_classes)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
-        self._trained, self._batch_stats, self._size = trained, batch_stats, size
+        self._trained, self._batch_stats, self._size, self._several = trained, batch_stats, size, several
 
     def train(self, mode: bool = True) -> Classifier:
         """Set the training mode, except for modules of the backbone that stay in evaluation mode."""
@@ -89,13 +92,14 @@ class Classifier(nn.Module):
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return logits (training) or softmax scores (evaluation), f[N, classes]."""
+        """Return logits (training) or scores (evaluation), f[N, classes]."""
         if self.training:
             with torch.set_grad_enabled(self._trained):
                 features = self.backbone(pixels)
             logits: Tensor = self.head(self.dropout(features))
             return logits
-        scores: Tensor = self.head(self._features(pixels)).softmax(dim=-1)
+        positions: Tensor = self.head(self._features(pixels))
+        scores = positions.sigmoid() if self._several else positions.softmax(dim=-1)
         return scores if scores.ndim == 2 else scores.mean(dim=1)
 
     def _features(self, pixels: Tensor) -> Tensor:

@@ -10,14 +10,16 @@ positions of the feature map and averages after the softmax. `Classifier` does t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
 from rhofast.config.schema import AugmentConfig, Config, EvalConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError
-from rhofast.evaluation.features import Progress, extract_features, mean_over_views
+from rhofast.evaluation.features import Features, Progress, extract_features, mean_over_views
 from rhofast.evaluation.scores import Scores, class_map, summarize
 from rhofast.models.backbones.clip_limits import ClipLimits
 
@@ -50,16 +52,7 @@ def score_videos(
         NotFiniteError: If a score is not finite.
     """
     to_train_class = class_map(train, test)
-    section = config.eval
-    found = extract_features(
-        classifier,
-        test,
-        config.model_copy(update={"augment": test_augment(config)}),
-        views=section.test_views,
-        crops=crops_of(test, section),
-        progress=progress,
-        reduce=mean_over_views,
-    )
+    found = score_views(classifier, test, config, reduce=mean_over_views, progress=progress)
     known = found.label >= 0
     scores: npt.NDArray[np.float32] = found.values[known, 0]
     return summarize(
@@ -67,6 +60,39 @@ def score_videos(
         to_train_class[found.label[known]],
         classes=train.info.classes,
         left_out=[*left_out, *(str(error) for error in found.bad)],
+    )
+
+
+def score_views(
+    classifier: nn.Module,
+    test: ShardSet,
+    config: Config,
+    *,
+    reduce: Callable[[Tensor], Tensor],
+    progress: Progress | None = None,
+) -> Features:
+    """Compute a classifier's scores of all views of all test videos, on every rank.
+
+    Args:
+        classifier: Returns scores f[N, C] in evaluation mode. It lies on the device on which it runs.
+        test: Test shards.
+        config: Input, reading and section `eval`.
+        reduce: Makes one score per video and class, f[B, 1, C], of those of its views, f[B, V, C].
+        progress: Called with (samples done, total samples).
+
+    Raises:
+        ShardError: If shards cannot be read.
+        NotFiniteError: If a score is not finite.
+    """
+    section = config.eval
+    return extract_features(
+        classifier,
+        test,
+        config.model_copy(update={"augment": test_augment(config)}),
+        views=section.test_views,
+        crops=crops_of(test, section),
+        progress=progress,
+        reduce=reduce,
     )
 
 

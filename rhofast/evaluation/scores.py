@@ -26,6 +26,7 @@ class Scores:
 
     Attributes:
         measures: Values in [0, 1] by name, the most important first: TOP1 and TOP5 of a classification.
+        chance: The first measure of a guess, where it is not 1 / number of classes; None elsewhere.
         samples: Number of test samples.
         left_out: Training and test samples that could not be read, one line each.
         per_class: The first measure per class name, for classes with test samples.
@@ -37,6 +38,7 @@ class Scores:
     left_out: list[str]
     per_class: dict[str, float]
     confusion: list[list[int]] | None
+    chance: float | None = None
 
     @property
     def main(self) -> tuple[str, float]:
@@ -54,7 +56,7 @@ class Evaluation:
         step: Number of optimizer steps behind the weights. None where it is not known.
         folder: Folder for result files.
         trained: Scores of the backbone.
-        chance: The first measure of a guess, 1 / number of classes. None where it is not known.
+        chance: The first measure of a guess, mostly 1 / number of classes. None where it is not known.
         classes: Class names of the training set.
         untrained: Scores of the same backbone before training. None where they were not requested.
         shards: Location, name, digest and size of the training and the test set.
@@ -164,7 +166,8 @@ def class_map(train: ShardSet, test: ShardSet) -> npt.NDArray[np.int64]:
             )
     number = {name: place for place, name in enumerate(train.info.classes)}
     indices = map(test.index, range(len(test.info.shards)))
-    with_samples = {int(label) for index in indices for label in np.unique(index.label) if label >= 0}
+    every = (np.unique(np.concatenate([index.label, index.labels])) for index in indices)
+    with_samples = {label for labels in every for label in labels.tolist() if label >= 0}
     unknown = [name for label, name in enumerate(test.info.classes) if name not in number and label in with_samples]
     if unknown:
         more = f" (and {len(unknown) - 1} more classes)" if len(unknown) > 1 else ""

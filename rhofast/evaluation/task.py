@@ -72,7 +72,7 @@ class EvalTask:
             folder=folder or self.model.folder,
             trained=trained,
             untrained=untrained,
-            chance=1 / len(self.classes),
+            chance=1 / len(self.classes) if trained.chance is None else trained.chance,
             classes=self.classes,
             shards=self._shards(),
             settings=dict(settings),

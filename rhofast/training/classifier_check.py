@@ -9,13 +9,14 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError
 
 
-def check_classifier(config: Config, shards: ShardSet, *, trains_backbone: bool) -> None:
+def check_classifier(config: Config, shards: ShardSet, *, trains_backbone: bool, several: bool = False) -> None:
     """Refuse settings that a classifier's training cannot follow.
 
     Args:
         config: The configuration.
         shards: What it trains on.
         trains_backbone: Whether the weights of the backbone are trained.
+        several: Whether a video may have several classes.
 
     Raises:
         ConfigError: One setting, with a remedy.
@@ -32,11 +33,18 @@ def check_classifier(config: Config, shards: ShardSet, *, trains_backbone: bool)
             f"optim.layer_decay={decay:g}: a linear probe trains the classifier alone, which has the whole rate",
             hint="set optim.layer_decay=1, or use rhofast eval finetune",
         )
-    if config.augment.mixes:
-        _check_labels(config, shards)
+    smoothing = config.eval.label_smoothing
+    if smoothing and several:
+        raise ConfigError(
+            f"eval.label_smoothing={smoothing:g}: with several labels per video each class is learned by itself",
+            hint="set eval.label_smoothing=0",
+        )
+    _check_trained(shards, several=several)
+    if config.augment.mixes and not several:
+        _check_mixed(config, shards)
 
 
-def _check_labels(config: Config, shards: ShardSet) -> None:
+def _check_mixed(config: Config, shards: ShardSet) -> None:
     """Raise ConfigError if videos that shall be mixed have no label, or several."""
     for shard in shards.used_shards().tolist():
         index, rows = shards.index(shard), shards.rows_of(shard)
@@ -50,3 +58,17 @@ def _check_labels(config: Config, shards: ShardSet) -> None:
                     f"of {shards.where} {have}, and only videos with one label each can be mixed",
                     hint="set augment.mix=0, or leave such samples out with --train-keep",
                 )
+
+
+def _check_trained(shards: ShardSet, *, several: bool) -> None:
+    """Raise ConfigError if no sample has a label; further labels count, too, where there may be several."""
+    is_timed = False
+    for shard in shards.used_shards().tolist():
+        index, rows = shards.index(shard), shards.rows_of(shard)
+        is_timed |= bool(np.diff(index.labels_starts)[rows].any())
+        if (index.label[rows] >= 0).any() or (several and is_timed):
+            return
+    what, hint = "", "train on shards of a labeled set"
+    if is_timed:
+        what, hint = ", only further labels", "for several labels per video: rhofast eval multilabel"
+    raise ConfigError(f"{shards.where}: no video has a label{what}", hint=hint)

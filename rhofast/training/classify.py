@@ -14,6 +14,7 @@ from rhofast.evaluation.task import EvalTask
 from rhofast.training.attentive import ProbeTrainer, check_probes
 from rhofast.training.classifier_check import check_classifier
 from rhofast.training.finetune import ClassifierTrainer, Kind, OnLog
+from rhofast.training.multilabel import MultilabelTrainer
 from rhofast.training.preemption import PreemptionHandler
 from rhofast.training.setup import build_accelerator
 
@@ -40,7 +41,8 @@ def train_classifier(
 
     Args:
         task: Backbone, training shards, test shards and configuration.
-        kind: "linear" leaves the backbone's weights as they are, "attentive" also, "finetune" trains them.
+        kind: "linear" leaves the backbone's weights as they are, "attentive" also, "finetune" trains them, and so does
+            "multilabel", for several labels per video.
         resume: Continue from the newest checkpoint in the classifier's own folder, or begin if there is none.
         on_log: Called on rank 0 with each line of metrics, with `step` and `steps` in it.
         progress: Called during the test with samples done and samples in all.
@@ -58,14 +60,15 @@ def train_classifier(
     """
     repeats = task.config.eval.repeats
     config = task.config.model_copy(update={"clips": task.config.clips.model_copy(update={"num_clips": repeats})})
-    check_classifier(config, task.train, trains_backbone=kind == "finetune")
+    trains = kind in ("finetune", "multilabel")
+    check_classifier(config, task.train, trains_backbone=trains, several=kind == "multilabel")
     if kind == "attentive":
         check_probes(config)
     check_test(task.model.backbone, config)
-    trainer_of = ProbeTrainer if kind == "attentive" else ClassifierTrainer
+    trainers: dict[Kind, type[ClassifierTrainer]] = {"attentive": ProbeTrainer, "multilabel": MultilabelTrainer}
     accelerator = build_accelerator(config)
     with raise_on_lost_ranks():
-        trainer = trainer_of(task, config, kind, accelerator, on_log)
+        trainer = trainers.get(kind, ClassifierTrainer)(task, config, kind, accelerator, on_log)
         with PreemptionHandler(config.train.max_hours) as preemption, trainer.checkpoints, trainer.loader:
             opened = trainer.checkpoints.open(resume=resume, check=trainer.check_same_task)
             if opened.checkpoint is not None:

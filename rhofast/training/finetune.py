@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
@@ -34,7 +34,7 @@ from rhofast.evaluation.attentive import AttentiveProbes
 from rhofast.evaluation.classifier import Classifier
 from rhofast.evaluation.features import Progress
 from rhofast.evaluation.multiview import crops_of, score_videos
-from rhofast.evaluation.scores import Evaluation
+from rhofast.evaluation.scores import Evaluation, Scores
 from rhofast.evaluation.task import EvalTask
 from rhofast.models.batch_norm import synchronize_batch_norm
 from rhofast.models.memory_format import to_channels_last
@@ -54,12 +54,18 @@ from rhofast.training.step import no_garbage_collection
 from rhofast.training.step_timer import StepTimer
 from rhofast.training.targets import soft_cross_entropy, soft_targets
 
-Kind = Literal["linear", "finetune", "attentive"]
+Kind = Literal["linear", "finetune", "attentive", "multilabel"]
 OnLog = Callable[[dict[str, Any]], None]
 
 
 class ClassifierTrainer:
-    """Classifier, optimizer, loader, and the number of steps done. The classifier may be several at once."""
+    """Classifier, optimizer, loader, and the number of steps done. The classifier may be several at once.
+
+    Attributes:
+        fields: Fields of the samples that targets are made of, besides the label.
+    """
+
+    fields: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -87,7 +93,7 @@ class ClassifierTrainer:
         self.classifier = self.build_classifier().to(device)
         if config.train.channels_last:
             self.classifier = to_channels_last(self.classifier)
-        if kind == "finetune" and device.type == "cpu":
+        if kind in ("finetune", "multilabel") and device.type == "cpu":
             check_reduced_precision(
                 self.classifier.backbone,
                 config.train.precision,
@@ -95,8 +101,9 @@ class ClassifierTrainer:
                 size=config.augment.size,
             )
         self.model, self.optimizer = prepare(accelerator, self.classifier, self.build_optimizer())
+        data = shards or task.train
         self.loader = build_loader(
-            config, accelerator, shards or task.train, run.bad_samples, duplicate_single_clip=False
+            config, accelerator, data, run.bad_samples, duplicate_single_clip=False, fields=self.fields
         )
         self.step = 0
         self.steps, self.epochs = run_length(config, self.loader.steps_per_epoch)
@@ -111,10 +118,11 @@ class ClassifierTrainer:
         classifier = Classifier(
             self.task.model.backbone,
             len(self.task.train.info.classes),
-            trained=self.kind == "finetune",
+            trained=self.kind != "linear",
             batch_stats=section.batch_norm != "frozen",
             dropout=section.dropout,
             size=self.config.augment.size,
+            several=self.kind == "multilabel",
         )
         if section.batch_norm in ("node", "sync"):
             synchronize_batch_norm(classifier.backbone, "node" if section.batch_norm == "node" else "sync")
@@ -201,10 +209,9 @@ class ClassifierTrainer:
         for value in self.classifier.state_dict().values():
             broadcast(value)
         task, section = self.task, self.config.eval
-        scores = score_videos(self.classifier, task.train, task.test, self.config, progress=progress)
         return task.result(
             self.kind,
-            scores,
+            self.score(progress),
             settings={
                 "steps": self.step,
                 "epochs": self.epochs,
@@ -215,13 +222,18 @@ class ClassifierTrainer:
             folder=self.config.folder,
         )
 
+    def score(self, progress: Progress | None) -> Scores:
+        """Measure the classifier on the test shards."""
+        task = self.task
+        return score_videos(self.classifier, task.train, task.test, self.config, progress=progress)
+
     def _take_step(self, views: Views) -> tuple[Tensor, Tensor, Tensor, float]:
         """Take one optimizer step.
 
         Returns:
-            The loss, the number of clips whose most probable class was right, the number of clips that have a label,
-            and the learning rate. Of several classifiers at once, losses and hits are means over those whose loss is
-            finite.
+            The loss, the number of clips whose most probable class was right (has the largest target), the number of
+            clips that have a target, and the learning rate. Of several classifiers at once, losses and hits are means
+            over those whose loss is finite.
         """
         config, epoch = self.config, self.step / self.loader.steps_per_epoch
         batch, rank, clips = config.train.batch_size, self.accelerator.process_index, views.pixels.shape[1]
@@ -235,19 +247,23 @@ class ClassifierTrainer:
         rate = self.set_rates(epoch)
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.model(views.pixels.flatten(0, 1))
-        target = self._target(views)
+        target = self.target(views)
         scores = logits.float() if logits.ndim == 3 else logits.float()[:, None]  # [N, classifiers, classes]
-        losses = torch.stack([soft_cross_entropy(each, target) for each in scores.unbind(1)])
+        losses = torch.stack([self.loss(each, target) for each in scores.unbind(1)])
         self.accelerator.backward(losses.sum())  # no weight is shared: each classifier gets its own gradient
         if config.optim.clip is not None:
             self.accelerator.clip_grad_norm_(self.classifier.parameters(), config.optim.clip)
         self.optimizer.step()
-        finite, known = losses.detach().isfinite(), target.sum(dim=1) > 0
+        finite, most = losses.detach().isfinite(), target.amax(dim=1, keepdim=True)
         loss = torch.where(finite, losses.detach(), 0).sum() / finite.sum()  # not finite if none is
-        right = (scores.detach().argmax(dim=2) == target.argmax(dim=1)[:, None]) & known[:, None] & finite
-        return loss, right.sum() / finite.sum(), known.sum(), rate
+        right = (target.gather(1, scores.detach().argmax(dim=2)) == most) & (most > 0) & finite
+        return loss, right.sum() / finite.sum(), (most > 0).sum(), rate
 
-    def _target(self, views: Views) -> Tensor:
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of one classifier's logits f32[N, classes] for targets f32[N, classes]."""
+        return soft_cross_entropy(logits, target)
+
+    def target(self, views: Views) -> Tensor:
         """Return the targets of all clips of a batch, f32[B * P, classes]."""
         clips, partner, share = views.pixels.shape[1], None, None
         if views.share is not None:

@@ -274,7 +274,8 @@ _ALL = (
         name="top1",
         label="training top-1",
         unit="",
-        meaning="Share of the window's training videos, in [0, 1], whose class the classifier gets right.",
+        meaning="Share of the window's training videos, in [0, 1], whose class the classifier gets right; of several "
+        "labels, one of those that hold.",
         high="The classifier fits its training videos.",
         low="The classifier does not fit its training videos yet.",
         only="fine-tuning",

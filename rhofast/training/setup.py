@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -123,6 +123,7 @@ def build_loader(
     bad_log: Path | None,
     *,
     duplicate_single_clip: bool = True,
+    fields: Sequence[str] = (),
 ) -> TrainLoader:
     """Return this rank's training loader.
 
@@ -132,6 +133,7 @@ def build_loader(
         shards: What to train on.
         bad_log: The file that lists bad samples, or None.
         duplicate_single_clip: With `clips.num_clips=1`, return each clip twice, differently augmented.
+        fields: Fields of the samples that batches have besides.
 
     Raises:
         ConfigError: The loader's settings do not fit together, or ranks have opened different data.
@@ -157,6 +159,7 @@ def build_loader(
         dtype=torch.float16 if device.type == "cuda" and config.train.precision != "fp32" else torch.float32,
         bad_log=bad_log,
         duplicate_single_clip=duplicate_single_clip,
+        fields=fields,
     )
 
 

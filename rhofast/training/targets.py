@@ -1,6 +1,7 @@
 """What a classifier is trained towards, and its loss: one function of logits and soft targets, whatever made them.
 
     labels --smoothed--> targets --mixed with those of the partner--> [N, C], rows sum to 1, or to 0 without a label
+    several labels --those that hold while the clip is shown--> [N, C], any number of ones
 
 Smoothing and mixing are linear, so their order does not matter. timm's Mixup makes the same targets.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def soft_targets(
@@ -39,6 +41,23 @@ def soft_targets(
     return target * share[:, None] + _one_hot(partner, num_classes, smoothing) * (1 - share[:, None])
 
 
+def multi_hot_targets(labels: Tensor, share: Tensor | None = None) -> Tensor:
+    """Return how much each clip is of each class, where it may be of several.
+
+    Args:
+        labels: The classes that hold in each clip, bool[B, P, C].
+        share: Share of each clip in its mixture with that of sample b XOR 1, f32[B, P]; None if nothing was mixed.
+
+    Returns:
+        f32[B * P, C] in [0, 1].
+    """
+    target = labels.float()
+    if share is not None:
+        partner = target.view(-1, 2, *target.shape[1:]).flip(1).flatten(0, 1)
+        target = target * share[..., None] + partner * (1 - share[..., None])
+    return target.flatten(0, 1)
+
+
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Return the mean cross-entropy of the clips that have a target; 0, with gradient 0, if none has.
 
@@ -50,6 +69,16 @@ def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """
     losses = -(target * logits.log_softmax(dim=1)).sum(dim=1)
     return losses.sum() / (target.sum(dim=1) > 0).sum().clamp(min=1)
+
+
+def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the mean over clips and classes of the cross-entropy of each class by itself.
+
+    Args:
+        logits: Class scores f32[N, C].
+        target: How much each clip is of each class, f32[N, C] in [0, 1]; a row of zeros is of none.
+    """
+    return functional.binary_cross_entropy_with_logits(logits, target)
 
 
 def _one_hot(label: Tensor, num_classes: int, smoothing: float) -> Tensor:

@@ -14,13 +14,14 @@ from rhofast.checkpoint.backbone import trained_backbone
 from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
+from rhofast.data.types import TimedLabel
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask, open_task
 from rhofast.training.classify import Stopped, train_classifier
 from rhofast.training.metrics import find_metric
 from rhofast.training.optim import learning_rate
-from rhofast.training.targets import soft_cross_entropy
+from rhofast.training.targets import binary_cross_entropy, soft_cross_entropy
 from rhofast.training.trainer import train
 from tests.helpers.reference import needs_vectors, numbers
 from tests.helpers.shards import ROOT, TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
@@ -143,10 +144,8 @@ def test_a_loss_that_is_not_finite_ends_it_and_is_not_saved(
     assert folder is None or all(value.isfinite().all() for value in load_checkpoint(folder).method.values())
 
 
-def test_two_ranks_give_what_one_gives(shards: ShardSet, held_out: ShardSet, tmp_path: Path) -> None:
-    one = train_classifier(task(shards, held_out, tmp_path, "name=one"), kind="finetune")
-    assert isinstance(one, Evaluation)
-    command = ["eval", "finetune", "random", "--train", str(shards.root), "--test", str(held_out.root)]
+def launch_two(command: list[str], tmp_path: Path) -> None:
+    """Run a command of `rhofast eval` in two processes, with the config that `task` has written, as `two`."""
     given = [text for setting in ("name=two", *TINY) for text in ("--set", setting)]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "rhofast"]
     subprocess.run(
@@ -157,6 +156,13 @@ def test_two_ranks_give_what_one_gives(shards: ShardSet, held_out: ShardSet, tmp
         capture_output=True,
         timeout=120,
     )
+
+
+def test_two_ranks_give_what_one_gives(shards: ShardSet, held_out: ShardSet, tmp_path: Path) -> None:
+    one = train_classifier(task(shards, held_out, tmp_path, "name=one"), kind="finetune")
+    assert isinstance(one, Evaluation)
+    command = ["eval", "finetune", "random", "--train", str(shards.root), "--test", str(held_out.root)]
+    launch_two(command, tmp_path)
     two = tmp_path / "runs/random/evals/two"
     assert json.loads((two / "finetune.json").read_text())["trained"] == one.to_json()["trained"]
     assert (two / "finetune-confusion.png").stat().st_size > 1000
@@ -181,6 +187,68 @@ def test_repeats_put_several_clips_of_a_video_into_a_batch(
     for other, message in (("repeats=2", "num_clips was 3, is 2"), ("label_smoothing=0", "label_smoothing was 0.1")):
         with pytest.raises(ResumeError, match=message):
             train_classifier(task(shards, held_out, tmp_path, *settings, f"eval.{other}"), kind="finetune", resume=True)
+
+
+@pytest.fixture
+def timed(tmp_path: Path) -> tuple[ShardSet, ShardSet]:
+    """Return thirteen videos, and six others, whose class 0 holds in their first half, class 1 in the second."""
+    halves = [TimedLabel(0, None, 1.0), TimedLabel(1, 1.0, None)]
+    sets = []
+    for name, count, seconds in (("timed", 13, 24), ("timed_test", 6, 20)):
+        pixels = [[frame_pixels(video, frame) for frame in range(seconds)] for video in range(count)]
+        further = [[] if video == 4 else halves[: video % 2 + 1] for video in range(count)]
+        sets.append(write_shards(tmp_path / name, [encode_mjpeg(one) for one in pixels], further=further))
+    return sets[0], sets[1]
+
+
+def test_several_labels_are_learned_by_what_holds_while_a_clip_is_shown(
+    timed: tuple[ShardSet, ShardSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        "rhofast.training.multilabel.binary_cross_entropy",
+        lambda logits, target: seen.append(target) or binary_cross_entropy(logits, target),
+    )
+    opened = task(*timed, tmp_path, "train.steps=9", "clips.frame_stride=4", "eval.repeats=2")
+    result = train_classifier(opened, kind="multilabel")
+    assert isinstance(result, Evaluation)
+    assert (result.kind, result.trained.samples, list(result.trained.measures)) == ("multilabel", 6, ["mAP"])
+    assert list(result.trained.per_class) == ["class 0", "class 1"]
+    assert result.chance == pytest.approx((5 / 6 + 3 / 6) / 2)  # video 4 has no label
+    found = {tuple(row) for target in seen for row in target.tolist()}
+    assert found == {(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)}  # a clip over the middle has both
+    assert all(target.shape == (8, 2) for target in seen)
+    assert result.to_json()["trained"]["confusion"] is None
+    assert all(0 <= line["top1"] <= 1 for line in metrics(result.folder))
+
+
+def test_several_labels_two_ranks_give_what_one_gives_and_a_resume_what_no_stop_gives(
+    timed: tuple[ShardSet, ShardSet], tmp_path: Path
+) -> None:
+    one = train_classifier(task(*timed, tmp_path, "name=one"), kind="multilabel")
+    stopped = train_classifier(task(*timed, tmp_path, "name=parts", "train.max_hours=1e-9"), kind="multilabel")
+    assert isinstance(one, Evaluation) and isinstance(stopped, Stopped)
+    resumed = train_classifier(task(*timed, tmp_path, "name=parts"), kind="multilabel", resume=True)
+    assert isinstance(resumed, Evaluation) and resumed.trained == one.trained
+    command = ["eval", "multilabel", "random", "--train", str(timed[0].root), "--test", str(timed[1].root)]
+    launch_two(command, tmp_path)
+    two = tmp_path / "runs/random/evals/two"
+    assert json.loads((two / "multilabel.json").read_text())["trained"] == one.to_json()["trained"]
+    losses = [[line["loss"] for line in metrics(run)] for run in (one.folder, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_sets_are_refused_by_the_labels_that_they_have(
+    timed: tuple[ShardSet, ShardSet], shards: ShardSet, held_out: ShardSet, tmp_path: Path
+) -> None:
+    for kind in ("linear", "finetune"):
+        with pytest.raises(ConfigError, match=r"timed: no video has a label, only further labels .*eval multilabel"):
+            train_classifier(task(*timed, tmp_path), kind=kind)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"eval\.label_smoothing=0\.1: with several labels per video"):
+        train_classifier(task(*timed, tmp_path, "eval.label_smoothing=0.1"), kind="multilabel")
+    assert not (tmp_path / "runs").exists()
+    single = train_classifier(task(shards, held_out, tmp_path, "train.steps=1"), kind="multilabel")
+    assert isinstance(single, Evaluation) and single.chance == pytest.approx(1 / 3)  # one label is one of several
 
 
 @pytest.mark.parametrize(
@@ -233,6 +301,7 @@ CONFIGS = {path.stem: path for path in sorted((ROOT / "configs" / "eval").glob("
         ("hmdb51_paper", {59: 0.025, 60: 0.0025, 199: 0.000025}, (0.0, 0.8, 200, "node")),
         ("ssv2", {0: 1e-4, 1: 0.12, 14: 0.012, 18: 0.0012}, (1e-6, 0.5, 22, "node")),
         ("ava", {0: 5e-4, 5.3: 0.3, 16: 0.03, 24: 0.003, 28: 0.0003}, (1e-7, 0.5, 32, "node")),
+        ("charades", {0: 1e-4, 5: 0.2, 39: 0.2, 40: 0.02, 50: 0.002}, (1e-4, 0.5, 60, "node")),
     ],
 )
 def test_a_config_has_its_published_numbers(
@@ -247,7 +316,8 @@ def test_a_config_has_its_published_numbers(
     assert (optim.weight_decay, section.dropout, config.train.epochs, section.batch_norm) == settings
     assert optim.name == "sgd" and optim.nesterov and optim.momentum == 0.9 and section.test_size == 256
     assert (section.test_views, section.test_crops) == ((1, 1) if name == "ssv2" else (10, 3))
-    assert (config.augment.crop, config.augment.size, config.augment.short_side) == ("short_side", 224, (256, 320))
+    longest = 340 if name == "charades" else 320
+    assert (config.augment.crop, config.augment.size, config.augment.short_side) == ("short_side", 224, (256, longest))
     head = path.read_text().partition("\nname =")[0]
     assert config.name == path.stem and f"--config configs/eval/{path.name}" in head
     assert [
@@ -298,12 +368,5 @@ def test_a_config_of_attentive_probes_has_its_published_numbers(name: str) -> No
 
 
 def test_every_config_is_checked() -> None:
-    assert set(CONFIGS) - set(PROBES) == {
-        "linear_k400",
-        "ucf101_byol",
-        "ucf101_moco",
-        "ucf101_paper",
-        "hmdb51_paper",
-        "ssv2",
-        "ava",
-    }
+    ucf101 = {"ucf101_byol", "ucf101_moco", "ucf101_paper"}
+    assert set(CONFIGS) - set(PROBES) == {"linear_k400", *ucf101, "hmdb51_paper", "ssv2", "ava", "charades"}

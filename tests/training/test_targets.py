@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rhofast.training.targets import soft_cross_entropy, soft_targets
+from rhofast.training.targets import binary_cross_entropy, multi_hot_targets, soft_cross_entropy, soft_targets
 
 
 def logits(count: int, classes: int) -> torch.Tensor:
@@ -44,3 +44,19 @@ def test_mixed_targets_are_timm_s() -> None:
     mine = soft_targets(label, 4, smoothing=0.1, partner=label.flip(0), share=share)
     assert torch.allclose(mine, mixup.mixup_target(label, 4, lam=share[:, None], smoothing=0.1))
     assert torch.allclose(mine.sum(dim=1), torch.ones(4))
+
+
+def test_several_labels_are_mixed_as_the_clips_are() -> None:
+    labels = torch.rand(4, 3, 5) < 0.5
+    plain = multi_hot_targets(labels)
+    assert torch.equal(plain, labels.flatten(0, 1).float())
+    share = torch.rand(4, 3)
+    mixed = multi_hot_targets(labels, share).view(4, 3, 5)
+    for sample in range(4):
+        for clip in range(3):
+            own, other = labels[sample, clip].float(), labels[sample ^ 1, clip].float()
+            expected = share[sample, clip] * own + (1 - share[sample, clip]) * other
+            assert torch.allclose(mixed[sample, clip], expected)
+    logits = torch.randn(12, 5)
+    by_hand = -(plain * logits.sigmoid().log() + (1 - plain) * (1 - logits.sigmoid()).log()).mean()
+    assert torch.allclose(binary_cross_entropy(logits, plain), by_hand)

@@ -1,0 +1,33 @@
+"""Fine-tuning with several labels per video: what holds while a clip is shown is learned, each class by itself."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from rhofast.data.types import Views
+from rhofast.evaluation.features import Progress
+from rhofast.evaluation.multilabel import score_labels
+from rhofast.evaluation.scores import Scores
+from rhofast.training.finetune import ClassifierTrainer
+from rhofast.training.targets import binary_cross_entropy, multi_hot_targets
+
+
+class MultilabelTrainer(ClassifierTrainer):
+    """Train towards the union of the labels that hold during each clip, and measure mean average precision."""
+
+    fields: ClassVar[tuple[str, ...]] = ("labels",)
+
+    def target(self, views: Views) -> Tensor:
+        """Return how much each clip of a batch is of each class, f32[B * P, classes]."""
+        assert views.labels is not None, "the loader was asked for them"
+        return multi_hot_targets(views.labels, views.share)
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the mean cross-entropy of all clips and classes, for logits and targets f32[N, classes]."""
+        return binary_cross_entropy(logits, target)
+
+    def score(self, progress: Progress | None) -> Scores:
+        """Measure the classifier on the test shards."""
+        return score_labels(self.classifier, self.task.train, self.task.test, self.config, progress=progress)
