@@ -2,7 +2,7 @@
 #
 #   make demo                   the main job on generated videos, about ten minutes on two CPU cores
 #   make demo VIDEOS=folder     the same on your own videos, in class folders
-#   make test                   lint, types, tests
+#   make test                   lint, types, tests in two processes (JOBS=4: in four)
 #   make docs                   the documentation as a site, in site/
 #   make benchmarks VIDEOS=folder [RESULTS=folder]   all benchmarks that need no GPU
 #   DALI=cu12 make demo         for a torch built for CUDA 12 (the default is cu13; both run without a GPU)
@@ -11,6 +11,7 @@ PYTHON ?= python3
 DALI ?= cu13
 VENV ?= .venv
 VIDEOS ?=
+JOBS ?= 2
 OUT ?= runs/demo$(if $(VIDEOS),-$(shell basename '$(VIDEOS)'))
 
 STAMP := $(VENV)/.installed
@@ -25,7 +26,7 @@ demo: $(STAMP)
 	$(BIN)/rhofast demo --out '$(OUT)' $(if $(VIDEOS),--videos '$(VIDEOS)')
 
 test: $(STAMP) lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
