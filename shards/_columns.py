@@ -1,4 +1,4 @@
-"""Which column of a list is which: paths, labels, names of labels. Not a recipe.
+"""Which column of a list is which: paths, labels, names of labels, times of segments. Not a recipe.
 
 file --find_layout--> Layout --rows--> Row: the fields of each entry by their roles
 """
@@ -6,42 +6,17 @@ file --find_layout--> Layout --rows--> Row: the fields of each entry by their ro
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 from _lists import SEPARATORS, VIDEO_IN_TEXT, ends_in_video, entry_lines, fields_of, problem
+from _roles import IGNORED, LABEL_NAMES, LABELS, PATHS, SELECTING, TIMES, Columns, Role, is_number, most, plain
 
-Role = Literal["path", "label", "label_name"]
-
+_CLOCK = re.compile(r"(?:(\d+):)?([0-5]?\d):([0-5]?\d(?:\.\d*)?)", re.ASCII)  # hours, minutes and seconds
 _NUMBER_FIRST = re.compile(r"\d+(\.0*)?\s+\S", re.ASCII)
 SURVEYED = 200  # entries by which separator and columns are found; the others are checked against them
-
-
-def _words(*rows: str) -> list[str]:
-    return " ".join(rows).split()
-
-
-# Names of columns, of letters and digits alone, the likeliest first
-PATHS = _words(
-    "path filepath videopath file filename videofile videofilename videoname video clippath clipname clip relpath",
-    "relativepath fullpath uri url src source location name youtubeid videoid clipid id",
-)
-LABELS = _words(
-    "label labels labelid labelindex labelidx class classid classindex classidx classlabel target targets category",
-    "categoryid action actionid actionlabel activity activityid groundtruth gt y",
-)
-LABEL_NAMES = _words("labelname labeltext classname categoryname actionname activityname")
-SELECTING = _words(  # would make other samples of a video, or none: they cannot be left out of account
-    "split subset set fold usage start end starttime endtime timestart timeend begin stop startframe endframe",
-    "startsec endsec tstart tend",
-)
-IGNORED = {  # describe a video, or number the lines
-    *("index", "idx", "number", "duration", "seconds", "length", "frames", "numframes", "nframes", "framecount"),
-    *("totalframes", "fps", "framerate", "width", "height", "resolution", "size", "bytes", "filesize", "md5", "sha256"),
-}
 
 
 @dataclass(frozen=True)
@@ -74,12 +49,16 @@ class Row:
         path: The path or address.
         label: The label as it is written; None without one.
         label_name: The name beside a label that is a number; None without one.
+        start: Beginning of the segment in seconds; None for that of the video.
+        end: End of the segment in seconds; None for that of the video.
     """
 
     line: int
     path: str
     label: str | None = None
     label_name: str | None = None
+    start: float | None = None
+    end: float | None = None
 
 
 def find_layout(
@@ -89,6 +68,8 @@ def find_layout(
     header: bool | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
+    start_column: str | None = None,
+    end_column: str | None = None,
 ) -> Layout:
     """Find out how a list is written, from its first entries.
 
@@ -98,6 +79,8 @@ def find_layout(
         header: Whether the first entry has the names of the columns; None: found by what is in it and below it.
         path_column: Name or number (from 1) of the column of paths; None: found.
         label_column: Name or number of the column of labels, or `none`; None: found.
+        start_column: Name or number of the column of the times at which segments begin, or `none`; None: found.
+        end_column: The same for their ends.
 
     Raises:
         ValueError: The list has no entries, or can be read in more than one way.
@@ -118,8 +101,8 @@ def find_layout(
             "write the path first and the label behind it, or say that it is part of the name: --option separator=none",
         )
     named = is_header(where, table[0], table[1:]) if header is None else header
-    choose = _Columns(where, table[0] if named else None, table[1:] if named else table)
-    columns, width = choose.columns(path_column, label_column)
+    choose = Columns(where, table[0] if named else None, table[1:] if named else table)
+    columns, width = choose.columns(path_column, label_column, {"start": start_column, "end": end_column})
     return Layout(
         mark=mark,
         header=sample[0][0] if named else None,
@@ -146,7 +129,22 @@ def rows(path: Path, layout: Layout) -> Iterator[Row]:
             fields.pop()
         _check_fields(f"{path}:{line}", text, fields, layout)
         values = {role: fields[column] for role, column in layout.columns.items() if column < len(fields)}
-        yield Row(line, values["path"], values.get("label") or None, values.get("label_name") or None)
+        start, end = (_seconds(f"{path}:{line}", role, values.get(role)) for role in TIMES)
+        yield Row(line, values["path"], values.get("label") or None, values.get("label_name") or None, start, end)
+
+
+def _seconds(where: str, role: Role, text: str | None) -> float | None:
+    """Return a time in seconds; raises ValueError if it is none."""
+    if not text:
+        return None
+    if is_number(text):
+        return float(text)
+    if clock := _CLOCK.fullmatch(text):
+        return 3600 * int(clock[1] or 0) + 60 * int(clock[2]) + float(clock[3])
+    raise problem(
+        f"{where}: {role}={text[:40]!r} is not a time",
+        f"write seconds, or hours:minutes:seconds; if the column has no times of segments: --option {role}_column=none",
+    )
 
 
 def likeliest_mark(sample: Sequence[str]) -> str:
@@ -193,108 +191,6 @@ def is_header(where: str, first: list[str], others: list[list[str]]) -> bool:
         f"{where}: {', '.join(first)[:80]!r}: no video is named here, but in other lines",
         "say what the line is with --option header=true (names of the columns) or --option header=false",
     )
-
-
-def is_number(field: str | list[str]) -> bool:
-    """Return whether a field, or the only field of a list, is a number."""
-    if not isinstance(field, str):
-        return len(field) == 1 and is_number(field[0])
-    return re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", field, re.ASCII) is not None
-
-
-def most(values: Iterable[bool]) -> bool:
-    """Return whether more than half of the values are true."""
-    counted = list(values)
-    return 2 * sum(counted) > len(counted)
-
-
-def plain(name: str) -> str:
-    """Return the letters and digits of a column's name, in lower case."""
-    return "".join(filter(str.isalnum, name.lower()))
-
-
-class _Columns:
-    """Finds out which column is which."""
-
-    def __init__(self, where: str, header: list[str] | None, sample: list[list[str]]) -> None:
-        self._where, self._header, self._sample = where, header, sample
-        self._names = [plain(name) for name in header or ()]
-        self._width = len(header or (sample[0] if sample else ()))
-
-    def columns(self, path: str | None, label: str | None) -> tuple[dict[Role, int], int | None]:
-        """Return the number of each column by its role, and the number of columns (None: a label may be absent)."""
-        chosen_path = None if path is None else self._chosen("path_column", path)
-        chosen_label = None if label in (None, "none") else self._chosen("label_column", str(label))
-        found: dict[Role, int] = {}
-        if self._header is None and path is None and label is None:
-            return {"path": 0, "label": 1}, None
-        if self._header is None:
-            others = [column for column in range(self._width) if column not in (chosen_path, chosen_label)]
-            found["path"] = others.pop(0) if chosen_path is None and others else chosen_path or 0
-            if label != "none" and (chosen_label is not None or others):
-                found["label"] = others.pop(0) if chosen_label is None else chosen_label
-        else:
-            found["path"] = self._path(chosen_label) if chosen_path is None else chosen_path
-            others = self._others(found["path"])
-            if chosen_label is not None:
-                found["label"] = chosen_label
-                others = [column for column in others if column != chosen_label]
-            elif label is None:
-                found.update(self._labels(others))
-                others = [column for column in others if column not in found.values()]
-        if others and (path is None or label is None):
-            shown = ", ".join(self._header[column] if self._header else str(column + 1) for column in others)
-            raise self._problem(f"it is not known what these columns mean: {shown}")
-        return found, self._width
-
-    def _chosen(self, option: str, column: str) -> int:
-        if column.isascii() and column.isdigit() and 1 <= int(column) <= self._width:
-            return int(column) - 1
-        if column in (self._header or ()):
-            return (self._header or []).index(column)
-        if plain(column) in self._names:
-            return self._names.index(plain(column))
-        known = ", ".join(self._header or map(str, range(1, self._width + 1)))
-        raise ValueError(f"{self._where}: {option}={column}: there is no such column, only {known}")
-
-    def _path(self, label: int | None) -> int:
-        free = [column for column in range(self._width) if column != label]
-        video = [column for column in free if self._most(column, ends_in_video)]
-        if len(video) == 1:
-            return video[0]
-        for name in PATHS:
-            if name in self._names and self._names.index(name) in (video or free):
-                return self._names.index(name)
-        raise self._problem(f"no column is known to hold paths: {', '.join(self._header or ())}")
-
-    def _others(self, path: int) -> list[int]:
-        """Return the columns but for that of paths, names of the same videos, and what only describes them."""
-        index = self._names[0] == "" or self._names[0].startswith("unnamed")  # as pandas writes it
-        free = [column for column in range(int(index), self._width) if column != path]
-        return [column for column in free if self._names[column] not in {*IGNORED, *PATHS}]
-
-    def _labels(self, others: list[int]) -> dict[Role, int]:
-        candidates = [column for column in others if self._names[column] in {*LABELS, *LABEL_NAMES}]
-        candidates = candidates or [column for column in others if self._names[column] not in SELECTING]
-        if not candidates:
-            return {}
-        if len(candidates) == 1:
-            return {"label": candidates[0]}
-        numbers = [column for column in candidates if self._most(column, is_number)]
-        if len(candidates) == 2 and len(numbers) == 1:
-            return {"label": numbers[0], "label_name": next(column for column in candidates if column not in numbers)}
-        raise self._problem(
-            f"several columns may be the label: {', '.join((self._header or [])[c] for c in candidates)}"
-        )
-
-    def _most(self, column: int, holds: Callable[[str], bool]) -> bool:
-        return most(holds(fields[column]) for fields in self._sample if column < len(fields))
-
-    def _problem(self, message: str) -> ValueError:
-        return problem(
-            f"{self._where}: {message}",
-            "choose with --option path_column=NAME and --option label_column=NAME (or none); numbers from 1 do as well",
-        )
 
 
 def _split(path: Path, line: int, text: str, mark: str) -> list[str]:

@@ -3,6 +3,7 @@
     rhofast shard train.csv OUT --option root=/videos
     rhofast shard train.csv OUT --option classes=names.txt
     rhofast shard table.csv OUT --option path_column=file --option label_column=action
+    rhofast shard segments.csv OUT            with the first line: path,label,start,end
 
 SOURCE is the text file, in UTF-8, or in UTF-16 with a byte order mark. Relative paths are relative to `root`, or to the
 folder of the file. Addresses such as s3://bucket/x.mp4 are used unchanged. Skipped are empty lines and comments, which
@@ -15,9 +16,13 @@ spaces, but a label may not.
 The first line may have the names of the columns; `header` says whether it has. Without one, a line is a path and a
 label. With one, columns are recognized by what is in them and by usual names (path, file_name, video; label, class,
 target, category), and one column may have the number and another the name of a class. Columns that only describe a
-video (frames, duration, fps) are ignored; those that choose a part of it or a split (start, end, split), and those
-whose meaning is not known, are an error. `path_column` and `label_column` (a name, a number from 1, or none) choose; if
-both are given, all other columns are ignored.
+video (frames, duration, fps) are ignored; those that choose a split or frames (split, start_frame), and those whose
+meaning is not known, are an error. `path_column` and `label_column` (a name, a number from 1, or none) choose; if both
+are given, all other columns are ignored that are not chosen, too.
+
+Columns named start and end (start_time, time_end, begin, stop, ...) have the times of segments: seconds in the video,
+or hours:minutes:seconds; an empty one is the beginning or the end of the video. `start_column` and `end_column` choose
+them. A line is then a sample of its own, whose key has a digest of its times.
 
 Labels are whole numbers >= 0 (1.0 is one), or names, which are numbered in sorted order. A list that has both is an
 error; with `labels=names` numbers are taken as names too, sorted as text. `unlabeled` is the label that means none,
@@ -34,9 +39,10 @@ from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from _columns import Layout, Row, find_layout, is_number, rows
+from _columns import Layout, Row, find_layout, rows
 from _lists import CLASSES_BYTES, names_by_number, numbered_lines, problem, read_json
-from _paths import key_of
+from _paths import segment_key
+from _roles import is_number
 
 from rhofast.data.types import VideoRecord
 
@@ -53,6 +59,8 @@ def records(
     header: bool | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
+    start_column: str | None = None,
+    end_column: str | None = None,
     labels: Labels | None = None,
     unlabeled: str | None = None,
     classes: Path | None = None,
@@ -66,6 +74,8 @@ def records(
         header: Whether the first line has the names of the columns; None: found.
         path_column: Column of the paths; None: found.
         label_column: Column of the labels, or `none`; None: found.
+        start_column: Column of the times at which segments begin, or `none`; None: found.
+        end_column: Column of the times at which segments end, or `none`; None: found.
         labels: What labels are; None: found.
         unlabeled: The label that means none; None: a list has labels in all lines or in none.
         classes: File with the names of the classes; None: numbers have no names, names are numbered in sorted order.
@@ -73,7 +83,15 @@ def records(
     Raises:
         ValueError: A line cannot be understood.
     """
-    layout = find_layout(source, separator=separator, header=header, path_column=path_column, label_column=label_column)
+    layout = find_layout(
+        source,
+        separator=separator,
+        header=header,
+        path_column=path_column,
+        label_column=label_column,
+        start_column=start_column,
+        end_column=end_column,
+    )
     folder = source.parent if root is None else root
     numbering = find_numbering(source, layout, labels, unlabeled, classes)
     for row in rows(source, layout):
@@ -81,10 +99,12 @@ def records(
         address = "://" in row.path
         odd = not address and ("./" in row.path or "//" in row.path)  # may be written in a plainer way
         yield VideoRecord(
-            key=key_of(PurePosixPath(row.path).as_posix() if odd else row.path),
+            key=segment_key(PurePosixPath(row.path).as_posix() if odd else row.path, row.start, row.end),
             path=row.path if address else folder / row.path,  # type: ignore[arg-type]
             label=label,
             label_name=name,
+            start=row.start,
+            end=row.end,
             where=f"{source}:{row.line}",
         )
 

@@ -33,11 +33,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from _columns import LABELS, PATHS, SELECTING, plain
 from _files import find_files
 from _labels import Classes
 from _lists import problem
 from _paths import key_of, segment_key
+from _roles import LABELS, PATHS, SELECTING, plain
 
 from rhofast.data.inside import ParquetCell
 from rhofast.data.types import VideoRecord

@@ -188,7 +188,13 @@ NUMBERS = "".join(f"{number}.mp4,{number}\n" for number in range(300))
         ("foo,bar\na.mp4,1\nb,?\nc.mp4,3\n", "list.csv:3: label '?' is a name, but others are numbers"),
         ("path,label\na.mp4,1\nb.mp4,2,3\n", "list.csv:3: 3 fields in 2 columns"),
         ("path,split,label\na.mp4,train,4\n", "list.csv:1: it is not known what these columns mean: split"),
-        ("path,label,start,end\na.mp4,4,1,2\n", "list.csv:1: it is not known what these columns mean: start, end"),
+        (
+            "path,label,start,stop,end\na.mp4,4,1,2,2\n",
+            "list.csv:1: it is not known what these columns mean: stop, end",
+        ),
+        ("path,label,start_frame\na.mp4,4,1\n", "list.csv:1: it is not known what these columns mean: start_frame"),
+        ("path,start,end\na.mp4,1,2\na.mp4,x,2\n", "list.csv:3: start='x' is not a time"),
+        ("path,start,end\na.mp4,0:61,99\n", "list.csv:2: start='0:61' is not a time"),
         ("path,label\na.mp4,run\npath,label\nb.mp4,jump\n", "list.csv:3: the names of the columns again"),
         ("path,label,foo\na.mp4,4,1\n", "list.csv:1: it is not known what these columns mean: foo"),
         ("path,verb,noun\na.mp4,4,1\n", "list.csv:1: several columns may be the label: verb, noun"),
@@ -200,7 +206,7 @@ NUMBERS = "".join(f"{number}.mp4,{number}\n" for number in range(300))
         ('[\n  ["a.mp4", 1],\n', "list.csv:1: JSON is not a list of lines"),
         (
             "label,youtube_id,time_start,split\nrun,abc,1,train\n",
-            "list.csv:1: it is not known what these columns mean: time_start",
+            "list.csv:1: it is not known what these columns mean: split",
         ),
         ("a,b\0c\n", "list.csv:1: a NUL character"),
         ("v.mp4 1\n".encode("utf-16-le"), "list.csv:1: a NUL character"),
@@ -283,3 +289,56 @@ def test_what_the_whole_listing_finds_names_the_line(tmp_path: Path, text: str, 
     source.write_text(text)
     with pytest.raises(IngestError, match=says):
         Listing(find_records(source, None, []))
+
+
+# ---- segments ----
+
+
+def segments(folder: Path, text: str, *options: str) -> list[tuple[str, float | None, float | None, int | None]]:
+    source = folder / "list.csv"
+    source.write_text(text)
+    found = list(find_records(source, None, options))
+    assert len({record.key for record in found}) == len(found)
+    return [(record.path.name, record.start, record.end, record.label) for record in found]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("path,start,end,label\na.mp4,1.5,3,0\na.mp4,3,,1\n", [("a.mp4", 1.5, 3.0, 0), ("a.mp4", 3.0, None, 1)]),
+        ("label,end_time,start_time,file\n1,2.5,,a.mp4\n", [("a.mp4", None, 2.5, 1)]),
+        ("path\tbegin\tstop\na b.mp4\t0:59.25\t1:00:01\n", [("a b.mp4", 59.25, 3601.0, None)]),
+        ("video,time_start,time_end\na.mp4,10,20\nb.mp4,1e1,2e1\n", [("a.mp4", 10, 20, None), ("b.mp4", 10, 20, None)]),
+    ],
+)
+def test_columns_of_times_make_segments(tmp_path: Path, text: str, expected: list[object]) -> None:
+    assert segments(tmp_path, text) == expected
+
+
+def test_columns_of_times_can_be_chosen_and_left_out(tmp_path: Path) -> None:
+    text = "path,label,onset,end\na.mp4,0,1,2\n"
+    assert segments(tmp_path, text, "start_column=onset") == [("a.mp4", 1.0, 2.0, 0)]
+    assert segments(tmp_path, text, "start_column=3", "end_column=none") == [("a.mp4", 1.0, None, 0)]
+    assert segments(tmp_path, text, "path_column=path", "label_column=label") == [("a.mp4", None, None, 0)]
+    without = "a.mp4,0.5,2,7\n"
+    chosen = ["path_column=1", "label_column=4", "start_column=2", "end_column=3"]
+    assert segments(tmp_path, without, "header=false", *chosen) == [("a.mp4", 0.5, 2.0, 7)]
+    assert "start_column=when: there is no such column" in error(tmp_path, text, "start_column=when")
+
+
+def test_keys_of_segments_do_not_depend_on_how_times_are_written(tmp_path: Path) -> None:
+    keys = []
+    for start in ("90", "90.0", "1:30", "0:01:30.00"):
+        (tmp_path / "list.csv").write_text(f"path,start\na.mp4,{start}\n")
+        keys += [record.key for record in find_records(tmp_path / "list.csv", None, [])]
+    assert len(set(keys)) == 1
+
+
+def test_a_segment_that_is_listed_twice_or_ends_before_it_begins_is_named(tmp_path: Path) -> None:
+    for text, says in {
+        "path,start,end\na.mp4,1,2\na.mp4,1.0,2\n": "list.csv:3.*occurs twice",
+        "path,start,end\na.mp4,1,2\na.mp4,3,2\n": "list.csv:3.*end=2 is not after start=3",
+    }.items():
+        (tmp_path / "list.csv").write_text(text)
+        with pytest.raises(IngestError, match=says), Listing(find_records(tmp_path / "list.csv", None, [])):
+            pass
