@@ -6,7 +6,8 @@
 SOURCE is a tar, a folder of tars, a name with braces or with * and ?, or a text file with one of these per line. A
 sample is, as in WebDataset, the successive members with one key: `000017.mp4`, `000017.cls`, `000017.json`. Only
 headers and small fields are read to list the samples; later each video is read as one range of bytes. Nothing is
-unpacked, and memory and scratch space do not grow with the tars. Web servers must answer requests for ranges.
+unpacked, and memory and scratch space do not grow with the tars. Of remote tars, 16 are listed side by side; web
+servers must answer requests for ranges.
 
 The video is the member with the suffix of a video; `video` chooses if there are several (`video=left.mp4`). A sample
 without one is an error; with `missing=skip` it is passed over and counted.
@@ -28,10 +29,13 @@ members. Long names (GNU, PAX) are read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from _ahead import read_ahead
 from _files import find_files
 from _labels import Classes
 from _lists import problem
@@ -42,8 +46,10 @@ from _walk import VIDEO_SUFFIXES
 from rhofast.data.inside import ByteRange
 from rhofast.data.types import PassedOver, VideoRecord
 from rhofast.errors import IngestError
+from rhofast.storage.files import is_local
 from rhofast.storage.strict_json import parse_record
 
+_AT_ONCE, _HELD = 16, 2_048  # remote tars that are listed side by side, and samples of each that wait
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
@@ -79,9 +85,9 @@ def records(
     known, stored = Classes(classes, unlabeled=unlabeled), set() if fields == "none" else set(fields.lower().split(","))
     chosen = label or "cls"
     labeled = None if chosen == "none" else chosen.partition(".")[0].lower() if chosen.startswith("json") else chosen
-    for tar in find_files(source, ".tar"):
+    for tar, found in _readings(source, lambda suffix: suffix in stored or suffix == labeled):
         try:
-            for sample in samples(tar, lambda suffix: suffix in stored or suffix == labeled):
+            for sample in found:
                 member = _video(sample, video)
                 if member is None and missing == "skip":
                     yield PassedOver(path=tar / sample.key, reason="samples without a video")
@@ -109,6 +115,16 @@ def records(
 def classes(source: Path, *, classes: Path | None = None, **_: object) -> list[str]:
     """Return the names of all classes, by number, if a file gives them."""
     return Classes(classes).names
+
+
+def _readings(source: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[Path, Iterator[TarSample]]]:
+    """Yield each tar with its samples; of remote tars, the next ones are read already."""
+    tars, read = find_files(source, ".tar"), partial(samples, wanted=wanted)
+    first = next(tars)
+    if is_local(first):
+        yield from ((tar, read(tar)) for tar in chain([first], tars))
+    else:
+        yield from read_ahead(chain([first], tars), read, at_once=_AT_ONCE, held=_HELD)
 
 
 def _video(sample: TarSample, chosen: str | None) -> Member | None:

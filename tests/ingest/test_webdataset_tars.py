@@ -8,8 +8,11 @@ import json
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from rhofast.data.inside import ByteRange
 from rhofast.data.types import PassedOver, VideoRecord
 from rhofast.errors import IngestError, RhofastError
 from rhofast.ingest.listing import Listing
+from rhofast.ingest.recipes import _load as load_recipe
 from rhofast.ingest.recipes import find_classes, find_records
 
 Files = dict[str, bytes]
@@ -283,6 +287,87 @@ def test_a_sample_that_cannot_be_understood_is_one_line(tmp_path: Path, files: F
     with pytest.raises(RhofastError, match=says) as caught:
         listed(pack(tmp_path / "x.tar", files))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_spoiled_tars_are_whole_samples_or_one_line(tmp_path: Path, form: int) -> None:
+    random = Random(form)
+    fields = {"mp4": b"v" * 700, "json": b'{"a": 1}', "cls": b"1"}
+    files = {f"{'d' * (90 if n == 2 else 3)}/{n}.{suffix}": fields[suffix] for n in range(4) for suffix in fields}
+    whole, tar = pack(tmp_path / "whole.tar", files, format=form).read_bytes(), tmp_path / "x.tar"
+    errors = 0
+    for _ in range(150):
+        spoiled, begin = bytearray(whole), random.randrange(len(whole) - 1024)
+        kind = random.choice(["byte", "header", "cut", "insert", "delete", "zeros"])
+        if kind == "byte":
+            spoiled[begin] = random.randrange(256)
+        elif kind == "header":  # one that a reader takes for whole: its checksum is right
+            header = slice(begin // 512 * 512, begin // 512 * 512 + 512)
+            spoiled[header.start + random.choice([0, 124, 130, 156, 157, 257, 345])] = random.choice(
+                b"\0\x80\xff7SxgL5"
+            )
+            spoiled[header.start + 148 : header.start + 156] = b" " * 8
+            spoiled[header.start + 148 : header.start + 156] = b"%06o\0 " % sum(spoiled[header])
+        elif kind == "cut":
+            del spoiled[begin:]
+        elif kind == "insert":
+            spoiled[begin:begin] = random.randbytes(random.choice([1, 511, 512]))
+        elif kind == "delete":
+            del spoiled[begin : begin + random.choice([1, 511, 512, 1024])]
+        else:
+            spoiled[begin : begin + 512] = bytes(512)
+        tar.write_bytes(spoiled)
+        try:
+            for record in find_records(tar, None, ["missing=skip"]):
+                assert isinstance(record.inside, ByteRange)
+                assert 0 <= record.inside.offset <= record.inside.offset + record.inside.size <= len(spoiled)
+        except RhofastError as error:
+            assert "\n" not in str(error) and "x.tar" in str(error)
+            errors += 1
+    assert errors > 40
+
+
+# ---- tars that are far away ----
+
+
+def ahead() -> Callable[..., Any]:
+    load_recipe("webdataset_tars")
+    from _ahead import read_ahead
+
+    return read_ahead  # type: ignore[no-any-return]
+
+
+def test_sources_are_read_side_by_side_and_come_in_order() -> None:
+    meeting = threading.Barrier(4, timeout=20)  # passed only if four are read at once
+
+    def read(source: int) -> Iterator[int]:
+        meeting.wait()
+        yield from range(source)
+
+    found = ahead()(range(8), read, at_once=4, held=2)
+    assert [(source, list(items)) for source, items in found] == [(n, list(range(n))) for n in range(8)]
+
+
+def test_an_error_is_raised_in_its_place_and_nothing_is_left_behind() -> None:
+    def read(source: int) -> Iterator[int]:
+        yield source
+        if source == 1:
+            raise ValueError("of the second")
+        yield from range(1000)
+
+    before, seen = threading.active_count(), []
+    with pytest.raises(ValueError, match="of the second"):
+        for _, items in ahead()(range(9), read, at_once=3, held=2):
+            for item in items:
+                seen.append(item)
+    assert seen == [0, *range(1000), 1]
+    found = ahead()(range(9), read, at_once=3, held=2)
+    next(found)
+    found.close()
+    deadline = time.monotonic() + 20
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() == before
 
 
 PEAK = """
