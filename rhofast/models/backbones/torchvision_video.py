@@ -4,15 +4,17 @@
     mvit_v1_b, mvit_v2_s            2104.11227, 2112.01526    16 frames of 224 x 224 pixels, nothing else
     swin3d_t, swin3d_s, swin3d_b    2106.13230                any clip
 
-Features are the input of torchvision's classifier. The names in the state dict are torchvision's, so its weights can be
+Features are the input of torchvision's classifier; tokens are the places of the map that is pooled before it, or all
+tokens but the class token (mvit). The names in the state dict are torchvision's, so its weights can be
 loaded and exported without conversion, except for the classifier's. This module downloads no weights.
 """
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rhofast.config.section import Section
 from rhofast.models.backbones.clip_limits import ClipLimits
@@ -47,8 +49,22 @@ def torchvision_video(name: str) -> nn.Module:
     network: Any = without_classifier(getattr(video, name)(weights=None), classifier)
     network.limits = limits
     network.register_forward_pre_hook(limits.check_input)
+    network.tokens = types.MethodType(_tokens, network)  # a method: a copy of the network has one of its own
     built: nn.Module = network
     return built
+
+
+def _tokens(network: Any, x: Tensor) -> Tensor:
+    """Return what the features are made of: [N, 3, T, H, W] -> [N, L, num_features]."""
+    pool, seen = getattr(network, "avgpool", None), list[Tensor]()
+    layer: nn.Module = network.norm if pool is None else pool
+    hook = layer.register_forward_hook(lambda _, given, made: seen.append(made[:, 1:] if pool is None else given[0]))
+    try:
+        network(x)
+    finally:
+        hook.remove()
+    [found] = seen
+    return found if pool is None else found.flatten(2).transpose(1, 2)
 
 
 def without_classifier(network: nn.Module, classifier: str) -> nn.Module:

@@ -20,7 +20,9 @@ def test_features_have_the_promised_number_and_only_the_classifier_s_names_are_g
     with torch.device("meta"):  # shapes alone, at no cost
         backbone = build_backbone(name, {}, num_frames=frames, size=size).eval()
         official = getattr(video, name)(weights=None)
-        features = backbone(torch.zeros(2, 3, frames, size, size))
+        clips = torch.zeros(2, 3, frames, size, size)
+        features, tokens = backbone(clips), backbone.tokens(clips)
+    assert tokens.shape[::2] == (2, backbone.num_features) and tokens.shape[1] > 1
     assert features.shape == (2, backbone.num_features)
     ours, theirs = backbone.state_dict(), official.state_dict()
     assert all(theirs[key].shape == value.shape for key, value in ours.items())
@@ -47,6 +49,14 @@ def test_torchvision_s_classifier_on_the_features_gives_torchvision_s_scores(nam
         features = backbone(clip)
         scores = getattr(official, CLASSIFIERS[name])(features).flatten(1)
         assert torch.allclose(scores, official(clip), rtol=1e-4, atol=1e-5)
+        tokens = copy.deepcopy(backbone).tokens(clip)
+        if name in TRANSFORMERS:
+            assert tokens.shape == (1, 8 * 7 * 7, backbone.num_features)
+        else:
+            assert torch.allclose(tokens.mean(dim=1), features, rtol=1e-4, atol=1e-5)
+        for parameter in backbone.parameters():
+            parameter.zero_()
+        assert not torch.equal(backbone.tokens(clip), tokens)  # the copy had weights of its own
 
 
 @pytest.mark.parametrize(
