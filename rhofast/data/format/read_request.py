@@ -24,7 +24,8 @@ class ReadRequest:
         shard: Number of its shard.
         unit_rows: Numbers of the units that hold the frames, i64[U].
         runs: The units, split into runs whose bytes are adjacent.
-        spans: Place of each run in the shard, an offset and a size in bytes.
+        spans: Place of each run in the shard, an offset and a size in bytes; with `with_json` that of KEY.json before.
+        with_json: Whether KEY.json is read, too.
         fetch: The spans on their way from a remote store; None if they are read from a file.
     """
 
@@ -35,6 +36,7 @@ class ReadRequest:
     unit_rows: npt.NDArray[np.int64]
     runs: list[list[Unit]]
     spans: list[tuple[int, int]]
+    with_json: bool
     fetch: SpanFetch | None
 
 

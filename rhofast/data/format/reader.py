@@ -94,25 +94,30 @@ class Reader:
         except ShardError as error:
             raise SampleError(error.message, shard=name, key=f"row {row}", offset=0, hint=error.hint) from None
 
-    def request(self, sample: int, frames: npt.NDArray[np.int32], row: IndexRow | None = None) -> ReadRequest:
+    def request(
+        self, sample: int, frames: npt.NDArray[np.int32], row: IndexRow | None = None, *, with_json: bool = False
+    ) -> ReadRequest:
         """Find out what is to be read for frames of a sample, and ask a remote store for it.
 
         Args:
             sample: Number of the sample in the set.
             frames: Frame numbers, i32 of any shape; repeats are allowed.
             row: The sample's row of the index, if it is known already (see `locate`).
+            with_json: Whether the fields of the user's own are read, too.
 
         Raises:
             SampleError: The index of its shard cannot be used.
         """
         row = self.locate(sample) if row is None else row
         distinct = np.unique(frames)
-        rows = self.codecs[row.codec].units_for(row.units, row.num_frames, distinct)
+        none = np.zeros(0, dtype=np.int64)
+        rows = self.codecs[row.codec].units_for(row.units, row.num_frames, distinct) if len(distinct) else none
         shard, _ = self.shards.locate(sample)
         # As lists, once per sample: numbers of numpy are slow one by one.
         columns = (row.units.offset, row.units.size, row.units.crc)
         runs = adjacent_units(list(zip(rows.tolist(), *(column[rows].tolist() for column in columns), strict=True)))
         spans = [(row.offset + run[0][1], run[-1][1] + run[-1][2] - run[0][1]) for run in runs]
+        spans = [(row.json_offset, row.json_size), *spans] if with_json else spans
         return ReadRequest(
             sample=sample,
             row=row,
@@ -121,32 +126,36 @@ class Reader:
             unit_rows=rows,
             runs=runs,
             spans=spans,
+            with_json=with_json,
             fetch=self.shards.fetch_spans(shard, spans),
         )
 
-    def read(self, sample: int, frames: npt.NDArray[np.int32], row: IndexRow | None = None) -> Sample:
+    def read(
+        self, sample: int, frames: npt.NDArray[np.int32], row: IndexRow | None = None, *, with_json: bool = False
+    ) -> Sample:
         """Read the given frames of a sample.
 
         Args:
             sample: Number of the sample in the set.
             frames: Frame numbers, i32 of any shape; repeats are allowed.
             row: The sample's row of the index, if it is known already (see `locate`).
+            with_json: Whether the fields of the user's own are read, too.
 
         Returns:
             The distinct frames, as stored pictures, as decoded pictures, or as a stream for the device.
 
         Raises:
-            SampleError: The shard is missing or short, a read failed, or a checksum is wrong. The error carries the
-                address of the first bad byte range.
+            SampleError: The shard is missing or short, a read failed, a checksum is wrong, or KEY.json is not what the
+                format says. The error carries the address of the first bad byte range.
             DecodeError: A stream does not decode to its frames. The error carries the address of the member.
             MachineError: The machine or the store refused the read for too long, for a reason that is not in the data.
         """
-        return self.finish(self.request(sample, frames, row))
+        return self.finish(self.request(sample, frames, row, with_json=with_json))
 
     def finish(self, request: ReadRequest) -> Sample:
         """Read what was requested. Results and errors are those of `read`."""
         row, distinct, codec = request.row, request.frames, self.codecs[request.row.codec]
-        pieces, bytes_read = self._read_units(request)
+        pieces, note, bytes_read = self._read_pieces(request)
         stream, pictures = None, dict[int, npt.NDArray[np.uint8]]()
         if codec.pictures and not self._decode_pictures:
             found = (np.frombuffer(piece, dtype=np.uint8) for piece in pieces)
@@ -165,6 +174,7 @@ class Reader:
         used, decoded = float(sum(piece.nbytes for piece in pieces)), len(distinct)
         if not codec.pictures and len(distinct):
             used, decoded = usage(row.units, row.num_frames, distinct)
+        used += row.json_size if request.with_json else 0
         return Sample(
             sample=request.sample,
             key=row.key,
@@ -174,6 +184,7 @@ class Reader:
             stream=stream,
             bytes_used=used,
             frames_decoded=decoded,
+            extra=None if note is None else note.extra,
         )
 
     def read_json(self, sample: int, row: IndexRow | None = None) -> SampleJson:
@@ -188,35 +199,17 @@ class Reader:
                 the format says. The error carries the address of KEY.json.
             MachineError: The machine or the store refused the read for too long, for a reason that is not in the data.
         """
-        if row is None:
-            row = self.locate(sample)
-        shard, _ = self.shards.locate(sample)
-        try:
-            return self._read_json_checked(shard, row)
-        except UnavailableError:
-            raise
-        except SampleError:
-            if not self._fetched_again(shard):
-                raise
-        return self._read_json_checked(shard, row)
-
-    def _read_json_checked(self, shard: int, row: IndexRow) -> SampleJson:
-        name, offset = self.shards.info.shards[shard].tar, row.json_offset
-        spans = [(offset, row.json_size)]
-        (content,), _ = self._contents(shard, spans, row.key, self.shards.fetch_spans(shard, spans))
-        if crc32(content) != row.json_crc:
-            raise SampleError("KEY.json: checksum mismatch", shard=name, key=row.key, offset=offset)
-        try:
-            return parse_sample_json(bytes(content))
-        except ShardFormatError as error:
-            raise SampleError(error.message, shard=name, key=row.key, offset=offset) from None
+        no_frames = np.zeros(0, dtype=np.int32)
+        _, note, _ = self._read_pieces(self.request(sample, no_frames, row, with_json=True))
+        assert note is not None, "it was requested"
+        return note
 
     def _fetched_again(self, shard: int) -> bool:
         """Return whether damaged bytes are of a remote shard, and another attempt may bring others."""
         return isinstance(self.shards, RemoteShardSet) and self.shards.recheck(self.shards.info.shards[shard].tar)
 
-    def _read_units(self, request: ReadRequest) -> tuple[list[memoryview], int]:
-        """Read units and check each of them; return them and the number of bytes read.
+    def _read_pieces(self, request: ReadRequest) -> tuple[list[memoryview], SampleJson | None, int]:
+        """Read units and KEY.json and check each of them; return them and the number of bytes read.
 
         What a remote store gave damaged is read once more, after it was fetched again.
         """
@@ -229,9 +222,12 @@ class Reader:
                 raise
         return self._read_checked(request, self.shards.fetch_spans(request.shard, request.spans))
 
-    def _read_checked(self, request: ReadRequest, fetch: SpanFetch | None) -> tuple[list[memoryview], int]:
+    def _read_checked(
+        self, request: ReadRequest, fetch: SpanFetch | None
+    ) -> tuple[list[memoryview], SampleJson | None, int]:
         row, codec, pieces = request.row, self.codecs[request.row.codec], list[memoryview]()
         contents, bytes_read = self._contents(request.shard, request.spans, row.key, fetch)
+        note = self._check_json(request.shard, row, contents.pop(0)) if request.with_json else None
         for run, content in zip(request.runs, contents, strict=True):
             start = run[0][1]
             for unit, begin, size, crc in run:
@@ -248,7 +244,16 @@ class Reader:
                         offset=row.offset + begin,
                     )
                 pieces.append(piece)
-        return pieces, bytes_read
+        return pieces, note, bytes_read
+
+    def _check_json(self, shard: int, row: IndexRow, content: memoryview) -> SampleJson:
+        name, fault = self.shards.info.shards[shard].tar, "KEY.json: checksum mismatch"
+        if crc32(content) == row.json_crc:
+            try:
+                return parse_sample_json(bytes(content))
+            except ShardFormatError as error:
+                fault = error.message
+        raise SampleError(fault, shard=name, key=row.key, offset=row.json_offset)
 
     def _contents(
         self, shard: int, spans: list[tuple[int, int]], key: str, fetch: SpanFetch | None

@@ -131,7 +131,7 @@ class BatchReader:
         reader = self._readers[number]
         if not reader.fetches:
             return self._pool.submit(self._read_one, sample, frames, row)
-        request = reader.request(local, frames, row)
+        request = reader.request(local, frames, row, with_json=self._fields.extra is not None)
         assert request.fetch is not None
         read: Future[Sample] = Future()
         request.fetch.when_done(lambda: self._finish_later(reader, request, sample, read))
@@ -141,19 +141,14 @@ class BatchReader:
         """Read the bytes of a sample's frames from files, in a thread of the pool."""
         number, local = self._shards.locate(sample)
         reader = self._readers[number]
-        return self._complete(reader.read(local, frames, row), reader, row, sample)
-
-    def _complete(self, read: Sample, reader: Reader, row: IndexRow, sample: int) -> Sample:
-        """Add the fields of a sample, and give it its number in the data, which is not that in its set."""
-        read = self._fields.read(read, reader, row, read.sample)
-        return read if read.sample == sample else replace(read, sample=sample)
+        return _numbered(reader.read(local, frames, row, with_json=self._fields.extra is not None), sample)
 
     def _finish_later(self, reader: Reader, request: ReadRequest, sample: int, read: Future[Sample]) -> None:
         """Have the pool read a sample whose bytes are there, and pass the result on."""
 
         def finish() -> None:
             try:
-                read.set_result(self._complete(reader.finish(request), reader, request.row, sample))
+                read.set_result(_numbered(reader.finish(request), sample))
             except BaseException as error:  # noqa: BLE001 - it is raised again where the result is waited for
                 read.set_exception(error)
 
@@ -165,3 +160,8 @@ class BatchReader:
             self._pool.submit(finish).add_done_callback(give_up)
         except RuntimeError:  # the pool has been shut down
             read.cancel()
+
+
+def _numbered(read: Sample, sample: int) -> Sample:
+    """Give a sample its number in the data, which is not that in its set."""
+    return read if read.sample == sample else replace(read, sample=sample)

@@ -1,7 +1,7 @@
 """What a batch has of its samples beside pixels and class numbers: keys, labels by time, the user's own fields.
 
     fields=("key", "labels", "extra.caption") --checked against the sets--> BatchFields
-    BatchFields --in the reading threads--> Sample.extra --with the plan's frames--> Views.key, .labels, .extra
+    BatchFields --with the bytes of the frames--> Sample.extra --with the plan's frames--> Views.key, .labels, .extra
 
 Nothing is read or computed for fields that are not asked for.
 """
@@ -9,7 +9,7 @@ Nothing is read or computed for fields that are not asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from rhofast.data.format.index import IndexRow
 from rhofast.data.format.reader import Reader
 from rhofast.data.loader.batch import Batch
 from rhofast.data.sampling.labels import labels_in_clips
-from rhofast.data.types import Sample, Views
+from rhofast.data.types import Views
 from rhofast.errors import ConfigError, SampleError
 
 NO_LABEL = -100  # torch's ignore index
@@ -48,25 +48,6 @@ class BatchFields:
     key: bool = False
     classes: int | None = None
     extra: tuple[str, ...] | None = None
-
-    def read(self, sample: Sample, reader: Reader, row: IndexRow, local: int) -> Sample:
-        """Return a sample with what must be read of its KEY.json.
-
-        Args:
-            sample: The sample.
-            reader: Reader of its set.
-            row: Its row of the index.
-            local: Its number in the set.
-
-        Raises:
-            SampleError: As `Reader.read_json`.
-            MachineError: As `Reader.read_json`.
-        """
-        if self.extra is None:
-            return sample
-        extra = self.chosen(reader.read_json(local, row).extra)
-        size = row.json_size
-        return replace(sample, extra=extra, bytes_read=sample.bytes_read + size, bytes_used=sample.bytes_used + size)
 
     def chosen(self, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields that were asked for, as far as a sample has them."""
@@ -116,7 +97,7 @@ class BatchFields:
             share=None if share is None else copy_to_device(torch.from_numpy(share), device),
             labels=labels,
             key=[sample.key for sample in batch.read] if self.key else None,
-            extra=None if self.extra is None else [sample.extra or {} for sample in batch.read],
+            extra=None if self.extra is None else [self.chosen(sample.extra or {}) for sample in batch.read],
         )
 
 

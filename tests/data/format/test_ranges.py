@@ -20,6 +20,7 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.ranges import RangeOptions, join_spans
 from rhofast.data.format.reader import Reader
 from rhofast.data.format.remote import RemoteShardSet
+from rhofast.data.loader.eval_loader import EvalLoader
 from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sources import open_shards, open_training
@@ -28,7 +29,7 @@ from rhofast.errors import ConfigError, MachineError, SampleError, ShardFormatEr
 from rhofast.storage.cache import Cache
 from rhofast.storage.download import RemoteFolder
 from rhofast.storage.network import RetryPolicy
-from tests.helpers.shards import damage_unit
+from tests.helpers.shards import damage_unit, write_shards
 
 pytest.importorskip("obstore")
 
@@ -94,6 +95,34 @@ def test_a_sample_is_the_local_one_and_costs_its_bytes(stream_shards: ShardSet, 
         sent = sum(count for name, count in server.sent.items() if name.endswith(".tar"))
         assert sent == sum(here.read(sample, FRAMES).bytes_read for sample in range(len(remote)))
     assert not list((tmp_path / "cache").rglob("*.tar")) and len(list((tmp_path / "cache").rglob("*.arrow"))) == 3
+
+
+def test_fields_of_the_user_s_own_travel_with_the_frames(members: list[bytes], tmp_path: Path) -> None:
+    """One request has KEY.json and the frames near to it, and no thread waits for another one."""
+    noted = write_shards(tmp_path / "noted", members, extra=[{"caption": f"video {video}"} for video in range(13)])
+    near = np.arange(24, dtype=np.int32)
+    with serving(RangeServer(noted.root)) as server:
+        reader = Reader(open_ranges(server, tmp_path / "cache", gap=1 << 16))
+        request = reader.request(7, near, with_json=True)
+        assert request.fetch is not None and len(request.spans) == 2
+        assert reader.finish(request).extra == {"caption": "video 7"}
+        assert server.requests[TAR] == 1 and server.requests["shard-000000.tar"] == 0
+        assert reader.read_json(3).extra == {"caption": "video 3"}
+        assert server.sent["shard-000000.tar"] == reader.locate(3).json_size
+        assert reader.read(3, near).extra is None
+        config = DataConfig(train=server.url, cache=tmp_path / "other", remote="ranges", threads=1)
+        sources = open_training(config, world_size=1)
+        with EvalLoader(
+            sources.sets[0],
+            clips=ClipConfig(num_frames=2, frame_stride=2, fps=12),
+            augment=AugmentConfig(size=16),
+            data=config,
+            batch_size=4,
+            views=1,
+            fields=["extra.caption"],
+        ) as loader:
+            captions = [caption for views in loader for caption in views["extra.caption"]]
+    assert captions == [f"video {video}" for video in range(13)]
 
 
 def open_loader(where: str, folder: Path, rank: int = 0, world_size: int = 1, **data: Any) -> TrainLoader:

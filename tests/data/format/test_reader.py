@@ -112,6 +112,16 @@ def test_the_note_of_a_sample_is_one_read_of_its_own_bytes(
     assert reads == [reader.locate(video).json_size for video in range(12)]
 
 
+def test_the_note_and_frames_are_read_together(stream_shards: ShardSet) -> None:
+    reader, frames = Reader(stream_shards), np.array([3, 4, 20], dtype=np.int32)
+    for video in range(len(stream_shards)):
+        alone, both = reader.read(video, frames), reader.read(video, frames, with_json=True)
+        size = reader.locate(video).json_size
+        assert (both.bytes_read, both.bytes_used) == (alone.bytes_read + size, alone.bytes_used + size)
+        assert all(np.array_equal(both.pictures[frame], alone.pictures[frame]) for frame in alone.pictures)
+        assert alone.extra is None and both.extra == {} == reader.read_json(video).extra
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
