@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,8 @@ _SHARDS = 32  # shards in which they lie
 _NAMES = 1_000  # distinct names that are counted one by one
 _EXAMPLES = 3
 _EXAMPLE = 60  # characters of an example
-_EVERY = 64  # samples between two reports of progress
+_EVERY = 64  # samples that are read side by side, and between two reports of progress
+_THREADS = 8
 
 _TYPES = {
     type(None): "null",
@@ -84,8 +88,12 @@ class FieldsFound:
     bad: int = 0
     first_bad: SampleError | None = None
 
-    def add(self, extra: dict[str, Any]) -> None:
-        """Count the fields of a sample."""
+    def add(self, extra: dict[str, Any] | SampleError) -> None:
+        """Count the fields of a sample, or that it could not be read."""
+        if isinstance(extra, SampleError):
+            self.bad += 1
+            self.first_bad = self.first_bad or extra
+            return
         self.read += 1
         self.without += not extra
         is_other = False
@@ -103,7 +111,7 @@ def find_fields(shards: ShardSet, *, every: bool = False, on_read: OnRead | None
     Args:
         shards: The set.
         every: Whether all samples are read; otherwise at most 1,000, evenly spread over at most 32 shards.
-        on_read: Called now and then with (samples done, samples to read).
+        on_read: Called after every 64 samples with (samples done, samples to read).
 
     Returns:
         What was found. Samples that cannot be read are counted.
@@ -113,17 +121,22 @@ def find_fields(shards: ShardSet, *, every: bool = False, on_read: OnRead | None
     """
     found, reader = FieldsFound(total=len(shards)), Reader(shards)
     count = len(shards) if every else sum(1 for _ in _some_samples(shards))
-    try:
-        for done, sample in enumerate(range(count) if every else _some_samples(shards), start=1):
-            try:
-                found.add(reader.read_json(sample).extra)
-            except SampleError as error:
-                found.bad += 1
-                found.first_bad = found.first_bad or error
-            if on_read is not None and (done % _EVERY == 0 or done == count):
+    samples = iter(range(count) if every else _some_samples(shards))
+
+    def read(sample: int) -> dict[str, Any] | SampleError:
+        try:
+            return reader.read_json(sample).extra
+        except SampleError as error:
+            return error
+
+    with closing(reader), ThreadPoolExecutor(_THREADS) as pool:
+        done = 0
+        while some := list(islice(samples, _EVERY)):
+            for extra in pool.map(read, some):
+                found.add(extra)
+            done += len(some)
+            if on_read is not None:
                 on_read(done, count)
-    finally:
-        reader.close()
     found.fields = dict(sorted(found.fields.items(), key=lambda item: -item[1].samples))
     return found
 
