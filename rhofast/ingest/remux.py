@@ -36,6 +36,8 @@ from rhofast.ingest.ffmpeg_messages import Messages, captured, pictures_are_whol
 from rhofast.ingest.machine_errors import WRITING, UnwritableError, check_library_error
 from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo
 
+_MAX_DELAY = 32  # pictures, twice the most that a decoder holds back until they are shown
+
 ResultT = TypeVar("ResultT")
 
 # One fragment per key frame, of a file that no second pass completes, and no names of programs in it.
@@ -192,6 +194,8 @@ def _read_packets(container: Any, stream: Any) -> _Packets:
         raise UnfitError(Refusal.VARIABLE_RATE, "several pictures have the same time")
     rank = np.empty(len(pts), dtype=np.int64)
     rank[np.argsort(pts)] = np.arange(len(pts))
+    if len(pts) and np.abs(rank - np.arange(len(pts))).max() > _MAX_DELAY:
+        raise UnfitError(Refusal.VARIABLE_RATE, "its clock jumps back")
     return _Packets(pts, rank, np.array(shown, dtype=bool), np.array(keys, dtype=bool) & parted(pts))
 
 

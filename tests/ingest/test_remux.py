@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -275,6 +276,24 @@ def test_b_frames_without_times_are_refused(tmp_path: Path) -> None:
     encode(tmp_path / "source.avi", CLOSED)
     with pytest.raises(UnfitError, match="avi does not say when pictures are shown"):
         stored(tmp_path / "source.avi", tmp_path / "member")
+
+
+def test_a_clock_that_begins_again_is_no_order_of_pictures() -> None:
+    codec = SimpleNamespace(codec=SimpleNamespace(canonical_name="vp9"), extradata=b"", has_b_frames=0)
+
+    def read_times(times: Sequence[int]) -> list[int]:
+        packets = [
+            SimpleNamespace(size=9, pts=time, is_corrupt=False, is_discard=False, is_keyframe=place % 20 == 0)
+            for place, time in enumerate(times)
+        ]
+        for packet in packets:
+            packet.has_sidedata = lambda name: False
+        container = SimpleNamespace(format=SimpleNamespace(name="mpegts"), demux=lambda stream: iter(packets))
+        return remuxing._read_packets(container, SimpleNamespace(codec_context=codec)).rank.tolist()
+
+    assert read_times([*range(40), *range(100, 140)]) == list(range(80))
+    with pytest.raises(UnfitError, match="its clock jumps back"):
+        read_times([*range(1000, 1040), *range(40)])
 
 
 def complains(path: Path) -> bool:
