@@ -55,6 +55,7 @@ benchmarks: $(STAMP)
 	$(BENCHMARK).training.vit_step --out '$(RESULTS)/vit_step' || failed=1; \
 	$(BENCHMARK).study.keep_cost --out '$(RESULTS)/keep_cost' || failed=1; \
 	$(BENCHMARK).data_loading.ingest_vs_ffmpeg '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
+	$(BENCHMARK).data_loading.remux '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
 	exit $$failed
 
 $(STAMP): pyproject.toml

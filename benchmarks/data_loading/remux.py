@@ -5,6 +5,7 @@ Each part checks a promise of the codec on real videos, and the program exits wi
     speed    CPU seconds per video of `make_sample`, against h264 on the same files; at least 20 times as fast with keys
     bytes    of the member, divided by the bytes of the source's video packets; at most 1.05
     frames   of the member, bit by bit those of the source
+    segments random ones, of which each has the frames that the source shows in [start, end), by the source's own clock
     reads    bytes that random clips read, divided by the bytes of the groups that they need; at most 1.05
     damage   spoiled copies: none is taken about whose pictures ffmpeg reports damage (check=full)
     kills    a build that is killed at random moments and continued has the bytes of one that was not
@@ -69,6 +70,29 @@ def frames_of(path: Path) -> list[bytes]:
         return [hashlib.blake2b(frame.to_ndarray().tobytes()).digest() for frame in container.decode(video=0)]
 
 
+def wrong_segments(path: Path, source: SourceInfo, count: int, folder: Path) -> int:
+    """Return how many of some random segments do not have the frames that the source shows in their time."""
+    with av.open(str(path)) as container:
+        stream = container.streams[source.stream]
+        stream.thread_count = 1
+        shown = [
+            (frame.time, hashlib.blake2b(frame.to_ndarray().tobytes()).digest()) for frame in container.decode(stream)
+        ]
+    times = np.array([time for time, _ in shown]) - shown[0][0]
+    draw, wrong, tick = np.random.default_rng(0), 0, 1e-6
+    for _ in range(count):
+        start, end = np.sort(draw.uniform(0, times[-1] + 0.1, 2)).round(3).tolist()
+        expected = [digest for time, (_, digest) in zip(times, shown, strict=True) if start - tick <= time < end - tick]
+        try:
+            member = remux(path, source, KEYS, (start, end), folder / "segment")
+        except RefusedError:
+            wrong += bool(expected)
+            continue
+        lead = -int(member.units.frame[0])
+        wrong += frames_of(folder / "segment")[lead : lead + member.num_frames] != expected
+    return wrong
+
+
 def read_share(member: Member, size: int) -> float:
     """Return the bytes that the clips of 200 visits read, divided by the bytes of the groups that they need."""
     row = IndexRow(
@@ -88,7 +112,7 @@ def read_share(member: Member, size: int) -> float:
     return read / (read - header)
 
 
-def facts_of(path: Path, folder: Path, rounds: int) -> dict[str, Any]:
+def facts_of(path: Path, folder: Path, rounds: int, segments: int) -> dict[str, Any]:
     """Measure one video; of one that does not fit, return why."""
     try:
         source = probe(path)
@@ -109,6 +133,8 @@ def facts_of(path: Path, folder: Path, rounds: int) -> dict[str, Any]:
         "groups": len(member.units.frame) - 1,
         "same": frames_of(path) == frames_of(folder / "member"),
         "reads": read_share(member, size),
+        "segments": segments,
+        "wrong": wrong_segments(path, source, segments, folder),
     }
 
 
@@ -202,16 +228,16 @@ def kills(videos: list[Path], count: int, folder: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - begun
     killed = 0
     out = folder / "killed"
-    for _ in range(count):
+    while killed < count:
         process = start(out)
         try:
-            process.wait(draw.uniform(0.2, 1.0) * seconds)
+            process.wait(draw.uniform(0.1, 0.8) * seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
             process.wait()
             killed += 1
         if (out / "dataset.json").exists():  # begin again
-            out.rename(folder / f"killed-{killed}-{draw.random()}")
+            out.rename(folder / f"killed-{sum(1 for _ in folder.iterdir())}")
     if not (out / "dataset.json").exists() and start(out).wait() != 0:
         raise SystemExit("the continued build failed")
     whole = contents(folder / "whole")
@@ -230,17 +256,18 @@ def contents(folder: Path) -> dict[str, str]:
 def lines_of(report: dict[str, Any]) -> list[str]:
     """Return the report as Markdown."""
     lines = [
-        "| video | frames | groups | h264, s | full, s | | keys, s | | bytes / source | reads / groups | same frames |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+        "| video | frames | groups | h264, s | full, s | | keys, s | | bytes / source | read / groups | same | spans |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|",
     ]
     for name, one in report["videos"].items():
         if "refused" in one:
-            lines.append(f"| {name} | {one['refused']} | | | | | | | | | |")
+            lines.append(f"| {name} | {one['refused']} | | | | | | | | | | |")
             continue
         cells = [name, one["frames"], one["groups"], f"{one['h264']:.2f}"]
         cells += [f"{one['full']:.3f}", f"{one['h264'] / one['full']:.0f} x"]
         cells += [f"{one['keys']:.3f}", f"{one['h264'] / one['keys']:.0f} x"]
         cells += [f"{one['bytes']:.4f}", f"{one['reads']:.4f}", "yes" if one["same"] else "NO"]
+        cells += [f"{one['segments'] - one['wrong']} of {one['segments']}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     total = report["total"]
     lines += ["", f"All together: full {total['full']:.1f} times, keys {total['keys']:.1f} times as fast as h264.", ""]
@@ -258,6 +285,7 @@ def broken(report: dict[str, Any]) -> list[str]:
     found += [
         f"{name}: {one['reads']:.3f} of the groups are read" for name, one in taken.items() if one["reads"] > READS
     ]
+    found += [f"{name}: {one['wrong']} wrong segments" for name, one in taken.items() if one["wrong"]]
     found += [f"{name}: other frames" for name, one in taken.items() if not one["same"]]
     found += [f"keys: {report['total']['keys']:.1f} times as fast"] if report["total"]["keys"] < SPEED else []
     found += ["damage is taken silently"] if report.get("damage", {}).get("of them reported by ffmpeg") else []
@@ -269,6 +297,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("videos", type=Path, nargs="+", help="video files, or folders of them")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the speed (default: %(default)s)")
+    parser.add_argument("--segments", type=int, default=200, help="segments per video (default: %(default)s)")
     parser.add_argument("--damaged", type=int, default=1000, help="spoiled copies (default: %(default)s)")
     parser.add_argument("--kills", type=int, default=20, help="builds that are killed (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that try spoiled copies")
@@ -283,7 +312,7 @@ def main() -> None:
         folder = Path(scratch)
         for path in videos:
             with console.status(path.name):
-                report["videos"][path.name] = facts_of(path, folder, options.rounds)
+                report["videos"][path.name] = facts_of(path, folder, options.rounds, options.segments)
         taken = {name: one for name, one in report["videos"].items() if "refused" not in one}
         h264 = sum(one["h264"] for one in taken.values())
         report["total"] = {name: h264 / sum(one[name] for one in taken.values()) for name in ("full", "keys")}
