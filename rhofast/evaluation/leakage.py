@@ -2,7 +2,8 @@
 
 The index row of every sample holds the BLAKE2b-128 of its source file. The digests of the test set are kept in memory,
 sorted, 16 bytes per sample; the indices of the training set are read one shard at a time. Only exact copies of a file
-are found: the same scene in another encoding has another digest.
+are found: the same scene in another encoding has another digest. Samples that are cut out of one file have its
+digest, so segments of a video overlap wherever they lie in it.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     listing --one video per stretch--> records --probe, transcode, index, compare--> results --mean x count--> estimate
 
-Each chosen video goes through each codec in a temporary folder, by the functions that make the shards. The stored video
-is compared with the encoder's input (same frames, rate and size) by ffmpeg's filters `psnr` and `ssim`. Nothing is
-written to the output folder.
+Each chosen video, or a random window of it, goes through each codec in a temporary folder, by the functions that make
+the shards. What is stored is compared with the encoder's input (same frames, rate and size) by ffmpeg's filters `psnr`
+and `ssim`. Nothing is written to the output folder.
 """
 
 from __future__ import annotations
@@ -38,18 +38,23 @@ from rhofast.ingest.cost_estimate import (
     interval_95,
     samples_per_shard,
 )
+from rhofast.ingest.cut import UncertainError
 from rhofast.ingest.executors import LocalProcesses, tick
 from rhofast.ingest.listing import Listing
+from rhofast.ingest.opened import LastSource, OpenedSource
 from rhofast.ingest.probe import RefusedError
 from rhofast.ingest.quality import measure_quality
-from rhofast.ingest.sample import make_sample
-from rhofast.ingest.source import Deadline, isolated, read_source, retried
+from rhofast.ingest.sample import make_sample, probed
+from rhofast.ingest.segments import span_of, windows_of
+from rhofast.ingest.source import Deadline, isolated, read_source, retried, source_state
+from rhofast.ingest.store import all_of, piece_of
 from rhofast.ingest.stored_names import shown_source
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
 from rhofast.ingest.writer import index_row
 from rhofast.storage.address import redacted
 
 _ANSWER_S = 60.0
+_NO_LIMITS = {"min_duration": None, "max_duration": None, "max_seconds": None}
 
 
 def estimate_build(
@@ -145,14 +150,16 @@ class _CodecResult:
     """The result of one video with one codec.
 
     Attributes:
-        cpu_seconds: CPU seconds spent, without the comparison.
-        row: What the index would say; None if the video is refused.
+        cpu_seconds: CPU seconds that the video takes, without the comparison.
+        parts: Number of samples that it becomes, of which one is tried.
+        row: What the index would say of that one; None if it is refused.
         quality: (PSNR in dB, SSIM); None if they cannot be measured.
         refusal: Reason of the refusal.
         detail: One line on the refusal.
     """
 
     cpu_seconds: float
+    parts: int = 1
     row: IndexRow | None = None
     quality: tuple[float, float] | None = None
     refusal: str = ""
@@ -178,16 +185,46 @@ def _try_video(job: _TrialJob) -> _TriedVideo:
             results, num_bytes = [refused] * len(job.codecs), 0
         else:
             record, num_bytes = replace(record, path=source.path, inside=None), source.path.stat().st_size
-            results = [_try_codec(record, build_codec(codec), job.settings, scratch) for codec in job.codecs]
+            results, share = _try_codecs(record, job, scratch)
+            num_bytes = round(share * num_bytes)
     tick(num_bytes)
     return _TriedVideo(number=job.number, path=shown_source(job.record), source_bytes=num_bytes, results=results)
 
 
-def _try_codec(record: VideoRecord, codec: Codec, settings: TranscodeSettings, folder: Path) -> _CodecResult:
+def _try_codecs(record: VideoRecord, job: _TrialJob, scratch: Path) -> tuple[list[_CodecResult], float]:
+    """Return the results of a video, or of a window of it, and which share of the file it is."""
+    begun, sources, state = cpu_seconds(), LastSource(), source_state(record.path)
+    settings, deadline = job.settings, Deadline(job.settings.timeout)
+    try:
+        seconds = probed(record, settings, scratch, sources=sources, state=state).seconds
+        share = span_of(record, seconds, settings.model_copy(update=_NO_LIMITS)).seconds / seconds
+        parts = list(windows_of(record, seconds, settings))
+        part = random.Random(job.number).choice(parts)
+        if part.start is not None or part.end is not None:
+            opened = sources.open(record, state, scratch, deadline)
+            if opened.packets(deadline) is not None:
+                opened.look(deadline)
+    except RefusedError as error:
+        refused = _CodecResult(
+            cpu_seconds=cpu_seconds() - begun, refusal=str(error.reason), detail=redacted(error.detail)
+        )
+        return [refused] * len(job.codecs), 1.0
+    reading = share * (cpu_seconds() - begun)  # by all records of the file together
+    results = []
+    for codec in map(build_codec, job.codecs):
+        tried = _try_codec(part, codec, settings, scratch, sources, state)
+        spent = reading + len(parts) * tried.cpu_seconds
+        results.append(replace(tried, cpu_seconds=spent, parts=len(parts)))
+    return results, share
+
+
+def _try_codec(
+    record: VideoRecord, codec: Codec, settings: TranscodeSettings, folder: Path, sources: LastSource, state: Any
+) -> _CodecResult:
     begun = cpu_seconds()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         try:
-            sample = make_sample(record, [codec], settings, Path(scratch))
+            sample = make_sample(record, [codec], settings, Path(scratch), sources=sources, state=state)
         except RefusedError as error:
             spent = cpu_seconds() - begun
             return _CodecResult(cpu_seconds=spent, refusal=str(error.reason), detail=error.detail)
@@ -195,8 +232,29 @@ def _try_codec(record: VideoRecord, codec: Codec, settings: TranscodeSettings, f
         row = index_row(sample, 0, sample.file.stat().st_size)
         quality = None
         if not codec.untouched:
-            quality = measure_quality(record.path, settings, sample.file, row.num_frames, Path(scratch))
+            opened = sources.open(record, state, folder, Deadline(settings.timeout))
+            quality = _quality(record, opened, settings, sample.file, row.num_frames, Path(scratch))
     return _CodecResult(cpu_seconds=spent, row=row, quality=quality)
+
+
+def _quality(
+    record: VideoRecord,
+    opened: OpenedSource,
+    settings: TranscodeSettings,
+    member: Path,
+    num_frames: int,
+    scratch: Path,
+) -> tuple[float, float] | None:
+    """Return (PSNR in dB, SSIM) of a sample; None if its frames cannot be compared with those of its source."""
+    deadline = Deadline(settings.timeout)
+    path, info, window = opened.path, opened.info(deadline), None
+    if record.start is not None or record.end is not None:
+        span = span_of(record, info.seconds, settings)
+        try:
+            path, info, window = piece_of(opened, span, settings, scratch / "given", deadline)
+        except UncertainError:
+            path, info, window = all_of(opened, span, settings, deadline)
+    return measure_quality(path, settings, member, num_frames, scratch, info=info, window=window)
 
 
 def cpu_seconds() -> float:
@@ -232,13 +290,14 @@ def _estimate_codec(
     if taken:
         rows = [row for _, row, _ in taken]
         qualities = [result.quality for result, _, _ in taken if result.quality is not None]
-        sizes = [0 if result.row is None else result.row.size for result in results]
-        num_bytes, duration = sum(sizes), sum(row.num_frames / row.fps for row in rows)
+        sizes = [0 if result.row is None else result.parts * result.row.size for result in results]
+        frames = [result.parts * row.num_frames for result, row, _ in taken]
+        num_bytes, duration = sum(sizes), sum(each / row.fps for each, row in zip(frames, rows, strict=True))
         size_95 = interval_95(sizes, count)
         read_bytes, read_amplification, decode_amplification = clip_cost([codec], rows, clips)
         metrics = CodecMetrics(
             bytes_per_video=num_bytes / len(rows),
-            bytes_per_frame=num_bytes / sum(row.num_frames for row in rows),
+            bytes_per_frame=num_bytes / sum(frames),
             bits_per_second=8 * num_bytes / duration,
             source_ratio=num_bytes / sum(video.source_bytes for _, _, video in taken),
             psnr=fmean(psnr for psnr, _ in qualities) if qualities else None,

@@ -9,7 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from rhofast.data.codecs.jpeg import JpegCodec
-from rhofast.ingest.probe import probe
+from rhofast.ingest.cut import Window
+from rhofast.ingest.probe import SourceInfo, probe
 from rhofast.ingest.transcode import TranscodeSettings, ffmpeg_command, find_ffmpeg
 
 _BEST_PSNR = 60.0  # dB; an unchanged frame has infinite PSNR and would dominate the mean
@@ -27,7 +28,14 @@ class _Uncompressed(JpegCodec):
 
 
 def measure_quality(
-    source: Path, settings: TranscodeSettings, member: Path, num_frames: int, scratch: Path
+    source: Path,
+    settings: TranscodeSettings,
+    member: Path,
+    num_frames: int,
+    scratch: Path,
+    *,
+    info: SourceInfo | None = None,
+    window: Window | None = None,
 ) -> tuple[float, float] | None:
     """Compare the luma of a stored member with its source.
 
@@ -39,6 +47,8 @@ def measure_quality(
         member: The stored member, as a file.
         num_frames: Number of frames in the member.
         scratch: A folder for temporary files.
+        info: What is inside the source; None: it is found out.
+        window: The frames of the source that are in the member; None for all.
 
     Returns:
         (PSNR in dB, SSIM), means over the frames; None if the frames cannot be paired.
@@ -46,7 +56,7 @@ def measure_quality(
     Raises:
         RefusedError: The source cannot be read.
     """
-    command = ffmpeg_command(source, probe(source), _Uncompressed(), settings, scratch / "unused")
+    command = ffmpeg_command(source, info or probe(source), _Uncompressed(), settings, scratch / "unused", window)
     command = ["pipe:1" if argument == f"file:{scratch / 'unused'}" else argument for argument in command]
     # Frames are paired by number: their times may differ by each container's rounding.
     same = "settb=1/25,setpts=N,split"

@@ -99,20 +99,21 @@ def _store_span(
 ) -> tuple[Path, Member]:
     """Store a part of a source: a piece of it is decoded if its packets are certain, and otherwise all of it."""
     try:
-        return _store_piece(opened, span, codec, settings, scratch, deadline)
+        piece, inside, window = piece_of(opened, span, settings, scratch / "piece", deadline)
+        file, member = _transcode(piece, inside, codec, settings, scratch, deadline, window)
+        piece.unlink()
+        if window.stop is not None and member.num_frames == window.stop - window.first:
+            return file, member
     except UncertainError:
         pass
     except RefusedError as refusal:
         if refusal.reason != Refusal.DAMAGED:
             raise  # what a piece lacks that the file has (parameters in its stream) looks like damage
-    source = opened.counted(deadline)
-    rate = output_fps(source, settings)
-    first, stop = frame_from(span.start, rate), None if span.end is None else frame_from(span.end, rate)
-    expected = min(math.inf if stop is None else stop, source.seconds * float(rate)) - first
-    if expected <= 0:
-        raise _outside(span, source)
+    path, source, window = all_of(opened, span, settings, deadline)
+    first, stop = window.first, math.inf if window.stop is None else window.stop
+    expected = min(stop, source.seconds * float(output_fps(source, settings))) - first
     try:
-        file, member = _transcode(opened.path, source, codec, settings, scratch, deadline, Window(first, stop))
+        file, member = _transcode(path, source, codec, settings, scratch, deadline, window)
     except RefusedError as refusal:
         if refusal.reason == Refusal.NO_FRAMES and expected <= 2:
             raise _outside(span, source) from None
@@ -121,30 +122,47 @@ def _store_span(
     return file, member
 
 
-def _store_piece(
-    opened: OpenedSource,
-    span: Span,
-    codec: Codec,
-    settings: TranscodeSettings,
-    scratch: Path,
-    deadline: Deadline,
-) -> tuple[Path, Member]:
-    """Store a part of a source, of which nothing else is decoded; raises UncertainError if that is not certain."""
+def piece_of(
+    opened: OpenedSource, span: Span, settings: TranscodeSettings, out: Path, deadline: Deadline
+) -> tuple[Path, SourceInfo, Window]:
+    """Write a piece of a source, from which a part of it can be made.
+
+    Args:
+        opened: The source.
+        span: The part.
+        settings: How it is transcoded.
+        out: The file to write.
+        deadline: Time limit of the video.
+
+    Returns:
+        The piece, what is inside it, and which frames to make of it.
+
+    Raises:
+        UncertainError: It is not certain which packets the part needs.
+        RefusedError: The part has no frames.
+        UnreadableError: The source cannot be read.
+    """
     source, packets = opened.info(deadline), opened.packets(deadline)
     if packets is None:
         raise UncertainError("its packets do not tell which pictures they become")
     cut = plan_cut(packets, source, output_fps(source, settings), span.start, span.end)
     if cut is None:
         raise _outside(span, source)
-    piece = scratch / "piece"
-    call_reader(write_piece, opened.path, source, packets, cut, piece, deadline=deadline)
+    call_reader(write_piece, opened.path, source, packets, cut, out, deadline=deadline)
     window = Window(cut.frames.start, cut.frames.stop, cut, opened.look(deadline))
-    inside = replace(source, container=_PIECE, stream=0)
-    file, member = _transcode(piece, inside, codec, settings, scratch, deadline, window)
-    piece.unlink()
-    if member.num_frames != len(cut.frames):
-        raise UncertainError(f"{member.num_frames} of {len(cut.frames)} frames")
-    return file, member
+    return out, replace(source, container=_PIECE, stream=0), window
+
+
+def all_of(
+    opened: OpenedSource, span: Span, settings: TranscodeSettings, deadline: Deadline
+) -> tuple[Path, SourceInfo, Window]:
+    """Return a source, what is inside it, and which frames to make of it; for arguments and errors see `piece_of`."""
+    source = opened.counted(deadline)
+    rate = output_fps(source, settings)
+    window = Window(frame_from(span.start, rate), None if span.end is None else frame_from(span.end, rate))
+    if window.first >= source.seconds * float(rate) or window.first == window.stop:
+        raise _outside(span, source)
+    return opened.path, source, window
 
 
 def _outside(span: Span, source: SourceInfo) -> RefusedError:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import tempfile
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
-from rhofast.ingest.cost_estimate import interval_95, samples_per_shard, student_t_95
+from rhofast.ingest.cost_estimate import DryRunEstimate, interval_95, samples_per_shard, student_t_95
 from rhofast.ingest.dry_run import _choose, estimate_build
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import probe
@@ -201,3 +202,26 @@ def test_intervals_are_students() -> None:
 @pytest.mark.parametrize(("mean_bytes", "expected"), [(10, 4096), (4e6, 256), (1e9, 1), (1e12, 1), (1e6, 1024)])
 def test_shards_are_of_about_a_gigabyte(mean_bytes: float, expected: int) -> None:
     assert samples_per_shard(mean_bytes) == expected
+
+
+def test_windows_and_segments_cost_their_share_of_the_video(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "x.mkv", 0, frames=60)
+
+    def estimate(record: VideoRecord, **settings: float) -> DryRunEstimate:
+        with Listing([record], windows="clip_seconds" in settings) as listing:
+            made = TranscodeSettings(short_side=32, **settings)
+            return estimate_build(listing, [JpegCodec()], made, CLIPS, samples=1, workers=1)
+
+    whole = VideoRecord(key="x", path=path)
+    one, windows = estimate(whole), estimate(whole, clip_seconds=2.0)
+    overlapping, segment = estimate(whole, clip_seconds=2.0, stride=1.0), estimate(replace(whole, start=1.0, end=2.5))
+    hours = [each.codecs[0].metrics.total_hours * 3600 for each in (one, windows, overlapping, segment)]  # type: ignore[union-attr]
+    assert hours == pytest.approx([6.0, 6.0, 12.0, 1.5])
+    assert (
+        segment.source_bytes == pytest.approx(path.stat().st_size / 4, abs=1)
+        and windows.source_bytes == one.source_bytes
+    )
+    for each in (one, windows, segment):
+        metrics = each.codecs[0].metrics
+        assert metrics is not None and metrics.compared == 1 and metrics.psnr is not None and metrics.psnr > 25
+        assert metrics.total_bytes == pytest.approx(metrics.bytes_per_frame * metrics.total_hours * 36_000)

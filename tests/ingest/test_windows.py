@@ -16,7 +16,8 @@ from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.types import VideoRecord
-from rhofast.errors import IngestError
+from rhofast.errors import ConfigError, IngestError
+from rhofast.evaluation.leakage import check_held_out, overlap
 from rhofast.ingest import opened, shard_job
 from rhofast.ingest.array_task import parse_task
 from rhofast.ingest.build import BuildSettings, build_shards, known_classes, stored_keys
@@ -221,3 +222,15 @@ def test_codec_copy_cuts_nothing(videos: list[VideoRecord]) -> None:
         check_cutting([CopyCodec(), JpegCodec()], listing.segment)
     with Listing(videos) as listing:
         check_cutting([CopyCodec()], listing.segment)
+
+
+def test_segments_of_one_file_overlap_in_source(videos: list[VideoRecord], tmp_path: Path) -> None:
+    def piece(number: int, start: float, end: float) -> VideoRecord:
+        return VideoRecord(key=f"p{number}-{start:g}".replace(".", "_"), path=videos[number].path, start=start, end=end)
+
+    train = build([piece(0, 0.0, 1.0), piece(1, 0.0, 1.0)], tmp_path / "train")
+    test = build([piece(0, 3.0, 4.0), piece(2, 0.0, 1.0)], tmp_path / "test")
+    assert train is not None and test is not None
+    assert overlap(train, test) == ["p0-3"]
+    with pytest.raises(ConfigError, match=r"1 of 2 test samples .* is cut from a video that is .*: p0-3"):
+        check_held_out([train], test, allow=False)
