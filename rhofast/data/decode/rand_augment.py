@@ -20,6 +20,7 @@ from rhofast.data.image_ops import ImageOp
 from rhofast.data.types import LUMA
 
 _FILL = 128.0
+_FRAMES_AT_ONCE = 2
 _BINS = 256
 
 
@@ -33,8 +34,8 @@ def apply_ops(
 ) -> None:
     """Apply the operations of a plan in place.
 
-    On the CPU one clip follows the other, whose frames then stay in the cache. On a GPU the number of kernels counts,
-    so clips with the same operation in the same place go through it together.
+    On the CPU a few frames go through all operations of their clip before the next ones, and stay in the cache. On a
+    GPU the number of kernels counts, and clips with the same operation in the same place go through it together.
 
     Args:
         pixels: Normalized pixels, f32[B, P, C, T, H, W], channels-last in memory.
@@ -46,15 +47,34 @@ def apply_ops(
     clips = pixels.permute(0, 1, 3, 4, 5, 2).flatten(0, 1)
     ops, amounts = ops.reshape(len(clips), -1), amounts.reshape(len(clips), -1)
     chosen = np.flatnonzero(ops.any(axis=1))
-    scale, offset = (torch.from_numpy(255 * values).to(pixels.device) for values in (std, mean))
-    together = 1 if pixels.device.type == "cpu" else max(1, len(chosen))
-    for start in range(0, len(chosen), together):
-        some = chosen[start : start + together]
-        places = torch.from_numpy(some).to(pixels.device)
-        levels = (clips[places] * scale + offset).clamp_(0, 255)
-        for step in range(ops.shape[1]):
-            levels = _step(levels, ops[some, step], amounts[some, step])
-        clips[places] = (levels - offset) / scale
+    if pixels.device.type == "cpu":
+        for place in chosen.tolist():
+            for frames in clips[place : place + 1].split(_FRAMES_AT_ONCE, dim=1):
+                frames.copy_(_changed(frames, ops[[place]], amounts[[place]], mean, std))
+    elif len(chosen):
+        places = torch.from_numpy(chosen).to(pixels.device)
+        clips.index_copy_(0, places, _changed(clips[places], ops[chosen], amounts[chosen], mean, std))
+
+
+def _changed(
+    clips: Tensor,
+    ops: npt.NDArray[np.int8],
+    amounts: npt.NDArray[np.float32],
+    mean: npt.NDArray[np.float32],
+    std: npt.NDArray[np.float32],
+) -> Tensor:
+    """Return normalized clips f32[n, T, H, W, 3] after their operations [n, N]."""
+    width = clips.shape[3]
+    scale, offset = (_row(torch.from_numpy(255 * values).to(clips.device), width) for values in (std, mean))
+    levels = (clips.flatten(3) * scale).add_(offset).clamp_(0, 255).view(clips.shape)
+    for step in range(ops.shape[1]):
+        levels = _step(levels, ops[:, step], amounts[:, step])
+    return ((levels.flatten(3) - offset) / scale).view(clips.shape)
+
+
+def _row(colors: Tensor, width: int) -> Tensor:
+    """Repeat colors [..., 3] to a row of pixels [..., width * 3]: torch is slow on an innermost length of 3."""
+    return colors.repeat(*[1] * (colors.ndim - 1), width)
 
 
 def _step(levels: Tensor, ops: npt.NDArray[np.int8], amounts: npt.NDArray[np.float32]) -> Tensor:
@@ -89,24 +109,27 @@ def transformed(levels: Tensor, op: ImageOp, amount: Tensor) -> Tensor:
 
 
 def _auto_contrast(x: Tensor, _: Tensor) -> Tensor:
-    low, high = x.amin(dim=(2, 3), keepdim=True), x.amax(dim=(2, 3), keepdim=True)
+    rows = x.flatten(3)
+    low, high = (bound.unflatten(2, x.shape[3:]) for bound in (rows.amin(dim=2), rows.amax(dim=2)))  # [n, T, W, 3]
+    low, high = low.amin(dim=2), high.amax(dim=2)  # [n, T, 3]
     flat = high == low
-    stretched = (x - low) * (255 / torch.where(flat, 1.0, high - low))
-    return torch.where(flat, x, stretched)
+    low, gain = torch.where(flat, 0.0, low), torch.where(flat, 1.0, 255 / (high - low))
+    low, gain = (_row(one, x.shape[3])[:, :, None] for one in (low, gain))
+    return ((rows - low) * gain).view_as(x)
 
 
 def _equalize(x: Tensor, _: Tensor) -> Tensor:
     """Map the levels of each channel of each frame as Pillow does: by a table of sums of its histogram."""
     n, t, height, width, channels = x.shape
-    planes = x.permute(0, 1, 4, 2, 3).reshape(n * t * channels, height * width).round().long()
-    first = torch.arange(len(planes), device=x.device)[:, None] * _BINS
-    histogram = torch.bincount((planes + first).flatten(), minlength=len(planes) * _BINS).view(-1, _BINS)
-    brightest = histogram.gather(1, planes.amax(dim=1, keepdim=True))
-    step = (height * width - brightest) // (_BINS - 1)
+    first = _BINS * torch.arange(n * t * channels, device=x.device, dtype=torch.int32).view(n, t, channels)
+    bins = x.flatten(3).round().int() + _row(first, width)[:, :, None]
+    histogram = torch.bincount(bins.flatten(), minlength=first.numel() * _BINS).view(-1, _BINS)
+    brightest = _BINS - 1 - (histogram.flip(1) > 0).int().argmax(dim=1, keepdim=True)
+    step = (height * width - histogram.gather(1, brightest)) // (_BINS - 1)
     below = histogram.cumsum(dim=1) - histogram
     table = ((below + step // 2) // step.clamp(min=1)).clamp(max=_BINS - 1)
     table = torch.where(step > 0, table, torch.arange(_BINS, device=x.device)).to(x.dtype)
-    return table.gather(1, planes).view(n, t, channels, height, width).permute(0, 1, 3, 4, 2).contiguous()
+    return table.flatten().index_select(0, bins.flatten()).view_as(x)
 
 
 def _invert(x: Tensor, _: Tensor) -> Tensor:
@@ -115,15 +138,16 @@ def _invert(x: Tensor, _: Tensor) -> Tensor:
 
 def _posterize(x: Tensor, bits: Tensor) -> Tensor:
     step = 2 ** (8 - bits)
-    return (x.round() / step).floor() * step
+    return (x.round() / step).floor_() * step
 
 
 def _solarize(x: Tensor, threshold: Tensor) -> Tensor:
-    return torch.where(x < threshold, x, 255 - x)
+    return torch.addcmul(x, (x >= threshold).to(x.dtype), 255 - 2 * x)
 
 
 def _solarize_add(x: Tensor, added: Tensor) -> Tensor:
-    return torch.where(x < _BINS // 2, (x + added).clamp(max=255), x)
+    darker = (x < _BINS // 2).to(x.dtype)
+    return x + torch.minimum(darker * added, 255 - x)
 
 
 def _color(x: Tensor, factor: Tensor) -> Tensor:
@@ -131,11 +155,12 @@ def _color(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _contrast(x: Tensor, factor: Tensor) -> Tensor:
-    return _away_from(_gray(x).mean(dim=(2, 3), keepdim=True), x, factor)
+    mean = x.flatten(3).mean(dim=2).unflatten(2, x.shape[3:]).mean(dim=2)  # [n, T, 3]
+    return _away_from(_gray(mean[:, :, None, None]), x, factor)
 
 
 def _brightness(x: Tensor, factor: Tensor) -> Tensor:
-    return (x * factor).clamp(0, 255)
+    return (x * factor).clamp_(0, 255)
 
 
 def _sharpness(x: Tensor, factor: Tensor) -> Tensor:
@@ -149,11 +174,12 @@ def _sharpness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _gray(x: Tensor) -> Tensor:
+    """Return the luma of pixels: [..., 3] -> [..., 1]."""
     return (x @ torch.tensor(LUMA, dtype=x.dtype, device=x.device))[..., None]
 
 
 def _away_from(origin: Tensor, x: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(origin, x, factor).clamp_(0, 255)
+    return (x * factor).add_(origin * (1 - factor)).clamp_(0, 255)
 
 
 _LEVELS: dict[ImageOp, Callable[[Tensor, Tensor], Tensor]] = {
@@ -220,7 +246,12 @@ def _moved(x: Tensor, sources: Tensor) -> Tensor:
         sources: f32[n, 2, 3].
     """
     n, t, height, width, channels = x.shape
-    grid = functional.affine_grid(sources, [n, 1, height, width], align_corners=False)
+    line = (2 * torch.arange(width, device=x.device) + 1) / width - 1  # centers of pixels
+    across, down, start = sources[:, None, None].unbind(dim=-1)  # [n, 1, 1, 2]
+    grid = torch.empty(n, height, width, 2, device=x.device)
+    for axis in range(2):  # several times as fast as torch's affine_grid
+        rows = down[..., axis] * line[:, None] + start[..., axis]  # [n, H, 1]
+        torch.addcmul(rows, across[..., axis], line, out=grid[..., axis])
     # Frames and colors are the channels of one picture, so that weights are computed once.
     planes = (x - _FILL).permute(0, 1, 4, 2, 3).reshape(n, t * channels, height, width)
     moved = functional.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
