@@ -50,6 +50,7 @@ benchmarks: $(STAMP)
 	$(BENCHMARK).data_loading.faces '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
 	$(BENCHMARK).data_loading.hue '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
 	$(BENCHMARK).data_loading.blur --out '$(RESULTS)' || failed=1; \
+	$(BENCHMARK).data_loading.strong_augment '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
 	$(BIN)/python -m benchmarks.training.step_vs_plain --out '$(RESULTS)/step_vs_plain' || failed=1; \
 	$(BENCHMARK).training.step_vs_peers --out '$(RESULTS)/step_vs_peers' || failed=1; \
 	$(BENCHMARK).training.vit_step --out '$(RESULTS)/vit_step' || failed=1; \

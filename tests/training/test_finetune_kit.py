@@ -20,6 +20,7 @@ from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask, open_task
 from rhofast.training import setup
 from rhofast.training.classify import Stopped, train_classifier
+from rhofast.training.optim import learning_rate
 from rhofast.training.targets import soft_cross_entropy
 from tests.helpers.shards import ROOT, TINY_PAGE, write_shards
 from tests.training.test_finetune import EVAL_CONFIG, held_out, metrics, one_thread
@@ -136,3 +137,35 @@ def test_pretraining_mixes_nothing(tmp_path: Path) -> None:
     config = load_config(tmp_path / "tiny.toml", [f"out={tmp_path}", "augment.cutmix=1.0"])
     with pytest.raises(ConfigError, match=r"augment\.cutmix=1: pretraining has no labels to mix"):
         setup.build_model(config, Accelerator(cpu=True))
+
+
+VIDEOMAE = {
+    # peak and last rate with the batch of the config, decay by layer, drop path, dropout, epochs, test views, top-1
+    "videomae_k400": (1.4e-3, 2e-6, 0.75, 0.1, 0.0, 90, 5, 0.815),
+    "videomae_ssv2": (2e-3, 1e-6, 0.65, 0.1, 0.0, 25, 2, 0.712),
+    "videomae_ucf101": (2.5e-4, 5e-6, 0.7, 0.2, 0.5, 100, 5, 0.913),
+}
+
+
+@pytest.mark.parametrize("name", VIDEOMAE)
+def test_a_config_of_a_vit_has_its_published_numbers(name: str) -> None:
+    path = ROOT / "configs" / "eval" / f"{name}.toml"
+    config, (peak, last, decay, drop_path, dropout, epochs, views, top1) = load_config(path), VIDEOMAE[name]
+    optim, section, augment = config.optim, config.eval, config.augment
+    batch = config.train.batch_size
+    assert learning_rate(optim, batch, epochs, epochs) == pytest.approx(last)
+    assert optim.base_lr * batch / optim.base_batch == pytest.approx(peak)
+    assert learning_rate(optim, batch, 5, epochs) == pytest.approx(peak, rel=0.1)
+    assert (optim.name, optim.betas, optim.weight_decay, optim.layer_decay) == ("adamw", (0.9, 0.999), 0.05, decay)
+    assert (config.backbone.name, config.backbone.options) == ("vit", {"drop_path": drop_path})
+    assert (section.dropout, config.train.epochs, section.label_smoothing, section.repeats) == (dropout, epochs, 0.1, 2)
+    assert (section.test_views, section.test_crops, section.test_size) == (views, 3, None)
+    assert (augment.rand_ops, augment.rand_magnitude, augment.rand_spread, augment.rand_probability) == (4, 7, 0.5, 0.5)
+    assert (augment.erase, augment.mixup, augment.cutmix, augment.mix, augment.cutmix_share) == (0.25, 0.8, 1, 1, 0.5)
+    assert (augment.crop, augment.area, augment.color) == ("area", (0.08, 1.0), 0.0)
+    assert augment.flip == (0.0 if name == "videomae_ssv2" else 0.5) and section.published[0].value == top1
+    head = path.read_text().partition("\nname =")[0]
+    assert config.name == path.stem and f"--config configs/eval/{path.name}" in head
+    assert [
+        word for word in ("Source", "Hardware", "Expected", "Departs", "Not yet run here") if word not in head
+    ] == []
