@@ -49,7 +49,7 @@ def apply_ops(
     chosen = np.flatnonzero(ops.any(axis=1))
     if pixels.device.type == "cpu":
         for place in chosen.tolist():
-            for frames in clips[place : place + 1].split(_FRAMES_AT_ONCE, dim=1):
+            for frames in torch.split(clips[place : place + 1], _FRAMES_AT_ONCE, dim=1):  # type: ignore[no-untyped-call]
                 frames.copy_(_changed(frames, ops[[place]], amounts[[place]], mean, std))
     elif len(chosen):
         places = torch.from_numpy(chosen).to(pixels.device)
@@ -110,8 +110,8 @@ def transformed(levels: Tensor, op: ImageOp, amount: Tensor) -> Tensor:
 
 def _auto_contrast(x: Tensor, _: Tensor) -> Tensor:
     rows = x.flatten(3)
-    low, high = (bound.unflatten(2, x.shape[3:]) for bound in (rows.amin(dim=2), rows.amax(dim=2)))  # [n, T, W, 3]
-    low, high = low.amin(dim=2), high.amax(dim=2)  # [n, T, 3]
+    low = rows.amin(dim=2).view(*x.shape[:2], *x.shape[3:]).amin(dim=2)  # [n, T, W * 3], then [n, T, 3]
+    high = rows.amax(dim=2).view(*x.shape[:2], *x.shape[3:]).amax(dim=2)
     flat = high == low
     low, gain = torch.where(flat, 0.0, low), torch.where(flat, 1.0, 255 / (high - low))
     low, gain = (_row(one, x.shape[3])[:, :, None] for one in (low, gain))
@@ -155,7 +155,7 @@ def _color(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _contrast(x: Tensor, factor: Tensor) -> Tensor:
-    mean = x.flatten(3).mean(dim=2).unflatten(2, x.shape[3:]).mean(dim=2)  # [n, T, 3]
+    mean = x.flatten(3).mean(dim=2).view(*x.shape[:2], *x.shape[3:]).mean(dim=2)  # [n, T, 3]
     return _away_from(_gray(mean[:, :, None, None]), x, factor)
 
 
