@@ -49,7 +49,7 @@ def apply_ops(
     chosen = np.flatnonzero(ops.any(axis=1))
     if pixels.device.type == "cpu":
         for place in chosen.tolist():
-            for frames in torch.split(clips[place : place + 1], _FRAMES_AT_ONCE, dim=1):  # type: ignore[no-untyped-call]
+            for frames in torch.split(clips[place : place + 1], _FRAMES_AT_ONCE, dim=1):
                 frames.copy_(_changed(frames, ops[[place]], amounts[[place]], mean, std))
     elif len(chosen):
         places = torch.from_numpy(chosen).to(pixels.device)
