@@ -146,7 +146,8 @@ def published_count(source: Path, recipe: str | None, options: Sequence[str]) ->
 def _recipe_for(source: Path) -> str:
     """Return the recipe for a folder or a file by its suffix; raises IngestError for any other source."""
     by_suffix = _BY_SUFFIX.get(source.suffix.lower())
-    if by_suffix in _WITH_PATTERNS and _is_pattern(source):
+    # What a web server has under a name is not asked for: it might send the whole of it.
+    if by_suffix in _WITH_PATTERNS and (_is_pattern(source) or not is_local(source)):
         return str(by_suffix)
     if source.exists() and not source.is_file() and not source.is_dir():
         raise IngestError(f"{source}: not a regular file or folder", hint="write the list to a file")

@@ -88,6 +88,31 @@ def test_a_set_made_of_tars_is_that_of_the_loose_files(videos: Path, loose: Path
     assert samples(tmp_path / "set") == samples(loose)
 
 
+def test_windows_of_members_are_those_of_files(videos: Path, tmp_path: Path) -> None:
+    for source, out in (("list.jsonl", "loose"), ("t-{0..1}.tar", "tars")):
+        shard(videos / source, tmp_path / out, "--clip-seconds", "0.25", "--stride", "0.25")
+    assert samples(tmp_path / "tars") == samples(tmp_path / "loose")
+    assert sum(json.loads((tmp_path / "tars" / "sizes.json").read_text()).values()) == 10
+
+
+def test_segments_of_json_lines_and_of_a_table_are_the_same(videos: Path, tmp_path: Path) -> None:
+    spans = [("000", 0.0, 0.25), ("000", 0.25, None), ("001", None, 0.3)]
+    lines = [
+        {"path": str(videos / f"{key}.mp4"), "key": f"s{n}", "start": start, "end": end}
+        for n, (key, start, end) in enumerate(spans)
+    ]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    contents = [{"bytes": (videos / f"{key}.mp4").read_bytes(), "path": f"{key}.mp4"} for key, _, _ in spans]
+    columns = {name: [line[name] for line in lines] for name in ("key", "start", "end")}
+    pq.write_table(pa.table({"video": contents, **columns}), tmp_path / "table.parquet")
+    named = [word for name in ("key", "start", "end") for word in ("--option", f"{name}_column={name}")]
+    shard(tmp_path / "list.jsonl", tmp_path / "lines")
+    shard(tmp_path / "table.parquet", tmp_path / "table", *named)
+    assert samples(tmp_path / "table") == samples(tmp_path / "lines")
+    with tarfile.open(tmp_path / "table" / "shard-000000.tar") as tar:
+        assert json.load(tar.extractfile("s0.json"))["frames"] == 3  # type: ignore[arg-type]
+
+
 TABLE = ("--option", "key_column=key", "--option", "fields=number")
 
 
