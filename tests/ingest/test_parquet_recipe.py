@@ -62,6 +62,14 @@ def test_a_table_of_paths(tmp_path: Path) -> None:
     assert first.key == listed(write(tmp_path / "u.parquet", path=["a.mp4"], t=[2.0]), "end_column=t")[0].key
 
 
+def test_times_of_segments_are_found_by_their_names(tmp_path: Path) -> None:
+    columns = {"path": ["x", "x"], "start_time": [0, 2], "end sec": [1.5, None]}
+    source = write(tmp_path / "t.parquet", **columns)
+    assert [(record.start, record.end) for record in listed(source)] == [(0.0, 1.5), (2.0, None)]
+    with pytest.raises(IngestError, match="occurs twice"):
+        listed(source, "start_column=none", "end_column=none", "ignore=start_time,end sec")
+
+
 def test_a_table_of_bytes(tmp_path: Path) -> None:
     for name, columns, column, names in (
         ("feature", {"video": feature()}, "video.bytes", ["x.mp4", "row 1", "y.webm"]),
@@ -113,7 +121,9 @@ def test_names_of_classes_come_from_the_file_or_an_option(tmp_path: Path) -> Non
         ({"path": ["x"]}, ["bytes_column=path"], "column 'path' holds string, not bytes"),
         ({"path": ["x"], "thumb": [b"1"]}, ["path_column=path", "fields=thumb"], "'thumb' holds bytes, which are no"),
         ({"path": ["x"], "split": ["val"]}, [], "'split' seems to choose .*ignore=split"),
-        ({"path": ["x"], "start": [1.0]}, [], "'start' seems to choose .*start_column"),
+        ({"path": ["x"], "start": ["0:01"]}, [], "'start' seems to choose .*start_column"),
+        ({"path": ["x"], "start": [1], "begin": [1.0]}, [], "several columns may be the start of segments: start, beg"),
+        ({"path": ["x"], "start_frame": [1]}, [], "'start_frame' seems to choose .*ignore=start_frame"),
         ({"path": ["x"], "label": [1], "class": [2]}, [], "several columns may be the label: label, class"),
         ({"path": ["x", None]}, [], "t.parquet: row 1: path='None' is not a path"),
         ({"path": ["x", "y"], "label": [0, -1]}, [], "t.parquet: row 1: label -1 is below 0"),

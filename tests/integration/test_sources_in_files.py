@@ -105,9 +105,8 @@ def test_segments_of_json_lines_and_of_a_table_are_the_same(videos: Path, tmp_pa
     contents = [{"bytes": (videos / f"{key}.mp4").read_bytes(), "path": f"{key}.mp4"} for key, _, _ in spans]
     columns = {name: [line[name] for line in lines] for name in ("key", "start", "end")}
     pq.write_table(pa.table({"video": contents, **columns}), tmp_path / "table.parquet")
-    named = [word for name in ("key", "start", "end") for word in ("--option", f"{name}_column={name}")]
     shard(tmp_path / "list.jsonl", tmp_path / "lines")
-    shard(tmp_path / "table.parquet", tmp_path / "table", *named)
+    shard(tmp_path / "table.parquet", tmp_path / "table", "--option", "key_column=key")
     assert samples(tmp_path / "table") == samples(tmp_path / "lines")
     with tarfile.open(tmp_path / "table" / "shard-000000.tar") as tar:
         assert json.load(tar.extractfile("s0.json"))["frames"] == 3  # type: ignore[arg-type]
