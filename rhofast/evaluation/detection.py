@@ -26,7 +26,7 @@ from rhofast.data.loader.box_loaders import BoxEvalLoader
 from rhofast.errors import ConfigError, NotFiniteError
 from rhofast.evaluation.detector import Detector
 from rhofast.evaluation.features import Progress
-from rhofast.evaluation.frame_ap import Detections, Truth, average_precisions
+from rhofast.evaluation.frame_ap import Detections, Truth, average_precisions, guessed_precisions
 from rhofast.evaluation.multiview import test_augment
 from rhofast.evaluation.scores import Scores
 from rhofast.storage.files import writing_atomically
@@ -156,7 +156,7 @@ def detect(
     return _joined(key_frames, numbers, values, [str(error) for error in loader.bad])
 
 
-def score_detections(detected: Detected, found: KeyFrames) -> Scores:
+def score_detections(detected: Detected, found: KeyFrames) -> tuple[Scores, float]:
     """Compare scores with the ground truth.
 
     Args:
@@ -164,7 +164,7 @@ def score_detections(detected: Detected, found: KeyFrames) -> Scores:
         found: All boxes of the test set, with the ground truth.
 
     Returns:
-        mAP, and the average precision of each class that has any truth.
+        mAP with the average precision of each class that has any truth, and the mAP of random scores.
 
     Raises:
         ConfigError: No class that counts has any truth.
@@ -174,22 +174,22 @@ def score_detections(detected: Detected, found: KeyFrames) -> Scores:
     shows = truth.targets(np.arange(len(truth.boxes)))[:, columns] > 0
     if not shows.any():
         raise ConfigError("no true box shows a class that counts", hint="check the list of classes: rhofast boxes")
-    values = average_precisions(
-        Truth(image=_image(truth, np.arange(len(truth.boxes))), boxes=truth.boxes, shows=shows),
-        Detections(
-            image=_image(looked_at, detected.box),
-            boxes=looked_at.boxes[detected.box],
-            scores=detected.scores.astype(np.float64),
-        ),
+    true = Truth(image=_image(truth, np.arange(len(truth.boxes))), boxes=truth.boxes, shows=shows)
+    drawn = Detections(
+        image=_image(looked_at, detected.box),
+        boxes=looked_at.boxes[detected.box],
+        scores=detected.scores.astype(np.float64),
     )
+    values = average_precisions(true, drawn)
     per_class = {name: float(value) for name, value in zip(found.classes.values(), values, strict=True) if value >= 0}
-    return Scores(
+    scores = Scores(
         measures={MAP: float(np.nanmean(values))},
         samples=len(found),
         left_out=detected.left_out,
         per_class=per_class,
         confusion=None,
     )
+    return scores, float(np.nanmean(guessed_precisions(true, drawn)))
 
 
 def write_detections(path: Path, detected: Detected, shards: ShardSet) -> None:

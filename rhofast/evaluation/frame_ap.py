@@ -68,12 +68,31 @@ def average_precisions(truth: Truth, detections: Detections) -> Float:
     Returns:
         f64[C] in [0, 1]; NaN for a class without truth.
     """
-    x1, y1, x2, y2 = detections.boxes.T
-    kept = np.flatnonzero((x1 < x2) & (y1 < y2))
-    image, boxes, scores = detections.image[kept], detections.boxes[kept], detections.scores[kept]
+    image, boxes, scores = _with_area(detections)
     right = _right(truth, image, boxes, scores)
     counts = truth.shows.sum(axis=0)
     return np.array([_area(scores[:, c], right[:, c], int(counts[c])) for c in range(len(counts))])
+
+
+def guessed_precisions(truth: Truth, detections: Detections) -> Float:
+    """Return what the average precision of each class would be if boxes had scores at random.
+
+    Precision would then be the share of right boxes all along, up to the recall of all boxes together. In small sets it
+    is more, since precision is taken at its best.
+
+    Args:
+        truth: True boxes.
+        detections: Detected boxes; their scores do not matter.
+
+    Returns:
+        f64[C] in [0, 1]; NaN for a class without truth.
+    """
+    image, boxes, scores = _with_area(detections)
+    hits = _right(truth, image, boxes, np.zeros_like(scores)).sum(axis=0)
+    positives = truth.shows.sum(axis=0).astype(np.float64)
+    recall: Float = np.divide(hits, positives, out=np.full(len(hits), np.nan), where=positives > 0)
+    area: Float = recall * hits / max(len(boxes), 1)
+    return area
 
 
 def overlaps(boxes: Float, others: Float) -> Float:
@@ -85,6 +104,13 @@ def overlaps(boxes: Float, others: Float) -> Float:
     union = area[:, None] + other[None, :] - shared
     share: Float = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     return share
+
+
+def _with_area(detections: Detections) -> tuple[Int64Array, Float, Float]:
+    """Return image, boxes and scores of the detections that have an area."""
+    x1, y1, x2, y2 = detections.boxes.T
+    kept = np.flatnonzero((x1 < x2) & (y1 < y2))
+    return detections.image[kept], detections.boxes[kept], detections.scores[kept]
 
 
 def _right(truth: Truth, image: Int64Array, boxes: Float, scores: Float) -> Bools:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from rhofast.evaluation.frame_ap import Detections, Truth, average_precisions, overlaps
+from rhofast.evaluation.frame_ap import Detections, Truth, average_precisions, guessed_precisions, overlaps
 
 Box = tuple[float, float, float, float]
 LEFT, RIGHT, HALF = (0.0, 0.0, 0.4, 0.8), (0.5, 0.0, 0.9, 0.8), (0.0, 0.0, 0.4, 0.4)
@@ -96,6 +96,25 @@ def test_equal_scores_rank_in_their_order() -> None:
     true = truth((0, LEFT, [0]))
     assert average_precision(true, found((0, LEFT, [0.5]), (1, LEFT, [0.5]))) == 1
     assert average_precision(true, found((1, LEFT, [0.5]), (0, LEFT, [0.5]))) == 0.5
+
+
+def test_a_guess_is_what_random_scores_give_on_average() -> None:
+    random = np.random.default_rng(0)
+    images = np.repeat(np.arange(600), 2)
+    boxes = np.tile(np.array([LEFT, RIGHT]), (600, 1))
+    true = Truth(image=images, boxes=boxes, shows=random.random((1200, 3)) < (0.3, 0.7, 0.0))
+    scores = random.random((1200, 3))
+    found_at = Detections(image=images, boxes=boxes, scores=scores)
+    shuffled = [
+        average_precisions(true, Detections(image=images, boxes=boxes, scores=random.random((1200, 3))))
+        for _ in range(5)
+    ]
+    guess = guessed_precisions(true, found_at)
+    assert guess[:2] == pytest.approx(true.shows.mean(axis=0)[:2]) and math.isnan(guess[2])
+    assert np.mean(shuffled, axis=0)[:2] == pytest.approx(guess[:2], abs=0.03)
+    half = Detections(image=images[::2], boxes=boxes[::2], scores=scores[::2])
+    hits = true.shows[::2].sum(axis=0)[:2]
+    assert guessed_precisions(true, half)[:2] == pytest.approx(hits / true.shows.sum(axis=0)[:2] * hits / 600)
 
 
 def plain_iou(one: Box, other: Box) -> float:
