@@ -12,6 +12,7 @@ KINDS = {
     "attentive": "attentive probe",
     "finetune": "fine-tuning",
     "multilabel": "fine-tuning, several labels",
+    "detection": "detection",
 }
 """The kinds of evaluations, as their commands and files are named, with their names in tables."""
 
@@ -33,6 +34,8 @@ class RunFolder:
         report.html           metrics, curves, results                               rhofast report
         evals/NAME/           run folder of a classifier on top of this run          rhofast eval
         evals/NAME/task.json  what that classifier is trained on                     rhofast eval
+        detections.csv        scores of all boxes, in that folder                    rhofast eval detection
+        detections.png        key frames with boxes and scores, there                rhofast eval detection
         .lock                 held by the process that trains (run_lock.py)          training
 
     Attributes:
@@ -94,6 +97,16 @@ class RunFolder:
     def task(self) -> Path:
         """In the folder of a trained classifier: what it is trained on, and on top of which weights."""
         return self.path / "task.json"
+
+    @property
+    def detections(self) -> Path:
+        """In the folder of a trained detector: the scores of all boxes, as the official script of AVA reads them."""
+        return self.path / "detections.csv"
+
+    @property
+    def detection_page(self) -> Path:
+        """In the folder of a trained detector: key frames with boxes and scores."""
+        return self.path / "detections.png"
 
     @property
     def lock(self) -> Path:

@@ -23,6 +23,7 @@ from rhofast.errors import ConfigError
 from rhofast.storage.files import check_writable
 
 if TYPE_CHECKING:
+    from rhofast.evaluation.detection_task import DetectionTask
     from rhofast.evaluation.scores import Evaluation
     from rhofast.evaluation.task import EvalTask
 
@@ -70,6 +71,24 @@ _RequiredConfig = Annotated[
         show_default=False,
     ),
 ]
+_TrainBoxesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--train-boxes",
+        metavar="ARROW",
+        help="Box file of the training shards. Default: boxes.arrow in their folder.",
+        rich_help_panel=DATA,
+    ),
+]
+_TestBoxesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--test-boxes",
+        metavar="ARROW",
+        help="Box file of the held-out shards. Default: boxes.arrow in their folder.",
+        rich_help_panel=DATA,
+    ),
+]
 _OutOption = Annotated[
     Path | None,
     typer.Option(
@@ -105,24 +124,26 @@ class EvalRequest:
         """
         from rhofast.evaluation.task import open_task
 
+        task = open_task(**self.arguments())
+        warn(task)
+        return task
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `open_task`; raises ConfigError if test shards or `--out` are not right."""
         if (self.shards is None) == (self.test is None):
             raise ConfigError("the held-out shards must be given once", hint="--test SHARDS")
         if self.target is not None:
             check_writable(self.target)
-        task = open_task(
-            self.checkpoint,
-            self.shards or self.test or "",
-            train=self.train,
-            train_keep=self.train_keep,
-            test_keep=self.test_keep,
-            config_file=self.config,
-            overrides=self.overrides or [],
-            allow_overlap=self.allow_overlap,
-        )
-        if is_main_process():
-            for note in task.notes:
-                print_error(f"warning: {note}", style="yellow")
-        return task
+        return {
+            "source": self.checkpoint,
+            "test": self.shards or self.test or "",
+            "train": self.train,
+            "train_keep": self.train_keep,
+            "test_keep": self.test_keep,
+            "config_file": self.config,
+            "overrides": self.overrides or [],
+            "allow_overlap": self.allow_overlap,
+        }
 
     def report(self, result: Evaluation) -> None:
         """Print a result and write it to `--out`, or to a file in the folder of the run; rank 0 does."""
@@ -145,6 +166,29 @@ class ConfiguredRequest(EvalRequest):
     """A request for a training, which needs a config."""
 
     config: _RequiredConfig = field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionRequest(ConfiguredRequest):
+    """A request for the training and test of a detector."""
+
+    train_boxes: _TrainBoxesOption = None
+    test_boxes: _TestBoxesOption = None
+
+    def open(self) -> DetectionTask:
+        """Open what is evaluated, with the boxes; prints and raises as EvalRequest, and as `open_detection_task`."""
+        from rhofast.evaluation.detection_task import open_detection_task
+
+        task = open_detection_task(**self.arguments(), train_boxes=self.train_boxes, test_boxes=self.test_boxes)
+        warn(task)
+        return task
+
+
+def warn(task: EvalTask) -> None:
+    """Print the warnings that belong to a task, on rank 0."""
+    if is_main_process():
+        for note in task.notes:
+            print_error(f"warning: {note}", style="yellow")
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

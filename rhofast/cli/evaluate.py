@@ -1,12 +1,14 @@
-"""The commands that evaluate a backbone: `eval knn`, `retrieval`, `linear`, `attentive`, `finetune`, ...; `embed`."""
+"""The commands that evaluate a backbone: `eval knn`, `linear`, `finetune`, `detection` and so on; `embed`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.cli.console import (
     is_main_process,
     main_progress_bar,
@@ -16,14 +18,17 @@ from rhofast.cli.console import (
     print_line,
     progress_bars,
 )
-from rhofast.cli.eval_request import ConfiguredRequest, EvalRequest, spread
+from rhofast.cli.eval_request import ConfiguredRequest, DetectionRequest, EvalRequest, spread
 from rhofast.cli.options import DATA, OUTPUT, RUN, CheckpointArgument, Overrides, ShardsArgument
 from rhofast.cli.tables import sweep_table
 from rhofast.errors import EXIT_RESUMABLE, ConfigError
 
 if TYPE_CHECKING:
     from rhofast.evaluation.scores import Evaluation
+    from rhofast.training.classify import Stopped
     from rhofast.training.finetune import Kind
+
+Result = TypeVar("Result")
 
 evaluate = typer.Typer(help="Evaluate a backbone on held-out shards.", no_args_is_help=True)
 
@@ -123,10 +128,60 @@ def multilabel(request: ConfiguredRequest, resume: ResumeOption = False) -> None
     request.report(_classify(request, "multilabel", resume=resume))
 
 
-def _classify(request: EvalRequest, kind: Kind, *, resume: bool) -> Evaluation:
-    from rhofast.training.classify import Stopped, train_classifier
+@evaluate.command()
+@spread
+def detection(
+    request: DetectionRequest,
+    resume: ResumeOption = False,
+    pictures: Annotated[
+        int,
+        typer.Option(min=1, max=200, help="Key frames of the page of pictures.", rich_help_panel=OUTPUT),
+    ] = 12,
+) -> None:
+    """Fine-tune on boxes of persons with actions, as in AVA, then test by frame mAP.
+
+    Both sets have a box file (rhofast boxes). Beside the result go the scores of all boxes, as AVA's official script
+    reads them, and a page of key frames with boxes and scores.
+    """
+    from rhofast.training.detect import train_detector
 
     task = request.open()
+    result = _train(lambda on_log, progress: train_detector(task, resume=resume, on_log=on_log, progress=progress))
+    request.report(result.evaluation)
+    if is_main_process():
+        from rhofast.analysis.detection_page import draw_detections
+
+        run, evaluation = RunFolder(result.evaluation.folder), result.evaluation
+        measure, value = evaluation.trained.main
+        drawn = draw_detections(
+            run.detection_page,
+            task.test,
+            task.test_found,
+            result.detected,
+            task.config,
+            count=pictures,
+            heading=(f"{task.test.info.name}: {measure} {value:.1%}", evaluation.origin),
+        )
+        print_line(f"Wrote {run.detections} and {run.detection_page.name} ({drawn} key frames)")
+
+
+def _classify(request: EvalRequest, kind: Kind, *, resume: bool) -> Evaluation:
+    from rhofast.training.classify import train_classifier
+
+    task = request.open()
+    return _train(
+        lambda on_log, progress: train_classifier(task, kind=kind, resume=resume, on_log=on_log, progress=progress)
+    )
+
+
+def _train(run: Callable[[Callable[[dict[str, Any]], None], Callable[[int, int], None]], Result | Stopped]) -> Result:
+    """Run a training that is followed by a test, with its progress; raises Exit if it was stopped.
+
+    Args:
+        run: Called with what takes the lines of metrics, and what takes the progress of the test.
+    """
+    from rhofast.training.classify import Stopped
+
     with main_progress_bar(note=True) as progress:
         training = progress.add_task("training", total=None, note="", visible=False)
         testing = progress.add_task("testing", total=None, note="", visible=False)
@@ -137,13 +192,7 @@ def _classify(request: EvalRequest, kind: Kind, *, resume: bool) -> Evaluation:
                 note = f"loss {line['loss']:.3f}  top-1 {line['top1']:.1%}  {line['clips_per_second']:.0f} clips/s"
             progress.update(training, completed=line["step"], total=line["steps"], note=note, visible=True)
 
-        result = train_classifier(
-            task,
-            kind=kind,
-            resume=resume,
-            on_log=on_log,
-            progress=lambda done, total: progress.update(testing, completed=done, total=total, visible=True),
-        )
+        result = run(on_log, lambda done, total: progress.update(testing, completed=done, total=total, visible=True))
     if isinstance(result, Stopped):
         print_error(f"{result.run}: saved at step {result.step} of {result.steps}; continue with --resume", style="")
         raise typer.Exit(EXIT_RESUMABLE)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+from accelerate import Accelerator
 
 from rhofast.checkpoint.resume import naming
+from rhofast.config.schema import Config
 from rhofast.distributed.collectives import raise_on_lost_ranks
 from rhofast.evaluation.features import Progress
 from rhofast.evaluation.multiview import check_test
@@ -17,6 +22,9 @@ from rhofast.training.finetune import ClassifierTrainer, Kind, OnLog
 from rhofast.training.multilabel import MultilabelTrainer
 from rhofast.training.preemption import PreemptionHandler
 from rhofast.training.setup import build_accelerator
+
+Trainer = TypeVar("Trainer", bound=ClassifierTrainer)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,9 +74,35 @@ def train_classifier(
         check_probes(config)
     check_test(task.model.backbone, config)
     trainers: dict[Kind, type[ClassifierTrainer]] = {"attentive": ProbeTrainer, "multilabel": MultilabelTrainer}
+    trainer_of = trainers.get(kind, ClassifierTrainer)
+    return train_and_test(
+        lambda accelerator: trainer_of(task, config, kind, accelerator, on_log),
+        lambda trainer: trainer.test(progress),
+        config,
+        resume=resume,
+    )
+
+
+def train_and_test(
+    build: Callable[[Accelerator], Trainer], test: Callable[[Trainer], Result], config: Config, *, resume: bool
+) -> Result | Stopped:
+    """Take all steps of a trainer and test what it has trained; call it in every process.
+
+    Args:
+        build: Builds the trainer.
+        test: Tests it, when all steps are taken.
+        config: Configuration of the training.
+        resume: Continue from the newest checkpoint in the folder of `config`, or begin if there is none.
+
+    Returns:
+        What `test` returns, or where training stopped early.
+
+    Raises:
+        RhofastError: As `train_classifier`.
+    """
     accelerator = build_accelerator(config)
     with raise_on_lost_ranks():
-        trainer = trainers.get(kind, ClassifierTrainer)(task, config, kind, accelerator, on_log)
+        trainer = build(accelerator)
         with PreemptionHandler(config.train.max_hours) as preemption, trainer.checkpoints, trainer.loader:
             opened = trainer.checkpoints.open(resume=resume, check=trainer.check_same_task)
             if opened.checkpoint is not None:
@@ -77,4 +111,4 @@ def train_classifier(
             finished = trainer.run(preemption)
         if not finished:
             return Stopped(run=config.folder, step=trainer.step, steps=trainer.steps)
-        return trainer.test(progress)
+        return test(trainer)

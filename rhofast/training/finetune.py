@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +26,7 @@ from rhofast.checkpoint.resume import OpenedRun, check_resumable
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
+from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.rng import Stream, torch_seed
 from rhofast.data.sampling.shuffle import rank_slice
 from rhofast.data.types import Views
@@ -54,8 +56,24 @@ from rhofast.training.step import no_garbage_collection
 from rhofast.training.step_timer import StepTimer
 from rhofast.training.targets import soft_cross_entropy, soft_targets
 
-Kind = Literal["linear", "finetune", "attentive", "multilabel"]
+Kind = Literal["linear", "finetune", "attentive", "multilabel", "detection"]
 OnLog = Callable[[dict[str, Any]], None]
+
+
+class StepOutcome(NamedTuple):
+    """What a forward pass of a batch gives.
+
+    Attributes:
+        objective: What gradients are taken of.
+        loss: The loss to be logged, without gradient.
+        hits: Number of examples whose most probable class is right (has the largest target).
+        known: Number of examples that have a target.
+    """
+
+    objective: Tensor
+    loss: Tensor
+    hits: Tensor
+    known: Tensor
 
 
 class ClassifierTrainer:
@@ -93,7 +111,7 @@ class ClassifierTrainer:
         self.classifier = self.build_classifier().to(device)
         if config.train.channels_last:
             self.classifier = to_channels_last(self.classifier)
-        if kind in ("finetune", "multilabel") and device.type == "cpu":
+        if kind in ("finetune", "multilabel", "detection") and device.type == "cpu":
             check_reduced_precision(
                 self.classifier.backbone,
                 config.train.precision,
@@ -101,10 +119,7 @@ class ClassifierTrainer:
                 size=config.augment.size,
             )
         self.model, self.optimizer = prepare(accelerator, self.classifier, self.build_optimizer())
-        data = shards or task.train
-        self.loader = build_loader(
-            config, accelerator, data, run.bad_samples, duplicate_single_clip=False, fields=self.fields
-        )
+        self.loader = self.build_loader(shards or task.train, run.bad_samples)
         self.step = 0
         self.steps, self.epochs = run_length(config, self.loader.steps_per_epoch)
         self.checkpoints = CheckpointManager(config, self._checkpoint, self._write)
@@ -127,6 +142,12 @@ class ClassifierTrainer:
         if section.batch_norm in ("node", "sync"):
             synchronize_batch_norm(classifier.backbone, "node" if section.batch_norm == "node" else "sync")
         return classifier
+
+    def build_loader(self, shards: ShardSet, bad_log: Path) -> TrainLoader:
+        """Return this rank's loader of what is trained on."""
+        return build_loader(
+            self.config, self.accelerator, shards, bad_log, duplicate_single_clip=False, fields=self.fields
+        )
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Return the optimizer of the classifier."""
@@ -228,36 +249,42 @@ class ClassifierTrainer:
         return score_videos(self.classifier, task.train, task.test, self.config, progress=progress)
 
     def _take_step(self, views: Views) -> tuple[Tensor, Tensor, Tensor, float]:
-        """Take one optimizer step.
-
-        Returns:
-            The loss, the number of clips whose most probable class was right (has the largest target), the number of
-            clips that have a target, and the learning rate. Of several classifiers at once, losses and hits are means
-            over those whose loss is finite.
-        """
+        """Take one optimizer step; return the loss, the hits, the examples with a class, and the learning rate."""
         config, epoch = self.config, self.step / self.loader.steps_per_epoch
+        # For backbones that draw random numbers.
+        torch.manual_seed(torch_seed(config.seed, self.step + 1, self.accelerator.process_index))
+        rate = self.set_rates(epoch)
+        self.optimizer.zero_grad(set_to_none=True)
+        objective, loss, hits, known = self.forward(views)
+        self.accelerator.backward(objective)
+        if config.optim.clip is not None:
+            self.accelerator.clip_grad_norm_(self.classifier.parameters(), config.optim.clip)
+        self.optimizer.step()
+        return loss, hits, known, rate
+
+    def forward(self, views: Views) -> StepOutcome:
+        """Return loss and hits of a batch. Of several classifiers at once, they are means over those with finite loss.
+
+        Args:
+            views: The batch of this rank.
+        """
+        config = self.config
         batch, rank, clips = config.train.batch_size, self.accelerator.process_index, views.pixels.shape[1]
-        torch.manual_seed(torch_seed(config.seed, self.step + 1, rank))  # for backbones that draw random numbers
         share = rank_slice(batch, rank, self.accelerator.num_processes)
         self.classifier.dropout.begin(
             seed=torch_seed(config.seed, self.step + 1, 0, Stream.DROPOUT),
             rows=slice(share.start * clips, share.stop * clips),
             batch=batch * clips,
         )
-        rate = self.set_rates(epoch)
-        self.optimizer.zero_grad(set_to_none=True)
         logits = self.model(views.pixels.flatten(0, 1))
         target = self.target(views)
         scores = logits.float() if logits.ndim == 3 else logits.float()[:, None]  # [N, classifiers, classes]
         losses = torch.stack([self.loss(each, target) for each in scores.unbind(1)])
-        self.accelerator.backward(losses.sum())  # no weight is shared: each classifier gets its own gradient
-        if config.optim.clip is not None:
-            self.accelerator.clip_grad_norm_(self.classifier.parameters(), config.optim.clip)
-        self.optimizer.step()
+        objective = losses.sum()  # no weight is shared: each classifier gets its own gradient
         finite, most = losses.detach().isfinite(), target.amax(dim=1, keepdim=True)
         loss = torch.where(finite, losses.detach(), 0).sum() / finite.sum()  # not finite if none is
         right = (target.gather(1, scores.detach().argmax(dim=2)) == most) & (most > 0) & finite
-        return loss, right.sum() / finite.sum(), (most > 0).sum(), rate
+        return StepOutcome(objective, loss, right.sum() / finite.sum(), (most > 0).sum())
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of one classifier's logits f32[N, classes] for targets f32[N, classes]."""

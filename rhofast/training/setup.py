@@ -116,6 +116,17 @@ def build_accelerator(config: Config) -> Accelerator:
     )
 
 
+def check_same_data(digest: str) -> None:
+    """Raise ConfigError, on every rank, if ranks have opened data of different digests."""
+    digests = gather_objects(digest)
+    for rank, other in enumerate(digests):
+        if other != digests[0]:
+            raise ConfigError(
+                f"data.train: rank {rank} has opened other data than rank 0",
+                hint="give all nodes the same shards, the same lists of samples (keep) and the same boxes",
+            )
+
+
 def build_loader(
     config: Config,
     accelerator: Accelerator,
@@ -139,13 +150,7 @@ def build_loader(
         ConfigError: The loader's settings do not fit together, or ranks have opened different data.
     """
     device = accelerator.device
-    digests = gather_objects(shards.digest)
-    for rank, digest in enumerate(digests):
-        if digest != digests[0]:
-            raise ConfigError(
-                f"data.train: rank {rank} has opened other data than rank 0",
-                hint="give all nodes the same shards and the same lists of samples (keep)",
-            )
+    check_same_data(shards.digest)
     return TrainLoader(
         shards,
         clips=config.clips,

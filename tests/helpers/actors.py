@@ -2,8 +2,8 @@
 
 Each person is a striped figure with a head, in one half of the frame. What it does is drawn for each movie:
 
-    action 12  stand   stripes across          action 8  walk   stripes along
-    action 17  wave    the head is bright      action 5  jump   up and down; not in the list of what counts
+    action 12  stand   dark, bright stripes across   action 8  walk   bright, dark stripes along
+    action 17  wave    the head is bright            action 5  jump   up and down; not in the list of what counts
 
 Stripes and heads are seen in one frame; all figures drift slowly, so that boxes move.
 """
@@ -70,12 +70,12 @@ def paint(actors: list[Actor], frame: int, noise: np.random.Generator) -> npt.ND
     picture = noise.integers(60, 100, (HEIGHT, WIDTH, 3)).astype(np.uint8)
     for actor in actors:
         x1, y1, x2, y2 = (round(side) for side in actor.box(frame))
-        body = np.full((y2 - y1, x2 - x1), 30, dtype=np.uint8)
+        body = np.full((y2 - y1, x2 - x1), 220 if actor.walks else 30, dtype=np.uint8)
         if actor.walks:
-            body[:, ::8] = body[:, 1::8] = body[:, 2::8] = body[:, 3::8] = 220
+            body[:, ::6] = body[:, 1::6] = 30
         else:
-            body[::8] = body[1::8] = body[2::8] = body[3::8] = 220
-        body[:12] = 250 if actor.waves else 10
+            body[::6] = body[1::6] = 220
+        body[:14] = 250 if actor.waves else 10
         picture[y1:y2, x1:x2] = body[..., None]
     return picture
 

@@ -1,0 +1,192 @@
+"""Action detection from movies to mAP: generated persons whose actions a small network learns in a minute."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from PIL import Image
+
+from rhofast.data.format.dataset import ShardSet
+from tests.helpers.actors import FPS, START, movie, write_csv
+from tests.helpers.program import run
+from tests.helpers.shards import write_shards
+
+SETS = {"train": range(16), "val": range(16, 24)}
+PAGE = f"""
+name = "actors"
+[clips]
+num_frames = 2
+frame_stride = 1
+fps = {FPS}
+[augment]
+size = 48
+crop = "short_side"
+short_side = [48, 52]
+color = 0.0
+gray = 0.0
+blur = 0.0
+[backbone]
+name = "slow_r18"
+width = 4
+last_stride = 1
+last_dilation = 2
+[data]
+threads = 2
+[optim]
+name = "sgd"
+base_lr = 4.0
+base_batch = 16
+weight_decay = 1e-4
+warmup_epochs = 1
+[train]
+batch_size = 16
+steps = 30
+trackers = []
+[eval]
+dropout = 0.2
+batch_norm = "local"
+batch_size = 8
+"""
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ShardSet]:
+    """Training and test movies with boxes.arrow in their folders, made by the command from csv files."""
+    root, found = tmp_path_factory.mktemp("ava"), {}
+    for split, numbers in SETS.items():
+        shards = write_shards(root / split, [movie(number) for number in numbers], start=START)
+        files = write_csv(root / "csv", numbers, split=split)
+        options = [part for name, path in files.items() for part in (f"--{name}", path)]
+        assert run("boxes", shards.root, *options) == 0
+        found[split] = shards
+    return found
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    (tmp_path / "actors.toml").write_text(PAGE)
+    return tmp_path / "actors.toml"
+
+
+def command(sets: dict[str, ShardSet], page: Path, out: Path, *more: str) -> list[str]:
+    where = ["--train", str(sets["train"].root), "--test", str(sets["val"].root), "--config", str(page)]
+    return ["eval", "detection", "random", *where, "--set", f"out={out}", *more]
+
+
+def test_a_small_network_learns_what_persons_do(
+    sets: dict[str, ShardSet], page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_num_threads(1)
+    assert run(*command(sets, page, tmp_path)) == 0
+    said = capsys.readouterr().out
+    folder = tmp_path / "actors"
+    result = json.loads((folder / "detection.json").read_text())
+    trained = result["trained"]
+    assert trained["measures"]["mAP"] > result["chance"] + 0.25 and 0.2 < result["chance"] < 0.7
+    assert set(trained["per_class"]) == {"stand", "walk", "wave"} and trained["samples"] == 31
+    assert f"{trained['measures']['mAP']:.1%}" in said and "detections.csv" in said
+    with (folder / "detections.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == 31 * 2 * 3 and {row[6] for row in rows} == {"8", "12", "17"}
+    with Image.open(folder / "detections.png") as picture:
+        assert np.asarray(picture).std() > 10 and picture.width > 600
+
+
+def losses(folder: Path) -> list[float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["kind"] == "step"]
+
+
+def rank_of_two(rank: int, port: int, commands: list[list[str]]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    for words in commands:
+        assert run(*words) == 0
+
+
+def test_two_processes_take_the_steps_of_one_and_score_alike(
+    sets: dict[str, ShardSet], page: Path, tmp_path: Path
+) -> None:
+    """Ranks have different numbers of boxes; loss and dropout are those of the global batch nevertheless."""
+    torch.set_num_threads(1)
+    short = [part for one in ("train.steps=2", "train.log_steps=1", "eval.batch_norm=sync") for part in ("--set", one)]
+    assert run(*command(sets, page, tmp_path / "one", *short)) == 0
+    folder = tmp_path / "one" / "actors"
+    shutil.copytree(folder, tmp_path / "again" / "actors")
+    for name in ("detections.csv", "detection.json"):
+        (tmp_path / "again" / "actors" / name).unlink()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    commands = [
+        command(sets, page, tmp_path / "again", *short, "--resume"),  # nothing is left but the test
+        command(sets, page, tmp_path / "two", *short),
+    ]
+    mp.start_processes(rank_of_two, args=(port, commands), nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
+    again, two = tmp_path / "again" / "actors", tmp_path / "two" / "actors"
+    assert (again / "detections.csv").read_bytes() == (folder / "detections.csv").read_bytes()
+    results = [json.loads((each / "detection.json").read_text())["trained"] for each in (folder, again)]
+    assert results[0] == results[1]
+    assert len(losses(folder)) == 2 and losses(two) == pytest.approx(losses(folder), rel=1e-3)
+
+
+def test_a_stopped_training_continues_to_the_same_scores(sets: dict[str, ShardSet], page: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    short = ["--set", "train.steps=3", "--set", "train.checkpoint_steps=1"]
+    assert run(*command(sets, page, tmp_path / "whole", *short)) == 0
+    whole = tmp_path / "whole" / "actors"
+    shutil.copytree(whole, tmp_path / "part" / "actors")
+    part = tmp_path / "part" / "actors"
+    (part / "detections.csv").unlink()
+    shutil.rmtree(part / "checkpoints" / "step-00000003")
+    (part / "checkpoints" / "latest").write_text("step-00000002")
+    assert run(*command(sets, page, tmp_path / "part", *short, "--resume")) == 0
+    assert (part / "detections.csv").read_bytes() == (whole / "detections.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--test-boxes", "nowhere.arrow"], "nowhere.arrow: no such file"),
+        (["--set", "eval.box_score=0.99"], "no detected box has eval.box_score=0.99"),
+        (["--set", "eval.label_smoothing=0.1"], "eval.label_smoothing=0.1: each action is learned by itself"),
+        (["--set", "eval.repeats=2"], "eval.repeats=2: a key frame has one clip"),
+        (["--set", "train.accumulate=2"], "train.accumulate=2: a detector is trained with 1"),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_anything_is_trained(
+    sets: dict[str, ShardSet],
+    page: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    says: str,
+) -> None:
+    assert run(*command(sets, page, tmp_path / "out", *more)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert says in lines[-2] and lines[-1].startswith("  hint: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_boxes_of_other_shards_or_classes_are_refused(
+    sets: dict[str, ShardSet], page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = str(sets["val"].root / "boxes.arrow")
+    assert run(*command(sets, page, tmp_path / "out", "--train-boxes", other)) == 2
+    assert "the boxes belong to another shard set" in capsys.readouterr().err
+    files = write_csv(tmp_path / "csv", SETS["val"], split="val")
+    files["classes"].write_text('label { name: "stand" label_id: 12 }')
+    options = [part for name, path in files.items() for part in (f"--{name}", path)]
+    assert run("boxes", sets["val"].root, *options, "--out", tmp_path / "few.arrow") == 0
+    assert run(*command(sets, page, tmp_path / "out", "--test-boxes", str(tmp_path / "few.arrow"))) == 2
+    assert "the classes that count differ" in capsys.readouterr().err
