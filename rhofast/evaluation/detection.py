@@ -156,7 +156,7 @@ def detect(
     return _joined(key_frames, numbers, values, [str(error) for error in loader.bad])
 
 
-def score_detections(detected: Detected, found: KeyFrames) -> tuple[Scores, float]:
+def score_detections(detected: Detected, found: KeyFrames) -> Scores:
     """Compare scores with the ground truth.
 
     Args:
@@ -164,7 +164,7 @@ def score_detections(detected: Detected, found: KeyFrames) -> tuple[Scores, floa
         found: All boxes of the test set, with the ground truth.
 
     Returns:
-        mAP with the average precision of each class that has any truth, and the mAP of random scores.
+        mAP, the average precision of each class that has any truth, and as chance the mAP of random scores.
 
     Raises:
         ConfigError: No class that counts has any truth.
@@ -182,14 +182,14 @@ def score_detections(detected: Detected, found: KeyFrames) -> tuple[Scores, floa
     )
     values = average_precisions(true, drawn)
     per_class = {name: float(value) for name, value in zip(found.classes.values(), values, strict=True) if value >= 0}
-    scores = Scores(
+    return Scores(
         measures={MAP: float(np.nanmean(values))},
         samples=len(found),
         left_out=detected.left_out,
         per_class=per_class,
         confusion=None,
+        chance=float(np.nanmean(guessed_precisions(true, drawn))),
     )
-    return scores, float(np.nanmean(guessed_precisions(true, drawn)))
 
 
 def write_detections(path: Path, detected: Detected, shards: ShardSet) -> None:

@@ -9,7 +9,7 @@ number of ranks, although ranks have different numbers of boxes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ class DetectorTrainer(ClassifierTrainer):
             broadcast(value)
         task, section = self.task, self.config.eval
         detected = detect(self.classifier, task.test, task.test_boxes, self.config, progress=progress)
-        scores, chance = score_detections(detected, task.test_found)
+        scores = score_detections(detected, task.test_found)
         if self.accelerator.is_main_process:
             write_detections(RunFolder(self.config.folder).detections, detected, task.test)
         settings = {
@@ -162,7 +162,7 @@ class DetectorTrainer(ClassifierTrainer):
             "boxes": len(detected.box),
         }
         evaluation = task.result(self.kind, scores, settings=settings, folder=self.config.folder)
-        return TestedDetector(evaluation=replace(evaluation, chance=chance), detected=detected)
+        return TestedDetector(evaluation=evaluation, detected=detected)
 
 
 def check_detector(config: Config) -> None:
