@@ -13,7 +13,7 @@ from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ShardFormatError
 from rhofast.evaluation.features import Progress, extract_features, part_of
-from rhofast.evaluation.scores import Scores, class_map
+from rhofast.evaluation.scores import Scores, check_labeled, class_map
 from rhofast.evaluation.task import EvalTask, placed
 
 
@@ -92,7 +92,13 @@ def measure_backbones(
 
     Returns:
         The scores of the backbone and, if wanted, those of the untrained one.
+
+    Raises:
+        ConfigError: If no sample of a set has a label.
+        ShardError: If an index cannot be read.
     """
+    for shards in (task.train, task.test):
+        check_labeled(shards)
     backbones = [task.model.backbone, *([task.model.untrained()] if untrained else [])]
     samples = len(task.train) + len(task.test)
     return [

@@ -24,7 +24,7 @@ from rhofast.evaluation.features import Progress, extract_features, part_of
 from rhofast.evaluation.leakage import source_digests
 from rhofast.evaluation.logistic_regression import Linear, PenaltyScore, standardize, sweep, unstandardize
 from rhofast.evaluation.multiview import check_test, crops_of, score_videos
-from rhofast.evaluation.scores import Evaluation, Scores
+from rhofast.evaluation.scores import Evaluation, Scores, check_labeled
 from rhofast.evaluation.task import EvalTask, placed
 from rhofast.evaluation.validation import validation_mask
 
@@ -51,6 +51,8 @@ def evaluate_linear(
         NotFiniteError: If a feature is not finite.
     """
     check_test(task.model.backbone, task.config)
+    for shards in (task.train, task.test):
+        check_labeled(shards)
     backbones = [task.model.backbone, *([task.model.untrained()] if untrained else [])]
     samples = len(task.train) + len(task.test)
     results = [

@@ -176,3 +176,26 @@ def class_map(train: ShardSet, test: ShardSet) -> npt.NDArray[np.int64]:
             hint="classes are matched by name; the test set may have fewer classes, but no others",
         )
     return np.array([number.get(name, -1) for name in test.info.classes], dtype=np.int64)
+
+
+def check_labeled(shards: ShardSet, *, several: bool = False) -> None:
+    """Refuse a set of which nothing can be learned or measured, before hours are spent on it.
+
+    Args:
+        shards: Training or test shards with classes.
+        several: Whether further labels count, too.
+
+    Raises:
+        ConfigError: No sample has a label.
+        ShardError: If an index cannot be read.
+    """
+    is_timed = False
+    for shard in shards.used_shards().tolist():
+        index, rows = shards.index(shard), shards.rows_of(shard)
+        is_timed |= bool(np.diff(index.labels_starts)[rows].any())
+        if (index.label[rows] >= 0).any() or (several and is_timed):
+            return
+    what, hint = "", "evaluate on shards of a labeled set"
+    if is_timed:
+        what, hint = ", only further labels", "for several labels per video: rhofast eval multilabel"
+    raise ConfigError(f"{shards.where}: no video has a label{what}", hint=hint)

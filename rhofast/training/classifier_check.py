@@ -7,6 +7,7 @@ import numpy as np
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError
+from rhofast.evaluation.scores import check_labeled
 
 
 def check_classifier(config: Config, shards: ShardSet, *, trains_backbone: bool, several: bool = False) -> None:
@@ -39,7 +40,7 @@ def check_classifier(config: Config, shards: ShardSet, *, trains_backbone: bool,
             f"eval.label_smoothing={smoothing:g}: with several labels per video each class is learned by itself",
             hint="set eval.label_smoothing=0",
         )
-    _check_trained(shards, several=several)
+    check_labeled(shards, several=several)
     if config.augment.mixes and not several:
         _check_mixed(config, shards)
 
@@ -58,17 +59,3 @@ def _check_mixed(config: Config, shards: ShardSet) -> None:
                     f"of {shards.where} {have}, and only videos with one label each can be mixed",
                     hint="set augment.mix=0, or leave such samples out with --train-keep",
                 )
-
-
-def _check_trained(shards: ShardSet, *, several: bool) -> None:
-    """Raise ConfigError if no sample has a label; further labels count, too, where there may be several."""
-    is_timed = False
-    for shard in shards.used_shards().tolist():
-        index, rows = shards.index(shard), shards.rows_of(shard)
-        is_timed |= bool(np.diff(index.labels_starts)[rows].any())
-        if (index.label[rows] >= 0).any() or (several and is_timed):
-            return
-    what, hint = "", "train on shards of a labeled set"
-    if is_timed:
-        what, hint = ", only further labels", "for several labels per video: rhofast eval multilabel"
-    raise ConfigError(f"{shards.where}: no video has a label{what}", hint=hint)

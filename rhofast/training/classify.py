@@ -14,7 +14,7 @@ from rhofast.config.schema import Config
 from rhofast.distributed.collectives import raise_on_lost_ranks
 from rhofast.evaluation.features import Progress
 from rhofast.evaluation.multiview import check_test
-from rhofast.evaluation.scores import Evaluation
+from rhofast.evaluation.scores import Evaluation, check_labeled
 from rhofast.evaluation.task import EvalTask
 from rhofast.training.attentive import ProbeTrainer, check_probes
 from rhofast.training.classifier_check import check_classifier
@@ -73,6 +73,7 @@ def train_classifier(
     if kind == "attentive":
         check_probes(config)
     check_test(task.model.backbone, config)
+    check_labeled(task.test, several=kind == "multilabel")
     trainers: dict[Kind, type[ClassifierTrainer]] = {"attentive": ProbeTrainer, "multilabel": MultilabelTrainer}
     trainer_of = trainers.get(kind, ClassifierTrainer)
     return train_and_test(

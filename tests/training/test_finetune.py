@@ -16,6 +16,9 @@ from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.types import TimedLabel
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError
+from rhofast.evaluation.knn import evaluate_neighbors
+from rhofast.evaluation.linear_probe import evaluate_linear
+from rhofast.evaluation.retrieval import evaluate_retrieval
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask, open_task
 from rhofast.training.classify import Stopped, train_classifier
@@ -244,6 +247,9 @@ def test_sets_are_refused_by_the_labels_that_they_have(
     for kind in ("linear", "finetune"):
         with pytest.raises(ConfigError, match=r"timed: no video has a label, only further labels .*eval multilabel"):
             train_classifier(task(*timed, tmp_path), kind=kind)  # type: ignore[arg-type]
+    for evaluate in (evaluate_neighbors, evaluate_retrieval, evaluate_linear):
+        with pytest.raises(ConfigError, match=r"timed: no video has a label, only further labels"):
+            evaluate(task(*timed, tmp_path))
     with pytest.raises(ConfigError, match=r"eval\.label_smoothing=0\.1: with several labels per video"):
         train_classifier(task(*timed, tmp_path, "eval.label_smoothing=0.1"), kind="multilabel")
     assert not (tmp_path / "runs").exists()
