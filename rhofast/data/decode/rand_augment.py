@@ -50,20 +50,31 @@ def apply_ops(
     if pixels.device.type == "cpu":
         for place in chosen.tolist():
             for frames in torch.split(clips[place : place + 1], _FRAMES_AT_ONCE, dim=1):
-                frames.copy_(_changed(frames, ops[[place]], amounts[[place]], mean, std))
+                frames.copy_(augmented(frames, ops[[place]], amounts[[place]], mean, std))
     elif len(chosen):
         places = torch.from_numpy(chosen).to(pixels.device)
-        clips.index_copy_(0, places, _changed(clips[places], ops[chosen], amounts[chosen], mean, std))
+        clips.index_copy_(0, places, augmented(clips[places], ops[chosen], amounts[chosen], mean, std))
 
 
-def _changed(
+def augmented(
     clips: Tensor,
     ops: npt.NDArray[np.int8],
     amounts: npt.NDArray[np.float32],
     mean: npt.NDArray[np.float32],
     std: npt.NDArray[np.float32],
 ) -> Tensor:
-    """Return normalized clips f32[n, T, H, W, 3] after their operations [n, N]."""
+    """Return normalized clips after their operations, all clips at once.
+
+    Args:
+        clips: f32[n, T, H, W, 3].
+        ops: Numbers of ImageOp, i8[n, N].
+        amounts: How much each does, f32[n, N].
+        mean: As for `apply_ops`.
+        std: As for `apply_ops`.
+
+    Returns:
+        f32[n, T, H, W, 3].
+    """
     width = clips.shape[3]
     scale, offset = (_row(torch.from_numpy(255 * values).to(clips.device), width) for values in (std, mean))
     levels = (clips.flatten(3) * scale).add_(offset).clamp_(0, 255).view(clips.shape)

@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from rhofast.data.decode.rand_augment import apply_ops, transformed
+from rhofast.data.decode.rand_augment import apply_ops, augmented, transformed
 from rhofast.data.image_ops import ImageOp
 from rhofast.data.sampling.rand_augment import OPS
 
@@ -147,3 +147,16 @@ def test_a_plan_is_applied_in_its_order_to_its_clips_alone() -> None:
         found = (pixels[b, p].permute(1, 2, 3, 0) * torch.from_numpy(STD) + torch.from_numpy(MEAN)) * 255
         # A level next to the threshold of SOLARIZE may fall on either side after the detour through normalization.
         assert ((found - expected[0]).abs() < 0.01).float().mean() > 0.999
+
+
+def test_clips_that_go_together_as_on_a_gpu_are_what_each_is_alone() -> None:
+    rng = np.random.default_rng(0)
+    x = (clips(6, 2) / 255 - torch.from_numpy(MEAN)) / torch.from_numpy(STD)
+    moves = [ImageOp.NONE, ImageOp.ROTATE, ImageOp.SHARPNESS, ImageOp.BRIGHTNESS, ImageOp.AUTO_CONTRAST, ImageOp.COLOR]
+    ops = rng.choice(np.array(moves, dtype=np.int8), (6, 4))
+    amounts = rng.uniform(0.5, 1.5, (6, 4)).astype(np.float32)
+    together = augmented(x, ops, amounts, MEAN, STD)
+    for number in range(6):
+        some = slice(number, number + 1)
+        alone = augmented(x[some], ops[some], amounts[some], MEAN, STD)
+        assert torch.allclose(together[some], alone, atol=1e-4)
