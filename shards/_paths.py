@@ -51,7 +51,7 @@ def segment_key(path: str, start: float | None, end: float | None) -> str:
     if start is None and end is None:
         return key
     times = "-".join("" if time is None else f"{float(time):.6f}" for time in (start, end))
-    return f"{key}_{digest_of(times, 4)}"
+    return f"{key}_{digest_of(times, 8)}"  # of millions of segments of one file, no two have one key
 
 
 def first_folder(folders: Iterable[Path]) -> Path:

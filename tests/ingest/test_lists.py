@@ -10,6 +10,8 @@ import pytest
 from rhofast.errors import ConfigError, IngestError
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.recipes import find_classes, find_records
+from rhofast.storage.user_code import import_file
+from tests.helpers.shards import ROOT
 
 Entry = tuple[str, int | None, str | None]
 
@@ -332,6 +334,13 @@ def test_keys_of_segments_do_not_depend_on_how_times_are_written(tmp_path: Path)
         (tmp_path / "list.csv").write_text(f"path,start\na.mp4,{start}\n")
         keys += [record.key for record in find_records(tmp_path / "list.csv", None, [])]
     assert len(set(keys)) == 1
+
+
+def test_very_many_segments_of_one_file_have_keys_of_their_own() -> None:
+    segment_key = import_file(ROOT / "shards" / "_paths.py", "helper").segment_key
+    name = "a long name of a video, to the last character.mp4"
+    keys = {segment_key(name, k * 0.01, k * 0.01 + 2) for k in range(60_000)}
+    assert len(keys) == 60_000 and max(map(len, keys)) <= 74  # windows add to them
 
 
 def test_a_segment_that_is_listed_twice_or_ends_before_it_begins_is_named(tmp_path: Path) -> None:
