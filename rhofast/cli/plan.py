@@ -114,6 +114,16 @@ def plan(
     storage: Annotated[
         float | None, typer.Option(min=0.001, help="GB/s of the storage, to all nodes.", rich_help_panel=CLUSTER)
     ] = None,
+    request_rate: Annotated[
+        float | None,
+        typer.Option(min=1, help="Reads per second that the store answers per prefix.", rich_help_panel=CLUSTER),
+    ] = None,
+    prefixes: Annotated[
+        int | None, typer.Option(min=1, help="Prefixes over which the shards are spread.", rich_help_panel=CLUSTER)
+    ] = None,
+    request_cost: Annotated[
+        float | None, typer.Option(min=0, help="$ per million reads of the store.", rich_help_panel=CLUSTER)
+    ] = None,
     mtbf_hours: Annotated[
         float | None,
         typer.Option(min=0.01, help="Hours between two failures of one node.", rich_help_panel=CLUSTER),
@@ -171,13 +181,22 @@ def plan(
             fabric=_scaled(fabric, 1e9),
             disk=_scaled(disk, 1e9),
             storage=_scaled(storage, 1e9),
+            request_rate=request_rate,
+            prefixes=prefixes,
+            request_cost=request_cost,
             node_mtbf=_scaled(mtbf_hours, 3600),
             restart=_scaled(restart_minutes, 60),
             bench=bench_report,
             dry_run=dry_run,
         ),
     )
-    found = plan_capacity(inputs.inputs, inputs.codecs, remote=inputs.remote, fixed_lanes=inputs.fixed_lanes)
+    found = plan_capacity(
+        inputs.inputs,
+        inputs.codecs,
+        remote=inputs.remote,
+        ranges=inputs.ranges,
+        fixed_lanes=inputs.fixed_lanes,
+    )
     out.print(plan_tables(found, sources=sources))
     if target is not None:
         write_atomically(target, json.dumps(found.to_json(), indent=1))

@@ -15,13 +15,16 @@ OWN_GROUPS = "encode the videos in groups of your own (--codec h264 --gop 16), o
 FEWER_PICTURES = "use a smaller --short-side, fewer clips per video, or GPUs with more JPEG engines"
 SMALLER_PICTURES = "use a smaller --short-side or a coarser --quality (rhofast shard)"
 LARGER_BATCH = "increase train.batch_size, so that gradients are exchanged less often"
+FEWER_BYTES = "use a smaller --short-side, shorter groups (rhofast shard --gop), or a smaller data.range_gap_kb"
+FEWER_REQUESTS = "spread the shards over more prefixes (--prefixes), raise data.range_gap_kb, or store h264 or hevc"
+INDEX_CACHE = "increase data.cache_gb, which is to hold the indices"
 LARGER_CACHE = "decrease data.block_shards or increase data.cache_gb"
 MORE_CORES = "use nodes with more cores per GPU"
 LESS_HOST_DECODING = (
     "decode on the GPU (data.decoder), use shorter groups (rhofast shard --gop), --codec jpeg, or more cores per GPU"
 )
 FASTER_LOADER = "follow the advice of `rhofast bench loader`"
-_MOUNT = "mount the shards as files, so that only the needed bytes are read; store h264 or hevc; or cache "
+_MOUNT = "read only the needed bytes (data.remote=ranges, or mount the shards as files); store h264 or hevc; or cache "
 _WHOLE_SET, _FIXED_LANES = "the whole set", "the lanes of each node permanently (data.fixed_lanes, data.cache_gb)"
 _LANES = "set data.lanes to the number of nodes, so that each node downloads its own part of the set"
 _RELIABILITY = "use fewer nodes (--gpus), a shorter restart, or a smaller train.checkpoint_steps"
@@ -164,7 +167,7 @@ def download_note(part: float, *, fixed: bool) -> str:
     """
     shards = "every shard" if part == 1 else f"{amount(part, 'share')} of the shards"
     same = " (always the same ones)" if fixed else ""
-    return f"With remote shards, every node downloads {shards}{same} in every epoch, except what its cache still holds."
+    return f"With whole shards, every node downloads {shards}{same} in every epoch, except what its cache still holds."
 
 
 def _utilization(limit: Limit) -> str:

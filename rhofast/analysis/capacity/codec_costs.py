@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from rhofast.config.schema import ClipConfig
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.index import IndexRow
+from rhofast.data.format.ranges import join_spans
 from rhofast.data.sampling.batch_plan import training_clips
 from rhofast.data.sampling.clip_cost import clip_cost
 from rhofast.data.types import Units
@@ -118,6 +120,38 @@ def clip_frames(clips: ClipConfig, codec: Codec, units: Units, fps: float) -> tu
     Returns:
         (clips per video, mean number of frames whose bytes are read, mean number of frames decoded).
     """
+    rows, plan = _planned_clips(clips, units, fps)
+    distinct = np.mean([len(np.unique(frames_of_video)) for frames_of_video in plan])
+    read, _, amplification = clip_cost([codec], rows, clips)
+    return plan.shape[1], read / _FRAME_BYTES, float(amplification * distinct)
+
+
+def range_cost(clips: ClipConfig, codec: Codec, units: Units, fps: float, gap: float) -> tuple[float, float]:
+    """Count what training fetches per video by range requests.
+
+    Args:
+        clips: Section `clips` of the configuration.
+        codec: The codec.
+        units: Units of a member.
+        fps: Frames per second of stored video.
+        gap: Gap up to which one request fetches two pieces, in frames of mean size.
+
+    Returns:
+        (mean number of requests, mean number of frames whose bytes are fetched).
+    """
+    rows, plan = _planned_clips(clips, units, fps)
+    requests = fetched = 0
+    for row, frames in zip(rows, plan, strict=True):
+        numbers = codec.units_for(units, row.num_frames, np.unique(frames))
+        spans = list(zip(units.offset[numbers].tolist(), units.size[numbers].tolist(), strict=True))
+        joined, _ = join_spans(spans, int(gap * _FRAME_BYTES))
+        requests += len(joined)
+        fetched += sum(size for _, size in joined)
+    return requests / len(rows), fetched / len(rows) / _FRAME_BYTES
+
+
+def _planned_clips(clips: ClipConfig, units: Units, fps: float) -> tuple[list[IndexRow], npt.NDArray[np.int32]]:
+    """Return videos that are alike, and the frames of their clips, i32[videos, clips, frames]."""
     frames = int(units.size.sum()) // _FRAME_BYTES
     row = IndexRow(
         key="video",
@@ -133,6 +167,4 @@ def clip_frames(clips: ClipConfig, codec: Codec, units: Units, fps: float) -> tu
     )
     rows = [row] * _PLANNED_VIDEOS
     plan = training_clips(rows, np.arange(_PLANNED_VIDEOS), clips, seed=0, epoch=0).frames
-    distinct = np.mean([len(np.unique(frames_of_video)) for frames_of_video in plan])
-    read, _, amplification = clip_cost([codec], rows, clips)
-    return plan.shape[1], read / _FRAME_BYTES, float(amplification * distinct)
+    return rows, plan

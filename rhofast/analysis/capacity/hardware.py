@@ -80,6 +80,16 @@ def machine_inputs(config: Config, options: PlannerOptions) -> dict[str, Input]:
         "fabric": given_or_default(
             options.fabric, "--fabric", "B/s", gpu.link * per_node, "one adapter per GPU, as in a DGX with these GPUs"
         ),
+        "request_rate": given_or_default(
+            options.request_rate,
+            "--request-rate",
+            "requests/s",
+            5500.0,
+            "reads per second and prefix that Amazon states for S3; other stores state other limits",
+        ),
+        "prefixes": given_or_default(
+            options.prefixes, "--prefixes", "prefixes", 1.0, "the shards of a set are in one folder"
+        ),
         "disk": given_or_default(options.disk, "--disk", "B/s", 5e9, "a guess: one NVMe drive per node"),
         "node_mtbf": given_or_default(
             options.node_mtbf,
@@ -105,6 +115,8 @@ def machine_inputs(config: Config, options: PlannerOptions) -> dict[str, Input]:
         inputs["single_utilization"] = Input(
             value=0.5, unit="share", origin="default", source="a guess: products and the choice of the nearest rows"
         )
+    if options.request_cost is not None:
+        inputs["request_cost"] = given(options.request_cost / 1e6, "$", "--request-cost")
     if options.storage is not None:
         inputs["storage"] = given(options.storage, "B/s", "--storage")
     return inputs

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rhofast.analysis.capacity.codec_costs import PIXELS, clip_frames, stored_frame, units_of
+from rhofast.analysis.capacity.codec_costs import PIXELS, clip_frames, range_cost, stored_frame, units_of
 from rhofast.analysis.capacity.flops import count_workload
 from rhofast.analysis.capacity.hardware import decode_rate, machine_inputs
 from rhofast.analysis.capacity.options import PlannerOptions
@@ -42,13 +42,15 @@ class PlannerInputs:
     Attributes:
         inputs: Inputs by name.
         codecs: Names of the codecs.
-        remote: Whether whole shards are downloaded.
+        remote: Whether shards are behind an address.
+        ranges: Whether only needed bytes are fetched then, and not whole shards; None for what is better (`auto`).
         fixed_lanes: Whether a node uses the same lanes in every epoch.
     """
 
     inputs: dict[str, Input]
     codecs: tuple[str, ...]
     remote: bool
+    ranges: bool | None
     fixed_lanes: bool
 
 
@@ -110,6 +112,7 @@ def collect_inputs(config: Config, options: PlannerOptions) -> PlannerInputs:
         inputs=inputs,
         codecs=tuple(codec.name for codec in codecs),
         remote=remote if options.remote is None else options.remote,
+        ranges={"ranges": True, "cache": False, "auto": None}[config.data.remote],
         fixed_lanes=config.data.fixed_lanes,
     )
 
@@ -191,6 +194,8 @@ def _codec_inputs(
         if codec.untouched:
             frame_bytes = given(size, "B", "--source-bit-rate")
         ingest = Input(value=cpu_seconds * seconds, unit="s", origin="default", source=_OWN)
+    gap = config.data.range_gap_kb * 1000 / frame_bytes.value
+    requests, frames_fetched = range_cost(config.clips, codec, units, fps, gap)
     per_shard = samples_per_shard(frame_bytes.value * seconds * fps)
     codec_inputs = {
         "frame_bytes": frame_bytes,
@@ -200,6 +205,8 @@ def _codec_inputs(
         ),
         "units_per_frame": planned(len(units.frame) / (seconds * fps), "units", "the shard format"),
         "frames_read": planned(frames_read, "frames", _PLANNED),
+        "frames_fetched": planned(frames_fetched, "frames", f"{_PLANNED}, and data.range_gap_kb"),
+        "requests": planned(requests, "requests", f"{_PLANNED}, and data.range_gap_kb"),
         "frames_decoded": planned(frames_decoded, "frames", _PLANNED),
         "host_seconds": Input(value=4e-4, unit="s", origin="default", source=f"{_OWN}: planning and reading a video"),
         "host_decode": Input(

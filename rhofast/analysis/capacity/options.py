@@ -29,13 +29,16 @@ class PlannerOptions:
         source_bit_rate: Bits per second of the sources' video, which `remux` and `copy` keep.
         source_group: Frames per group of pictures of the sources, likewise.
         samples_per_shard: Videos per shard.
-        remote: Whether whole shards are downloaded. None means what data.train says.
+        remote: Whether shards are behind an address. None means what data.train says.
         utilization: Share of a GPU's peak that a step reaches.
         cores: CPU cores per node.
         network: Bytes per second from the storage to a node.
         fabric: Bytes per second from node to node.
         disk: Bytes per second of a node's own disk.
         storage: Bytes per second that the storage delivers to all nodes together.
+        request_rate: Requests per second that the store answers per prefix.
+        prefixes: Prefixes over which the shards are spread.
+        request_cost: Cost of a million requests. None means that requests are not priced.
         node_mtbf: Mean seconds between two failures of one node.
         restart: Seconds from a failure to the next step.
         bench: Report of `rhofast bench --out`.
@@ -63,6 +66,9 @@ class PlannerOptions:
     fabric: float | None = None
     disk: float | None = None
     storage: float | None = None
+    request_rate: float | None = None
+    prefixes: int | None = None
+    request_cost: float | None = None
     node_mtbf: float | None = None
     restart: float | None = None
     bench: Path | None = None

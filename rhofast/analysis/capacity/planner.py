@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from rhofast.analysis.capacity import advice
 from rhofast.analysis.capacity.advice import CACHE_SPACE, Limit
 from rhofast.analysis.capacity.failures import daly_interval, expected_seconds
+from rhofast.analysis.capacity.load import Load
 from rhofast.analysis.capacity.plan import CodecPlan, Plan
 from rhofast.analysis.capacity.quantities import Fact, Input, Number, Origin, weakest
+from rhofast.analysis.capacity.remote_costs import RangeLoad, compare, lanes_of_node, range_load
 from rhofast.evaluation.nearest import QUERY_BLOCK
 
 _WORTH_SHARE = 0.01  # share of the run that another checkpoint interval must save to be advised
@@ -28,15 +29,22 @@ _INDEX_PICTURE, _INDEX_GROUP, _INDEX_ROW = 8.25, 16, 120  # index bytes (format/
 
 
 def plan_capacity(
-    inputs: Mapping[str, Input], codecs: tuple[str, ...], *, remote: bool, fixed_lanes: bool = False
+    inputs: Mapping[str, Input],
+    codecs: tuple[str, ...],
+    *,
+    remote: bool,
+    ranges: bool | None = False,
+    fixed_lanes: bool = False,
 ) -> Plan:
     """Plan a run for each of several codecs.
 
     Args:
         inputs: Inputs by name, as `collect_inputs` returns them.
         codecs: Names of the codecs.
-        remote: Whether whole shards are downloaded into each node's cache. Otherwise they are files on every node, of
-            which only the needed bytes are read.
+        remote: Whether shards are behind an address. Otherwise they are files on every node, of which only the needed
+            bytes are read.
+        ranges: Whether only the needed bytes of remote shards are fetched, and not whole shards into each node's cache;
+            None for what `data.remote="auto"` chooses.
         fixed_lanes: Whether a node uses the same lanes in every epoch.
 
     Returns:
@@ -46,7 +54,7 @@ def plan_capacity(
         KeyError: If an input is missing.
     """
     numbers = {name: Number(given.value, frozenset({name})) for name, given in inputs.items()}
-    run = _Run(inputs, numbers, remote=remote, fixed_lanes=fixed_lanes)
+    run = _Run(inputs, numbers, remote=remote, ranges=ranges, fixed_lanes=fixed_lanes)
     return Plan(
         inputs=dict(inputs),
         facts=run.facts(),
@@ -55,46 +63,21 @@ def plan_capacity(
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Load:
-    """The demand of one codec at full GPU speed.
-
-    Attributes:
-        codec_inputs: Inputs of the codec.
-        stored: Bytes of all shards.
-        index: Bytes of all indices.
-        shards: Number of shards.
-        read: Bytes read per video.
-        decoded: Frames per second and GPU.
-        host: Cores per node, without decoding.
-        host_and_decode: Cores per node, if they also decode.
-        fetched: Bytes per second that each node downloads where shards are remote.
-        blocks: Bytes that the cache of a node must hold where shards are remote.
-        kept: Whether the cache holds everything that the node ever needs, so that only the first epoch downloads.
-    """
-
-    codec_inputs: Mapping[str, Number]
-    stored: Number
-    index: Number
-    shards: Number
-    read: Number
-    decoded: Number
-    host: Number
-    host_and_decode: Number
-    fetched: Number
-    blocks: Number
-    kept: bool
-
-
 class _Run:
     """The quantities that all codecs share. Rates are those at full GPU speed, of all GPUs together."""
 
     def __init__(
-        self, inputs: Mapping[str, Input], numbers: Mapping[str, Number], *, remote: bool, fixed_lanes: bool
+        self,
+        inputs: Mapping[str, Input],
+        numbers: Mapping[str, Number],
+        *,
+        remote: bool,
+        ranges: bool | None,
+        fixed_lanes: bool,
     ) -> None:
-        self.inputs, self.numbers, self.remote = inputs, numbers, remote
+        self.inputs, self.numbers, self.remote, self.ranges = inputs, numbers, remote, ranges
         self.nodes = numbers["gpus"] / numbers["gpus_per_node"]
-        self.lanes, self.part = _lanes(numbers.get("lanes"), self.nodes)
+        self.lanes, self.part = lanes_of_node(numbers.get("lanes"), self.nodes)
         self.ever = self.part if fixed_lanes else Number(1.0)  # share of the set that a node fetches in all epochs
         self.samples = numbers["videos"] * numbers["stored_share"]
         trained = self.samples * numbers["kept_share"] if "kept_share" in numbers else self.samples
@@ -169,7 +152,7 @@ class _Run:
             )
         if "kept_share" in numbers:
             yield advice.kept_note(numbers["kept_share"].value, remote=self.remote)
-        if self.remote:
+        if self.remote and self.ranges is not True:
             yield advice.download_note(self.part.value, fixed=self.ever.value < 1)
 
     def plan_codec(self, codec: str) -> CodecPlan:
@@ -181,11 +164,14 @@ class _Run:
         times, checkpoint_steps = self._times(Number(max(1.0, flows[0].share), basis))
         facts = {**self._load_facts(load), **times}
         sentences = advice.bottlenecks(limits, facts["wall"].value, checkpoint_steps)
-        if load.kept:
+        if self.remote and load.ranges is not None:
+            both = self._remote_limits(load, by_ranges=True), self._remote_limits(load, by_ranges=False)
+            sentences += (compare(list(both[0]), list(both[1]), chosen=load.by_ranges),)
+        if load.kept and not load.by_ranges:
             sentences += (advice.first_epoch(*self._carried(load.fetched, load)),)
         return CodecPlan(codec=codec, facts=facts, limits=tuple(limits), advice=sentences)
 
-    def _load(self, codec: str) -> _Load:
+    def _load(self, codec: str) -> Load:
         numbers, node_rate = self.numbers, self.rate / self.nodes
         codec_inputs = {
             name.partition(".")[2]: number for name, number in numbers.items() if name.startswith(f"{codec}.")
@@ -201,7 +187,13 @@ class _Run:
             cached = 2 * self.lanes * numbers["block_shards"] * (whole / shards)
         else:  # the parts of this epoch and of the next one
             cached = whole * Number(min(self.ever.value, 2 * self.part.value), self.part.basis)
-        return _Load(
+        ranges = range_load(numbers, codec_inputs, rate=self.rate, videos=self.steps * numbers["batch"])
+        kept = self.remote and (whole * self.ever).value <= numbers["cache"].value
+        by_ranges = self.ranges is True
+        if self.ranges is None and ranges is not None:  # as data/format/remote_choice.py chooses
+            more = (self.steps * numbers["batch"] * ranges.bytes_per_video).value > whole.value
+            by_ranges = not (whole.value <= numbers["cache"].value and more)
+        return Load(
             codec_inputs=codec_inputs,
             stored=stored,
             index=index,
@@ -212,10 +204,12 @@ class _Run:
             host_and_decode=host + node_rate * codec_inputs["frames_decoded"] * codec_inputs["host_decode"],
             fetched=whole * self.part / (self.steps_per_epoch * self.step_s),
             blocks=cached,
-            kept=self.remote and (whole * self.ever).value <= numbers["cache"].value,
+            kept=kept,
+            ranges=ranges,
+            by_ranges=self.remote and by_ranges and ranges is not None,
         )
 
-    def _limits(self, codec: str, load: _Load) -> Iterator[Limit]:
+    def _limits(self, codec: str, load: Load) -> Iterator[Limit]:
         numbers, codec_inputs, node_rate = self.numbers, load.codec_inputs, self.rate / self.nodes
         groups = advice.OWN_GROUPS if codec in ("remux", "copy") else advice.SHORTER_GROUPS
         fewer_bytes, less_decoding = (
@@ -231,25 +225,50 @@ class _Run:
             yield self._limit("the loader, as measured", share, advice.FASTER_LOADER)
         if self.nodes.value > 1:
             yield self._limit("network between nodes", self.exchange / numbers["fabric"], advice.LARGER_BATCH)
-        arriving = node_rate * load.read
         if self.remote:
-            arriving = Number(0.0, load.fetched.basis) if load.kept else load.fetched
-            fewer_bytes = advice.fewer_downloads(self.part.value, nodes=self.nodes.value)
-            network, disk = self._carried(arriving, load)
-            yield self._limit("network to storage, per node", network, fewer_bytes)
-            yield self._limit("cache disk of a node", disk, fewer_bytes)
-            yield self._limit(CACHE_SPACE, load.blocks / numbers["cache"], advice.LARGER_CACHE)
+            yield from self._remote_limits(load, by_ranges=load.by_ranges)
         else:
-            yield self._limit("network to storage, per node", arriving / numbers["network"], fewer_bytes)
-        if "storage" in numbers:
-            yield self._limit("storage, all nodes together", arriving * self.nodes / numbers["storage"], fewer_bytes)
+            yield from self._network_limits(node_rate * load.read, fewer_bytes)
 
-    def _carried(self, arriving: Number, load: _Load) -> tuple[Number, Number]:
+    def _network_limits(self, arriving: Number, remedy: str) -> Iterator[Limit]:
+        """Yield the utilizations by `arriving` bytes per second and node."""
+        yield self._limit("network to storage, per node", arriving / self.numbers["network"], remedy)
+        if "storage" in self.numbers:
+            share = arriving * self.nodes / self.numbers["storage"]
+            yield self._limit("storage, all nodes together", share, remedy)
+
+    def _remote_limits(self, load: Load, *, by_ranges: bool) -> Iterator[Limit]:
+        """Yield the utilizations of what remote shards need."""
+        if by_ranges and load.ranges is not None:
+            arriving = self.rate / self.nodes * load.ranges.bytes_per_video
+            yield from self._network_limits(arriving, advice.FEWER_BYTES)
+            yield self._limit("requests to the store", load.ranges.used, advice.FEWER_REQUESTS)
+            yield self._limit(CACHE_SPACE, load.index / self.numbers["cache"], advice.INDEX_CACHE)
+            return
+        arriving = Number(0.0, load.fetched.basis) if load.kept else load.fetched
+        remedy = advice.fewer_downloads(self.part.value, nodes=self.nodes.value)
+        yield from self._network_limits(arriving, remedy)
+        yield self._limit("cache disk of a node", self._carried(arriving, load)[1], remedy)
+        yield self._limit(CACHE_SPACE, load.blocks / self.numbers["cache"], advice.LARGER_CACHE)
+
+    def _carried(self, arriving: Number, load: Load) -> tuple[Number, Number]:
         """Return (utilization of the network, utilization of the cache disk) of a node that fetches `arriving` B/s."""
         read = self.rate / self.nodes * load.read
         return arriving / self.numbers["network"], (arriving + read) / self.numbers["disk"]
 
-    def _load_facts(self, load: _Load) -> dict[str, Fact]:
+    def _range_facts(self, ranges: RangeLoad) -> dict[str, Fact]:
+        arriving = self.rate / self.nodes * ranges.bytes_per_video
+        facts = {
+            "requests_per_video": self._fact("by ranges: requests per video", ranges.requests_per_video, "requests"),
+            "requests_in_all": self._fact("by ranges: requests, all nodes", ranges.requests_per_second, "requests/s"),
+            "ranges_per_node": self._fact("by ranges: download rate per node", arriving, "B/s"),
+            "ranges_in_all": self._fact("by ranges: download rate, all nodes", arriving * self.nodes, "B/s"),
+        }
+        if ranges.cost is not None:
+            facts["request_cost"] = self._fact("by ranges: cost of all requests", ranges.cost, "$")
+        return facts
+
+    def _load_facts(self, load: Load) -> dict[str, Fact]:
         numbers, codec_inputs, reading = self.numbers, load.codec_inputs, self.rate * load.read
         return {
             "shard_bytes": self._fact("size of all shards", load.stored, "B"),
@@ -266,6 +285,7 @@ class _Run:
             "fetched_per_node": self._fact("remote shards: download rate per node", load.fetched, "B/s"),
             "fetched_in_all": self._fact("remote shards: download rate, all nodes", load.fetched * self.nodes, "B/s"),
             "cache_needed": self._fact("remote shards: cache per node", load.blocks, "B"),
+            **(self._range_facts(load.ranges) if self.remote and load.ranges is not None else {}),
             "decoded_per_video": self._fact("frames decoded per video", codec_inputs["frames_decoded"], "frames"),
             "decoded_per_gpu": self._fact("decoding rate per GPU", load.decoded, "frames/s"),
             "host_cores": self._fact("cores per node, without decoding", load.host, "cores"),
@@ -326,21 +346,3 @@ class _Run:
     def _limit(self, name: str, share: Number, remedy: str) -> Limit:
         origin, basis = self._origin(share.basis), tuple(sorted(share.basis))
         return Limit(name=name, share=share.value, origin=origin, basis=basis, remedy=remedy)
-
-
-def _lanes(lanes: Number | None, nodes: Number) -> tuple[Number, Number]:
-    """Return the lanes of a node, and the share of the set that it downloads per epoch.
-
-    Without lanes, the samples of a node's part of a batch may come from any shard.
-
-    Args:
-        lanes: data.lanes. None means no lanes.
-        nodes: Number of nodes.
-
-    Returns:
-        (lanes of which a node caches blocks, share of the set).
-    """
-    if lanes is None:
-        return Number(1.0), Number(1.0)
-    mine = Number(math.ceil(lanes.value / nodes.value), lanes.basis | nodes.basis)
-    return mine, mine / lanes

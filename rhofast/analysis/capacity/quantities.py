@@ -110,7 +110,7 @@ class Fact:
     Attributes:
         label: Name in tables.
         value: The number.
-        unit: "B", "B/s", "s", "share" (1 is all), "FLOP/s", or a word for what is counted.
+        unit: "B", "B/s", "s", "share" (1 is all), "FLOP/s", "$", or a word for what is counted.
         origin: The weakest origin of the inputs.
         basis: Names of the inputs.
     """
@@ -147,5 +147,7 @@ def amount(value: float, unit: str) -> str:
                 return f"{value:.3g} {prefix}{unit}"
             value /= 1000
         return f"{value:,.4g} E{unit}"
+    if unit == "$":
+        return f"$ {value:,.0f}" if value >= 100 else f"$ {value:.3g}"
     text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
     return f"{text} {unit.removesuffix('s') if text == '1' and not unit.endswith('/s') else unit}"

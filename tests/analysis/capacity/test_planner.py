@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from rhofast.analysis.capacity.codec_costs import PIXELS, clip_frames, stored_frame, units_of
+from rhofast.analysis.capacity.codec_costs import PIXELS, clip_frames, range_cost, stored_frame, units_of
 from rhofast.analysis.capacity.failures import daly_interval, expected_seconds, young_interval
 from rhofast.analysis.capacity.flops import Workload, count_workload
 from rhofast.analysis.capacity.inputs import collect_inputs
@@ -25,8 +25,10 @@ from rhofast.analysis.capacity.planner import plan_capacity
 from rhofast.analysis.capacity.quantities import Input, Number, amount
 from rhofast.cli.app import app
 from rhofast.config.load import load_config
-from rhofast.config.schema import Config
+from rhofast.config.schema import ClipConfig, Config
 from rhofast.data.codecs import build_codec
+from rhofast.data.codecs.h26x import H264Codec
+from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.errors import ConfigError
 from rhofast.evaluation.nearest import QUERY_BLOCK
 from rhofast.models.methods import METHODS, build_method
@@ -80,7 +82,11 @@ PLAIN = {
 
 
 def planned(
-    remote: bool = False, measured: tuple[str, ...] = (), fixed_lanes: bool = False, **changes: float | None
+    remote: bool = False,
+    measured: tuple[str, ...] = (),
+    fixed_lanes: bool = False,
+    ranges: bool | None = False,
+    **changes: float | None,
 ) -> Plan:
     """Return the plan of PLAIN with some inputs changed (`jpeg__x` for `jpeg.x`), or removed by None."""
     values = {**PLAIN, **{name.replace("__", "."): value for name, value in changes.items()}}
@@ -89,7 +95,7 @@ def planned(
         for name, value in values.items()
         if value is not None
     }
-    return plan_capacity(inputs, ("jpeg",), remote=remote, fixed_lanes=fixed_lanes)
+    return plan_capacity(inputs, ("jpeg",), remote=remote, ranges=ranges, fixed_lanes=fixed_lanes)
 
 
 def fact(plan: Plan, name: str) -> float:
@@ -606,6 +612,47 @@ def test_the_command_prints_a_plan_and_writes_all_of_it(
     assert all(name in plan["inputs"] for one in every for name in one["basis"])
 
 
+BY_RANGES = {"jpeg__requests": 14.0, "jpeg__frames_fetched": 17.0, "request_rate": 5500.0, "prefixes": 2.0}
+
+
+def test_by_ranges_needed_bytes_travel_and_requests_have_a_limit() -> None:
+    rate = 16_000  # videos per second
+    plan = planned(remote=True, ranges=True, request_cost=0.4e-6, **BY_RANGES)
+    assert fact(plan, "requests_in_all") == pytest.approx(rate * 14)
+    assert fact(plan, "ranges_in_all") == pytest.approx(rate * 17 * 15000)
+    assert fact(plan, "ranges_per_node") == pytest.approx(rate * 17 * 15000 / 8)
+    assert fact(plan, "request_cost") == pytest.approx(9760 * 512 * 14 * 0.4e-6)
+    assert shares(plan)["requests to the store"] == pytest.approx(rate * 14 / (5500 * 2))
+    assert shares(plan)["network to storage, per node"] == pytest.approx(rate * 17 * 15000 / 8 / 10e9)
+    assert shares(plan)["cache space of a node"] == pytest.approx(5e5 * (600 * 8.25 + 120) / 50e9)
+    assert fact(plan, "slowdown") == pytest.approx(rate * 14 / 11000)  # the requests starve first
+    (sentence,) = [line for line in plan.codecs[0].advice if line.startswith("By range requests")]
+    assert "requests to the store starves first, at 2,036 %" in sentence and "Planned: by range requests" in sentence
+    more = planned(remote=True, ranges=True, **{**BY_RANGES, "prefixes": 64.0})
+    assert shares(more)["requests to the store"] < 1 and fact(more, "slowdown") == 1
+    assert "request_cost" not in more.codecs[0].facts and "requests_in_all" not in planned().codecs[0].facts
+
+
+def test_auto_takes_whole_shards_if_they_are_kept_and_ranges_would_fetch_more() -> None:
+    whole = 5e5 * 600 * 15000 + 5e5 * (600 * 8.25 + 120)
+
+    def way(**changes: float | None) -> str:
+        plan = planned(remote=True, ranges=None, **BY_RANGES, **changes)
+        return plan.codecs[0].advice[-1 if "first epoch" not in plan.codecs[0].advice[-1] else -2]
+
+    assert "Planned: by range requests" in way(cache=whole * 0.99)
+    assert "Planned: by range requests" in way(cache=whole * 1.01)  # 10 epochs of a 35th
+    assert "Planned: as whole shards" in way(cache=whole * 1.01, epochs=40.0)
+
+
+def test_requests_and_bytes_of_clips_are_counted_with_the_gap() -> None:
+    codec, clips = JpegCodec(), ClipConfig(num_clips=1, num_frames=8, frame_stride=8)
+    units = units_of(codec, 600)
+    assert range_cost(clips, codec, units, 30.0, 6.9) == (8, 8)
+    assert range_cost(clips, codec, units, 30.0, 8) == (1, 64)  # eight frames lie between two at most
+    assert range_cost(clips, H264Codec(gop=8), units_of(H264Codec(gop=8), 600), 30.0, 0)[0] == 1  # every group is needed
+
+
 # ---- docs/guides/capacity_planning.md ----
 
 
@@ -666,7 +713,7 @@ def test_the_guide_shows_what_the_command_prints(
     if os.environ.get("RHOFAST_WRITE_DOCS") == "1":
         guide.write_text(made, encoding="utf-8")
     assert made == guide.read_text(encoding="utf-8")
-    assert made.count("$ rhofast plan") == 5
+    assert made.count("$ rhofast plan") == 6
 
 
 @pytest.mark.parametrize(
