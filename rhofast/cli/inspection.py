@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from rhofast.cli.console import cell, out, print_error, print_line, progress_bar, progress_bars
-from rhofast.cli.options import OUTPUT, Overrides, ShardsArgument, check_png, local_folder
+from rhofast.cli.options import OUTPUT, Overrides, ShardsArgument, check_png
 from rhofast.cli.tables import shards_text, summary_table
 from rhofast.errors import ConfigError
 from rhofast.storage.files import check_writable
@@ -24,18 +24,15 @@ _NOTE = 2_000  # characters of a line below a table
 
 
 def verify(
-    shards: Annotated[
-        Path,
-        typer.Argument(parser=local_folder, metavar="SHARDS", help="Folder of a shard set.", show_default=False),
-    ],
+    shards: ShardsArgument,
     deep: Annotated[bool, typer.Option("--deep", help="Decode every sample too, as training does.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")] = None,
 ) -> None:
     """Check a shard set against every promise of the format. Exit code 1 if one is broken."""
-    from rhofast.data.format.dataset import open_folder
+    from rhofast.data.sources import open_shards
     from rhofast.ingest.verify import verify_shards
 
-    opened = open_folder(shards, check_files=False)
+    opened = open_shards(shards, check_files=False)
     with progress_bar() as progress:
         bar = progress.add_task("verifying", total=len(opened))
         problems = 0

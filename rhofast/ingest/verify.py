@@ -21,13 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.data.format.dataset import ShardSet
-from rhofast.data.format.dataset_json import index_facts
+from rhofast.data.format.dataset_json import DatasetInfo, index_facts
 from rhofast.data.format.index_file import open_index
+from rhofast.data.format.remote import RemoteShardSet
 from rhofast.errors import IngestError, ShardFormatError
 from rhofast.ingest.executors import LocalProcesses
 from rhofast.ingest.job_result import REFUSED_FILE, read_refused
 from rhofast.ingest.verify_member import FormatProblem
-from rhofast.ingest.verify_shard import ShardReport, VerifyJob, check_shard
+from rhofast.ingest.verify_shard import ShardReport, VerifyJob, check_shard, copy_files
 from rhofast.storage.strict_json import read_record
 
 
@@ -39,6 +40,8 @@ def verify_shards(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[FormatProblem]:
     """Check a whole shard set.
+
+    Every byte counts, so the shards of a remote set are copied as a whole, as many at a time as there are processes.
 
     Args:
         shards: The set.
@@ -53,7 +56,7 @@ def verify_shards(
         DependencyError: `deep` needs DALI, which is not installed.
         IngestError: No process can be started.
     """
-    root, info = shards.root, shards.info
+    info, address = shards.info, shards.where if isinstance(shards, RemoteShardSet) else None
 
     def progress(samples: int) -> None:
         if on_progress is not None:
@@ -64,11 +67,12 @@ def verify_shards(
         jobs = [
             VerifyJob(
                 number=number,
-                root=root,
+                root=shards.root,
                 shard=shard,
                 facts=index_facts(shard, info),
                 classes=tuple(info.classes),
                 deep=deep,
+                address=address,
                 marker=Path(markers) / str(number),
             )
             for number, shard in enumerate(info.shards)
@@ -78,7 +82,12 @@ def verify_shards(
             keys.append(report.keys)
     progress(len(shards))
     yield from _repeated_keys(shards, keys)
-    yield from _folder_problems(shards)
+    if address is None:
+        yield from _folder_problems(shards.root, info)
+        return
+    with tempfile.TemporaryDirectory(prefix="rhofast-verify.") as folder:
+        yield from copy_files(address, ("sizes.json", REFUSED_FILE), Path(folder))
+        yield from _folder_problems(Path(folder), info)
 
 
 def _reports(jobs: Sequence[VerifyJob], workers: int, progress: Callable[[int], None]) -> Iterator[ShardReport]:
@@ -145,7 +154,7 @@ def _repeated_keys(shards: ShardSet, keys: Sequence[npt.NDArray[np.uint64]]) -> 
         if not len(rows):
             continue
         shard = shards.info.shards[number]
-        index = open_index(shards.root / shard.index, index_facts(shard, shards.info))
+        index = open_index(shards.local(shard.index), index_facts(shard, shards.info))
         for row in rows.tolist():
             key = index.key(row)
             if key in first:
@@ -153,9 +162,8 @@ def _repeated_keys(shards: ShardSet, keys: Sequence[npt.NDArray[np.uint64]]) -> 
             first.setdefault(key, shard.name)
 
 
-def _folder_problems(shards: ShardSet) -> Iterator[FormatProblem]:
+def _folder_problems(root: Path, info: DatasetInfo) -> Iterator[FormatProblem]:
     """Check the files beside the shards."""
-    root, info = shards.root, shards.info
     sizes: dict[str, int] | None = None
     with suppress(ShardFormatError):
         sizes = read_record(root / "sizes.json", dict[str, int], raises=ShardFormatError)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ from rhofast.errors import ShardError, ShardFormatError
 from rhofast.ingest.executors import tick
 from rhofast.ingest.verify_member import FormatProblem, decoding_problems, unit_problems
 from rhofast.ingest.writer import file_digest, tar_members, wds2idx_text
+from rhofast.storage.fetch import FetchError, fetch
+from rhofast.storage.network import RetryPolicy
 from rhofast.storage.strict_json import parse_record
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ class VerifyJob:
         facts: What dataset.json says of the shard's index.
         classes: Class names by label.
         deep: Decode all samples too.
+        address: Address of the set, if it is behind one; its files are copied for the time of the check then.
         marker: A file that exists while the shard is being checked. While a member is being decoded, it holds the
             member's key and offset.
     """
@@ -58,6 +62,7 @@ class VerifyJob:
     facts: IndexFacts
     classes: tuple[str, ...]
     deep: bool
+    address: str | None = None
     marker: Path
 
 
@@ -83,6 +88,35 @@ def check_shard(job: VerifyJob) -> ShardReport:
         DependencyError: DALI is needed and is not installed.
     """
     job.marker.write_text("")
+    if job.address is None:
+        return _check_files(job)
+    with tempfile.TemporaryDirectory(prefix="rhofast-verify.") as folder:
+        names = (job.shard.index, job.shard.tar, f"{job.shard.name}.idx")
+        problems = copy_files(job.address, names, Path(folder))
+        report = _check_files(replace(job, root=Path(folder)))
+    unread = {problem.file for problem in problems}
+    return replace(report, problems=(*problems, *(one for one in report.problems if one.file not in unread)))
+
+
+def copy_files(address: str, names: Sequence[str], folder: Path) -> list[FormatProblem]:
+    """Copy files of a remote set to a folder; a file that is not there is left out.
+
+    Returns:
+        Which files cannot be read, and why.
+    """
+    problems = []
+    for name in names:
+        try:
+            fetch(f"{address}/{name}", folder / name, RetryPolicy())
+        except FetchError as error:
+            (folder / name).unlink(missing_ok=True)
+            if not error.missing:
+                problems.append(FormatProblem(file=name, what=f"cannot be read: {error}"))
+    return problems
+
+
+def _check_files(job: VerifyJob) -> ShardReport:
+    """Check the files of a shard."""
     shard, index, problems = job.shard, None, list[FormatProblem]()
     path = job.root / shard.index
     try:

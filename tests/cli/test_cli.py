@@ -98,7 +98,6 @@ def test_a_broken_promise_is_exit_code_1(shards: ShardSet, capsys: pytest.Captur
     [
         (["inspect", "nowhere"], "nowhere: no such folder"),
         (["inspect", "."], "no dataset.json"),
-        (["verify", "s3://bucket/set"], "SHARDS=s3://bucket/set: only a set in a local folder can be verified"),
         (["verify", "sftp://host/set"], "SHARDS=sftp://host/set: sftp:// is not supported"),
         (["shard", "nowhere", "out"], "nowhere: no such file or folder"),
         (["shard", "empty", "out"], "no videos"),

@@ -649,8 +649,10 @@ def test_requests_and_bytes_of_clips_are_counted_with_the_gap() -> None:
     codec, clips = JpegCodec(), ClipConfig(num_clips=1, num_frames=8, frame_stride=8)
     units = units_of(codec, 600)
     assert range_cost(clips, codec, units, 30.0, 6.9) == (8, 8)
-    assert range_cost(clips, codec, units, 30.0, 8) == (1, 64)  # eight frames lie between two at most
-    assert range_cost(clips, H264Codec(gop=8), units_of(H264Codec(gop=8), 600), 30.0, 0)[0] == 1  # every group is needed
+    assert range_cost(clips, codec, units, 30.0, 8) == (1, 63)  # at most eight lie between two
+    assert (
+        range_cost(clips, H264Codec(gop=8), units_of(H264Codec(gop=8), 600), 30.0, 0)[0] == 1
+    )  # every group is needed
 
 
 # ---- docs/guides/capacity_planning.md ----

@@ -26,9 +26,11 @@ from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sources import open_shards, open_training
 from rhofast.data.types import Views
 from rhofast.errors import ConfigError, MachineError, SampleError, ShardFormatError
+from rhofast.ingest.verify import verify_shards
 from rhofast.storage.cache import Cache
 from rhofast.storage.download import RemoteFolder
 from rhofast.storage.network import RetryPolicy
+from tests.helpers.program import run as run_program
 from tests.helpers.shards import damage_unit, write_shards
 
 pytest.importorskip("obstore")
@@ -337,3 +339,28 @@ def test_damaged_samples_are_replaced_as_in_a_local_set(server: RangeServer, sha
         remote = [next(loader) for _ in range(6)]
         assert loader.stats.bad > 0
     assert same(local, remote)
+
+
+# ---- commands ----
+
+
+def test_looking_at_a_sample_of_a_remote_set_costs_that_sample(server: RangeServer, tmp_path: Path) -> None:
+    run = ["--set", f"data.cache={tmp_path}", "--set", "clips.num_frames=2", "--set", "augment.size=16"]
+    assert run_program("show", server.url, "--key", "v6", "--out", tmp_path / "clips.png", *run) == 0
+    assert (tmp_path / "clips.png").is_file()
+    tars = {name: count for name, count in server.sent.items() if name.endswith(".tar")}
+    assert list(tars) == [TAR] and tars[TAR] < (server.root / TAR).stat().st_size / 4
+    assert run_program("inspect", server.url, *run[:2]) == 0
+    assert {name for name in server.sent if name.endswith(".tar")} == {TAR}
+
+
+def test_a_remote_set_is_verified_to_the_last_byte(
+    server: RangeServer, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    damage_unit(shards, 6, 3)
+    here, there = (
+        [str(problem) for problem in verify_shards(one, workers=1)]
+        for one in (shards, open_shards(server.url, data=DataConfig(cache=tmp_path / "cache")))
+    )
+    assert here == there and any("SHA-256" in problem for problem in here)
