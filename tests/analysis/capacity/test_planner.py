@@ -27,7 +27,6 @@ from rhofast.cli.app import app
 from rhofast.config.load import load_config
 from rhofast.config.schema import ClipConfig, Config
 from rhofast.data.codecs import build_codec
-from rhofast.data.codecs.h26x import H264Codec
 from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.errors import ConfigError
 from rhofast.evaluation.nearest import QUERY_BLOCK
@@ -650,9 +649,6 @@ def test_requests_and_bytes_of_clips_are_counted_with_the_gap() -> None:
     units = units_of(codec, 600)
     assert range_cost(clips, codec, units, 30.0, 6.9) == (8, 8)
     assert range_cost(clips, codec, units, 30.0, 8) == (1, 63)  # at most eight lie between two
-    assert (
-        range_cost(clips, H264Codec(gop=8), units_of(H264Codec(gop=8), 600), 30.0, 0)[0] == 1
-    )  # every group is needed
 
 
 # ---- docs/guides/capacity_planning.md ----
