@@ -48,7 +48,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Build:
 
         return graph
 
-    def decoders_of(codec: str, gpu: str, *, blur: bool, color: bool, difference: bool) -> Any:
+    def decoders_of(codec: str, gpu: str, *, blur: bool, color: bool, difference: bool, sizes: bool = False) -> Any:
         monkeypatch.setattr(decoders, "detect", lambda device_id: GPUS[gpu])
         stored = codec_settings(build_codec({"name": codec}))
         info = DatasetInfo(name="", split="", codecs=[stored], classes=[], shards=[], refused={}, build="")
@@ -63,6 +63,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Build:
             random_appearance=True,
             device_id=0,
             dtype=torch.float16,
+            sizes=sizes,
         )
         return [parse(form) for form in forms]
 
@@ -149,6 +150,15 @@ def test_nvdec_decodes_on_the_gpu_and_refuses_frames_past_the_end(build: Build, 
     assert decoder.inputs == (("encoded", "cpu"),) and decoder.arguments == ("frames",)
     assert decoder.options["pad_mode"] == "none" and decoder.options["affine"] is False
     assert outputs == [(decoder.outputs[0][0], "gpu")]
+
+
+@pytest.mark.parametrize("gpu", list(GPUS))
+@pytest.mark.parametrize("codec", list(CODECS))
+def test_a_size_may_be_an_input_of_the_resize(build: Build, codec: str, gpu: str) -> None:
+    for sizes in (False, True):
+        ops, _ = build(codec, gpu, difference=False, color=False, blur=False, sizes=sizes)[-1]
+        (resize,) = of(ops, "Resize")
+        assert ("size" in resize.arguments) == sizes and len(resize.arguments) == 2 + sizes
 
 
 def test_blur_is_no_part_of_a_graph(build: Build) -> None:
