@@ -77,8 +77,8 @@ def local_folder(text: str) -> Path:
     path = as_path(text, "SHARDS")
     if not is_local(path):
         raise ConfigError(
-            f"SHARDS={redacted(text)}: only a set in a local folder can be verified",
-            hint="copy it to a folder and verify that one; what training downloads is compared with its SHA-256 anyway",
+            f"SHARDS={redacted(text)}: boxes are stored beside a set in a local folder",
+            hint="copy the set to a folder, and give that one",
         )
     return path
 

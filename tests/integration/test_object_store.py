@@ -46,10 +46,10 @@ import sys
 import s3fs
 store = s3fs.S3FileSystem()
 if sys.argv[1] == "put":
-    store.mkdir("bucket")
-    store.put(sys.argv[2] + "/", "bucket/videos/", recursive=True)
+    store.mkdir("made-here")
+    store.put(sys.argv[2] + "/", "made-here/videos/", recursive=True)
 else:
-    store.get("bucket/shards/", sys.argv[2] + "/", recursive=True)
+    store.get("made-here/shards/", sys.argv[2] + "/", recursive=True)
 """
 
 READ = """
@@ -80,8 +80,8 @@ def test_a_set_made_in_an_object_store_is_the_one_made_on_the_disk(store: dict[s
     (videos / "class 0" / "broken.mp4").write_bytes(b"no video")
     options = ["--short-side", "32", "--samples-per-shard", "2", "--workers", "1", "--name", "set"]
     call(store, "-c", COPY, "put", str(videos))
-    call(store, "-m", "rhofast", "shard", "s3://bucket/videos", "s3://bucket/shards", *options)
-    again = call(store, "-m", "rhofast", "shard", "s3://bucket/videos", "s3://bucket/shards", *options)
+    call(store, "-m", "rhofast", "shard", "s3://made-here/videos", "s3://made-here/shards", *options)
+    again = call(store, "-m", "rhofast", "shard", "s3://made-here/videos", "s3://made-here/shards", *options)
     assert "3 samples" in again and "1 not_a_video" in again
     call(store, "-m", "rhofast", "shard", videos.as_uri(), (tmp_path / "local").as_uri(), *options)
     call(store, "-c", COPY, "get", str(tmp_path / "fetched"))
@@ -91,12 +91,12 @@ def test_a_set_made_in_an_object_store_is_the_one_made_on_the_disk(store: dict[s
 
     assert len(contents(tmp_path / "local")) == 8  # two shards of three files, and two descriptions
     assert contents(tmp_path / "fetched") == contents(tmp_path / "local")
-    read = call(store, "-c", READ, "s3://bucket/shards", str(tmp_path / "cache"))
+    read = call(store, "-c", READ, "s3://made-here/shards", str(tmp_path / "cache"))
     assert read == call(store, "-c", READ, (tmp_path / "local").as_uri(), str(tmp_path / "unused"))
     assert len(read.splitlines()) == 3 and len(list((tmp_path / "cache").rglob("*.tar"))) == 2
     assert not (tmp_path / "unused").exists()
-    missing = call(store, "-c", READ, "s3://bucket/nothing", str(tmp_path / "cache"))
-    assert missing == "s3://bucket/nothing/dataset.json: no such file\n"
+    missing = call(store, "-c", READ, "s3://made-here/nothing", str(tmp_path / "cache"))
+    assert missing == "s3://made-here/nothing/dataset.json: no such file\n"
 
 
 def test_a_bucket_that_is_not_there_is_not_created(store: dict[str, str], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,6 +55,7 @@ class TrainLoader:
     """A loader with counters that a test sets: every look at them is 10 s later, with `wait_s` without data."""
 
     decoders = ("jpeg is decoded on the host",)
+    shards = SimpleNamespace(sets=[SimpleNamespace(transport=""), SimpleNamespace(transport="ranges: a reason")])
     write_error: OSError | None = None
 
     def __init__(self, waits: list[float]) -> None:

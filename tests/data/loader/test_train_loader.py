@@ -193,8 +193,8 @@ def broken(source: TrainLoader | EvalLoader, victims: set[int], monkeypatch: pyt
     (reader,) = source._readers
     read = reader.read
 
-    def spoiled(sample: int, *given: object):  # type: ignore[no-untyped-def]
-        result = read(sample, *given)  # type: ignore[arg-type]
+    def spoiled(sample: int, *given: Any, **more: Any) -> Sample:
+        result = read(sample, *given, **more)
         if sample in victims:
             for frame, picture in result.pictures.items():
                 result.pictures[frame] = (
@@ -307,9 +307,9 @@ def test_slow_reads_change_nothing_but_the_time(shards: ShardSet, monkeypatch: p
     (reader,) = source._readers
     read = reader.read
 
-    def slow(sample: int, *arguments: Any) -> Sample:
+    def slow(sample: int, *given: Any, **more: Any) -> Sample:
         time.sleep(0.02 * (sample % 3))
-        return read(sample, *arguments)
+        return read(sample, *given, **more)
 
     monkeypatch.setattr(reader, "read", slow)
     assert all(same(left, right) for left, right in zip(straight, take(source, 3), strict=True))
