@@ -72,7 +72,7 @@ def local_folder(text: str) -> Path:
     """Return the folder that SHARDS names.
 
     Raises:
-        ConfigError: It is an address: only a folder of this machine can be verified.
+        ConfigError: It is an address.
     """
     path = as_path(text, "SHARDS")
     if not is_local(path):

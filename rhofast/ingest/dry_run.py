@@ -196,9 +196,9 @@ def _try_codecs(record: VideoRecord, job: _TrialJob, scratch: Path) -> tuple[lis
     begun, sources, state = cpu_seconds(), LastSource(), source_state(record.path)
     settings, deadline = job.settings, Deadline(job.settings.timeout)
     try:
-        seconds = probed(record, settings, scratch, sources=sources, state=state).seconds
-        share = span_of(record, seconds, settings.model_copy(update=_NO_LIMITS)).seconds / seconds
-        parts = list(windows_of(record, seconds, settings))
+        info = probed(record, settings, scratch, sources=sources, state=state)
+        share = span_of(record, info.seconds, settings.model_copy(update=_NO_LIMITS)).seconds / info.seconds
+        parts = list(windows_of(record, info, settings))
         part = random.Random(job.number).choice(parts)
         if part.start is not None or part.end is not None:
             opened = sources.open(record, state, scratch, deadline)

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from rhofast.data.codecs.codec import Codec
+from rhofast.data.codecs.segment import frame_from
 from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
-from rhofast.ingest.probe import Refusal, RefusedError
-from rhofast.ingest.transcode import TranscodeSettings
+from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo
+from rhofast.ingest.transcode import TranscodeSettings, output_fps
 
 _TOLERANCE = 1e-6  # seconds, as that of frames (data.codecs.segment)
 
@@ -61,14 +62,15 @@ def span_of(record: VideoRecord, seconds: float, settings: TranscodeSettings) ->
     return Span(start, end, length)
 
 
-def windows_of(record: VideoRecord, seconds: float, settings: TranscodeSettings) -> Iterator[VideoRecord]:
+def windows_of(record: VideoRecord, source: SourceInfo, settings: TranscodeSettings) -> Iterator[VideoRecord]:
     """Cut a record into windows of `clip_seconds`, one every `stride` seconds, as far as it goes.
 
-    The last window may be shorter; `min_duration` refuses it.
+    The last window may be shorter; `min_duration` refuses it. There is none in which no frame would be shown, after the
+    last one.
 
     Args:
         record: The record.
-        seconds: Duration of its video.
+        source: What is inside its video.
         settings: What windows are wanted.
 
     Yields:
@@ -80,12 +82,15 @@ def windows_of(record: VideoRecord, seconds: float, settings: TranscodeSettings)
     if settings.clip_seconds is None:
         yield record
         return
+    seconds, rate = source.seconds, output_fps(source, settings)
     begin, step = record.start or 0.0, settings.stride or settings.clip_seconds
     if begin and begin >= seconds - _TOLERANCE:
         raise RefusedError(Refusal.OUTSIDE, f"it begins at {begin:g} s, and the video has {seconds:.2f} s")
     end = seconds if record.end is None else min(record.end, seconds)
     for number in range(max(1, ceil((end - begin - _TOLERANCE) / step))):
         start = begin + number * step
+        if number and frame_from(start, rate) >= seconds * float(rate) - _TOLERANCE:
+            return
         stop = start + settings.clip_seconds
         if record.end is not None:
             stop = min(stop, record.end)

@@ -136,7 +136,7 @@ def _parts(
         yield record
     else:
         info = probed(record, settings, scratch, sources=_sources, state=state)
-        yield from windows_of(record, info.seconds, settings)
+        yield from windows_of(record, info, settings)
 
 
 def _refused(record: VideoRecord, refusal: RefusedError) -> RefusedSource:

@@ -3,8 +3,8 @@
     open_store_folder("s3://bucket/set") --> a folder of obstore: s3, gs, az, http and https
                                          --> a folder of fsspec: every other kind of store (hf, memory, ...)
 
-obstore is written in Rust, and a request costs a third of the CPU time that one of fsspec costs (benchmarks/results,
-remote). Its threads do not survive a fork, so a process that was forked from one that used it takes fsspec instead.
+obstore is written in Rust, and a request costs less CPU time than one of fsspec. Its threads do not survive a fork, so
+a process that was forked from one that used it takes fsspec instead.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rhofast.ingest import opened, shard_job
 from rhofast.ingest.array_task import parse_task
 from rhofast.ingest.build import BuildSettings, build_shards, known_classes, stored_keys
 from rhofast.ingest.listing import Listing
-from rhofast.ingest.probe import Refusal, RefusedError
+from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo
 from rhofast.ingest.segments import check_cutting, record_key, window_key, windows_of
 from rhofast.ingest.transcode import TranscodeSettings
 from rhofast.ingest.verify import verify_shards
@@ -132,16 +133,32 @@ def test_windows_overlap_by_their_stride_and_short_ones_are_refused(videos: list
     assert stored(shards, tmp_path) == shown
 
 
+def source(seconds: float, fps: Fraction = Fraction(10)) -> SourceInfo:
+    frames = round(seconds * float(fps))
+    return SourceInfo(
+        container="mov", codec="h264", decoder="h264", stream=0, fps=fps, frames=frames, seconds=frames / float(fps)
+    )
+
+
+def test_a_window_behind_the_last_frame_is_none() -> None:
+    record, settings = VideoRecord(key="x", path=Path("x")), TranscodeSettings(clip_seconds=3.0, stride=2.0)
+    # 300 frames at 29.97 fps last 10.01 s, and none is shown from 10 s on.
+    starts = [window.start for window in windows_of(record, source(10.01, Fraction(30000, 1001)), settings)]
+    assert starts == [0.0, 2.0, 4.0, 6.0, 8.0]
+    assert len(list(windows_of(record, source(10.1), settings))) == 6
+    assert len(list(windows_of(record, source(10.0), settings))) == 5
+
+
 def test_windows_of_a_segment_stay_in_it() -> None:
     record = VideoRecord(key="x", path=Path("x"), start=1.0, end=4.5)
     settings = TranscodeSettings(clip_seconds=2.0)
-    assert [(w.key, w.start, w.end) for w in windows_of(record, 99.0, settings)] == [
+    assert [(w.key, w.start, w.end) for w in windows_of(record, source(99.0), settings)] == [
         ("x_00000", 1.0, 3.0),
         ("x_00001", 3.0, 4.5),
     ]
-    assert len(list(windows_of(record, 2.9, settings))) == 1  # the video ends before the second window
+    assert len(list(windows_of(record, source(2.9), settings))) == 1  # the video ends before the second window
     with pytest.raises(RefusedError) as caught:
-        list(windows_of(record, 1.0, settings))
+        list(windows_of(record, source(1.0), settings))
     assert caught.value.reason == Refusal.OUTSIDE
     assert list(windows_of(record, 99.0, TranscodeSettings())) == [record]
 
