@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rhofast.data.types import VideoRecord
-from rhofast.ingest.cut import Look, Packets, count_pictures, read_packets
+from rhofast.ingest.cut import Look
+from rhofast.ingest.packets import Packets, count_pictures, read_packets
 from rhofast.ingest.probe import RefusedError, SourceInfo, probe
 from rhofast.ingest.source import Deadline, Source, call_reader, check_unchanged, read_source
 from rhofast.ingest.transcode import first_look

@@ -19,6 +19,7 @@ from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.types import VideoRecord
 from rhofast.ingest import cut, opened, store
 from rhofast.ingest.opened import LastSource
+from rhofast.ingest.packets import read_packets
 from rhofast.ingest.probe import Refusal, RefusedError, probe
 from rhofast.ingest.sample import make_sample
 from rhofast.ingest.source import source_state
@@ -219,7 +220,7 @@ def test_segments_of_real_videos_equal_the_whole(name: str, tmp_path: Path) -> N
 def test_a_jump_to_the_wrong_place_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = KINDS["b_frames.mp4"](tmp_path / "x.mp4")
     source = probe(path)
-    packets = cut.read_packets(path, source)
+    packets = read_packets(path, source)
     assert packets is not None
     planned = cut.plan_cut(packets, source, source.fps, 2.0, 2.5)
     assert planned is not None and planned.first > 0
@@ -254,7 +255,7 @@ def test_a_jump_to_the_wrong_place_does_no_harm(tmp_path: Path, monkeypatch: pyt
 def test_other_packets_than_before_are_no_piece(tmp_path: Path) -> None:
     path = KINDS["b_frames.mp4"](tmp_path / "x.mp4")
     source = probe(path)
-    packets = cut.read_packets(path, source)
+    packets = read_packets(path, source)
     assert packets is not None
     planned = cut.plan_cut(packets, source, source.fps, 2.0, 2.5)
     assert planned is not None
@@ -267,7 +268,7 @@ def test_a_wrong_plan_is_noticed_by_the_pictures_of_the_piece(tmp_path: Path, mo
     """Key frames at which decoding cannot begin: the piece lacks pictures or shows damage, and all is decoded."""
     path, sources = KINDS["b_frames.mp4"](tmp_path / "x.mp4"), LastSource()
     expected = pictures_of(sample_of(path, tmp_path / "right", 2.0, 2.4, sources=sources))
-    read = cut.read_packets
+    read = read_packets
 
     def misled(path: Path, source: Any) -> Any:
         packets = read(path, source)
@@ -286,7 +287,7 @@ def test_a_wrong_plan_is_noticed_by_the_pictures_of_the_piece(tmp_path: Path, mo
 
 def test_only_what_a_segment_needs_is_judged(tmp_path: Path) -> None:
     path = KINDS["b_frames.mp4"](tmp_path / "x.mp4")
-    packets = cut.read_packets(path, probe(path))
+    packets = read_packets(path, probe(path))
     assert packets is not None
     with av.open(str(path)) as container:
         at = next(packet.pos for number, packet in enumerate(container.demux(video=0)) if number == 60)
