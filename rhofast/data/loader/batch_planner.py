@@ -119,8 +119,40 @@ class TrainingPlanner(BatchPlanner):
         )
 
 
-class EvaluationPlanner(BatchPlanner):
-    """Plans batches in which every sample of this rank's part stands once; their addresses are arrays of samples.
+class ListedBatchPlanner(BatchPlanner):
+    """Plans given batches, each once and without anything random; their addresses are the arrays of samples.
+
+    Args:
+        batches: The samples of each batch, i64[B] each.
+        needed: The samples of the shards that are needed, in the order of their first need, i64[N].
+        shards: The shard set.
+
+    Attributes:
+        batches: As given.
+        shard_numbers: The shards that are needed, in the order of their first need.
+    """
+
+    random_appearance = False
+
+    def __init__(self, batches: Sequence[Int64Array], needed: Int64Array, shards: ShardSet) -> None:
+        self.batches = batches
+        numbers = shards.starts.searchsorted(needed, side="right") - 1
+        self.shard_numbers: Sequence[int] = list(dict.fromkeys(numbers.tolist()))
+
+    def select(self, address: Int64Array) -> BatchSelection:
+        """Return the batch of given samples."""
+        return BatchSelection(
+            position=Position(epoch=0, position=int(address[0])),
+            global_samples=address,
+            samples=address,
+            epochs=np.zeros_like(address),
+            places=address,
+            earlier=np.zeros_like(address),
+        )
+
+
+class EvaluationPlanner(ListedBatchPlanner):
+    """Plans batches in which every sample of this rank's part stands once.
 
     Args:
         shards: The shard set.
@@ -131,13 +163,7 @@ class EvaluationPlanner(BatchPlanner):
         samples: Samples to evaluate, each once; None for all, in order.
         rank: This rank.
         world_size: Number of ranks.
-
-    Attributes:
-        batches: The samples of each batch, i64[B] each.
-        shard_numbers: The shards that are needed, in the order of their first need.
     """
-
-    random_appearance = False
 
     def __init__(
         self,
@@ -155,20 +181,7 @@ class EvaluationPlanner(BatchPlanner):
         count = len(shards) if samples is None else len(samples)
         first, last = (count * part // world_size for part in (rank, rank + 1))
         part = np.arange(first, last) if samples is None else samples[first:last]
-        numbers = shards.starts.searchsorted(part, side="right") - 1
-        self.shard_numbers: Sequence[int] = list(dict.fromkeys(numbers.tolist()))
-        self.batches = [part[start : start + batch_size] for start in range(0, len(part), batch_size)]
-
-    def select(self, address: Int64Array) -> BatchSelection:
-        """Return the batch of given samples."""
-        return BatchSelection(
-            position=Position(epoch=0, position=int(address[0])),
-            global_samples=address,
-            samples=address,
-            epochs=np.zeros_like(address),
-            places=address,
-            earlier=np.zeros_like(address),
-        )
+        super().__init__([part[start : start + batch_size] for start in range(0, len(part), batch_size)], part, shards)
 
     def plan(
         self, rows: list[IndexRow], samples: Int64Array, epochs: Int64Array, earlier: Int64Array

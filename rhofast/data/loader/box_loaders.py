@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +23,14 @@ from rhofast.data.decode.finish import copy_to_device
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
 from rhofast.data.format.key_frames import KeyFrames
-from rhofast.data.loader.bad_samples import BadSampleLog, DropBadSamples
-from rhofast.data.loader.batch import Batch, BatchSelection, Int64Array, check_batch_values
-from rhofast.data.loader.batch_planner import BatchPlanner, TrainingPlanner
+from rhofast.data.loader.batch import Batch, Int64Array, check_batch_values
+from rhofast.data.loader.batch_planner import ListedBatchPlanner, TrainingPlanner
+from rhofast.data.loader.eval_loader import ListedBatchLoader
 from rhofast.data.loader.fields import BatchFields
-from rhofast.data.loader.staged_loader import StagedLoader
 from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.batch_plan import geometry_of, key_frame_evaluation_plan, key_frame_training_plan
 from rhofast.data.sampling.key_frames import KeyFrameMixture, boxes_in_clips, whole_size
-from rhofast.data.types import AugmentPlan, ClipPlan, Position, Views
+from rhofast.data.types import AugmentPlan, ClipPlan, Views
 from rhofast.errors import ConfigError
 
 _CPU = torch.device("cpu")
@@ -185,25 +184,17 @@ class BoxTrainLoader(TrainLoader):
         return views
 
 
-class _KeyFrameEvaluationPlanner(BatchPlanner):
-    """Plans batches of whole frames of one shape; their addresses are arrays of key frames."""
+class _KeyFrameEvaluationPlanner(ListedBatchPlanner):
+    """Plans batches of whole frames of one shape, which are given by their key frames."""
 
-    random_appearance = False
     sizes = True
 
-    def __init__(self, key_frames: KeyFrames, clips: ClipConfig, *, short_side: int) -> None:
+    def __init__(
+        self, shards: ShardSet, key_frames: KeyFrames, clips: ClipConfig, *, batches: list[Int64Array], short_side: int
+    ) -> None:
+        samples = np.concatenate([key_frames.sample[batch] for batch in batches] or [np.zeros(0, dtype=np.int64)])
+        super().__init__(batches, samples, shards)
         self._key_frames, self._clips, self._short_side = key_frames, clips, short_side
-
-    def select(self, address: Int64Array) -> BatchSelection:
-        """Return the batch of given key frames."""
-        return BatchSelection(
-            position=Position(epoch=0, position=int(address[0])),
-            global_samples=address,
-            samples=address,
-            epochs=np.zeros_like(address),
-            places=address,
-            earlier=np.zeros_like(address),
-        )
 
     def plan(
         self, rows: list[IndexRow], samples: Int64Array, epochs: Int64Array, earlier: Int64Array
@@ -213,10 +204,8 @@ class _KeyFrameEvaluationPlanner(BatchPlanner):
         return key_frame_evaluation_plan(rows, centers, self._clips, short_side=self._short_side)
 
 
-class BoxEvalLoader(StagedLoader):
+class BoxEvalLoader(ListedBatchLoader):
     """Whole frames around every key frame, each exactly once over all ranks; batch by batch of one shape.
-
-    A key frame that cannot be read is left out, counted in `stats.bad`, and its error is in `bad`.
 
     Args:
         shards: The shard set.
@@ -231,7 +220,6 @@ class BoxEvalLoader(StagedLoader):
         dtype: Type of the pixels: float32, or float16 on a GPU.
 
     Attributes:
-        bad: The errors of the samples that were left out so far.
         batches: The key frames of each batch of this rank, i64[B] each.
 
     Raises:
@@ -263,11 +251,10 @@ class BoxEvalLoader(StagedLoader):
         batches = batches_by_shape(shapes, batch_size)
         first, end = (len(batches) * part // world_size for part in (rank, rank + 1))
         self.batches = batches[first:end]
-        policy = DropBadSamples(BadSampleLog(None, None), rank)
         super().__init__(
             KeyFrameMixture(shards, key_frames),
-            _KeyFrameEvaluationPlanner(key_frames, clips, short_side=augment.size),
-            policy,
+            _KeyFrameEvaluationPlanner(shards, key_frames, clips, batches=self.batches, short_side=augment.size),
+            rank=rank,
             augment=augment,
             data=data,
             fields=BoxFields(key_frames=key_frames, size=augment.size),
@@ -276,31 +263,10 @@ class BoxEvalLoader(StagedLoader):
             device=device,
             dtype=dtype,
         )
-        self.bad = policy.errors
-        samples = np.concatenate([key_frames.sample[batch] for batch in self.batches] or [np.zeros(0, dtype=np.int64)])
-        numbers = shards.starts.searchsorted(samples, side="right") - 1
-        self._shard_numbers = list(dict.fromkeys(numbers.tolist()))
-
-    def __len__(self) -> int:
-        """Return the number of batches on this rank, at most: one whose samples are all bad is left out."""
-        return len(self.batches)
-
-    def __iter__(self) -> Self:
-        if self.started:
-            self._restart()
-            self._policy.log.count = 0
-            self.bad.clear()
-        return self
 
     def __next__(self) -> BoxViews:
-        """Return the next batch.
-
-        Raises:
-            StopIteration: There are no more.
-            ShardError: The data as a whole cannot be read.
-        """
-        self._start(iter(self.batches), [iter(self._shard_numbers)])
-        views = self._next()
+        """Return the next batch; raises as EvalLoader does."""
+        views = super().__next__()
         assert isinstance(views, BoxViews)
         return views
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -12,7 +12,7 @@ from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.bad_samples import BadSampleLog, DropBadSamples
 from rhofast.data.loader.batch import Int64Array, check_batch_values
-from rhofast.data.loader.batch_planner import EvaluationPlanner
+from rhofast.data.loader.batch_planner import EvaluationPlanner, ListedBatchPlanner
 from rhofast.data.loader.fields import parse_fields
 from rhofast.data.loader.staged_loader import StagedLoader
 from rhofast.data.sampling.mixture import Mixture
@@ -21,11 +21,53 @@ from rhofast.data.types import Views
 _CPU = torch.device("cpu")
 
 
-class EvalLoader(StagedLoader):
-    """Uniform clips of every sample of this rank's part, each sample exactly once over all ranks.
+class ListedBatchLoader(StagedLoader):
+    """Given batches, once each. A bad sample is left out, counted in `stats.bad`, and its error is in `bad`.
 
-    A bad sample is left out, counted in `stats.bad`, and its error is in `bad`. Every `for` loop is a new pass over all
-    samples, for which both begin anew.
+    Every `for` loop is a new pass over all batches, for which both begin anew.
+
+    Args:
+        mixture: The shard sets.
+        planner: Plans the batches.
+        rank: This rank.
+        bad_log: File to which a line of JSON is appended per bad sample; None for no file.
+        **options: Those of StagedLoader.
+
+    Attributes:
+        bad: The errors of the samples that this pass has left out so far.
+    """
+
+    def __init__(
+        self, mixture: Mixture, planner: ListedBatchPlanner, *, rank: int, bad_log: Path | None = None, **options: Any
+    ) -> None:
+        policy = DropBadSamples(BadSampleLog(bad_log, None), rank)
+        super().__init__(mixture, planner, policy, **options)
+        self._listed, self.bad = planner, policy.errors
+
+    def __len__(self) -> int:
+        """Return the number of batches on this rank, at most: a batch whose samples are all bad is left out."""
+        return len(self._listed.batches)
+
+    def __iter__(self) -> Self:
+        if self.started:
+            self._restart()
+            self._policy.log.count = 0
+            self.bad.clear()
+        return self
+
+    def __next__(self) -> Views:
+        """Return the next batch.
+
+        Raises:
+            StopIteration: There are no more.
+            ShardError: The data as a whole cannot be read.
+        """
+        self._start(iter(self._listed.batches), [iter(self._listed.shard_numbers)])
+        return self._next()
+
+
+class EvalLoader(ListedBatchLoader):
+    """Uniform clips of every sample of this rank's part, each sample exactly once over all ranks.
 
     Args:
         shards: The shard set.
@@ -43,9 +85,6 @@ class EvalLoader(StagedLoader):
         dtype: Type of the pixels: float32, or float16 on a GPU.
         fields: Fields of the samples that batches have besides, by name (see `parse_fields`).
         bad_log: File to which a line of JSON is appended per bad sample; None for no file.
-
-    Attributes:
-        bad: The errors of the samples that this pass has left out so far.
 
     Raises:
         ConfigError: A decoder is not available, the data lacks a field, or a batch has more than MAX_BATCH_VALUES
@@ -76,7 +115,7 @@ class EvalLoader(StagedLoader):
             size=augment.size,
             hint="decrease eval.batch_size, the number of views, clips.num_frames or the size",
         )
-        self._evaluation_planner = EvaluationPlanner(
+        planner = EvaluationPlanner(
             shards,
             clips,
             batch_size=batch_size,
@@ -86,11 +125,11 @@ class EvalLoader(StagedLoader):
             rank=rank,
             world_size=world_size,
         )
-        policy = DropBadSamples(BadSampleLog(bad_log, None), rank)
         super().__init__(
             Mixture([shards]),
-            self._evaluation_planner,
-            policy,
+            planner,
+            rank=rank,
+            bad_log=bad_log,
             augment=augment,
             data=data,
             fields=parse_fields(fields, (shards,), clips=batch_size * views * crops),
@@ -99,29 +138,6 @@ class EvalLoader(StagedLoader):
             device=device,
             dtype=dtype,
         )
-        self.bad = policy.errors
-
-    def __len__(self) -> int:
-        """Return the number of batches on this rank, at most: a batch whose samples are all bad is left out."""
-        return len(self._evaluation_planner.batches)
 
     def __repr__(self) -> str:
         return f"EvalLoader({self.shards!r}, {len(self):,} batches)"
-
-    def __iter__(self) -> Self:
-        if self.started:
-            self._restart()
-            self._policy.log.count = 0
-            self.bad.clear()
-        return self
-
-    def __next__(self) -> Views:
-        """Return the next batch.
-
-        Raises:
-            StopIteration: There are no more.
-            ShardError: The data as a whole cannot be read.
-        """
-        planner = self._evaluation_planner
-        self._start(iter(planner.batches), [iter(planner.shard_numbers)])
-        return self._next()
