@@ -128,6 +128,7 @@ class LocalProcesses:
                     yield future.result()
             finished = True
         except BrokenProcessPool:
+            pool.shutdown(cancel_futures=True)  # waits until all have ended: before that, they have no exit codes
             raise _explain_death(processes.values()) from None
         finally:
             if not finished:
