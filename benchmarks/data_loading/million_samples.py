@@ -1,12 +1,14 @@
 """Measure the time to open a large set, to get its first batch and to resume, and the cost of ordering 10**8 samples.
 
     python -m benchmarks.data_loading.million_samples [--samples 1000000] [--shards 2000] [--frames 300]
-        [--rounds 5] [--out PATH]
+        [--rounds 5] [--against CHECKOUT] [--out PATH]
 
 The set is synthetic, but as large as a real one where size matters: every shard has its own index on the disk with all
 its units (about 3 GB in all), and its samples share the pictures of one real member. Each measurement is a fresh
 process. Before it, the indices are dropped from the page cache as far as the system allows ("cold"), or they were read
-by the measurement before ("warm"). The results are written to PATH.json and PATH.md.
+by the measurement before ("warm"). With --against, another checkout of rhofast makes a set of the same samples in its
+own format and takes turns, and the ratios within a round are reported, too. The results are written to PATH.json and
+PATH.md.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import time
 import zlib
 from fractions import Fraction
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from tarfile import BLOCKSIZE
 from typing import Any
@@ -40,6 +43,8 @@ from rhofast.data.format.dataset_json import DatasetInfo, ShardInfo
 from rhofast.data.format.index import IndexRow, write_index
 from rhofast.data.sampling.shuffle import Order
 
+MODULE = "benchmarks.data_loading.million_samples"
+OURS, AGAINST = "ours", "against"
 PACKAGES = ("torch", "numpy", "pyarrow", "nvidia-dali-cuda130")
 WIDTH, HEIGHT, FPS = 352, 256, 30
 BATCH = 64
@@ -192,24 +197,90 @@ def drop_from_cache(root: Path) -> None:
         os.close(descriptor)
 
 
-def markdown(facts: dict[str, Any], given: str, results: list[dict[str, Any]], order: list[dict[str, Any]]) -> str:
+def take_turns(sides: dict[str, Path], roots: dict[str, Path], rounds: int) -> list[dict[str, Any]]:
+    """Run all measurements on all sides, in an order that reverses from round to round.
+
+    Args:
+        sides: For each name of a side, its checkout of rhofast.
+        roots: For each name of a side, its set.
+        rounds: Number of rounds.
+    """
+    results = []
+    with tempfile.TemporaryDirectory() as temporary:
+        parts = {side: Path(temporary) / side for side in sides}
+        for side, root in roots.items():
+            make_part(parts[side], root, json.loads((root / "dataset.json").read_text()))
+        for number in range(rounds):
+            for state, name in product(("cold", "warm"), MEASUREMENTS):
+                for side in list(sides)[:: -1 if number % 2 else 1]:
+                    if state == "cold":
+                        drop_from_cache(roots[side])
+                    folder = parts[side] if name == SMALL else roots[side]
+                    said = run_in(sides[side], "--folder", str(folder), "--measure", name)
+                    results.append(
+                        {"round": number, "side": side, "state": state, "measurement": name, **json.loads(said)}
+                    )
+    return results
+
+
+def run_in(checkout: Path, *arguments: str) -> str:
+    """Run this benchmark as a checkout of rhofast has it; return what it prints."""
+    command = [sys.executable, "-m", MODULE, *arguments]
+    given = {**os.environ, "PYTHONPATH": str(checkout)}
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=checkout, env=given).stdout
+
+
+def chosen(results: list[dict[str, Any]], side: str, state: str, name: str) -> list[dict[str, Any]]:
+    """Return the results of one row, one per round."""
+    return [one for one in results if (one["side"], one["state"], one["measurement"]) == (side, state, name)]
+
+
+def table(results: list[dict[str, Any]], side: str) -> list[str]:
+    """Return the table of one side."""
     lines = [
-        "# Large sets",
-        "",
-        given,
-        "",
         "| indices | measurement | time to open | RSS after opening | time to first batch | lowest to highest |",
         "|---|---|--:|--:|--:|--:|",
     ]
-    for state in ("cold", "warm"):
-        for name in MEASUREMENTS:
-            chosen = [one for one in results if (one["state"], one["measurement"]) == (state, name)]
-            value = {key: statistics.median(one[key] for one in chosen) for key in chosen[0] if key[0] in "ofr"}
-            firsts = sorted(one["first_s"] for one in chosen)
-            lines.append(
-                f"| {state} | {name} | {value['open_s']:.2f} s | {value['rss_open'] / 1e6:.0f} MB | "
-                f"{value['first_s']:.2f} s | {firsts[0]:.2f} to {firsts[-1]:.2f} |"
-            )
+    for state, name in product(("cold", "warm"), MEASUREMENTS):
+        rows = chosen(results, side, state, name)
+        open_s, rss, first_s = (
+            statistics.median(one[key] for one in rows) for key in ("open_s", "rss_open", "first_s")
+        )
+        firsts = sorted(one["first_s"] for one in rows)
+        lines.append(
+            f"| {state} | {name} | {open_s:.2f} s | {rss / 1e6:.0f} MB | {first_s:.2f} s | "
+            f"{firsts[0]:.2f} to {firsts[-1]:.2f} |"
+        )
+    return lines
+
+
+def ratios(results: list[dict[str, Any]]) -> list[str]:
+    """Return the table of how many times as long the other side takes, as medians of the ratios within a round."""
+    lines = ["| indices | measurement | to open | to first batch | lowest to highest |", "|---|---|--:|--:|--:|"]
+    for state, name in product(("cold", "warm"), MEASUREMENTS):
+        pairs = list(zip(chosen(results, AGAINST, state, name), chosen(results, OURS, state, name), strict=True))
+        opened, first = (sorted(other[key] / ours[key] for other, ours in pairs) for key in ("open_s", "first_s"))
+        lines.append(
+            f"| {state} | {name} | {statistics.median(opened):.2f} x | {statistics.median(first):.2f} x | "
+            f"{first[0]:.2f} to {first[-1]:.2f} |"
+        )
+    return lines
+
+
+def markdown(facts: dict[str, Any], results: list[dict[str, Any]], order: list[dict[str, Any]]) -> str:
+    """Return the report."""
+    ours, rounds = facts[OURS], 1 + max(one["round"] for one in results)
+    given = (
+        f"{ours['samples']:,} samples in {ours['shards']:,} shards, indices of {ours['index_bytes'] / 1e9:.1f} GB "
+        f"(commit {ours['commit']}); batches of {BATCH} videos, rho = 2, 8x8 frames, 224 pixels, on the CPU. "
+        f"Medians over {rounds} processes."
+    )
+    lines = ["# Large sets", "", given, "", *table(results, OURS)]
+    if AGAINST in facts:
+        other = facts[AGAINST]
+        size = f"indices of {other['index_bytes'] / 1e9:.1f} GB"
+        lines += ["", f"Another checkout (commit {other['commit']}), {size}:", "", *table(results, AGAINST)]
+        lines += ["", "How many times as long that one takes (medians of ratios within a round):", "", *ratios(results)]
     lines += [
         "",
         "Order of 10^8 samples in 10^5 shards, batches of 512:",
@@ -223,6 +294,26 @@ def markdown(facts: dict[str, Any], given: str, results: list[dict[str, Any]], o
     return "\n".join([*lines, "", facts_line(facts, facts["load"]), ""])
 
 
+def make_its_set(checkout: Path, root: Path, sizes: dict[str, int]) -> dict[str, int]:
+    """Let a checkout make its set, unless it is there; return the number of samples and shards, and index bytes."""
+    if not (root / "dataset.json").is_file():
+        code = f"from pathlib import Path; from {MODULE} import make_set; make_set(Path({str(root)!r}), **{sizes})"
+        given = {**os.environ, "PYTHONPATH": str(checkout)}
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=checkout, env=given)
+    shards = json.loads((root / "dataset.json").read_text())["shards"]
+    return {
+        "samples": sum(shard["samples"] for shard in shards),
+        "shards": len(shards),
+        "index_bytes": sum(shard["index_bytes"] for shard in shards),
+    }
+
+
+def commit_of(checkout: Path) -> str:
+    """Return the short name of a checkout's commit."""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--samples", type=int, default=1_000_000, help="samples of the set (default: %(default)s)")
@@ -232,6 +323,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="folder of the set, which is made if it is missing (default: a temporary folder)"
     )
+    parser.add_argument("--against", type=Path, help="folder of another checkout of rhofast, which takes turns")
     parser.add_argument("--out", type=Path, help="write PATH.json and PATH.md")
     parser.add_argument("--measure", choices=MEASUREMENTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -239,38 +331,19 @@ def main() -> None:
         print(json.dumps(measure(arguments.folder, arguments.measure)))
         return
     facts = {**facts_of_the_machine(PACKAGES), "load": os.getloadavg()[0]}
+    sides = {OURS: Path(__file__).resolve().parents[2]}
+    if arguments.against:
+        sides[AGAINST] = arguments.against.resolve()
     order = order_costs()
     with tempfile.TemporaryDirectory() as temporary:
-        root = arguments.folder or Path(temporary) / "set"
-        if not (root / "dataset.json").is_file():
-            make_set(root, samples=arguments.samples, shards=arguments.shards, frames=arguments.frames)
-        info = json.loads((root / "dataset.json").read_text())
-        small = Path(temporary) / "small"
-        make_part(small, root, info)
-        results = []
-        for _ in range(arguments.rounds):
-            for state in ("cold", "warm"):
-                for name in MEASUREMENTS:
-                    if state == "cold":
-                        drop_from_cache(root)
-                    command = [
-                        sys.executable,
-                        "-m",
-                        "benchmarks.data_loading.million_samples",
-                        "--folder",
-                        str(small if name == SMALL else root),
-                        "--measure",
-                        name,
-                    ]
-                    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                    results.append({"state": state, "measurement": name, **json.loads(done.stdout)})
-    samples, size = (sum(shard[key] for shard in info["shards"]) for key in ("samples", "index_bytes"))
-    given = (
-        f"{samples:,} samples in {len(info['shards']):,} shards, indices of {size / 1e9:.1f} GB; batches of {BATCH} "
-        f"videos, rho = 2, 8x8"
-        f" frames, 224 pixels, on the CPU. Medians over {arguments.rounds} processes."
-    )
-    text = markdown(facts, given, results, order)
+        roots = {side: Path(temporary) / side for side in sides}
+        if arguments.folder:
+            roots[OURS] = arguments.folder.resolve()
+        wanted = {"samples": arguments.samples, "shards": arguments.shards, "frames": arguments.frames}
+        for side, checkout in sides.items():
+            facts[side] = {"commit": commit_of(checkout), **make_its_set(checkout, roots[side], wanted)}
+        results = take_turns(sides, roots, arguments.rounds)
+    text = markdown(facts, results, order)
     print(text)
     if arguments.out:
         arguments.out.with_suffix(".md").write_text(text)
