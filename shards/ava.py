@@ -78,11 +78,17 @@ def records(
         yield VideoRecord(key=name, path=next(found, missing), start=start, end=end, where=f"{listing}:{line}")
 
 
+def listed_split(source: Path, *, split: Split = "train", **_: object) -> str | None:
+    """Return the split that records lists; None for a csv file whose name does not say it."""
+    if source.is_file():
+        return next((name for name in PUBLISHED if f"_{name}_" in source.name), None)
+    return split
+
+
 def published(source: Path, *, split: Split = "train", **_: object) -> int | None:
     """Return how many movies the published list of a split has; None for a csv file whose name does not say it."""
-    if source.is_file():
-        return next((count for name, count in PUBLISHED.items() if f"_{name}_" in source.name), None)
-    return PUBLISHED[split]
+    name = listed_split(source, split=split)
+    return None if name is None else PUBLISHED[name]
 
 
 def find_listing(source: Path, split: Split, annotations: Path | None) -> Path:

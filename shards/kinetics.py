@@ -109,6 +109,17 @@ def classes(
     return label_names(listing) if is_published(listing) else csv_list.classes(listing)
 
 
+def listed_split(
+    source: Path,
+    *,
+    split: Literal["train", "val", "test"] | None = None,
+    annotations: Path | None = None,
+    **_: object,
+) -> str | None:
+    """Return the split that records lists; None for a file of all rows. The options are those of records."""
+    return split or split_of(find_listing(source, split, annotations).stem)
+
+
 def published(
     source: Path,
     *,

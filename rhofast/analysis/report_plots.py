@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from rhofast.display import html_text
+from rhofast.display import html_text, plot_text
 from rhofast.evaluation.results import confusion_figure
 from rhofast.evaluation.scores import TOP1
 from rhofast.fonts import plot_names
@@ -50,7 +50,7 @@ class RunLog:
         checks: kNN lines of metrics.jsonl, one per step.
         messages: All lines with a text, such as warnings.
         state: State of the run, in words.
-        results: Results of all evaluations, in the order of KINDS.
+        results: Results of all evaluations, as `read_results` orders them.
     """
 
     folder: Path
@@ -65,8 +65,17 @@ class RunLog:
 
     @property
     def knn(self) -> dict[str, Any] | None:
-        """The first result of `rhofast eval knn` that has an accuracy, or None."""
-        return next((one for one in self.results if one["kind"] == "knn" and TOP1 in one["trained"]["measures"]), None)
+        """The result of `rhofast eval knn` with an accuracy that is shown: on the run's own test set, of the last step.
+
+        Without one on its own test set, one on another.
+        """
+        found = [one for one in self.results if one["kind"] == "knn" and TOP1 in one["trained"]["measures"]]
+        return max(found, key=lambda one: (self._is_own(one), one.get("step") or 0), default=None)
+
+    def _is_own(self, result: dict[str, Any]) -> bool:
+        test = self.config["data"].get("test") or {}
+        own = test.get("shards") if isinstance(test, dict) else test
+        return own is not None and result.get("shards", {}).get("test", {}).get("where") == str(own)
 
 
 def draw_plots(runs: Sequence[RunLog]) -> list[str]:
@@ -100,9 +109,10 @@ def draw_legend(runs: Sequence[RunLog]) -> str:
 
 
 def confusion_image(knn: dict[str, Any]) -> str:
-    """Draw the confusion matrix of a kNN result (the contents of knn.json) as an <img> element."""
+    """Draw the confusion matrix of a kNN result (the contents of its file) as an <img> element."""
     trained = knn["trained"]
-    title = f"kNN: top-1 {trained['measures'][TOP1]:.1%} of {trained['samples']:,} videos"
+    of = plot_text(knn.get("shards", {}).get("test", {}).get("name", ""))
+    title = f"kNN: top-1 {trained['measures'][TOP1]:.1%} of {trained['samples']:,} videos{of and f' of {of}'}"
     return _image(confusion_figure(trained["confusion"], knn["classes"], title=title), "confusion matrix")
 
 
@@ -232,8 +242,8 @@ def _knn_plot(runs: Sequence[RunLog], x_axis: str) -> str:
     for run, (color, dashes) in zip(runs, _styles(runs), strict=True):
         last, unit = run.steps[-1]["step"], _epochs_per_step(run) if x_axis == "epoch" else 1
         points = [(line["step"], line["top1"]) for line in run.checks]
-        if run.knn is not None and not any(step == last for step, _ in points):
-            points.append((last, run.knn["trained"]["measures"][TOP1]))
+        if run.knn is not None and not any(step == (run.knn.get("step") or last) for step, _ in points):
+            points = sorted([*points, (run.knn.get("step") or last, run.knn["trained"]["measures"][TOP1])])
         if points:
             x, y = zip(*((step * unit, top1) for step, top1 in points), strict=True)
             axes.plot(x, y, color=color, linestyle=dashes, marker="o", markersize=4, linewidth=1.4, label="trained")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rhofast.analysis.report_plots import RunLog
-from rhofast.checkpoint.run_folder import KINDS, RunFolder
+from rhofast.checkpoint.run_folder import FINE_TUNED, KINDS, RunFolder
 from rhofast.display import html_text
 from rhofast.evaluation.result_file import read_result
 
@@ -15,16 +15,26 @@ _TEXT = 1_000  # characters of a cell
 
 
 def read_results(run: Path) -> list[dict[str, Any]]:
-    """Return the results of all evaluations of a run, in the order of KINDS.
+    """Return the results of all evaluations of a run, in the order of KINDS, sets, classifiers and steps.
 
     Args:
         run: Folder of the run.
 
+    Returns:
+        The contents of the files. `classifier` is the name of the classifier that was trained, or "".
+
     Raises:
         ConfigError: If a file is not the result of an evaluation.
     """
-    found = [read_result(path) for path in RunFolder(run).results()]
-    return [result for result in found if result is not None]
+    folder, found = RunFolder(run), []
+    for path in folder.result_files():
+        result = read_result(path)
+        if result is not None:
+            above = path.parent.parent
+            found.append({**result, "classifier": "" if above == folder.path else above.name})
+    kinds = list(KINDS)
+    found.sort(key=lambda one: (kinds.index(one["kind"]), _name(_test(one)), one["classifier"], one.get("step") or 0))
+    return found
 
 
 def results_table(runs: Sequence[RunLog]) -> str:
@@ -43,7 +53,7 @@ def results_table(runs: Sequence[RunLog]) -> str:
     if not rows:
         return ""
     untrained = any(row[-2] for group in rows for row in group)
-    heads = [*(["run"] if several else []), "measure", "set", "protocol", "value", "untrained", "published"]
+    heads = [*(["run"] if several else []), "measure", "set", "weights", "protocol", "value", "untrained", "published"]
     numbers = {"value", "untrained"}
     shown = [column for column, head in enumerate(heads) if head != "untrained" or untrained]
     classes = [" class=number" if head in numbers else "" for head in heads]
@@ -54,10 +64,8 @@ def results_table(runs: Sequence[RunLog]) -> str:
 
 
 def _rows(result: dict[str, Any], run: str | None) -> list[list[str]]:
-    """Return the cells of a result: one row per measure, with set and protocol in the first."""
-    test = result.get("shards", {}).get("test", {})
-    samples = f"{result['trained']['samples']:,} videos"
-    where = f"{test['name']}, {samples}" if test.get("name") else samples
+    """Return the cells of a result: one row per measure, with what they have in common in the first."""
+    common = [_sets(result), _weights(result), _protocol({**result.get("settings", {}), **result.get("chosen", {})})]
     before = (result.get("untrained") or {}).get("measures", {})
     rows = []
     for number, (measure, value) in enumerate(result["trained"]["measures"].items()):
@@ -70,14 +78,44 @@ def _rows(result: dict[str, Any], run: str | None) -> list[list[str]]:
             [
                 *([] if run is None else [run if number == 0 else ""]),
                 f"{KINDS[result['kind']]}, {measure}",
-                where if number == 0 else "",
-                _protocol(result.get("settings", {})) if number == 0 else "",
+                *(common if number == 0 else [""] * len(common)),
                 f"{value:.1%}",
                 f"{before[measure]:.1%}" if measure in before else "",
                 published,
             ]
         )
     return rows
+
+
+def _test(result: dict[str, Any]) -> dict[str, Any]:
+    facts: dict[str, Any] = result.get("shards", {}).get("test", {})
+    return facts
+
+
+def _name(facts: dict[str, Any]) -> str:
+    """Return the name of a set with its split."""
+    split = facts.get("split", "")
+    return " ".join(word for word in (facts.get("name", ""), "" if split == "all" else split) if word)
+
+
+def _sets(result: dict[str, Any]) -> str:
+    """Return in words what was tested, and what was trained on or searched."""
+    parts = []
+    measured, train = result["trained"]["samples"], result.get("shards", {}).get("train", {})
+    for facts, count in ((_test(result), measured), (train, train.get("samples"))):
+        part = f" of {facts['of']:,}" if (facts.get("of") or 0) > (facts.get("samples") or 0) else ""
+        videos = f"{count:,}{part} videos" if count else ""
+        parts.append(", ".join(text for text in (_name(facts), videos) if text))
+    return f"{parts[0]}; training: {parts[1]}" if parts[1] else parts[0]
+
+
+def _weights(result: dict[str, Any]) -> str:
+    """Return in words which weights were evaluated, or fine-tuning began with, and the classifier's name."""
+    step = result.get("step")
+    first = result.get("origin", "") if step is None else f"step {step:,}" if step else "untrained"
+    fine_tuned = f"fine-tuned from {first}" if result["kind"] in FINE_TUNED else first
+    classifier = result.get("classifier")
+    return f"{fine_tuned} ({classifier})" if classifier else fine_tuned
 
 
 def _protocol(settings: dict[str, Any]) -> str:

@@ -16,6 +16,9 @@ KINDS = {
 }
 """The kinds of evaluations, as their commands and files are named, with their names in tables."""
 
+FINE_TUNED = ("finetune", "multilabel", "detection")
+"""The kinds in which the weights of the backbone are trained. In all others they are those that are evaluated."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -29,7 +32,7 @@ class RunFolder:
         tensorboard/          event files of TensorBoard                             training
         trackers.json         ids under which trackers know the run                  training
         checkpoints/          step-00000500/, ..., and `latest`: name of the newest  training
-        knn.json, ...         results of evaluations (KIND.json, KIND-*.json)        rhofast eval
+        results/              knn-SET-SPLIT-DIGEST.json, ...: one per evaluation    rhofast eval
         clips.png             training clips, for the report                         rhofast show
         report.html           metrics, curves, results                               rhofast report
         evals/NAME/           run folder of a classifier on top of this run          rhofast eval
@@ -113,20 +116,15 @@ class RunFolder:
         """The file that is locked while a process trains in the folder."""
         return self.path / ".lock"
 
-    def result(self, kind: str) -> Path:
-        """Return the file of an evaluation's result, by its kind, one of KINDS."""
-        return self.path / f"{kind}.json"
+    @property
+    def results(self) -> Path:
+        """The folder of the results of evaluations."""
+        return self.path / "results"
 
-    def results(self) -> list[Path]:
-        """Return the files of all results, here and in the folders of trained classifiers, in the order of KINDS."""
-        folders = [self.path, *(sorted(path for path in self.evals.iterdir()) if self.evals.is_dir() else [])]
-        return [
-            path
-            for kind in KINDS
-            for folder in folders
-            for path in (RunFolder(folder).result(kind), *sorted(folder.glob(f"{kind}-*.json")))
-            if path.is_file()
-        ]
+    def result_files(self) -> list[Path]:
+        """Return the files of all results, here and in the folders of trained classifiers, by folder and name."""
+        folders = [self.path, *(sorted(self.evals.iterdir()) if self.evals.is_dir() else [])]
+        return [path for folder in folders for path in sorted(RunFolder(folder).results.glob("*.json"))]
 
     @property
     def clips(self) -> Path:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from rhofast.analysis.report_results import read_results
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.errors import ConfigError
-from rhofast.evaluation.result_file import read_result
 from rhofast.evaluation.scores import TOP1
 
 TRAIN_VIDEOS, TEST_VIDEOS = 1024, 256
@@ -58,8 +58,7 @@ def demo_commands(out: Path, videos: Path | None, config: str) -> Iterator[list[
 
 def summarize_demo(out: Path) -> str:
     """Return whether training helped. "Clearly" means by more than two standard errors of the difference."""
-    result = read_result(RunFolder(out / "run").result("knn"))
-    assert result is not None, "rhofast eval knn has just written it"
+    result = next(one for one in read_results(out / "run") if one["kind"] == "knn")  # has just been written
     trained, untrained = (result[name]["measures"][TOP1] for name in ("trained", "untrained"))
     videos, gain = result["trained"]["samples"], trained - untrained
     variance = sum(share * (1 - share) / videos for share in (trained, untrained))

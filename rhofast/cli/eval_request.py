@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.cli.console import is_main_process, out, print_error, print_left_out, print_line
 from rhofast.cli.options import CONFIG, DATA, OUTPUT, CheckpointArgument, ConfigOption, Overrides
 from rhofast.cli.tables import class_table, score_table
@@ -94,7 +93,7 @@ _OutOption = Annotated[
     typer.Option(
         "--out",
         metavar="JSON",
-        help="File for the result; the picture goes beside it. Default: in the run folder.",
+        help="File for the result; the picture goes beside it. Default: a file of its own in results/ of the run.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -151,14 +150,16 @@ class EvalRequest:
 
         if not is_main_process():
             return
-        path = self.target or RunFolder(result.folder).result(result.kind)
+        path = self.target or result.path
         if self.target is None:
             path.parent.mkdir(parents=True, exist_ok=True)
         picture = write_evaluation(result, path)
         out.print(score_table(result))
         out.print(class_table(result))
         print_left_out(result.trained.left_out)
-        print_line(f"Wrote {path}" if picture is None else f"Wrote {path} and {picture.name}")
+        print_line(
+            f"Wrote {path}" if picture is None else f"Wrote {path} and ...{picture.name.removeprefix(path.stem)}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

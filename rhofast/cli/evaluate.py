@@ -111,7 +111,7 @@ def attentive(
     result = _classify(request, "attentive", resume=resume)
     request.report(result)
     if show_all and is_main_process():
-        out.print(sweep_table(result.settings["sweep"]))
+        out.print(sweep_table(result.chosen["sweep"]))
 
 
 @evaluate.command()

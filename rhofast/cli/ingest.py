@@ -63,7 +63,13 @@ def shard(
     name: Annotated[
         str | None, typer.Option(help="Name of the set. Default: the name of OUT.", rich_help_panel=STORAGE)
     ] = None,
-    split: Annotated[str, typer.Option(help="Split, as written to dataset.json.", rich_help_panel=STORAGE)] = "all",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Split, as written to dataset.json. Default: that which the recipe lists, else all.",
+            rich_help_panel=STORAGE,
+        ),
+    ] = None,
     codec: Annotated[
         list[str] | None,
         typer.Option(
@@ -189,7 +195,7 @@ def shard(
     from rhofast.ingest.listing import Listing, PassedOverCount
     from rhofast.ingest.out_folder import check_out
     from rhofast.ingest.ray_cluster import RayCluster
-    from rhofast.ingest.recipes import find_classes, find_records, published_count
+    from rhofast.ingest.recipes import find_classes, find_records, listed_split, published_count
     from rhofast.ingest.segments import check_cutting
     from rhofast.ingest.transcode import TranscodeSettings
 
@@ -251,7 +257,7 @@ def shard(
                     target,
                     BuildSettings(
                         name=_stored_option("--name", name or target.resolve().name),
-                        split=_stored_option("--split", split),
+                        split=_stored_option("--split", split or listed_split(source, recipe, option or [])),
                         codec=codecs[0],
                         transcode=transcode,
                         samples_per_shard=samples_per_shard or (16 if windows else 256),

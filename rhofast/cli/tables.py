@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from rhofast.checkpoint.run_folder import FINE_TUNED
 from rhofast.cli.console import byte_text, cell, duration_text
 from rhofast.display import printable
 
@@ -153,6 +154,8 @@ def _entry_text(names: list[str]) -> str:
 def score_table(evaluation: Evaluation) -> Table:
     """Return the measures of an evaluation: trained, untrained and by chance."""
     origin, measures = cell(evaluation.origin, _FACT), list(evaluation.trained.measures)
+    if evaluation.kind in FINE_TUNED:
+        origin = f"fine-tuned from {origin}"
     table = Table(
         title=f"{evaluation.kind} on held-out videos",
         caption=origin,
@@ -162,8 +165,7 @@ def score_table(evaluation: Evaluation) -> Table:
     )
     for column in ("backbone", *measures, "videos"):
         table.add_column(column, justify="left" if column == "backbone" else "right")
-    first = "untrained" if evaluation.step == 0 else "trained"
-    for name, one in ((first, evaluation.trained), ("untrained", evaluation.untrained)):
+    for name, one in ((evaluation.backbone, evaluation.trained), ("untrained", evaluation.untrained)):
         if one is not None:
             table.add_row(name, *(f"{value:.1%}" for value in one.measures.values()), f"{one.samples:,}")
     if evaluation.chance is not None:

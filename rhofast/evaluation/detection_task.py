@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rhofast.data.format.box_file import BOXES_FILE, read_boxes
 from rhofast.data.format.dataset import ShardSet
@@ -32,6 +33,13 @@ class DetectionTask(EvalTask):
     def classes(self) -> list[str]:
         """Return the names of the classes that count."""
         return list(self.test_found.classes.values())
+
+    def shard_facts(self) -> dict[str, Any]:
+        """Return the facts of both sets with the digests of their boxes."""
+        facts = EvalTask.shard_facts(self)
+        for name, boxes in (("train", self.train_boxes), ("test", self.test_boxes)):
+            facts[name]["boxes"] = boxes.digest
+        return facts
 
 
 def open_detection_task(
@@ -92,6 +100,7 @@ def open_detection_task(
         model=task.model,
         train=task.train,
         test=task.test,
+        weights=task.weights,
         notes=task.notes,
         train_boxes=boxes_to_train_on(of_train, task.config, where=str(train_file)),
         test_boxes=boxes_to_test_on(of_test, task.config, where=str(test_file)),

@@ -31,11 +31,12 @@ def knn_scores(
     neighbors: int,
     temperature: float,
     device: torch.device,
+    rows: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.float64]:
     """Compute the class scores of test samples. Call it in every process, with the same values.
 
     Args:
-        bank: f32[N, D], features of any length.
+        bank: f32[A, D], features of any length, or f32[A, V, D], those of V views per training sample.
         bank_label: i64[N], class numbers.
         queries: f32[M, V, D], features of V views per test sample.
         num_classes: Number of classes.
@@ -43,13 +44,14 @@ def knn_scores(
         temperature: T. Where it is so low that scores would overflow, all scores of a sample are divided by one
             constant.
         device: Device of this rank, on which neighbors are searched.
+        rows: i64[N], the training samples that have a label. None: all, N = A.
 
     Returns:
         f64[M, num_classes], the class scores, on every rank.
     """
     m, v, d = queries.shape
-    count = min(neighbors, len(bank))
-    cosine, row = nearest_rows(bank, queries.reshape(m * v, d), count, device=device)
+    count = min(neighbors, len(bank_label))
+    cosine, row = nearest_rows(bank, queries.reshape(m * v, d), count, device=device, rows=rows)
     exponent = cosine.reshape(m, v * count).astype(np.float64) / temperature
     weight = np.exp(exponent - np.maximum(exponent.max(axis=1, keepdims=True) - _MAX_EXPONENT, 0))
     place = np.arange(m)[:, None] * num_classes + bank_label[row].reshape(m, -1)
@@ -93,6 +95,7 @@ def evaluate_knn(
         neighbors=config.eval.neighbors,
         temperature=config.eval.temperature,
         device=next(backbone.parameters()).device,
+        rows=found.bank_rows,
     )
     return summarize(scores, found.query_label, classes=found.classes, left_out=found.left_out)
 

@@ -23,7 +23,7 @@ from rhofast.evaluation.classifier import Classifier
 from rhofast.evaluation.features import Progress, extract_features, part_of
 from rhofast.evaluation.leakage import source_digests
 from rhofast.evaluation.logistic_regression import Linear, PenaltyScore, standardize, sweep, unstandardize
-from rhofast.evaluation.multiview import check_test, crops_of, score_videos
+from rhofast.evaluation.multiview import check_test, score_videos, test_settings
 from rhofast.evaluation.scores import Evaluation, Scores, check_labeled
 from rhofast.evaluation.task import EvalTask, placed
 from rhofast.evaluation.validation import validation_mask
@@ -43,7 +43,7 @@ def evaluate_linear(
         on_fit: Called on rank 0 with (fits done, total fits) of the penalty sweep.
 
     Returns:
-        The result. Its settings hold the penalty and all penalties that were compared.
+        The result. What it chose is the penalty; all penalties that were compared stand beside it.
 
     Raises:
         ConfigError: If labels are missing, classes do not match, or the test input does not fit the backbone.
@@ -64,7 +64,8 @@ def evaluate_linear(
         "linear",
         scores,
         untrained=results[1][0] if untrained else None,
-        settings={"penalty": penalty, "sweep": [asdict(score) for score in tried], **_protocol(task)},
+        settings={"fit": "closed form", "views": task.config.eval.views, **test_settings(task.test, task.config)},
+        chosen={"penalty": penalty, "sweep": [asdict(score) for score in tried]},
     )
 
 
@@ -85,7 +86,7 @@ def _probe(
         raise ShardFormatError(f"{task.train.where}: no readable sample has a label")
     label = features.label[labeled]
     validation = validation_mask(source_digests(task.train)[features.sample[labeled]], label, _VALIDATION_SHARE)
-    linear, penalty, tried = _fitted(features.values[labeled], label, validation, len(classes), on_fit)
+    linear, penalty, tried = _fitted(features.values, labeled, label, validation, len(classes), on_fit)
     classifier = Classifier(network, len(classes), trained=False, batch_stats=False, size=config.augment.size)
     with torch.no_grad():
         classifier.head.weight.copy_(linear.weight)
@@ -103,6 +104,7 @@ def _probe(
 
 def _fitted(
     values: npt.NDArray[np.float32],
+    labeled: npt.NDArray[np.bool_],
     label: npt.NDArray[np.int64],
     validation: npt.NDArray[np.bool_],
     num_classes: int,
@@ -111,7 +113,8 @@ def _fitted(
     """Fit a classifier on rank 0 and broadcast it.
 
     Args:
-        values: f32[N, V, D], features; each view is one row.
+        values: f32[A, V, D], features; each view is one row.
+        labeled: bool[A], the N samples that have a label.
         label: i64[N], class numbers.
         validation: bool[N], the samples on which penalties are compared.
         num_classes: Number of classes.
@@ -127,7 +130,7 @@ def _fitted(
     )
     penalty, tried = 0.0, list[PenaltyScore]()
     if state.is_main_process:
-        rows = torch.from_numpy(values).to(device).flatten(0, 1)
+        rows = torch.from_numpy(values if labeled.all() else values[labeled]).to(device).flatten(0, 1)
         mean, scale = standardize(rows)
         y, validation_rows = (_per_view(torch.from_numpy(array).to(device), views) for array in (label, validation))
         found, penalty, tried = sweep((rows - mean) / scale, y, num_classes, validation_rows, on_fit=on_fit)
@@ -138,9 +141,3 @@ def _fitted(
 
 def _per_view(value: Tensor, views: int) -> Tensor:
     return value.repeat_interleave(views)
-
-
-def _protocol(task: EvalTask) -> dict[str, int]:
-    section = task.config.eval
-    crops = crops_of(task.test, section)
-    return {"views": section.views, "test_views": section.test_views, "test_crops": crops}

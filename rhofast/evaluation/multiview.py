@@ -96,6 +96,12 @@ def score_views(
     )
 
 
+def test_settings(test: ShardSet, config: Config) -> dict[str, int]:
+    """Return the settings of the test of a classifier, as a result names them."""
+    size = test_augment(config).size
+    return {"test_views": config.eval.test_views, "test_crops": crops_of(test, config.eval), "test_size": size}
+
+
 def crops_of(shards: ShardSet, section: EvalConfig) -> int:
     """Return the number of crops per test clip: one for square videos, where all crops would be equal.
 

@@ -1,4 +1,4 @@
-"""Read the result of an evaluation (knn.json), which may come with the run folder of a stranger."""
+"""Read the result of an evaluation (results/*.json), which may come with the run folder of a stranger."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ class _Shards(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
     name: str
+    split: str = ""
+    samples: _Count | None = None
+    of: _Count | None = None
 
 
 class _Published(BaseModel):
@@ -43,12 +46,15 @@ class _Result(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
     kind: str
+    origin: str = ""
+    step: _Count | None = None
     chance: _Share | None
     classes: list[str] = Field(min_length=1)
     trained: _Scores
     untrained: _Scores | None = None
     shards: dict[str, _Shards] = {}
     settings: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     published: list[_Published] = []
 
     @model_validator(mode="after")

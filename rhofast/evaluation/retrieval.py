@@ -33,17 +33,19 @@ def retrieval_scores(
     classes: list[str],
     device: torch.device,
     left_out: list[str],
+    rows: npt.NDArray[np.int64] | None = None,
 ) -> Scores:
     """Measure recall at RANKS. Call it in every process, with the same values.
 
     Args:
-        bank: f32[N, D], features of any length.
+        bank: f32[A, D], features of any length, or f32[A, V, D], those of V views per training sample.
         bank_label: i64[N], class numbers.
         queries: f32[M, D], features of any length.
         query_label: i64[M], class numbers.
         classes: Class names.
         device: Device of this rank, on which neighbors are searched.
         left_out: Samples that could not be read, one line each.
+        rows: i64[N], the training samples that have a label. None: all, N = A.
 
     Returns:
         The recalls, those at 1 per class, and how often the nearest video of each class has which class. A bank of
@@ -54,7 +56,7 @@ def retrieval_scores(
     """
     if not len(query_label):
         raise ShardFormatError("no readable test sample has a label")
-    _, row = nearest_rows(bank, queries, min(RANKS[-1], len(bank)), device=device)
+    _, row = nearest_rows(bank, queries, min(RANKS[-1], len(bank_label)), device=device, rows=rows)
     found = bank_label[row]
     hit = found == query_label[:, None]
     confusion, per_class = count_classes(query_label, found[:, 0], classes)
@@ -93,6 +95,7 @@ def evaluate_retrieval(task: EvalTask, *, untrained: bool = False, progress: Pro
             classes=found.classes,
             device=next(network.parameters()).device,
             left_out=found.left_out,
+            rows=found.bank_rows,
         )
 
     results = measure_backbones(task, measure, untrained=untrained, progress=progress)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rhofast.checkpoint.run_folder import FINE_TUNED, RunFolder
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
 
@@ -18,6 +22,8 @@ TOP1, TOP5 = "top-1", "top-5"
 
 MAX_CLASSES = 5_000
 """Most classes of an evaluation: the confusion matrix has their square of entries."""
+
+_NAME = 40  # characters of the name of a set in the name of a file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,15 +58,17 @@ class Evaluation:
 
     Attributes:
         kind: One of KINDS (checkpoint/run_folder.py).
-        origin: Where the weights come from, in words.
-        step: Number of optimizer steps behind the weights. None where it is not known.
-        folder: Folder for result files.
+        origin: Where the weights of the backbone come from, in words.
+        step: Number of optimizer steps behind these weights. None where it is not known.
+        weights: SHA-256 of these weights. Fine-tuning begins with them.
+        folder: Folder of the run, in which the result lies.
         trained: Scores of the backbone.
         chance: The first measure of a guess, mostly 1 / number of classes. None where it is not known.
         classes: Class names of the training set.
         untrained: Scores of the same backbone before training. None where they were not requested.
-        shards: Location, name, digest and size of the training and the test set.
-        settings: Settings of the evaluation, and what it chose.
+        shards: Location, name, split, digest and size of the training and the test set.
+        settings: Settings of the evaluation: its protocol.
+        chosen: What the evaluation chose or found by itself, such as a penalty, beside the scores.
         notes: Warnings that belong to the result, one sentence each.
         published: Published values of this protocol, as the configuration names them (`eval.published`).
     """
@@ -68,6 +76,7 @@ class Evaluation:
     kind: str
     origin: str
     step: int | None
+    weights: str
     folder: Path
     trained: Scores
     chance: float | None
@@ -75,13 +84,32 @@ class Evaluation:
     untrained: Scores | None = None
     shards: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     published: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def backbone(self) -> str:
+        """Return what the measured backbone is: "fine-tuned", "trained", "untrained", or "loaded" from a file."""
+        if self.kind in FINE_TUNED:
+            return "fine-tuned"
+        return "loaded" if self.step is None else "trained" if self.step else "untrained"
+
+    @property
+    def path(self) -> Path:
+        """Return the file of this result in its run: another set, another protocol and other weights have another."""
+        sets = [{key: value for key, value in facts.items() if key != "where"} for facts in self.shards.values()]
+        identity = json.dumps([self.kind, self.weights, sets, self.settings], sort_keys=True)
+        test = self.shards.get("test", {})
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+        words = dict.fromkeys([self.kind, test.get("name", ""), test.get("split", ""), digest])  # without repetitions
+        name = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", word)[:_NAME] for word in words if word)
+        return RunFolder(self.folder).results / f"{name}.json"
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values."""
         lists = {"notes": list(self.notes), "published": list(self.published)}
-        return {**asdict(self), "folder": str(self.folder), **lists}
+        return {**asdict(self), "backbone": self.backbone, "folder": str(self.folder), **lists}
 
 
 def summarize(

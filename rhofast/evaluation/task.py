@@ -15,6 +15,7 @@ from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.sources import open_shards, open_source
 from rhofast.errors import ConfigError, RhofastError
+from rhofast.evaluation.feature_cache import weights_digest
 from rhofast.evaluation.leakage import check_held_out, overlap, refuse_overlap
 from rhofast.evaluation.model import EvalModel, open_model
 from rhofast.evaluation.scores import Evaluation, Scores, class_map
@@ -29,12 +30,14 @@ class EvalTask:
         model: The backbone and its configuration.
         train: Labeled training shards.
         test: Held-out test shards.
+        weights: SHA-256 of the backbone's weights as they were opened.
         notes: Warnings that belong to the result, one sentence each.
     """
 
     model: EvalModel
     train: ShardSet
     test: ShardSet
+    weights: str
     notes: tuple[str, ...]
 
     @property
@@ -54,6 +57,7 @@ class EvalTask:
         *,
         untrained: Scores | None = None,
         settings: Mapping[str, Any],
+        chosen: Mapping[str, Any] | None = None,
         folder: Path | None = None,
     ) -> Evaluation:
         """Return the result of an evaluation of this task.
@@ -62,32 +66,39 @@ class EvalTask:
             kind: One of KINDS (checkpoint/run_folder.py).
             trained: Scores of the backbone.
             untrained: Scores of the same backbone before training, or None.
-            settings: Settings of the evaluation, and what it chose, as JSON values.
-            folder: Folder for the result file. None: that of the model.
+            settings: Settings of the evaluation, as JSON values; what clips look like is added.
+            chosen: What it chose or found by itself, as JSON values. None: nothing.
+            folder: Folder of the run in which the result lies. None: that of the model.
         """
+        clips, size = self.config.clips, self.config.augment.size
+        seen = f"{clips.num_frames} frames, stride {clips.frame_stride} at {clips.fps:g} fps, {size} pixels"
         return Evaluation(
             kind=kind,
             origin=self.model.origin,
             step=self.model.step,
+            weights=self.weights,
             folder=folder or self.model.folder,
             trained=trained,
             untrained=untrained,
             chance=1 / len(self.classes) if trained.chance is None else trained.chance,
             classes=self.classes,
-            shards=self._shards(),
-            settings=dict(settings),
+            shards=self.shard_facts(),
+            settings={**settings, "clips": seen},
+            chosen=dict(chosen or {}),
             notes=self.notes,
             published=tuple(value.model_dump() for value in self.config.eval.published),
         )
 
-    def _shards(self) -> dict[str, Any]:
-        """Return location, name, digest and size of both shard sets, as JSON values for the result file."""
+    def shard_facts(self) -> dict[str, Any]:
+        """Return location, name, split, digest and size of both shard sets, as JSON values for the result file."""
         return {
             name: {
                 "where": shards.where,
                 "name": shards.info.name,
+                "split": shards.info.split,
                 "digest": shards.digest,
                 "samples": len(shards),
+                "of": shards.info.num_samples,
             }
             for name, shards in (("train", self.train), ("test", self.test))
         }
@@ -139,7 +150,8 @@ def open_task(
         class_map(opened, held_out)
     notes = check_held_out([opened], held_out, allow=allow_overlap)
     notes += _against_pretraining(model, opened, held_out, allow=allow_overlap)
-    return EvalTask(model=model, train=opened, test=held_out, notes=notes)
+    weights = weights_digest(model.backbone)
+    return EvalTask(model=model, train=opened, test=held_out, weights=weights, notes=notes)
 
 
 def placed(network: nn.Module, config: Config) -> nn.Module:

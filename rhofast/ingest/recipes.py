@@ -1,10 +1,9 @@
 """Find, describe and run recipes: Python files that list the videos of a data set.
 
 A recipe is a Python file with a function `records(source: Path, *, option=default, ...) -> Iterator[VideoRecord]` and
-optionally `classes(source, *, the same options) -> list[str]` and `published(source, *, the same options) -> int |
-None`. It is chosen by its path, or by name if it comes with
-rhofast (the folder `shards/` of a checkout; files whose names begin with `_` are helpers). shards/README.md explains
-how to write one.
+optionally, with the same options, `classes(source, *, ...) -> list[str]`, `published(source, *, ...) -> int | None` and
+`listed_split(source, *, ...) -> str | None`. It is chosen by its path, or by name if it comes with rhofast (the folder
+`shards/` of a checkout; files whose names begin with `_` are helpers). shards/README.md explains how to write one.
 """
 
 from __future__ import annotations
@@ -141,6 +140,30 @@ def published_count(source: Path, recipe: str | None, options: Sequence[str]) ->
     except network_errors(ValueError):
         return None
     return count
+
+
+def listed_split(source: Path, recipe: str | None, options: Sequence[str]) -> str:
+    """Return the name of the split that a recipe lists, for a set whose maker does not name it.
+
+    Args:
+        source: As for find_records.
+        recipe: As for find_records.
+        options: As for find_records, where they are checked.
+
+    Returns:
+        What the recipe's function `listed_split` says. If it has none: its option `split`, as given or by default.
+        "all" where neither names a split.
+    """
+    module, given = _load(recipe or _recipe_for(source)), _parse_options(options)
+    if hasattr(module, "listed_split"):
+        try:
+            named: str | None = _checked(module.listed_split, source)(**given)
+            return named or "all"
+        except network_errors(ValueError):  # find_records says what is wrong
+            return "all"
+    option = inspect.signature(module.records).parameters.get("split")
+    found = given.get("split", None if option is None else option.default)
+    return found if isinstance(found, str) and found else "all"
 
 
 def _recipe_for(source: Path) -> str:

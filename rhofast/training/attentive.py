@@ -24,7 +24,7 @@ from rhofast.config.schema import Config
 from rhofast.errors import ConfigError
 from rhofast.evaluation.attentive import AttentiveProbes
 from rhofast.evaluation.features import Progress, extract_features, mean_over_views, part_of
-from rhofast.evaluation.multiview import crops_of, score_videos
+from rhofast.evaluation.multiview import score_videos, test_settings
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask
 from rhofast.evaluation.validation import split_off
@@ -134,7 +134,7 @@ class ProbeTrainer(ClassifierTrainer):
         """Choose a probe on the validation videos, and test that one."""
         for value in self.classifier.state_dict().values():
             broadcast(value)
-        task, section = self.task, self.config.eval
+        task = self.task
         total = len(self._validation) + len(task.test)
         self.classifier.chosen = None
         tried = self._compare(part_of(progress, 0, total))
@@ -151,15 +151,16 @@ class ProbeTrainer(ClassifierTrainer):
             self.kind,
             scores,
             settings={
-                "rate": best.rate,
-                "decay": best.decay,
-                "chosen among": len(tried),
-                "validation_top1": best.top1,
-                "validation_videos": len(self._validation),
                 "steps": self.step,
                 "epochs": self.epochs,
-                "test_views": section.test_views,
-                "test_crops": crops_of(task.test, section),
+                **test_settings(task.test, self.config),
+                "probes": len(tried),
+            },
+            chosen={
+                "rate": best.rate,
+                "decay": best.decay,
+                "validation_top1": best.top1,
+                "validation_videos": len(self._validation),
                 "sweep": [asdict(one) for one in tried],
             },
             folder=self.config.folder,

@@ -30,7 +30,7 @@ from rhofast.evaluation.detection import Detected, detect, score_detections, wri
 from rhofast.evaluation.detection_task import DetectionTask
 from rhofast.evaluation.detector import Detector
 from rhofast.evaluation.features import Progress
-from rhofast.evaluation.multiview import check_test
+from rhofast.evaluation.multiview import check_test, test_augment
 from rhofast.evaluation.scores import Evaluation
 from rhofast.models.batch_norm import synchronize_batch_norm
 from rhofast.training.classify import Stopped, train_and_test
@@ -157,6 +157,7 @@ class DetectorTrainer(ClassifierTrainer):
             "steps": self.step,
             "epochs": self.epochs,
             "batch_norm": section.batch_norm,
+            "test_size": test_augment(self.config).size,
             "test_boxes": section.test_boxes,
             "box_score": section.box_score,
             "boxes": len(detected.box),

@@ -35,7 +35,7 @@ from rhofast.errors import NotFiniteError, ResumeError
 from rhofast.evaluation.attentive import AttentiveProbes
 from rhofast.evaluation.classifier import Classifier
 from rhofast.evaluation.features import Progress
-from rhofast.evaluation.multiview import crops_of, score_videos
+from rhofast.evaluation.multiview import score_videos, test_settings
 from rhofast.evaluation.scores import Evaluation, Scores
 from rhofast.evaluation.task import EvalTask
 from rhofast.models.batch_norm import synchronize_batch_norm
@@ -237,8 +237,8 @@ class ClassifierTrainer:
                 "steps": self.step,
                 "epochs": self.epochs,
                 "batch_norm": section.batch_norm,
-                "test_views": section.test_views,
-                "test_crops": crops_of(task.test, section),
+                **({"fit": "SGD"} if self.kind == "linear" else {}),
+                **test_settings(task.test, self.config),
             },
             folder=self.config.folder,
         )

@@ -71,6 +71,11 @@ def whole_step(number: int, **more: Any) -> dict[str, Any]:
     )
 
 
+def add_result(run: Path, name: str, result: dict[str, Any]) -> None:
+    (run / "results").mkdir(parents=True, exist_ok=True)
+    (run / "results" / f"{name}.json").write_text(json.dumps(result))
+
+
 def make_run(folder: Path, lines: list[dict[str, Any]], tail: str = "", **train: Any) -> Path:
     folder.mkdir(parents=True)
     config = Config(name=folder.name, train=TrainConfig(steps=9, **train))
@@ -82,10 +87,10 @@ def make_run(folder: Path, lines: list[dict[str, Any]], tail: str = "", **train:
 def test_a_whole_run_has_numbers_plots_and_pictures(tmp_path: Path) -> None:
     lines = [START, {"kind": "knn", "step": 0, "top1": 0.5, "top5": 1.0, "samples": 40}, step(1), step(2)]
     run = make_run(tmp_path / "run", lines)
-    (run / "knn.json").write_text(json.dumps(KNN))
+    add_result(run, "knn", KNN)
     Image.new("RGB", (8, 8)).save(run / "clips.png")
     page = write_report([run]).read_text()
-    assert "kNN, top-1<td>40 videos<td><td class=number>75.0%<td class=number>50.0%<td>" in page
+    assert "kNN, top-1<td>40 videos<td><td><td class=number>75.0%<td class=number>50.0%<td>" in page
     for text in ("-0.2000", "waiting for data (median)", "1.50 M parameters"):
         assert text in page, text
     assert page.count("<img") == 8
@@ -174,7 +179,7 @@ def test_a_run_with_all_metrics_has_more_plots_and_its_messages(tmp_path: Path) 
 def test_runs_are_compared_on_one_page(tmp_path: Path) -> None:
     first = make_run(tmp_path / "first", [START, whole_step(1), whole_step(2)])
     second = make_run(tmp_path / "second", [START, step(1), step(2, loss=-7.0)], batch_size=64, precision="bf16")
-    (first / "knn.json").write_text(json.dumps(KNN))
+    add_result(first, "knn", KNN)
     path = write_report([first, second])
     assert path == tmp_path / "comparison.html"
     page = path.read_text()
@@ -193,6 +198,7 @@ def test_all_evaluations_of_a_run_are_one_table_with_sets_protocols_and_publishe
     linear = {
         **{key: value for key, value in knn.items() if key != "untrained"},
         "kind": "linear",
+        "origin": "a test",
         "trained": {"measures": {"top-1": 0.8}, "samples": 40},
         "settings": {"penalty": 0.001, "sweep": [{"penalty": 1.0}], "test_views": 10},
         "published": [
@@ -201,26 +207,35 @@ def test_all_evaluations_of_a_run_are_one_table_with_sets_protocols_and_publishe
             {"measure": "top-5", "value": 0.9},
         ],
     }
-    (run / "evals" / "probe").mkdir(parents=True)
+    add_result(run / "evals" / "probe", "linear", linear)
     (run / "evals" / "probe" / "task.json").write_text("{}")
-    (run / "evals" / "probe" / "linear.json").write_text(json.dumps(linear))
-    (run / "knn.json").write_text(json.dumps(knn))
-    hmdb = {**knn, "shards": {"test": {"name": "hmdb51", "samples": 40}}, "untrained": None}
-    (run / "knn-hmdb51.json").write_text(json.dumps(hmdb))
+    sets = {
+        "test": {"name": "hmdb51", "split": "test", "samples": 41, "of": 153},
+        "train": {"name": "hmdb51", "split": "train", "samples": 300, "of": 300},
+    }
+    tuned = {**linear, "kind": "finetune", "chosen": {"penalty": 0.25, "sweep": []}, "settings": {}, "published": []}
+    add_result(run / "evals" / "tuned", "finetune", {**tuned, "step": 0})
+    for number, (done, where) in enumerate([(9, knn["shards"]), (4, knn["shards"]), (4, sets)]):
+        add_result(run, f"knn-{number}", {**knn, "step": done, "shards": where, "untrained": None})
+    add_result(run, "knn", knn)
     page = write_report([run]).read_text()
     table = page.split("<h2>Evaluations</h2>")[1].split("</table>")[0]
     rows = [re.split(r"<td[^>]*>", row)[1:] for row in table.split("<tr>")[2:]]
     protocol = "views 2, temperature 0.1"
     published = "71.0% (MoCo, &lt;rho&gt; = 4), 70.1%"
+    hmdb51, ucf101 = "hmdb51 test, 40 of 153 videos; training: hmdb51 train, 300 videos", "ucf101, 40 videos"
+    found = [(hmdb51, "step 4", False), (ucf101, "", True), (ucf101, "step 4", False), (ucf101, "step 9", False)]
+    knn_rows = []
+    for where, weights, compared in found:
+        knn_rows.append(["kNN, top-1", where, weights, protocol, "75.0%", "50.0%" if compared else "", ""])
+        knn_rows.append(["kNN, top-5", "", "", "", "100.0%", "100.0%" if compared else "", ""])
     assert rows == [
-        ["kNN, top-1", "ucf101, 40 videos", protocol, "75.0%", "50.0%", ""],
-        ["kNN, top-5", "", "", "100.0%", "100.0%", ""],
-        ["kNN, top-1", "hmdb51, 40 videos", protocol, "75.0%", "", ""],
-        ["kNN, top-5", "", "", "100.0%", "", ""],
-        ["linear probe, top-1", "ucf101, 40 videos", "penalty 0.001, test views 10", "80.0%", "", published],
+        *knn_rows,
+        ["linear probe, top-1", ucf101, "a test (probe)", "penalty 0.001, test views 10", "80.0%", "", published],
+        ["fine-tuning, top-1", ucf101, "fine-tuned from untrained (tuned)", "penalty 0.25", "80.0%", "", ""],
     ]
-    (run / "knn-hmdb51.json").write_text(json.dumps({**hmdb, "kind": "none"}))
-    with pytest.raises(ConfigError, match=r"knn-hmdb51\.json.*kind='none' must be one of knn"):
+    add_result(run, "knn-other", {**knn, "kind": "none"})
+    with pytest.raises(ConfigError, match=r"knn-other\.json.*kind='none' must be one of knn"):
         write_report([run])
 
 

@@ -19,6 +19,7 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.models.backbones import build_backbone
 from rhofast.models.weight_formats.pyslowfast import pyslowfast_state
 from tests.helpers.program import run
+from tests.helpers.results import read_one
 from tests.helpers.shards import REAL_VIDEOS, TINY_PAGE, encode_mjpeg, frame_pixels
 
 
@@ -51,8 +52,8 @@ def test_the_demo_goes_from_videos_to_a_report(
     assert commands == ["shard", "shard", "train", "eval", "show", "report"]
     assert "Training" in said.splitlines()[-2]
     left = tmp_path / "demo" / "run"
-    assert {path.name for path in left.iterdir()} >= {"report.html", "clips.png", "knn.json", "metrics.jsonl"}
-    result = json.loads((left / "knn.json").read_text())
+    assert {path.name for path in left.iterdir()} >= {"report.html", "clips.png", "results", "metrics.jsonl"}
+    result = read_one(left, "knn")
     assert result["trained"]["samples"] == 2 and result["chance"] == 0.5
     with Image.open(left / "clips.png") as sheet:
         assert np.asarray(sheet).std() > 10

@@ -18,7 +18,14 @@ def test_where_weights_come_from_stays_on_one_line_where_there_is_room(width: in
         measures={"top-1": 1.0, "top-5": 1.0}, samples=1, left_out=[], per_class={"a": 1.0}, confusion=[[1, 0], [0, 0]]
     )
     evaluation = Evaluation(
-        kind="knn", origin=ORIGIN, step=0, folder=Path(), trained=scores, chance=0.5, classes=["a", "b"]
+        kind="knn",
+        origin=ORIGIN,
+        step=0,
+        weights="0" * 64,
+        folder=Path(),
+        trained=scores,
+        chance=0.5,
+        classes=["a", "b"],
     )
     console = Console(file=io.StringIO(), width=width)
     console.print(score_table(evaluation))

@@ -1,7 +1,6 @@
 """Feature files with keys, pictures of nearest neighbors, and the commands of evaluation."""
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from rhofast.models.backbones import build_backbone
 from rhofast.models.weight_formats.pyslowfast import pyslowfast_state
 from rhofast.training.trainer import train
 from tests.helpers.program import run
+from tests.helpers.results import read_one
 from tests.helpers.shards import ROOT, TINY_PAGE, damage_unit, write_shards
 
 SETTINGS = [
@@ -228,9 +228,9 @@ def test_the_commands_print_their_results(
         assert run("eval", verb, "random", *sets, *settings) == 0
         said = capsys.readouterr().out
         assert "chance" in said and "class 2" in said and "│ untrained" in said and "slow_r18, untrained" in said
-        kept = json.loads((tmp_path / f"runs/random/{verb}.json").read_text())
+        kept = read_one(tmp_path / "runs/random", verb)
         assert kept["kind"] == verb and kept["trained"]["samples"] == 4 and kept["step"] == 0
-        with Image.open(tmp_path / f"runs/random/{verb}-confusion.png") as picture:
+        with Image.open(next((tmp_path / "runs/random/results").glob(f"{verb}-*-confusion.png"))) as picture:
             assert picture.width > 300
     assert run("eval", "knn", "random", shards.root, "--train", bank.root, *settings) == 2
     assert "9 of 13 test samples" in capsys.readouterr().err
@@ -245,4 +245,4 @@ def test_the_commands_print_their_results(
     backbone, card = build_backbone("slow_r18", {"width": 4}), {"origin": "a test", "input": {}}
     save_backbone(backbone, tmp_path / "b.safetensors", name="slow_r18", options={"width": 4}, card=card)
     assert run("eval", "linear", "b.safetensors", *sets, *given(*SETTINGS[2:], "eval.test_views=1")) == 0
-    assert "a test" in capsys.readouterr().out and (tmp_path / "runs/b/linear.json").is_file()
+    assert "a test" in capsys.readouterr().out and read_one(tmp_path / "runs/b", "linear")["backbone"] == "loaded"

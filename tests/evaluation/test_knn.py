@@ -89,7 +89,14 @@ def test_the_files_have_one_line_per_class_and_a_picture_for_any_number_of_class
     classes = [f"{name} $x_{name}$ [1,\n 2] " + "long " * 20 for name in range(count)]
     scores = summarize(rng.random((400, count)), rng.integers(0, count, 400), classes=classes, left_out=[])
     evaluation = Evaluation(
-        kind="knn", origin="a test", step=None, folder=tmp_path, trained=scores, chance=1 / count, classes=classes
+        kind="knn",
+        origin="a test",
+        step=None,
+        weights="0" * 64,
+        folder=tmp_path,
+        trained=scores,
+        chance=1 / count,
+        classes=classes,
     )
     picture = write_evaluation(evaluation, tmp_path / "x.json")
     text = (tmp_path / "x.json").read_text()

@@ -129,7 +129,7 @@ def test_a_probe_of_random_features_reports_all_results(shards: ShardSet, held_o
     assert result.shards["test"]["samples"] == 6 and result.shards["train"]["digest"] == shards.info.digest
     assert result.trained == result.untrained  # both are the same random network
     assert result.trained.samples == 6 and np.sum(result.trained.confusion) == 6
-    assert result.settings["test_views"] == 2 and len(result.settings["sweep"]) > 5
+    assert result.settings["test_views"] == 2 and len(result.chosen["sweep"]) > 5
     assert seen[-1] == (38, 38) and [done for done, _ in seen] == sorted(done for done, _ in seen)
     kept = result.to_json()
     assert kept["step"] == 0 and kept["chance"] == pytest.approx(1 / 3) and "untrained" in kept["origin"]

@@ -56,4 +56,4 @@ def test_videos_that_are_copies_of_training_videos_are_found_first(
     assert result.kind == "retrieval" and result.trained == result.untrained
     assert list(result.trained.measures.values()) == [1.0] * 5 and result.trained.samples == 2
     kept = json.loads(json.dumps(result.to_json()))
-    assert kept["settings"] == {"views": 2} and kept["trained"]["measures"]["recall at 50"] == 1.0
+    assert kept["settings"]["views"] == 2 and kept["trained"]["measures"]["recall at 50"] == 1.0

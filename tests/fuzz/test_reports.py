@@ -1,4 +1,4 @@
-"""Results and reports that may come from elsewhere: knn.json, bench reports, dry runs, results of ingest."""
+"""Results and reports that may come from elsewhere: of evaluations, benchmarks, dry runs and ingest."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ KNN = {
     "classes": ["a", "b"],
     "trained": SCORES,
     "untrained": SCORES,
-    "shards": {"test": {"name": "ucf101", "samples": 40}},
-    "settings": {"neighbors": 20, "temperature": 0.1, "sweep": [1]},
+    "shards": {"test": {"name": "ucf101", "split": "test", "samples": 40, "of": 60}, "train": {"name": "ucf101"}},
+    "settings": {"neighbors": 20, "temperature": 0.1},
+    "chosen": {"sweep": [1]},
     "notes": [],
     "published": [{"measure": "top-1", "value": 0.5, "of": "x"}],
 }

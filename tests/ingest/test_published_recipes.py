@@ -7,7 +7,14 @@ import pytest
 
 from rhofast.errors import ConfigError, IngestError
 from rhofast.ingest.listing import Listing
-from rhofast.ingest.recipes import describe_recipe, find_classes, find_records, published_count, recipe_names
+from rhofast.ingest.recipes import (
+    describe_recipe,
+    find_classes,
+    find_records,
+    listed_split,
+    published_count,
+    recipe_names,
+)
 
 Entry = tuple[str, str, int | None, str | None]
 
@@ -146,6 +153,28 @@ def test_kinetics_numbers_no_class_that_training_does_not_have(tmp_path: Path) -
     replica(tmp_path, {"train.csv": TRAIN, "val.csv": VAL.replace("zumba", "rumba")})
     assert "val.csv:2: class 'rumba' is not in the train csv" in error(source, "kinetics", "split=val")
     assert "the file name says val" in error(source / "val.csv", "kinetics", "split=train")
+
+
+def test_a_set_is_of_the_split_that_was_listed(tmp_path: Path) -> None:
+    source = replica(tmp_path, {"train.csv": TRAIN, "val.csv": VAL})
+    assert [listed_split(source, "kinetics", given) for given in ([], ["split=val"])] == ["train", "val"]
+    assert listed_split(source / "val.csv", "kinetics", []) == "val"
+    all_rows = (source / "val.csv").rename(source / "k400.csv")
+    assert listed_split(all_rows, "kinetics", []) == "all" and listed_split(tmp_path / "x", "kinetics", []) == "all"
+    for recipe, other in (
+        ("ucf101", "test"),
+        ("hmdb51", "test"),
+        ("ava", "val"),
+        ("charades", "test"),
+        ("ssv2", "val"),
+    ):
+        found = [listed_split(tmp_path, recipe, given) for given in ([], [f"split={other}"])]
+        assert found == ["train", other], recipe
+    assert listed_split(tmp_path / "ava_val_v2.2.csv", "ava", ["split=train"]) == "train"  # not there
+    (tmp_path / "ava_val_v2.2.csv").touch()
+    assert listed_split(tmp_path / "ava_val_v2.2.csv", "ava", []) == "val"
+    assert [listed_split(tmp_path, "folder", given) for given in ([], ["split=test"])] == ["all", "test"]
+    assert listed_split(tmp_path, "csv_list", []) == "all"
 
 
 def test_kinetics_400_is_known_by_its_classes(tmp_path: Path) -> None:

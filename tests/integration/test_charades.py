@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import torch
 from rhofast.data.sources import open_shards
 from rhofast.evaluation.multilabel import classes_of
 from tests.helpers.program import run
+from tests.helpers.results import read_one
 from tests.helpers.shards import ROOT
 
 WIDTH, HEIGHT, RATE, SECONDS, SQUARE = 80, 64, 24, 3.0, 20
@@ -143,7 +143,7 @@ def test_a_network_of_a_minute_beats_chance_clearly_and_two_processes_give_the_s
     command += ["--config", str(place / "charades.toml")]
     command += ["--set", "backbone.name=slow_r18", "--set", "backbone.width=8", "--set", f"out={place / 'evals'}"]
     assert run(*command) == 0
-    one = json.loads((place / "evals/charades/multilabel.json").read_text())
+    one = read_one(place / "evals/charades", "multilabel")
     assert one["trained"]["measures"]["mAP"] > one["chance"] + 0.25
     assert list(one["trained"]["per_class"]) == NAMES
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "rhofast", *command, "--resume"]
@@ -155,5 +155,5 @@ def test_a_network_of_a_minute_beats_chance_clearly_and_two_processes_give_the_s
         capture_output=True,
         timeout=300,
     )
-    two = json.loads((place / "evals/charades/multilabel.json").read_text())  # trained before, and tested again
+    two = read_one(place / "evals/charades", "multilabel")  # trained before, and tested again
     assert (two["trained"], two["chance"], two["settings"]["test_crops"]) == (one["trained"], one["chance"], 3)

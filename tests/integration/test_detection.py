@@ -18,6 +18,7 @@ from PIL import Image
 from rhofast.data.format.dataset import ShardSet
 from tests.helpers.actors import FPS, START, movie, write_csv
 from tests.helpers.program import run
+from tests.helpers.results import read_one
 from tests.helpers.shards import write_shards
 
 SETS = {"train": range(16), "val": range(16, 24)}
@@ -89,7 +90,7 @@ def test_a_small_network_learns_what_persons_do(
     assert run(*command(sets, page, tmp_path)) == 0
     said = capsys.readouterr().out
     folder = tmp_path / "actors"
-    result = json.loads((folder / "detection.json").read_text())
+    result = read_one(folder, "detection")
     trained = result["trained"]
     assert trained["measures"]["mAP"] > result["chance"] + 0.25 and 0.2 < result["chance"] < 0.7
     assert set(trained["per_class"]) == {"stand", "walk", "wave"} and trained["samples"] == 31
@@ -124,8 +125,8 @@ def test_two_processes_take_the_steps_of_one_and_score_alike(
     assert run(*command(sets, page, tmp_path / "one", *short)) == 0
     folder = tmp_path / "one" / "actors"
     shutil.copytree(folder, tmp_path / "again" / "actors")
-    for name in ("detections.csv", "detection.json"):
-        (tmp_path / "again" / "actors" / name).unlink()
+    (tmp_path / "again" / "actors" / "detections.csv").unlink()
+    shutil.rmtree(tmp_path / "again" / "actors" / "results")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])
     commands = [
@@ -135,7 +136,7 @@ def test_two_processes_take_the_steps_of_one_and_score_alike(
     mp.start_processes(rank_of_two, args=(port, commands), nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
     again, two = tmp_path / "again" / "actors", tmp_path / "two" / "actors"
     assert (again / "detections.csv").read_bytes() == (folder / "detections.csv").read_bytes()
-    results = [json.loads((each / "detection.json").read_text())["trained"] for each in (folder, again)]
+    results = [read_one(each, "detection")["trained"] for each in (folder, again)]
     assert results[0] == results[1]
     assert len(losses(folder)) == 2 and losses(two) == pytest.approx(losses(folder), rel=1e-3)
 

@@ -14,6 +14,7 @@ from rhofast.cli.app import app
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.fonts import drawn_text, font_runs, plot_names
+from tests.helpers.results import read_one
 from tests.helpers.shards import TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
 
 CLASSES = [
@@ -65,7 +66,7 @@ def test_every_command_shows_such_names(named: ShardSet, tmp_path: Path, capsys:
         with Image.open(tmp_path / name) as picture:
             assert picture.height < 10_000
     assert set(pq.read_table(tmp_path / "e.parquet")["class"].to_pylist()) == set(CLASSES)
-    assert json.loads((run / "knn.json").read_text())["classes"] == CLASSES
+    assert read_one(run, "knn")["classes"] == CLASSES
     assert "<script" not in (run / "report.html").read_text()
 
 

@@ -1,7 +1,6 @@
 """The notebook of the documentation: it runs from top to bottom, and what is stored in it is what it gives."""
 
 import importlib.util
-import json
 import os
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ import nbformat
 import pytest
 from PIL import Image
 
+from tests.helpers.results import read_one
 from tests.helpers.shards import ROOT
 
 NOTEBOOK = ROOT / "docs" / "notebooks" / "first_hour.ipynb"
@@ -85,7 +85,7 @@ def test_the_notebook_runs_from_top_to_bottom(notebook: Any, tmp_path: Path, mon
     assert REFRESH.problems(notebook) == []
 
     out = tmp_path / "first_hour"
-    result = json.loads((out / "first" / "knn.json").read_text())
+    result = read_one(out / "first", "knn")
     assert (
         result["trained"]["samples"] == 8 and result["untrained"]["measures"]["top-1"] > CHANCE
     )  # two steps are no training

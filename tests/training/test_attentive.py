@@ -1,6 +1,5 @@
 """Attentive probes through the loader: chosen without the test videos, resumed to the same bits, alike on two ranks."""
 
-import json
 import os
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from rhofast.evaluation.task import EvalTask, open_task
 from rhofast.evaluation.validation import split_off
 from rhofast.training.attentive import ProbeScore, best_of
 from rhofast.training.classify import Stopped, train_classifier
+from tests.helpers.results import read_one
 from tests.helpers.shards import ROOT, encode_mjpeg, frame_pixels, write_shards
 
 EVAL_CONFIG = """
@@ -124,13 +124,13 @@ def test_the_test_videos_choose_nothing_and_the_backbone_stays(
     before = {key: value.clone() for key, value in opened.model.backbone.state_dict().items()}
     one = train_classifier(opened, kind="attentive")
     assert isinstance(one, Evaluation) and one.kind == "attentive" and one.folder == Path("runs/random/evals/one")
-    settings, sweep = one.settings, one.settings["sweep"]
+    chosen, sweep = one.chosen, one.chosen["sweep"]
     assert [(each["rate"], each["decay"]) for each in sweep] == [(3e-3, 0.01), (3e-3, 0.8), (1e-4, 0.01), (1e-4, 0.8)]
     best = max(sweep, key=lambda each: (each["top1"], -each["loss"]))
-    assert (settings["rate"], settings["decay"], settings["validation_top1"]) == (
+    assert (chosen["rate"], chosen["decay"], chosen["validation_top1"]) == (
         best["rate"], best["decay"], best["top1"],
     )  # fmt: skip
-    assert settings["validation_videos"] == 4 and all(each["loss"] > 0 for each in sweep)
+    assert chosen["validation_videos"] == 4 and all(each["loss"] > 0 for each in sweep)
     after = weights(one)
     assert all(torch.equal(after[f"backbone.{key}"], value) for key, value in before.items())
     moved = [
@@ -142,7 +142,7 @@ def test_the_test_videos_choose_nothing_and_the_backbone_stays(
 
     other = write_shards(tmp_path / "other", [encode_mjpeg([frame_pixels(30, 3)] * 9)] * 2, labels=[2, 0])
     two = trained(shards, other, tmp_path, "name=two")
-    assert two.settings["sweep"] == sweep and two.trained.samples == 2
+    assert two.chosen["sweep"] == sweep and two.trained.samples == 2
     assert all(torch.equal(after[name], value) for name, value in weights(two).items())
 
 
@@ -169,7 +169,7 @@ def test_a_resumed_training_ends_with_the_same_weights_and_choice(
             trained(shards, held_out, tmp_path, "name=parts", setting, resume=True)
     resumed = trained(shards, held_out, tmp_path, "name=parts", resume=True)
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
-    assert resumed.trained == whole.trained and resumed.settings == whole.settings
+    assert resumed.trained == whole.trained and resumed.chosen == whole.chosen
 
 
 def test_two_ranks_give_what_one_gives_and_all_prints_every_setting(
@@ -191,11 +191,11 @@ def test_two_ranks_give_what_one_gives_and_all_prints_every_setting(
         capture_output=True,
         timeout=120,
     )
-    one, two = (json.loads(Path(f"runs/random/evals/{name}/attentive.json").read_text()) for name in ("one", "two"))
+    one, two = (read_one(Path("runs/random/evals") / name, "attentive") for name in ("one", "two"))
     assert one["trained"] == two["trained"]
-    for mine, theirs in zip(one["settings"].pop("sweep"), two["settings"].pop("sweep"), strict=True):
+    for mine, theirs in zip(one["chosen"].pop("sweep"), two["chosen"].pop("sweep"), strict=True):
         assert theirs == {**mine, "loss": pytest.approx(mine["loss"], rel=1e-3)}
-    assert one["settings"] == two["settings"]
+    assert (one["settings"], one["chosen"]) == (two["settings"], two["chosen"])
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from rhofast.training.optim import learning_rate
 from rhofast.training.targets import binary_cross_entropy, soft_cross_entropy
 from rhofast.training.trainer import train
 from tests.helpers.reference import needs_vectors, numbers
+from tests.helpers.results import read_one
 from tests.helpers.shards import ROOT, TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
 
 EVAL_CONFIG = """
@@ -167,8 +168,8 @@ def test_two_ranks_give_what_one_gives(shards: ShardSet, held_out: ShardSet, tmp
     command = ["eval", "finetune", "random", "--train", str(shards.root), "--test", str(held_out.root)]
     launch_two(command, tmp_path)
     two = tmp_path / "runs/random/evals/two"
-    assert json.loads((two / "finetune.json").read_text())["trained"] == one.to_json()["trained"]
-    assert (two / "finetune-confusion.png").stat().st_size > 1000
+    assert read_one(two, "finetune")["trained"] == one.to_json()["trained"]
+    assert next((two / "results").glob("finetune-*-confusion.png")).stat().st_size > 1000
     losses = [[line["loss"] for line in metrics(run)] for run in (one.folder, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
@@ -236,7 +237,7 @@ def test_several_labels_two_ranks_give_what_one_gives_and_a_resume_what_no_stop_
     command = ["eval", "multilabel", "random", "--train", str(timed[0].root), "--test", str(timed[1].root)]
     launch_two(command, tmp_path)
     two = tmp_path / "runs/random/evals/two"
-    assert json.loads((two / "multilabel.json").read_text())["trained"] == one.to_json()["trained"]
+    assert read_one(two, "multilabel")["trained"] == one.to_json()["trained"]
     losses = [[line["loss"] for line in metrics(run)] for run in (one.folder, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 

@@ -1,6 +1,5 @@
 """Fine-tuning with all of the kit: it resumes to the same bits, agrees over ranks, and refuses what has no meaning."""
 
-import json
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from rhofast.training import setup
 from rhofast.training.classify import Stopped, train_classifier
 from rhofast.training.optim import learning_rate
 from rhofast.training.targets import soft_cross_entropy
+from tests.helpers.results import read_one
 from tests.helpers.shards import ROOT, TINY_PAGE, write_shards
 from tests.training.test_finetune import EVAL_CONFIG, held_out, metrics, one_thread
 
@@ -72,7 +72,7 @@ def test_two_ranks_give_what_one_gives(shards: ShardSet, held_out: ShardSet, tmp
     two = tmp_path / "runs/random/evals/two"
     losses = [[line["loss"] for line in metrics(run)] for run in (one.folder, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert json.loads((two / "finetune.json").read_text())["trained"]["samples"] == 6
+    assert read_one(two, "finetune")["trained"]["samples"] == 6
 
 
 def test_targets_are_the_shares_of_the_two_videos_that_a_clip_shows(
