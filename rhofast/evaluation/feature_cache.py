@@ -60,26 +60,25 @@ class FeatureCache:
 
     def read(
         self, requested: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Read the requested samples that are in the cache.
+    ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Read the requested samples that are in the cache, batch by batch.
 
         Args:
             requested: i64[M], sample numbers.
 
-        Returns:
-            (values f32[N, V, D], sample i64[N] ascending, label i64[N]); N may be 0.
+        Yields:
+            (values f32[B, V, D], sample i64[B], label i64[B]), each sample once.
         """
-        rows = [row for part in sorted(self._folder.glob("part-*")) for row in self._sound_batches(part)]
-        if not rows:
-            return np.empty((0, 0, 0), np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
-        views = int(rows[0].schema.metadata[b"views"])
-        values = np.concatenate([row.column("values").flatten().to_numpy(zero_copy_only=False) for row in rows])
-        sample, label = (np.concatenate([row.column(name).to_numpy() for row in rows]) for name in ("sample", "label"))
-        values = values.reshape(len(sample), views, -1)
-        sample, first = np.unique(sample, return_index=True)
-        wanted = np.isin(sample, requested)
-        first = first[wanted]
-        return values[first], sample[wanted], label[first]
+        missing = np.sort(requested)
+        for path in sorted(self._folder.glob("part-*")):
+            for rows in self._sound_batches(path):
+                sample, label = (rows.column(name).to_numpy() for name in ("sample", "label"))
+                wanted = np.isin(sample, missing)
+                if wanted.any():
+                    missing = np.setdiff1d(missing, sample[wanted], assume_unique=True)
+                    views = int(rows.schema.metadata[b"views"])
+                    values = rows.column("values").flatten().to_numpy(zero_copy_only=False)
+                    yield values.reshape(len(sample), views, -1)[wanted], sample[wanted], label[wanted]
 
     @contextmanager
     def writing(self, rank: int) -> Iterator[_Part]:
@@ -90,9 +89,8 @@ class FeatureCache:
         finally:
             part.close()
 
-    def _sound_batches(self, path: Path) -> list[pa.RecordBatch]:
-        """Return the batches of a part whose digests are right; it ends where a process was killed."""
-        rows: list[pa.RecordBatch] = []
+    def _sound_batches(self, path: Path) -> Iterator[pa.RecordBatch]:
+        """Yield the batches of a part whose digests are right; it ends where a process was killed."""
         with suppress(OSError), open_regular(path) as file:
             size = file.seek(0, 2)
             file.seek(0)
@@ -102,8 +100,7 @@ class FeatureCache:
                     break
                 content = file.read(length)
                 if hashlib.sha256(self._identity + content).digest() == digest:
-                    rows.extend(pa.ipc.open_stream(pa.py_buffer(content)))
-        return rows
+                    yield from pa.ipc.open_stream(pa.py_buffer(content))
 
 
 class _Part:

@@ -1,7 +1,8 @@
 """Run a network over every sample of a shard set, through the same data path as training.
 
-Each rank computes its own part, and the parts are joined in sample order on every rank. No sample is padded, repeated
-or replaced: a sample that cannot be read is missing from the result and listed in it.
+Each rank computes its own part, and the parts are joined in sample order, in one copy per machine that its ranks share
+(shared_rows.py). No sample is padded, repeated or replaced: a sample that cannot be read is missing from the result and
+listed in it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.eval_loader import EvalLoader
+from rhofast.distributed.collectives import gather_objects
 from rhofast.errors import NotFiniteError, SampleError, ShardFormatError
 from rhofast.evaluation.feature_cache import FeatureCache, weights_digest
+from rhofast.evaluation.shared_rows import SharedRows
 from rhofast.storage.user_code import imported_digests
 
 Progress = Callable[[int, int], None]
@@ -32,7 +34,7 @@ class Features:
     """The output of a network for a whole shard set.
 
     Attributes:
-        values: f32[N, V, D], for V views per sample.
+        values: f32[N, V, D], for V views per sample. The processes of a machine share them: they are to be read only.
         sample: i64[N], ascending sample numbers.
         label: i64[N], -100 for a sample without a label.
         bad: The samples that could not be read.
@@ -226,7 +228,8 @@ def extract_features(
         NotFiniteError: If a feature is not finite.
     """
     state = PartialState()
-    cache, cached = None, None
+    requested = np.arange(len(shards)) if samples is None else np.sort(samples)
+    rows, known, cache = SharedRows(len(requested), state.device), _Part(), None
     if config.eval.keep is not None:
         pixels = {name: getattr(config.augment, name) for name in ("size", "mean", "std")}
         input_settings = [config.clips.model_dump(), pixels, views or config.eval.views, crops]
@@ -234,10 +237,8 @@ def extract_features(
         what = {"weights": weights_digest(backbone), "shards": shards.digest, "how": how}
         what |= imported_digests(backbone=config.backbone.name)  # the same weights in other code are other features
         cache = FeatureCache(config.eval.keep, what)
-        requested = np.arange(len(shards)) if samples is None else samples
-        cached = cache.read(requested)
-        state.wait_for_everyone()  # All ranks have read before one of them writes.
-        samples = np.setdiff1d(requested, cached[1])
+        known = _from_cache(cache, requested, rows)
+        samples = np.setdiff1d(requested, known.sample)
         progress = part_of(progress, len(requested) - len(samples), len(requested))
     stream = FeatureStream(
         backbone,
@@ -249,27 +250,60 @@ def extract_features(
         reduce=reduce,
         progress=progress,
     )
-    values, numbers, labels = [], [], []
+    mine = _Part()
     with contextlib.nullcontext() if cache is None else cache.writing(state.process_index) as part:
         for batch in stream:
             if part is not None:
                 part.write(batch.values, batch.sample, batch.label)
-            values.append(batch.values)
-            numbers.append(batch.sample)
-            labels.append(batch.label)
-    parts = gather_object([(values, numbers, labels, stream.bad)])
-    bad = [error for part in parts for error in part[3]]
-    whole = [[array for part in parts for array in part[column]] for column in range(3)]
-    if cached is not None and len(cached[1]):
-        whole = [[*arrays, from_cache] for arrays, from_cache in zip(whole, cached, strict=True)]
-    if not whole[1]:
+            rows.write(np.searchsorted(requested, batch.sample), batch.values)
+            mine.add(batch)
+    rows.join(np.searchsorted(requested, mine.sample))
+    parts = gather_objects((mine, stream.bad))
+    bad = [error for _, errors in parts for error in errors]
+    found = [known, *(part for part, _ in parts)]
+    sample, label = (np.concatenate(column) for column in zip(*((one.sample, one.label) for one in found), strict=True))
+    if not len(sample):
         raise ShardFormatError(f"{shards.root}: no sample could be read; the first error: {bad[0]}")
-    columns = [np.concatenate(arrays) for arrays in whole]
-    if cached is not None:
-        order = np.argsort(columns[1], kind="stable")
-        columns = [column[order] for column in columns]
-    check_finite(count_not_finite(columns[0]), len(columns[1]))
-    return Features(values=columns[0], sample=columns[1], label=columns[2], bad=bad)
+    order = np.argsort(sample, kind="stable")
+    check_finite(sum(one.wrong for one in found), len(sample))
+    values = rows.compact(np.searchsorted(requested, sample[order]))
+    return Features(values=values, sample=sample[order], label=label[order], bad=bad)
+
+
+class _Part:
+    """What is known of some samples besides their features.
+
+    Attributes:
+        sample: i64[n], sample numbers.
+        label: i64[n].
+        wrong: Number of samples with a feature that is not finite.
+    """
+
+    def __init__(self) -> None:
+        self.sample = self.label = np.empty(0, np.int64)
+        self.wrong = 0
+
+    def add(self, batch: FeatureBatch) -> None:
+        """Append a batch."""
+        self.sample = np.concatenate([self.sample, batch.sample])
+        self.label = np.concatenate([self.label, batch.label])
+        self.wrong += count_not_finite(batch.values)
+
+
+def _from_cache(cache: FeatureCache, requested: npt.NDArray[np.int64], rows: SharedRows) -> _Part:
+    """Read kept features on each machine, and return what is known of those that all machines have, on every rank."""
+    found = _Part()
+    if rows.is_first:
+        for values, sample, label in cache.read(requested):
+            rows.write(np.searchsorted(requested, sample), values)
+            found.add(FeatureBatch(values=values, sample=sample, label=label))
+    # When this is done, all machines have read, and the first rank may write.
+    every = [part for part in gather_objects(found if rows.is_first else None) if part is not None]
+    common: _Part = every[0]
+    for part in every[1:]:
+        keep = np.isin(common.sample, part.sample)
+        common.sample, common.label = common.sample[keep], common.label[keep]
+    return common
 
 
 def count_not_finite(values: npt.NDArray[np.float32]) -> int:

@@ -22,7 +22,8 @@ class LabeledFeatures:
     """Features of the labeled samples of both sets.
 
     Attributes:
-        bank: f32[N, D], the mean over the views of each training sample.
+        bank: f32[A, V, D], V views of all training samples. They are not copied, since they may be large.
+        bank_rows: i64[N], those of the A that have a label.
         bank_label: i64[N], class numbers of the training set.
         queries: f32[M, V, D], V views per test sample.
         query_label: i64[M], class numbers of the training set.
@@ -31,6 +32,7 @@ class LabeledFeatures:
     """
 
     bank: npt.NDArray[np.float32]
+    bank_rows: npt.NDArray[np.int64]
     bank_label: npt.NDArray[np.int64]
     queries: npt.NDArray[np.float32]
     query_label: npt.NDArray[np.int64]
@@ -66,9 +68,10 @@ def extract_labeled(
     if not labeled.any():
         raise ShardFormatError(f"{train.where}: no readable sample has a label")
     return LabeledFeatures(
-        bank=bank.values.mean(axis=1)[labeled],
+        bank=bank.values,
+        bank_rows=np.flatnonzero(labeled),
         bank_label=bank.label[labeled],
-        queries=queries.values[known],
+        queries=queries.values if known.all() else queries.values[known],
         query_label=to_train_class[queries.label[known]],
         classes=train.info.classes,
         left_out=[str(error) for error in [*bank.bad, *queries.bad]],

@@ -1,5 +1,6 @@
 """Exact search for the nearest rows of a bank by cosine, on the device, with the queries divided over the ranks.
 
+    bank f32[A, V, D] --> the mean over the views of each row that counts, on the device, f32[N, D]
     queries f32[M, D] --> blocks of QUERY_BLOCK rows --> cosines with the whole bank: a matrix product [B, N]
                       --> topk --> the K nearest rows of each query, the nearest first
 
@@ -24,34 +25,42 @@ from rhofast.distributed.process_group import rank, world_size
 QUERY_BLOCK = 256
 """Queries of one matrix product; it has QUERY_BLOCK * N cosines, 246 MB for the 240,000 rows of Kinetics-400."""
 
+_COPIED = 4096  # rows of the bank that are copied to the device at once
 _PADDED = 32  # queries to which the last block is filled up: products of very few rows are rounded in another way
 
 
 def nearest_rows(
-    bank: npt.NDArray[np.float32], queries: npt.NDArray[np.float32], count: int, *, device: torch.device
+    bank: npt.NDArray[np.float32],
+    queries: npt.NDArray[np.float32],
+    count: int,
+    *,
+    device: torch.device,
+    rows: npt.NDArray[np.int64] | None = None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Find the rows of a bank that are nearest to each query. Call it in every process, with the same values.
 
     Args:
-        bank: f32[N, D], rows of any length; one of length 0 has the cosine 0 with everything.
+        bank: f32[A, D], rows of any length, or f32[A, V, D], of which the mean over V views counts. A row of length 0
+            has the cosine 0 with everything. It is read block by block, and not copied on the host.
         queries: f32[M, D], of any length.
         count: K, at most N.
-        device: Device of this rank. It holds the bank.
+        device: Device of this rank. It holds the means.
+        rows: i64[N], the rows of the bank that count. None: all, N = A.
 
     Returns:
-        (cosine f32[M, K], row i64[M, K]), the nearest first, on every rank.
+        (cosine f32[M, K], row i64[M, K]), the nearest first, on every rank. A row is a place among the N.
     """
     blocks = [(first, min(first + QUERY_BLOCK, len(queries))) for first in range(0, len(queries), QUERY_BLOCK)]
     ranks = world_size()
     begin, end = (len(blocks) * place // ranks for place in (rank(), rank() + 1))
     found = []
     with torch.inference_mode(), torch.autocast(device.type, enabled=False), _full_precision():
-        rows = _unit(torch.from_numpy(bank).to(device, copy=True)) if begin < end else None
+        units = _unit(_means(bank, rows, device)) if begin < end else None
         for first, last in blocks[begin:end]:
-            assert rows is not None
+            assert units is not None
             padded = torch.zeros(-(-(last - first) // _PADDED) * _PADDED, queries.shape[1], device=device)
             padded[: last - first] = torch.from_numpy(queries[first:last]).to(device)
-            cosine, row = nearest_columns((_unit(padded) @ rows.T)[: last - first], count)
+            cosine, row = nearest_columns((_unit(padded) @ units.T)[: last - first], count)
             found.append((cosine.cpu().numpy(), row.cpu().numpy()))
     parts = [part for parts in gather_objects(found) for part in parts]
     if not parts:
@@ -94,6 +103,17 @@ def _first_columns(similarity: Tensor, least: Tensor, count: int) -> Tensor:
     room = count - above.sum(dim=1, keepdim=True)
     chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= room))
     return chosen.nonzero()[:, 1].view(len(similarity), count)
+
+
+def _means(bank: npt.NDArray[np.float32], rows: npt.NDArray[np.int64] | None, device: torch.device) -> Tensor:
+    """Return the means over the views of rows of a bank, f32[N, D] on a device, without a copy on the host."""
+    count = len(bank) if rows is None else len(rows)
+    means = torch.empty(count, bank.shape[-1], device=device)
+    for first in range(0, count, _COPIED):
+        last = min(first + _COPIED, count)
+        some = bank[first:last] if rows is None else bank[rows[first:last]]
+        means[first:last] = torch.from_numpy(some if some.ndim == 2 else some.mean(axis=1))
+    return means
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -25,8 +25,17 @@ def kept(folder: Path) -> Path:
     return path
 
 
+def read(cache: FeatureCache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what is kept as (values, sample, label)."""
+    batches = list(cache.read(SAMPLES))
+    if not batches:
+        return np.empty((0, 2, 3)), np.empty(0, np.int64), np.empty(0, np.int64)
+    values, sample, label = (np.concatenate(column) for column in zip(*batches, strict=True))
+    return values, sample, label
+
+
 def check(folder: Path, count: int) -> None:
-    values, sample, label = FeatureCache(folder, IDENTITY).read(SAMPLES)
+    values, sample, label = read(FeatureCache(folder, IDENTITY))
     assert len(sample) == count
     if count:
         assert np.array_equal(values, VALUES[sample]) and np.array_equal(label, LABELS[sample])
@@ -39,7 +48,7 @@ def test_a_flipped_bit_anywhere_costs_its_batch_and_changes_no_feature(tmp_path:
     lost = []
     for at in range(0, len(whole), 61):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
-        values, sample, label = FeatureCache(tmp_path, IDENTITY).read(SAMPLES)
+        values, sample, label = read(FeatureCache(tmp_path, IDENTITY))
         assert np.array_equal(values, VALUES[sample] if len(sample) else values)
         assert np.array_equal(label, LABELS[sample])
         lost.append(12 - len(sample))
@@ -58,7 +67,7 @@ def test_features_of_something_else_are_not_taken(tmp_path: Path) -> None:
     FeatureCache(tmp_path / "other", {"weights": "b"})
     (folder,) = (tmp_path / "other").iterdir()
     shutil.copy(path, folder)
-    _, sample, _ = FeatureCache(tmp_path / "other", {"weights": "b"}).read(SAMPLES)
+    _, sample, _ = read(FeatureCache(tmp_path / "other", {"weights": "b"}))
     assert len(sample) == 0
 
 

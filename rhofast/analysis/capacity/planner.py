@@ -124,14 +124,14 @@ class _Run:
         }
 
     def _knn_facts(self) -> dict[str, Fact]:
-        """Return what an evaluation by kNN costs: every rank holds the bank, the videos and the queries are divided."""
+        """Return what an evaluation by kNN costs: each GPU holds the bank, the videos and the queries are divided."""
         numbers = self.numbers
         videos, row = self.samples + numbers["test_videos"], numbers["features"] * _FLOAT
         speed = numbers["peak"] * numbers["utilization"] * numbers["gpus"]
         queries = numbers["test_videos"] * numbers["views"]
         products = 2 * self.samples * queries * numbers["features"]
         search = products / (numbers["single_peak"] * numbers["single_utilization"] * numbers["gpus"])
-        kept = videos * numbers["views"] * row * numbers["gpus_per_node"]
+        kept = videos * numbers["views"] * row
         return {
             "knn_extract": self._fact(
                 "kNN: time for all features", videos * numbers["views"] * numbers["forward_flops"] / speed, "s"
@@ -140,7 +140,7 @@ class _Run:
             "knn_bank": self._fact(
                 "kNN: bank and cosines on each GPU", self.samples * (row + QUERY_BLOCK * _FLOAT), "B"
             ),
-            "knn_host": self._fact("kNN: features in the memory of a node", kept, "B"),
+            "knn_host": self._fact("kNN: shared features in a node's memory", kept, "B"),
         }
 
     def notes(self) -> Iterator[str]:

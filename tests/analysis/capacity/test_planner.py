@@ -133,7 +133,7 @@ def test_knn_is_planned_for_held_out_videos() -> None:
     assert fact(plan, "knn_extract") == pytest.approx(5.2e5 * 2 * 1e11 / (64 * 0.25 * 1e15))
     assert fact(plan, "knn_search") == pytest.approx(2 * 5e5 * 4e4 * 2048 / (64 * 2.5e13))
     assert fact(plan, "knn_bank") == pytest.approx(5e5 * 2048 * 4 + 5e5 * QUERY_BLOCK * 4)
-    assert fact(plan, "knn_host") == pytest.approx(8 * 5.2e5 * 2 * 2048 * 4)
+    assert fact(plan, "knn_host") == pytest.approx(5.2e5 * 2 * 2048 * 4)
     assert not [name for name in planned().facts if name.startswith("knn")]
 
 
