@@ -65,6 +65,13 @@ class _Knn(_Line):
     samples: _Step = 0
 
 
+class _Score(_Line):
+    kind: Literal["validation", "test"]
+    measure: str
+    score: _Share
+    samples: _Step = 0
+
+
 class _Checkpoint(_Line):
     kind: Literal["checkpoint"]
     seconds: _Number = 0.0
@@ -82,7 +89,7 @@ class _Stop(_Line):
 
 
 _AnyLine = Annotated[
-    _Start | _Window | _Knn | _Checkpoint | _Text | _Stop,
+    _Start | _Window | _Knn | _Score | _Checkpoint | _Text | _Stop,
     Field(discriminator="kind"),
 ]
 

@@ -26,7 +26,7 @@ from rhofast.errors import EXIT_RESUMABLE, ConfigError
 if TYPE_CHECKING:
     from rhofast.evaluation.scores import Evaluation
     from rhofast.training.classify import Stopped
-    from rhofast.training.finetune import Kind
+    from rhofast.training.tuning_loop import Kind
 
 Result = TypeVar("Result")
 
@@ -187,9 +187,13 @@ def _train(run: Callable[[Callable[[dict[str, Any]], None], Callable[[int, int],
         testing = progress.add_task("testing", total=None, note="", visible=False)
 
         def on_log(line: dict[str, Any]) -> None:
-            note = ""
-            if line["kind"] == "step":
+            note, kind = "", line["kind"]
+            if kind == "step":
                 note = f"loss {line['loss']:.3f}  top-1 {line['top1']:.1%}  {line['clips_per_second']:.0f} clips/s"
+            elif kind == "validation":
+                print_error(f"step {line['step']:,}: {line['measure']} {line['score']:.1%} in validation", style="")
+            elif kind in ("warning", "note"):
+                print_error(f"step {line['step']:,}: {kind}: {line['text']}", style="yellow")
             progress.update(training, completed=line["step"], total=line["steps"], note=note, visible=True)
 
         result = run(on_log, lambda done, total: progress.update(testing, completed=done, total=total, visible=True))

@@ -294,6 +294,14 @@ class EvalConfig(Section):
     probe_validation: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     """Share of the training videos of each class that attentive probes are not trained on, but compared on."""
 
+    validation_epochs: Positive | None = None
+    """Number of epochs between two looks at the held-out set while a classifier or a detector is trained, and once more
+    at the end. Nothing is chosen by them: the last step is tested. None: no looks."""
+
+    validation_stride: Count = 1
+    """Of the held-out set, validation looks at every so many-th video, by one center clip of each; in detection at the
+    key frames whose second it divides (released code: 4)."""
+
     batch_norm: Literal["frozen", "local", "node", "sync"] = "frozen"
     """Statistics of the backbone's batch norm while a classifier is trained: "frozen" running statistics, or batch
     statistics per rank ("local"), per node ("node") or over all ranks ("sync"). The released code uses batch

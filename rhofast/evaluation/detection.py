@@ -169,9 +169,7 @@ def score_detections(detected: Detected, found: KeyFrames) -> Scores:
     Raises:
         ConfigError: No class that counts has any truth.
     """
-    truth, looked_at = found.where(~found.detected), detected.key_frames
-    columns = np.array(list(found.classes)) - 1
-    shows = truth.targets(np.arange(len(truth.boxes)))[:, columns] > 0
+    truth, looked_at, shows = found.where(~found.detected), detected.key_frames, counted_truth(found)
     if not shows.any():
         raise ConfigError("no true box shows a class that counts", hint="check the list of classes: rhofast boxes")
     true = Truth(image=_image(truth, np.arange(len(truth.boxes))), boxes=truth.boxes, shows=shows)
@@ -190,6 +188,13 @@ def score_detections(detected: Detected, found: KeyFrames) -> Scores:
         confusion=None,
         chance=float(np.nanmean(guessed_precisions(true, drawn))),
     )
+
+
+def counted_truth(found: KeyFrames) -> npt.NDArray[np.bool_]:
+    """Return which of the C classes that count each of the G true boxes shows, bool[G, C]."""
+    columns = np.array(list(found.classes)) - 1
+    shows: npt.NDArray[np.bool_] = found.targets(np.flatnonzero(~found.detected))[:, columns] > 0
+    return shows
 
 
 def write_detections(path: Path, detected: Detected, shards: ShardSet) -> None:

@@ -54,7 +54,8 @@ class Detector(Classifier):
         maps: Tensor = self.backbone.feature_maps(pixels)[-1].mean(dim=2)  # type: ignore[operator]
         scale = 1 / map_stride(pixels.shape[-2:], maps.shape[-2:])
         with torch.autocast(pixels.device.type, enabled=False):
-            regions = pool_regions(maps.float(), boxes, size=_GRID, scale=scale)
+            wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
+            regions = pool_regions(wide, boxes.to(wide.dtype), size=_GRID, scale=scale)
         logits: Tensor = self.head(self.dropout(regions.amax(dim=(2, 3))))
         return logits if self.training else logits.sigmoid()
 

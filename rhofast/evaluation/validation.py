@@ -1,4 +1,4 @@
-"""The part of the training samples on which settings are compared, so that the test samples choose nothing."""
+"""Parts of sets: training samples on which settings are compared, and held-out ones on which a training is watched."""
 
 from __future__ import annotations
 
@@ -51,6 +51,21 @@ def validation_mask(
     chosen = order[np.arange(len(order)) - first < wanted]
     mask: npt.NDArray[np.bool_] = np.isin(digest, digest[chosen])
     return mask
+
+
+def validation_part(shards: ShardSet, stride: int) -> ShardSet:
+    """Return every so many-th sample of a held-out set, on which a training is watched.
+
+    Args:
+        shards: The held-out shards, or a part of them.
+        stride: Samples from one to the next.
+    """
+    if stride == 1:
+        return shards
+    numbers = np.arange(0, len(shards), stride)
+    digest = hashlib.sha256(shards.digest.encode() + numbers.astype("<i8").tobytes()).hexdigest()
+    samples = numbers if shards.part is None else shards.part.samples[numbers]
+    return shards.subset(Subset(samples=samples, rates=None, digest=digest))
 
 
 def split_off(shards: ShardSet, share: float) -> Split:

@@ -28,8 +28,9 @@ from rhofast.evaluation.multiview import score_videos, test_settings
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask
 from rhofast.evaluation.validation import split_off
-from rhofast.training.finetune import ClassifierTrainer, Kind, OnLog
+from rhofast.training.finetune import ClassifierTrainer
 from rhofast.training.optim import build_optimizer, learning_rate
+from rhofast.training.tuning_loop import Kind, OnLog
 
 _PEAK = "peak_lr"  # in a parameter group: the rate of its probe, in place of optim.base_lr
 _LEAST = 1e-12  # score of the true class below which a loss is not told apart
@@ -58,7 +59,12 @@ def settings_of(config: Config) -> list[tuple[float, float]]:
 
 
 def check_probes(config: Config) -> None:
-    """Refuse settings by which one probe would change the others; raise ConfigError."""
+    """Refuse settings by which one probe would change the others, or that mean nothing; raise ConfigError."""
+    if config.eval.validation_epochs is not None:
+        raise ConfigError(
+            f"eval.validation_epochs={config.eval.validation_epochs:g}: probes are compared on training videos",
+            hint="leave eval.validation_epochs out",
+        )
     if config.optim.clip is not None:
         raise ConfigError(
             f"optim.clip={config.optim.clip:g}: it would scale all probes by the gradients of all",
@@ -146,6 +152,7 @@ class ProbeTrainer(ClassifierTrainer):
             self.config,
             progress=part_of(progress, len(self._validation), total),
         )
+        self.log_test(scores)
         best = tried[self.classifier.chosen]
         return task.result(
             self.kind,

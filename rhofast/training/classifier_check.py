@@ -8,6 +8,8 @@ from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError
 from rhofast.evaluation.scores import check_labeled
+from rhofast.evaluation.task import EvalTask
+from rhofast.evaluation.validation import validation_part
 
 
 def check_classifier(config: Config, shards: ShardSet, *, trains_backbone: bool, several: bool = False) -> None:
@@ -43,6 +45,29 @@ def check_classifier(config: Config, shards: ShardSet, *, trains_backbone: bool,
     check_labeled(shards, several=several)
     if config.augment.mixes and not several:
         _check_mixed(config, shards)
+
+
+def check_validation(task: EvalTask, config: Config, *, several: bool) -> None:
+    """Refuse `eval.validation_stride` if it leaves no labeled video to look at.
+
+    Args:
+        task: With the held-out shards.
+        config: The configuration.
+        several: Whether a video may have several classes.
+
+    Raises:
+        ConfigError: It leaves none.
+        ShardError: An index cannot be read.
+    """
+    stride = config.eval.validation_stride
+    if config.eval.validation_epochs is None or stride == 1:
+        return
+    try:
+        check_labeled(validation_part(task.test, stride), several=several)
+    except ConfigError as error:
+        raise ConfigError(
+            f"eval.validation_stride={stride}: {error.message}", hint="--set eval.validation_stride=1"
+        ) from None
 
 
 def _check_mixed(config: Config, shards: ShardSet) -> None:

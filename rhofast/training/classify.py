@@ -17,13 +17,15 @@ from rhofast.evaluation.multiview import check_test
 from rhofast.evaluation.scores import Evaluation, check_labeled
 from rhofast.evaluation.task import EvalTask
 from rhofast.training.attentive import ProbeTrainer, check_probes
-from rhofast.training.classifier_check import check_classifier
-from rhofast.training.finetune import ClassifierTrainer, Kind, OnLog
+from rhofast.training.classifier_check import check_classifier, check_validation
+from rhofast.training.finetune import ClassifierTrainer
 from rhofast.training.multilabel import MultilabelTrainer
 from rhofast.training.preemption import PreemptionHandler
 from rhofast.training.setup import build_accelerator
+from rhofast.training.trackers import check_trackers
+from rhofast.training.tuning_loop import Kind, OnLog, TuningLoop
 
-Trainer = TypeVar("Trainer", bound=ClassifierTrainer)
+Trainer = TypeVar("Trainer", bound=TuningLoop)
 Result = TypeVar("Result")
 
 
@@ -59,7 +61,8 @@ def train_classifier(
         The result of the test, or where training stopped early.
 
     Raises:
-        ConfigError: Settings do not fit together, or the folder exists and `resume` is off.
+        ConfigError: Settings do not fit together, the folder exists and `resume` is off, or a tracker does not begin.
+        DependencyError: A tracker is not installed.
         ResumeError: Nothing whole to continue from, or the folder belongs to another task.
         ShardError: The data cannot be opened.
         SampleError: Too many samples are bad.
@@ -72,6 +75,7 @@ def train_classifier(
     check_classifier(config, task.train, trains_backbone=trains, several=kind == "multilabel")
     if kind == "attentive":
         check_probes(config)
+    check_validation(task, config, several=kind == "multilabel")
     check_test(task.model.backbone, config)
     check_labeled(task.test, several=kind == "multilabel")
     trainers: dict[Kind, type[ClassifierTrainer]] = {"attentive": ProbeTrainer, "multilabel": MultilabelTrainer}
@@ -101,6 +105,7 @@ def train_and_test(
     Raises:
         RhofastError: As `train_classifier`.
     """
+    check_trackers(config.train)
     accelerator = build_accelerator(config)
     with raise_on_lost_ranks():
         trainer = build(accelerator)
@@ -109,7 +114,12 @@ def train_and_test(
             if opened.checkpoint is not None:
                 with naming(opened.folder):
                     trainer.restore(opened.checkpoint)
-            finished = trainer.run(preemption)
+            with trainer.logger.ending(lambda: trainer.step):
+                finished = trainer.run(preemption, opened.notes)
         if not finished:
+            trainer.logger.end_trackers(trainer.step, "stopped")
             return Stopped(run=config.folder, step=trainer.step, steps=trainer.steps)
-        return test(trainer)
+        with trainer.logger.ending(lambda: trainer.step):
+            result = test(trainer)
+        trainer.logger.end_trackers(trainer.step, "finished")
+        return result

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast
 from torch.nn import functional
 
 from rhofast.checkpoint.run_folder import RunFolder
@@ -26,16 +25,16 @@ from rhofast.data.sampling.rng import Stream, torch_seed
 from rhofast.data.types import Views
 from rhofast.distributed.collectives import all_gather
 from rhofast.errors import ConfigError
-from rhofast.evaluation.detection import Detected, detect, score_detections, write_detections
+from rhofast.evaluation.detection import Detected, counted_truth, detect, score_detections, write_detections
 from rhofast.evaluation.detection_task import DetectionTask
 from rhofast.evaluation.detector import Detector
 from rhofast.evaluation.features import Progress
 from rhofast.evaluation.multiview import check_test, test_augment
-from rhofast.evaluation.scores import Evaluation
+from rhofast.evaluation.scores import Evaluation, Scores
 from rhofast.models.batch_norm import synchronize_batch_norm
 from rhofast.training.classify import Stopped, train_and_test
-from rhofast.training.finetune import ClassifierTrainer, OnLog, StepOutcome
 from rhofast.training.setup import check_same_data
+from rhofast.training.tuning_loop import OnLog, StepOutcome, TuningLoop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +74,7 @@ def train_detector(
     """
     config = task.config.model_copy(update={"clips": task.config.clips.model_copy(update={"num_clips": 1})})
     check_detector(config)
+    check_watched(task, config)
     check_test(task.model.backbone, config)
     return train_and_test(
         lambda accelerator: DetectorTrainer(task, config, "detection", accelerator, on_log),
@@ -84,7 +84,7 @@ def train_detector(
     )
 
 
-class DetectorTrainer(ClassifierTrainer):
+class DetectorTrainer(TuningLoop):
     """Detector, optimizer, loader of key frames, and the number of steps done."""
 
     task: DetectionTask
@@ -136,9 +136,10 @@ class DetectorTrainer(ClassifierTrainer):
             rows=slice(sum(counts[:rank]), sum(counts[: rank + 1])),
             batch=total,
         )
-        logits = self.model(views.pixels[:, 0], views.boxes).float()
+        logits = self.model(views.pixels[:, 0], views.boxes)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         # Gradients are averaged over ranks, so that each rank's part of the mean counts as many times as there are.
-        summed = functional.binary_cross_entropy_with_logits(logits, views.targets, reduction="sum")
+        summed = functional.binary_cross_entropy_with_logits(logits, views.targets.to(logits), reduction="sum")
         loss = summed * (len(counts) / (total * NUM_ACTIONS))
         best = logits.detach().argmax(dim=1, keepdim=True)
         hits, known = views.targets.gather(1, best).sum(), (views.targets.sum(dim=1) > 0).sum()
@@ -146,8 +147,7 @@ class DetectorTrainer(ClassifierTrainer):
 
     def test_boxes(self, progress: Progress | None) -> TestedDetector:
         """Test on the boxes of the test set, with rank 0's statistics of batch norm on every rank."""
-        for value in self.classifier.state_dict().values():
-            broadcast(value)
+        self.share_statistics()
         task, section = self.task, self.config.eval
         detected = detect(self.classifier, task.test, task.test_boxes, self.config, progress=progress)
         scores = score_detections(detected, task.test_found)
@@ -162,8 +162,29 @@ class DetectorTrainer(ClassifierTrainer):
             "box_score": section.box_score,
             "boxes": len(detected.box),
         }
-        evaluation = task.result(self.kind, scores, settings=settings, folder=self.config.folder)
+        evaluation = task.result(
+            self.kind, scores, settings=settings, chosen=self.log_test(scores), folder=self.config.folder
+        )
         return TestedDetector(evaluation=evaluation, detected=detected)
+
+    def validate(self) -> Scores:
+        """Score the boxes of some key frames, as in the test, and return the mAP of these."""
+        task, stride = self.task, self.config.eval.validation_stride
+        boxes, found = task.test_boxes.at_seconds(stride), task.test_found.at_seconds(stride)
+        return score_detections(detect(self.classifier, task.test, boxes, self.config), found)
+
+
+def check_watched(task: DetectionTask, config: Config) -> None:
+    """Raise ConfigError if `eval.validation_stride` leaves no key frame with boxes and truth to validate on."""
+    stride = config.eval.validation_stride
+    if config.eval.validation_epochs is None:
+        return
+    found = task.test_found.at_seconds(stride)
+    if not len(task.test_boxes.at_seconds(stride)) or not counted_truth(found).any():
+        raise ConfigError(
+            f"eval.validation_stride={stride}: no key frame at such a second has boxes and actions that count",
+            hint="--set eval.validation_stride=1",
+        )
 
 
 def check_detector(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""What a run records about its process: machine, model, data, package versions and resident memory."""
+"""What a run records about its process: machine, model, data, versions, memory, time spent on exchanging gradients."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from rhofast.data.sampling.mixture import Mixture
 
@@ -52,6 +53,19 @@ def device_memory(device: torch.device) -> dict[str, int]:
     """Return the memory of a CUDA device in bytes: what is in use by all, and the most that PyTorch's tensors took."""
     free, total = torch.cuda.mem_get_info(device)
     return {"device_memory_bytes": total - free, "torch_memory_bytes": torch.cuda.max_memory_allocated(device)}
+
+
+def exposed_communication(model: nn.Module) -> float | None:
+    """Return the seconds of a step in which this rank's gradients are ready and those of all ranks are not yet.
+
+    They are part of the backward phase. PyTorch measures them in the first ten steps and in every hundredth after them;
+    the result is the latest measurement, or None if there is none. What batch norms exchange is not in it.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        return None
+    measured = model._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+    total, hidden = (measured.get(name, 0) for name in ("backward_comm_time", "backward_compute_comm_overlap_time"))
+    return max(0, total - hidden) / 1e9 if total else None
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
     start     the machine, the model, who decodes what          once per process start
     step      loss, schedules, speed, waits, memory             every train.log_steps
     knn       accuracy on held-out videos                       when the trainer evaluates
+    validation, test    what a classifier scores                while it is trained, and at the end
     warning   what looks wrong (the embeddings collapse)        once each time
     advice    what limits the loader, and what to change        once if steps wait for data, and at the end
     stop      why the run ends before its last step             on a signal, or at train.max_hours
@@ -15,15 +16,13 @@ log, evaluate and stop.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.schema import Config
@@ -32,7 +31,8 @@ from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.distributed.collectives import gather_objects, reduce_max, reduce_mean
 from rhofast.distributed.process_group import cores_of_rank
 from rhofast.errors import RhofastError
-from rhofast.training.environment import device_memory, resident_bytes
+from rhofast.training.environment import device_memory, exposed_communication, resident_bytes
+from rhofast.training.low_value_alarm import LowValueAlarm
 from rhofast.training.metrics import METRICS, STEP_PHASES
 from rhofast.training.metrics_file import MetricsFile
 from rhofast.training.profiler import StepProfiler
@@ -178,7 +178,7 @@ class MetricsLogger:
         if device.type == "cuda":
             mine |= device_memory(device)
         line = dict(zip(values, means, strict=True)) | self._over_ranks(mine)
-        if (exposed := _exposed_communication(self.model)) is not None:
+        if (exposed := exposed_communication(self.model)) is not None:
             line["communication_seconds"] = exposed
         line |= {name: int(line[name]) for name in _WHOLE if name in mine}
         self.write("step", step=step, epoch=epoch, **line, seconds=time.perf_counter() - self._began)
@@ -212,6 +212,21 @@ class MetricsLogger:
         self.write("knn", step=step, top1=top1, top5=top5, samples=samples)
         self._track({"knn_top1": top1, "knn_top5": top5}, step)
 
+    def score(
+        self, kind: Literal["validation", "test"], step: int, *, measure: str, value: float, samples: int
+    ) -> None:
+        """Write what a classifier scores on held-out videos.
+
+        Args:
+            kind: Whether training goes on ("validation"), or is over ("test").
+            step: Optimizer steps done.
+            measure: Name of the measure.
+            value: Its value, in [0, 1].
+            samples: The videos, or key frames, that were looked at.
+        """
+        self.write(kind, step=step, measure=measure, score=value, samples=samples)
+        self._track({f"{kind}_score": value}, step)
+
     def write(self, kind: str, **values: Any) -> None:
         """Write a line on rank 0. A full disk costs the line, not the run.
 
@@ -244,6 +259,21 @@ class MetricsLogger:
                 self._profiler.close()
         except (OSError, RuntimeError) as error:
             self._warn_unwritable("the trace", error, step)
+
+    @contextmanager
+    def ending(self, step: Callable[[], int]) -> Iterator[None]:
+        """Write why the run fails, if the block does, and tell the trackers.
+
+        Args:
+            step: Returns the optimizer steps done.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, RhofastError):
+                self.write("error", step=step(), text=error.message)
+            self.end_trackers(step(), "failed", hurried=isinstance(error, KeyboardInterrupt))
+            raise
 
     def end_trackers(self, step: int, state: EndState, *, hurried: bool = False) -> None:
         """Tell the trackers how the run ended; they get a limited time to send what they have.
@@ -308,36 +338,3 @@ class MetricsLogger:
         slowest = min(range(len(gathered)), key=lambda rank: gathered[rank])
         where = f"rank {slowest}: " if len(gathered) > 1 else ""
         self.write("advice", step=step, text=f"{words}{where}{gathered[slowest][1]}")
-
-
-def _exposed_communication(model: nn.Module) -> float | None:
-    """Return the seconds of a step in which this rank's gradients are ready and those of all ranks are not yet.
-
-    They are part of the backward phase. PyTorch measures them in the first ten steps and in every hundredth after them;
-    the result is the latest measurement, or None if there is none. What batch norms exchange is not in it.
-    """
-    if not isinstance(model, DistributedDataParallel):
-        return None
-    measured = model._get_ddp_logging_data()  # type: ignore[no-untyped-call]
-    total, hidden = (measured.get(name, 0) for name in ("backward_comm_time", "backward_compute_comm_overlap_time"))
-    return max(0, total - hidden) / 1e9 if total else None
-
-
-class LowValueAlarm:
-    """An alarm for a value that stays low; it rings once, and again only after the value was above its level."""
-
-    def __init__(self, level: float, windows: int) -> None:
-        """Set the alarm.
-
-        Args:
-            level: A value below it is low.
-            windows: So many low values in a row ring the alarm.
-        """
-        self._level, self._windows, self._low = level, windows, 0
-
-    def update(self, value: float) -> bool:
-        """Take the next value and return whether the alarm rings; a value that is not finite is ignored."""
-        if not math.isfinite(value):
-            return False
-        self._low = self._low + 1 if value < self._level else 0
-        return self._low == self._windows

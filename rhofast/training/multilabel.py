@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from rhofast.config.schema import Config
+from rhofast.data.format.dataset import ShardSet
 from rhofast.data.types import Views
 from rhofast.evaluation.features import Progress
 from rhofast.evaluation.multilabel import score_labels
@@ -28,6 +30,10 @@ class MultilabelTrainer(ClassifierTrainer):
         """Return the mean cross-entropy of all clips and classes, for logits and targets f32[N, classes]."""
         return binary_cross_entropy(logits, target)
 
-    def score(self, progress: Progress | None) -> Scores:
-        """Measure the classifier on the test shards."""
-        return score_labels(self.classifier, self.task.train, self.task.test, self.config, progress=progress)
+    def weight(self, target: Tensor) -> Tensor:
+        """Return 1: a clip without any label counts as much as any other."""
+        return target.new_ones(())
+
+    def score(self, test: ShardSet, config: Config, progress: Progress | None) -> Scores:
+        """Measure the classifier on held-out shards, by the protocol of `config.eval`."""
+        return score_labels(self.classifier, self.task.train, test, config, progress=progress)

@@ -109,13 +109,8 @@ def train(
             if opened.checkpoint is not None:
                 with naming(opened.folder):
                     trainer.restore(opened.checkpoint)
-            try:
+            with trainer.logger.ending(lambda: trainer.step):
                 outcome = trainer.run(preemption, [*opened.notes, *(initial_notes(config) if begins else ())])
-            except BaseException as error:
-                if isinstance(error, RhofastError):
-                    trainer.logger.write("error", step=trainer.step, text=error.message)
-                trainer.logger.end_trackers(trainer.step, "failed", hurried=isinstance(error, KeyboardInterrupt))
-                raise
     trainer.logger.end_trackers(outcome.step, "finished" if outcome.finished else "stopped")
     accelerator.end_training()
     return outcome

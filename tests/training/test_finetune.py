@@ -49,6 +49,7 @@ weight_decay = 0.0
 batch_size = 4
 steps = 6
 log_steps = 1
+trackers = []
 checkpoint_steps = 3
 [eval]
 test_views = 2

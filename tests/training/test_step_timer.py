@@ -12,7 +12,7 @@ import torch
 
 from rhofast.checkpoint.run_lines import read_metrics
 from rhofast.training.environment import resident_bytes
-from rhofast.training.logger import LowValueAlarm
+from rhofast.training.low_value_alarm import LowValueAlarm
 from rhofast.training.metrics import STEP_PHASES
 from rhofast.training.metrics_file import MetricsFile
 from rhofast.training.step_timer import StepTimer, Window

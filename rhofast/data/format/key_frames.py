@@ -72,6 +72,10 @@ class KeyFrames:
             digest=digest.hexdigest(),
         )
 
+    def at_seconds(self, stride: int) -> KeyFrames:
+        """Return the key frames whose second is a multiple of `stride`."""
+        return self if stride == 1 else self.where((self.second % stride == 0)[self.place_of_box()])
+
     def place_of_box(self) -> Int64Array:
         """Return the key frame of each box, i64[M]."""
         return np.repeat(np.arange(len(self)), np.diff(self.begins))
