@@ -113,7 +113,7 @@ class DataConfig(Section):
     """Gap in kB between two wanted pieces of a tar up to which one range request fetches both, and what is between
     them."""
 
-    range_requests: Workers = 64
+    range_requests: Workers = 256
     """Number of range requests that one process has under way at the same time, per set."""
 
     cache: PathField | None = None

@@ -4,7 +4,7 @@
     FOLDER/KEY/.shard-000003.tar.note   what was checked (cache_note.py)
     FOLDER/KEY/.shard-000003.tar.part   a file that is being written by the process that holds its lock; it has its
                                         final size from the beginning, so that its space is reserved
-    FOLDER/.lock                        locked while space is reserved
+    FOLDER/.lock                        locked while space is reserved (cache_space.py)
     FOLDER/CACHEDIR.TAG                 tells rhofast and backup programs that the folder may be deleted
 
 A file is served only as the content with the digest that is asked for: it has a note that says so, or it is read and
@@ -26,17 +26,16 @@ import shlex
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from rhofast.errors import ConfigError
-from rhofast.storage.cache_note import SUFFIX, digest_of, has_note, note_of, own_file, write_note
+from rhofast.storage.cache_note import digest_of, has_note, own_file, write_note
+from rhofast.storage.cache_space import LOCK, CacheSpace, is_at, part_of, remove, remove_unused
 from rhofast.storage.files import flush
 
 _POLL_S = 0.05
-_LOCK = ".lock"
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Copies of remote shards, made by rhofast. See https://bford.info/cachedir/\n"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ANOTHER_FOLDER = "choose a folder on a local disk: --set data.cache=FOLDER"
@@ -78,14 +77,15 @@ class Cache:
         self.folder = folder
         self.max_bytes = max_bytes
         self._stall_s = stall_s
+        self._space = CacheSpace(folder, max_bytes=max_bytes)
         self._checked: dict[Path, tuple[str, _Identity]] = {}  # files whose content this process knows
         self._read_again: dict[Path, _Identity] = {}  # files that `recheck` has read
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_permissions(folder)
             self._mark_as_cache()
-            with tempfile.TemporaryFile(dir=folder), self._locked():
-                pass
+            with tempfile.TemporaryFile(dir=folder):
+                self._space.check()
         except OSError as error:
             message = f"data.cache={folder} cannot be used: {error.strerror or error}"
             raise ConfigError(message, hint=_ANOTHER_FOLDER) from None
@@ -122,17 +122,17 @@ class Cache:
                 if not self._touch(path, size, sha256):
                     self._write(path, part, size, sha256, write, sleep)
                     return path
-                _part_of(path).unlink(missing_ok=True)  # another process finished it before the lock was acquired
+                part_of(path).unlink(missing_ok=True)  # another process finished it before the lock was acquired
         return path
 
     def is_being_written(self, key: str, name: str) -> bool:
         """Return whether some process is writing the file."""
-        part = _part_of(self.folder / key / name)
-        return part.exists() and not _remove_unused(part)
+        part = part_of(self.folder / key / name)
+        return part.exists() and not remove_unused(part)
 
     def drop(self, key: str, name: str) -> None:
         """Delete a file from the cache, if it is there."""
-        _remove(self.folder / key / name)
+        remove(self.folder / key / name)
 
     def recheck(self, key: str, name: str, sha256: str) -> bool:
         """Read a file that seems damaged, whatever its note says, and delete it if it is; once per file and process.
@@ -155,19 +155,19 @@ class Cache:
             self._read_again[path] = _identity(status)
             return False
         self._checked.pop(path, None)
-        _remove(path)
+        remove(path)
         return True
 
     def num_bytes(self) -> int:
         """Return the total size of all files in bytes, including those that are being written."""
-        return sum(size for _, size, _ in self._files())
+        return sum(size for _, size, _ in self._space.files())
 
     def _mark_as_cache(self) -> None:
         """Write the tag file. A folder with other files is refused, because a cache deletes what it holds."""
         tag = self.folder / "CACHEDIR.TAG"
         if tag.is_file():
             return
-        if any(path.name != _LOCK for path in self.folder.iterdir()) and not tag.is_file():
+        if any(path.name != LOCK for path in self.folder.iterdir()) and not tag.is_file():
             raise ConfigError(
                 f"data.cache={self.folder} is neither a cache nor empty",
                 hint="choose a new or empty folder: --set data.cache=FOLDER",
@@ -193,7 +193,7 @@ class Cache:
 
     def _lock_part(self, path: Path) -> BinaryIO | None:
         """Open and lock the part file of a file. Return None if another process holds the lock."""
-        part = _part_of(path)
+        part = part_of(path)
         part.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         while True:
             file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
@@ -202,7 +202,7 @@ class Cache:
             except BlockingIOError:
                 file.close()
                 return None
-            if _is_at(file.fileno(), part):
+            if is_at(file.fileno(), part):
                 return file
             file.close()  # the part was finished or deleted before the lock was acquired
 
@@ -210,7 +210,7 @@ class Cache:
         """Wait a moment for the process that writes the file. Raise TimeoutError if it makes no progress."""
         sleep(_POLL_S)
         try:
-            idle = time.time() - _part_of(path).stat().st_mtime
+            idle = time.time() - part_of(path).stat().st_mtime
         except FileNotFoundError:
             return
         if idle > self._stall_s:
@@ -218,7 +218,7 @@ class Cache:
 
     def _write(self, path: Path, part: BinaryIO, size: int, sha256: str, write: WriteFile, sleep: Sleep) -> None:
         """Write the locked part file, then its note, then give it its name; delete the part file after a failure."""
-        part_path = _part_of(path)
+        part_path = part_of(path)
         try:
             self._reserve(path, part, size, sleep)
             write(part)
@@ -249,47 +249,10 @@ class Cache:
         part.truncate(0)  # delete what a killed process left in it
         end = time.monotonic() + self._stall_s
         while time.monotonic() < end:
-            with self._locked():
-                if self._evict_for(size):
-                    part.truncate(size)
-                    return
+            if self._space.reserve(part.fileno(), size):
+                return
             sleep(_POLL_S)  # all files are still being written; each can be evicted once it is whole
         raise TimeoutError(f"{self.folder} has been full of unfinished downloads for {self._stall_s:.0f} s")
-
-    def _evict_for(self, num_bytes: int) -> bool:
-        """Delete the least recently used files until so many more bytes fit. Return whether they do."""
-        files = sorted(self._files())
-        total = sum(size for _, size, _ in files) + num_bytes
-        for _, size, path in files:
-            if total <= self.max_bytes:
-                break
-            if path.suffix == ".part":
-                total -= size if _remove_unused(path) else 0
-            else:
-                _remove(path)
-                total -= size
-        return total <= self.max_bytes
-
-    def _files(self) -> Iterator[tuple[int, int, Path]]:
-        """Yield (time of last use in ns, size in bytes, path) of every file and part file, not of notes."""
-        for folder in self.folder.iterdir():
-            if not folder.is_dir():
-                continue
-            for path in folder.iterdir():
-                if path.suffix == SUFFIX:
-                    continue
-                try:
-                    status = path.stat()
-                except FileNotFoundError:
-                    continue
-                yield status.st_atime_ns, status.st_size, path
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock of the folder. One thread of one process holds it at a time, for milliseconds."""
-        with (self.folder / _LOCK).open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
 
 def _check_permissions(folder: Path) -> None:
@@ -309,37 +272,6 @@ def _check_permissions(folder: Path) -> None:
         )
 
 
-def _remove(path: Path) -> None:
-    """Delete a file and its note."""
-    path.unlink(missing_ok=True)
-    note_of(path).unlink(missing_ok=True)
-
-
 def _identity(status: os.stat_result) -> _Identity:
     """Return values that change when a file is replaced or written."""
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _part_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Return whether an open file is the one that has this path now."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _remove_unused(part: Path) -> bool:
-    """Delete a part file if the process that wrote it is gone. Return whether it was deleted."""
-    try:
-        with part.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_at(file.fileno(), part):
-                return False
-            part.unlink()
-            return True
-    except (FileNotFoundError, BlockingIOError):
-        return False

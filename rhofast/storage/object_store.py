@@ -6,6 +6,7 @@ botocore looks (profiles, single sign-on, roles), if it is installed, which s3fs
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ _SCHEMES |= {"http": "http", "https": "https"}
 # What a configuration of fsspec may say of s3, and the option of obstore that says the same.
 _FSSPEC_S3 = {"endpoint_url": "endpoint", "key": "access_key_id", "secret": "secret_access_key", "token": "token"}
 _CREDENTIALS_LIFE = timedelta(minutes=5)  # after which botocore is asked again
+_AT_ONCE = 10  # spans of one call that obstore asks for side by side; it asks for more one after another
 _FOR_EVER = timedelta(days=30)  # a stream may last; each wait within it has a limit
 
 _process: int | None = None  # the process in which obstore's threads run
@@ -137,13 +139,19 @@ class ObjectFolder(StoreFolder):
     async def spans(self, name: str, spans: Sequence[Span]) -> list[memoryview]:
         """Read spans of a file; see `StoreFolder`."""
         store = self._opened()
+        groups = [spans[first : first + _AT_ONCE] for first in range(0, len(spans), _AT_ONCE)]
         try:
-            found = await self._obstore.get_ranges_async(
-                store, name, starts=[begin for begin, _ in spans], lengths=[size for _, size in spans], coalesce=0
-            )
+            asked = [self._ask(store, name, group) for group in groups]
+            found = [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
         except Exception as error:  # noqa: BLE001
             raise request_error(error) from None
-        return [memoryview(content) for content in found]
+        return [memoryview(content) for contents in found for content in contents]
+
+    def _ask(self, store: Any, name: str, spans: Sequence[Span]) -> Any:
+        """Return the contents of spans, to be awaited."""
+        return self._obstore.get_ranges_async(
+            store, name, starts=[begin for begin, _ in spans], lengths=[size for _, size in spans], coalesce=0
+        )
 
     def state(self, name: str) -> tuple[int, str]:
         """Return size and version of a file; see `StoreFolder`."""

@@ -283,15 +283,17 @@ class RangeClient:
 
     async def _ask_and_hedge(self, fetch: Fetch) -> list[memoryview]:
         """Ask once, and once more if the answer is late; return what comes first."""
-        state = self._state
+        state, loop = self._state, asyncio.get_running_loop()
         state.fetches += 1
-        first = asyncio.ensure_future(self._ask(fetch))
+        first = loop.create_task(self._ask(fetch))
         asked = {first}
         try:
             await asyncio.wait(asked, timeout=state.late_after_s if state.late_after_s < 3600 else None)
-            if not first.done() and self.counts.hedged < 1 + _HEDGED * state.fetches:
+            if first.done():
+                return first.result()
+            if self.counts.hedged < 1 + _HEDGED * state.fetches:
                 self.counts.hedged += 1
-                asked.add(asyncio.ensure_future(self._ask(fetch)))
+                asked.add(loop.create_task(self._ask(fetch)))
             while True:
                 done, pending = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
                 faults = {one: one.exception() for one in done}
@@ -310,7 +312,8 @@ class RangeClient:
         limit, began = self._policy.timeout_s + fetch.num_bytes / _MIN_RATE, time.monotonic()
         self.counts.requests += len(fetch.spans)
         try:
-            contents = await asyncio.wait_for(self._folder.spans(fetch.name, fetch.spans), limit)
+            async with asyncio.timeout(limit):
+                contents = await self._folder.spans(fetch.name, fetch.spans)
         except TimeoutError:
             raise RequestError(Kind.PASSING, f"timed out: nothing within {limit:.0f} s") from None
         self.counts.num_bytes += sum(len(content) for content in contents)

@@ -12,6 +12,7 @@ import rhofast.storage.cache
 from rhofast.errors import ConfigError
 from rhofast.storage.cache import Cache, own_folder
 from rhofast.storage.cache_note import note_of
+from rhofast.storage.cache_space import CacheSpace
 
 CONTENT = bytes(range(256)) * 16
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -117,6 +118,28 @@ def test_notes_go_with_their_files(tmp_path: Path) -> None:
     assert cache.num_bytes() == 2 * len(CONTENT)
     cache.drop("key", "4.tar")
     assert len(list((tmp_path / "cache" / "key").iterdir())) == 2
+
+
+def test_space_is_counted_anew_only_when_it_seems_used_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, files = [], CacheSpace.files
+    monkeypatch.setattr(CacheSpace, "files", lambda space: counts.append(1) or files(space))
+    first, second = (Cache(tmp_path / "cache", max_bytes=8 * len(CONTENT)) for _ in range(2))
+    for number in range(8):
+        (first, second)[number % 2].get("key", f"{number}.tar", len(CONTENT), SHA256, Source().write)
+    assert len(counts) == 2  # once per process, which may have come after a crash
+    first.drop("key", "3.tar")
+    second.get("key", "8.tar", len(CONTENT), SHA256, Source().write)
+    names = {path.name for path in (tmp_path / "cache" / "key").glob("*.tar")}
+    assert len(counts) == 3 and names == {f"{number}.tar" for number in (0, 1, 2, 4, 5, 6, 7, 8)}
+
+
+@pytest.mark.parametrize("noted", [b"", b"0", b"nonsense" * 3, b"0" * 21])
+def test_the_bound_holds_whatever_the_lock_says(tmp_path: Path, noted: bytes) -> None:
+    cache = Cache(tmp_path / "cache", max_bytes=3 * len(CONTENT))
+    for number in range(6):
+        cache.get("key", f"{number}.tar", len(CONTENT), SHA256, Source().write)
+        (tmp_path / "cache" / ".lock").write_bytes(noted)
+        assert cache.num_bytes() <= 3 * len(CONTENT)
 
 
 def test_files_of_another_user_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Download the files of remote sets to the cache before they are needed, in the order in which they will be.
 
-Of a set that is read by range requests these are the indices, else indices and tars.
+Of a set that is read by range requests these are the indices, else indices and tars. Whoever needs an index gets it
+by itself, if need be, so nothing is downloaded ahead until the first batch is there: it would only come later.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ _FAREWELL_S = 5.0  # for all threads of a set together
 class DownloadAhead:
     """Threads that download the shards of remote sets before they are needed.
 
-    A set's threads keep at most `ahead_bytes` ahead of the newest shard that was opened. A shard that cannot be
-    downloaded is tried again, and reported, when it is needed.
+    A set's threads keep at most `ahead_bytes`, and no shard twice, ahead of the newest shard that was opened. A shard
+    that cannot be downloaded is tried again, and reported, when it is needed.
+
+    Of a set that is read by range requests nothing is downloaded before `go_on` is called.
 
     To close readers of the sets without waiting for whole shards: call `stop`, end the reading threads, call `close`.
     """
@@ -37,6 +40,11 @@ class DownloadAhead:
         self._queues = [
             _DownloadQueue(shards, numbers, threads) for shards, numbers in needed if isinstance(shards, RemoteShardSet)
         ]
+
+    def go_on(self) -> None:
+        """Download what later batches need, too: the first one is there. It may be called several times."""
+        for queue in self._queues:
+            queue.go_on()
 
     def stop(self) -> None:
         """Stop the downloads in progress.
@@ -63,6 +71,7 @@ class _DownloadQueue:
     def __init__(self, shards: RemoteShardSet, needed: Iterator[int], threads: int) -> None:
         self._shards, self._needed = shards, needed
         self._next = next(needed, None)
+        self._held = shards.ranges is not None
         self._ahead: deque[int] = deque()
         self._times: Counter[int] = Counter()  # how often each shard is in `_ahead`
         self._bytes = 0
@@ -72,6 +81,12 @@ class _DownloadQueue:
         shards.add_queue(self)
         for thread in self._threads:
             thread.start()
+
+    def go_on(self) -> None:
+        if self._held:
+            with self._changed:
+                self._held = False
+                self._changed.notify_all()
 
     def used(self, shard: int) -> None:
         """Remove an opened shard, and those before it, from the shards that are ahead."""
@@ -114,7 +129,9 @@ class _DownloadQueue:
         with self._changed:
             while not self._stop.is_set() and self._next is not None:
                 shard, size = self._next, self._size(self._next)
-                if self._bytes + size <= self._shards.ahead_bytes or not self._ahead:
+                fits = self._bytes + size <= self._shards.ahead_bytes or not self._ahead
+                # Epochs have no end: a set that fits in the cache would be asked for again and again.
+                if fits and not self._held and shard not in self._times:
                     self._ahead.append(shard)
                     self._times[shard] += 1
                     self._bytes += size

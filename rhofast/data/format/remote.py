@@ -33,7 +33,7 @@ from rhofast.storage.machine_errors import is_machine_error
 from rhofast.storage.request_error import Kind, RequestError
 
 _OPEN_ATTEMPTS = 3  # a file may be evicted between its download and its opening
-_INDICES_AT_ONCE = 16
+_INDICES_AT_ONCE = 32
 
 
 class StoppedError(RhofastError):
@@ -101,8 +101,7 @@ class RemoteShardSet(ShardSet):
         for _ in range(_OPEN_ATTEMPTS):
             with contextlib.suppress(FileNotFoundError):
                 descriptor = open_regular_descriptor(self.local(name))
-                for queue in self._queues:
-                    queue.used(self._number[_stem(name)])
+                self._note_use(self._number[_stem(name)])
                 return descriptor
         raise self._evicted(name)
 
@@ -181,14 +180,22 @@ class RemoteShardSet(ShardSet):
         for attempt in range(_OPEN_ATTEMPTS):
             self.local(name)
             try:
-                return super()._load_index(shard)
+                index = super()._load_index(shard)
             except ShardMissingError:  # evicted before it was mapped
                 continue
             except ShardFormatError:  # damaged in the cache: download it once more
                 if attempt:
                     raise
                 self.cache.drop(self._key, name)
+            else:
+                if self.ranges is not None:  # else its tar will be opened
+                    self._note_use(shard)
+                return index
         raise self._evicted(name)
+
+    def _note_use(self, shard: int) -> None:
+        for queue in self._queues:
+            queue.used(shard)
 
     def recheck(self, name: str) -> bool:
         """Return whether a tar that gave damaged bytes is worth another attempt.

@@ -239,7 +239,7 @@ class StagedLoader(IterableDataset[Views]):
             ShardError: A stage takes longer than `data.timeout_s`.
             MachineError: The machine refuses to read, for a reason that is not in the data.
         """
-        assert self._pipeline is not None
+        assert self._pipeline is not None and self._ahead is not None
         try:
             finished = self._pipeline.get()
         except StalledError as error:
@@ -248,6 +248,7 @@ class StagedLoader(IterableDataset[Views]):
                 f"the loader stalled: {error} (data.timeout_s={self._data.timeout_s:g})",
                 hint="check the storage, or raise data.timeout_s",
             ) from None
+        self._ahead.go_on()
         self._hand_over(finished)
         b, p, _, t = finished.views.pixels.shape[:4]
         self._batches += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 
 from benchmarks.data_loading.range_server import Fault, RangeServer, Request, serving
 from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
-from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.dataset import ShardSet, open_folder
+from rhofast.data.format.download_ahead import DownloadAhead
 from rhofast.data.format.ranges import RangeOptions, join_spans
 from rhofast.data.format.reader import Reader
 from rhofast.data.format.remote import RemoteShardSet
@@ -188,12 +190,52 @@ def test_a_set_beyond_the_cache_is_shuffled_as_a_whole(server: RangeServer, tmp_
     assert len(set(samples)) == 12 and max(server.requests[f"shard-00000{number}.arrow"] for number in range(3)) == 1
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_many_requests_are_under_way_at_once_whatever_the_threads(server: RangeServer, tmp_path: Path) -> None:
     server.latency_s = 0.05
     with open_loader(server.url, tmp_path / "cache", remote="ranges", range_gap_kb=0) as loader:
         next(loader)
         next(loader)
     assert server.together >= 8  # two threads, batches of four samples of up to four pictures
+
+
+def test_all_pieces_of_a_sample_are_asked_for_at_once(server: RangeServer, tmp_path: Path) -> None:
+    """obstore alone asks for ten at a time, so that a sample of more would take two round trips."""
+    server.latency_s = 0.2
+    reader = Reader(open_ranges(server, tmp_path / "cache"))
+    request = reader.request(0, np.arange(0, 24, 2, dtype=np.int32))
+    assert len(request.spans) == 12
+    local = Reader(open_folder(server.root)).read(0, np.arange(0, 24, 2, dtype=np.int32))
+    assert all(np.array_equal(local.pictures[frame], piece) for frame, piece in reader.finish(request).pictures.items())
+    assert server.together == 12
+
+
+def test_indices_are_fetched_ahead_once_and_after_the_first_batch(server: RangeServer, tmp_path: Path) -> None:
+    remote = open_ranges(server, tmp_path / "cache")
+    asked: list[int] = []
+
+    def needed() -> Iterator[int]:
+        for number in itertools.cycle((2, 0, 1)):
+            asked.append(number)
+            yield number
+
+    ahead = DownloadAhead([(remote, needed())], threads=2)
+    time.sleep(0.1)
+    assert not server.requests.keys() - {"dataset.json"}
+    ahead.go_on()
+    wait_until(lambda: len(list((tmp_path / "cache").rglob("*.arrow"))) == 3)
+    time.sleep(0.1)
+    assert len(asked) == 4  # not again and again, although all would fit
+    remote.index(2)
+    wait_until(lambda: len(asked) == 5)
+    ahead.close()
+    assert all(server.requests[f"shard-{number:06d}.arrow"] == 1 for number in range(3))
 
 
 def test_requests_and_bytes_under_way_have_a_limit(server: RangeServer, tmp_path: Path) -> None:
