@@ -137,7 +137,7 @@ def _line(number: int, scores: npt.NDArray[np.float32], found: KeyFrames, true: 
     if true is None:
         return f"{number + 1}: {said}; no true box there"
     shown = found.actions[found.action_begins[true] : found.action_begins[true + 1]].tolist()
-    counted = [found.classes[action] for action in shown if action in found.classes]
+    counted = [found.classes[action] for action in dict.fromkeys(shown) if action in found.classes]
     return f"{number + 1}: {said}; true: {', '.join(counted) or 'none that counts'}"
 
 

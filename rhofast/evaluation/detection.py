@@ -26,13 +26,22 @@ from rhofast.data.loader.box_loaders import BoxEvalLoader
 from rhofast.errors import ConfigError, NotFiniteError
 from rhofast.evaluation.detector import Detector
 from rhofast.evaluation.features import Progress
-from rhofast.evaluation.frame_ap import Detections, Truth, average_precisions, guessed_precisions
+from rhofast.evaluation.frame_ap import (
+    OFFICIAL_CAPACITY,
+    Detections,
+    Truth,
+    average_precisions,
+    guessed_precisions,
+)
 from rhofast.evaluation.multiview import test_augment
 from rhofast.evaluation.scores import Scores
 from rhofast.storage.files import writing_atomically
 
 MAP = "mAP"
 """Name of the measure: mean over classes of the frame average precision at an overlap of 0.5."""
+
+OFFICIAL_MAP = f"mAP, {OFFICIAL_CAPACITY} per frame"
+"""Name of the same measure where only the best scores of each frame count, as in ActivityNet's script."""
 
 _HINT_DETECTIONS = "make the file again with --detections CSV, or set eval.test_boxes=truth"
 
@@ -164,15 +173,20 @@ def score_detections(detected: Detected, found: KeyFrames) -> Scores:
         found: All boxes of the test set, with the ground truth.
 
     Returns:
-        mAP, the average precision of each class that has any truth, and as chance the mAP of random scores.
+        mAP, with all scores and with those that the official script looks at; the average precision of each class that
+        has any truth; and as chance the mAP of random scores.
 
     Raises:
         ConfigError: No class that counts has any truth.
     """
     truth, looked_at, shows = found.where(~found.detected), detected.key_frames, counted_truth(found)
+    columns = np.array(list(found.classes)) - 1
     if not shows.any():
         raise ConfigError("no true box shows a class that counts", hint="check the list of classes: rhofast boxes")
-    true = Truth(image=_image(truth, np.arange(len(truth.boxes))), boxes=truth.boxes, shows=shows)
+    box = np.arange(len(truth.boxes))
+    again, action = truth.repeats()  # an action that is said of a box twice is to be found twice, as in the original
+    box, shows = np.concatenate([box, again]), np.concatenate([shows, action[:, None] - 1 == columns])
+    true = Truth(image=_image(truth, box), boxes=truth.boxes[box], shows=shows)
     drawn = Detections(
         image=_image(looked_at, detected.box),
         boxes=looked_at.boxes[detected.box],
@@ -181,7 +195,10 @@ def score_detections(detected: Detected, found: KeyFrames) -> Scores:
     values = average_precisions(true, drawn)
     per_class = {name: float(value) for name, value in zip(found.classes.values(), values, strict=True) if value >= 0}
     return Scores(
-        measures={MAP: float(np.nanmean(values))},
+        measures={
+            MAP: float(np.nanmean(values)),
+            OFFICIAL_MAP: float(np.nanmean(average_precisions(true, drawn, capacity=OFFICIAL_CAPACITY))),
+        },
         samples=len(found),
         left_out=detected.left_out,
         per_class=per_class,
@@ -201,6 +218,7 @@ def write_detections(path: Path, detected: Detected, shards: ShardSet) -> None:
     """Write all scores as the official script of AVA reads them.
 
     A line is `video_id, second, x1, y1, x2, y2, action, score`, for each box and each class that counts.
+    Coordinates are those of the box file, and scores have all their digits, so that the file has the mAP of the scores.
 
     Args:
         path: The csv file.
@@ -214,12 +232,10 @@ def write_detections(path: Path, detected: Detected, shards: ShardSet) -> None:
     place = frames.place_of_box()[detected.box]
     keys = {sample: shards.row(sample).key for sample in np.unique(frames.sample[place]).tolist()}
     with writing_atomically(path) as file:
-        for row, box, scores in zip(place.tolist(), detected.box.tolist(), detected.scores.tolist(), strict=True):
-            sides = ",".join(f"{side:.6g}" for side in frames.boxes[box].tolist())
+        for row, box, scores in zip(place.tolist(), detected.box.tolist(), detected.scores.astype(str), strict=True):
+            sides = ",".join(map(repr, frames.boxes[box].tolist()))
             start = f"{keys[int(frames.sample[row])]},{int(frames.second[row]):04d},{sides}"
-            file.writelines(
-                f"{start},{action},{score:.6f}\n" for action, score in zip(frames.classes, scores, strict=True)
-            )
+            file.writelines(f"{start},{action},{score}\n" for action, score in zip(frames.classes, scores, strict=True))
 
 
 def _joined(

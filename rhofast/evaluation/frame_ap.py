@@ -7,10 +7,12 @@
                           precision made non-increasing in recall; the area below it, under every step
     mAP                   the mean over the classes that have any truth
 
-It is what ActivityNet's `get_ava_performance.py` computes. PySlowFast's copy lets the detections of an image take their
-truth in the order of the file; this one, like the original, begins with the best score. There are no "difficult" boxes
-and there is no suppression. Boxes without area are never right, and as detections they do not count. Tools for COCO
-differ: they interpolate precision at 101 points of recall.
+It is what ActivityNet's `get_ava_performance.py` computes, which looks at the `OFFICIAL_CAPACITY` best scores of each
+image only. PySlowFast's copy, with which the published values of self-supervised networks were measured, has no
+such limit, and lets the detections of an image take their truth in the order of the file; this one, like the original,
+begins with the best score. Among equal scores the original's order is that of its sort, here it is that of the file.
+There are no "difficult" boxes and there is no suppression. Boxes without area are never right, and as detections they
+do not count. Tools for COCO differ: they interpolate precision at 101 points of recall.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ import numpy.typing as npt
 
 IOU = 0.5
 """Least intersection over union at which a detection may be right."""
+
+OFFICIAL_CAPACITY = 50
+"""Scores per image, of all boxes and classes together, that ActivityNet's script looks at."""
 
 Float = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
@@ -58,20 +63,23 @@ class Detections:
     scores: Float
 
 
-def average_precisions(truth: Truth, detections: Detections) -> Float:
+def average_precisions(truth: Truth, detections: Detections, *, capacity: int | None = None) -> Float:
     """Compute the average precision of each class.
 
     Args:
         truth: True boxes.
         detections: Detected boxes. Of equal scores the first ranks first.
+        capacity: Number of best scores per image that count, of all its boxes and classes. None: all.
 
     Returns:
         f64[C] in [0, 1]; NaN for a class without truth.
     """
+    kept = _best(detections, detections.scores.size if capacity is None else capacity)[_has_area(detections)]
     image, boxes, scores = _with_area(detections)
-    right = _right(truth, image, boxes, scores)
-    counts = truth.shows.sum(axis=0)
-    return np.array([_area(scores[:, c], right[:, c], int(counts[c])) for c in range(len(counts))])
+    # What is left out has lower scores than the rest of its image, and takes no truth from it.
+    right, counts = _right(truth, image, boxes, scores), truth.shows.sum(axis=0)
+    columns = zip(scores.T, right.T, kept.T, counts.tolist(), strict=True)
+    return np.array([_area(score[counted], hit[counted], count) for score, hit, counted, count in columns])
 
 
 def guessed_precisions(truth: Truth, detections: Detections) -> Float:
@@ -106,10 +114,26 @@ def overlaps(boxes: Float, others: Float) -> Float:
     return share
 
 
+def _best(detections: Detections, capacity: int) -> Bools:
+    """Return which scores are among the best ones of their image, bool[D, C]; of equal ones the first is better."""
+    kept: Bools = np.zeros_like(detections.scores, dtype=np.bool_)
+    classes = kept.shape[1]
+    order = np.argsort(detections.image, kind="stable")
+    for here in np.split(order, np.flatnonzero(np.diff(detections.image[order])) + 1):
+        best = np.argsort(-detections.scores[here].ravel(), kind="stable")[:capacity]
+        kept[here[best // classes], best % classes] = True
+    return kept
+
+
+def _has_area(detections: Detections) -> Int64Array:
+    """Return the numbers of the detections that have an area."""
+    x1, y1, x2, y2 = detections.boxes.T
+    return np.flatnonzero((x1 < x2) & (y1 < y2))
+
+
 def _with_area(detections: Detections) -> tuple[Int64Array, Float, Float]:
     """Return image, boxes and scores of the detections that have an area."""
-    x1, y1, x2, y2 = detections.boxes.T
-    kept = np.flatnonzero((x1 < x2) & (y1 < y2))
+    kept = _has_area(detections)
     return detections.image[kept], detections.boxes[kept], detections.scores[kept]
 
 

@@ -7,9 +7,10 @@
         --> boxes.arrow, one row per box (data/format/box_file.py)
 
 A line of the first two is `video_id, second, x1, y1, x2, y2, action, person or score`. Lines with the same video,
-second and text of the box are one box with several actions. A detected box may have no action. Everything is checked
-against the shards: annotated movies that are not stored (a copy of AVA misses some) are counted and left out; a stored
-movie without annotations, or a detection in a movie that has none, means that files of different splits were mixed.
+second and text of the box are one box with several actions. A detected box may have no action, and has one score.
+Everything is checked against the shards: annotated movies that are not stored (a copy of AVA misses some) are counted
+and left out; a stored movie without annotations, or a detection in a movie that has none, means that files of different
+splits were mixed.
 """
 
 from __future__ import annotations
@@ -155,11 +156,14 @@ def read_box_lines(path: Path, *, detected: bool) -> Boxes:
             problem = check_box((x1, y1, x2, y2))
             if problem is not None:
                 raise IngestError(f"{where}: {problem}, got {text}", hint="give shares of width and height, not pixels")
-            boxes[text] = box = Box(sides=(x1, y1, x2, y2), score=1.0, where=where)
-            if detected:
-                box.score = _number(where, row[7])
-                if not 0 <= box.score <= 1:
-                    raise IngestError(f"{where}: score {row[7]} is not in [0, 1]", hint="the last column is the score")
+            boxes[text] = box = Box(
+                sides=(x1, y1, x2, y2), score=_score(where, row[7]) if detected else 1.0, where=where
+            )
+        elif detected and _score(where, row[7]) != box.score:
+            raise IngestError(
+                f"{where}: score {row[7]} of a box that has {box.score:g} at {box.where}",
+                hint="a box has one score, in a line per action; leave out what was detected twice",
+            )
         if row[6] or not detected:
             action = _whole(row[6])
             if action is None or not 1 <= action <= NUM_ACTIONS:
@@ -167,7 +171,7 @@ def read_box_lines(path: Path, *, detected: bool) -> Boxes:
                     f"{where}: action {row[6][:20]!r} is not in [1, {NUM_ACTIONS}]",
                     hint="column 7 is the number of an action; only detections may lack it",
                 )
-            if action not in box.actions:
+            if not detected or action not in box.actions:  # annotators' lines all count, as in the official evaluation
                 box.actions.append(action)
     if not found:
         raise IngestError(f"{path}: no boxes", hint="give a csv file of boxes, one line per box and action")
@@ -233,6 +237,13 @@ def _csv_classes(path: Path) -> Iterator[tuple[str, int, str]]:
         yield f"{path}:{line}", number, row[1]
 
 
+def _score(where: str, text: str) -> float:
+    score = _number(where, text, "column 8 is the score of the detector")
+    if not 0 <= score <= 1:
+        raise IngestError(f"{where}: score {text[:20]} is not in [0, 1]", hint="the last column is the score")
+    return score
+
+
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, stripped fields) of each line of a csv file that is not blank."""
     try:
@@ -260,13 +271,13 @@ def _whole(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else None
 
 
-def _number(where: str, text: str) -> float:
+def _number(where: str, text: str, hint: str = "columns 3 to 6 are x1, y1, x2, y2") -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise IngestError(f"{where}: {text[:20]!r} is not a number", hint="columns 3 to 6 are x1, y1, x2, y2")
+        raise IngestError(f"{where}: {text[:20]!r} is not a number", hint=hint)
     return number
 
 

@@ -150,8 +150,8 @@ def plain_average_precision(true: list[TRUE], detections: list[FOUND]) -> float:
     return area
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_it_is_the_definition_on_random_boxes(seed: int) -> None:
+def random_case(seed: int) -> tuple[Truth, Detections]:
+    """Three classes in seven images; detections are moved truth, some in images without any."""
     random = np.random.default_rng(seed)
     images, classes, count, more = 7, 3, 30, 90
     corner = random.uniform(0, 0.5, (count, 2))
@@ -162,9 +162,24 @@ def test_it_is_the_definition_on_random_boxes(seed: int) -> None:
     moved = np.sort(moved.reshape(more, 2, 2), axis=1).reshape(more, 4)
     image = np.where(random.random(more) < 0.9, true.image[base], random.integers(0, images + 2, more))
     scores = random.permutation(more * classes).reshape(more, classes) / (more * classes)  # all different
-    values = average_precisions(true, Detections(image=image, boxes=moved, scores=scores))
-    for c in range(classes):
-        of_class = [(int(true.image[n]), tuple(boxes[n])) for n in np.flatnonzero(true.shows[:, c])]
-        rows = [(int(image[n]), tuple(moved[n]), float(scores[n, c])) for n in range(more)]
+    return true, Detections(image=image, boxes=moved, scores=scores)
+
+
+@pytest.mark.parametrize("capacity", [None, 20, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_it_is_the_definition_on_random_boxes(seed: int, capacity: int | None) -> None:
+    """With a capacity, of the lines of an image those with the best scores are left, whatever their classes."""
+    true, drawn = random_case(seed)
+    values = average_precisions(true, drawn, capacity=capacity)
+    lines = [
+        (int(drawn.image[n]), c, tuple(drawn.boxes[n]), float(drawn.scores[n, c])) for n in range(90) for c in range(3)
+    ]
+    by_score = sorted(lines, key=lambda line: -line[3])
+    left = [
+        line for image in set(drawn.image.tolist()) for line in [one for one in by_score if one[0] == image][:capacity]
+    ]
+    for c in range(3):
+        of_class = [(int(true.image[n]), tuple(true.boxes[n])) for n in np.flatnonzero(true.shows[:, c])]
+        rows = [(image, box, score) for image, number, box, score in left if number == c]
         assert values[c] == pytest.approx(plain_average_precision(of_class, rows), abs=1e-12)
-        assert 0.1 < values[c] < 0.9
+        assert 0.0 < values[c] < 0.9

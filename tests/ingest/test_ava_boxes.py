@@ -110,6 +110,12 @@ def test_a_part_of_the_set_has_the_boxes_of_its_samples(
         ("truth", "\n", "truth.csv: no boxes"),
         ("found", FOUND.replace("v1,", "elsewhere,"), "found.csv:3: a detection in video 'elsewhere'"),
         ("found", FOUND.replace("0.990", "9.990"), "found.csv:1: score 9.990 is not in [0, 1]"),
+        ("found", FOUND.replace("0.990", "nan"), "found.csv:1: 'nan' is not a number"),
+        (
+            "found",
+            FOUND + FOUND.splitlines()[0].replace("0.990", "0.980") + "\n",
+            f"found.csv:{len(FOUND.splitlines()) + 1}: score 0.980 of a box that has 0.99 at",
+        ),
         ("excluded", "v0\n", "excluded.csv:1: 1 fields, not 2"),
         ("classes", CLASSES.replace("id: 80", "id: 81"), "classes.pbtxt:6: class 81 is not in [1, 80]"),
         (

@@ -94,6 +94,14 @@ class KeyFrames:
         first = np.cumsum(counts) - counts
         return place, np.arange(len(place)) - first[place] + self.begins[frames][place]
 
+    def repeats(self) -> tuple[Int64Array, Int64Array]:
+        """Return (box, action) of each action that is said of a box again, i64[R] each; AVA may list a box twice."""
+        owner = np.repeat(np.arange(len(self.boxes)), np.diff(self.action_begins))
+        pair = owner * (NUM_ACTIONS + 1) + self.actions
+        order = np.argsort(pair, kind="stable")
+        again = order[1:][np.diff(pair[order]) == 0]
+        return owner[again], self.actions[again].astype(np.int64)
+
     def targets(self, boxes: Int64Array) -> npt.NDArray[np.float32]:
         """Return which actions boxes show, f32[N, NUM_ACTIONS] of 0 and 1: action a is column a - 1.
 
