@@ -23,7 +23,7 @@ import torch
 from benchmarks.machine import facts_line, facts_of_the_machine
 from rhofast.data.loader.eval_loader import EvalLoader
 from rhofast.data.sources import open_shards
-from rhofast.evaluation.features import FeatureStream
+from rhofast.evaluation.feature_stream import FeatureStream
 from rhofast.evaluation.model import open_model
 from rhofast.evaluation.task import placed
 

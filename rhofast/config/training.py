@@ -291,6 +291,11 @@ class EvalConfig(Section):
     probe_heads: Annotated[int, Field(ge=1, le=256)] = 16
     """Number of attention heads of an attentive probe. It must divide the width of a token."""
 
+    probe_clips: Annotated[int, Field(ge=1, le=64)] = 1
+    """Number of clips of a video whose tokens an attentive probe reads together, in training and test (V-JEPA 2: 8 for
+    Kinetics-400, 2 for Something-Something V2). It must divide `views` and `test_views`. 1: each clip is classified
+    alone, and scores are averaged."""
+
     probe_validation: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     """Share of the training videos of each class that attentive probes are not trained on, but compared on."""
 

@@ -1,10 +1,11 @@
 """Attentive probes: classifiers that attend to the tokens of a frozen backbone (V-JEPA, arXiv 2404.08471, section 4.2).
 
-    clips [N, 3, T, H, W] --frozen backbone.tokens--> [N, L, D]
+    clips [N, 3, T, H, W] --frozen backbone.tokens--> [N, L, D] --J clips of a video joined--> [N / J, J * L, D]
         each probe: 3 blocks of self-attention --> one learned query attends to all tokens, MLP --> [N, D] --> classes
 
 Many probes read the same tokens at once, since the backbone costs more than all of them. They share no weight, and all
-begin with the same ones, so that each is what it would be alone.
+begin with the same ones, so that each is what it would be alone. Joined clips have no order: nothing is added to their
+tokens, which hold the places within a clip alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rhofast.errors import ConfigError
 from rhofast.evaluation.classifier import GlobalDropout
@@ -82,13 +84,26 @@ class AttentiveProbe(nn.Module):
 
 
 class AttentiveProbes(nn.Module):
-    """A frozen backbone with several probes: clips [N, 3, T, H, W] -> logits [N, probes, classes] in training.
+    """A frozen backbone with several probes: clips [N, 3, T, H, W] -> logits [N / J, probes, classes] in training.
 
-    In evaluation mode it returns softmax scores: of the chosen probe [N, classes], or of all, [N, probes * classes],
-    with 0 in place of what is not finite: a probe whose rate was too high must not end the others.
+    J clips that follow each other are of one video, and are read together. In evaluation mode it returns softmax
+    scores: of the chosen probe [N / J, classes], or of all, [N / J, probes * classes], with 0 in place of what is not
+    finite: a probe whose rate was too high must not end the others.
     """
 
-    def __init__(self, backbone: nn.Module, name: str, num_classes: int, *, count: int, heads: int, dropout: float):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        name: str,
+        num_classes: int,
+        *,
+        count: int,
+        heads: int,
+        dropout: float,
+        joined: int = 1,
+        at_once: int | None = None,
+        recompute: bool = False,
+    ) -> None:
         """Build equal probes.
 
         Args:
@@ -98,6 +113,10 @@ class AttentiveProbes(nn.Module):
             count: Number of probes.
             heads: Number of attention heads of a probe.
             dropout: Probability in [0, 1) that a pooled feature is dropped.
+            joined: J, the number of clips that are read together.
+            at_once: Most clips that go through the backbone at once. None: all.
+            recompute: Whether probes keep their input alone for the backward pass, and compute the rest again. Without
+                it, the activations of all probes for all tokens are in memory together.
 
         Raises:
             ConfigError: If the backbone gives no tokens, or their width cannot be divided among the heads.
@@ -120,7 +139,11 @@ class AttentiveProbes(nn.Module):
         first = AttentiveProbe(width, heads, num_classes, self.dropout)
         self.probes = nn.ModuleList([first, *(self._copy(first) for _ in range(count - 1))])
         self.chosen: int | None = None
-        self._name = name
+        self._name, self._joined, self._at_once, self._recompute = name, joined, at_once, recompute
+
+    def _logits(self, probe: nn.Module, tokens: Tensor) -> Tensor:
+        logits: Tensor = checkpoint(probe, tokens, use_reentrant=False) if self._recompute else probe(tokens)
+        return logits
 
     def _copy(self, probe: AttentiveProbe) -> AttentiveProbe:
         return copy.deepcopy(probe, {id(self.dropout): self.dropout})
@@ -134,14 +157,16 @@ class AttentiveProbes(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Return logits (training) or softmax scores (evaluation)."""
         with torch.no_grad():
-            tokens = self.backbone.tokens(pixels)  # type: ignore[operator]
+            parts = torch.split(pixels, self._at_once or len(pixels))
+            tokens = torch.cat([self.backbone.tokens(part) for part in parts])  # type: ignore[operator]
         if tokens.ndim != 3 or tokens.shape[2] != self.backbone.num_features:
             raise ConfigError(
                 f"backbone.name={self._name}: its tokens are {list(tokens.shape)}, not [{len(pixels)}, L, "
                 f"{self.backbone.num_features}]"
             )
+        tokens = tokens.reshape(-1, self._joined * tokens.shape[1], tokens.shape[2])
         if self.training:
-            return torch.stack([probe(tokens) for probe in self.probes], dim=1)
+            return torch.stack([self._logits(probe, tokens) for probe in self.probes], dim=1)
         if self.chosen is not None:
             scores: Tensor = self.probes[self.chosen](tokens).softmax(dim=-1)
             return scores

@@ -22,14 +22,8 @@ from accelerate.utils import gather_object
 
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
-from rhofast.evaluation.features import (
-    FeatureBatch,
-    FeatureStream,
-    Progress,
-    check_finite,
-    count_not_finite,
-    mean_over_views,
-)
+from rhofast.evaluation.feature_stream import FeatureBatch, FeatureStream
+from rhofast.evaluation.features import Progress, check_finite, count_not_finite, mean_over_views
 from rhofast.evaluation.model import EvalModel
 from rhofast.evaluation.task import placed
 from rhofast.storage.files import check_writable, replacing, writing_atomically

@@ -31,6 +31,7 @@ def score_videos(
     config: Config,
     *,
     left_out: tuple[str, ...] = (),
+    joined: int = 1,
     progress: Progress | None = None,
 ) -> Scores:
     """Measure the accuracy of a classifier on the test shards, by the protocol of `config.eval`, on every rank.
@@ -41,6 +42,7 @@ def score_videos(
         test: Held-out test shards.
         config: Input, reading and section `eval`.
         left_out: Lines about training samples that could not be read.
+        joined: Number of clips that the classifier reads together, as for FeatureStream.
         progress: Called with (samples done, total samples).
 
     Returns:
@@ -52,7 +54,7 @@ def score_videos(
         NotFiniteError: If a score is not finite.
     """
     to_train_class = class_map(train, test)
-    found = score_views(classifier, test, config, reduce=mean_over_views, progress=progress)
+    found = score_views(classifier, test, config, reduce=mean_over_views, joined=joined, progress=progress)
     known = found.label >= 0
     scores: npt.NDArray[np.float32] = found.values[known, 0]
     return summarize(
@@ -69,6 +71,7 @@ def score_views(
     config: Config,
     *,
     reduce: Callable[[Tensor], Tensor],
+    joined: int = 1,
     progress: Progress | None = None,
 ) -> Features:
     """Compute a classifier's scores of all views of all test videos, on every rank.
@@ -78,6 +81,7 @@ def score_views(
         test: Test shards.
         config: Input, reading and section `eval`.
         reduce: Makes one score per video and class, f[B, 1, C], of those of its views, f[B, V, C].
+        joined: Number of clips that the classifier reads together, as for FeatureStream.
         progress: Called with (samples done, total samples).
 
     Raises:
@@ -93,6 +97,7 @@ def score_views(
         crops=crops_of(test, section),
         progress=progress,
         reduce=reduce,
+        joined=joined,
     )
 
 

@@ -1,6 +1,7 @@
 """Attentive probes with many settings at once: trained on tokens of the frozen backbone, chosen on training videos.
 
     training videos --split--> nine tenths: clips -> backbone -> tokens -> 20 probes, each with its rate and decay
+                           |   (eval.probe_clips clips of a video are read together)
                            `-> a tenth: the probe with the best top-1, then the lowest loss
     test videos --> the chosen probe --> softmax, mean over the views of multiview.py
 
@@ -75,6 +76,20 @@ def check_probes(config: Config) -> None:
             "train.precision=fp16: its loss scale would follow the probe with the largest gradients",
             hint="set train.precision=bf16 or fp32",
         )
+    section = config.eval
+    for name, count in (("views", section.views), ("test_views", section.test_views)):
+        if count % section.probe_clips:
+            more = -(-count // section.probe_clips) * section.probe_clips
+            raise ConfigError(
+                f"eval.{name}={count}: eval.probe_clips={section.probe_clips} clips are read together",
+                hint=f"--set eval.{name}={more}",
+            )
+    if config.augment.mixes and section.probe_clips > 1:
+        raise ConfigError(
+            f"augment.mix={config.augment.mix:g}: clips are mixed one by one, but eval.probe_clips="
+            f"{section.probe_clips} are read together",
+            hint="set augment.mix=0, or eval.probe_clips=1",
+        )
 
 
 class ProbeTrainer(ClassifierTrainer):
@@ -87,7 +102,7 @@ class ProbeTrainer(ClassifierTrainer):
     ) -> None:
         """Split the training videos and build everything, as ClassifierTrainer does."""
         split = split_off(task.train, config.eval.probe_validation)
-        self._validation = split.validation
+        self._validation, self.joined = split.validation, config.eval.probe_clips
         super().__init__(task, config, kind, accelerator, on_log, shards=split.fitting)
 
     def build_classifier(self) -> AttentiveProbes:
@@ -100,6 +115,9 @@ class ProbeTrainer(ClassifierTrainer):
             count=len(settings_of(self.config)),
             heads=section.probe_heads,
             dropout=section.dropout,
+            joined=section.probe_clips,
+            at_once=section.batch_size,
+            recompute=self.config.train.checkpoint_activations,
         )
 
     def build_optimizer(self) -> torch.optim.Optimizer:
@@ -133,6 +151,7 @@ class ProbeTrainer(ClassifierTrainer):
             "rates": list(section.probe_rates),
             "decays": list(section.probe_decays),
             "heads": section.probe_heads,
+            "clips": section.probe_clips,
             "validation": section.probe_validation,
         }
 
@@ -150,6 +169,7 @@ class ProbeTrainer(ClassifierTrainer):
             task.train,
             task.test,
             self.config,
+            joined=self.joined,
             progress=part_of(progress, len(self._validation), total),
         )
         self.log_test(scores)
@@ -162,6 +182,7 @@ class ProbeTrainer(ClassifierTrainer):
                 "epochs": self.epochs,
                 **test_settings(task.test, self.config),
                 "probes": len(tried),
+                "clips_together": self.joined,
             },
             chosen={
                 "rate": best.rate,
@@ -182,6 +203,7 @@ class ProbeTrainer(ClassifierTrainer):
             samples=self._validation,
             progress=progress,
             reduce=mean_over_views,
+            joined=self.joined,
         )
         settings = settings_of(self.config)
         score = found.values.reshape(len(found.label), len(settings), -1)

@@ -69,8 +69,9 @@ def train_classifier(
         NotFiniteError: The loss of a step was not finite.
         SaveError: The last checkpoint could not be written.
     """
-    repeats = task.config.eval.repeats
-    config = task.config.model_copy(update={"clips": task.config.clips.model_copy(update={"num_clips": repeats})})
+    section = task.config.eval
+    count = section.repeats * (section.probe_clips if kind == "attentive" else 1)
+    config = task.config.model_copy(update={"clips": task.config.clips.model_copy(update={"num_clips": count})})
     trains = kind in ("finetune", "multilabel")
     check_classifier(config, task.train, trains_backbone=trains, several=kind == "multilabel")
     if kind == "attentive":

@@ -42,6 +42,7 @@ class ClassifierTrainer(TuningLoop):
     """
 
     fields: ClassVar[tuple[str, ...]] = ()
+    joined = 1  # clips of a video that are one example
 
     def build_classifier(self) -> Classifier | AttentiveProbes:
         """Return what is trained, in training mode, on the CPU."""
@@ -99,12 +100,13 @@ class ClassifierTrainer(TuningLoop):
             views: The batch of this rank.
         """
         config = self.config
-        batch, rank, clips = config.train.batch_size, self.accelerator.process_index, views.pixels.shape[1]
+        batch, rank = config.train.batch_size, self.accelerator.process_index
         share = rank_slice(batch, rank, self.accelerator.num_processes)
+        examples = views.pixels.shape[1] // self.joined
         self.classifier.dropout.begin(
             seed=torch_seed(config.seed, self.step + 1, 0, Stream.DROPOUT),
-            rows=slice(share.start * clips, share.stop * clips),
-            batch=batch * clips,
+            rows=slice(share.start * examples, share.stop * examples),
+            batch=batch * examples,
         )
         logits = self.model(views.pixels.flatten(0, 1))
         target = self.target(views)
@@ -127,13 +129,13 @@ class ClassifierTrainer(TuningLoop):
         return torch.where(mean > 0, known / mean, 1.0)
 
     def target(self, views: Views) -> Tensor:
-        """Return the targets of all clips of a batch, f32[B * P, classes]."""
-        clips, partner, share = views.pixels.shape[1], None, None
+        """Return the targets of all examples of a batch, f32[B * P, classes] for P examples per video."""
+        examples, partner, share = views.pixels.shape[1] // self.joined, None, None
         if views.share is not None:
-            partner = views.label.view(-1, 2).flip(1).flatten().repeat_interleave(clips)
+            partner = views.label.view(-1, 2).flip(1).flatten().repeat_interleave(examples)
             share = views.share.flatten()
         return soft_targets(
-            views.label.repeat_interleave(clips),
+            views.label.repeat_interleave(examples),
             len(self.task.train.info.classes),
             smoothing=self.config.eval.label_smoothing,
             partner=partner,

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from rhofast.errors import ConfigError
 from rhofast.evaluation.attentive import AttentiveProbe, AttentiveProbes
 from rhofast.evaluation.classifier import GlobalDropout
+from rhofast.evaluation.feature_stream import joined_order
 from rhofast.models.backbones import build_backbone
 
 WIDTH, HEADS = 32, 4
@@ -155,3 +157,50 @@ def test_a_network_without_tokens_or_with_other_ones_is_refused() -> None:
     probes = AttentiveProbes(Needles(), "needles", heads=4, **build)
     with pytest.raises(ConfigError, match=r"its tokens are \[2, 4, 16\], not \[2, L, 32\]"):
         probes(torch.zeros(2, 16, 1, 2, 2))
+
+
+def test_joined_clips_are_read_as_one_sequence_and_the_backbone_takes_few_at_once() -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone("vit", {"width": 48, "depth": 2, "heads": 3}).eval()
+    seen = []
+    plain_tokens = backbone.tokens
+    backbone.tokens = lambda x: seen.append(len(x)) or plain_tokens(x)  # type: ignore[assignment, func-returns-value]
+    probes = AttentiveProbes(backbone, "vit", 5, count=2, heads=4, dropout=0.0, joined=3, at_once=4)
+    clips = torch.randn(6, 3, 4, 32, 32)
+    probes.eval()
+    with torch.no_grad():
+        found = probes(clips).view(2, 2, 5)
+        assert seen == [4, 2]
+        for video in range(2):
+            parts = [plain_tokens(clips[number : number + 1])[0] for number in range(3 * video, 3 * video + 3)]
+            sequence = torch.cat(parts)[None]  # one video's tokens, one after another
+            for number, each in enumerate(probes.probes):
+                expected = each(sequence)[0].softmax(dim=0)
+                assert torch.allclose(found[video, number], expected, atol=1e-6)
+        turned = probes(clips[[2, 0, 1, 4, 5, 3]]).view(2, 2, 5)
+    assert torch.allclose(turned, found, atol=1e-6)  # joined clips have no order
+    assert probes.train()(clips).shape == (2, 2, 5)
+
+
+def test_activations_that_are_computed_again_give_the_same_gradients() -> None:
+    clips, label = needles(6, seed=0)
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        probes = AttentiveProbes(
+            Needles(), "needles", 2, count=2, heads=HEADS, dropout=0.4, joined=2, recompute=recompute
+        )
+        probes.train().dropout.begin(seed=1, rows=slice(0, 3), batch=3)
+        logits = probes(clips)
+        sum(nn.functional.cross_entropy(each, label[::2]) for each in logits.unbind(1)).backward()
+        gradients.append([value.grad for value in probes.probes.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize(("views", "crops", "joined"), [(8, 3, 8), (8, 3, 4), (2, 1, 2), (6, 2, 1)])
+def test_joined_clips_have_one_crop_and_are_spread_over_the_video(views: int, crops: int, joined: int) -> None:
+    order = joined_order(views, crops, joined)
+    assert sorted(order.tolist()) == list(range(views * crops))
+    for group in order.reshape(-1, joined):
+        assert len(set((group % crops).tolist())) == 1
+        assert np.diff(group // crops).tolist() == [views // joined] * (joined - 1)

@@ -13,7 +13,9 @@ from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
 from rhofast.cli.app import app
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.subset import VISIT, Subset
+from rhofast.data.loader.eval_loader import EvalLoader
 from rhofast.errors import ConfigError, ResumeError
+from rhofast.evaluation.attentive import AttentiveProbes
 from rhofast.evaluation.leakage import source_digests
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask, open_task
@@ -155,6 +157,40 @@ def test_each_of_many_probes_is_what_it_is_alone(shards: ShardSet, held_out: Sha
             assert torch.allclose(many[f"probes.3{name[8:]}"], value, atol=1e-6), name
 
 
+def test_joined_clips_are_trained_and_tested_as_one_example(
+    shards: ShardSet, held_out: ShardSet, tmp_path: Path
+) -> None:
+    """What is measured is what the trained probe says of the tokens of all clips of a video, one after another."""
+    joined = ("eval.probe_clips=2", "eval.views=2", "eval.test_views=4", "train.checkpoint_activations=true")
+    opened = task(shards, held_out, tmp_path, "name=joined", *joined)
+    result = train_classifier(opened, kind="attentive")
+    assert isinstance(result, Evaluation)
+    assert result.settings["clips_together"] == 2
+    section, backbone = opened.config.eval, opened.model.backbone.eval()
+    probes = AttentiveProbes(backbone, "slow_r18", 3, count=4, heads=section.probe_heads, dropout=0.2)
+    probes.load_state_dict(weights(result))
+    chosen = probes.eval().probes[result.chosen["sweep"].index(best_sweep(result))]
+    hits = []
+    config = opened.config
+    with (
+        EvalLoader(
+            held_out, clips=config.clips, augment=config.augment, data=config.data, batch_size=6, views=4, crops=1
+        ) as loader,
+        torch.no_grad(),
+    ):
+        for batch in loader:
+            for clips, label in zip(batch.pixels, batch.label.tolist(), strict=True):
+                tokens = backbone.tokens(clips)
+                scores = [chosen(torch.cat([tokens[first], tokens[first + 2]])[None]).softmax(1) for first in (0, 1)]
+                hits.append(int((scores[0] + scores[1]).argmax()) == label)
+    assert len(hits) == 6 and result.trained.measures["top-1"] == pytest.approx(sum(hits) / 6)
+
+
+def best_sweep(result: Evaluation) -> dict[str, float]:
+    best: dict[str, float] = max(result.chosen["sweep"], key=lambda each: (each["top1"], -each["loss"]))
+    return best
+
+
 def test_a_resumed_training_ends_with_the_same_weights_and_choice(
     shards: ShardSet, held_out: ShardSet, tmp_path: Path
 ) -> None:
@@ -204,6 +240,8 @@ def test_two_ranks_give_what_one_gives_and_all_prints_every_setting(
         (("eval.probe_heads=5",), r"eval\.probe_heads=5 does not divide the 16 numbers of a token"),
         (("optim.clip=1.0",), r"optim\.clip=1: it would scale all probes by the gradients of all"),
         (("train.precision=fp16",), r"train\.precision=fp16: its loss scale would follow"),
+        (("eval.probe_clips=4", "eval.views=4"), r"eval\.test_views=2: eval\.probe_clips=4 clips are read together"),
+        (("eval.probe_clips=2", "augment.mixup=0.8"), r"augment\.mix=1: clips are mixed one by one"),
     ],
 )
 def test_what_probes_cannot_follow_is_refused_before_anything_is_written(
