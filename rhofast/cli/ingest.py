@@ -189,9 +189,10 @@ def shard(
     from rhofast.data.codecs import build_codecs
     from rhofast.data.format.dataset import open_folder
     from rhofast.ingest.array_task import parse_task
-    from rhofast.ingest.build import BuildSettings, build_shards, known_classes, stored_keys
+    from rhofast.ingest.build import BuildSettings, build_shards
     from rhofast.ingest.dry_run import estimate_build
     from rhofast.ingest.executors import LocalProcesses
+    from rhofast.ingest.existing_set import known_classes, stored_keys
     from rhofast.ingest.listing import Listing, PassedOverCount
     from rhofast.ingest.out_folder import check_out
     from rhofast.ingest.ray_cluster import RayCluster

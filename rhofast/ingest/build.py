@@ -21,8 +21,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rhofast.data.codecs import codec_settings
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.dataset import ShardSet
@@ -31,6 +29,7 @@ from rhofast.data.format.index import DATASET_FILE, VERSION
 from rhofast.errors import IngestError, StoreError
 from rhofast.ingest.array_task import ArrayTask
 from rhofast.ingest.executors import Executor
+from rhofast.ingest.existing_set import next_number, shard_number
 from rhofast.ingest.job_result import REFUSED_FILE, RefusedSource, read_refused, read_result
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.out_folder import check_out, clear_leftovers, complete_set, create_folder, locked
@@ -43,7 +42,7 @@ from rhofast.storage.network import network_errors, words
 
 SIZES_FILE = "sizes.json"
 _RESUME = "finished shards are kept: fix the cause and run the same command again"
-_JOB, _SHARD = re.compile(r"\.job-([0-9]{6,9})\.json"), re.compile(r"shard-([0-9]{6,9})")
+_JOB = re.compile(r"\.job-([0-9]{6,9})\.json")
 _LIMITS, _CUTS = {"min_duration", "max_duration"}, {"max_seconds", "clip_seconds", "stride"}
 
 
@@ -124,7 +123,7 @@ def build_shards(
                 pass
         create_folder(out)
         with locked(out, shared=task is not None):
-            plan = _Plan(listing, out, settings, first=_next_number(append_to))
+            plan = _Plan(listing, out, settings, first=next_number(append_to))
             clear_leftovers(out, task)
             _run(plan, executor, task, on_progress)
             if task is not None:
@@ -161,29 +160,6 @@ class _Plan:
                 settings=self.settings.transcode,
                 encoder=self.encoder,
             )
-
-
-def stored_keys(shards: ShardSet) -> Iterator[str]:
-    """Yield the keys of all samples of a set."""
-    for number in range(len(shards.info.shards)):
-        index = shards.index(number)
-        yield from (index.key(row) for row in range(len(index)))
-
-
-def known_classes(shards: ShardSet) -> dict[int, str]:
-    """Return the names of a set's classes by label, without mere numbers of classes that have no sample."""
-    used: set[int] = set()
-    for number in range(len(shards.info.shards)):
-        index = shards.index(number)
-        used.update(np.unique(index.label).tolist(), np.unique(index.labels).tolist())
-    names = enumerate(shards.info.classes)
-    return {label: name for label, name in names if label in used or name != str(label)}
-
-
-def _next_number(existing: ShardSet | None) -> int:
-    if existing is None:
-        return 0
-    return 1 + max(shard_number(shard) for shard in existing.info.shards)
 
 
 def _check_same(out: Path, complete: DatasetInfo, listing: Listing, settings: BuildSettings) -> None:
@@ -343,9 +319,3 @@ def _delete_result_files(out: Path, info: DatasetInfo) -> None:
         number = _JOB.fullmatch(path.name)
         if number and int(number[1]) <= last:  # later ones belong to shards that are being appended
             path.unlink()
-
-
-def shard_number(shard: ShardInfo) -> int:
-    """Return the number in a shard's name; -1 if it has none, as the names of others may."""
-    number = _SHARD.fullmatch(shard.name)
-    return int(number[1]) if number else -1

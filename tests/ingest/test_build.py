@@ -31,8 +31,9 @@ from rhofast.errors import IngestError
 from rhofast.ingest import transcode as transcoding
 from rhofast.ingest import writer
 from rhofast.ingest.array_task import ArrayTask
-from rhofast.ingest.build import BuildSettings, build_shards, known_classes, stored_keys
+from rhofast.ingest.build import BuildSettings, build_shards
 from rhofast.ingest.executors import Executor, LocalProcesses
+from rhofast.ingest.existing_set import known_classes, stored_keys
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import Refusal, RefusedError, probe
 from rhofast.ingest.transcode import TranscodeSettings, transcode

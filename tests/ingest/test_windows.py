@@ -21,7 +21,8 @@ from rhofast.errors import ConfigError, IngestError
 from rhofast.evaluation.leakage import check_held_out, overlap
 from rhofast.ingest import opened, shard_job
 from rhofast.ingest.array_task import parse_task
-from rhofast.ingest.build import BuildSettings, build_shards, known_classes, stored_keys
+from rhofast.ingest.build import BuildSettings, build_shards
+from rhofast.ingest.existing_set import known_classes, stored_keys
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo
 from rhofast.ingest.segments import check_cutting, record_key, window_key, windows_of
