@@ -4,10 +4,13 @@
     pictures of a segment             x x x                  and one more, which tells how long the last one is shown
     piece                             4 5 6 7                a file of its own, in which every picture keeps its time
 
-Everything is found by the times of packets: those of the whole source are read once, the packets that are found after
-a jump into the file must be the same ones, and so must the pictures that ffmpeg says it has decoded of a piece. Where
-the times do not tell which packet becomes which picture (AVI, program and transport streams, raw streams, single
-fields), there is no cut: such a source is decoded from its beginning.
+Leading pictures of the packet at which a piece begins are left out (data.codecs.entries): no segment needs them that is
+not shown before that packet.
+
+Everything is found by the order of packets: those of the whole source are read once, the packets that are found after a
+jump into the file must be the same ones, and so must the pictures that ffmpeg says it has decoded of a piece. Where it
+is not certain which packet becomes which picture (a variable rate without times, single fields), there is no cut: such
+a source is decoded from its beginning.
 """
 
 from __future__ import annotations
@@ -23,10 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.data.codecs.containers import demux, open_source
-from rhofast.data.codecs.segment import frame_from
 from rhofast.ingest.machine_errors import check_library_error
-from rhofast.ingest.packets import Packets
-from rhofast.ingest.probe import SourceInfo
+from rhofast.ingest.packets import UNKNOWN, Packets, stored_time
+from rhofast.ingest.probe import JUMPY, SourceInfo
 
 # Lines of ffmpeg's filter `showinfo`, of versions 4 to 9.
 _TIME_BASE = re.compile(rb"^\[Parsed_showinfo_\d+ @ [^\]]*\] \[info\] config in time_base: (\d+)/(\d+),", re.MULTILINE)
@@ -40,9 +42,9 @@ _COLORS = re.compile(
     re.MULTILINE,
 )
 _NOTHING = ("unknown", "reserved", "unspecified")  # words for colors that are not told
-_UNKNOWN = -(1 << 63)
 _MP4 = {"movflags": "+frag_keyframe+empty_moov+default_base_moof+skip_trailer", "fflags": "+bitexact"}
 _FIELD_MARGIN = 2  # pictures on each side that deinterlacing looks at
+_EARLIER = 1.0  # seconds; jumps in containers without an index are inexact
 
 
 class UncertainError(Exception):
@@ -57,7 +59,8 @@ class Cut:
 
     Attributes:
         first: Number of the first packet.
-        times: When each packet from `first` on is shown, i64[...].
+        inside: Whether it is an open entry.
+        times: When each packet from `first` on is shown, i64[...]. Those before the first one are left out.
         pictures: Which of these times pictures are needed of, ascending, i64[...].
         shift: Time of the first picture of the source.
         tick: Seconds per tick.
@@ -67,6 +70,7 @@ class Cut:
     """
 
     first: int
+    inside: bool
     times: npt.NDArray[np.int64]
     pictures: npt.NDArray[np.int64]
     shift: int
@@ -77,7 +81,7 @@ class Cut:
     @property
     def offset(self) -> Fraction:
         """Seconds from the first picture of the source to the first one of the piece; below 0 for a hidden one."""
-        return (int(self.times.min()) - self.shift) * self.tick
+        return (int(self.times[0]) - self.shift) * self.tick
 
     def check(self, output: bytes, look: Look) -> None:
         """Raise UncertainError unless ffmpeg has decoded the needed pictures of the piece, in order and once each.
@@ -90,7 +94,7 @@ class Cut:
         shown = [int(found[1]) for found in _PICTURE.finditer(output)]
         if len(ticks) != 1 or not shown:
             raise UncertainError("the piece has no pictures")
-        tick, begin, (first, last) = ticks.pop(), int(self.times.min()), self.pictures[[0, -1]].tolist()
+        tick, begin, (first, last) = ticks.pop(), int(self.times[0]), self.pictures[[0, -1]].tolist()
         times = [(time - shown[0]) * tick / self.tick + begin for time in shown]
         if [time for time in times if first <= time <= last] != self.pictures.tolist():
             raise UncertainError("the piece has other pictures than expected")
@@ -177,32 +181,34 @@ def plan_cut(packets: Packets, source: SourceInfo, rate: Fraction, start: float,
         UncertainError: It is not known when the source ends.
     """
     count, order = len(packets.order), packets.order
-    times = np.argsort(np.argsort(packets.pts)) if source.constant else packets.pts - packets.pts.min()
+    times = np.argsort(np.argsort(packets.times)) if source.constant else packets.times - packets.times.min()
     tick = 1 / source.fps if source.constant else packets.tick
     place = times[order] - times[order[0]]
     last = 1 if source.constant else packets.last
     total, per_tick = ceil((int(place[-1]) + last) * tick * rate), tick * rate
-    first = frame_from(start, rate)
-    stop = total if end is None else min(total, frame_from(end, rate))
+    frames = packets.clock(source, rate).frames(start, end, total)
+    first, stop = frames.start, frames.stop
     # A picture at time t is shown from frame floor(t * rate + 1/2) on.
     low = int(np.searchsorted(place, ceil((first + Fraction(1, 2)) / per_tick))) - 1
     high = int(np.searchsorted(place, ceil((stop - Fraction(1, 2)) / per_tick)))
     if high == count and (not last or source.interlaced):
         raise UncertainError("it is not known for how long the last picture is shown")
-    if first >= stop:
+    if not frames:
         return None
     if source.interlaced:
         low, high = low - _FIELD_MARGIN, high + _FIELD_MARGIN
     wanted = order[max(0, low) : high + 1]
-    begin = int(np.flatnonzero(packets.entry[: wanted[0] + 1])[-1])
+    entry = packets.entries.closed | packets.entries.open
+    begin = int(np.flatnonzero(entry & (times <= times[wanted[0]]))[-1])
     behind = int(wanted.max()) + 1
     return Cut(
         first=begin,
+        inside=bool(packets.entries.open[begin]),
         times=times[begin:behind],
         pictures=times[wanted],
         shift=int(times[order[0]]),
         tick=tick,
-        frames=range(first, stop),
+        frames=frames,
         padding=stop - int(place[-1] * per_tick + Fraction(1, 2)) if high >= count else 0,
     )
 
@@ -220,8 +226,9 @@ def write_piece(path: Path, source: SourceInfo, packets: Packets, cut: Cut, out:
     Raises:
         UncertainError: The source has other packets than before, or they cannot be copied.
     """
+    jumps = [True, False] if cut.first and packets.is_timed else [False]
     try:
-        if not any(_copy(path, source, packets, cut, out, jump) for jump in ([True, False] if cut.first else [False])):
+        if not any(_copy(path, source, packets, cut, out, jump) for jump in jumps):
             raise UncertainError("it has other packets than before")
     except (av.error.FFmpegError, OSError, ValueError) as error:  # trouble in writing comes again in decoding
         check_library_error(error)
@@ -230,32 +237,37 @@ def write_piece(path: Path, source: SourceInfo, packets: Packets, cut: Cut, out:
 
 def _copy(path: Path, source: SourceInfo, packets: Packets, cut: Cut, out: Path, jump: bool) -> bool:
     """Copy packets, and return whether they are those of the cut; a jump may lead to the wrong place."""
-    decoded, number, stop = _decoding_times(cut.times), -cut.first, len(cut.times)
+    kept = cut.times >= cut.times[0]
+    decoded = iter(_decoding_times(cut.times[kept]).tolist())
+    number: int | None = None if jump else 0
     with open_source(path) as container, av.open(str(out), "w", format="mp4", options=_MP4) as piece:
         stream = container.streams[source.stream]
         target = piece.add_stream_from_template(stream, opaque=True)
         target.time_base = cut.tick
         if jump:
-            container.seek(int(packets.pts[cut.first]), stream=stream)
-            number = _UNKNOWN
+            earlier = _EARLIER / packets.tick if source.container in JUMPY else 0
+            container.seek(int(packets.stored[cut.first] - earlier), stream=stream)
         for packet in demux(container, stream):
             if not packet.size:
                 continue
-            if number == _UNKNOWN:  # of the first packet behind a jump
-                found = np.flatnonzero(packets.pts == (_UNKNOWN if packet.pts is None else packet.pts))
-                number = int(found[0]) - cut.first if len(found) else 1
-                if number > 0:
+            stored = stored_time(packet, source)
+            if number is None:  # behind a jump
+                number = next(iter(np.flatnonzero(packets.stored == stored).tolist()), None)
+                if number is None:
+                    continue
+                if number > cut.first:
                     return False
-            if number >= 0:
-                place = cut.first + number
-                if packet.pts != packets.pts[place] or packet.size != packets.num_bytes[place]:
+            if number >= cut.first:
+                place = number - cut.first
+                if packet.size != packets.num_bytes[number] or stored not in (packets.stored[number], UNKNOWN):
                     return False
-                packet.stream, packet.time_base = target, cut.tick
-                packet.pts, packet.dts = int(cut.times[number]), int(decoded[number])
-                packet.duration = 0
-                piece.mux(packet)
+                if kept[place]:
+                    packet.stream, packet.time_base = target, cut.tick
+                    packet.pts, packet.dts = int(cut.times[place]), next(decoded)
+                    packet.duration = 0
+                    piece.mux(packet)
             number += 1
-            if number == stop:
+            if number == cut.first + len(cut.times):
                 return True
     return False
 

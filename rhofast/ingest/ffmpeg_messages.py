@@ -38,6 +38,8 @@ _OTHER_STREAM = re.compile(rb"\bstream #?(?:0:)?(\d+)", re.IGNORECASE)
 _NO_DECODER = re.compile(
     rb"no decoder found for|Decoder \(codec \S+\) not found|doesn't support hardware accelerated", re.IGNORECASE
 )
+# H.264 says which pictures are no longer needed; behind an entry in the middle, some of them were never there.
+_FORGOTTEN = re.compile(rb"^mmco: unref short failure")
 # Parts of a stream that no picture is made of, by FFmpeg's filter `filter_units`: SEI, delimiters, filler, user data,
 # and units that the standard leaves open (Dolby Vision).
 _ATTACHED = {
@@ -68,12 +70,13 @@ class Messages:
     no_decoder: bool
 
 
-def read_messages(output: bytes, source: SourceInfo) -> Messages:
+def read_messages(output: bytes, source: SourceInfo, *, inside: bool = False) -> Messages:
     """Sort the messages of an ffmpeg process that ran at `LOG_LEVEL`.
 
     Args:
         output: What it wrote to standard error.
         source: What is inside its input.
+        inside: Whether its input begins at an open entry of a stream (data.codecs.entries).
     """
     opened = _OPENED.search(output)
     serious, damage, doubt = [], "", ""
@@ -83,6 +86,8 @@ def read_messages(output: bytes, source: SourceInfo) -> Messages:
         position += len(line)
         found = _SERIOUS.match(line.rstrip())
         if found is None:
+            continue
+        if inside and _FORGOTTEN.match(found["text"]):
             continue
         said = found["context"] + found["text"]
         serious.append(said)
@@ -115,18 +120,19 @@ class Heard:
         """Note that the input is open: what was said before may be about any of its streams."""
         self._opening = len(self._logs)
 
-    def messages(self, source: SourceInfo) -> Messages:
+    def messages(self, source: SourceInfo, *, inside: bool = False) -> Messages:
         """Sort the messages.
 
         Args:
             source: What is inside the input.
+            inside: As for `read_messages`.
         """
         lines = [
             f"[{speaker} @ 0x0] [error] {message.strip()}" if level <= av.logging.ERROR else ""
             for level, speaker, message in self._logs
         ]
         lines.insert(self._opening, "[info] Input #0, ")
-        return read_messages("\n".join(lines).encode(), source)
+        return read_messages("\n".join(lines).encode(), source, inside=inside)
 
 
 @contextmanager

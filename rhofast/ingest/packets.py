@@ -1,21 +1,31 @@
-"""Read the packets of a source: when each is shown, and at which of them decoding can begin. cut.py cuts by them."""
+"""Read the packets of a source: when each is shown, and at which of them decoding can begin. cut.py cuts by them.
+
+    container with times --read--> times of packets
+    container without, or with a clock that jumps --decode once--> order of pictures, at a constant rate
+
+What is decoded to find the order of pictures is not kept: all segments of a file share the order.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
 
 from rhofast.data.codecs.containers import demux, open_source
-from rhofast.data.codecs.timeline import parted, restarts
-from rhofast.ingest.probe import JUMPY, SourceInfo
+from rhofast.data.codecs.entries import Entries, EntryFinder
+from rhofast.data.codecs.segment import Clock
+from rhofast.ingest.probe import JUMP, JUMPY, SourceInfo
 
-_UNTIMED = {"avi", *JUMPY}  # containers that store times of decoding, or whose clock may jump
+UNKNOWN = -(1 << 63)  # a time that a container does not tell
+
 _FIRST_PACKETS = 100  # the first picture is decoded from these
 _SMALL = 16  # bytes; an MPEG-4 picture of fewer may be one that is not coded, which no decoder shows
 
@@ -25,20 +35,37 @@ class Packets:
     """The N packets of a source's video stream, in the order of decoding, and the P pictures that they become.
 
     Attributes:
-        pts: When each is shown, in ticks, i64[N].
+        times: When each is shown, in ticks, i64[N].
+        stored: What the container says of that, in its own ticks; UNKNOWN where it says nothing, i64[N].
         num_bytes: Size of each in bytes, i32[N].
-        entry: Whether decoding can begin at each, bool[N].
+        entries: Where decoding can begin.
         order: Number of the packet that becomes each picture, in the order of showing, i64[P].
-        tick: Seconds per tick.
+        tick: Seconds per tick; one picture, if only their order is known.
         last: Ticks for which the last picture is shown; 0 if unknown.
     """
 
-    pts: npt.NDArray[np.int64]
+    stored: npt.NDArray[np.int64]
+    times: npt.NDArray[np.int64]
     num_bytes: npt.NDArray[np.int32]
-    entry: npt.NDArray[np.bool_]
+    entries: Entries
     order: npt.NDArray[np.int64]
     tick: Fraction
     last: int
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the container tells when each is shown, so that a jump into it can be checked."""
+        return bool((self.stored == self.times).all())
+
+    def clock(self, source: SourceInfo, rate: Fraction) -> Clock:
+        """Return when the frames of the whole video are shown.
+
+        Args:
+            source: What is inside the source.
+            rate: Frames per second of the stored video.
+        """
+        is_kept = source.constant and rate == source.fps
+        return Clock.of(self.times[self.order], self.tick, rate) if is_kept else Clock(rate)
 
 
 def read_packets(path: Path, source: SourceInfo) -> Packets | None:
@@ -51,50 +78,118 @@ def read_packets(path: Path, source: SourceInfo) -> Packets | None:
     Returns:
         The packets; None if they do not tell which of them becomes which picture.
     """
-    if source.container in _UNTIMED:
-        return None
-    pts, sizes, shown, keys = list[int](), list[int](), list[bool](), list[bool]()
+    stored, dts, sizes, shown = list[int](), list[int](), list[int](), list[bool]()
     durations, picture = list[int](), None
     try:
         with open_source(path) as container:
             stream = container.streams[source.stream]
             stream.thread_count = 1
-            context = stream.codec_context
+            finder, reordered = EntryFinder(stream.codec_context), bool(stream.codec_context.has_b_frames)
             for packet in demux(container, stream):
-                if picture is None and len(pts) < _FIRST_PACKETS:
+                if picture is None and len(stored) < _FIRST_PACKETS:
                     with suppress(av.error.FFmpegError):
                         picture = next(iter(packet.decode()), None)
                 if not packet.size:
                     continue
-                if packet.pts is None or packet.is_corrupt or (pts and packet.has_sidedata("new_extradata")):
+                if packet.is_corrupt or (stored and packet.has_sidedata("new_extradata")):
                     return None
-                pts.append(int(packet.pts))
+                stored.append(stored_time(packet, source))
+                dts.append(UNKNOWN if packet.dts is None else int(packet.dts))
                 sizes.append(packet.size)
                 shown.append(not packet.is_discard)
-                keys.append(bool(packet.is_keyframe) and restarts(context, packet))
+                finder.add(packet)
                 durations.append(int(packet.duration or 0))
             tick = Fraction(stream.time_base or 0)
     except av.error.FFmpegError:
         return None  # decoding from the beginning finds out what is wrong
-    if picture is None or not keys[0] or not tick or (source.codec == "mpeg4" and min(sizes) <= _SMALL):
+    if picture is None or not tick or (source.codec == "mpeg4" and min(sizes) <= _SMALL):
         return None
-    times, visible = np.array(pts, dtype=np.int64), np.array(shown)
+    times = np.array(stored, dtype=np.int64)
+    if _has_times(times, dts, source, tick, reordered=reordered):
+        first = picture.dts if source.container == "avi" else picture.pts
+    elif source.constant and all(shown):
+        found = _order_of_pictures(path, source, len(stored))
+        if found is None:
+            return None
+        times, tick, durations, first = found, 1 / source.fps, [1] * len(stored), 0
+    else:
+        return None
     ascending = np.argsort(times, kind="stable")
-    order = ascending[visible[ascending]]
-    hidden = int(np.argmax(visible[ascending]))
-    is_whole = visible[ascending][hidden : hidden + len(order)].all()  # an edit list hides nothing in the middle
+    visible = np.array(shown)[ascending]
+    order = ascending[visible]
+    hidden = int(np.argmax(visible))
+    is_whole = visible[hidden : hidden + len(order)].all()  # an edit list hides nothing in the middle
     if not is_whole or (np.diff(times[ascending]) == 0).any():
         return None
-    if len(order) != source.frames or picture.pts != times[order[0]]:
+    if len(order) != source.frames or first != times[order[0]]:
+        return None
+    entries = finder.find(times)
+    if not entries.closed[0]:
         return None
     return Packets(
-        pts=times,
+        stored=np.array(stored, dtype=np.int64),
+        times=times,
         num_bytes=np.array(sizes, dtype=np.int32),
-        entry=np.array(keys) & parted(times),
+        entries=entries,
         order=order,
         tick=tick,
         last=durations[int(order[-1])],
     )
+
+
+def stored_time(packet: Any, source: SourceInfo) -> int:
+    """Return when a packet is shown, as the container has it, in ticks; of AVI, when it is decoded."""
+    time = packet.dts if source.container == "avi" else packet.pts
+    return UNKNOWN if time is None else int(time)
+
+
+def _has_times(
+    times: npt.NDArray[np.int64], decoded: Sequence[int], source: SourceInfo, tick: Fraction, *, reordered: bool
+) -> bool:
+    """Return whether a container tells when each packet is shown, by a clock that does not jump.
+
+    Args:
+        times: What it says of each packet, in ticks, i64[N].
+        decoded: When each is decoded, in ticks.
+        source: What is inside it.
+        tick: Seconds per tick.
+        reordered: Whether pictures are decoded in another order than they are shown.
+    """
+    if (times == UNKNOWN).any() or (source.container == "avi" and reordered):
+        return False
+    if source.container not in JUMPY:
+        return True
+    steps = np.diff(np.array(decoded, dtype=np.float64))
+    return UNKNOWN not in decoded and bool(((steps >= 0) & (steps * float(tick) < JUMP)).all())
+
+
+def _order_of_pictures(path: Path, source: SourceInfo, count: int) -> npt.NDArray[np.int64] | None:
+    """Decode a source, and return the number of the picture that each of its packets becomes.
+
+    Args:
+        path: The source.
+        source: What is inside it.
+        count: Number of its packets.
+
+    Returns:
+        The numbers, i64[count]; None if packets and pictures are not one to one.
+    """
+    shown = list[Any]()
+    try:
+        with open_source(path) as container:
+            stream = container.streams[source.stream]
+            stream.thread_count = 1
+            stream.codec_context.options = {"skip_loop_filter": "all"}  # only their order counts
+            packets = (packet for packet in demux(container, stream) if packet.size)
+            for number, packet in enumerate(packets):
+                packet.pts = packet.dts = number
+                shown += [frame.pts for frame in stream.codec_context.decode(packet)]
+            shown += [frame.pts for frame in stream.codec_context.decode(None)]
+    except av.error.FFmpegError:
+        return None
+    if None in shown or sorted(shown) != list(range(count)):
+        return None
+    return np.argsort(np.array(shown, dtype=np.int64))
 
 
 def count_pictures(path: Path, source: SourceInfo) -> int:

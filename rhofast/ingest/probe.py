@@ -24,6 +24,7 @@ from av.sidedata.sidedata import Type as SideData
 
 from rhofast.data.codecs.containers import demux, open_source, video_stream
 from rhofast.data.codecs.frame_rate import FrameRate, measure_rate
+from rhofast.data.codecs.segment import last_time
 from rhofast.ingest.machine_errors import check_library_error
 
 _MIN_RATE = Fraction(1, 100)  # frames per second; slower ones hardly move and would take a lot of space
@@ -37,7 +38,7 @@ _MIN_INTERLACED = 16  # pixels per side; ffmpeg cannot deinterlace smaller pictu
 
 _FIRST_PACKETS = 100  # the first picture is decoded from these
 JUMPY = ("mpeg", "mpegts", "ogg")  # formats whose clock may jump in the middle
-_JUMP = 10  # seconds; ffmpeg removes longer jumps of such a clock
+JUMP = 10  # seconds; ffmpeg removes longer jumps of such a clock
 # How FFmpeg describes a stream: "Stream #0:0: Video: evc (Main) (evc1 / 0x31637665), ..."; the codec may be "none".
 _DESCRIBED = re.compile(r"Stream #\d+:\d+.*?: Video: (?P<name>[\w.-]+)(?: \([^/()]*\))*(?: \((?P<tag>.+?) / 0x\w+\))?")
 
@@ -146,6 +147,7 @@ class SourceInfo:
         fps: Frame rate of the stream, in frames per second; the average one if it varies.
         frames: Number of pictures, as far as the container tells them apart.
         seconds: Time from the first picture to the end of the last.
+        last: Time of the last picture in seconds since the first one.
         constant: Whether picture n is shown at n / fps, whatever its timestamp says.
         interlaced: Whether pictures are pairs of fields.
         hdr: Whether brightness is coded with PQ or HLG.
@@ -160,6 +162,7 @@ class SourceInfo:
     fps: Fraction
     frames: int
     seconds: float
+    last: float = 0.0
     constant: bool = False
     interlaced: bool = False
     hdr: bool = False
@@ -223,6 +226,7 @@ def _read_info(container: Any) -> SourceInfo:
         fps=found.rate,
         frames=times.frames,
         seconds=float(seconds),
+        last=last_time(float(times.span_s), float(span), float(times.tick), float(found.rate)),
         constant=found.constant,
         interlaced=int(getattr(context, "field_order", 0)) in _INTERLACED
         and min(context.width, context.height) >= _MIN_INTERLACED,
@@ -282,7 +286,7 @@ def _measure(packets: Iterator[Any], stream: Any, *, has_jumps: bool) -> _Times:
     """
     shown, decoded = array("q"), array("q")  # timestamps in units of the stream's time base
     frames, first, end, duration, offset, step = 0, None, None, 0, 0, 0
-    longest = _JUMP / Fraction(stream.time_base or 1)
+    longest = JUMP / Fraction(stream.time_base or 1)
     for packet in packets:
         frames += 1
         if packet.dts is not None:

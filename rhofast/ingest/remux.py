@@ -2,6 +2,9 @@
 
     source --read all packets--> times, key frames --plan--> groups of the segment --copy--> member --decode--> damage
 
+Groups begin where a decoder begins anew. The first group of a segment may begin at any other place at which decoding
+can begin, without its leading pictures (data.codecs.entries), and the last may end before such a place.
+
 The source is read twice and never held in memory; of the segments of one file, only the first one reads all of it. What
 does not fit is an UnfitError before anything is written. Frames get the times of a constant rate, in the order in which
 they are shown, whatever the source's clock says.
@@ -18,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,9 +32,9 @@ import numpy.typing as npt
 
 from rhofast.data.codecs.codec import Member
 from rhofast.data.codecs.containers import demux, open_source
+from rhofast.data.codecs.entries import Entries, EntryFinder
 from rhofast.data.codecs.remux import PIXEL_FORMATS, RemuxCodec
-from rhofast.data.codecs.segment import frames_of_segment
-from rhofast.data.codecs.timeline import parted, restarts
+from rhofast.data.codecs.segment import Clock
 from rhofast.data.codecs.unfit import UnfitError
 from rhofast.ingest.ffmpeg_messages import Messages, captured, pictures_are_whole
 from rhofast.ingest.machine_errors import WRITING, UnwritableError, check_library_error
@@ -52,13 +56,15 @@ class _Packets:
         times: When each is shown, by the clock of the stream, i64[N].
         rank: Number of the frame that each becomes, in the order in which frames are shown, i64[N].
         shown: Whether an edit list leaves it visible, bool[N].
-        entry: Whether it begins a group that needs no packet before it, bool[N].
+        entries: Where decoding can begin.
+        tick: Seconds per tick.
     """
 
     times: npt.NDArray[np.int64]
     rank: npt.NDArray[np.int64]
     shown: npt.NDArray[np.bool_]
-    entry: npt.NDArray[np.bool_]
+    entries: Entries
+    tick: Fraction
 
 
 _last: dict[tuple[Any, ...], _Packets] = {}  # of the source that this process read last
@@ -69,14 +75,14 @@ class _Cut:
     """What of a source is stored.
 
     Attributes:
-        first: The first packet.
-        stop: The packet behind the last one.
+        packets: Their numbers, ascending, i64[...].
+        begins: Which of them begin a group, bool[...].
         lead: Number of stored frames before the sample's first one.
         num_frames: Number of frames of the sample.
     """
 
-    first: int
-    stop: int
+    packets: npt.NDArray[np.int64]
+    begins: npt.NDArray[np.bool_]
     lead: int
     num_frames: int
 
@@ -115,7 +121,7 @@ def remux(
                 raise
             except ValueError as error:
                 raise RefusedError(Refusal.DAMAGED, str(error)) from None
-        _check_messages(said.messages(source), path, source)
+        _check_messages(said.messages(source, inside=bool(packets.entries.open[cut.packets[0]])), path, source)
     except (av.error.FFmpegError, ValueError) as error:
         if isinstance(error, UnfitError):
             raise
@@ -174,7 +180,8 @@ def _read_packets(container: Any, stream: Any) -> _Packets:
         RefusedError: A packet is damaged.
         FFmpegError: The source cannot be read.
     """
-    context, times, shown, keys = stream.codec_context, list[int](), list[bool](), list[bool]()
+    context, times, shown = stream.codec_context, list[int](), list[bool]()
+    finder = EntryFinder(context)
     timed = container.format.name != "avi" or not context.has_b_frames  # AVI stores times of decoding
     for packet in demux(container, stream):
         if not packet.size:
@@ -188,7 +195,7 @@ def _read_packets(container: Any, stream: Any) -> _Packets:
             raise UnfitError(Refusal.OTHER_FORMAT, f"{container.format.name} does not say when pictures are shown")
         times.append(int(time))
         shown.append(not packet.is_discard)
-        keys.append(bool(packet.is_keyframe) and restarts(context, packet))
+        finder.add(packet)
     pts = np.array(times, dtype=np.int64)
     if len(np.unique(pts)) < len(pts):
         raise UnfitError(Refusal.VARIABLE_RATE, "several pictures have the same time")
@@ -196,7 +203,7 @@ def _read_packets(container: Any, stream: Any) -> _Packets:
     rank[np.argsort(pts)] = np.arange(len(pts))
     if len(pts) and np.abs(rank - np.arange(len(pts))).max() > _MAX_DELAY:
         raise UnfitError(Refusal.VARIABLE_RATE, "its clock jumps back")
-    return _Packets(pts, rank, np.array(shown, dtype=bool), np.array(keys, dtype=bool) & parted(pts))
+    return _Packets(pts, rank, np.array(shown, dtype=bool), finder.find(pts), Fraction(stream.time_base or 1))
 
 
 def _plan(packets: _Packets, source: SourceInfo, codec: RemuxCodec, segment: tuple[float | None, float | None]) -> _Cut:
@@ -212,28 +219,34 @@ def _plan(packets: _Packets, source: SourceInfo, codec: RemuxCodec, segment: tup
     hidden, total = int(visible[0]), len(visible)
     if visible[-1] - hidden + 1 != total:
         raise UnfitError(Refusal.HIDDEN_FRAMES, f"{visible[-1] - hidden + 1 - total} in the middle")
-    entries = np.flatnonzero(packets.entry)
-    if not len(entries) or entries[0]:
+    if not len(packets.rank) or not packets.entries.closed[0]:
         raise UnfitError(Refusal.OTHER_FORMAT, "it does not begin with a key frame at which decoding can begin")
-    frames = frames_of_segment(*segment, source.fps, total)
+    frames = Clock.of(np.sort(packets.times[packets.shown]), packets.tick, source.fps).frames(*segment, total)
     if not frames:
         raise RefusedError(Refusal.OUTSIDE, "no frame is shown in the segment")
-    begins = packets.rank[entries]  # groups follow one another in the order of showing, too
-    first, last = (int(np.searchsorted(begins, hidden + one, side="right")) - 1 for one in (frames[0], frames[-1]))
-    edges = np.append(entries, len(packets.rank))[first : last + 2]
-    longest = int(np.diff(edges).max())
+    ranks, closed, opened = packets.rank, packets.entries.closed, packets.entries.open
+    first = int(np.flatnonzero((closed | opened) & (ranks <= hidden + frames[0]))[-1])
+    # A group ends where another begins, if all of its pictures are shown by then.
+    latest = np.maximum.accumulate(ranks)
+    ends = (closed | opened) & (np.insert(latest[:-1], 0, -1) + 1 == np.arange(len(ranks)))
+    stop = int(np.flatnonzero(np.append(ends, True) & (np.insert(latest, 0, -1) >= hidden + frames[-1]))[0])
+    chosen = np.arange(first, stop)[ranks[first:stop] >= ranks[first]]
+    begins = closed[chosen]
+    begins[0] = True
+    longest = int(np.diff(np.flatnonzero(np.append(begins, True))).max())
     if longest > codec.max_group:
         raise UnfitError(Refusal.LONG_GROUP, f"{longest} frames, more than max_group={codec.max_group}")
-    lead = hidden + frames[0] - int(begins[first])
-    return _Cut(first=int(edges[0]), stop=int(edges[-1]), lead=lead, num_frames=len(frames))
+    lead = hidden + frames[0] - int(ranks[first])
+    return _Cut(packets=chosen, begins=begins, lead=lead, num_frames=len(frames))
 
 
 def _copy(path: Path, source: SourceInfo, packets: _Packets, cut: _Cut, out: Path) -> None:
     """Write the chosen packets, with times of a constant rate; raises FFmpegError or UnwritableError."""
-    ranks = packets.rank[cut.first : cut.stop] - packets.rank[cut.first]
+    first = int(cut.packets[0])
+    ranks = packets.rank[cut.packets] - packets.rank[first]
     delay = int((np.arange(len(ranks)) - ranks).max())  # so that no picture is shown before it is decoded
     with ExitStack() as stack:
-        container, stream, number = _open_at(path, source, packets, cut.first)
+        container, stream, number = _open_at(path, source, packets, first)
         stack.callback(container.close)
         written = _write(out, lambda: av.open(str(out), "w", format="mp4", options=_MP4))
         stack.callback(lambda: _write(out, written.close))
@@ -243,7 +256,7 @@ def _copy(path: Path, source: SourceInfo, packets: _Packets, cut: _Cut, out: Pat
             copied = av.Packet(bytes(packet))  # without flags and side data that mean nothing here
             copied.stream, copied.time_base = target, 1 / source.fps
             copied.dts, copied.pts, copied.duration = place, int(ranks[place]) + delay, 1
-            copied.is_keyframe = bool(packets.entry[cut.first + place])
+            copied.is_keyframe = bool(cut.begins[place])
             _write(out, partial(written.mux, copied))
 
 
@@ -292,13 +305,16 @@ def _time_of(container: Any, packet: Any) -> int | None:
 
 def _chosen(container: Any, stream: Any, cut: _Cut, number: int) -> Iterator[tuple[int, Any]]:
     """Yield the packets of a cut with their places in it; the first that the container gives is packet `number`."""
+    wanted = enumerate(cut.packets.tolist())
+    place, following = next(wanted)
     for packet in demux(container, stream):
         if not packet.size:
             continue
-        if number >= cut.stop:
-            return
-        if number >= cut.first:
-            yield number - cut.first, packet
+        if number == following:
+            yield place, packet
+            place, following = next(wanted, (-1, -1))
+            if following < 0:
+                return
         number += 1
 
 

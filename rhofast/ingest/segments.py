@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from math import ceil
 
 from rhofast.data.codecs.codec import Codec
@@ -89,12 +90,19 @@ def windows_of(record: VideoRecord, source: SourceInfo, settings: TranscodeSetti
     end = seconds if record.end is None else min(record.end, seconds)
     for number in range(max(1, ceil((end - begin - _TOLERANCE) / step))):
         start = begin + number * step
-        if number and frame_from(start, rate) >= seconds * float(rate) - _TOLERANCE:
+        if number and not _shows(source, rate, start):
             return
         stop = start + settings.clip_seconds
         if record.end is not None:
             stop = min(stop, record.end)
         yield replace(record, key=window_key(record.key, number), start=start, end=stop)
+
+
+def _shows(source: SourceInfo, rate: Fraction, start: float) -> bool:
+    """Return whether any frame of a video, stored at a rate, is shown at or after a time in seconds."""
+    if source.constant and rate == source.fps:
+        return start <= source.last + _TOLERANCE
+    return frame_from(start, rate) < source.seconds * float(rate) - _TOLERANCE
 
 
 def check_cutting(codecs: Sequence[Codec], segment: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rhofast.data.codecs.codec import Codec, Member
 from rhofast.data.codecs.remux import RemuxCodec
-from rhofast.data.codecs.segment import frame_from
+from rhofast.data.codecs.segment import Clock
 from rhofast.data.codecs.unfit import UnfitError
 from rhofast.ingest.cut import UncertainError, Window, plan_cut, write_piece
 from rhofast.ingest.ffmpeg_messages import pictures_are_whole
@@ -159,7 +159,9 @@ def all_of(
     """Return a source, what is inside it, and which frames to make of it; for arguments and errors see `piece_of`."""
     source = opened.counted(deadline)
     rate = output_fps(source, settings)
-    window = Window(frame_from(span.start, rate), None if span.end is None else frame_from(span.end, rate))
+    packets = opened.packets(deadline)
+    clock = Clock(rate) if packets is None else packets.clock(source, rate)
+    window = Window(clock.frame_from(span.start), None if span.end is None else clock.frame_from(span.end))
     if window.first >= source.seconds * float(rate) or window.first == window.stop:
         raise _outside(span, source)
     return opened.path, source, window

@@ -138,7 +138,8 @@ def transcode(
         done = subprocess.run(command, capture_output=True, timeout=settings.timeout, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
         raise RefusedError(Refusal.TIMEOUT, f"after {settings.timeout:g} s") from None
-    said = read_messages(done.stderr, source)
+    cut = None if window is None else window.cut
+    said = read_messages(done.stderr, source, inside=cut is not None and cut.inside)
     check_ffmpeg(said.serious, done.returncode, source=path, out=out)
     message = said.damage or said.doubt
     if done.returncode in _STOPPED or (done.returncode == _FFMPEG_STOPPED and not message):
@@ -150,8 +151,8 @@ def transcode(
         raise RefusedError(Refusal.NO_DECODER, source.codec)
     if done.returncode != 0 or said.damage or (said.doubt and not are_whole(path, source)):
         raise RefusedError(Refusal.DAMAGED, message or f"ffmpeg exited with code {done.returncode}")
-    if window is not None and window.cut is not None:
-        window.cut.check(done.stderr, window.look)
+    if window is not None and cut is not None:
+        cut.check(done.stderr, window.look)
     return path if codec.untouched else out
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
 from rhofast.data.codecs.containers import Picture, decode_all, open_container, video_stream
+from rhofast.data.codecs.entries import restarts
 from rhofast.data.codecs.timeline import Group, Timeline, read_groups, read_timeline
 
 _BT601 = (2, 5, 6)  # AVColorSpace: unspecified, or BT.601 with 625 or 525 lines (ITU-T H.273, table 4)
@@ -181,6 +182,8 @@ def trim(
         found = np.flatnonzero(np.isin(ranks, frames))
         if (ranks < 0).any() or (delay > _REORDERED).any() or len(found) < len(frames):
             return None
+        if not restarts(stream.codec_context, timeline.packets[kept[0]]):
+            return None  # as may be at the beginning of a segment; not every device begins there
         sink = io.BytesIO()
         try:
             with av.open(sink, "w", format="mp4", options={"movflags": "frag_keyframe+empty_moov"}) as trimmed:

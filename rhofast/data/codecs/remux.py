@@ -6,6 +6,7 @@
 
 Groups are as long as the source's encoder made them, and may have B-frames: frames are numbered in the order in which
 they are shown. The times in the member are those of a constant rate. A segment is stored as the groups that contain it.
+Its first group may begin at an open entry of the source (entries.py), without the leading pictures.
 ingest/remux.py makes the members.
 """
 
@@ -23,9 +24,9 @@ from pydantic import Field
 
 from rhofast.data.codecs.codec import Member, Part
 from rhofast.data.codecs.containers import demux, mean_color, open_container, pixel_aspect, video_stream
+from rhofast.data.codecs.entries import parted, recovers, restarts
 from rhofast.data.codecs.fragments import FragmentCodec, group_units, groups_of, renumbered
 from rhofast.data.codecs.part_decoding import trim
-from rhofast.data.codecs.timeline import parted, restarts
 from rhofast.data.codecs.unfit import UnfitError
 from rhofast.data.types import Stream
 
@@ -82,7 +83,7 @@ class RemuxCodec(FragmentCodec):
             raise UnfitError("other_format", str(error)) from None
         offsets, groups = groups_of(file, found.positions)
         firsts = np.flatnonzero(np.diff(groups, prepend=-1))
-        if not (found.restarts[firsts] & parted(found.pts)[firsts]).all():
+        if not (found.begins[firsts] & parted(found.pts)[firsts]).all():
             raise ValueError("the stored member's fragments are not closed groups of pictures")
         counts = np.bincount(groups)
         if counts.max() > self.max_group:
@@ -114,12 +115,13 @@ class _Packets:
     Attributes:
         positions: Position of each in the file.
         pts: When each is shown, in ticks, i64[N].
-        restarts: Whether it is a key frame at which decoding can begin, bool[N].
+        begins: Whether it is a key frame at which decoding can begin, bool[N]; the first one may need that nothing is
+            before it.
     """
 
     positions: list[int]
     pts: npt.NDArray[np.int64]
-    restarts: npt.NDArray[np.bool_]
+    begins: npt.NDArray[np.bool_]
 
 
 def _read(container: Any, stream: Any, codecs: Collection[str]) -> _Packets:
@@ -127,13 +129,13 @@ def _read(container: Any, stream: Any, codecs: Collection[str]) -> _Packets:
     context = stream.codec_context
     if context.codec.canonical_name not in codecs:
         raise ValueError(f"the stored member's codec is {context.codec.canonical_name}, not {' or '.join(codecs)}")
-    positions, times, begins = [], [], []
+    positions, times, begins = list[int](), list[Any](), list[bool]()
     try:
         for packet in demux(container, stream):
             if packet.size:
                 positions.append(int(packet.pos))
                 times.append(packet.pts)
-                begins.append(bool(packet.is_keyframe) and restarts(context, packet))
+                begins.append(bool(packet.is_keyframe) and (restarts if begins else recovers)(context, packet))
     except av.error.FFmpegError as error:
         raise ValueError(f"the stored member cannot be read: {error}") from None
     if None in times or len(set(times)) < len(times):

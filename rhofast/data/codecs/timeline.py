@@ -10,8 +10,7 @@ to be there.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.data.codecs.containers import demux, fragment_starts, open_container, video_stream
+from rhofast.data.codecs.entries import parted, restarts
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +68,6 @@ class Group:
     end: int
     first: int
     count: int
-
-
-_START_CODE = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)  # of a NAL unit, and its first byte
-_RESTARTING = {
-    "av1",
-    "mjpeg",
-    "mpeg1video",
-    "mpeg2video",
-    "mpeg4",
-    "vp8",
-    "vp9",
-}  # their key frames never depend on the past
 
 
 def read_timeline(container: Any, stream: Any, num_frames: int) -> Timeline | None:
@@ -200,53 +188,3 @@ def _packets_between(container: Any, stream: Any, group: Group) -> list[Any]:
             if len(found) == group.count:
                 break
     return found
-
-
-def parted(pts: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Return before which packets a stream can be cut in two, as far as the times of its pictures tell.
-
-    Args:
-        pts: When each packet is shown, in ticks, in the order of decoding, i64[N].
-
-    Returns:
-        Whether all packets that are decoded before each packet are shown before it, and all others behind it, bool[N].
-    """
-    later = np.append(np.minimum.accumulate(pts[::-1])[::-1][1:], np.iinfo(np.int64).max)
-    earlier = np.insert(np.maximum.accumulate(pts)[:-1], 0, np.iinfo(np.int64).min) if len(pts) else pts
-    return (earlier < pts) & (pts < later)
-
-
-def restarts(decoder: Any, packet: Any) -> bool:
-    """Return whether a decoder that begins at this key frame gives the same pictures as one that began earlier.
-
-    In H.264 and HEVC a recovery point counts as a key frame too, but pictures after it may still refer to earlier ones.
-    There the packet must be an instantaneous refresh (ITU-T H.264, 7.4.1.2.4; H.265, 7.4.2.2).
-
-    Args:
-        decoder: The codec context of the packet's stream.
-        packet: A key frame.
-    """
-    codec, extradata = str(decoder.codec.canonical_name), decoder.extradata or b""
-    if codec in _RESTARTING:
-        return True
-    if codec not in ("h264", "hevc"):
-        return False
-    kinds = {head & 31 if codec == "h264" else head >> 1 & 63 for head in _nal_heads(codec, extradata, packet)}
-    refreshes, others = ({5}, set(range(1, 5))) if codec == "h264" else ({19, 20}, set(range(19)) | {21, 22, 23})
-    return bool(kinds & refreshes) and not kinds & others
-
-
-def _nal_heads(codec: str, extradata: bytes, packet: Any) -> Iterator[int]:
-    """Yield the first byte of each NAL unit of a packet of H.264 or HEVC.
-
-    Units follow their sizes in MP4 and Matroska (ISO/IEC 14496-15, 5.3.2), and start codes elsewhere (ITU-T H.264,
-    annex B). Nothing is yielded of a packet of neither form.
-    """
-    content = memoryview(packet)
-    if extradata[:1] != b"\x01":
-        yield from (found[1][0] for found in _START_CODE.finditer(content))
-    elif len(extradata) >= 23 or (codec == "h264" and len(extradata) >= 5):
-        length, offset = (extradata[4 if codec == "h264" else 21] & 3) + 1, 0  # bytes of the size before each unit
-        while offset + length < len(content):
-            yield content[offset + length]
-            offset += length + int.from_bytes(content[offset : offset + length], "big")
