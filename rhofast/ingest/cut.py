@@ -16,10 +16,14 @@ a source is decoded from its beginning.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -60,6 +64,7 @@ class Cut:
     Attributes:
         first: Number of the first packet.
         inside: Whether it is an open entry.
+        gap: Whether it is one only if none of its leading pictures is needed, which has to be tried out.
         times: When each packet from `first` on is shown, i64[...]. Those before the first one are left out.
         pictures: Which of these times pictures are needed of, ascending, i64[...].
         shift: Time of the first picture of the source.
@@ -71,6 +76,7 @@ class Cut:
 
     first: int
     inside: bool
+    gap: bool
     times: npt.NDArray[np.int64]
     pictures: npt.NDArray[np.int64]
     shift: int
@@ -162,7 +168,9 @@ class Window:
     look: Look = Look()
 
 
-def plan_cut(packets: Packets, source: SourceInfo, rate: Fraction, start: float, end: float | None) -> Cut | None:
+def plan_cut(
+    packets: Packets, source: SourceInfo, rate: Fraction, start: float, end: float | None, *, gaps: bool = False
+) -> Cut | None:
     """Find the packets that a segment needs.
 
     Frame k shows the last picture whose time, rounded to frames, is not after k, as ffmpeg's filter `fps` has it.
@@ -173,6 +181,7 @@ def plan_cut(packets: Packets, source: SourceInfo, rate: Fraction, start: float,
         rate: Frames per second of the stored video.
         start: Beginning of the segment in seconds since the first picture.
         end: End of the segment; None for the end of the source.
+        gaps: Whether decoding may begin where it has to be tried out whether it can.
 
     Returns:
         The cut; None if the segment has no frames, since it begins after the source or is too short.
@@ -198,12 +207,13 @@ def plan_cut(packets: Packets, source: SourceInfo, rate: Fraction, start: float,
     if source.interlaced:
         low, high = low - _FIELD_MARGIN, high + _FIELD_MARGIN
     wanted = order[max(0, low) : high + 1]
-    entry = packets.entries.closed | packets.entries.open
+    entry = packets.entries.any | (packets.entries.gap if gaps else False)
     begin = int(np.flatnonzero(entry & (times <= times[wanted[0]]))[-1])
     behind = int(wanted.max()) + 1
     return Cut(
         first=begin,
-        inside=bool(packets.entries.open[begin]),
+        inside=not packets.entries.closed[begin],
+        gap=bool(packets.entries.gap[begin]),
         times=times[begin:behind],
         pictures=times[wanted],
         shift=int(times[order[0]]),
@@ -228,48 +238,91 @@ def write_piece(path: Path, source: SourceInfo, packets: Packets, cut: Cut, out:
     """
     jumps = [True, False] if cut.first and packets.is_timed else [False]
     try:
-        if not any(_copy(path, source, packets, cut, out, jump) for jump in jumps):
-            raise UncertainError("it has other packets than before")
+        for jump in jumps:
+            try:
+                _copy(path, source, packets, cut, out, jump)
+                if cut.gap and _decode(path, source, packets, cut, jump) != _decode(
+                    path, source, packets, replace(cut, gap=False), jump
+                ):
+                    raise UncertainError("pictures need leading ones of the packet at which the piece begins")
+                return
+            except UncertainError:
+                if not jump:
+                    raise
     except (av.error.FFmpegError, OSError, ValueError) as error:  # trouble in writing comes again in decoding
         check_library_error(error)
         raise UncertainError(str(error)) from None
 
 
-def _copy(path: Path, source: SourceInfo, packets: Packets, cut: Cut, out: Path, jump: bool) -> bool:
-    """Copy packets, and return whether they are those of the cut; a jump may lead to the wrong place."""
-    kept = cut.times >= cut.times[0]
-    decoded = iter(_decoding_times(cut.times[kept]).tolist())
-    number: int | None = None if jump else 0
+def _copy(path: Path, source: SourceInfo, packets: Packets, cut: Cut, out: Path, jump: bool) -> None:
+    """Copy the packets of a cut; raises UncertainError if others are found."""
+    decoded = iter(_decoding_times(cut.times[cut.times >= cut.times[0]]).tolist())
     with open_source(path) as container, av.open(str(out), "w", format="mp4", options=_MP4) as piece:
         stream = container.streams[source.stream]
         target = piece.add_stream_from_template(stream, opaque=True)
         target.time_base = cut.tick
-        if jump:
-            earlier = _EARLIER / packets.tick if source.container in JUMPY else 0
-            container.seek(int(packets.stored[cut.first] - earlier), stream=stream)
-        for packet in demux(container, stream):
-            if not packet.size:
+        for time, packet in _found(container, stream, source, packets, cut, jump):
+            if time >= cut.times[0]:
+                packet.stream, packet.time_base = target, cut.tick
+                packet.pts, packet.dts, packet.duration = time, next(decoded), 0
+                piece.mux(packet)
+
+
+def _decode(path: Path, source: SourceInfo, packets: Packets, cut: Cut, jump: bool) -> list[tuple[int, int]]:
+    """Decode the packets of a cut, with the leading ones if it has a gap without them.
+
+    Returns:
+        Time and CRC-32 of each picture that is shown from the first packet on.
+    """
+    shown: list[tuple[int, int]] = []
+    with open_source(path) as container:
+        stream = container.streams[source.stream]
+        stream.thread_count = 1
+        for time, packet in [*_found(container, stream, source, packets, cut, jump), (0, None)]:
+            if packet is not None and not cut.gap and time < cut.times[0]:
                 continue
-            stored = stored_time(packet, source)
-            if number is None:  # behind a jump
-                number = next(iter(np.flatnonzero(packets.stored == stored).tolist()), None)
-                if number is None:
-                    continue
-                if number > cut.first:
-                    return False
-            if number >= cut.first:
-                place = number - cut.first
-                if packet.size != packets.num_bytes[number] or stored not in (packets.stored[number], UNKNOWN):
-                    return False
-                if kept[place]:
-                    packet.stream, packet.time_base = target, cut.tick
-                    packet.pts, packet.dts = int(cut.times[place]), next(decoded)
-                    packet.duration = 0
-                    piece.mux(packet)
-            number += 1
-            if number == cut.first + len(cut.times):
-                return True
-    return False
+            if packet is not None:
+                packet.pts = packet.dts = time
+            with suppress(av.error.FFmpegError):  # leading pictures lack what they refer to
+                shown += [
+                    (frame.pts, zlib.crc32(frame.to_ndarray()))
+                    for frame in stream.codec_context.decode(packet)
+                    if frame.pts >= cut.times[0]
+                ]
+    return shown
+
+
+def _found(
+    container: Any, stream: Any, source: SourceInfo, packets: Packets, cut: Cut, jump: bool
+) -> Iterator[tuple[int, Any]]:
+    """Yield the packets of a cut with the times at which they are shown.
+
+    Raises:
+        UncertainError: There are others than before; a jump may lead to the wrong place.
+    """
+    number: int | None = None if jump else 0
+    if jump:
+        earlier = _EARLIER / packets.tick if source.container in JUMPY else 0
+        container.seek(int(packets.stored[cut.first] - earlier), stream=stream)
+    for packet in demux(container, stream):
+        if not packet.size:
+            continue
+        stored = stored_time(packet, source)
+        if number is None:  # behind a jump
+            number = next(iter(np.flatnonzero(packets.stored == stored).tolist()), None)
+        if number is None:
+            continue
+        if jump and number > cut.first:
+            break
+        jump = False
+        if number >= cut.first:
+            if packet.size != packets.num_bytes[number] or stored not in (packets.stored[number], UNKNOWN):
+                break
+            yield int(cut.times[number - cut.first]), packet
+        number += 1
+        if number == cut.first + len(cut.times):
+            return
+    raise UncertainError("it has other packets than before")
 
 
 def _decoding_times(times: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -42,6 +42,7 @@ class Packets:
         order: Number of the packet that becomes each picture, in the order of showing, i64[P].
         tick: Seconds per tick; one picture, if only their order is known.
         last: Ticks for which the last picture is shown; 0 if unknown.
+        is_timed: Whether the container tells all of that, so that a jump into it can be checked.
     """
 
     stored: npt.NDArray[np.int64]
@@ -51,11 +52,7 @@ class Packets:
     order: npt.NDArray[np.int64]
     tick: Fraction
     last: int
-
-    @property
-    def is_timed(self) -> bool:
-        """Whether the container tells when each is shown, so that a jump into it can be checked."""
-        return bool((self.stored == self.times).all())
+    is_timed: bool
 
     def clock(self, source: SourceInfo, rate: Fraction) -> Clock:
         """Return when the frames of the whole video are shown.
@@ -104,8 +101,9 @@ def read_packets(path: Path, source: SourceInfo) -> Packets | None:
         return None  # decoding from the beginning finds out what is wrong
     if picture is None or not tick or (source.codec == "mpeg4" and min(sizes) <= _SMALL):
         return None
-    times = np.array(stored, dtype=np.int64)
-    if _has_times(times, dts, source, tick, reordered=reordered):
+    times = finder.times([None if time == UNKNOWN else time for time in stored])
+    is_timed = times is not None and _has_clock(dts, source, tick, reordered=reordered)
+    if times is not None and is_timed:
         first = picture.dts if source.container == "avi" else picture.pts
     elif source.constant and all(shown):
         found = _order_of_pictures(path, source, len(stored))
@@ -114,17 +112,17 @@ def read_packets(path: Path, source: SourceInfo) -> Packets | None:
         times, tick, durations, first = found, 1 / source.fps, [1] * len(stored), 0
     else:
         return None
-    ascending = np.argsort(times, kind="stable")
-    visible = np.array(shown)[ascending]
+    entries = finder.find(times)
+    if not entries.any[0]:
+        return None
+    ascending, lost = np.argsort(times, kind="stable"), entries.undecodable(times)
+    visible = (np.array(shown) & ~lost)[ascending]
     order = ascending[visible]
     hidden = int(np.argmax(visible))
     is_whole = visible[hidden : hidden + len(order)].all()  # an edit list hides nothing in the middle
     if not is_whole or (np.diff(times[ascending]) == 0).any():
         return None
-    if len(order) != source.frames or first != times[order[0]]:
-        return None
-    entries = finder.find(times)
-    if not entries.closed[0]:
+    if not len(order) or sum(shown) != source.frames or first != times[order[0]]:
         return None
     return Packets(
         stored=np.array(stored, dtype=np.int64),
@@ -134,6 +132,7 @@ def read_packets(path: Path, source: SourceInfo) -> Packets | None:
         order=order,
         tick=tick,
         last=durations[int(order[-1])],
+        is_timed=is_timed,
     )
 
 
@@ -143,22 +142,17 @@ def stored_time(packet: Any, source: SourceInfo) -> int:
     return UNKNOWN if time is None else int(time)
 
 
-def _has_times(
-    times: npt.NDArray[np.int64], decoded: Sequence[int], source: SourceInfo, tick: Fraction, *, reordered: bool
-) -> bool:
-    """Return whether a container tells when each packet is shown, by a clock that does not jump.
+def _has_clock(decoded: Sequence[int], source: SourceInfo, tick: Fraction, *, reordered: bool) -> bool:
+    """Return whether the times of a container are those of showing, by a clock that does not jump.
 
     Args:
-        times: What it says of each packet, in ticks, i64[N].
         decoded: When each is decoded, in ticks.
         source: What is inside it.
         tick: Seconds per tick.
         reordered: Whether pictures are decoded in another order than they are shown.
     """
-    if (times == UNKNOWN).any() or (source.container == "avi" and reordered):
-        return False
     if source.container not in JUMPY:
-        return True
+        return source.container != "avi" or not reordered
     steps = np.diff(np.array(decoded, dtype=np.float64))
     return UNKNOWN not in decoded and bool(((steps >= 0) & (steps * float(tick) < JUMP)).all())
 

@@ -55,7 +55,7 @@ class _Packets:
     Attributes:
         times: When each is shown, by the clock of the stream, i64[N].
         rank: Number of the frame that each becomes, in the order in which frames are shown, i64[N].
-        shown: Whether an edit list leaves it visible, bool[N].
+        shown: Whether it can be decoded, and an edit list leaves it visible, bool[N].
         entries: Where decoding can begin.
         tick: Seconds per tick.
     """
@@ -180,7 +180,7 @@ def _read_packets(container: Any, stream: Any) -> _Packets:
         RefusedError: A packet is damaged.
         FFmpegError: The source cannot be read.
     """
-    context, times, shown = stream.codec_context, list[int](), list[bool]()
+    context, times, shown = stream.codec_context, list[int | None](), list[bool]()
     finder = EntryFinder(context)
     timed = container.format.name != "avi" or not context.has_b_frames  # AVI stores times of decoding
     for packet in demux(container, stream):
@@ -190,20 +190,21 @@ def _read_packets(container: Any, stream: Any) -> _Packets:
             raise RefusedError(Refusal.DAMAGED, f"packet {len(times)} is damaged")
         if packet.has_sidedata("new_extradata") and times:
             raise UnfitError(Refusal.CHANGING_SIZE, f"at packet {len(times)} another stream begins")
-        time = _time_of(container, packet)
-        if time is None or not timed:
-            raise UnfitError(Refusal.OTHER_FORMAT, f"{container.format.name} does not say when pictures are shown")
-        times.append(int(time))
+        times.append(_time_of(container, packet))
         shown.append(not packet.is_discard)
         finder.add(packet)
-    pts = np.array(times, dtype=np.int64)
+    pts = finder.times(times)
+    if pts is None or not timed:
+        raise UnfitError(Refusal.OTHER_FORMAT, f"{container.format.name} does not say when pictures are shown")
     if len(np.unique(pts)) < len(pts):
         raise UnfitError(Refusal.VARIABLE_RATE, "several pictures have the same time")
     rank = np.empty(len(pts), dtype=np.int64)
     rank[np.argsort(pts)] = np.arange(len(pts))
     if len(pts) and np.abs(rank - np.arange(len(pts))).max() > _MAX_DELAY:
         raise UnfitError(Refusal.VARIABLE_RATE, "its clock jumps back")
-    return _Packets(pts, rank, np.array(shown, dtype=bool), finder.find(pts), Fraction(stream.time_base or 1))
+    entries = finder.find(pts)
+    visible = np.array(shown, dtype=bool) & ~entries.undecodable(pts)
+    return _Packets(pts, rank, visible, entries, Fraction(stream.time_base or 1))
 
 
 def _plan(packets: _Packets, source: SourceInfo, codec: RemuxCodec, segment: tuple[float | None, float | None]) -> _Cut:
@@ -219,19 +220,19 @@ def _plan(packets: _Packets, source: SourceInfo, codec: RemuxCodec, segment: tup
     hidden, total = int(visible[0]), len(visible)
     if visible[-1] - hidden + 1 != total:
         raise UnfitError(Refusal.HIDDEN_FRAMES, f"{visible[-1] - hidden + 1 - total} in the middle")
-    if not len(packets.rank) or not packets.entries.closed[0]:
+    if not packets.entries.any[0]:
         raise UnfitError(Refusal.OTHER_FORMAT, "it does not begin with a key frame at which decoding can begin")
     frames = Clock.of(np.sort(packets.times[packets.shown]), packets.tick, source.fps).frames(*segment, total)
     if not frames:
         raise RefusedError(Refusal.OUTSIDE, "no frame is shown in the segment")
-    ranks, closed, opened = packets.rank, packets.entries.closed, packets.entries.open
-    first = int(np.flatnonzero((closed | opened) & (ranks <= hidden + frames[0]))[-1])
+    ranks, entry = packets.rank, packets.entries.any
+    first = int(np.flatnonzero(entry & (ranks <= hidden + frames[0]))[-1])
     # A group ends where another begins, if all of its pictures are shown by then.
     latest = np.maximum.accumulate(ranks)
-    ends = (closed | opened) & (np.insert(latest[:-1], 0, -1) + 1 == np.arange(len(ranks)))
+    ends = entry & (np.insert(latest[:-1], 0, -1) + 1 == np.arange(len(ranks)))
     stop = int(np.flatnonzero(np.append(ends, True) & (np.insert(latest, 0, -1) >= hidden + frames[-1]))[0])
     chosen = np.arange(first, stop)[ranks[first:stop] >= ranks[first]]
-    begins = closed[chosen]
+    begins = packets.entries.closed[chosen]
     begins[0] = True
     longest = int(np.diff(np.flatnonzero(np.append(begins, True))).max())
     if longest > codec.max_group:

@@ -17,7 +17,7 @@ from rhofast.data.codecs.codec import Codec, Member
 from rhofast.data.codecs.remux import RemuxCodec
 from rhofast.data.codecs.segment import Clock
 from rhofast.data.codecs.unfit import UnfitError
-from rhofast.ingest.cut import UncertainError, Window, plan_cut, write_piece
+from rhofast.ingest.cut import Cut, UncertainError, Window, plan_cut, write_piece
 from rhofast.ingest.ffmpeg_messages import pictures_are_whole
 from rhofast.ingest.machine_errors import UnwritableError
 from rhofast.ingest.opened import OpenedSource, is_counted
@@ -145,10 +145,21 @@ def piece_of(
     source, packets = opened.info(deadline), opened.packets(deadline)
     if packets is None:
         raise UncertainError("its packets do not tell which pictures they become")
-    cut = plan_cut(packets, source, output_fps(source, settings), span.start, span.end)
-    if cut is None:
-        raise _outside(span, source)
-    call_reader(write_piece, opened.path, source, packets, cut, out, deadline=deadline)
+    rate = output_fps(source, settings)
+
+    def written(*, gaps: bool) -> Cut:
+        cut = plan_cut(packets, source, rate, span.start, span.end, gaps=gaps)
+        if cut is None:
+            raise _outside(span, source)
+        try:
+            call_reader(write_piece, opened.path, source, packets, cut, out, deadline=deadline)
+        except UncertainError:
+            if not cut.gap:
+                raise
+            return written(gaps=False)
+        return cut
+
+    cut = written(gaps=True)
     window = Window(cut.frames.start, cut.frames.stop, cut, opened.look(deadline))
     return out, replace(source, container=_PIECE, stream=0), window
 

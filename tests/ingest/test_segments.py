@@ -47,8 +47,13 @@ def _copied(path: Path, original: Path, *options: str) -> Path:
     return path
 
 
-def _open_gop(path: Path) -> Path:
-    return write_bars(path, 30, COUNT, *X264, "-x264-params", "open-gop=1:bframes=3:keyint=24:b-adapt=0")
+def _open_gop(path: Path, more: str = "") -> Path:
+    return write_bars(path, 30, COUNT, *X264, "-x264-params", f"open-gop=1:bframes=3:keyint=22:b-adapt=0{more}")
+
+
+def _x265(path: Path, parameters: str, *more: str) -> Path:
+    params = ("-x265-params", f"log-level=0:pools=none:{parameters}")
+    return write_bars(path, 25, COUNT, "-c:v", "libx265", "-preset", "veryfast", *GRAY, *more, *params)
 
 
 KINDS: dict[str, Callable[[Path], Path]] = {
@@ -56,17 +61,11 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "ntsc.mp4": lambda path: write_bars(path, NTSC, COUNT, *X264, "-g", "40"),
     "film.mkv": lambda path: write_bars(path, 24, COUNT, *X264, "-g", "24", "-bf", "2"),
     "open_gop.mp4": _open_gop,
-    "hevc.mp4": lambda path: write_bars(
-        path,
-        25,
-        COUNT,
-        "-c:v",
-        "libx265",
-        "-preset",
-        "ultrafast",
-        *GRAY,
-        "-x265-params",
-        "log-level=0:keyint=20:bframes=4",
+    "open_plain.ts": lambda path: _open_gop(path, ":b-pyramid=none"),
+    "hevc.mp4": lambda path: _x265(path, "keyint=20:bframes=4"),
+    "hevc.ts": lambda path: _x265(path, "keyint=20:bframes=4", "-pix_fmt", "yuv420p10le"),
+    "hevc_cut.mkv": lambda path: _copied(
+        path, _x265(path.with_suffix(".whole.mkv"), "keyint=20:bframes=4"), "-ss", "1.9"
     ),
     "vfr.mp4": lambda path: _vfr(path, *X264, "-g", "20", "-bf", "3"),
     "vfr.mkv": lambda path: _vfr(path, *X264, "-g", "20"),
@@ -79,6 +78,8 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "turned.mp4": lambda path: _copied(
         path, write_bars(path.with_suffix(".whole.mp4"), 30, COUNT, *X264, "-g", "24"), "-display_rotation", "180"
     ),
+    "no_b_frames.avi": lambda path: write_bars(path, 25, COUNT, *X264, "-g", "20", "-bf", "0"),
+    "broadcast.ts": lambda path: write_bars(path, 25, COUNT, "-c:v", "mpeg2video", "-q:v", "2", "-g", "12", "-bf", "2"),
     "no_times.avi": lambda path: write_bars(path, 25, COUNT, *MPEG4, "-g", "20", "-bf", "2"),
     "program.mpg": lambda path: write_bars(path, 25, COUNT, "-c:v", "mpeg2video", "-q:v", "2", "-g", "12", "-bf", "2"),
     "fields.mp4": lambda path: write_bars(

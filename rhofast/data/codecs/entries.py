@@ -18,7 +18,7 @@ before it:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ _SETS = {"h264": {7, 8}, "hevc": {32, 33, 34}}  # types of units that are parame
 _PICTURES = {"h264": set(range(1, 6)), "hevc": set(range(32))}  # ... that are slices of pictures
 _REFRESHES = {"h264": {5}, "hevc": {19, 20}}  # ... of pictures at which a decoder begins anew
 _RANDOM_ACCESS = set(range(16, 22))  # ... of HEVC's pictures at which it can begin
+_LEADING, _SKIPPED = {6, 7, 8, 9}, {8, 9}  # ... of HEVC's leading ones, and of those that no decoder shows behind a
+# first random access point
 _RECOVERY_POINT = 6  # type of a message
 
 
@@ -49,6 +51,22 @@ class Entries:
     open: npt.NDArray[np.bool_]
     gap: npt.NDArray[np.bool_]
 
+    @property
+    def any(self) -> npt.NDArray[np.bool_]:
+        """Whether each packet is a closed or an open entry, bool[N]."""
+        return self.closed | self.open
+
+    def undecodable(self, times: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return which packets are leading pictures of the first one: what they refer to is not in the stream.
+
+        Args:
+            times: When each packet is shown, in ticks, i64[N].
+
+        Returns:
+            bool[N]. No decoder shows them, but those of H.264 may show anything: then the first packet is no entry.
+        """
+        return times < times[:1]
+
 
 class EntryFinder:
     """Finds the entries of a stream while its packets are read.
@@ -62,6 +80,7 @@ class EntryFinder:
         self._decoder, self._codec = decoder, str(decoder.codec.canonical_name)
         self._keys, self._fresh, self._skippable = list[bool](), list[bool](), list[bool]()
         self._first, self._changed = set[bytes](), set[bytes]()
+        self._lost = 0  # packets behind the first one that refer to what is not in the stream
 
     def add(self, packet: Any) -> None:
         """Note the next packet."""
@@ -78,6 +97,24 @@ class EntryFinder:
         self._fresh.append(self._keys[-1] and restarts(self._decoder, packet))
         self._skippable.append(skippable)
 
+    def times(self, told: Sequence[int | None]) -> npt.NDArray[np.int64] | None:
+        """Return when packets are shown.
+
+        A file that was cut out of another may have no times for the first leading pictures, which nobody can decode.
+
+        Args:
+            told: When each is shown, in ticks, as the container tells; None where it does not.
+
+        Returns:
+            i64[N]; None if a picture has no time.
+        """
+        known = [time for time in told if time is not None]
+        missing = len(told) - len(known)
+        if missing != sum(time is None for time in told[1 : 1 + self._lost]):
+            return None
+        earlier = iter(range(min(known, default=0) - missing, min(known, default=0)))
+        return np.array([next(earlier) if time is None else time for time in told], dtype=np.int64)
+
     def _look_into(self, packet: Any) -> tuple[bool, set[bytes]]:
         """Return whether no picture refers to this one if it is a leading one, and its parameter sets."""
         sets = set[bytes]()
@@ -88,7 +125,8 @@ class EntryFinder:
             elif self._codec == "h264" and 1 <= kind <= 5:
                 return unit[0] >> 5 == 0, sets  # nal_ref_idc
             elif self._codec == "hevc" and kind < 32:
-                return 6 <= kind <= 9, sets
+                self._lost += kind in _SKIPPED and 0 < len(self._keys) == self._lost + 1
+                return kind in _LEADING, sets
         return False, sets
 
     def find(self, times: npt.NDArray[np.int64]) -> Entries:
@@ -108,6 +146,8 @@ class EntryFinder:
             leading = place + 1 + np.flatnonzero(times[place + 1 : following] < times[place])
             opened[place] = skippable[leading].all()
             gap[place] = not opened[place] and self._codec == "h264"
+        if opened[:1].any() and self._codec == "h264" and (times < times[0]).any():
+            opened[0] = False
         return Entries(closed, opened, gap)
 
 
