@@ -45,7 +45,7 @@ from rhofast.ingest.writer import NewSample
 
 BITS, BAR, HEIGHT = 10, 16, 64
 NTSC, FILM = Fraction(30_000, 1001), Fraction(24_000, 1001)
-COUNT = 450  # pictures of a video
+COUNT, LONGEST = 450, 2.0  # pictures of a video, and seconds of a segment
 SETTINGS = TranscodeSettings(short_side=64)
 X264 = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p")
 X265 = ("-c:v", "libx265", "-preset", "veryfast", "-pix_fmt", "yuv420p")
@@ -143,7 +143,6 @@ def number_in(picture: npt.NDArray[np.uint8]) -> int:
 
 
 def run_ffmpeg(*arguments: str | Path, content: bytes = b"") -> None:
-    """Run ffmpeg."""
     command = [find_ffmpeg(), "-y", "-hide_banner", "-loglevel", "error", *map(str, arguments)]
     subprocess.run(command, check=True, input=content)
 
@@ -169,7 +168,6 @@ def sample_of(
 
 
 def digest(frame: Any) -> bytes:
-    """Return a digest of a decoded frame."""
     return hashlib.blake2b(frame.to_ndarray().tobytes()).digest()
 
 
@@ -189,14 +187,14 @@ def shown(path: Path) -> tuple[list[float], list[int], list[bytes]]:
 
 
 def wanted_of(times: list[float], rate: Fraction | None, start: float, end: float) -> list[int]:
-    """Return the pictures of the frames of [start, end), of which some may be shown more than once.
+    """Return the pictures of the frames of [start, end) seconds, of which some may be shown more than once.
 
     Args:
         times: When each picture is shown, in seconds.
-        rate: Frames per second if frame k is made anew, of the last picture that is shown by k / rate, rounded to
-            frames; None if pictures are frames.
-        start: Beginning in seconds.
-        end: End in seconds.
+        rate: Frames per second if frame k shows the last picture up to k / rate, rounded to frames; None if pictures
+            are frames.
+        start: Beginning.
+        end: End.
     """
     tick = 1e-6
     if rate is None:
@@ -219,9 +217,10 @@ def exactness(kind: Kind, count: int, folder: Path) -> dict[str, Any]:
         "remux": 0,
     }
     pictures = pictures_of(sample_of(path, fresh(folder), jpeg, sources))
-    most = times[-1] if source.constant else times[-1] - 1 / float(source.fps)
+    most = times[-1] if source.constant else times[-1] - LONGEST - 1 / float(source.fps)
     for _ in range(count):
-        start, end = np.sort(draw.uniform(0, most, 2)).round(3).tolist()
+        start = round(draw.uniform(0, most), 3)
+        end = round(start + draw.uniform(0, LONGEST), 3)
         wanted = wanted_of(times, None if source.constant else source.fps, start, end)
         for name, codec in (("jpeg", jpeg), ("remux", remux)):
             if isinstance(found[name], str):
@@ -266,7 +265,6 @@ def pictures_of(sample: NewSample) -> list[bytes]:
 
 
 def fresh(folder: Path) -> Path:
-    """Return a new folder for the files of a sample."""
     return Path(tempfile.mkdtemp(dir=folder))
 
 
@@ -274,7 +272,7 @@ def fresh(folder: Path) -> Path:
 
 LONG = {
     "h264, MP4": Kind(suffix="mp4", encoder=x264("keyint=250")),
-    "hevc, open groups, MP4": Kind(suffix="mp4", encoder=x265("keyint=250")),
+    "hevc, open groups, MP4": Kind(suffix="mp4", encoder=x265("keyint=250", "-preset", "superfast")),
     "h264, open groups, Matroska": Kind(suffix="mkv", encoder=x264("keyint=250:open-gop=1")),
     "h264, transport stream": Kind(suffix="ts", encoder=x264("keyint=250")),
     "mpeg4, AVI, B-frames": Kind(suffix="avi", encoder=(*MPEG4, "-g", "250", "-bf", "2")),
@@ -297,7 +295,6 @@ def cost(kind: Kind, seconds: int, folder: Path) -> dict[str, float]:
 
 
 def lines_of(report: dict[str, Any]) -> list[str]:
-    """Return the report as Markdown."""
     lines = ["| video | frames/s | entries | segments | `jpeg`, wrong | `remux`, wrong |", "|---|--:|--:|--:|--:|---|"]
     for name, one in report["exact"].items():
         cells = (f"{one['rate']:.3f}", one["entered"], one["segments"], one["jpeg"], one["remux"])
@@ -342,8 +339,10 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "segments.json").write_text(json.dumps(report, indent=1))
         (options.out / "segments.md").write_text(text)
-    wrong = [name for name, one in report["exact"].items() if one["jpeg"] or one["remux"] not in (0, str(one["remux"]))]
-    if wrong:
+    exact = report["exact"].items()
+    if wrong := [
+        name for name, one in exact if one["jpeg"] or not (isinstance(one["remux"], str) or one["remux"] == 0)
+    ]:
         raise SystemExit(f"wrong segments: {', '.join(wrong)}")
 
 
