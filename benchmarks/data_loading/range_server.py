@@ -17,8 +17,9 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +111,8 @@ class RangeServer:
         self.files.clear()
 
     def counts(self) -> bytes:
-        return json.dumps({"requests": self.requests, "sent": self.sent, "together": self.together}).encode()
+        counted = {"requests": self.requests, "sent": self.sent, "together": self.together}
+        return json.dumps({**counted, "cpu_s": time.process_time()}).encode()
 
 
 class _Connection(asyncio.Protocol):
@@ -229,10 +231,11 @@ def serving(server: RangeServer) -> Iterator[RangeServer]:
 
 
 @contextmanager
-def serving_elsewhere(root: Path, latency_s: float) -> Iterator[str]:
-    """Run a server in a process of its own; yield its address."""
+def serving_elsewhere(root: Path, latency_s: float, cores: Sequence[int] | None = None) -> Iterator[str]:
+    """Run a server in a process of its own, on some cores; yield its address."""
     command = [sys.executable, "-m", "benchmarks.data_loading.range_server", str(root)]
     command += ["--latency-ms", str(1000 * latency_s)]
+    command += ["--cores", *map(str, cores)] if cores else []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -245,7 +248,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("root", type=Path)
     parser.add_argument("--latency-ms", type=float, default=50.0)
+    parser.add_argument("--cores", type=int, nargs="*", help="cores that it may use (default: all)")
     arguments = parser.parse_args()
+    if arguments.cores:
+        os.sched_setaffinity(0, arguments.cores)
     with serving(RangeServer(arguments.root, arguments.latency_ms / 1e3)) as server:
         print(server.url, flush=True)
         with suppress(KeyboardInterrupt):

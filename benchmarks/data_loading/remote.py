@@ -1,44 +1,39 @@
 """Measure reading a remote set by range requests: bytes, rate, memory, time to the first batch, and equal batches.
 
-    python -m benchmarks.data_loading.remote VIDEOS... [--batches 2000] [--samples 1000000] [--out PATH]
+    python -m benchmarks.data_loading.remote VIDEOS... [--out PATH] [--folder FOLDER] [--parts first,memory,...]
 
 The videos are repeated to 35 seconds and stored as jpeg, h264 and hevc; sets of many shards are links to these. A web
-server on this machine, in a process of its own, answers each request after an injected latency; it shares the cores
-with the loader. Clips are two of eight frames at stride 8 and 30 frames per second. The results are written to
-PATH.json and PATH.md.
+server on this machine, in a process of its own, answers each request after an injected latency. Clips are two of eight
+frames at stride 8 and 30 frames per second. Rates are measured in pairs, on files and by ranges, by a process that has
+all cores but one, which is the server's alone: what the server costs is no cost of the loader. The results are written
+to PATH.json and PATH.md, after each part.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import shutil
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
-import numpy as np
-
-from benchmarks.data_loading.million_samples import make_set
-from benchmarks.data_loading.range_server import serving_elsewhere
+from benchmarks.data_loading.remote_parts import (
+    BATCH,
+    CODECS,
+    LATENCY_S,
+    compare_batches,
+    measure_epoch,
+    measure_first_batch,
+    measure_gaps,
+    measure_memory,
+    measure_rates,
+)
 from benchmarks.gpu.sets import repeat
 from benchmarks.machine import facts_line, facts_of_the_machine, find_videos
-from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
-from rhofast.data.codecs.codec import Codec
-from rhofast.data.codecs.h26x import H264Codec, HevcCodec
-from rhofast.data.codecs.jpeg import JpegCodec
-from rhofast.data.format.dataset import open_folder
-from rhofast.data.loader.train_loader import TrainLoader
-from rhofast.data.sampling.mixture import Mixture
-from rhofast.data.sources import open_training
+from rhofast.config.schema import DataConfig
 from rhofast.data.types import VideoRecord
 from rhofast.ingest.build import BuildSettings, build_shards
 from rhofast.ingest.executors import LocalProcesses
@@ -47,19 +42,26 @@ from rhofast.ingest.transcode import TranscodeSettings, find_ffmpeg
 
 PACKAGES = ("torch", "numpy", "obstore", "nvidia-dali-cuda130")
 SECONDS = 35
-CODECS: dict[str, Codec] = {"jpeg": JpegCodec(), "h264": H264Codec(gop=16), "hevc": HevcCodec(gop=16)}
-CLIPS = ClipConfig(num_clips=2, num_frames=8, frame_stride=8, fps=30)
-GAPS_KB = (0, 8, 16, 32, 64, 128)
-BATCH = 16
 MOST = {"jpeg": 1.3, "h264": 1.15, "hevc": 1.15}  # bytes fetched per byte used
-LEAST_SAVING, LEAST_RATE, FIRST_BATCH_S = 5.0, 0.9, 5.0
+LEAST_SAVING, LEAST_RATE, FIRST_BATCH_S, MOST_GROWTH = 5.0, 0.9, 5.0, 0.03
+
+Bar = tuple[str, str, str, bool]  # what, its limit, what was measured, whether it is met
 
 
 def make_sets(videos: list[Path], out: Path, samples: int) -> None:
     """Store the videos, repeated to 35 seconds, with each codec, and list their shards until there are `samples`."""
     for number, video in enumerate(videos):
-        command = [find_ffmpeg(), "-v", "error", "-stream_loop", "-1", "-i", str(video), "-t", str(SECONDS), "-an"]
-        command += ["-vf", "fps=30,scale=-2:256", "-crf", "16", "-preset", "veryfast", str(out / f"{number}.mp4")]
+        command = [find_ffmpeg(), "-v", "error", "-y", "-stream_loop", "-1", "-i", str(video), "-t", str(SECONDS)]
+        command += [
+            "-an",
+            "-vf",
+            "fps=30,scale=-2:256",
+            "-crf",
+            "16",
+            "-preset",
+            "veryfast",
+            str(out / f"{number}.mp4"),
+        ]
         subprocess.run(command, check=True)
     records = [VideoRecord(key=f"v{number}", path=out / f"{number}.mp4") for number in range(len(videos))]
     for name, codec in CODECS.items():
@@ -71,227 +73,119 @@ def make_sets(videos: list[Path], out: Path, samples: int) -> None:
         repeat(out / f"{name}_once", out / name, samples)
 
 
-def open_loader(where: str, cache: Path, rank: int = 0, ranks: int = 1, **options: Any) -> TrainLoader:
-    batch_size = options.pop("batch_size", BATCH)
-    data = DataConfig(train=where, cache=cache, threads=2, decode_threads=2, **options)
-    sources = open_training(data, clips=CLIPS)
-    return TrainLoader(
-        Mixture(sources.sets, sources.weights),
-        clips=CLIPS,
-        augment=AugmentConfig(size=112),
-        data=data,
-        batch_size=batch_size,
-        seed=0,
-        rank=rank,
-        world_size=ranks,
-    )
-
-
-@contextmanager
-def remote(root: Path, latency_s: float) -> Iterator[tuple[str, Path]]:
-    """Serve a folder; yield its address and an empty folder for a cache."""
-    with serving_elsewhere(root, latency_s) as url, tempfile.TemporaryDirectory() as cache:
-        yield url, Path(cache)
-
-
-def counts(url: str) -> tuple[int, int]:
-    """Return how many requests for tars the server has had, and the bytes that it sent for them."""
-    with urlopen(f"{url}/_counts") as answer:
-        found = json.load(answer)
-    requests, sent = (
-        sum(count for name, count in found[key].items() if name.endswith(".tar")) for key in ("requests", "sent")
-    )
-    return requests, sent
-
-
-def rate(where: str, cache: Path, batches: int, **options: Any) -> dict[str, float]:
-    """Return videos per second of a loader after its first batches, and what its statistics count."""
-    with open_loader(where, cache, **options) as loader:
-        for _ in range(3):
-            next(loader)
-        began, before = time.perf_counter(), loader.stats
-        for _ in range(batches):
-            next(loader)
-        seconds, stats = time.perf_counter() - began, loader.stats.since(before)
-    return {"rate": batches * BATCH / seconds, "read": stats.bytes_read, "used": stats.bytes_used}
-
-
-def measure_gaps(root: Path, name: str, batches: int) -> list[dict[str, float]]:
-    """Return requests per video, bytes fetched per byte used, and the rate, for each gap, at 50 ms."""
-    rows = []
-    for gap in GAPS_KB:
-        with remote(root / name, 0.05) as (url, cache):
-            result = rate(url, cache, batches, remote="ranges", range_gap_kb=gap)
-            requests, sent = counts(url)
-        videos = sent / (result["read"] / (batches * BATCH))
-        rows.append(
-            {
-                "gap_kb": gap,
-                "requests_per_video": requests / videos,
-                "bytes_per_video": result["read"] / (batches * BATCH),
-                "rate": result["rate"],
-            }
-        )
-        # Without a gap, what is fetched is what a local set is read for: whole units, and nothing between them.
-        rows[-1]["fetched_per_used"] = rows[-1]["bytes_per_video"] / rows[0]["bytes_per_video"]
-        print(name, rows[-1], flush=True)
-    return rows
-
-
-def measure_rates(root: Path, name: str, batches: int, rounds: int) -> dict[str, float]:
-    """Return the median rates on files and at 50 ms, in alternating rounds, and one rate at other latencies."""
-    rates: dict[str, list[float]] = {}
-    for number in range(rounds):
-        with tempfile.TemporaryDirectory() as cache:
-            rates.setdefault("files", []).append(rate(str(root / name), Path(cache), batches)["rate"])
-        for latency in (0.05,) if number else (0.005, 0.05, 0.2):
-            with remote(root / name, latency) as (url, cache):
-                rates.setdefault(f"{1000 * latency:g} ms", []).append(
-                    rate(url, cache, batches, remote="ranges")["rate"]
-                )
-    print(name, rates, flush=True)
-    return {key: statistics.median(values) for key, values in rates.items()}
-
-
-def rss_mb() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
-
-
-def measure_memory(root: Path, batches: int) -> dict[str, Any]:
-    """Return the resident memory over many small batches by ranges, at 50 ms."""
-    with remote(root / "jpeg", 0.05) as (url, cache), open_loader(url, cache, remote="ranges", batch_size=2) as loader:
-        memory = []
-        for number in range(batches):
-            next(loader)
-            if number % max(1, batches // 20) == 0:
-                memory.append(rss_mb())
-                print(f"batch {number}: {memory[-1]:.0f} MB", flush=True)
-        memory.append(rss_mb())
-    half = memory[len(memory) // 2 :]
-    return {"batches": batches, "mb": memory, "growth_of_second_half": max(half) / half[0] - 1}
-
-
-FIRST = """
-import sys, time
-from pathlib import Path
-began = time.perf_counter()
-from benchmarks.data_loading.remote import open_loader
-imported = time.perf_counter()
-loader = open_loader(sys.argv[1], Path(sys.argv[2]), remote="ranges", batch_size=64)
-opened = time.perf_counter()
-views = next(loader)
-print(imported - began, opened - imported, time.perf_counter() - imported, flush=True)
-loader.close()
-"""
-
-
-def measure_first_batch(root: Path, samples: int, rounds: int) -> dict[str, Any]:
-    """Return the seconds from before the set is opened to the first batch of 64 videos, in fresh processes."""
-    make_set(root / "large", samples=samples, shards=min(2000, samples), frames=300)
-    taken = []
-    for _ in range(rounds):
-        with remote(root / "large", 0.05) as (url, cache):
-            done = subprocess.run(
-                [sys.executable, "-c", FIRST, url, str(cache)], check=True, capture_output=True, text=True
-            )
-            taken.append([float(number) for number in done.stdout.split()])
-            print("first batch", taken[-1], flush=True)
-    shutil.rmtree(root / "large")
-    _, opened, first = (statistics.median(column) for column in zip(*taken, strict=True))
-    return {"samples": samples, "open_s": opened, "first_batch_s": first}
-
-
-def digests(loader: TrainLoader, steps: int, state: dict[str, Any] | None = None) -> list[str]:
-    with loader:
-        if state is not None:
-            loader.load_state_dict(state)
-        found = []
-        for _ in range(steps):
-            found.append(hashlib.sha256(np.ascontiguousarray(next(loader).pixels.numpy()).data).hexdigest())
-    return found
-
-
-def compare_batches(root: Path, name: str) -> bool:
-    """Return whether batches by ranges are those of the files: from the start, and resumed on two ranks."""
-    with remote(root / name, 0.005) as (url, cache):
-        local = digests(open_loader(str(root / name), cache), 6)
-        if local != digests(open_loader(url, cache, remote="ranges"), 6):
-            return False
-        with open_loader(url, cache, remote="ranges") as begun:
-            for _ in range(3):
-                next(begun)
-            state = begun.state_dict()
-        for rank in (0, 1):
-            there = digests(open_loader(url, cache, rank, 2, remote="ranges"), 3, state)
-            here = digests(open_loader(str(root / name), cache, rank, 2), 3, state)
-            if there != here:
-                return False
-    return True
-
-
 def page(result: dict[str, Any]) -> str:
+    """Return the results as Markdown: the bars, then what they were taken from."""
     lines = ["# Reading remote shards by range requests", ""]
     lines += [
-        f"{result['videos']} videos of {SECONDS} s, two clips of 8 frames at stride 8; batches of {BATCH}; the server "
-        "is on the same machine and answers after the latency.",
+        f"{result['videos']} videos of {SECONDS} s, two clips of 8 frames at stride 8; batches of {BATCH}; a server on "
+        f"the same machine answers {1000 * LATENCY_S:g} ms after each request, where nothing else is said.",
         "",
-        "| codec | gap in kB | requests per video | kB per video | bytes fetched per byte used | videos/s at 50 ms |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| bar | limit | measured | |",
+        "|---|--:|--:|---|",
     ]
-    for name, rows in result["gaps"].items():
-        lines += [
-            f"| {name} | {row['gap_kb']} | {row['requests_per_video']:.1f} | {row['bytes_per_video'] / 1e3:.0f} | "
-            f"{row['fetched_per_used']:.3f} | {row['rate']:.1f} |"
-            for row in rows
-        ]
-    lines += ["", "| codec | files, videos/s | 5 ms | 50 ms | 200 ms | 50 ms / files |", "|---|--:|--:|--:|--:|--:|"]
-    for name, rates in result["rates"].items():
-        cells = " | ".join(f"{rates[key]:.1f}" for key in ("files", "5 ms", "50 ms", "200 ms"))
-        lines.append(f"| {name} | {cells} | {rates['50 ms'] / rates['files']:.2f} |")
-    lines += ["", "| bar | limit | measured | |", "|---|--:|--:|---|"]
     lines += [
         f"| {what} | {limit} | {value} | {'met' if met else 'missed'} |" for what, limit, value, met in result["bars"]
     ]
-    return "\n".join([*lines, "", facts_line(result["facts"]), ""])
+    for part, table in (("gaps", _gaps), ("rates", _rates), ("memory", _memory), ("first", _first)):
+        if part in result:
+            lines += ["", *table(result[part])]
+    return "\n".join([*lines, "", facts_line(result["facts"], result["load"]), ""])
 
 
-def bars(result: dict[str, Any], gap: float) -> list[tuple[str, str, str, bool]]:
-    """Return each bar: what, its limit, what was measured, whether it is met."""
-    found = []
-    for name, rows in result["gaps"].items():
-        row = next(row for row in rows if row["gap_kb"] == gap)
-        value, saving = row["fetched_per_used"], result["whole"][name] / row["bytes_per_video"]
-        found.append((f"{name}: bytes fetched per byte used", f"<= {MOST[name]}", f"{value:.3f}", value <= MOST[name]))
-        found.append(
-            (f"{name}: bytes of whole shards per byte fetched, one epoch", f">= {LEAST_SAVING:g}", f"{saving:.1f}",
-             saving >= LEAST_SAVING)
-        )  # fmt: skip
-        share = result["rates"][name]["50 ms"] / result["rates"][name]["files"]
-        found.append(
-            (f"{name}: rate at 50 ms, of that on files", f">= {LEAST_RATE}", f"{share:.2f}", share >= LEAST_RATE)
-        )
-        found.append((f"{name}: same batches, resumed on two ranks, too", "equal", *_equal(result["same"][name])))
-    memory, first = result["memory"], result["first"]
-    growth = memory["growth_of_second_half"]
-    found.append(
-        (
-            f"growth of memory in the second half of {memory['batches']:,} batches",
-            "<= 3 %",
-            f"{growth:.1%}",
-            growth <= 0.03,
-        )
-    )
-    seconds = first["first_batch_s"]
-    found.append(
-        (f"first batch of {first['samples']:,} samples at 50 ms", f"< {FIRST_BATCH_S:g} s", f"{seconds:.1f} s",
-         seconds < FIRST_BATCH_S)
-    )  # fmt: skip
+def _gaps(gaps: dict[str, Any]) -> list[str]:
+    lines = [
+        "What travels, without decoding, and what `rhofast plan` says of it:",
+        "",
+        "| codec | gap in kB | requests per video | planned | kB per video | planned | bytes fetched per byte used "
+        "| CPU ms per video | videos/s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, rows in gaps.items():
+        lines += [
+            f"| {name} | {row['gap_kb']} | {row['requests_per_video']:.2f} | {row['planned_requests']:.2f} | "
+            f"{row['bytes_per_video'] / 1e3:.0f} | {row['planned_bytes'] / 1e3:.0f} | {row['fetched_per_used']:.3f} | "
+            f"{row['cpu_ms_per_video']:.2f} | {row['rate']:.0f} |"
+            for row in rows
+        ]
+    return lines
+
+
+def _rates(rates: dict[str, Any]) -> list[str]:
+    cores = next(iter(rates.values()))["cores"]
+    lines = [
+        f"Rates of the loader on {cores} core{'' if cores == 1 else 's'}, with another one for the server, and CPU "
+        "time per video. Medians of pairs:",
+        "",
+        "| codec | files, videos/s | CPU in ms | by ranges, videos/s | CPU in ms | server's CPU in ms "
+        "| share of the rate on files | at 5 ms | at 200 ms |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    return lines + [
+        f"| {name} | {row['files']:.1f} | {row['files_cpu_ms']:.1f} | {row['ranges']:.1f} | "
+        f"{row['ranges_cpu_ms']:.1f} | {row['server_cpu_ms']:.1f} | {row['share']:.3f} | "
+        f"{row['5 ms']:.2f} | {row['200 ms']:.2f} |"
+        for name, row in rates.items()
+    ]
+
+
+def _memory(memory: dict[str, Any]) -> list[str]:
+    return [
+        "Memory over batches of two videos. The pages of mapped indices count as resident and belong to the page "
+        "cache; a process maps at most 1,024 indices:",
+        "",
+        "| batch | RSS in MB | anonymous memory in MB | mapped indices | open descriptors |",
+        "|--:|--:|--:|--:|--:|",
+        *(
+            f"| {row['batch']:,} | {row['rss']:.0f} | {row['anonymous']:.0f} | {row['indices']:,} | "
+            f"{row['descriptors']} |"
+            for row in memory["rows"][::2]
+        ),
+    ]
+
+
+def _first(first: dict[str, Any]) -> list[str]:
+    return [
+        f"First batch of 64 videos of {first['samples']:,} samples in 2,000 shards: the set is open after "
+        f"{first['open_s']:.2f} s, the batch is there after {first['first_batch_s']:.2f} s (from files: "
+        f"{first['first_batch_files_s']:.2f} s). Importing took {first['imports_s']:.1f} s before.",
+    ]
+
+
+def bars(result: dict[str, Any], gap: float) -> list[Bar]:
+    """Return the bars of the parts that were measured.
+
+    Args:
+        result: What was measured.
+        gap: The default of data.range_gap_kb.
+    """
+    found: list[Bar] = []
+    for name in CODECS:
+        if "gaps" in result:
+            value = next(row for row in result["gaps"][name] if row["gap_kb"] == gap)["fetched_per_used"]
+            what = f"{name}: bytes fetched per byte used, with the default gap of {gap:g} kB"
+            found.append((what, f"<= {MOST[name]}", f"{value:.3f}", value <= MOST[name]))
+        if "epoch" in result:
+            saving = result["epoch"][name]["whole"] / result["epoch"][name]["ranges"]
+            what = f"{name}: bytes of the whole set per byte that an epoch makes the server send, with all indices"
+            found.append((what, f">= {LEAST_SAVING:g}", f"{saving:.1f}", saving >= LEAST_SAVING))
+        if "rates" in result:
+            share = result["rates"][name]["share"]
+            what = f"{name}: rate at {1000 * LATENCY_S:g} ms, of that on files"
+            found.append((what, f">= {LEAST_RATE}", f"{share:.3f}", share >= LEAST_RATE))
+        if "same" in result:
+            same = result["same"][name]
+            what = f"{name}: same batches as from files, resumed on two ranks, too"
+            found.append((what, "equal", "equal" if same else "different", same))
+    if "memory" in result:
+        for key, what in (("rss", "resident"), ("anonymous", "anonymous")):
+            growth = result["memory"]["growth"][key]
+            what = f"growth of {what} memory in the second half of {result['memory']['batches']:,} batches"
+            found.append((what, f"<= {MOST_GROWTH:.0%}", f"{growth:.1%}", growth <= MOST_GROWTH))
+    if "first" in result:
+        seconds = result["first"]["first_batch_s"]
+        what = f"first batch of {result['first']['samples']:,} samples at {1000 * LATENCY_S:g} ms, with opening"
+        found.append((what, f"< {FIRST_BATCH_S:g} s", f"{seconds:.2f} s", seconds < FIRST_BATCH_S))
     return found
-
-
-def _equal(same: bool) -> tuple[str, bool]:
-    return "equal" if same else "different", same
 
 
 def main() -> None:
@@ -299,42 +193,44 @@ def main() -> None:
     parser.add_argument("videos", type=Path, nargs="+", help="video files, or folders of them")
     parser.add_argument("--folder", type=Path, help="folder for the sets; an existing one is used as it is")
     parser.add_argument("--set-samples", type=int, default=2000, help="samples of the sets of 35-second videos")
-    parser.add_argument("--gap-batches", type=int, default=12)
-    parser.add_argument("--rate-batches", type=int, default=24)
+    parser.add_argument("--most-videos", type=int, default=8, help="videos that are stored, at most")
+    parser.add_argument("--gap-samples", type=int, default=512, help="samples that are fetched for each gap")
+    parser.add_argument("--rate-batches", type=int, default=16, help="half as many for h264 and hevc")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, default=2000, help="batches over which memory is watched")
     parser.add_argument("--samples", type=int, default=1_000_000, help="samples of the set with 2,000 shards")
-    parser.add_argument("--parts", default="first,memory,same,gaps,rates", help="what to measure; adds to an old OUT")
+    parser.add_argument(
+        "--parts", default="first,gaps,epoch,rates,same,memory", help="what to measure; adds to what OUT has"
+    )
     parser.add_argument("--out", type=Path, default=Path("remote"))
     options = parser.parse_args()
+    out = options.out.with_suffix(".json")
+    facts = facts_of_the_machine(PACKAGES)
+    load = float(Path("/proc/loadavg").read_text().split()[0])
     with tempfile.TemporaryDirectory() as folder:
         root = options.folder or Path(folder)
-        videos = find_videos(options.videos)
+        videos = find_videos(options.videos)[: options.most_videos]
         if not (root / "hevc").is_dir():
             root.mkdir(parents=True, exist_ok=True)
             make_sets(videos, root, options.set_samples)
-        whole = {}
-        for name in CODECS:
-            info = open_folder(root / name).info
-            whole[name] = sum(shard.bytes for shard in info.shards) / info.num_samples
-        whole_page = options.out.with_suffix(".json")
-        result: dict[str, Any] = json.loads(whole_page.read_text()) if whole_page.exists() else {}
-        result |= {"facts": facts_of_the_machine(PACKAGES), "videos": len(videos), "whole": whole}
+        result: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+        result |= {"facts": facts, "load": load, "videos": len(videos)}
+        batches = {name: options.rate_batches // (1 if name == "jpeg" else 2) for name in CODECS}
         parts: dict[str, Callable[[], Any]] = {
             "first": lambda: measure_first_batch(root, options.samples, options.rounds),
-            "memory": lambda: measure_memory(root, options.batches),
+            "gaps": lambda: {name: measure_gaps(root, name, options.gap_samples) for name in CODECS},
+            "epoch": lambda: {name: measure_epoch(root, name) for name in CODECS},
+            "rates": lambda: {name: measure_rates(root, name, batches[name], options.rounds) for name in CODECS},
             "same": lambda: {name: compare_batches(root, name) for name in CODECS},
-            "gaps": lambda: {name: measure_gaps(root, name, options.gap_batches) for name in CODECS},
-            "rates": lambda: {name: measure_rates(root, name, options.rate_batches, options.rounds) for name in CODECS},
+            "memory": lambda: measure_memory(root, options.batches),
         }
         for part in options.parts.split(","):
+            began = time.perf_counter()
             result[part] = parts[part]()
-            whole_page.write_text(json.dumps(result, indent=1) + "\n")
-    if not result.keys() >= parts.keys():
-        return
-    result["bars"] = bars(result, DataConfig().range_gap_kb)
-    whole_page.write_text(json.dumps(result, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(page(result))
+            print(f"{part}: {time.perf_counter() - began:.0f} s", flush=True)
+            result["bars"] = bars(result, DataConfig().range_gap_kb)
+            out.write_text(json.dumps(result, indent=1) + "\n")
+            options.out.with_suffix(".md").write_text(page(result))
     print(page(result))
 
 

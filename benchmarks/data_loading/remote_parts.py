@@ -1,0 +1,315 @@
+"""The parts of the benchmark of remote sets: what each measures, and how."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import numpy as np
+
+from benchmarks.data_loading.million_samples import make_set
+from benchmarks.data_loading.range_server import serving_elsewhere
+from rhofast.analysis.capacity.codec_costs import range_cost, units_of
+from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
+from rhofast.data.codecs.codec import Codec
+from rhofast.data.codecs.h26x import H264Codec, HevcCodec
+from rhofast.data.codecs.jpeg import JpegCodec
+from rhofast.data.format.read_request import ReadRequest
+from rhofast.data.format.reader import Reader
+from rhofast.data.format.remote import RemoteShardSet, shard_bytes
+from rhofast.data.loader.train_loader import TrainLoader
+from rhofast.data.sampling.batch_plan import training_clips
+from rhofast.data.sampling.mixture import Mixture
+from rhofast.data.sources import open_training
+
+CODECS: dict[str, Codec] = {"jpeg": JpegCodec(), "h264": H264Codec(gop=16), "hevc": HevcCodec(gop=16)}
+CLIPS = ClipConfig(num_clips=2, num_frames=8, frame_stride=8, fps=30)
+GAPS_KB = (0, 8, 16, 32, 64, 128)
+BATCH = 16
+LATENCY_S = 0.05
+_WARM = 6  # batches until all queues are as they stay
+_UNDER_WAY = 48  # samples whose bytes are asked for ahead, as by a loader with two batches in a queue
+
+
+def open_loader(where: str, cache: Path, rank: int = 0, ranks: int = 1, **options: Any) -> TrainLoader:
+    batch_size = options.pop("batch_size", BATCH)
+    data = DataConfig(train=where, cache=cache, threads=2, decode_threads=2, **options)
+    sources = open_training(data, clips=CLIPS)
+    return TrainLoader(
+        Mixture(sources.sets, sources.weights),
+        clips=CLIPS,
+        augment=AugmentConfig(size=112),
+        data=data,
+        batch_size=batch_size,
+        seed=0,
+        rank=rank,
+        world_size=ranks,
+    )
+
+
+@contextmanager
+def remote(root: Path, latency_s: float = LATENCY_S, cores: list[int] | None = None) -> Iterator[tuple[str, Path]]:
+    """Serve a folder; yield its address and an empty folder for a cache."""
+    with serving_elsewhere(root, latency_s, cores) as url, tempfile.TemporaryDirectory() as cache:
+        yield url, Path(cache)
+
+
+def open_ranges(url: str, cache: Path, gap_kb: float) -> RemoteShardSet:
+    config = DataConfig(train=url, cache=cache, remote="ranges", range_gap_kb=gap_kb)
+    (shards,) = open_training(config, clips=CLIPS).sets
+    assert isinstance(shards, RemoteShardSet)
+    return shards
+
+
+def counts(url: str) -> dict[str, Any]:
+    """Return what the server was asked for and sent, by file, and the CPU seconds that it took."""
+    with urlopen(f"{url}/_counts") as answer:
+        return dict(json.load(answer))
+
+
+def of_tars(counted: dict[str, int]) -> int:
+    return sum(count for name, count in counted.items() if name.endswith(".tar"))
+
+
+def cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+# ---- bytes and requests, without decoding ----
+
+
+def fetch(shards: RemoteShardSet, samples: int) -> int:
+    """Fetch what the clips of the first samples need, and return how many bytes these pieces have without gaps."""
+    reader, under_way, wanted = Reader(shards), deque[ReadRequest](), 0
+
+    def finish() -> None:
+        request = under_way.popleft()
+        assert request.fetch is not None
+        request.fetch.contents(request.row.key)
+        request.fetch.release()
+
+    for begin in range(0, samples, BATCH):
+        numbers = np.arange(begin, min(samples, begin + BATCH))
+        shards.load_indices(dict.fromkeys(shards.locate(number)[0] for number in numbers.tolist()))
+        rows = [reader.locate(number) for number in numbers.tolist()]
+        plan = training_clips(rows, numbers, CLIPS, seed=0, epoch=0).frames
+        for number, frames, row in zip(numbers.tolist(), plan, rows, strict=True):
+            under_way.append(reader.request(number, frames, row))
+            wanted += sum(size for _, size in under_way[-1].spans)
+            if len(under_way) > _UNDER_WAY:
+                finish()
+    while under_way:
+        finish()
+    return wanted
+
+
+def measure_gaps(root: Path, name: str, samples: int) -> list[dict[str, float]]:
+    """Return requests and bytes per video and per byte used, for each gap, and what `rhofast plan` says of them."""
+    rows = []
+    for gap in GAPS_KB:
+        with remote(root / name) as (url, cache):
+            shards = open_ranges(url, cache, gap)
+            shards.load_indices(shards.locate(number)[0] for number in range(samples))
+            cpu, began = cpu_s(), time.perf_counter()
+            wanted = fetch(shards, samples)
+            cpu, seconds = cpu_s() - cpu, time.perf_counter() - began
+            answered = counts(url)
+        info, sent = shards.info, of_tars(answered["sent"])
+        frames, frame_bytes = info.num_frames // info.num_samples, info.num_bytes / info.num_frames
+        requests, fetched = range_cost(
+            CLIPS,
+            CODECS[name],
+            units_of(CODECS[name], frames),
+            info.num_frames / info.seconds,
+            1000 * gap / frame_bytes,
+        )
+        rows.append(
+            {
+                "gap_kb": gap,
+                "requests_per_video": of_tars(answered["requests"]) / samples,
+                "bytes_per_video": sent / samples,
+                "fetched_per_used": sent / wanted,
+                "cpu_ms_per_video": 1e3 * cpu / samples,
+                "rate": samples / seconds,
+                "planned_requests": requests,
+                "planned_bytes": fetched * frame_bytes,
+            }
+        )
+        print(name, rows[-1], flush=True)
+    return rows
+
+
+def measure_epoch(root: Path, name: str) -> dict[str, float]:
+    """Return the bytes of everything that one epoch by ranges makes the server send, and of the whole set."""
+    with remote(root / name, 0.0) as (url, cache):
+        shards = open_ranges(url, cache, DataConfig().range_gap_kb)
+        fetch(shards, len(shards))
+        sent = sum(counts(url)["sent"].values())
+    whole = sum(shard_bytes(shard) for shard in shards.info.shards)
+    print(name, f"one epoch: {sent / 1e9:.3f} GB of {whole / 1e9:.3f} GB", flush=True)
+    return {"ranges": sent, "whole": whole, "samples": len(shards)}
+
+
+# ---- rate ----
+
+
+def rate(where: str, cache: Path, batches: int, **options: Any) -> tuple[float, float]:
+    """Return videos per second, and CPU milliseconds per video, of a loader after its first batches."""
+    with open_loader(where, cache, **options) as loader:
+        for _ in range(_WARM):
+            next(loader)
+        cpu, began = cpu_s(), time.perf_counter()
+        for _ in range(batches):
+            next(loader)
+        return batches * BATCH / (time.perf_counter() - began), 1e3 * (cpu_s() - cpu) / (batches * BATCH)
+
+
+def rate_pairs(root: Path, name: str, batches: int, rounds: int, cores: list[int]) -> dict[str, Any]:
+    """Return rates on files and at each latency, in pairs, with all indices in the cache; the server has `cores`."""
+    pairs: dict[str, list[Any]] = {}
+    for number in range(rounds):
+        for latency in (0.05,) if number else (0.005, 0.05, 0.2):
+            with remote(root / name, latency, cores) as (url, cache):
+                shards = open_ranges(url, cache, 0)
+                shards.load_indices(range(len(shards.info.shards)))
+                files = rate(str(root / name), cache, batches)
+                before = counts(url)["cpu_s"]
+                ranges = rate(url, cache, batches, remote="ranges")
+                server = 1e3 * (counts(url)["cpu_s"] - before) / ((_WARM + batches) * BATCH)
+            pairs.setdefault(f"{1000 * latency:g} ms", []).append([*files, *ranges, server])
+            print(name, latency, pairs[f"{1000 * latency:g} ms"][-1], file=sys.stderr, flush=True)
+    return pairs
+
+
+def measure_rates(root: Path, name: str, batches: int, rounds: int) -> dict[str, Any]:
+    """Measure the rates in a process that has all cores but one, which is the server's."""
+    cores = sorted(os.sched_getaffinity(0))
+    mine, served = (cores[:-1], cores[-1:]) if len(cores) > 1 else (cores, cores)
+    code = "import json, os, sys; from pathlib import Path\n"
+    code += f"os.sched_setaffinity(0, {mine})\n"
+    code += "from benchmarks.data_loading.remote_parts import rate_pairs\n"
+    code += f"print(json.dumps(rate_pairs(Path(sys.argv[1]), {name!r}, {batches}, {rounds}, {served})))"
+    done = subprocess.run([sys.executable, "-c", code, str(root)], check=True, stdout=subprocess.PIPE, text=True)
+    pairs = json.loads(done.stdout.splitlines()[-1])
+    at_50 = np.array(pairs["50 ms"])
+    columns = ("files", "files_cpu_ms", "ranges", "ranges_cpu_ms", "server_cpu_ms")
+    result: dict[str, Any] = dict(zip(columns, np.median(at_50, axis=0).tolist(), strict=True))
+    result |= {"share": statistics.median((at_50[:, 2] / at_50[:, 0]).tolist()), "cores": len(mine), "pairs": pairs}
+    result |= {key: pairs[key][0][2] / pairs[key][0][0] for key in ("5 ms", "200 ms")}
+    return result
+
+
+# ---- memory ----
+
+
+def memory() -> dict[str, float]:
+    """Return the resident memory of this process in MB, open descriptors and mapped indices."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    held = {key: int(lines[name].split()[0]) / 1024 for key, name in (("rss", "VmRSS"), ("anonymous", "RssAnon"))}
+    maps = Path("/proc/self/maps").read_text()
+    return {**held, "descriptors": len(list(Path("/proc/self/fd").iterdir())), "indices": maps.count(".arrow\n")}
+
+
+def measure_memory(root: Path, batches: int) -> dict[str, Any]:
+    """Return the resident memory over many small batches by ranges."""
+    with remote(root / "jpeg") as (url, cache), open_loader(url, cache, remote="ranges", batch_size=2) as loader:
+        rows = []
+        for number in range(batches + 1):
+            next(loader)
+            if number % max(1, batches // 20) == 0:
+                rows.append({"batch": number, **memory()})
+                print(rows[-1], flush=True)
+    half = rows[len(rows) // 2 :]
+    growth = {key: max(row[key] for row in half) / half[0][key] - 1 for key in ("rss", "anonymous")}
+    return {"batches": batches, "rows": rows, "growth": growth}
+
+
+# ---- first batch ----
+
+_FIRST = """
+import sys, time
+from pathlib import Path
+began = time.perf_counter()
+from benchmarks.data_loading.remote_parts import open_loader
+imported = time.perf_counter()
+options = {"remote": "ranges"} if sys.argv[1].startswith("http") else {}
+loader = open_loader(sys.argv[1], Path(sys.argv[2]), batch_size=64, **options)
+opened = time.perf_counter()
+views = next(loader)
+print(imported - began, opened - imported, time.perf_counter() - imported, flush=True)
+loader.close()
+"""
+
+
+def measure_first_batch(root: Path, samples: int, rounds: int) -> dict[str, Any]:
+    """Return the seconds from before the set is opened to the first batch of 64 videos, in fresh processes."""
+    made = root / "large"
+    if not made.is_dir():
+        make_set(made, samples=samples, shards=min(2000, samples), frames=300)
+    taken: dict[str, list[list[float]]] = {"files": [], "ranges": []}
+    for _ in range(rounds):
+        for way, times in taken.items():
+            with remote(made) as (url, cache):
+                where = url if way == "ranges" else str(made)
+                command = [sys.executable, "-c", _FIRST, where, str(cache)]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+            times.append([float(number) for number in done.stdout.split()])
+            print("first batch", way, times[-1], flush=True)
+    shutil.rmtree(made)
+    middle = {way: [statistics.median(column) for column in zip(*times, strict=True)] for way, times in taken.items()}
+    imports, opened, first = middle["ranges"]
+    return {
+        "samples": samples,
+        "imports_s": imports,
+        "open_s": opened,
+        "first_batch_s": first,
+        "first_batch_files_s": middle["files"][2],
+        "all": taken,
+    }
+
+
+# ---- equal batches ----
+
+
+def digests(loader: TrainLoader, steps: int, state: dict[str, Any] | None = None) -> list[str]:
+    with loader:
+        if state is not None:
+            loader.load_state_dict(state)
+        found = []
+        for _ in range(steps):
+            found.append(hashlib.sha256(np.ascontiguousarray(next(loader).pixels.numpy()).data).hexdigest())
+    return found
+
+
+def compare_batches(root: Path, name: str) -> bool:
+    """Return whether batches by ranges are those of the files: from the start, and resumed on two ranks."""
+    few = {"batch_size": 8}
+    with remote(root / name, 0.005) as (url, cache):
+        local = digests(open_loader(str(root / name), cache, **few), 6)
+        if local != digests(open_loader(url, cache, remote="ranges", **few), 6):
+            return False
+        with open_loader(url, cache, remote="ranges", **few) as begun:
+            for _ in range(3):
+                next(begun)
+            state = begun.state_dict()
+        for rank in (0, 1):
+            there = digests(open_loader(url, cache, rank, 2, remote="ranges", **few), 3, state)
+            here = digests(open_loader(str(root / name), cache, rank, 2, **few), 3, state)
+            if there != here:
+                return False
+    return True
