@@ -27,7 +27,7 @@ from rhofast.distributed.collectives import all_gather
 from rhofast.errors import ConfigError
 from rhofast.evaluation.detection import Detected, counted_truth, detect, score_detections, write_detections
 from rhofast.evaluation.detection_task import DetectionTask
-from rhofast.evaluation.detector import Detector
+from rhofast.evaluation.detector import Detector, check_maps
 from rhofast.evaluation.features import Progress
 from rhofast.evaluation.multiview import check_test, test_augment
 from rhofast.evaluation.scores import Evaluation, Scores
@@ -74,6 +74,7 @@ def train_detector(
     """
     config = task.config.model_copy(update={"clips": task.config.clips.model_copy(update={"num_clips": 1})})
     check_detector(config)
+    check_maps(task.model.backbone, config.backbone.name)
     check_watched(task, config)
     check_test(task.model.backbone, config)
     return train_and_test(

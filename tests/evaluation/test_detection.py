@@ -26,9 +26,10 @@ from rhofast.evaluation.detection import (
     score_detections,
     write_detections,
 )
-from rhofast.evaluation.detector import Detector, map_stride
+from rhofast.evaluation.detector import Detector, check_maps, map_stride
 from rhofast.ingest.ava_boxes import make_boxes
 from rhofast.models.backbones import build_backbone
+from rhofast.models.backbones.positions import resized_frames
 from tests.evaluation.test_frame_ap import plain_average_precision
 from tests.helpers.actors import FPS, START, movie, write_csv
 from tests.helpers.shards import write_shards
@@ -82,11 +83,11 @@ def test_a_box_is_pooled_from_its_part_of_the_map() -> None:
 
         num_features = 2
 
-        def feature_maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        def last_map(self, x: torch.Tensor) -> torch.Tensor:
             n, t, h, w = x.shape[0], x.shape[2], -(-x.shape[3] // 16), -(-x.shape[4] // 16)
             rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
             maps = torch.stack([rows, columns]).float()[None, :, None].repeat(n, 1, t, 1, 1)
-            return [maps * torch.arange(1, n + 1).view(-1, 1, 1, 1, 1)]
+            return maps * torch.arange(1, n + 1).view(-1, 1, 1, 1, 1)
 
     detector = Detector(Position(), 3, batch_stats=True)
     nn.init.zeros_(detector.head.weight)
@@ -96,7 +97,7 @@ def test_a_box_is_pooled_from_its_part_of_the_map() -> None:
     logits = detector(torch.zeros(2, 3, 4, 120, 200), boxes)
     # The maximum lies in the last cell: the mean position of its samples, minus the half pixel of the alignment.
     expected = roi_align(
-        detector.backbone.feature_maps(torch.zeros(2, 3, 1, 120, 200))[0][:, :, 0], boxes, 7, 1 / 16, -1, True
+        detector.backbone.last_map(torch.zeros(2, 3, 1, 120, 200))[:, :, 0], boxes, 7, 1 / 16, -1, True
     )
     assert torch.allclose(logits[:, :2], expected.amax(dim=(2, 3)))
     assert logits[0].tolist() == pytest.approx([96 / 16 - 0.5 - 4 / 14, 64 / 16 - 0.5 - 3 / 14, 0], abs=1e-5)
@@ -111,9 +112,86 @@ def test_the_stride_of_a_map_is_a_power_of_two() -> None:
     assert map_stride(torch.Size((48, 72)), torch.Size((3, 5))) == 16
 
 
-def test_a_backbone_without_maps_is_refused() -> None:
-    with pytest.raises(ConfigError, match="Linear has no feature maps"):
-        Detector(nn.Linear(1, 1), 80, batch_stats=True)
+SMALL: dict[str, dict[str, object]] = {
+    "slow": {"width": 2},
+    "s3d": {"width": 4},
+    "vit": {"width": 24, "depth": 2, "heads": 2, "position": "sincos3d"},
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["slow_r18", "slow_r50", "s3d", "s3dg", "vit", "r3d_18", "mc3_18", "r2plus1d_18", "swin3d_t"]
+)
+def test_the_map_of_every_kind_of_backbone_changes_where_the_frame_does(name: str) -> None:
+    """A square of noise moves through a dark frame whose sides no stride divides; what it changes moves as far."""
+    options = next((given for start, given in SMALL.items() if name.startswith(start)), {})
+    torch.manual_seed(1)
+    backbone = build_backbone(name, options).eval()
+    check_maps(backbone, name)
+    unit = 32 if name.startswith("s3d") else 16  # S3D looks far around each place
+    stride, side, corners = backbone.map_stride, 3 * unit, [(0, 0), (6 * unit, 0), (0, 4 * unit)]
+    height, width = 7 * unit, 9 * unit
+    clips = torch.zeros(4, 3, 6, height, width)
+    light = torch.randn(3, 6, side, side)
+    for clip, (x, y) in zip(clips, corners, strict=False):
+        clip[..., y : y + side, x : x + side] = light
+    with torch.no_grad():
+        maps = backbone.last_map(clips).double()
+    assert tuple(maps.shape[-2:]) in {
+        (height // stride, width // stride),
+        (-(-height // stride), -(-width // stride)),
+    }
+    assert maps.shape[1] == backbone.num_features
+    changed = (maps[:3] - maps[3:]).square().sum(dim=(1, 2))
+    changed = changed / changed.sum(dim=(1, 2), keepdim=True)
+    rows, columns = torch.meshgrid(*(torch.arange(side) + 0.5 for side in changed.shape[1:]), indexing="ij")
+    x, y = ((changed * each).sum(dim=(1, 2)) * stride for each in (columns, rows))
+    assert x[1] - x[0] > 6 * unit / 4 and abs(y[1] - y[0]) < unit
+    assert y[2] - y[0] > 4 * unit / 4 and abs(x[2] - x[0]) < unit
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("mvit_v2_s", {}, r"backbone\.name=mvit_v2_s: it takes frames of 224 x 224 pixels alone"),
+        ("vit", {**SMALL["vit"], "keep": 0.5}, r"backbone\.keep=0\.5: detection needs the tokens of all places"),
+        ("vit", {**SMALL["vit"], "position": "sincos1d"}, r"sincos1d numbers .*backbone\.resize_positions=true"),
+    ],
+)
+def test_a_backbone_without_maps_of_any_frame_is_refused(name: str, options: dict[str, object], says: str) -> None:
+    with torch.device("meta"):
+        backbone = build_backbone(name, options)
+    with pytest.raises(ConfigError, match=says):
+        check_maps(backbone, name)
+    with pytest.raises(ConfigError, match=r"backbone\.name=mine: it gives no map"):
+        check_maps(nn.Linear(1, 1), "mine")
+
+
+def test_a_vit_places_its_tokens_and_resizes_the_positions_of_pretraining() -> None:
+    options = {**SMALL["vit"], "position": "sincos1d", "position_side": 4, "resize_positions": True}
+    torch.manual_seed(0)
+    vit = build_backbone("vit", options).eval()
+    check_maps(vit, "vit")
+    square, wide = torch.randn(2, 3, 4, 64, 64), torch.randn(2, 3, 4, 48, 96)
+    with torch.no_grad():
+        maps = vit.last_map(square)
+        assert maps.shape == (2, 24, 2, 4, 4)
+        assert torch.equal(maps.flatten(2).transpose(1, 2), vit.tokens(square))
+        numbered = build_backbone("vit", {**options, "resize_positions": False}).eval()
+        numbered.load_state_dict(vit.state_dict())
+        assert torch.equal(maps, numbered.last_map(square))  # the size is that of pretraining
+        assert not torch.allclose(vit.last_map(wide), numbered.last_map(wide))
+        detector = Detector(vit, 3, batch_stats=False).eval()
+        boxes = torch.tensor([[0, 3.0, 4, 30, 40], [1, 50, 10, 90, 47]])
+        padded = torch.nn.functional.pad(wide[..., :45, :89], (0, 7, 0, 3))
+        assert torch.equal(detector(wide[..., :45, :89], boxes), detector(padded, boxes))
+
+
+def test_resized_positions_are_those_between_their_neighbors() -> None:
+    table = resized_frames(torch.arange(2 * 4 * 4.0).view(-1, 1), 4, (2, 8, 4)).view(2, 8, 4)
+    assert torch.equal(table[1] - table[0], torch.full((8, 4), 16.0))
+    assert torch.allclose(table[:, 3:5].mean(dim=1), (torch.arange(4.0) + 6) + torch.tensor([[0.0], [16.0]]))
+    assert (table.diff(dim=1) > 0).all() and torch.allclose(table.diff(dim=2), torch.tensor(1.0))
 
 
 def test_the_scores_of_a_network_do_not_depend_on_the_batch_and_are_written_down(

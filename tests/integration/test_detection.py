@@ -222,6 +222,29 @@ def test_a_stopped_training_continues_to_the_same_scores(sets: dict[str, ShardSe
     assert (part / "detections.csv").read_bytes() == (whole / "detections.csv").read_bytes()
 
 
+def test_a_vit_and_an_s3d_go_from_movies_to_map(
+    sets: dict[str, ShardSet], page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The test has whole frames of 96 x 64, resized to 54 x 36 or so: no multiple of a patch or a stride."""
+    torch.set_num_threads(1)
+    text = page.read_text()
+    start, end = text.index("[backbone]"), text.index("[data]")
+    vit = '[backbone]\nname = "vit"\nwidth = 24\ndepth = 2\nheads = 2\npatch = 8\nposition_side = 6\n'
+    for name, section, more in (
+        ("vit", f"{vit}resize_positions = true\n", []),
+        ("s3d", '[backbone]\nname = "s3d"\nwidth = 4\n', ["--set", "clips.num_frames=6", "--set", "augment.size=64"]),
+    ):
+        page.write_text(text[:start] + section + text[end:])
+        size = "eval.test_size=56" if name == "vit" else "eval.test_size=70"
+        short = ["--set", "train.steps=1", "--set", f"name={name}", "--set", size, *more]
+        short += ["--set", "augment.short_side=[64, 70]"] if name == "s3d" else []
+        assert run(*command(sets, page, tmp_path, *short)) == 0
+        assert read_one(tmp_path / name, "detection")["trained"]["samples"] == 31
+    page.write_text(text[:start] + vit + text[end:])
+    assert run(*command(sets, page, tmp_path / "numbered")) == 2
+    assert "backbone.position=sincos1d numbers the patches" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [

@@ -9,6 +9,8 @@ It has the attribute `num_features`. It may also have
     limits               ClipLimits: the clips that it accepts, if not any
     no_weight_decay()    names of parameters that the optimizer must not decay
     tokens(x)            [N, L, num_features]: what the features are pooled from
+    last_map(x)          [N, num_features, T', H', W']: the same as maps, in which detection looks at boxes
+    map_stride           pixels per place of these maps, if not a power of two near the ratio of their sides
     layers()             names of its modules and parameters by layer, from input to output, for optim.layer_decay
 
 To add one, write a function that builds it from its options and add a line to BACKBONES. A backbone outside the package

@@ -18,13 +18,20 @@ class PooledMaps(nn.Module):
             x: Clips, [N, 3, T, H, W].
         """
 
+    map_stride: int
+    """Pixels along height and width per place of the last map."""
+
+    def last_map(self, x: Tensor) -> Tensor:
+        """Return the last map: [N, 3, T, H, W] -> [N, num_features, T', H', W']."""
+        return self.feature_maps(x)[-1]
+
     def tokens(self, x: Tensor) -> Tensor:
         """Return the places of the last map: [N, 3, T, H, W] -> [N, T' H' W', num_features]."""
-        return self.feature_maps(x)[-1].flatten(2).transpose(1, 2)
+        return self.last_map(x).flatten(2).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of clips: [N, 3, T, H, W] -> [N, num_features]."""
-        features: Tensor = self.feature_maps(x)[-1].mean(dim=(2, 3, 4))
+        features: Tensor = self.last_map(x).mean(dim=(2, 3, 4))
         return features
 
 

@@ -66,14 +66,25 @@ def resized_table(table: Tensor, grid: Grid) -> Tensor:
     Returns:
         [T' H' W', D].
     """
-    time, height, width = grid
-    side = int(table.shape[1] ** 0.5)
-    frame = table[0]
-    if (height, width) != (side, side):
-        square = table.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-        resized = F.interpolate(square, (height, width), mode="bicubic", align_corners=False)
-        frame = resized[0].flatten(1).t()
-    return frame.repeat(time, 1)
+    return resized_frames(table[0], int(table.shape[1] ** 0.5), (1, *grid[1:])).repeat(grid[0], 1)
+
+
+def resized_frames(table: Tensor, side: int, grid: Grid) -> Tensor:
+    """Return a table for another grid with as many places in time, bicubic in space.
+
+    Args:
+        table: [T' S S, D], for S x S tokens per place in time.
+        side: S.
+        grid: tokens along time, height and width.
+
+    Returns:
+        [T' H' W', D].
+    """
+    if grid[1:] == (side, side):
+        return table
+    frames = table.reshape(grid[0], side, side, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(frames, grid[1:], mode="bicubic", align_corners=False)
+    return resized.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 def rotary_angles(grid: Grid, head: int, pairs: Pairs, side: int | None, device: torch.device) -> Angles:

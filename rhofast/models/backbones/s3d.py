@@ -181,7 +181,7 @@ class S3D(PooledMaps):
                 blocks.append(Inception(wide, tuple(map(scaled, channels)), gating=options.gating))
                 wide = blocks[-1].out
             self.stages.append(nn.Sequential(*blocks))
-        self.num_features = wide
+        self.num_features, self.map_stride = wide, 32
 
     def layers(self) -> list[tuple[str, ...]]:
         """Return the names of the three layers before the stages, then those of each Inception block."""

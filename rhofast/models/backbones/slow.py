@@ -162,7 +162,7 @@ class Slow(PooledMaps):
                 wide = inner * expansion
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
-        self.num_features = wide
+        self.num_features, self.map_stride = wide, 16 * options.last_stride
 
     def layers(self) -> list[tuple[str, ...]]:
         """Return the names of the stem, then those of each block."""

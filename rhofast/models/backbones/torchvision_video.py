@@ -12,6 +12,7 @@ loaded and exported without conversion, except for the classifier's. This module
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ _NETWORKS = {
     "swin3d_b": (ClipLimits(name="swin3d_b"), "head"),
 }
 NAMES = tuple(_NETWORKS)
+_STRIDES = {"fc": 16, "head": 32}  # pixels per place of the last map: ResNets, and Swin
 CLASSIFIERS = {name: classifier for name, (_, classifier) in _NETWORKS.items()}
 
 
@@ -50,21 +52,35 @@ def torchvision_video(name: str) -> nn.Module:
     network.limits = limits
     network.register_forward_pre_hook(limits.check_input)
     network.tokens = types.MethodType(_tokens, network)  # a method: a copy of the network has one of its own
+    if not limits.exact:
+        network.last_map = types.MethodType(_last_map, network)
+        network.map_stride = _STRIDES[classifier]
     built: nn.Module = network
     return built
 
 
 def _tokens(network: Any, x: Tensor) -> Tensor:
     """Return what the features are made of: [N, 3, T, H, W] -> [N, L, num_features]."""
-    pool, seen = getattr(network, "avgpool", None), list[Tensor]()
-    layer: nn.Module = network.norm if pool is None else pool
-    hook = layer.register_forward_hook(lambda _, given, made: seen.append(made[:, 1:] if pool is None else given[0]))
+    if hasattr(network, "avgpool"):
+        return _last_map(network, x).flatten(2).transpose(1, 2)
+    return _seen(network, x, network.norm, lambda _, made: made[:, 1:])
+
+
+def _last_map(network: Any, x: Tensor) -> Tensor:
+    """Return the map that is pooled: [N, 3, T, H, W] -> [N, num_features, T', H', W']."""
+    return _seen(network, x, network.avgpool, lambda given, _: given[0])
+
+
+def _seen(network: Any, x: Tensor, layer: nn.Module, pick: Callable[[Any, Any], Tensor]) -> Tensor:
+    """Return what `pick` makes of the inputs and the output of a layer in a forward pass."""
+    seen = list[Tensor]()
+    hook = layer.register_forward_hook(lambda _, given, made: seen.append(pick(given, made)))
     try:
         network(x)
     finally:
         hook.remove()
     [found] = seen
-    return found if pool is None else found.flatten(2).transpose(1, 2)
+    return found
 
 
 def without_classifier(network: nn.Module, classifier: str) -> nn.Module:

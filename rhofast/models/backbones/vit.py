@@ -22,12 +22,21 @@ from torch import Tensor, nn
 
 from rhofast.config.section import Count, Positive, Probability, Section
 from rhofast.models.backbones.clip_limits import ClipLimits
-from rhofast.models.backbones.positions import Angles, Grid, Pairs, resized_table, rotary_angles, sincos_1d, sincos_3d
+from rhofast.models.backbones.positions import (
+    Angles,
+    Grid,
+    Pairs,
+    resized_frames,
+    resized_table,
+    rotary_angles,
+    sincos_1d,
+    sincos_3d,
+)
 from rhofast.models.backbones.vit_layers import Attention, Block, PatchEmbed
 
 # Width, number of blocks and number of heads of each size.
 SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "h": (1280, 32, 16)}
-VIT_TRAINING_OPTIONS = ("drop_path", "keep", "freeze_patches")
+VIT_TRAINING_OPTIONS = ("drop_path", "keep", "freeze_patches", "resize_positions")
 _MIN_ROTARY_HEAD = 6  # entries: two for each of the three axes
 
 
@@ -69,7 +78,13 @@ class ViTConfig(Section):
     2.1: 16). None: places are counted."""
 
     position_side: Count = 14
-    """Number of patches per side of the table of "learned". It is resized for clips of another size."""
+    """Number of patches per side of the table of "learned", or with `resize_positions` of "sincos1d". It is resized for
+    clips of another size."""
+
+    resize_positions: bool = False
+    """Whether "sincos1d" is the table of `position_side` x `position_side` patches, resized for clips of another size.
+    False: the patches of each size are numbered anew, so that a place has other numbers in frames of another width.
+    Detection, which tests frames of all shapes, needs true."""
 
     pool: Literal["mean", "cls"] = "mean"
     """Features of a clip: the mean of its tokens, or its class token."""
@@ -138,7 +153,7 @@ class ViT(nn.Module):
         super().__init__()
         self.options = options
         width, depth, heads = options.sizes
-        self.num_features = width
+        self.num_features, self.map_stride = width, options.patch
         self.limits = ClipLimits(
             name="vit",
             num_frames=options.tubelet,
@@ -178,6 +193,19 @@ class ViT(nn.Module):
         """Return the tokens after the last block, without the class token: [N, 3, T, H, W] -> [N, L, D]."""
         return self._encode(x)[1]
 
+    def last_map(self, x: Tensor) -> Tensor:
+        """Return the tokens at their places: [N, 3, T, H, W] -> [N, D, T', H', W'].
+
+        A normalization of pooled features (norm="pooled") is applied to each place, as there is nothing pooled yet.
+
+        Raises:
+            ConfigError: Clips of this size are not accepted.
+        """
+        tokens = self._encode(x)[1]
+        tokens = tokens if self.fc_norm is None else self.fc_norm(tokens)
+        maps: Tensor = tokens.transpose(1, 2).unflatten(2, self._grid(x))
+        return maps
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of clips: [N, 3, T, H, W] -> [N, num_features]."""
         class_token, tokens = self._encode(x)
@@ -187,8 +215,7 @@ class ViT(nn.Module):
     def _encode(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the class token [N, D], if there is one, and the other tokens [N, L, D] after the last block."""
         self.limits.check(*x.shape[2:])
-        options = self.options
-        grid = (x.shape[2] // options.tubelet, x.shape[3] // options.patch, x.shape[4] // options.patch)
+        grid = self._grid(x)
         kept = self._draw_kept(len(x), grid, x.device)
         tokens, angles = self._placed(self.patch_embed(x, kept), grid, kept)
         if self.cls_token is not None:
@@ -198,6 +225,11 @@ class ViT(nn.Module):
         if self.norm is not None:
             tokens = self.norm(tokens)
         return (None, tokens) if self.cls_token is None else (tokens[:, 0], tokens[:, 1:])
+
+    def _grid(self, x: Tensor) -> Grid:
+        """Return the tokens of clips [N, 3, T, H, W] along time, height and width."""
+        options = self.options
+        return x.shape[2] // options.tubelet, x.shape[3] // options.patch, x.shape[4] // options.patch
 
     def _draw_kept(self, clips: int, grid: Grid, device: torch.device) -> Tensor | None:
         """Return the numbers of the tokens that each clip keeps, i64[N, K] in rising order; None: all."""
@@ -244,6 +276,9 @@ class ViT(nn.Module):
         width, _, heads = options.sizes
         if options.position == "rope":
             return rotary_angles(grid, width // heads, options.rope_pairs, options.rope_side, device)
+        if options.position == "sincos1d" and options.resize_positions:
+            side = options.position_side
+            return resized_frames(sincos_1d((grid[0], side, side), width, device), side, grid)
         make = sincos_1d if options.position == "sincos1d" else sincos_3d
         return make(grid, width, device)
 
