@@ -5,8 +5,17 @@ key or option at fault; a hint is the remedy. Both are one line of printable cha
 quote. Wrong arguments of pure functions raise a plain `ValueError`.
 """
 
+import re
+
 from rhofast.display import LINE, printable
 
+_SET = re.compile(r"--set (?P<key>(?:clips|augment|data|train)\.[a-z_]+)=(?P<value>[^\s,;)]+)")
+_ARGUMENTS = {
+    "data.train": "shards",
+    "train.batch_size": "batch_size",
+    "augment.size": "size",
+    **{f"clips.{name}": name for name in ("num_clips", "num_frames", "frame_stride", "fps")},
+}
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits: the run is saved; the same command goes on with --resume
 
 
@@ -25,7 +34,27 @@ class RhofastError(Exception):
         super().__init__(self.message)
 
     def __str__(self) -> str:
-        return f"{self.message} ({self.hint})" if self.hint else self.message
+        """Return message and hint as a caller in Python needs them; the command line prints `message` and `hint`."""
+        return f"{self.message} ({in_python(self.hint)})" if self.hint else self.message
+
+
+def in_python(hint: str) -> str:
+    """Return a hint with options of the command line as arguments of `rhofast.clips` and `rhofast.eval_clips`.
+
+    Args:
+        hint: A text such as "choose fewer: --set data.lanes=4".
+
+    Returns:
+        The text with `options={"data.lanes": 4}`, or the argument's name where an option has an argument of its own.
+    """
+    return _SET.sub(lambda found: _argument(found["key"], found["value"]), hint)
+
+
+def _argument(key: str, value: str) -> str:
+    known = {"true": "True", "false": "False", "null": "None"}
+    is_text = re.fullmatch(r"[a-z_]+", value) is not None and value not in known
+    shown = f'"{value}"' if is_text else known.get(value, value)
+    return f"{_ARGUMENTS[key]}={shown}" if key in _ARGUMENTS else f'options={{"{key}": {shown}}}'
 
 
 class ConfigError(RhofastError):

@@ -96,3 +96,21 @@ def test_a_plot_draws_the_line_and_no_mathematics(text: str) -> None:
 def test_an_error_is_one_printable_line(message: str, hint: str) -> None:
     for error in (RhofastError(message, hint=hint), DecodeError(message, shard=hint, key=message, offset=3)):
         assert str(error).isprintable() and len(str(error)) < 9_000
+
+
+@pytest.mark.parametrize(
+    ("hint", "seen"),
+    [
+        ("raise the limit: --set data.cache_gb=N", 'raise the limit: options={"data.cache_gb": N}'),
+        ("--set augment.rand_ops=0 --set augment.mix=0", 'options={"augment.rand_ops": 0} options={"augment.mix": 0}'),
+        ("--set data.decoder=auto", 'options={"data.decoder": "auto"}'),
+        ("raise it (--set data.cache_gb=N) or not", 'raise it (options={"data.cache_gb": N}) or not'),
+        ("choose another: --set train.batch_size=...", "choose another: batch_size=..."),
+        ("the folder: --set data.train=FOLDER", "the folder: shards=FOLDER"),
+        ("--set clips.num_frames=4 or --set train.fake=true", 'num_frames=4 or options={"train.fake": True}'),
+        ("pass --set 'backbone.name=x.py:f'", "pass --set 'backbone.name=x.py:f'"),
+    ],
+)
+def test_python_reads_arguments_where_the_command_line_has_options(hint: str, seen: str) -> None:
+    error = RhofastError("wrong", hint=hint)
+    assert str(error) == f"wrong ({seen})" and error.hint == hint

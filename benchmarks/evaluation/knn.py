@@ -3,9 +3,11 @@
     python -m benchmarks.evaluation.knn [--rows 20000] [--queries 2000] [--width 2048] [--large] [--out PATH]
 
 The baseline is numpy on every rank: product, argpartition and votes for all queries. `product` is the matrix product of
-the search alone, below which no exact search can come. Seconds are those of the clock, beside CPU seconds of all
-threads; with two processes of one thread each, those of the slower one. With a GPU, the search and the product run
-there, and two processes are not measured. All contenders must give the same predictions.
+the search alone. `bf16` and `int8` are the product of rounded numbers, on a CPU: what a search would take that filters
+by rounded products first and then computes the neighbors exactly, if all but the product cost nothing. Seconds are
+those of the clock, beside CPU seconds of all threads; with two processes of one thread each, those of the slower one.
+With a GPU, the search and the product run there, and two processes are not measured. All that search must give the same
+predictions.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +95,26 @@ def product(bank: npt.NDArray[np.float32], _: Any, queries: npt.NDArray[np.float
         torch.cuda.synchronize()
 
 
+def rounded_product(
+    bank: npt.NDArray[np.float32], _: Any, queries: npt.NDArray[np.float32], dtype: torch.dtype
+) -> None:
+    """Compute the products of the search with numbers rounded to another type; rounding them is counted, too."""
+    rows, flat = (_rounded(torch.from_numpy(values), dtype) for values in (bank, queries[:, 0]))
+    for first in range(0, len(flat), QUERY_BLOCK):
+        block = flat[first : first + QUERY_BLOCK]
+        torch._int_mm(block, rows.T) if dtype == torch.int8 else block @ rows.T
+
+
+def _rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if dtype != torch.int8:
+        return values.to(dtype)
+    return (values * (127 / values.abs().amax(dim=1, keepdim=True))).round_().to(dtype)
+
+
 CONTENDERS: dict[str, Callable[..., Any]] = {"numpy": by_numpy, "rhofast": by_rhofast, "product": product}
+if DEVICE.type == "cpu":
+    CONTENDERS["bf16"] = partial(rounded_product, dtype=torch.bfloat16)
+    CONTENDERS["int8"] = partial(rounded_product, dtype=torch.int8)
 DIVIDED = ("numpy", "rhofast")  # what is measured in two processes
 
 

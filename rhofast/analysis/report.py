@@ -81,6 +81,19 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 def _read_run(run: Path, name: str) -> RunLog:
     path, lines = RunFolder(run).config, read_metrics(RunFolder(run).metrics)
+    results = read_results(run)
+    if results and not path.exists() and not lines:  # weights from elsewhere, which were evaluated only
+        return RunLog(
+            folder=run,
+            name=name,
+            config={},
+            starts=[],
+            steps=[],
+            checks=[],
+            messages=[],
+            state="evaluated",
+            results=results,
+        )
     if not path.exists() or not lines:
         raise ConfigError(f"{run}: not a run folder: config.json or metrics.jsonl is missing", hint="pass runs/NAME")
     config = read_record(path, dict[str, Any], raises=ConfigError)
@@ -95,7 +108,7 @@ def _read_run(run: Path, name: str) -> RunLog:
         checks=_last_per_step([line for line in lines if line["kind"] == "knn"]),
         messages=[line for line in lines if "text" in line],
         state=_state(lines, config),
-        results=read_results(run),
+        results=results,
     )
 
 
@@ -141,20 +154,23 @@ def _page(runs: list[RunLog]) -> str:
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
         f"<title>{title}: rhofast</title><style>{_STYLE}</style><h1>{title}</h1>",
     ]
-    for run in runs:
+    trained = [run for run in runs if run.config]
+    for run in trained:
         heading = f"<h3>{html_text(run.name)}</h3>" if len(runs) > 1 else ""
         between = " &middot; " if len(runs) > 1 else "<br>"
         parts.append(f"{heading}<p class=faint>{_headline(run, between)}</p>")
-    parts += ["<h2>Results</h2>", _table({run.name: _results(run) for run in runs})]
+    if trained:
+        parts += ["<h2>Results</h2>", _table({run.name: _results(run) for run in trained})]
     if evaluations := results_table(runs):
         parts += ["<h2>Evaluations</h2>", evaluations]
-    if len(runs) > 1:
-        parts += ["<h2>Differences between the configurations</h2>", _differences(runs)]
+    if len(trained) > 1:
+        parts += ["<h2>Differences between the configurations</h2>", _differences(trained)]
     begun = [run for run in runs if run.steps]
-    parts.append("<h2>The run</h2>" if len(runs) == 1 else "<h2>The runs</h2>")
-    if len(begun) > 1:
-        parts.append(draw_legend(begun))
-    parts.append(f"<div class=plots>{''.join(draw_plots(begun))}</div>" if begun else "<p>No steps logged yet.</p>")
+    if trained:
+        parts.append("<h2>The run</h2>" if len(runs) == 1 else "<h2>The runs</h2>")
+        if len(begun) > 1:
+            parts.append(draw_legend(begun))
+        parts.append(f"<div class=plots>{''.join(draw_plots(begun))}</div>" if begun else "<p>No steps logged yet.</p>")
     if any(run.messages for run in runs):
         parts += [
             "<h2>Warnings and advice</h2>",
@@ -162,8 +178,8 @@ def _page(runs: list[RunLog]) -> str:
         ]
     if len(runs) == 1:
         parts += _pictures(runs[0])
-    parts.append("<h2>Configuration</h2>")
-    for run in runs:
+    parts += ["<h2>Configuration</h2>"] if trained else []
+    for run in trained:
         lines = json.dumps(run.config, indent=2, ensure_ascii=False).split("\n")
         dumped, name = "\n".join(html_text(line, _FACT) for line in lines), html_text(run.name)
         parts.append(f"<details><summary>{name}: all keys</summary><pre>{dumped}</pre></details>")

@@ -44,7 +44,7 @@ class RunLog:
     Attributes:
         folder: Folder of the run.
         name: Name in the report.
-        config: Configuration of the run.
+        config: Configuration of the run; empty for weights from elsewhere, of which there are results only.
         starts: All start lines of metrics.jsonl.
         steps: Step lines of metrics.jsonl, one per step.
         checks: kNN lines of metrics.jsonl, one per step.
@@ -73,7 +73,7 @@ class RunLog:
         return max(found, key=lambda one: (self._is_own(one), one.get("step") or 0), default=None)
 
     def _is_own(self, result: dict[str, Any]) -> bool:
-        test = self.config["data"].get("test") or {}
+        test = self.config.get("data", {}).get("test") or {}
         own = test.get("shards") if isinstance(test, dict) else test
         return own is not None and result.get("shards", {}).get("test", {}).get("where") == str(own)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rhofast.analysis.report_plots import RunLog
-from rhofast.checkpoint.run_folder import FINE_TUNED, KINDS, RunFolder
+from rhofast.checkpoint.run_folder import FINE_TUNED, KINDS, RunFolder, set_name
 from rhofast.display import html_text
 from rhofast.evaluation.result_file import read_result
 
@@ -33,7 +33,9 @@ def read_results(run: Path) -> list[dict[str, Any]]:
             above = path.parent.parent
             found.append({**result, "classifier": "" if above == folder.path else above.name})
     kinds = list(KINDS)
-    found.sort(key=lambda one: (kinds.index(one["kind"]), _name(_test(one)), one["classifier"], one.get("step") or 0))
+    found.sort(
+        key=lambda one: (kinds.index(one["kind"]), set_name(_test(one)), one["classifier"], one.get("step") or 0)
+    )
     return found
 
 
@@ -92,12 +94,6 @@ def _test(result: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _name(facts: dict[str, Any]) -> str:
-    """Return the name of a set with its split."""
-    split = facts.get("split", "")
-    return " ".join(word for word in (facts.get("name", ""), "" if split == "all" else split) if word)
-
-
 def _sets(result: dict[str, Any]) -> str:
     """Return in words what was tested, and what was trained on or searched."""
     parts = []
@@ -105,7 +101,7 @@ def _sets(result: dict[str, Any]) -> str:
     for facts, count in ((_test(result), measured), (train, train.get("samples"))):
         part = f" of {facts['of']:,}" if (facts.get("of") or 0) > (facts.get("samples") or 0) else ""
         videos = f"{count:,}{part} videos" if count else ""
-        parts.append(", ".join(text for text in (_name(facts), videos) if text))
+        parts.append(", ".join(text for text in (set_name(facts), videos) if text))
     return f"{parts[0]}; training: {parts[1]}" if parts[1] else parts[0]
 
 

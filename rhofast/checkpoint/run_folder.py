@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 KINDS = {
     "knn": "kNN",
@@ -18,6 +20,12 @@ KINDS = {
 
 FINE_TUNED = ("finetune", "multilabel", "detection")
 """The kinds in which the weights of the backbone are trained. In all others they are those that are evaluated."""
+
+
+def set_name(facts: Mapping[str, Any]) -> str:
+    """Return the name of a shard set with its split, of what a result says of it; empty if it says nothing."""
+    name, split = facts.get("name", ""), facts.get("split", "")
+    return " ".join(dict.fromkeys(word for word in (name, "" if split == "all" else split) if word))
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def knn(request: EvalRequest, untrained: UntrainedOption = False) -> None:
 @evaluate.command()
 @spread
 def retrieval(request: EvalRequest, untrained: UntrainedOption = False) -> None:
-    """Recall at 1, 5, 10, 20 and 50: is a training video of the same class among the nearest?"""
+    """Recall at 1, 5, 10, 20 and 50: are the nearest training videos of the same class?"""
     from rhofast.evaluation.retrieval import evaluate_retrieval
 
     task = request.open()
@@ -111,7 +111,7 @@ def attentive(
     result = _classify(request, "attentive", resume=resume)
     request.report(result)
     if show_all and is_main_process():
-        out.print(sweep_table(result.chosen["sweep"]))
+        out.print(sweep_table(result.chosen))
 
 
 @evaluate.command()
@@ -124,7 +124,7 @@ def finetune(request: ConfiguredRequest, resume: ResumeOption = False) -> None:
 @evaluate.command()
 @spread
 def multilabel(request: ConfiguredRequest, resume: ResumeOption = False) -> None:
-    """Fine-tune on shards with several labels per video, then test it: mean average precision over the classes."""
+    """Fine-tune with several labels per video, then test it: mean average precision."""
     request.report(_classify(request, "multilabel", resume=resume))
 
 

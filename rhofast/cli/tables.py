@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from rhofast.checkpoint.run_folder import FINE_TUNED
+from rhofast.checkpoint.run_folder import FINE_TUNED, KINDS, set_name
 from rhofast.cli.console import byte_text, cell, duration_text
 from rhofast.display import printable
 
@@ -157,13 +157,14 @@ def score_table(evaluation: Evaluation) -> Table:
     if evaluation.kind in FINE_TUNED:
         origin = f"fine-tuned from {origin}"
     table = Table(
-        title=f"{evaluation.kind} on held-out videos",
+        title=cell(f"{KINDS[evaluation.kind]} on {set_name(evaluation.shards.get('test', {})) or 'held-out videos'}"),
         caption=origin,
         title_justify="left",
         caption_justify="left",
         min_width=len(origin),  # so that the caption stays on one line where the terminal is wide enough
     )
-    for column in ("backbone", *measures, "videos"):
+    heads = [name.replace(" at ", "\nat ") if len(measures) > 2 else name for name in measures]
+    for column in ("backbone", *heads, "videos"):
         table.add_column(column, justify="left" if column == "backbone" else "right")
     for name, one in ((evaluation.backbone, evaluation.trained), ("untrained", evaluation.untrained)):
         if one is not None:
@@ -193,17 +194,18 @@ def class_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def sweep_table(sweep: Sequence[Mapping[str, float]]) -> Table:
-    """Return the settings that attentive probes were trained with, and their scores on the validation videos."""
-    table = Table(
-        title="all probes, on validation videos of the training set",
-        caption="The best is tested.",
-        title_justify="left",
-    )
-    for column in ("rate", "decay", "top-1", "loss"):
-        table.add_column(column, justify="right")
-    for one in sweep:
-        table.add_row(f"{one['rate']:g}", f"{one['decay']:g}", f"{one['top1']:.1%}", f"{one['loss']:.3f}")
+def sweep_table(chosen: Mapping[str, Any]) -> Table:
+    """Return the settings that attentive probes were trained with, and their scores on the validation videos.
+
+    Args:
+        chosen: What the evaluation chose: rate and decay, and all of them as `sweep`.
+    """
+    table = Table(title="all probes, on validation videos", title_justify="left")
+    for column in ("rate", "decay", "top-1", "loss", ""):
+        table.add_column(column, justify="right" if column else "left")
+    for one in chosen["sweep"]:
+        tested = "tested" if (one["rate"], one["decay"]) == (chosen["rate"], chosen["decay"]) else ""
+        table.add_row(f"{one['rate']:g}", f"{one['decay']:g}", f"{one['top1']:.1%}", f"{one['loss']:.3f}", tested)
     return table
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rhofast.checkpoint.run_folder import KINDS
 from rhofast.evaluation.scores import Evaluation
 from rhofast.fonts import plot_names
 from rhofast.storage.files import replacing, write_atomically
@@ -45,7 +46,7 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> Path | None:
         return None
     picture = path.with_name(f"{path.stem}-confusion.png")
     measure, value = scores.main
-    title = f"{evaluation.kind}: {measure} {value:.1%} of {scores.samples:,} videos"
+    title = f"{KINDS[evaluation.kind]}: {measure} {value:.1%} of {scores.samples:,} videos"
     figure = confusion_figure(scores.confusion, evaluation.classes, title=title)
     with replacing(picture) as aside:
         figure.savefig(aside, format="png")

@@ -239,6 +239,16 @@ def test_all_evaluations_of_a_run_are_one_table_with_sets_protocols_and_publishe
         write_report([run])
 
 
+def test_weights_from_elsewhere_have_a_page_of_their_results_also_beside_runs(tmp_path: Path) -> None:
+    add_result(tmp_path / "r3d_18", "knn", {**KNN, "origin": "torchvision", "step": None})
+    page = write_report([tmp_path / "r3d_18"]).read_text()
+    assert "<td>kNN, top-1<td>40 videos<td>torchvision<td>" in page and "Confusion matrix" in page
+    assert "<h2>Results" not in page and "<h2>The run" not in page and "Configuration" not in page
+    run = make_run(tmp_path / "run", [START, step(1)])
+    page = write_report([tmp_path / "r3d_18", run]).read_text()
+    assert "<td>r3d_18<td>kNN, top-1" in page and "<h3>run</h3>" in page and "<h3>r3d_18</h3>" not in page
+
+
 def test_runs_whose_steps_differ_in_size_are_compared_by_epochs(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / "small", [START, step(1), step(2), {"kind": "knn", "step": 2, "top1": 0.5}]),
