@@ -11,7 +11,7 @@ from typing import Any
 from _lists import numbered_lines, problem
 
 from rhofast.storage.address import is_address, redacted
-from rhofast.storage.files import as_path
+from rhofast.storage.store_path import as_path
 
 LISTS = {".txt", ".lst", ".list"}
 _MOST = 1_000_000  # names that one pair of braces may stand for
@@ -118,8 +118,10 @@ def _choices(inner: str, where: str) -> list[str]:
 def _matches(path: Path, name: str) -> list[Path]:
     if isinstance(path, Path):
         return [Path(found) for found in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207 - of any form
-    remote: Any = path
-    return [as_path(remote.fs.unstrip_protocol(found)) for found in sorted(remote.fs.glob(remote.path))]
+    root: Any = path
+    while root.name and re.search(r"[*?]", str(root)):
+        root = root.parent
+    return sorted(root.glob(path.relative_to(root).as_posix()))
 
 
 def in_folder(folder: Path, suffixes: set[str]) -> list[Path]:

@@ -23,7 +23,8 @@ from rhofast.cli.options import (
 )
 from rhofast.cli.tables import estimate_table, set_table
 from rhofast.errors import ConfigError
-from rhofast.storage.files import as_path, write_atomically
+from rhofast.storage.files import write_atomically
+from rhofast.storage.store_path import as_path
 
 Executor = Literal["processes", "ray"]
 

@@ -9,7 +9,8 @@ import typer
 
 from rhofast.errors import ConfigError
 from rhofast.storage.address import redacted
-from rhofast.storage.files import as_path, is_local
+from rhofast.storage.files import is_local
+from rhofast.storage.store_path import as_path
 
 # Panels of the help: options that belong together stand together.
 SOURCE, STORAGE, LIMITS, EXECUTION = "Source", "Storage", "Limits", "Execution"

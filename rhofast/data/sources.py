@@ -22,8 +22,8 @@ from rhofast.errors import ConfigError
 from rhofast.storage.address import check_address, is_remote
 from rhofast.storage.cache import Cache, own_folder
 from rhofast.storage.download import RemoteFolder
-from rhofast.storage.files import as_path
 from rhofast.storage.network import TIMEOUT_S, RetryPolicy
+from rhofast.storage.store_path import as_path
 
 _PATIENCE = 0.9  # share of data.timeout_s for which an outage is waited for: the loader itself waits no longer
 

@@ -18,10 +18,11 @@ from rhofast.data.inside import ByteRange, Inside, ParquetCell
 from rhofast.ingest.machine_errors import UnreadableError
 from rhofast.ingest.probe import Refusal, RefusedError
 from rhofast.storage.fetch import FetchError
-from rhofast.storage.files import as_path, open_regular
+from rhofast.storage.files import open_regular
 from rhofast.storage.network import RetryPolicy, network_errors, words
 from rhofast.storage.parquet_rows import ParquetRows
 from rhofast.storage.span_file import fetch_span
+from rhofast.storage.store_path import as_path
 
 _CHUNK = 1 << 20
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)

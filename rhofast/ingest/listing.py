@@ -23,7 +23,7 @@ from rhofast.ingest.annotations import check_extra, check_labels, check_segment
 from rhofast.ingest.segments import record_key, window_key
 from rhofast.ingest.stored_names import shown_source, stored_name
 from rhofast.storage.address import redacted
-from rhofast.storage.files import as_path
+from rhofast.storage.store_path import as_path
 
 MAX_CLASSES = 1_000_000
 _FEW_CLASSES = 10_000  # more than these must occur, one in a hundred, or the labels are no class numbers

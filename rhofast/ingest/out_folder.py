@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from rhofast.data.format.dataset import open_folder
 from rhofast.data.format.dataset_json import DatasetInfo
@@ -17,10 +17,9 @@ from rhofast.errors import ConfigError, IngestError, ShardError
 from rhofast.ingest.array_task import ArrayTask
 from rhofast.storage.address import redacted
 from rhofast.storage.files import check_unicode, is_local
-from rhofast.storage.network import check_store
+from rhofast.storage.store_path import StorePath, check_store
 
-_CHECKED = {"s3", "s3a", "gs", "gcs"}  # stores of which it is known how they tell that a bucket is not there
-_BUCKETS = _CHECKED | {"az", "abfs", "abfss", "adl", "oss", "obs", "cos"}  # stores of objects, which have no folders
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # stores that tell that a bucket is not there
 
 
 def complete_set(out: Path) -> DatasetInfo | None:
@@ -54,14 +53,11 @@ def check_out(out: Path) -> None:
     if is_local(out):
         check_unicode(out)
         return
-    remote, shown = cast(Any, out), redacted(str(out))
+    remote, shown = cast(StorePath, out), redacted(str(out))
     if remote.protocol in ("http", "https"):
         raise ConfigError(f"OUT={shown}: shards cannot be written to a web server", hint="write to a folder or s3://")
-    bucket = remote.path.partition("/")[0]
-    if remote.protocol in _CHECKED and check_store(remote, bucket) is None:
-        raise IngestError(
-            f"{remote.protocol}://{bucket}: no such bucket", hint="correct the address, or create the bucket"
-        )
+    if remote.protocol in _BUCKETS and not check_store(remote.root):
+        raise IngestError(f"{remote.root}: no such bucket", hint="correct the address, or create the bucket")
 
 
 def create_folder(out: Path) -> None:
@@ -70,8 +66,7 @@ def create_folder(out: Path) -> None:
     Raises:
         OSError: The folder cannot be created.
     """
-    if is_local(out) or cast(Any, out).protocol not in _BUCKETS:  # stores with buckets have no folders
-        out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

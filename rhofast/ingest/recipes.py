@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
@@ -23,8 +23,9 @@ import rhofast
 from rhofast.data.types import PassedOver, VideoRecord
 from rhofast.errors import ConfigError, IngestError
 from rhofast.storage.address import redacted
-from rhofast.storage.files import as_path, is_local
-from rhofast.storage.network import check_store, network_errors, words
+from rhofast.storage.files import is_local
+from rhofast.storage.network import network_errors, words
+from rhofast.storage.store_path import StorePath, as_path, check_store
 from rhofast.storage.user_code import import_file
 
 _PACKAGE = Path(rhofast.__file__).parent
@@ -86,7 +87,7 @@ def find_records(
         IngestError: There is no such source, or no recipe is known for it.
     """
     if not is_local(source) and not _is_pattern(source):
-        check_store(source)
+        check_store(cast(StorePath, source))
     recipe = recipe or _recipe_for(source)
     module = _load(recipe)
     try:

@@ -13,17 +13,19 @@ from rhofast.errors import ConfigError
 
 _WEB = ("http", "https")
 _AZURE = ("abfs", "abfss")  # their addresses name the container before an "@": it is no user
-# The stores whose answers, time limits and errors are known: web servers and stores of objects. Other schemes of fsspec
-# read through another source, reach this machine's files under another name, or fail in ways of their own.
+# Web servers, stores of objects, hubs, and servers of files. Other schemes of fsspec read through another source
+# (archives, caches, code hosts), or reach this machine's files under another name.
 _STORES = frozenset({
-    "abfs", "abfss", "adl", "az", "gcs", "gs", "http", "https", "memory", "oci", "oss", "s3", "s3a", "tos",
+    "abfs", "abfss", "adl", "az", "gcs", "gs", "hdfs", "hf", "ftp", "http", "https", "memory", "oci", "oss", "s3",
+    "s3a", "sftp", "smb", "ssh", "tos", "webhdfs",
 })  # fmt: skip
+_SERVERS = ("ftp", "hdfs", "sftp", "smb", "ssh", "webhdfs")  # besides web servers; what follows is host and port
 _SHOWN = 500  # characters of an address in an error
 _LONGEST = 16_384  # characters; signed addresses with a session token have some 2,000
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 # An address within a text. pathlib makes one slash of the two, if an address was taken for a path.
 _ADDRESS = re.compile(
-    r"""(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*(?=://)|\b(?:https?|s3a?|gcs?|gs|az|abfss?|s?ftp|ssh)(?=:/[^/]))"""
+    r"""(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*(?=://)|\b(?:https?|s3a?|gcs?|gs|az|abfss?|hf|s?ftp|ssh)(?=:/[^/]))"""
     r"""(?P<mark>://?)(?P<rest>[^\s'"<>`]*)"""
 )
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")  # of a host name
@@ -93,7 +95,7 @@ def check_address(text: str, option: str, *, signed: bool = False) -> str:
     if scheme != "file" and scheme not in _STORES:
         raise ConfigError(
             f"{shown}: {scheme}:// is not supported",
-            hint="use a path, file://, https:// or an object store such as s3://; or copy the files, or mount them",
+            hint="use a path, file://, https://, hf:// or an object store such as s3://, or mount or copy the files",
         )
     if not signed and ("?" in rest or "#" in rest):
         raise ConfigError(
@@ -169,7 +171,7 @@ def _user_end(scheme: str, rest: str) -> int:
     if "@" in netloc:
         return 0 if scheme in _AZURE and ":" not in netloc else netloc.rindex("@") + 1
     host, colon, port = netloc.rpartition(":")
-    is_port = scheme in (*_WEB, "ftp", "sftp", "ssh") and port.isdigit()
+    is_port = scheme in (*_WEB, *_SERVERS) and port.isdigit()
     if colon and "@" in rest and not is_port and not host.startswith("["):
         return rest.rindex("@") + 1
     return 0
@@ -195,10 +197,19 @@ def _malformed(text: str, scheme: str, rest: str) -> str:
     if not host:
         return "has no host or bucket"
     if scheme.lower() not in _WEB:
+        if scheme.lower() == "hf":
+            return _malformed_hub(rest)
         return "holds a port" if port is not None and scheme.lower() in ("s3", "s3a", "gs", "gcs") else ""
     if port == 0:
         return "port 0"
     return "" if parts.netloc.startswith("[") or _is_host(host) else f"{host[:80]!r} is not a host name"
+
+
+def _malformed_hub(rest: str) -> str:
+    """Return what is wrong with what follows `hf://`; an empty text if nothing is."""
+    kind = rest.partition("/")[0] in ("datasets", "models", "spaces", "buckets")
+    names = [name for name in rest.split("/")[kind : 2 + kind] if name]
+    return "" if len(names) == 2 else "names no repository: write hf://datasets/ORGANIZATION/NAME/folder"
 
 
 def _is_host(host: str) -> bool:

@@ -19,19 +19,25 @@ from rhofast.storage.store import StoreFolder
 Result = TypeVar("Result")
 
 _MOST_BYTES = 1 << 37  # of an answer: it may have no end
+_answering: set[str] = set()  # stores and hosts that have answered in this process: if they are away, they come back
 
 
 class FetchError(Exception):
     """A remote file cannot be read; the text says why, in one line.
 
     Attributes:
-        missing: Whether there is no such file.
+        kind: What could have been done about it.
     """
 
-    def __init__(self, text: str, *, missing: bool = False) -> None:
+    def __init__(self, text: str, *, kind: Kind = Kind.FINAL) -> None:
         """Create an error from its text."""
         super().__init__(text)
-        self.missing = missing
+        self.kind = kind
+
+    @property
+    def missing(self) -> bool:
+        """Whether there is no such file."""
+        return self.kind is Kind.MISSING
 
 
 class _WriteError(Exception):
@@ -74,6 +80,9 @@ def remote_state(address: str, policy: RetryPolicy) -> list[Any] | None:
 def with_retries(address: str, policy: RetryPolicy, use: Callable[[StoreFolder, str], Result]) -> Result:
     """Open the store of an address and use it, again if a request fails and another attempt may help.
 
+    A store that is away or busy, but has answered before, is waited for up to `policy.outage_s`. Credentials that are
+    refused are looked up anew once.
+
     Args:
         address: The address.
         policy: How often and how long it is tried.
@@ -86,17 +95,33 @@ def with_retries(address: str, policy: RetryPolicy, use: Callable[[StoreFolder, 
         FetchError: There is no such file, or the network failed in all attempts.
         Exception: Whatever else `use` raises.
     """
-    for attempt in range(policy.attempts):
+    host, failed, renewed, began = address.split("/", 3)[:3], 0, False, time.monotonic()
+    place = "/".join(host)
+    while True:
+        folder, name = None, ""
         try:
-            return use(*open_store_file(address, policy.timeout_s))
+            folder, name = open_store_file(address, policy.timeout_s)
+            result = use(folder, name)
         except RequestError as error:
-            if error.kind is Kind.MISSING:
-                raise FetchError("no such file at this address", missing=True) from None
-            if error.kind in (Kind.DENIED, Kind.FINAL, Kind.NO_RANGES) or attempt + 1 == policy.attempts:
-                tries = f", in {attempt + 1} attempts" if attempt else ""
-                raise FetchError(error.text + tries) from None
-            time.sleep(policy.pause(attempt, error.wait_s))
-    raise AssertionError("the last attempt returns or raises")
+            fault = error
+        else:
+            _answering.add(place)
+            return result
+        if fault.kind not in (Kind.AWAY, Kind.BUSY):
+            _answering.add(place)
+        if fault.kind is Kind.MISSING:
+            raise FetchError(fault.text, kind=fault.kind) from None
+        if fault.kind is Kind.DENIED and not renewed and folder is not None and folder.renew():
+            renewed = True
+            continue
+        failed += 1
+        is_final = fault.kind in (Kind.DENIED, Kind.FINAL, Kind.NO_RANGES)
+        is_outage = fault.kind in (Kind.AWAY, Kind.BUSY) and place in _answering
+        is_given_up = failed >= policy.attempts and not (is_outage and time.monotonic() - began < policy.outage_s)
+        if is_final or is_given_up:
+            tries = f", in {failed} attempts" if failed > 1 else ""
+            raise FetchError(fault.text + tries, kind=fault.kind) from None
+        time.sleep(policy.pause(failed - 1, fault.wait_s))
 
 
 def _receive(folder: StoreFolder, name: str, copy: Path) -> None:

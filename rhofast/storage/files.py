@@ -1,4 +1,4 @@
-"""Read and write whole files, on this machine or in an object store: a reader never sees a half-written file."""
+"""Read and write whole files, on this machine or behind an address: a reader never sees a half-written file."""
 
 from __future__ import annotations
 
@@ -10,52 +10,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
-from urllib.parse import unquote, urlsplit
+from typing import BinaryIO, Protocol, TextIO, cast
 
-from rhofast.errors import ConfigError, DependencyError
-from rhofast.storage.address import check_address, is_address, is_remote, redacted
-from rhofast.storage.network import as_system_errors, network_errors, store_options, words
+from rhofast.errors import ConfigError
 
 
-def as_path(text: str, option: str = "address", *, signed: bool = False) -> Path:
-    """Return the path that a user named.
+class Uploaded(Protocol):
+    """A path behind an address; see store_path.py."""
 
-    Args:
-        text: A path, a `file://` URL, or the URL of an object store (`s3://bucket/folder`).
-        option: What errors name: the option, or the file and line, that holds the text.
-        signed: Whether a web address may have a query; see `check_address`.
-
-    Returns:
-        A Path for a file of this machine, or a UPath, which behaves like one, for an object store.
-
-    Raises:
-        ConfigError: The URL is malformed, holds a secret, or is of an unknown kind; see `check_address`.
-        DependencyError: The package for this kind of store is not installed.
-    """
-    text = check_address(text, option, signed=signed)
-    if not is_address(text):
-        return Path(text)
-    if not is_remote(text):
-        return Path(unquote(urlsplit(text).path))
-    shown = redacted(text)
-    try:
-        from fsspec import get_filesystem_class
-        from upath import UPath
-    except ImportError:
-        raise DependencyError(
-            f"{shown}: universal_pathlib is not installed", hint="pip install 'rhofast[s3]'"
-        ) from None
-    try:
-        get_filesystem_class(urlsplit(text).scheme)
-        path = UPath(text, **store_options(text))
-    except network_errors(ValueError) as error:
-        raise ConfigError(
-            f"{option}={shown}: {words(error)}", hint="use file://, s3:// or another scheme of fsspec"
-        ) from None
-    except ImportError as error:
-        raise DependencyError(f"{shown}: {words(error)}") from None
-    return cast(Path, path)
+    def upload(self, file: Path) -> None:
+        """Write a file of this machine to it, as a whole or not at all."""
 
 
 def is_local(path: Path) -> bool:
@@ -125,14 +89,13 @@ def publish(temporary: Path, target: Path) -> None:
 
     Raises:
         OSError: The file cannot be moved or uploaded.
+        MachineError: The store of the target does not answer.
     """
     if is_local(target):
         flush(temporary)
         temporary.replace(target)
     else:
-        remote = cast(Any, target)
-        with as_system_errors(target):
-            remote.fs.put_file(str(temporary), remote.path)
+        cast(Uploaded, target).upload(temporary)
         temporary.unlink()
 
 

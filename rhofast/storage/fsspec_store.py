@@ -1,22 +1,24 @@
-"""Folders of the stores that fsspec opens."""
+"""Folders of the stores that fsspec opens: hf, memory, servers of files, and any that obstore does not open."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rhofast.errors import RhofastError
-from rhofast.storage.network import CHUNK, as_written, file_info, is_http, open_store, open_stream, read_chunk
+from rhofast.storage.network import CHUNK, as_written, file_info, is_http, is_hub, open_store, open_stream, read_chunk
 from rhofast.storage.request_error import Kind, RequestError, request_error
-from rhofast.storage.store import Span, StoreFolder
+from rhofast.storage.store import Entry, Span, StoreFolder
 
 _THREADS = 32  # for stores that answer one request at a time
 _INFO_S = 60.0
-_VERSIONS = ("ETag", "e_tag", "Last-Modified", "LastModified", "mtime", "commit_hash")
+_VERSIONS = ("ETag", "e_tag", "blob_id", "Last-Modified", "LastModified", "mtime")
+_SERVERS = {"ftp", "hdfs", "arrow_hdfs", "sftp", "smb", "ssh", "webhdfs"}  # of files, which can be seen half written
+_HAVE_FOLDERS = _SERVERS | {"memory"}
 
 
 class FsspecFolder(StoreFolder):
@@ -34,7 +36,7 @@ class FsspecFolder(StoreFolder):
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self.url, self._timeout_s = url, timeout_s
-        with _as_faults():
+        with as_faults():
             self._store, self._root = open_store(url, timeout_s, **as_written(url))
         self._pool: ThreadPoolExecutor | None = None
 
@@ -44,18 +46,18 @@ class FsspecFolder(StoreFolder):
     @contextmanager
     def stream(self, name: str, *, begin: int = 0) -> Iterator[tuple[Iterator[bytes], int]]:
         """Read a file in one pass; see `StoreFolder`."""
-        with _as_faults():
+        with as_faults():
             opened = open_stream(self._store, self._path(name), begin=begin)
             remote, position, _ = opened.__enter__()
         try:
             yield self._chunks(remote), position
         finally:
-            with _as_faults():
+            with as_faults():
                 opened.__exit__(None, None, None)
 
     def _chunks(self, remote: Any) -> Iterator[bytes]:
         while True:
-            with _as_faults():
+            with as_faults():
                 chunk = read_chunk(self._store, remote, 2 * self._timeout_s)
             if not chunk:
                 return
@@ -63,42 +65,121 @@ class FsspecFolder(StoreFolder):
 
     async def spans(self, name: str, spans: Sequence[Span]) -> list[memoryview]:
         """Read spans of a file; see `StoreFolder`."""
-        paths = [self._path(name)] * len(spans)
         begins, ends = [begin for begin, _ in spans], [begin + size for begin, size in spans]
-        with _as_faults():
+        with as_faults():
             if getattr(self._store, "async_impl", False):
                 # They run in the event loop of fsspec, which is another one.
-                asked = self._store._cat_ranges(paths, begins, ends, on_error="raise")
+                asked = self._store._cat_ranges([self._path(name)] * len(spans), begins, ends, on_error="raise")
                 found = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asked, self._store.loop))
             else:
                 if self._pool is None:
-                    self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="rhofast-store")
-                loop, cat = asyncio.get_running_loop(), self._store.cat_file
-                asked = (loop.run_in_executor(self._pool, cat, *span) for span in zip(paths, begins, ends, strict=True))
-                found = await asyncio.gather(*asked)
+                    self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="store-spans")
+                loop = asyncio.get_running_loop()
+                found = await asyncio.gather(
+                    *(
+                        loop.run_in_executor(self._pool, self._span, name, *span)
+                        for span in zip(begins, ends, strict=True)
+                    )
+                )
         contents = [memoryview(content) for content in found]
-        if is_http(self._store) and any(len(one) > size for one, (_, size) in zip(contents, spans, strict=True)):
+        if any(len(one) > size for one, (_, size) in zip(contents, spans, strict=True)):
             raise RequestError(Kind.NO_RANGES, "the server ignores range requests")
         return contents
 
+    def _span(self, name: str, begin: int, end: int) -> Any:
+        # A file of the hub whose size is not given is looked up among all files of its folder.
+        options = {"cache_type": "none", "size": end} if is_hub(self._store) else {}
+        return self._store.cat_file(self._path(name), begin, end, **options)
+
     def state(self, name: str) -> tuple[int, str]:
         """Return size and version of a file; see `StoreFolder`."""
-        with _as_faults():
-            info = file_info(self._store, self._path(name), _INFO_S)
+        info = self._info(name)
         if info is None:
             raise RequestError(Kind.MISSING, "no such file")
         if info.get("size") is None:
             raise RequestError(Kind.FINAL, "the store does not say its size")
         return int(info["size"]), str(next((info[key] for key in _VERSIONS if info.get(key)), ""))
 
+    def _info(self, name: str) -> dict[str, Any] | None:
+        options = {"expand_info": True, "refresh": True} if is_hub(self._store) else {}
+        with as_faults():
+            if not options:
+                self._store.invalidate_cache()
+            return file_info(self._store, self._path(name), _INFO_S, **options)
+
+    def _is(self, protocols: set[str]) -> bool:
+        own = self._store.protocol
+        return not protocols.isdisjoint((own,) if isinstance(own, str) else own)
+
     def put(self, name: str, path: Path) -> None:
         """Write a file of this machine into the folder; see `StoreFolder`."""
-        with _as_faults():
-            self._store.put_file(str(path), self._path(name), chunksize=CHUNK)
+        final = self._path(name)
+        folder, _, last = final.rpartition("/")
+        with as_faults():
+            if not self._is(_SERVERS):
+                self._store.put_file(str(path), final, chunksize=CHUNK)
+                return
+            unfinished = f"{folder}/.{last}.tmp"
+            self._store.put_file(str(path), unfinished)
+            sent, written = path.stat().st_size, self._store.size(unfinished)
+            if written != sent:
+                raise RequestError(Kind.PASSING, f"{written} of {sent} bytes arrived")
+            if self._store.exists(final):  # some servers replace no file
+                self._store.rm_file(final)
+            self._store.mv(unfinished, final)
+
+    def find(self, name: str) -> Entry | None:
+        """Return what there is under a name; see `StoreFolder`."""
+        last = name.rpartition("/")[2]
+        if not is_http(self._store):
+            info = self._info(name)
+            return None if info is None else Entry(last, info.get("type") == "directory", info.get("size"))
+        # What a web server has there shows at the beginning of the answer, of which nothing else is read.
+        try:
+            with as_faults(), open_stream(self._store, self._path(name)) as (remote, _, size):
+                kind, place = remote.r.headers.get("Content-Type", ""), remote.r.url.path
+        except RequestError as fault:
+            if fault.kind is Kind.MISSING:
+                return None
+            raise
+        is_page = kind.startswith("text/html") and (place.endswith("/") or "." not in place.rpartition("/")[2])
+        return Entry(last, True) if is_page else Entry(last, False, size)
+
+    def entries(self, name: str) -> list[Entry]:
+        """Return what lies in a folder; see `StoreFolder`."""
+        found = self.find(name) if is_http(self._store) else None
+        if is_http(self._store) and not (found and found.is_folder):
+            return []  # what is no page is not read as one
+        with as_faults():
+            self._store.invalidate_cache()
+            try:
+                infos = self._store.ls(
+                    self._path(name), detail=True, **({"refresh": True} if is_hub(self._store) else {})
+                )
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        entries = {}
+        for info in infos:
+            last = str(info["name"]).rstrip("/").rpartition("/")[2]
+            if last and not last.startswith("?"):  # links by which a page is sorted
+                is_folder = info.get("type") == "directory"
+                entries[last] = Entry(last, is_folder, None if is_folder else info.get("size"))
+        return [entries[last] for last in sorted(entries)]
+
+    def delete(self, name: str) -> None:
+        """Delete a file; see `StoreFolder`."""
+        with as_faults(), suppress(FileNotFoundError):
+            self._store.rm_file(self._path(name))
+
+    def create(self, name: str) -> None:
+        """Create a folder; see `StoreFolder`."""
+        if self._is(_HAVE_FOLDERS):
+            with as_faults():
+                self._store.makedirs(self._path(name), exist_ok=True)
 
 
 @contextmanager
-def _as_faults() -> Iterator[None]:
+def as_faults() -> Iterator[None]:
     """Turn whatever a library raises into a RequestError; errors of this package stay what they are."""
     try:
         yield

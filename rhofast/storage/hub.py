@@ -109,6 +109,14 @@ def check_token(repository: Repository) -> None:
         )
 
 
+def hub_headers() -> dict[str, str]:
+    """Return the headers with which files of the hub are asked for: the token of the environment, if there is one."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return {"authorization": f"Bearer {token}"} if token else {}
+
+
 def open_repository(repository: Repository, *, private: bool, overwrite: bool) -> None:
     """Create a repository, and its branch, if there is none; refuse to replace what others have put there.
 

@@ -1,6 +1,6 @@
 """What fsspec and its packages are asked for, with time limits, and what their errors mean.
 
-The only place that knows aiohttp, botocore and fsspec by name, besides UPath in files.py.
+The only place that knows aiohttp, botocore and fsspec by name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from rhofast.errors import ConfigError, DependencyError, StoreError
+from rhofast.errors import ConfigError, DependencyError
 from rhofast.storage.address import redacted
 
 CHUNK = 1 << 22
@@ -48,6 +48,7 @@ class RetryPolicy:
         total_s: Limit on one file, all attempts together, in seconds; a large file has more (`min_rate`).
         min_rate: Bytes per second for which `total_s` is extended.
         failed_for_s: Seconds for which a file that failed is not requested again.
+        outage_s: Seconds for which more attempts are made while a store does not answer that did so before.
     """
 
     attempts: int = 6
@@ -57,6 +58,7 @@ class RetryPolicy:
     total_s: float = 600.0
     min_rate: float = 10_000.0
     failed_for_s: float = 60.0
+    outage_s: float = 0.0
 
     def pause(self, attempt: int, asked_s: float = 0.0) -> float:
         """Return the seconds to wait after a failed attempt.
@@ -122,50 +124,31 @@ def open_store(address: str, timeout_s: float = TIMEOUT_S, **more: Any) -> tuple
         raise DependencyError(f"{redacted(address)}: {words(error)}", hint=hint) from None
     except ValueError as error:
         raise ConfigError(
-            f"{redacted(address)}: {words(error)}", hint="use file://, s3://, https:// or another scheme of fsspec"
+            f"{redacted(address)}: {words(error)}",
+            hint="correct the address, or the configuration of fsspec for this kind of store",
         ) from None
 
 
-def file_info(store: Any, path: str, seconds: float) -> dict[str, Any] | None:
+def file_info(store: Any, path: str, seconds: float, **options: Any) -> dict[str, Any] | None:
     """Return what a store says of a file or folder; None if there is no such thing.
 
     Args:
         store: The file system of fsspec.
         path: The path in it.
         seconds: Limit on the wait.
+        **options: Options of the file system.
 
     Raises:
         Exception: One of `network_errors()`, or ValueError for a malformed endpoint.
     """
     try:
-        return dict(_call(store, "info", seconds, path))
+        return dict(_call(store, "info", seconds, path, **options))
     except FileNotFoundError as error:
         cause = error.__cause__
         # fsspec's HTTP says so of every failure.
         if cause is None or not is_http(store) or isinstance(cause, FileNotFoundError) or _status(cause) in _GONE:
             return None
         raise cause from None
-
-
-def check_store(path: Any, within: str | None = None) -> dict[str, Any] | None:
-    """Return what a store says of a path, before anything else is asked of it; None if there is no such thing.
-
-    Args:
-        path: A UPath.
-        within: A path in its store to ask for instead.
-
-    Raises:
-        StoreError: The store cannot be reached, or refuses.
-    """
-    try:
-        return file_info(path.fs, within or path.path, 2 * TIMEOUT_S)
-    except PermissionError:
-        return {}  # it may be written or read all the same
-    except network_errors(ValueError) as error:
-        raise StoreError(
-            f"{redacted(str(path))}: {words(error)}",
-            hint="check the address, the endpoint and the credentials in the environment",
-        ) from None
 
 
 @contextmanager
@@ -181,6 +164,11 @@ def open_stream(store: Any, path: str, *, begin: int = 0) -> Iterator[tuple[Any,
         (the file, its position, its size). The position is 0 if the store cannot begin elsewhere; the size is None if
         the store does not say it.
     """
+    if is_hub(store):
+        with store.open(path, "rb", block_size=0, cache_type="none") as remote:
+            remote.loc = begin  # where its only request begins
+            yield remote, begin, None
+        return
     if not is_http(store):
         with store.open(path, "rb", block_size=_BLOCK, cache_type="readahead") as remote:
             position = remote.seek(begin) if begin and remote.seekable() else 0
@@ -226,6 +214,11 @@ def _closed_connections() -> Iterator[None]:
 def is_http(store: Any) -> bool:
     """Return whether a file system of fsspec is a web server."""
     return "http" in ((store.protocol,) if isinstance(store.protocol, str) else store.protocol)
+
+
+def is_hub(store: Any) -> bool:
+    """Return whether a file system of fsspec is the Hugging Face hub."""
+    return bool(store.protocol == "hf")
 
 
 def network_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
@@ -281,22 +274,10 @@ def words(error: BaseException) -> str:
     return re.sub(r"[\x00-\x1f\x7f]+| +", " ", redacted(text)).strip()[:_LONGEST_WORDS]
 
 
-@contextmanager
-def as_system_errors(where: object) -> Iterator[None]:
-    """Turn errors of the network that are no OSErrors into OSErrors that name `where`."""
-    try:
-        yield
-    except network_errors() as error:
-        if isinstance(error, OSError) and (error.strerror is not None or error.filename is not None):
-            raise
-        number = errno.ENOENT if is_missing(error) else errno.EREMOTEIO
-        raise OSError(number, words(error), redacted(str(where))) from None
-
-
-def _call(store: Any, name: str, seconds: float, *arguments: Any) -> Any:
+def _call(store: Any, name: str, seconds: float, *arguments: Any, **options: Any) -> Any:
     """Call a method of a file system of fsspec, with a limit on the wait where it has one."""
     if not getattr(store, "async_impl", False):
-        return getattr(store, name)(*arguments)
+        return getattr(store, name)(*arguments, **options)
     from fsspec.asyn import sync
 
-    return sync(store.loop, getattr(store, f"_{name}"), *arguments, timeout=seconds)
+    return sync(store.loop, getattr(store, f"_{name}"), *arguments, timeout=seconds, **options)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from rhofast.errors import DependencyError
@@ -21,15 +21,22 @@ from rhofast.storage.fsspec_store import FsspecFolder
 from rhofast.storage.loop_thread import wait_for
 from rhofast.storage.network import CHUNK
 from rhofast.storage.request_error import Kind, RequestError, request_error
-from rhofast.storage.store import Span, StoreFolder
+from rhofast.storage.store import Entry, Span, StoreFolder
+
+Result = TypeVar("Result")
 
 _SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "abfs", "abfss": "abfss"}
 _SCHEMES |= {"http": "http", "https": "https"}
 # What a configuration of fsspec may say of s3, and the option of obstore that says the same.
 _FSSPEC_S3 = {"endpoint_url": "endpoint", "key": "access_key_id", "secret": "secret_access_key", "token": "token"}
+_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL")
 _CREDENTIALS_LIFE = timedelta(minutes=5)  # after which botocore is asked again
 _AT_ONCE = 10  # spans of one call that obstore asks for side by side; it asks for more one after another
 _FOR_EVER = timedelta(days=30)  # a stream may last; each wait within it has a limit
+_PARTS, _PART = 4, 8 << 20  # parts of an upload that are under way at once, and their least bytes
+_MOST_PARTS = 9_000  # of one object: s3 takes 10,000
+_SLOWEST = 100_000  # bytes per second; a slower upload is given up
+_PART_RETRIES = 5
 
 _process: int | None = None  # the process in which obstore's threads run
 
@@ -58,13 +65,14 @@ class ObjectFolder(StoreFolder):
     Args:
         url: Its address.
         timeout_s: Limit on a connection, and on each wait for more of an answer, in seconds.
+        headers: Headers of each request to a web server; they do not follow it to another one.
 
     Raises:
         DependencyError: obstore is not installed.
         RequestError: The configuration of the store is wrong, or there are no credentials.
     """
 
-    def __init__(self, url: str, timeout_s: float) -> None:
+    def __init__(self, url: str, timeout_s: float, *, headers: Mapping[str, str] | None = None) -> None:
         global _process
         try:
             import obstore
@@ -75,17 +83,20 @@ class ObjectFolder(StoreFolder):
         _process = os.getpid()
         self.url, self._timeout_s, self._obstore = url, timeout_s, obstore
         self._store: Any = None
+        self._headers = headers
         self._whole_only = False  # the server ignores range requests
+        self._is_web = urlsplit(url).scheme in ("http", "https")  # which has pages in place of folders
 
-    def renew(self) -> None:
+    def renew(self) -> bool:
         """Have the next request open the store anew, with the credentials that are then there."""
         self._store = None
+        return not self._is_web
 
     def _opened(self) -> Any:
         """Return the store, which is opened when it is first used: credentials may be missing."""
         if self._store is None:
             try:
-                self._store = _open(self.url, self._timeout_s)
+                self._store = _open(self.url, self._timeout_s, headers=self._headers)
             except Exception as error:  # noqa: BLE001 - of obstore, botocore, or what the environment holds
                 raise request_error(error) from None
         return self._store
@@ -96,7 +107,9 @@ class ObjectFolder(StoreFolder):
         try:
             found = self._get(name, 0 if self._whole_only else begin)
         except RequestError as fault:
-            if "Content-Length" in fault.text:  # a web server that makes its answer as it goes
+            if (
+                "Content-Length" in fault.text and self._headers is None
+            ):  # a web server that makes its answer as it goes
                 with FsspecFolder(self.url, self._timeout_s).stream(name, begin=begin) as opened:
                     yield opened
                 return
@@ -109,12 +122,8 @@ class ObjectFolder(StoreFolder):
     def _get(self, name: str, begin: int) -> Any:
         store = self._opened()
         options = {"range": {"offset": begin}} if begin else {}
-
-        async def get() -> Any:  # the call itself wants a running loop
-            return await self._obstore.get_async(store, name, options=options)
-
         try:
-            return wait_for(get(), 2 * self._timeout_s)
+            return wait_for(_called(self._obstore.get_async, store, name, options=options), 2 * self._timeout_s)
         except Exception as error:  # noqa: BLE001
             raise request_error(error) from None
 
@@ -164,24 +173,107 @@ class ObjectFolder(StoreFolder):
         return int(found["size"]), str(found.get("e_tag") or (changed if changed.timestamp() else ""))
 
     def put(self, name: str, path: Path) -> None:
-        """Write a file of this machine into the folder; see `StoreFolder`."""
-        store = self._opened()
+        """Write a file of this machine into the folder; see `StoreFolder`.
+
+        A large file travels in parts, which the store joins when all are there; each is sent again if it fails.
+        """
+        size = path.stat().st_size
+        part = max(_PART, -(-size // _MOST_PARTS))
         try:
-            self._obstore.put(store, name, path)
+            # A request is answered when its part has come, side by side with others.
+            store = _open(self.url, self._timeout_s, wait_s=self._timeout_s + _PARTS * part / _SLOWEST, again=True)
+            options = {"chunk_size": part, "max_concurrency": _PARTS}
+            wait_for(_called(self._obstore.put_async, store, name, path, **options))
         except Exception as error:  # noqa: BLE001
             raise request_error(error) from None
 
+    def find(self, name: str) -> Entry | None:
+        """Return what there is under a name; see `StoreFolder`."""
+        if self._is_web:
+            return FsspecFolder(self.url, self._timeout_s).find(name)
+        last = name.rpartition("/")[2]
+        if name:
+            try:
+                return Entry(last, False, self.state(name)[0])
+            except RequestError as fault:
+                if fault.kind is not Kind.MISSING:
+                    raise
+        store = self._opened()
 
-def _open(url: str, timeout_s: float) -> Any:
-    """Open the store of an address; raise whatever obstore and botocore raise."""
+        async def has_any() -> bool:
+            async for chunk in self._obstore.list(store, name or None, chunk_size=1):
+                return bool(chunk)
+            return False
+
+        try:
+            found = wait_for(has_any())
+        except Exception as error:  # noqa: BLE001
+            raise request_error(error) from None
+        return Entry(last, True) if found or not name else None
+
+    def entries(self, name: str) -> list[Entry]:
+        """Return what lies in a folder; see `StoreFolder`."""
+        if self._is_web:
+            return FsspecFolder(self.url, self._timeout_s).entries(name)
+        store = self._opened()
+        try:
+            found = wait_for(_called(self._obstore.list_with_delimiter_async, store, name or None))
+        except Exception as error:  # noqa: BLE001
+            raise request_error(error) from None
+        # An object with the name of the folder marks an empty one.
+        objects = ((one["path"], one["size"]) for one in found["objects"] if one["path"] != name)
+        every = [Entry(path.rpartition("/")[2], True) for path in found["common_prefixes"]]
+        return sorted([*every, *(Entry(path.rpartition("/")[2], False, size) for path, size in objects)], key=_name)
+
+    def delete(self, name: str) -> None:
+        """Delete a file; see `StoreFolder`."""
+        store = self._opened()
+        try:
+            wait_for(_called(self._obstore.delete_async, store, name), 4 * self._timeout_s)
+        except Exception as error:  # noqa: BLE001
+            fault = request_error(error)
+            if fault.kind is not Kind.MISSING:
+                raise fault from None
+
+
+def _name(entry: Entry) -> str:
+    return entry.name
+
+
+async def _called(function: Callable[..., Awaitable[Result]], *arguments: Any, **options: Any) -> Result:
+    """Return what a function of obstore comes to: the call itself wants a running loop."""
+    return await function(*arguments, **options)
+
+
+def _open(
+    url: str,
+    timeout_s: float,
+    *,
+    wait_s: float | None = None,
+    again: bool = False,
+    headers: Mapping[str, str] | None = None,
+) -> Any:
+    """Open the store of an address; raise whatever obstore and botocore raise.
+
+    Args:
+        url: The address.
+        timeout_s: Limit on a connection, in seconds.
+        wait_s: Limit on each wait for more of an answer, in seconds; None: the same.
+        again: Whether a request that fails is made again here, with the pauses of obstore.
+        headers: Headers of each request to a web server.
+    """
     from obstore.store import from_url
 
+    for variable in _ENDPOINTS:  # obstore would end in a panic
+        parts = urlsplit(endpoint := os.environ.get(variable, "http://none"))
+        if parts.scheme not in ("http", "https") or not parts.hostname or " " in endpoint:
+            raise RequestError(Kind.FINAL, f"{variable}={redacted(endpoint)[:80]!r} is no address of a server")
     scheme, mark, rest = url.partition("://")
     kind = _SCHEMES[scheme]
-    waits = {"connect_timeout": timedelta(seconds=timeout_s), "read_timeout": timedelta(seconds=timeout_s)}
+    waits = {"connect_timeout": timedelta(seconds=timeout_s), "read_timeout": timedelta(seconds=wait_s or timeout_s)}
     options: dict[str, Any] = {
-        "client_options": {**waits, "timeout": _FOR_EVER, "allow_http": True},
-        "retry_config": {"max_retries": 0},  # who asks knows when to ask again
+        "client_options": {**waits, "timeout": _FOR_EVER, "allow_http": True, "default_headers": dict(headers or {})},
+        "retry_config": {"max_retries": _PART_RETRIES if again else 0},  # who asks knows when to ask again
     }
     if kind == "s3":
         options |= _s3_options(scheme)

@@ -1,7 +1,8 @@
 """Choose the library that opens a store.
 
     open_store_folder("s3://bucket/set") --> a folder of obstore: s3, gs, az, http and https
-                                         --> a folder of fsspec: every other kind of store (hf, memory, ...)
+                                         --> a folder of the hub: hf
+                                         --> a folder of fsspec: every other kind of store (memory, sftp, ...)
 
 obstore is written in Rust, and a request costs less CPU time than one of fsspec. Its threads do not survive a fork, so
 a process that was forked from one that used it takes fsspec instead.
@@ -12,14 +13,14 @@ from __future__ import annotations
 import os
 import re
 from functools import lru_cache
-from urllib.parse import urlsplit
 
 from rhofast.storage.fsspec_store import FsspecFolder
+from rhofast.storage.hub_store import HubFolder
 from rhofast.storage.object_store import ObjectFolder, serves
 from rhofast.storage.store import StoreFolder
 
 _OPEN_FOLDERS = 64
-# Names that mean the same to every library: no signs that one of them encodes or forbids.
+# Names of web servers that mean the same to every library: no signs that one of them encodes or forbids.
 _PLAIN = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._ -]*/)*[A-Za-z0-9_-][A-Za-z0-9._ -]*")
 
 
@@ -35,6 +36,8 @@ def open_store_folder(url: str, timeout_s: float) -> StoreFolder:
         DependencyError: A package for this kind of store is not installed.
         RequestError: The store connects at once, and cannot.
     """
+    if url.startswith("hf://"):
+        return HubFolder(url, timeout_s)
     return ObjectFolder(url, timeout_s) if serves(url) else FsspecFolder(url, timeout_s)
 
 
@@ -45,12 +48,14 @@ def open_store_file(address: str, timeout_s: float) -> tuple[StoreFolder, str]:
         address: Its checked address, which may be signed.
         timeout_s: As for `open_store_folder`, which has the errors, too.
     """
-    parts = urlsplit(address)
-    name = parts.path.removeprefix("/")
-    if parts.query or parts.fragment or not parts.netloc or not _PLAIN.fullmatch(name):
-        is_web = parts.scheme in ("http", "https")
-        return (open_store_folder if is_web else FsspecFolder)(address, timeout_s), ""
-    return _shared_folder(f"{parts.scheme}://{parts.netloc}", timeout_s, os.getpid()), name
+    scheme, _, rest = address.partition("://")
+    host, _, name = rest.partition("/")
+    if scheme in ("http", "https"):
+        if not _PLAIN.fullmatch(name):
+            return open_store_folder(address, timeout_s), ""
+    elif not all(part not in ("", ".", "..") and part.isprintable() for part in name.rstrip("/").split("/") if name):
+        return FsspecFolder(address, timeout_s), ""  # obstore does not take such a name
+    return _shared_folder(f"{scheme}://{host}", timeout_s, os.getpid()), name.rstrip("/")
 
 
 @lru_cache(maxsize=_OPEN_FOLDERS)

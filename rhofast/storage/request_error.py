@@ -9,12 +9,16 @@ from __future__ import annotations
 import errno
 import re
 from enum import Enum
+from socket import gaierror
 
 from rhofast.storage.network import is_final, is_missing, words
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3})([^\n:]*)")
 _TRY_LATER = (408, 425)
 _CONNECTING = ("Connect", "dns error", "ConnectionRefused")
+# Of aiohttp, botocore and httpx.
+_CONNECTION_ERRORS = {"ClientConnectorError", "ClientConnectorDNSError", "EndpointConnectionError", "ConnectError"}
+_CONNECTION_ERRORS |= {"ConnectTimeout", "ConnectTimeoutError", "ConnectionTimeoutError"}
 # Of botocore and of obstore: the store was not even asked, or does not know who asks.
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "UnauthenticatedError", "PermissionDeniedError")
 _EXPIRED = re.compile(r"ExpiredToken|InvalidToken|RequestTimeTooSkewed|TokenRefreshRequired|expired", re.IGNORECASE)
@@ -26,6 +30,7 @@ class Kind(Enum):
     MISSING = "there is no such object"
     DENIED = "whoever asks may not read it, or is not known"
     BUSY = "the store asks for patience"
+    AWAY = "nobody answers there: no network, no name server, no server"
     PASSING = "another attempt may help"
     NO_RANGES = "the server sends whole files only"
     FINAL = "another attempt cannot help"
@@ -53,13 +58,20 @@ def request_error(error: BaseException) -> RequestError:
     if type(error).__module__.startswith("obstore"):
         return _of_obstore(error)
     if is_missing(error):
-        return RequestError(Kind.MISSING, "no such file")
+        # The hub does not tell who may not see a repository that it is there.
+        is_hidden = type(error.__cause__).__name__ in ("RepositoryNotFoundError", "GatedRepoError")
+        said = "no such repository, or a private one (credentials: HF_TOKEN)" if is_hidden else "no such file"
+        return RequestError(Kind.MISSING, said)
     status, text = _status(error), words(error)
     if status in (401, 403) or type(error).__name__ in _NO_CREDENTIALS or isinstance(error, PermissionError):
         return RequestError(Kind.DENIED, text)
     if status in (429, 503):
         return RequestError(Kind.BUSY, text, wait_s=_wait_s(error))
-    if is_final(error):
+    if not status and (
+        type(error).__name__ in _CONNECTION_ERRORS or isinstance(error, ConnectionRefusedError | gaierror)
+    ):
+        return RequestError(Kind.AWAY, text)
+    if is_final(error) or (300 <= status < 500 and status not in _TRY_LATER):
         return RequestError(Kind.FINAL, text)
     return RequestError(Kind.PASSING, text, wait_s=_wait_s(error))
 
@@ -97,7 +109,7 @@ def _of_obstore(error: BaseException) -> RequestError:
     if "request or response body" in text:
         return RequestError(Kind.PASSING, "the answer broke off")
     if any(word in text for word in _CONNECTING):
-        return RequestError(Kind.PASSING, f"Cannot connect: {_cause(text)}")
+        return RequestError(Kind.AWAY, f"Cannot connect: {_cause(text)}")
     if name in ("InvalidPathError", "UnknownConfigurationKeyError", "AlreadyExistsError"):
         return RequestError(Kind.FINAL, _first_line(text))
     return RequestError(Kind.PASSING, _first_line(text))

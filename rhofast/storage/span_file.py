@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import io
+import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rhofast.storage.address import redacted
-from rhofast.storage.fetch import FetchError, remote_state, with_retries
+from rhofast.storage.fetch import FetchError, fetch, with_retries
 from rhofast.storage.files import is_local, open_regular, write_all
 from rhofast.storage.loop_thread import wait_for
 from rhofast.storage.network import RetryPolicy
@@ -35,11 +36,30 @@ def open_anywhere(path: Path, *, read_ahead: int = _AHEAD) -> BinaryIO:
         The file. Reading a remote one raises OSError when it fails in all attempts.
 
     Raises:
-        OSError: The file does not exist, cannot be read, is not a regular file, or its store does not say its size.
+        OSError: The file does not exist, cannot be read, or is not a regular file.
     """
     if is_local(path):
         return open_regular(path)
-    return cast(BinaryIO, io.BufferedReader(_RemoteFile(str(path)), read_ahead))
+    address = str(path)
+    try:
+        size = with_retries(address, _POLICY, lambda folder, name: folder.state(name))[0]
+        first = _read_span(address, 0, min(size, read_ahead), _POLICY) if size else b""
+    except FetchError as error:
+        if error.kind not in (Kind.FINAL, Kind.NO_RANGES):
+            raise _as_system_error(error, address) from None
+        return _open_copy(address)
+    return cast(BinaryIO, io.BufferedReader(_RemoteFile(address, size, first, read_ahead)))
+
+
+def _open_copy(address: str) -> BinaryIO:
+    """Open a copy of a file whose server does not say its size, or gives it only as a whole; raises OSError."""
+    copy = tempfile.NamedTemporaryFile(prefix="rhofast-copy.")  # noqa: SIM115 - the caller closes it
+    try:
+        fetch(address, Path(copy.name), _POLICY)
+    except FetchError as error:
+        copy.close()
+        raise _as_system_error(error, address) from None
+    return cast(BinaryIO, copy)
 
 
 def fetch_span(address: str, copy: Path, offset: int, size: int, policy: RetryPolicy) -> None:
@@ -63,18 +83,18 @@ def fetch_span(address: str, copy: Path, offset: int, size: int, policy: RetryPo
 
 
 class _RemoteFile(io.RawIOBase):
-    """A remote file of known size; each read is one request."""
+    """A remote file of known size; one request for each block of it that is read.
 
-    def __init__(self, address: str) -> None:
-        self._address, self._position = address, 0
-        state = remote_state(address, _POLICY)
-        if state is None:  # find out why
-            try:
-                _read_span(address, 0, 1, _POLICY)
-            except FetchError as error:
-                raise _as_system_error(error, address) from None
-            raise OSError(errno.EREMOTEIO, "the server does not say its size", redacted(address))
-        self._size = int(state[0])
+    Args:
+        address: Its address.
+        size: Its size in bytes.
+        first: Its first bytes.
+        read_ahead: Bytes of a request, at least.
+    """
+
+    def __init__(self, address: str, size: int, first: bytes, read_ahead: int) -> None:
+        self._address, self._size, self._read_ahead = address, size, read_ahead
+        self._position, self._block, self._begin = 0, memoryview(first), 0
 
     def readable(self) -> bool:
         return True
@@ -91,13 +111,30 @@ class _RemoteFile(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         count = max(0, min(len(buffer), self._size - self._position))
-        if count:
-            try:
-                buffer[:count] = _read_span(self._address, self._position, count, _POLICY)
-            except FetchError as error:
-                raise _as_system_error(error, self._address) from None
-            self._position += count
-        return count
+        if not count:
+            return 0
+        if not self._begin <= self._position < self._begin + len(self._block):
+            self._ask(count)
+        content = self._block[self._position - self._begin :][:count]
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+    def readall(self) -> bytes:
+        content = bytearray(max(0, self._size - self._position))
+        read = 0
+        while read < len(content):
+            read += self.readinto(memoryview(content)[read : read + _PIECE])
+        return bytes(content)
+
+    def _ask(self, count: int) -> None:
+        """Request the block that begins here."""
+        size = min(max(count, self._read_ahead), self._size - self._position)
+        try:
+            block = _read_span(self._address, self._position, size, _POLICY)
+        except FetchError as error:
+            raise _as_system_error(error, self._address) from None
+        self._block, self._begin = memoryview(block), self._position
 
 
 def _as_system_error(error: FetchError, address: str) -> OSError:

@@ -1,4 +1,4 @@
-"""A folder of a store: whole files as streams, and many spans of bytes at once.
+"""A folder of a store: whole files as streams, many spans of bytes at once, and what lies in it.
 
 Every failure is a `RequestError`: nothing else leaves a folder, whatever a library raises. Nothing is tried again here.
 """
@@ -8,9 +8,25 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 Span = tuple[int, int]  # first byte and size
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file or a folder of a store.
+
+    Attributes:
+        name: Its name, without those of the folders above it.
+        is_folder: Whether it is a folder: what lies in it begins with its name and a slash.
+        size: Size of a file in bytes; None if the store does not say.
+    """
+
+    name: str
+    is_folder: bool
+    size: int | None = None
 
 
 class StoreFolder(ABC):
@@ -62,5 +78,40 @@ class StoreFolder(ABC):
             RequestError: It cannot be written.
         """
 
-    def renew(self) -> None:  # noqa: B027 - most stores have nothing to renew
-        """Forget the credentials in use, which may have expired, and find some anew."""
+    @abstractmethod
+    def find(self, name: str) -> Entry | None:
+        """Return what there is under a name; None if there is nothing.
+
+        Raises:
+            RequestError: The store does not say.
+        """
+
+    @abstractmethod
+    def entries(self, name: str) -> list[Entry]:
+        """Return what lies in a folder, by name; nothing if there is no such folder.
+
+        Args:
+            name: Name of a folder in this one; empty: this one.
+
+        Raises:
+            RequestError: The store does not say; MISSING: there is no such bucket.
+        """
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Delete a file; it need not be there.
+
+        Raises:
+            RequestError: It cannot be deleted.
+        """
+
+    def create(self, name: str) -> None:  # noqa: B027 - most stores have no folders that could be created
+        """Create a folder and those above it, where a store has folders without files; never a bucket.
+
+        Raises:
+            RequestError: It cannot be created.
+        """
+
+    def renew(self) -> bool:
+        """Forget the credentials in use, which may have expired; return whether others may be found."""
+        return False

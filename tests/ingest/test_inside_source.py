@@ -23,8 +23,8 @@ from rhofast.ingest.machine_errors import UnreadableError
 from rhofast.ingest.probe import Refusal, RefusedError
 from rhofast.ingest.shard_job import record_facts
 from rhofast.ingest.source import Deadline, read_source, source_states
-from rhofast.storage.files import as_path
 from rhofast.storage.parquet_rows import ParquetRows
+from rhofast.storage.store_path import as_path
 
 CONTENT = np.random.default_rng(0).bytes(20_000)
 

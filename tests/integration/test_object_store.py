@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rhofast.errors import ConfigError
-from rhofast.storage.files import as_path
+from rhofast.storage.store_path import as_path
 from tests.helpers.shards import encode_mjpeg, frame_pixels
 
 moto_server = pytest.importorskip("moto.server")
@@ -141,7 +141,7 @@ def test_without_credentials_the_error_names_the_source(store: dict[str, str], t
     bare |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL": store["AWS_ENDPOINT_URL"], "HOME": str(tmp_path)}
     command = [sys.executable, "-m", "rhofast", "shard", "s3://cold", str(tmp_path / "set")]
     done = subprocess.run(command, env=bare, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "rhofast: error: s3://cold/: Unable to locate credentials" in done.stderr
+    assert done.returncode == 2 and "rhofast: error: s3://cold: Unable to locate credentials" in done.stderr
 
 
 def test_an_address_of_no_known_store_is_one_error() -> None:

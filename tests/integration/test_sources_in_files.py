@@ -231,7 +231,7 @@ LISTED = """
 import sys
 from pathlib import Path
 from rhofast.ingest.recipes import find_records
-from rhofast.storage.files import as_path
+from rhofast.storage.store_path import as_path
 for source in sys.argv[1:]:
     found = find_records(as_path(source), "webdataset_tars", [])
     print(*((record.key, str(record.path), record.inside.offset, record.label, record.extra) for record in found))

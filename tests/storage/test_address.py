@@ -7,7 +7,7 @@ import pytest
 from rhofast.config.load import load_config
 from rhofast.errors import ConfigError
 from rhofast.storage.address import check_address, identity, is_address, is_remote, redacted
-from rhofast.storage.files import as_path
+from rhofast.storage.store_path import as_path
 
 SECRET = "hunter2"
 
@@ -25,6 +25,9 @@ SECRET = "hunter2"
         "https://host.example./set/@name/x.mp4",
         "https://münchen.example/set",
         "abfss://container@account.dfs.core.windows.net/set",
+        "hf://datasets/organization/name@main/set",
+        "hf://organization/name",
+        "sftp://host:22/set",
     ],
 )
 def test_a_plain_address_or_path_is_returned_unchanged(text: str) -> None:
@@ -54,20 +57,18 @@ def test_a_scheme_is_written_in_lower_case() -> None:
         *(
             (f"{scheme}://host/a.mp4", f"{scheme}://host/a.mp4", f"{scheme}:// is not supported")
             for scheme in (
-                "ftp",
-                "sftp",
-                "ssh",
-                "smb",
                 "webdav",
-                "hdfs",
-                "hf",
                 "github",
+                "simplecache",
                 "jlab",
                 "data",
                 "zip",
                 "local",
             )
         ),
+        ("hf://datasets/name", "hf://datasets/name", "names no repository"),
+        ("hf://name", "hf://name", "names no repository"),
+        (f"sftp://user:{SECRET}@host:22/set", "sftp://host:22/set", "user name or a password"),
         ("zip:///etc/passwd", "zip:///etc/passwd", "no host"),
         ("local:///etc/passwd", "local:///etc/passwd", "no host"),
         ("https:///set", "https:///set", "no host"),

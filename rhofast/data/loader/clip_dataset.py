@@ -23,7 +23,7 @@ from rhofast.data.loader.fields import parse_fields
 from rhofast.data.sources import open_shards
 from rhofast.errors import ConfigError, ShardFormatError
 from rhofast.storage.address import check_address, is_remote
-from rhofast.storage.files import as_path
+from rhofast.storage.store_path import as_path
 
 Transform = Callable[[torch.Tensor, IndexRow], Any]
 Frames = slice | Iterable[int]
