@@ -56,9 +56,11 @@ def boxes(
     write_boxes(path, table, facts)
     stored = read_boxes(path, opened)  # what was written is what evaluations will read
     drawn = int(stored.detected.sum())
+    twice = len(stored.repeats()[0])
     counted = [f"{what}: {count:,}" for what, count in facts.left_out.items() if count]
     print_line(
         f"{path}: {len(stored):,} key frames of {len(opened):,} videos, {len(stored.boxes) - drawn:,} annotated and "
         f"{drawn:,} detected boxes; classes that count: {len(facts.classes)}"
         + (f"; left out: {', '.join(counted)}" if counted else "")
+        + (f"; actions listed twice, which are to be found twice: {twice:,}" if twice else "")
     )

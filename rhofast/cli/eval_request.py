@@ -157,6 +157,9 @@ class EvalRequest:
         out.print(score_table(result))
         out.print(class_table(result))
         print_left_out(result.trained.left_out)
+        if "best_epoch" in result.chosen:
+            best, score = result.chosen["best_epoch"], result.chosen["best_validation"]
+            print_line(f"best in validation: {score:.1%} after epoch {best:g}; the last step was tested")
         print_line(
             f"Wrote {path}" if picture is None else f"Wrote {path} and ...{picture.name.removeprefix(path.stem)}"
         )

@@ -160,7 +160,7 @@ def detection(
             result.detected,
             task.config,
             count=pictures,
-            heading=(f"{task.test.info.name}: {measure} {value:.1%}", evaluation.origin),
+            heading=(f"{task.test.info.name}: {measure} {value:.1%}", f"fine-tuned from {evaluation.origin}"),
         )
         print_line(f"Wrote {run.detections} and {run.detection_page.name} ({drawn} key frames)")
 

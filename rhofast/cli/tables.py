@@ -164,7 +164,7 @@ def score_table(evaluation: Evaluation) -> Table:
         min_width=len(origin),  # so that the caption stays on one line where the terminal is wide enough
     )
     heads = [name.replace(" at ", "\nat ") if len(measures) > 2 else name for name in measures]
-    for column in ("backbone", *heads, "videos"):
+    for column in ("backbone", *heads, "key frames" if evaluation.kind == "detection" else "videos"):
         table.add_column(column, justify="left" if column == "backbone" else "right")
     for name, one in ((evaluation.backbone, evaluation.trained), ("untrained", evaluation.untrained)):
         if one is not None:

@@ -206,6 +206,21 @@ def class_map(train: ShardSet, test: ShardSet) -> npt.NDArray[np.int64]:
     return np.array([number.get(name, -1) for name in test.info.classes], dtype=np.int64)
 
 
+def kinds_of_labels(shards: ShardSet) -> tuple[bool, bool]:
+    """Return whether any sample has a label, and whether any has further labels, which hold for some time.
+
+    Raises:
+        ShardError: If an index cannot be read.
+    """
+    further = False
+    for shard in shards.used_shards().tolist():
+        index, rows = shards.index(shard), shards.rows_of(shard)
+        further |= bool(np.diff(index.labels_starts)[rows].any())
+        if (index.label[rows] >= 0).any():
+            return True, further
+    return False, further
+
+
 def check_labeled(shards: ShardSet, *, several: bool = False) -> None:
     """Refuse a set of which nothing can be learned or measured, before hours are spent on it.
 
@@ -217,13 +232,11 @@ def check_labeled(shards: ShardSet, *, several: bool = False) -> None:
         ConfigError: No sample has a label.
         ShardError: If an index cannot be read.
     """
-    is_timed = False
-    for shard in shards.used_shards().tolist():
-        index, rows = shards.index(shard), shards.rows_of(shard)
-        is_timed |= bool(np.diff(index.labels_starts)[rows].any())
-        if (index.label[rows] >= 0).any() or (several and is_timed):
-            return
+    single, further = kinds_of_labels(shards)
+    if single or (several and further):
+        return
     what, hint = "", "evaluate on shards of a labeled set"
-    if is_timed:
-        what, hint = ", only further labels", "for several labels per video: rhofast eval multilabel"
+    if further:
+        what = ", only further labels"
+        hint = "for several labels per video: rhofast eval multilabel, or rhofast eval linear with --config"
     raise ConfigError(f"{shards.where}: no video has a label{what}", hint=hint)

@@ -121,6 +121,11 @@ def make_boxes(
                     row = (video, second, frame, detected, *box.sides, box.score, box.actions)
                     for column, value in zip(columns.values(), row, strict=True):
                         column.append(value)
+    if not columns["key"]:
+        raise IngestError(
+            f"{truth}: every key frame is excluded, or in a movie that {shards.where} does not have",
+            hint="give the csv files of the split that was stored",
+        )
     facts = BoxFileFacts(
         digest=shards.info.digest, classes={str(number): name for number, name in names.items()}, left_out=left_out
     )

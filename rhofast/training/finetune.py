@@ -39,9 +39,11 @@ class ClassifierTrainer(TuningLoop):
 
     Attributes:
         fields: Fields of the samples that targets are made of, besides the label.
+        several: Whether a video may have several classes.
     """
 
     fields: ClassVar[tuple[str, ...]] = ()
+    several: ClassVar[bool] = False
     joined = 1  # clips of a video that are one example
 
     def build_classifier(self) -> Classifier | AttentiveProbes:
@@ -54,7 +56,7 @@ class ClassifierTrainer(TuningLoop):
             batch_stats=section.batch_norm != "frozen",
             dropout=section.dropout,
             size=self.config.augment.size,
-            several=self.kind == "multilabel",
+            several=self.several,
         )
         if section.batch_norm in ("node", "sync"):
             synchronize_batch_norm(classifier.backbone, "node" if section.batch_norm == "node" else "sync")

@@ -1,4 +1,4 @@
-"""Fine-tuning with several labels per video: what holds while a clip is shown is learned, each class by itself."""
+"""Training with several labels per video: what holds while a clip is shown is learned, each class by itself."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class MultilabelTrainer(ClassifierTrainer):
     """Train towards the union of the labels that hold during each clip, and measure mean average precision."""
 
     fields: ClassVar[tuple[str, ...]] = ("labels",)
+    several: ClassVar[bool] = True
 
     def target(self, views: Views) -> Tensor:
         """Return how much each clip of a batch is of each class, f32[B * P, classes]."""

@@ -116,6 +116,11 @@ def test_a_part_of_the_set_has_the_boxes_of_its_samples(
             FOUND + FOUND.splitlines()[0].replace("0.990", "0.980") + "\n",
             f"found.csv:{len(FOUND.splitlines()) + 1}: score 0.980 of a box that has 0.99 at",
         ),
+        (
+            "excluded",
+            "".join(sorted({",".join(row.split(",")[:2]) + "\n" for row in (TRUTH + FOUND).splitlines()})),
+            "truth.csv: every key frame is excluded",
+        ),
         ("excluded", "v0\n", "excluded.csv:1: 1 fields, not 2"),
         ("classes", CLASSES.replace("id: 80", "id: 81"), "classes.pbtxt:6: class 81 is not in [1, 80]"),
         (

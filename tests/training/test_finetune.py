@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
 from rhofast.checkpoint.backbone import trained_backbone
 from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
@@ -16,6 +18,7 @@ from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.types import TimedLabel
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError
+from rhofast.evaluation.features import extract_features
 from rhofast.evaluation.knn import evaluate_neighbors
 from rhofast.evaluation.linear_probe import evaluate_linear
 from rhofast.evaluation.retrieval import evaluate_retrieval
@@ -227,6 +230,27 @@ def test_several_labels_are_learned_by_what_holds_while_a_clip_is_shown(
     assert all(0 <= line["top1"] <= 1 for line in metrics(result.folder))
 
 
+def test_several_labels_are_learned_on_frozen_features_and_scored_as_scikit_learn_does(
+    timed: tuple[ShardSet, ShardSet], tmp_path: Path
+) -> None:
+    opened = task(*timed, tmp_path, "train.steps=9", "eval.test_views=3", "eval.validation_epochs=1")
+    before = {key: value.clone() for key, value in opened.model.backbone.state_dict().items()}
+    result = train_classifier(opened, kind="linear")
+    assert isinstance(result, Evaluation) and result.kind == "linear"
+    backbone, _ = trained_backbone(latest_checkpoint(result.folder))  # type: ignore[arg-type]
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+    state = load_checkpoint(latest_checkpoint(result.folder)).method  # type: ignore[arg-type]
+    assert state["head.bias"].abs().max() > 0
+    features = extract_features(backbone.eval(), timed[1], opened.config, views=3, crops=3)  # [N, views, D]
+    logits = torch.from_numpy(features.values) @ state["head.weight"].T + state["head.bias"]
+    scores = logits.sigmoid().amax(dim=1).numpy()
+    held = np.array([[video != 4, video != 4 and video % 2 == 1] for video in range(6)])
+    expected = [average_precision_score(held[:, c], scores[:, c]) for c in range(2)]
+    assert list(result.trained.per_class.values()) == pytest.approx(expected, abs=1e-6)
+    assert result.trained.measures == {"mAP": pytest.approx(np.mean(expected), abs=1e-6)}
+    assert [set(point) for point in result.chosen["validation"]] == [{"epoch", "score"}] * 3
+
+
 def test_several_labels_two_ranks_give_what_one_gives_and_a_resume_what_no_stop_gives(
     timed: tuple[ShardSet, ShardSet], tmp_path: Path
 ) -> None:
@@ -246,7 +270,7 @@ def test_several_labels_two_ranks_give_what_one_gives_and_a_resume_what_no_stop_
 def test_sets_are_refused_by_the_labels_that_they_have(
     timed: tuple[ShardSet, ShardSet], shards: ShardSet, held_out: ShardSet, tmp_path: Path
 ) -> None:
-    for kind in ("linear", "finetune"):
+    for kind in ("attentive", "finetune"):
         with pytest.raises(ConfigError, match=r"timed: no video has a label, only further labels .*eval multilabel"):
             train_classifier(task(*timed, tmp_path), kind=kind)  # type: ignore[arg-type]
     for evaluate in (evaluate_neighbors, evaluate_retrieval, evaluate_linear):
