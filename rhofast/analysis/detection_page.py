@@ -46,7 +46,7 @@ def draw_detections(
     """Draw some of the key frames that were tested, evenly spread over the set. Call it in one process.
 
     Args:
-        target: The file. A .png shows the key frames; .gif and .mp4 play the clips around them.
+        target: The file. A .png shows the key frames; .gif, .webp and .mp4 play the clips around them.
         shards: The test shards.
         found: All boxes of the test set, with the ground truth.
         detected: The scores.

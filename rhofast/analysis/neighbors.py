@@ -138,7 +138,7 @@ def draw_neighbors(
         bank: Shards in which to search.
         queries: Shards of the queries.
         samples: i64[Q], sample numbers of the queries.
-        target: The file. A .png shows the middle frame; .gif and .mp4 play.
+        target: The file. A .png shows the middle frame; .gif, .webp and .mp4 play.
         count: Neighbors per query.
         progress: Called with (samples done, total samples).
 

@@ -28,7 +28,7 @@ from rhofast.errors import ConfigError
 from rhofast.fonts import drawn_text, font_runs
 from rhofast.storage.files import replacing
 
-SUFFIXES = (".png", ".gif", ".mp4")
+SUFFIXES = (".png", ".gif", ".webp", ".mp4")
 _SHEET_WIDTH, _ANIMATION_WIDTH = 112, 192  # narrower frames are enlarged by an integer factor
 _MARGIN, _GAP, _BAR = 12, 2, 4
 _CLIP_GAP, _VIDEO_GAP = 10, 24  # in an animation: between two clips of a video, between two videos
@@ -70,11 +70,11 @@ class DrawnVideo:
 def check_suffix(path: Path) -> None:
     """Raise ConfigError unless `write_pictures` supports the suffix of the file."""
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--out {path}: the suffix must be .png, .gif or .mp4")
+        raise ConfigError(f"--out {path}: the suffix must be .png, .gif, .webp or .mp4")
 
 
 def write_pictures(path: Path, videos: Sequence[DrawnVideo], *, heading: Sequence[str], fps: float) -> tuple[int, int]:
-    """Write a contact sheet (.png) or an animation (.gif, or .mp4 with H.264).
+    """Write a contact sheet (.png) or an animation (.gif, .webp, or .mp4 with H.264).
 
     Args:
         path: The file.
@@ -97,7 +97,7 @@ def write_pictures(path: Path, videos: Sequence[DrawnVideo], *, heading: Sequenc
             sheet.save(aside)
             return sheet.size
         pictures = animation(videos, heading=heading)
-        (_write_gif if suffix == ".gif" else _write_mp4)(aside, pictures, fps)
+        {".gif": _write_gif, ".webp": _write_webp, ".mp4": _write_mp4}[suffix](aside, pictures, fps)
     return pictures[0].size
 
 
@@ -301,6 +301,13 @@ def _write_gif(path: Path, pictures: Sequence[Image.Image], fps: float) -> None:
     quantized = [picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures]
     duration = round(1000 / fps)
     quantized[0].save(path, save_all=True, append_images=quantized[1:], duration=duration, loop=0, optimize=False)
+
+
+def _write_webp(path: Path, pictures: Sequence[Image.Image], fps: float) -> None:
+    """Write a WebP, which has all colors and about a fifth of the bytes of a GIF."""
+    duration = round(1000 / fps)
+    more = list(pictures[1:])
+    pictures[0].save(path, "WEBP", save_all=True, append_images=more, duration=duration, loop=0, quality=80)
 
 
 def _write_mp4(path: Path, pictures: Sequence[Image.Image], fps: float) -> None:

@@ -87,7 +87,7 @@ def clips(
         typer.Option(
             "--out",
             metavar="FILE",
-            help="File to write: .png for a sheet; .gif or .mp4 for clips that play.",
+            help="File to write: .png for a sheet; .webp, .gif or .mp4 for clips that play.",
             rich_help_panel=OUTPUT,
         ),
     ] = Path("clips.png"),
@@ -223,7 +223,7 @@ def neighbors(
     count: Annotated[int, typer.Option(min=1, help="Neighbors per query.", rich_help_panel=OUTPUT)] = 5,
     target: Annotated[
         Path,
-        typer.Option("--out", metavar="FILE", help="File to write: .png, .gif or .mp4.", rich_help_panel=OUTPUT),
+        typer.Option("--out", metavar="FILE", help="File to write: .png, .webp, .gif or .mp4.", rich_help_panel=OUTPUT),
     ] = Path("neighbors.png"),
     overrides: Overrides = None,
 ) -> None:

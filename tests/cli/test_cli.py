@@ -82,7 +82,7 @@ def test_an_output_that_cannot_be_written_is_exit_code_2(
 ) -> None:
     for name, said in (
         ("nowhere/x.png", "nowhere/x.png: there is no folder"),
-        ("x.bmp", "the suffix must be .png, .gif or .mp4"),
+        ("x.bmp", "the suffix must be .png, .gif, .webp or .mp4"),
     ):
         assert run("show", shards.root, "--out", tmp_path / name, "--set", "augment.size=16") == 2
         assert said in capsys.readouterr().err

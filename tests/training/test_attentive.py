@@ -25,6 +25,8 @@ from rhofast.training.classify import Stopped, train_classifier
 from tests.helpers.results import read_one
 from tests.helpers.shards import ROOT, encode_mjpeg, frame_pixels, write_shards
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EVAL_CONFIG = """
 name = "probes"
 [augment]
@@ -62,19 +64,6 @@ frame_stride = 2
 fps = 12
 """
 TINY = ("backbone.name=slow_r18", "backbone.width=2")
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def held_out(tmp_path: Path) -> ShardSet:
-    """Return six other videos of the same three classes."""
-    members = [encode_mjpeg([frame_pixels(video, 23 - frame) for frame in range(20)]) for video in range(6)]
-    return write_shards(tmp_path / "held_out", members, labels=[video % 3 for video in range(6)])
 
 
 def task(shards: ShardSet, test: ShardSet, tmp_path: Path, *settings: str) -> EvalTask:

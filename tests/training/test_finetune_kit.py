@@ -23,9 +23,9 @@ from rhofast.training.optim import learning_rate
 from rhofast.training.targets import soft_cross_entropy
 from tests.helpers.results import read_one
 from tests.helpers.shards import ROOT, TINY_PAGE, write_shards
-from tests.training.test_finetune import EVAL_CONFIG, held_out, metrics, one_thread
+from tests.training.test_finetune import EVAL_CONFIG, metrics
 
-__all__ = ["held_out", "one_thread"]  # fixtures
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 VIT = ("backbone.name=vit", "backbone.width=24", "backbone.depth=3", "backbone.heads=2", "backbone.patch=8")
 AUGMENTED = (

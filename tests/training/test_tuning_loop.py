@@ -20,9 +20,9 @@ from rhofast.training import trackers
 from rhofast.training.classify import Stopped, train_classifier
 from rhofast.training.metrics import LINE_KINDS
 from tests.helpers.shards import encode_mjpeg, frame_pixels, write_shards
-from tests.training.test_finetune import held_out, launch_two, metrics, one_thread, task
+from tests.training.test_finetune import launch_two, metrics, task
 
-__all__ = ["held_out", "one_thread"]  # fixtures
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WATCHED = ("eval.validation_epochs=0.34", "eval.validation_stride=2")  # every step of three per epoch
 
