@@ -9,7 +9,6 @@ result is compared with the first one bit by bit. benchmarks/README.md explains 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -18,18 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.nn import functional
 
-from benchmarks.machine import facts_line, facts_of_the_machine
+from benchmarks.machine import facts_line, facts_of_the_machine, write_table
 from rhofast.config.schema import AugmentConfig
 from rhofast.data.decode.finish import blur_clips, blur_kernels
 
 FRAMES, SIDE = 8, 224
 COLUMNS = ("way", "CPU ms per clip, median", "lowest to highest", "ratio, median", "apart, at most")
-
-console = Console(width=120)
 
 
 def clip_by_clip(clips: torch.Tensor, sigmas: list[float]) -> None:
@@ -182,7 +177,6 @@ def main() -> None:
     first = next(iter(spent.values()))
     ratios = {name: [one / base for one, base in zip(each, first, strict=True)] for name, each in spent.items()}
 
-    table = Table(*COLUMNS, title=f"{options.clips} clips of {FRAMES} frames of {SIDE} x {SIDE}")
     rows = [
         (
             name,
@@ -193,21 +187,13 @@ def main() -> None:
         )
         for name, each in spent.items()
     ]
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
     foot = (
         f"{options.clips} clips of {FRAMES} frames of {SIDE} x {SIDE} pixels, {options.rounds} rounds, "
         f"torch.set_num_threads({options.threads}). Ratios are to the first way, within a round."
     )
-    console.print(foot)
-    if options.out is not None:
-        lines = [f"| {' | '.join(COLUMNS)} |", "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]
-        lines += [f"| {' | '.join(row)} |" for row in rows]
-        options.out.mkdir(parents=True, exist_ok=True)
-        report = {"machine": facts, "options": {**vars(options), "out": None}, "ms_per_clip": spent, "apart": apart}
-        (options.out / "blur.json").write_text(json.dumps(report, indent=1))
-        (options.out / "blur.md").write_text("\n".join([*lines, "", foot, "", facts_line(facts, load), ""]))
+    report = {"machine": facts, "options": {**vars(options), "out": None}, "ms_per_clip": spent, "apart": apart}
+    title = f"{options.clips} clips of {FRAMES} frames of {SIDE} x {SIDE}"
+    write_table("blur", title, COLUMNS, rows, notes=[foot, facts_line(facts, load)], report=report, out=options.out)
 
 
 if __name__ == "__main__":

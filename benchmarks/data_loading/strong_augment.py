@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import statistics
 import time
@@ -22,10 +21,8 @@ import av
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.machine import facts_line, facts_of_the_machine, find_videos
+from benchmarks.machine import facts_line, facts_of_the_machine, find_videos, write_table
 from rhofast.config.schema import AugmentConfig
 from rhofast.data.decode.mixing import erase_boxes, mix_neighbors
 from rhofast.data.decode.pipeline import DecodePipeline
@@ -55,8 +52,6 @@ TIMM = {
     ImageOp.TRANSLATE_X: "TranslateXRel",
     ImageOp.TRANSLATE_Y: "TranslateYRel",
 }
-
-console = Console(width=120)
 
 
 def read_clip(path: Path) -> dict[int, np.ndarray]:
@@ -165,7 +160,6 @@ def main() -> None:
     ]
     spent = measure(contenders(samples), options.clips, options.rounds)
     base = next(iter(spent.values()))
-    table = Table(*COLUMNS, title=f"{options.clips} clips of {FRAMES} frames of {PLAIN.size} x {PLAIN.size}")
     rows = [
         (
             name,
@@ -175,23 +169,17 @@ def main() -> None:
         )
         for name, each in spent.items()
     ]
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
     foot = (
         f"{options.clips} clips of {FRAMES} frames of {PLAIN.size} x {PLAIN.size} pixels from JPEG files of "
         f"{SHORT_SIDE} lines of {len(found)} videos, {options.rounds} rounds, "
         f"torch.set_num_threads({options.threads}). Shares are formed within a round."
     )
-    console.print(foot)
-    if options.out is not None:
-        lines = [f"| {' | '.join(COLUMNS)} |", "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]
-        lines += [f"| {' | '.join(row)} |" for row in rows]
-        options.out.mkdir(parents=True, exist_ok=True)
-        settings = {**vars(options), "out": None, "videos": [str(path) for path in options.videos]}
-        report = {"machine": facts, "options": settings, "ms_per_clip": spent}
-        (options.out / "strong_augment.json").write_text(json.dumps(report, indent=1))
-        (options.out / "strong_augment.md").write_text("\n".join([*lines, "", foot, "", facts_line(facts, load), ""]))
+    settings = {**vars(options), "out": None, "videos": [str(path) for path in options.videos]}
+    report = {"machine": facts, "options": settings, "ms_per_clip": spent}
+    title = f"{options.clips} clips of {FRAMES} frames of {PLAIN.size} x {PLAIN.size}"
+    write_table(
+        "strong_augment", title, COLUMNS, rows, notes=[foot, facts_line(facts, load)], report=report, out=options.out
+    )
 
 
 if __name__ == "__main__":
