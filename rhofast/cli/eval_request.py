@@ -227,4 +227,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     del with_options.__wrapped__
     with_options.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     with_options.__annotations__ = {one.name: one.annotation for one in options}
+    # The help breaks lines where the terminal ends, not where this file does.
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    with_options.__doc__ = "\n\n".join(" ".join(text.split()) for text in paragraphs)
     return with_options

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rhofast.checkpoint.run_folder import KINDS
+from rhofast.checkpoint.run_folder import KINDS, set_name
+from rhofast.display import plot_text
 from rhofast.evaluation.scores import Evaluation
 from rhofast.fonts import plot_names
 from rhofast.storage.files import replacing, write_atomically
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _MAX_NAMED = 120  # classes whose names fit beside a matrix
 _MAX_COUNTED = 16  # classes whose counts fit into the squares of a matrix
+_MAX_TITLE = 60  # characters of the name of a set in a title
 _MAX_NAME = 32  # characters of a class name that are drawn
 _MIN_INCHES, _UNNAMED_INCHES = 2.5, 10.0  # side of a matrix: the least, and without class names
 
@@ -46,7 +48,8 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> Path | None:
         return None
     picture = path.with_name(f"{path.stem}-confusion.png")
     measure, value = scores.main
-    title = f"{KINDS[evaluation.kind]}: {measure} {value:.1%} of {scores.samples:,} videos"
+    of = plot_text(set_name(evaluation.shards.get("test", {})), _MAX_TITLE)
+    title = f"{KINDS[evaluation.kind]}: {measure} {value:.1%} of {scores.samples:,} videos{of and f' of {of}'}"
     figure = confusion_figure(scores.confusion, evaluation.classes, title=title)
     with replacing(picture) as aside:
         figure.savefig(aside, format="png")
