@@ -26,6 +26,7 @@ from rhofast.storage.network import TIMEOUT_S, RetryPolicy
 from rhofast.storage.store_path import as_path
 
 _PATIENCE = 0.9  # share of data.timeout_s for which an outage is waited for: the loader itself waits no longer
+_PATIENCE_OF_FILES = 0.75  # the same for whole files, whose attempts last longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,9 @@ def _open_whole(source: str | Path, *, check_files: bool, data: DataConfig) -> S
     address = check_address(source, "shards")
     if not is_remote(address):
         return open_folder(as_path(address), check_files=check_files)
-    policy = RetryPolicy(timeout_s=min(TIMEOUT_S, data.timeout_s), total_s=data.timeout_s)
+    policy = RetryPolicy(
+        timeout_s=min(TIMEOUT_S, data.timeout_s), total_s=data.timeout_s, outage_s=_PATIENCE_OF_FILES * data.timeout_s
+    )
     return RemoteShardSet(RemoteFolder(address, policy), open_cache(data))
 
 

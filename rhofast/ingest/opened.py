@@ -113,6 +113,14 @@ class LastSource:
             self._key = key
         return self._opened
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the source in bytes; 0 if none is open."""
+        try:
+            return 0 if self._opened is None else self._opened.path.stat().st_size
+        except OSError:
+            return 0
+
     def forget(self) -> None:
         """Let the next source be read, whichever it is; delete the copy of the last one."""
         if self._place.name:

@@ -180,7 +180,7 @@ def finished_shard(job: ShardJob) -> ShardResult | None:
 
 
 def _source_bytes(record: VideoRecord, state: list[Any] | None) -> int:
-    """Return the size of a source, as far as it is known without reading it."""
+    """Return the size of a source, as far as it is known: that of a cell of a table shows when it was read."""
     if record.inside is not None:
-        return getattr(record.inside, "size", 0)
+        return getattr(record.inside, "size", None) or _sources.num_bytes
     return 0 if state is None else int(state[0])

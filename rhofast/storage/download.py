@@ -11,13 +11,17 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO
 
-from rhofast.errors import ShardFormatError, ShardMissingError
+from rhofast.errors import MachineError, ShardFormatError, ShardMissingError
 from rhofast.storage.address import check_address
 from rhofast.storage.files import write_all
+from rhofast.storage.loop_thread import wait_for
 from rhofast.storage.network import CHUNK, RetryPolicy
 from rhofast.storage.open_store import open_store_folder
 from rhofast.storage.request_error import Kind, RequestError, short_answer
 from rhofast.storage.store import StoreFolder
+
+_SAME_OUTAGE_S = 120.0  # between two sights of one outage, at most
+OUTAGE_HINT = "nothing is wrong with the data: when the cause is gone, continue with --resume"
 
 Sleep = Callable[[float], None]
 
@@ -51,6 +55,7 @@ class RemoteFolder:
         url: URL of the folder, without a slash at its end.
         retry_policy: How often and how long a download is tried.
         store: The folder as the store gives it.
+        probe: A small file of the folder that is known to be there; it tells an outage from a fault of one file.
     """
 
     def __init__(self, url: str, retry_policy: RetryPolicy | None = None) -> None:
@@ -67,6 +72,8 @@ class RemoteFolder:
         """
         self.url = url = check_address(url, "shards").rstrip("/")
         self.retry_policy = retry_policy or RetryPolicy()
+        self.probe = ""
+        self._away = (0.0, float("-inf"))  # when an outage began, and when it was last seen: of all files together
         try:
             self.store: StoreFolder = open_store_folder(url, self.retry_policy.timeout_s)
         except RequestError as fault:
@@ -114,9 +121,11 @@ class RemoteFolder:
         Raises:
             ShardMissingError: The file is not there, or cannot be read after all attempts or within the time limit.
             ShardFormatError: The file had another content in two attempts.
+            MachineError: The store does not answer, which says nothing about the file.
             OSError: `file` cannot be written.
         """
-        received, differed, failed, most = _Received(file), False, 0, 0
+        received, differed, failed, most, since = _Received(file), False, 0, 0, time.monotonic()
+        suspected = False
         end = time.monotonic() + self.retry_policy.total_s + size / self.retry_policy.min_rate
 
         def sleep_in_time(seconds: float) -> None:
@@ -136,10 +145,15 @@ class RemoteFolder:
                 differed = True
             except RequestError as fault:
                 # Progress counts only beyond the best attempt: a store that always starts again must not loop forever.
-                failed = 0 if received.size >= most + CHUNK else failed + 1
+                failed, since = (0, time.monotonic()) if received.size >= most + CHUNK else (failed + 1, since)
                 most = max(most, received.size)
-                self._pause_or_raise(name, fault, max(0, failed - 1), sleep, is_last=time.monotonic() >= end)
+                is_last = time.monotonic() >= end
+                number = max(0, failed - 1)
+                suspected = self._pause_or_raise(
+                    name, fault, number, sleep, is_last=is_last, since=since, suspected=suspected
+                )
             else:
+                self._away = (0.0, float("-inf"))
                 return
 
     def _attempt(self, name: str, received: _Received, size: int, sha256: str, sleep: Sleep) -> None:
@@ -158,15 +172,64 @@ class RemoteFolder:
             raise _DigestError if actual == size else short_answer(actual, size)
 
     def _pause_or_raise(
-        self, name: str, fault: RequestError, attempt: int, sleep: Sleep, *, is_last: bool = False
-    ) -> None:
-        """Pause before the next attempt. Raise ShardMissingError if a retry will not help or none is left."""
+        self,
+        name: str,
+        fault: RequestError,
+        attempt: int,
+        sleep: Sleep,
+        *,
+        is_last: bool = False,
+        since: float | None = None,
+        suspected: bool = False,
+    ) -> bool:
+        """Pause before the next attempt. Raise ShardMissingError if a retry will not help or none is left.
+
+        If the store is at fault and not the file, it is waited for `outage_s` from `since` on, and then MachineError
+        is raised; None: it is not waited for.
+
+        Returns:
+            Whether the file is suspected: the store answers. Only if the next attempt fails, too, it is the file.
+        """
         # Whole files are asked for without a range, but for their rest.
         final = fault.kind in (Kind.MISSING, Kind.DENIED, Kind.FINAL)
-        if final or is_last or attempt + 1 == self.retry_policy.attempts:
-            tries = "" if final else f", in {attempt + 1} attempts"
-            raise ShardMissingError(f"{self.url}/{name}: {fault.text}{tries}") from None
+        if fault.kind is Kind.DENIED and attempt == 0 and not is_last and self.store.renew():
+            final = False  # the credentials may have expired
+        is_suspected = False
+        if final or is_last or attempt + 1 >= self.retry_policy.attempts:
+            where, tries = f"{self.url}/{name}: {fault.text}", "" if final else f", in {attempt + 1} attempts"
+            is_of_the_store = since is not None and self.retry_policy.outage_s > 0 and self._is_of_the_store(fault)
+            is_certain = suspected or since is None or not self.retry_policy.outage_s
+            if not is_of_the_store and (is_certain or fault.kind in (Kind.MISSING, Kind.FINAL)):
+                raise ShardMissingError(f"{where}{tries}") from None
+            waited = self._waited(since or 0.0) if is_of_the_store else 0.0
+            if is_of_the_store and waited >= self.retry_policy.outage_s:
+                raise MachineError(f"{where}, for {waited:.0f} s", hint=OUTAGE_HINT) from None
+            is_suspected = not is_of_the_store
         sleep(self.retry_policy.pause(attempt, fault.wait_s))
+        return is_suspected
+
+    def _waited(self, since: float) -> float:
+        """Return how long the outage has lasted that a file meets which has failed since then."""
+        now = time.monotonic()
+        began, seen = self._away
+        self._away = (began if now - seen < _SAME_OUTAGE_S else since, now)
+        return now - self._away[0]
+
+    def _is_of_the_store(self, fault: RequestError) -> bool:
+        """Return whether a fault says something about the store, and not about the file."""
+        if fault.kind in (Kind.AWAY, Kind.BUSY):
+            return True
+        if fault.kind in (Kind.MISSING, Kind.FINAL) or not self.probe:
+            return False
+        try:
+            wait_for(self.store.spans(self.probe, [(0, 1)]), self.retry_policy.timeout_s)
+        except RequestError as error:
+            return error.kind not in (Kind.NO_RANGES, Kind.MISSING)
+        except TimeoutError:
+            pass
+        else:
+            return False
+        return True
 
 
 def _sleep_until(end: float) -> Sleep:

@@ -37,6 +37,7 @@ class ObjectServer:
         page: Names in one page of a list.
         fault: Returns (status, headers, body) for a request (method, target) that goes wrong, "cut" for a connection
             that is reset, or None.
+        accepted: What the credentials of a request must contain; others have expired.
         requests: How often each method was used.
         parts: Parts of uploads that are not complete.
     """
@@ -45,6 +46,7 @@ class ObjectServer:
     buckets: set[str] = field(default_factory=set)
     page: int = 1000
     fault: Callable[[str, str], Any] = lambda method, target: None
+    accepted: str = ""
     url: str = ""
     requests: Counter[str] = field(default_factory=Counter)
     parts: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -104,7 +106,9 @@ class _Handler(BaseHTTPRequestHandler):
         is_azure = path.partition("/")[0] == ACCOUNT
         path = path.removeprefix(f"{ACCOUNT}/") if is_azure else path
         bucket, _, key = path.partition("/")
-        if bucket not in store.buckets:
+        if store.accepted not in self.headers.get("Authorization", ""):
+            self.error(400, "ExpiredToken")
+        elif bucket not in store.buckets:
             self.error(404, "ContainerNotFound" if is_azure else "NoSuchBucket")
         elif "delete" in query:
             names = [name.decode() for name in re.findall(rb"<Key>([^<]+)</Key>", body)]

@@ -17,6 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rhofast.data.codecs import codec_settings
+from rhofast.data.codecs.stream_copy import CopyCodec
+from rhofast.ingest.executors import set_tick_handler
+from rhofast.ingest.recipes import find_records
+from rhofast.ingest.shard_job import ShardJob, run_shard_job
+from rhofast.ingest.transcode import TranscodeSettings
 from tests.helpers.program import run
 from tests.helpers.shards import encode_mjpeg, frame_pixels
 
@@ -198,6 +204,24 @@ def test_clips_of_a_curation_pipeline_that_pass_a_condition(
         content = json.load(tar.extractfile("001.json"))  # type: ignore[arg-type]
     assert content["extra"] == {"motion_score": {"global_mean": 0.1}, "aesthetic_score": 4.5}
     assert list(json.loads((tmp_path / "set" / "sizes.json").read_text()).values()) == [2, 1]
+
+
+def test_progress_counts_the_bytes_of_videos_in_tables(videos: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+    job = ShardJob(
+        number=0,
+        records=tuple(find_records(videos / "table.parquet", None, ["key_column=key"])),
+        out=tmp_path,
+        codecs=(codec_settings(CopyCodec()),),
+        settings=TranscodeSettings(),
+        encoder="none",
+    )
+    set_tick_handler(seen.append)
+    try:
+        assert run_shard_job(job)[0] == 0
+    finally:
+        set_tick_handler(lambda _: None)
+    assert seen == [(videos / f"{key}.mp4").stat().st_size for key in KEYS]
 
 
 # ---- in an object store ----

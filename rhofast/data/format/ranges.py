@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rhofast.errors import MachineError, SampleError
+from rhofast.storage.download import OUTAGE_HINT
 from rhofast.storage.network import RetryPolicy
 from rhofast.storage.range_client import Fetch, OutageError, RangeClient, RangeCounts, RangeLimits
 from rhofast.storage.request_error import RequestError
@@ -92,9 +93,7 @@ class SpanFetch:
                 f"{self._where}/{name}: {fault.text}", shard=name, key=key, offset=self._spans[0][0]
             ) from None
         except OutageError as error:
-            raise MachineError(
-                str(error), hint="nothing is wrong with the data: when the cause is gone, continue with --resume"
-            ) from None
+            raise MachineError(str(error), hint=OUTAGE_HINT) from None
         return [
             joined[number][begin : begin + size]
             for (number, begin), (_, size) in zip(self._places, self._spans, strict=True)

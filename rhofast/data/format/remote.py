@@ -24,7 +24,7 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.dataset_json import MAX_DATASET_BYTES, DatasetInfo, ShardInfo, parse_dataset
 from rhofast.data.format.index import DATASET_FILE, ShardIndex
 from rhofast.data.format.ranges import RangeOptions, RangeSource, SpanFetch
-from rhofast.errors import RhofastError, ShardError, ShardFormatError, ShardMissingError
+from rhofast.errors import MachineError, RhofastError, ShardError, ShardFormatError, ShardMissingError
 from rhofast.storage.cache import Cache
 from rhofast.storage.download import RemoteFolder
 from rhofast.storage.files import open_regular_descriptor
@@ -73,6 +73,7 @@ class RemoteShardSet(ShardSet):
             ShardFormatError: `dataset.json` has another format or version, or unsafe file names.
         """
         info = parse_dataset(folder.read(DATASET_FILE, max_bytes=MAX_DATASET_BYTES), f"{folder.url}/{DATASET_FILE}")
+        folder.probe = DATASET_FILE
         self._key = _cache_key(info)
         super().__init__(cache.folder / self._key, info)
         self.where = folder.url
@@ -80,7 +81,7 @@ class RemoteShardSet(ShardSet):
         self.ahead_bytes = cache.max_bytes // 2
         self._folder = folder
         self._number = {shard.name: number for number, shard in enumerate(info.shards)}
-        self._failed: dict[str, tuple[float, ShardError]] = {}
+        self._failed: dict[str, tuple[float, ShardError | MachineError]] = {}
         self._queues: tuple[_Listener, ...] = ()
         self.ranges: RangeSource | None = None
         self._stop = Event()
@@ -250,7 +251,7 @@ class RemoteShardSet(ShardSet):
 
         try:
             return self.cache.get(self._key, name, size, sha256, write, sleep=sleep)
-        except ShardError as error:
+        except (ShardError, MachineError) as error:
             self._failed[name] = (time.monotonic(), error)
             raise
         except OSError as error:

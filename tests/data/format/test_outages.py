@@ -1,0 +1,147 @@
+"""A store that goes away, or no longer knows who asks, in the middle of a run: the same batches, or a resumable end."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.data_loading.range_server import Fault, RangeServer, serving
+from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.reader import Reader
+from rhofast.data.format.remote import RemoteShardSet
+from rhofast.data.loader.train_loader import TrainLoader
+from rhofast.data.sampling.mixture import Mixture
+from rhofast.data.sources import open_training
+from rhofast.errors import MachineError, SampleError
+from rhofast.storage.cache import Cache
+from rhofast.storage.download import RemoteFolder
+from rhofast.storage.fsspec_store import FsspecFolder
+from rhofast.storage.network import RetryPolicy
+from rhofast.storage.object_store import ObjectFolder
+from rhofast.storage.request_error import Kind, RequestError
+from tests.helpers import object_server
+
+pytest.importorskip("obstore")
+
+QUICK = RetryPolicy(attempts=2, first_pause_s=0.01, max_pause_s=0.02, timeout_s=1.0, failed_for_s=0.0, outage_s=0.5)
+
+
+def open_loader(where: str, folder: Path, **data: Any) -> TrainLoader:
+    config = DataConfig(train=where, cache=folder, prefetch=1, threads=1, **data)
+    sources = open_training(config)
+    return TrainLoader(
+        Mixture(sources.sets, sources.weights),
+        clips=ClipConfig(num_frames=2, frame_stride=2, fps=12),
+        augment=AugmentConfig(size=16),
+        data=config,
+        batch_size=4,
+        seed=5,
+    )
+
+
+def batches(loader: TrainLoader, count: int) -> list[torch.Tensor]:
+    return [next(loader).pixels for _ in range(count)]
+
+
+def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    return all(torch.equal(*pair) for pair in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("fault", "waited"),
+    [
+        (Fault(send=0), True),
+        (Fault(status=403), True),
+        (Fault(status=429), True),
+        (Fault(status=500), True),
+        (Fault(status=503), True),
+        (Fault(status=404), False),
+    ],
+    ids=str,
+)
+def test_an_outage_of_the_store_is_no_fault_of_a_whole_tar(
+    shards: ShardSet, tmp_path: Path, fault: Fault, waited: bool
+) -> None:
+    with serving(RangeServer(shards.root)) as server:
+        remote = RemoteShardSet(RemoteFolder(server.url, QUICK), Cache(tmp_path / "cache", max_bytes=10**9))
+        server.fault = lambda _: fault
+        began = time.monotonic()
+        with pytest.raises(MachineError if waited else SampleError) as caught:
+            Reader(remote).read_json(0)
+        assert (time.monotonic() - began >= QUICK.outage_s) == waited and "\n" not in str(caught.value)
+        assert ("--resume" in str(caught.value)) == waited
+        server.fault = lambda request: fault if request.name.startswith("shard-000000") else None
+        with pytest.raises(SampleError if fault.status != 429 and fault.status != 503 else MachineError):
+            Reader(remote).read_json(0)
+        server.fault = lambda _: None
+        assert Reader(remote).read_json(0)
+
+
+@pytest.mark.parametrize("remote", ["ranges", "cache"])
+def test_a_store_that_is_gone_for_a_while_changes_no_batch(
+    shards: ShardSet, tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = batches(open_loader(str(shards.root), tmp_path), 5)
+    monkeypatch.setattr("rhofast.data.sources.RetryPolicy", partial(RetryPolicy, first_pause_s=0.05, max_pause_s=0.1))
+    with serving(RangeServer(shards.root)) as server:
+        loader = open_loader(server.url, tmp_path / "cache", remote=remote, timeout_s=30)
+        back = time.monotonic() + 2
+        server.fault = lambda request: Fault(send=0) if time.monotonic() < back else None
+        with loader:
+            assert same(batches(loader, 5), local) and loader.stats.bad == 0
+
+
+@pytest.mark.parametrize("address", ["http://no-such-host.invalid/set", "http://127.0.0.1:1/set"])
+@pytest.mark.parametrize("library", [ObjectFolder, FsspecFolder])
+def test_no_dns_and_no_server_are_known_as_what_they_are(address: str, library: Any) -> None:
+    with pytest.raises(RequestError) as caught, library(address, 2.0).stream("shard-000000.tar"):
+        pass
+    assert caught.value.kind is Kind.AWAY and "\n" not in caught.value.text
+
+
+@pytest.fixture
+def store(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object_server.ObjectServer]:
+    """A store that holds the set in `BUCKET/set`."""
+    with object_server.serving(f"bucket-{uuid.uuid4().hex[:8]}") as server:
+        for name, value in server.environment(tmp_path).items():
+            monkeypatch.setenv(name, value)
+        for path in shards.root.iterdir():
+            server.objects[f"{next(iter(server.buckets))}/set/{path.name}"] = path.read_bytes()
+        yield server
+
+
+@pytest.mark.parametrize("remote", ["ranges", "cache"])
+def test_credentials_that_expire_are_looked_up_anew(
+    store: object_server.ObjectServer, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: str
+) -> None:
+    local = batches(open_loader(str(shards.root), tmp_path), 6)
+    loader = open_loader(f"s3://{next(iter(store.buckets))}/set", tmp_path / "cache", remote=remote, timeout_s=30)
+    store.accepted = "Credential=second"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "second")
+    with loader:
+        assert same(batches(loader, 3), local[:3])
+        store.accepted = "Credential=third"
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "third")
+        assert same(batches(loader, 3), local[3:]) and loader.stats.bad == 0
+
+
+@pytest.mark.parametrize("remote", ["ranges", "cache"])
+@pytest.mark.parametrize("refusal", [(400, b"<Error><Code>ExpiredToken</Code></Error>"), (401, b""), (403, b"")])
+def test_credentials_that_are_late_are_waited_for_and_then_end_the_run_resumably(
+    store: object_server.ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: str, refusal: Any
+) -> None:
+    monkeypatch.setattr("rhofast.data.sources.RetryPolicy", partial(RetryPolicy, first_pause_s=0.05, max_pause_s=0.1))
+    address = f"gs://{next(iter(store.buckets))}/set"
+    loader = open_loader(address, tmp_path / "cache", remote=remote, timeout_s=1.5)
+    store.fault = lambda method, target: (refusal[0], {}, refusal[1])
+    with loader, pytest.raises(MachineError, match=str(refusal[0])) as caught:
+        batches(loader, 6)
+    assert "--resume" in str(caught.value) and address in str(caught.value)
