@@ -7,9 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -322,3 +327,51 @@ def test_an_ingest_that_loses_its_store_is_continued(
     assert run_program("shard", videos, bucket / "set", *options) == 0
     assert before.items() <= store.objects.items() and len(before) == 3
     assert json.loads((bucket / "set" / "sizes.json").read_text()) == {f"shard-{n:06d}.tar": 1 for n in range(3)}
+
+
+# ---- web servers ----
+
+
+@dataclass
+class Site:
+    url: str
+    sent: int = 0
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A web server that shows a folder as a page of links; a large file without a suffix lies there, too."""
+    (tmp_path / "site" / "videos" / "class 0").mkdir(parents=True)
+    frames = [frame_pixels(0, frame) for frame in range(4)]
+    (tmp_path / "site" / "videos" / "class 0" / "a b.mp4").write_bytes(encode_mjpeg(frames))
+    (tmp_path / "site" / "large").write_bytes(LARGE * 4)
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def copyfile(self, source: Any, outputfile: Any) -> None:
+            with suppress(ConnectionError):
+                while chunk := source.read(1 << 16):
+                    outputfile.write(chunk)
+                    running.sent += len(chunk)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "site")))
+    server.daemon_threads = True
+    running = Site(f"http://127.0.0.1:{server.server_address[1]}")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield running
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_page_of_links_is_a_folder_and_a_file_is_not_read_to_find_out(site: Site, tmp_path: Path) -> None:
+    root = as_path(f"{site.url}/videos")
+    assert root.is_dir() and not root.is_file() and not (root / "none").exists()
+    assert [(found.name, found.is_dir()) for found in root.iterdir()] == [("class%200", True)]
+    large = as_path(f"{site.url}/large")
+    assert large.is_file() and not large.is_dir() and list(large.iterdir()) == []
+    assert site.sent < len(LARGE)
+    options = ["--short-side", "32", "--workers", "1", "--name", "set"]
+    assert run_program("shard", root, tmp_path / "there", *options) == 0
+    assert json.loads((tmp_path / "there" / "dataset.json").read_text())["shards"][0]["samples"] == 1
