@@ -47,6 +47,7 @@ benchmarks: $(STAMP)
 	$(BENCHMARK).data_loading.soak --out '$(RESULTS)/soak_jpeg' || failed=1; \
 	$(BENCHMARK).data_loading.soak --codec h264 --out '$(RESULTS)/soak_h264' || failed=1; \
 	$(BENCHMARK).data_loading.million_samples --out '$(RESULTS)/million_samples' || failed=1; \
+	$(BENCHMARK).data_loading.remote '$(VIDEOS)' --out '$(RESULTS)/remote' || failed=1; \
 	$(BENCHMARK).data_loading.faces '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
 	$(BENCHMARK).data_loading.hue '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
 	$(BENCHMARK).data_loading.blur --out '$(RESULTS)' || failed=1; \

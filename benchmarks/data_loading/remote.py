@@ -138,7 +138,7 @@ def _memory(memory: dict[str, Any]) -> list[str]:
         *(
             f"| {row['batch']:,} | {row['rss']:.0f} | {row['anonymous']:.0f} | {row['indices']:,} | "
             f"{row['descriptors']} |"
-            for row in memory["rows"][::2]
+            for row in memory["rows"][::4]
         ),
     ]
 
@@ -179,7 +179,7 @@ def bars(result: dict[str, Any], gap: float) -> list[Bar]:
     if "memory" in result:
         for key, what in (("rss", "resident"), ("anonymous", "anonymous")):
             growth = result["memory"]["growth"][key]
-            what = f"growth of {what} memory in the second half of {result['memory']['batches']:,} batches"
+            what = f"growth of {what} memory, third to last quarter of {result['memory']['batches']:,} batches"
             found.append((what, f"<= {MOST_GROWTH:.0%}", f"{growth:.1%}", growth <= MOST_GROWTH))
     if "first" in result:
         seconds = result["first"]["first_batch_s"]

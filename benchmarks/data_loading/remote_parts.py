@@ -229,17 +229,30 @@ def memory() -> dict[str, float]:
     return {**held, "descriptors": len(list(Path("/proc/self/fd").iterdir())), "indices": maps.count(".arrow\n")}
 
 
-def measure_memory(root: Path, batches: int) -> dict[str, Any]:
-    """Return the resident memory over many small batches by ranges."""
+def watch_memory(root: Path, batches: int) -> list[dict[str, float]]:
+    """Return the resident memory of this process over many small batches by ranges."""
     with remote(root / "jpeg") as (url, cache), open_loader(url, cache, remote="ranges", batch_size=2) as loader:
         rows = []
         for number in range(batches + 1):
             next(loader)
-            if number % max(1, batches // 20) == 0:
+            if number % max(1, batches // 40) == 0:
                 rows.append({"batch": number, **memory()})
-                print(rows[-1], flush=True)
-    half = rows[len(rows) // 2 :]
-    growth = {key: max(row[key] for row in half) / half[0][key] - 1 for key in ("rss", "anonymous")}
+                print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def measure_memory(root: Path, batches: int) -> dict[str, Any]:
+    """Return the resident memory of a process of its own, and how it grows in the second half, from mean to mean."""
+    code = "import json, sys; from pathlib import Path\n"
+    code += "from benchmarks.data_loading.remote_parts import watch_memory\n"
+    code += f"print(json.dumps(watch_memory(Path(sys.argv[1]), {batches})))"
+    done = subprocess.run([sys.executable, "-c", code, str(root)], check=True, stdout=subprocess.PIPE, text=True)
+    rows = json.loads(done.stdout.splitlines()[-1])
+    third, last = rows[len(rows) // 2 : 3 * len(rows) // 4], rows[3 * len(rows) // 4 :]
+    growth = {
+        key: statistics.mean(row[key] for row in last) / statistics.mean(row[key] for row in third) - 1
+        for key in ("rss", "anonymous")
+    }
     return {"batches": batches, "rows": rows, "growth": growth}
 
 
