@@ -71,7 +71,9 @@ def request_error(error: BaseException) -> RequestError:
         type(error).__name__ in _CONNECTION_ERRORS or isinstance(error, ConnectionRefusedError | gaierror)
     ):
         return RequestError(Kind.AWAY, text)
-    if is_final(error) or (300 <= status < 500 and status not in _TRY_LATER):
+    # aiohttp gives a garbled answer a status, too, which `is_final` knows.
+    is_answer = getattr(error, "status", None) is None and 300 <= status < 500 and status not in _TRY_LATER
+    if is_final(error) or is_answer:
         return RequestError(Kind.FINAL, text)
     return RequestError(Kind.PASSING, text, wait_s=_wait_s(error))
 
