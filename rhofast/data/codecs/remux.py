@@ -163,7 +163,7 @@ def _decode(
         ValueError: A group does not decode to its frames, in the order of their times.
     """
     means = []
-    with open_container(file) as container:
+    with open_container(file, probe=False) as container:  # the header says everything
         stream = video_stream(container)
         stream.thread_count = 1
         # Only key frames are looked at. What others look like is not, so they need no filter; parsing them does not.
