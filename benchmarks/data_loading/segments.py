@@ -3,7 +3,7 @@
     exact    videos of numbered pictures in many kinds of streams and containers. Of each, random segments are stored by
              `jpeg` and by `remux`, and compared with what a decode of the whole shows in their time: the same pictures
              of `jpeg` as the whole video has, byte by byte, and the same frames of `remux`, bit by bit.
-    cost     seconds for one segment of 2 seconds, by its place in a file of 20 minutes; what is read once per file is
+    cost     seconds for one segment of 2 seconds, by its place in a long file; what is read once per file is
              listed by itself.
 
 The program exits with 1 if a frame is wrong.
@@ -321,7 +321,7 @@ def main() -> None:
 
     load, facts = os.getloadavg()[0], facts_of_the_machine(("av", "numpy"))
     facts["versions"]["ffmpeg"] = encoder_version()
-    report: dict[str, Any] = {"machine": facts, "exact": {}}
+    report: dict[str, Any] = {"machine": facts, "minutes": options.minutes, "exact": {}}
     with tempfile.TemporaryDirectory() as scratch:
         for name, kind in KINDS.items():
             if options.only in name and options.segments:

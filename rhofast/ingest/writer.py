@@ -71,18 +71,19 @@ def write_shard(folder: Path, name: str, samples: Iterable[NewSample], *, scratc
         OSError: A file cannot be written.
     """
     tar_file, idx_file, index_file = (scratch / f"{name}.{suffix}" for suffix in ("tar", "idx", "arrow"))
-    written: list[NewSample] = []
+    rows: list[IndexRow] = []
     with tarfile.open(tar_file, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             metadata = sample.json_bytes()
             _add(tar, f"{sample.key}.json", len(metadata), io.BytesIO(metadata))
             with sample.file.open("rb") as file:
-                _add(tar, f"{sample.key}.{sample.suffix}", sample.file.stat().st_size, file)
-            written.append(sample)
-    if not written:
+                size = sample.file.stat().st_size
+                begin = _add(tar, f"{sample.key}.{sample.suffix}", size, file)
+            rows.append(index_row(sample, begin, size))  # all that is kept of a sample: a shard may have many
+            tar.members.clear()
+    if not rows:
         return None
     spans = tar_members(tar_file)
-    rows = [index_row(sample, *spans[f"{sample.key}.{sample.suffix}"]) for sample in written]
     index_digest = write_index(index_file, rows, {"rhofast": str(VERSION)})
     idx_file.write_text(wds2idx_text(spans))
     info = ShardInfo(
@@ -142,12 +143,13 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _add(tar: tarfile.TarFile, name: str, size: int, content: BinaryIO) -> None:
-    """Add a member whose header is independent of the machine and the time."""
+def _add(tar: tarfile.TarFile, name: str, size: int, content: BinaryIO) -> int:
+    """Add a member whose header is independent of the machine and the time; return where its content begins."""
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode, entry.mtime = size, 0o644, 0
     entry.uname = entry.gname = "root"
     tar.addfile(entry, content)
+    return int(tar.offset) - -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def index_row(sample: NewSample, offset: int, size: int) -> IndexRow:

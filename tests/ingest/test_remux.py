@@ -166,6 +166,21 @@ def test_a_segment_is_the_groups_that_contain_it(name: str, sources: dict[str, P
         stored(sources[name], tmp_path / "member", segment=(9.0, None))
 
 
+@pytest.mark.parametrize("first", [13, 26, 31])
+def test_a_segment_of_open_groups_begins_at_a_random_access_point(
+    first: int, sources: dict[str, Path], tmp_path: Path
+) -> None:
+    rgb, segment = shown_rgb(sources["hevc_open_10"]), (first / float(RATE), (first + 6) / float(RATE))
+    member = stored(sources["hevc_open_10"], tmp_path / "member", segment=segment)
+    pictures, _ = read(member, tmp_path / "member", range(6))
+    assert all(np.array_equal(pictures[frame], rgb[first + frame]) for frame in range(6))
+    with av.open(str(tmp_path / "member")) as container:
+        assert sum(packet.size > 0 for packet in container.demux(video=0)) < 30
+    with (tmp_path / "member").open("rb") as file:
+        assert len(RemuxCodec().index_member(file, deep=True).units.frame) == 2
+    assert RemuxCodec().trim(part_of(member, tmp_path / "member", [0, 5]), ["hevc"]) is None  # not on a device
+
+
 @pytest.mark.parametrize("name", ["h264", "h264_mkv", "h264_ts", "h264_plain_avi", "vp9", "av1"])
 def test_many_segments_of_a_file_read_it_once(
     name: str, sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
