@@ -302,7 +302,7 @@ def lines_of(report: dict[str, Any]) -> list[str]:
     if "cost" in report:
         lines += ["", "CPU seconds of one segment of 2 s, and what is spent once per file:", ""]
         lines += [
-            "| video of 20 minutes | at 5 s | in the middle | 5 s before the end | once |",
+            f"| video of {report['minutes']:g} minutes | at 5 s | in the middle | 5 s before the end | once |",
             "|---|--:|--:|--:|--:|",
         ]
         for name, one in report["cost"].items():
