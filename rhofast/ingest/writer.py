@@ -80,7 +80,7 @@ def write_shard(folder: Path, name: str, samples: Iterable[NewSample], *, scratc
                 size = sample.file.stat().st_size
                 begin = _add(tar, f"{sample.key}.{sample.suffix}", size, file)
             rows.append(index_row(sample, begin, size))  # all that is kept of a sample: a shard may have many
-            tar.members.clear()
+            tar.getmembers().clear()
     if not rows:
         return None
     spans = tar_members(tar_file)
