@@ -120,7 +120,7 @@ def open_store(address: str, timeout_s: float = TIMEOUT_S, **more: Any) -> tuple
     try:
         return fsspec.core.url_to_fs(address, **store_options(address, timeout_s), **more)  # type: ignore[no-any-return]
     except ImportError as error:
-        hint = _INSTALL if urlsplit(address).scheme in ("s3", *_HTTP) else None
+        hint = _INSTALL if urlsplit(address).scheme in ("s3", *_HTTP) else "install that package with pip"
         raise DependencyError(f"{redacted(address)}: {words(error)}", hint=hint) from None
     except ValueError as error:
         raise ConfigError(

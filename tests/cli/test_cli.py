@@ -99,7 +99,7 @@ def test_a_broken_promise_is_exit_code_1(shards: ShardSet, capsys: pytest.Captur
     [
         (["inspect", "nowhere"], "nowhere: no such folder"),
         (["inspect", "."], "no dataset.json"),
-        (["verify", "sftp://host/set"], "shards=sftp://host/set: sftp:// is not supported"),
+        (["verify", "gopher://host/set"], "shards=gopher://host/set: gopher:// is not supported"),
         (["shard", "nowhere", "out"], "nowhere: no such file or folder"),
         (["shard", "empty", "out"], "no videos"),
         (["shard", "empty", "out", "--recipe", "folder", "--option", "splt=x"], "unknown option 'splt'"),
