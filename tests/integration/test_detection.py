@@ -232,7 +232,7 @@ def test_a_vit_and_an_s3d_go_from_movies_to_map(
     vit = '[backbone]\nname = "vit"\nwidth = 24\ndepth = 2\nheads = 2\npatch = 8\nposition_side = 6\n'
     for name, section, more in (
         ("vit", f"{vit}resize_positions = true\n", []),
-        ("s3d", '[backbone]\nname = "s3d"\nwidth = 4\n', ["--set", "clips.num_frames=6", "--set", "augment.size=64"]),
+        ("s3d", '[backbone]\nname = "s3d"\nwidth = 4\n', ["--set", "clips.num_frames=8", "--set", "augment.size=64"]),
     ):
         page.write_text(text[:start] + section + text[end:])
         size = "eval.test_size=56" if name == "vit" else "eval.test_size=70"

@@ -51,6 +51,11 @@ def batches(loader: TrainLoader, count: int) -> list[torch.Tensor]:
     return [next(loader).pixels for _ in range(count)]
 
 
+def local_batches(shards: ShardSet, folder: Path, count: int) -> list[torch.Tensor]:
+    with open_loader(str(shards.root), folder) as loader:
+        return batches(loader, count)
+
+
 def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
     return all(torch.equal(*pair) for pair in zip(left, right, strict=True))
 
@@ -89,7 +94,7 @@ def test_an_outage_of_the_store_is_no_fault_of_a_whole_tar(
 def test_a_store_that_is_gone_for_a_while_changes_no_batch(
     shards: ShardSet, tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local = batches(open_loader(str(shards.root), tmp_path), 5)
+    local = local_batches(shards, tmp_path, 5)
     monkeypatch.setattr("rhofast.data.sources.RetryPolicy", partial(RetryPolicy, first_pause_s=0.05, max_pause_s=0.1))
     with serving(RangeServer(shards.root)) as server:
         loader = open_loader(server.url, tmp_path / "cache", remote=remote, timeout_s=30)
@@ -122,7 +127,7 @@ def store(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_credentials_that_expire_are_looked_up_anew(
     store: object_server.ObjectServer, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: str
 ) -> None:
-    local = batches(open_loader(str(shards.root), tmp_path), 6)
+    local = local_batches(shards, tmp_path, 6)
     loader = open_loader(f"s3://{next(iter(store.buckets))}/set", tmp_path / "cache", remote=remote, timeout_s=30)
     store.accepted = "Credential=second"
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "second")
