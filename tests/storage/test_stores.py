@@ -22,17 +22,16 @@ import numpy as np
 import pytest
 import torch
 
-from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
+from rhofast.config.schema import DataConfig
 from rhofast.data.format.dataset import ShardSet
-from rhofast.data.loader.train_loader import TrainLoader
-from rhofast.data.sampling.mixture import Mixture
-from rhofast.data.sources import open_shards, open_training
+from rhofast.data.sources import open_shards
 from rhofast.errors import MachineError
 from rhofast.ingest.verify import verify_shards
 from rhofast.storage import store_path
 from rhofast.storage.network import RetryPolicy
 from rhofast.storage.span_file import open_anywhere
 from rhofast.storage.store_path import StorePath, as_path, check_store
+from tests.helpers.loaders import open_loader
 from tests.helpers.object_server import ObjectServer, serving
 from tests.helpers.program import run as run_program
 from tests.helpers.shards import encode_mjpeg, frame_pixels
@@ -248,16 +247,7 @@ def test_a_set_is_made_in_a_store_and_read_from_it(store: ObjectServer, bucket: 
 
 
 def take(where: str, folder: Path, **data: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    config = DataConfig(train=where, cache=folder, prefetch=2, threads=2, **data)
-    sources = open_training(config)
-    with TrainLoader(
-        Mixture(sources.sets, sources.weights),
-        clips=ClipConfig(num_frames=2, frame_stride=2, fps=12),
-        augment=AugmentConfig(size=16),
-        data=config,
-        batch_size=4,
-        seed=5,
-    ) as loader:
+    with open_loader(where, folder, **data) as loader:
         return [(views.sample, views.pixels) for views in (next(loader) for _ in range(7))]
 
 

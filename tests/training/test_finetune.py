@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,9 @@ def test_a_loss_that_is_not_finite_ends_it_and_is_not_saved(
     assert folder is None or all(value.isfinite().all() for value in load_checkpoint(folder).method.values())
 
 
-def launch_two(command: list[str], tmp_path: Path) -> None:
+def launch_two(command: list[str], tmp_path: Path, settings: Iterable[str] = TINY) -> None:
     """Run a command of `rhofast eval` in two processes, with the config that `task` has written, as `two`."""
-    given = [text for setting in ("name=two", *TINY) for text in ("--set", setting)]
+    given = [text for setting in ("name=two", *settings) for text in ("--set", setting)]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "rhofast"]
     subprocess.run(
         [sys.executable, *launch, *command, "--config", str(tmp_path / "eval.toml"), *given],

@@ -1,8 +1,5 @@
 """Fine-tuning with all of the kit: it resumes to the same bits, agrees over ranks, and refuses what has no meaning."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ from rhofast.training.optim import learning_rate
 from rhofast.training.targets import soft_cross_entropy
 from tests.helpers.results import read_one
 from tests.helpers.shards import ROOT, TINY_PAGE, write_shards
-from tests.training.test_finetune import EVAL_CONFIG, metrics
+from tests.training.test_finetune import EVAL_CONFIG, launch_two, metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,16 +56,7 @@ def test_two_ranks_give_what_one_gives(shards: ShardSet, held_out: ShardSet, tmp
     one = train_classifier(task(shards, held_out, tmp_path, *KIT, "name=one"), kind="finetune")
     assert isinstance(one, Evaluation)
     command = ["eval", "finetune", "random", "--train", str(shards.root), "--test", str(held_out.root)]
-    given = [text for setting in ("name=two", *KIT) for text in ("--set", setting)]
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "rhofast"]
-    subprocess.run(
-        [sys.executable, *launch, *command, "--config", str(tmp_path / "eval.toml"), *given],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    launch_two(command, tmp_path, KIT)
     two = tmp_path / "runs/random/evals/two"
     losses = [[line["loss"] for line in metrics(run)] for run in (one.folder, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

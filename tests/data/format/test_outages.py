@@ -13,13 +13,10 @@ import pytest
 import torch
 
 from benchmarks.data_loading.range_server import Fault, RangeServer, serving
-from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.reader import Reader
 from rhofast.data.format.remote import RemoteShardSet
 from rhofast.data.loader.train_loader import TrainLoader
-from rhofast.data.sampling.mixture import Mixture
-from rhofast.data.sources import open_training
 from rhofast.errors import MachineError, SampleError
 from rhofast.storage.cache import Cache
 from rhofast.storage.download import RemoteFolder
@@ -28,23 +25,12 @@ from rhofast.storage.network import RetryPolicy
 from rhofast.storage.object_store import ObjectFolder
 from rhofast.storage.request_error import Kind, RequestError
 from tests.helpers import object_server
+from tests.helpers.loaders import open_loader
 
 pytest.importorskip("obstore")
 
+ONE = {"prefetch": 1, "threads": 1}
 QUICK = RetryPolicy(attempts=2, first_pause_s=0.01, max_pause_s=0.02, timeout_s=1.0, failed_for_s=0.0, outage_s=0.5)
-
-
-def open_loader(where: str, folder: Path, **data: Any) -> TrainLoader:
-    config = DataConfig(train=where, cache=folder, prefetch=1, threads=1, **data)
-    sources = open_training(config)
-    return TrainLoader(
-        Mixture(sources.sets, sources.weights),
-        clips=ClipConfig(num_frames=2, frame_stride=2, fps=12),
-        augment=AugmentConfig(size=16),
-        data=config,
-        batch_size=4,
-        seed=5,
-    )
 
 
 def batches(loader: TrainLoader, count: int) -> list[torch.Tensor]:
@@ -52,7 +38,7 @@ def batches(loader: TrainLoader, count: int) -> list[torch.Tensor]:
 
 
 def local_batches(shards: ShardSet, folder: Path, count: int) -> list[torch.Tensor]:
-    with open_loader(str(shards.root), folder) as loader:
+    with open_loader(str(shards.root), folder, **ONE) as loader:
         return batches(loader, count)
 
 
@@ -97,7 +83,7 @@ def test_a_store_that_is_gone_for_a_while_changes_no_batch(
     local = local_batches(shards, tmp_path, 5)
     monkeypatch.setattr("rhofast.data.sources.RetryPolicy", partial(RetryPolicy, first_pause_s=0.05, max_pause_s=0.1))
     with serving(RangeServer(shards.root)) as server:
-        loader = open_loader(server.url, tmp_path / "cache", remote=remote, timeout_s=30)
+        loader = open_loader(server.url, tmp_path / "cache", remote=remote, **ONE, timeout_s=30)
         back = time.monotonic() + 2
         server.fault = lambda request: Fault(send=0) if time.monotonic() < back else None
         with loader:
@@ -128,7 +114,9 @@ def test_credentials_that_expire_are_looked_up_anew(
     store: object_server.ObjectServer, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: str
 ) -> None:
     local = local_batches(shards, tmp_path, 6)
-    loader = open_loader(f"s3://{next(iter(store.buckets))}/set", tmp_path / "cache", remote=remote, timeout_s=30)
+    loader = open_loader(
+        f"s3://{next(iter(store.buckets))}/set", tmp_path / "cache", remote=remote, **ONE, timeout_s=30
+    )
     store.accepted = "Credential=second"
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "second")
     with loader:
@@ -145,7 +133,7 @@ def test_credentials_that_are_late_are_waited_for_and_then_end_the_run_resumably
 ) -> None:
     monkeypatch.setattr("rhofast.data.sources.RetryPolicy", partial(RetryPolicy, first_pause_s=0.05, max_pause_s=0.1))
     address = f"gs://{next(iter(store.buckets))}/set"
-    loader = open_loader(address, tmp_path / "cache", remote=remote, timeout_s=1.5)
+    loader = open_loader(address, tmp_path / "cache", remote=remote, **ONE, timeout_s=1.5)
     store.fault = lambda method, target: (refusal[0], {}, refusal[1])
     with loader, pytest.raises(MachineError, match=str(refusal[0])) as caught:
         batches(loader, 6)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +23,6 @@ from rhofast.data.format.reader import Reader
 from rhofast.data.format.remote import RemoteShardSet
 from rhofast.data.loader.eval_loader import EvalLoader
 from rhofast.data.loader.train_loader import TrainLoader
-from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sources import open_shards, open_training
 from rhofast.data.types import Views
 from rhofast.errors import ConfigError, MachineError, SampleError, ShardFormatError
@@ -32,6 +30,7 @@ from rhofast.ingest.verify import verify_shards
 from rhofast.storage.cache import Cache
 from rhofast.storage.download import RemoteFolder
 from rhofast.storage.network import RetryPolicy
+from tests.helpers.loaders import open_loader
 from tests.helpers.program import run as run_program
 from tests.helpers.shards import damage_unit, write_shards
 
@@ -127,21 +126,6 @@ def test_fields_of_the_user_s_own_travel_with_the_frames(members: list[bytes], t
         ) as loader:
             captions = [caption for views in loader for caption in views["extra.caption"]]
     assert captions == [f"video {video}" for video in range(13)]
-
-
-def open_loader(where: str, folder: Path, rank: int = 0, world_size: int = 1, **data: Any) -> TrainLoader:
-    config = DataConfig(train=where, cache=folder, prefetch=2, threads=2, **data)
-    sources = open_training(config, world_size=world_size)
-    return TrainLoader(
-        Mixture(sources.sets, sources.weights),
-        clips=ClipConfig(num_frames=2, frame_stride=2, fps=12),
-        augment=AugmentConfig(size=16),
-        data=config,
-        batch_size=4,
-        seed=5,
-        rank=rank,
-        world_size=world_size,
-    )
 
 
 def take(loader: TrainLoader, count: int) -> list[Views]:

@@ -26,13 +26,12 @@ import numpy as np
 import pytest
 import torch
 
-from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
+from rhofast.config.schema import DataConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.download_ahead import DownloadAhead
 from rhofast.data.format.reader import Reader
 from rhofast.data.format.remote import RemoteShardSet, StoppedError
 from rhofast.data.loader.train_loader import TrainLoader
-from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sampling.shuffle import Order
 from rhofast.data.sources import _lane_bytes, open_shards, open_training
 from rhofast.errors import ConfigError, SampleError, ShardError, ShardFormatError, ShardMissingError
@@ -40,6 +39,7 @@ from rhofast.storage.cache import Cache
 from rhofast.storage.download import RemoteFolder
 from rhofast.storage.fsspec_store import FsspecFolder
 from rhofast.storage.network import RetryPolicy
+from tests.helpers import loaders
 from tests.helpers.shards import damage_unit, write_shards
 
 pytest.importorskip("obstore")
@@ -586,20 +586,9 @@ def test_a_set_larger_than_its_cache_is_gone_through_block_by_block(
     assert site.requests["shard-000000.tar"] <= 3
 
 
-def open_loader(rank: int = 0, world_size: int = 1, **data: Any) -> TrainLoader:
-    """Open a loader with batches of 4 and blocks of one shard. data: more options of the `data` config."""
-    config = DataConfig(block_shards=1, prefetch=1, threads=2, **data)
-    sources = open_training(config, world_size=world_size)
-    return TrainLoader(
-        Mixture(sources.sets, sources.weights),
-        clips=ClipConfig(num_frames=2, frame_stride=2, fps=12),
-        augment=AugmentConfig(size=16),
-        data=config,
-        batch_size=4,
-        seed=0,
-        rank=rank,
-        world_size=world_size,
-    )
+def open_loader(rank: int = 0, world_size: int = 1, *, train: Any, cache: Path, **data: Any) -> TrainLoader:
+    """Open a loader with blocks of one shard. data: more options of the `data` config."""
+    return loaders.open_loader(train, cache, rank, world_size, seed=0, **{"block_shards": 1, "prefetch": 1, **data})
 
 
 def test_a_loader_gives_the_batches_of_the_local_set(site: Site, shards: ShardSet, tmp_path: Path) -> None:
