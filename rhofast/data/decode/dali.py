@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +13,10 @@ import torch
 from rhofast.errors import DependencyError, UndecodableError
 
 _INSTALL = "pip install 'rhofast[cu13]' (or 'rhofast[cu12]' to match a torch built for CUDA 12); no GPU is needed"
+
+# A pipeline whose threads are not there waits for them for ever when it is destroyed. A forked process, such as a
+# worker of a DataLoader, inherits pipelines without their threads, so what is garbage by then is not collected there.
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 def import_dali() -> tuple[Any, Any, Any]:

@@ -101,3 +101,33 @@ def test_a_device_that_reports_an_error_is_to_blame(monkeypatch: pytest.MonkeyPa
     assert set(asked) == {2}
     assert bool(tried) == (fails_at != 0)  # on a device that has failed nothing is tried
     assert (error is ERROR) == (fails_at is not None)
+
+
+# A pipeline that runs, and is garbage in a cycle, when a process forks that collects garbage.
+_FORKS = """
+import gc, os, signal, time
+from rhofast.data.decode.dali import import_dali
+fn, pipeline_def, types = import_dali()
+
+@pipeline_def(batch_size=1, num_threads=1, device_id=None, exec_dynamic=True)
+def graph():
+    return fn.random.uniform()
+
+gc.disable()
+pipeline = graph()
+pipeline.build()
+pipeline.run()
+time.sleep(0.3)  # its threads wait for work, as they do between batches
+pipeline.itself = pipeline
+del pipeline
+if child := os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+signal.alarm(20)  # ends a child that hangs
+gc.collect()
+os._exit(0)
+"""
+
+
+def test_a_forked_process_destroys_no_pipeline_whose_threads_it_lacks() -> None:
+    done = subprocess.run([sys.executable, "-c", _FORKS], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
