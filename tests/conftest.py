@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -43,6 +44,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if os.environ.get("RHOFAST_REQUIRE_GPU") == "1":
             pytest.fail("RHOFAST_REQUIRE_GPU=1, but there is no CUDA device")
         pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def no_threads_left() -> Iterator[None]:
+    """Each test closes its loaders: the program ends a whole process whose threads do not end (cli/app.py)."""
+    yield
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith("rhofast-")]
+    for thread in ours:
+        thread.join(timeout=10)
+    left = [thread.name for thread in ours if thread.is_alive()]
+    assert not left, f"the test leaves threads: {left}"
 
 
 @pytest.fixture(scope="session")
