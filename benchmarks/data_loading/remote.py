@@ -51,18 +51,12 @@ Bar = tuple[str, str, str, bool]  # what, its limit, what was measured, whether 
 def make_sets(videos: list[Path], out: Path, samples: int) -> None:
     """Store the videos, repeated to 35 seconds, with each codec, and list their shards until there are `samples`."""
     for number, video in enumerate(videos):
-        command = [find_ffmpeg(), "-v", "error", "-y", "-stream_loop", "-1", "-i", str(video), "-t", str(SECONDS)]
-        command += [
-            "-an",
-            "-vf",
-            "fps=30,scale=-2:256",
-            "-crf",
-            "16",
-            "-preset",
-            "veryfast",
-            str(out / f"{number}.mp4"),
-        ]
-        subprocess.run(command, check=True)
+        once, long = out / f"{number}_once.mp4", out / f"{number}.mp4"  # a source without times cannot be looped itself
+        ffmpeg = [find_ffmpeg(), "-v", "error", "-y"]
+        encode = ["-an", "-vf", "fps=30,scale=-2:256,setsar=1", "-crf", "16", "-preset", "veryfast", "-t", str(SECONDS)]
+        subprocess.run([*ffmpeg, "-i", str(video), *encode, str(once)], check=True)
+        loop = ["-stream_loop", "-1", "-i", str(once), "-t", str(SECONDS), "-c", "copy"]
+        subprocess.run([*ffmpeg, *loop, str(long)], check=True)
     records = [VideoRecord(key=f"v{number}", path=out / f"{number}.mp4") for number in range(len(videos))]
     for name, codec in CODECS.items():
         settings = BuildSettings(
