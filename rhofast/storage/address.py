@@ -105,6 +105,13 @@ def check_address(text: str, option: str, *, signed: bool = False) -> str:
     return f"{scheme}://{rest}"
 
 
+def is_server(text: str) -> bool:
+    """Return whether a text is the address of a web server, or of a folder of one, as every library takes it."""
+    scheme, mark, rest = text.partition("://")
+    is_web = bool(mark) and scheme.lower() in _WEB
+    return is_web and re.fullmatch(r"[!#$%&-;=?-\[\]_a-z~]+", rest) is not None and not _malformed(text, scheme, rest)
+
+
 def redacted(text: str) -> str:
     """Return a text fit to be printed or stored: addresses in it lose user, password, query and fragment.
 

@@ -19,9 +19,10 @@ from rhofast.errors import DependencyError
 from rhofast.storage.address import redacted
 from rhofast.storage.fsspec_store import FsspecFolder
 from rhofast.storage.loop_thread import wait_for
-from rhofast.storage.network import CHUNK
+from rhofast.storage.network import CHUNK, words
 from rhofast.storage.request_error import Kind, RequestError, request_error
 from rhofast.storage.store import Entry, Span, StoreFolder
+from rhofast.storage.store_settings import check_name, check_server, check_settings
 
 Result = TypeVar("Result")
 
@@ -29,7 +30,6 @@ _SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs"
 _SCHEMES |= {"http": "http", "https": "https"}
 # What a configuration of fsspec may say of s3, and the option of obstore that says the same.
 _FSSPEC_S3 = {"endpoint_url": "endpoint", "key": "access_key_id", "secret": "secret_access_key", "token": "token"}
-_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL")
 _CREDENTIALS_LIFE = timedelta(minutes=5)  # after which botocore is asked again
 _AT_ONCE = 10  # spans of one call that obstore asks for side by side; it asks for more one after another
 _FOR_EVER = timedelta(days=30)  # a stream may last; each wait within it has a limit
@@ -98,7 +98,12 @@ class ObjectFolder(StoreFolder):
             try:
                 self._store = _open(self.url, self._timeout_s, headers=self._headers)
             except Exception as error:  # noqa: BLE001 - of obstore, botocore, or what the environment holds
-                raise request_error(error) from None
+                fault = request_error(error)
+                if fault.kind in (Kind.AWAY, Kind.BUSY):
+                    raise fault from None
+                # Nothing was asked for yet, so this is no fault of a file. Settings may be corrected during a run.
+                place = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
+                raise RequestError(Kind.DENIED, f"{words(error)}{place}") from None
         return self._store
 
     @contextmanager
@@ -166,7 +171,7 @@ class ObjectFolder(StoreFolder):
         """Return size and version of a file; see `StoreFolder`."""
         store = self._opened()
         try:
-            found = self._obstore.head(store, name)
+            found = wait_for(_called(self._obstore.head_async, store, name), 4 * self._timeout_s)
         except Exception as error:  # noqa: BLE001
             raise request_error(error) from None
         changed = found["last_modified"]  # the beginning of time, if the store does not say
@@ -264,12 +269,9 @@ def _open(
     """
     from obstore.store import from_url
 
-    for variable in _ENDPOINTS:  # obstore would end in a panic
-        parts = urlsplit(endpoint := os.environ.get(variable, "http://none"))
-        if parts.scheme not in ("http", "https") or not parts.hostname or " " in endpoint:
-            raise RequestError(Kind.FINAL, f"{variable}={redacted(endpoint)[:80]!r} is no address of a server")
     scheme, mark, rest = url.partition("://")
     kind = _SCHEMES[scheme]
+    check_settings("az" if kind.startswith("abfs") else kind)
     waits = {"connect_timeout": timedelta(seconds=timeout_s), "read_timeout": timedelta(seconds=wait_s or timeout_s)}
     options: dict[str, Any] = {
         "client_options": {**waits, "timeout": _FOR_EVER, "allow_http": True, "default_headers": dict(headers or {})},
@@ -284,6 +286,8 @@ def _s3_options(scheme: str) -> dict[str, Any]:
     """Return how to reach s3: as the configuration of fsspec says, else as botocore finds out."""
     said = _fsspec_options(scheme)
     options = {_FSSPEC_S3[name]: value for name, value in said.items() if name in _FSSPEC_S3}
+    if "endpoint" in options:
+        check_server("endpoint_url of fsspec", str(options["endpoint"]))
     if said.get("anon"):
         return {**options, "skip_signature": True}
     try:
@@ -292,6 +296,7 @@ def _s3_options(scheme: str) -> dict[str, Any]:
         return options
     session = get_session()
     if region := session.get_config_variable("region"):
+        check_name("region", region)
         options["region"] = region
     if "endpoint" not in options and (endpoint := os.environ.get("AWS_ENDPOINT_URL_S3")):
         options["endpoint"] = endpoint
@@ -310,6 +315,8 @@ def _ask_botocore() -> dict[str, Any]:
     if found is None:
         raise RequestError(Kind.DENIED, "Unable to locate credentials")
     keys = found.get_frozen_credentials()
+    if not all(one is None or one.isprintable() for one in (keys.access_key, keys.secret_key, keys.token)):
+        raise RequestError(Kind.DENIED, "the credentials hold a line break or another control character")
     return {
         "access_key_id": keys.access_key,
         "secret_access_key": keys.secret_key,

@@ -57,6 +57,8 @@ def request_error(error: BaseException) -> RequestError:
         return error
     if type(error).__module__.startswith("obstore"):
         return _of_obstore(error)
+    if type(error).__name__ == "RustPanic":
+        return RequestError(Kind.DENIED, "obstore ends in a panic, as over malformed settings in the environment")
     if is_missing(error):
         # The hub does not tell who may not see a repository that it is there.
         is_hidden = type(error.__cause__).__name__ in ("RepositoryNotFoundError", "GatedRepoError")
