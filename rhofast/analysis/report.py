@@ -1,7 +1,7 @@
 """Write one self-contained HTML page about a run, or about several runs side by side.
 
-The page shows what was trained, how well, how fast, and what the clips look like. It is made from the files of the run
-folders (config.json, metrics.jsonl, results of evaluations, clips.png).
+The page shows what was trained, how well, how fast, and what clips and detections look like. It is made from the files
+of the run folders (config.json, metrics.jsonl, results of evaluations with their pictures, clips.png).
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from typing import Any
 
 from rhofast.analysis.report_plots import Lines, RunLog, confusion_image, draw_legend, draw_plots
 from rhofast.analysis.report_results import read_results, results_table
-from rhofast.checkpoint.run_folder import RunFolder
+from rhofast.checkpoint.run_folder import RunFolder, set_name
 from rhofast.checkpoint.run_lines import read_metrics
 from rhofast.config.load import parse_config
 from rhofast.display import html_text
 from rhofast.errors import ConfigError
+from rhofast.evaluation.results import beside
 from rhofast.storage.files import write_atomically
 from rhofast.storage.strict_json import read_bounded, read_record
 
 _FACT = 1_000  # characters of a fact, a message or a setting
-_MAX_PICTURE = 64 << 20  # bytes of clips.png
+_MAX_PICTURE = 64 << 20  # bytes of a picture that is shown as it is
 _MAX_MESSAGES = 20  # the last ones are shown
 _MAX_TITLE_NAMES = 4  # runs whose names fit into the title
 _STYLE = """
@@ -274,12 +275,22 @@ def _pictures(run: RunLog) -> list[str]:
     parts = []
     if run.knn is not None and run.knn["trained"].get("confusion"):
         parts += ["<h2>Confusion matrix</h2>", f"<div class=square>{confusion_image(run.knn)}</div>"]
-    clips = RunFolder(run.folder).clips
-    if clips.is_file():
-        encoded = base64.b64encode(read_bounded(clips, raises=ConfigError, max_bytes=_MAX_PICTURE)).decode()
+    for result in (one for one in run.results if one["kind"] == "detection"):
+        if page := _picture(beside(result["file"], "detections.png"), "key frames with boxes"):
+            of = html_text(set_name(result.get("shards", {}).get("test", {})))
+            parts += [f"<h2>Detections{of and f' on {of}'}</h2>", page]
+    if page := _picture(RunFolder(run.folder).clips, "augmented clips"):
         parts += [
             "<h2>Training clips</h2>",
             "<p class=faint>Rows of the same video are positive pairs. The line below a clip describes its plan.</p>",
-            f"<p class=wide><img alt='augmented clips' src='data:image/png;base64,{encoded}'></p>",
+            page,
         ]
     return parts
+
+
+def _picture(path: Path, alt: str) -> str:
+    """Return a PNG file as an element of the page; empty text if there is none."""
+    if not path.is_file():
+        return ""
+    encoded = base64.b64encode(read_bounded(path, raises=ConfigError, max_bytes=_MAX_PICTURE)).decode()
+    return f"<p class=wide><img alt='{alt}' src='data:image/png;base64,{encoded}'></p>"

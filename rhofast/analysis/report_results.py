@@ -21,7 +21,8 @@ def read_results(run: Path) -> list[dict[str, Any]]:
         run: Folder of the run.
 
     Returns:
-        The contents of the files. `classifier` is the name of the classifier that was trained, or "".
+        The contents of the files. `classifier` is the name of the classifier that was trained, or "", and `file` the
+        path of the file.
 
     Raises:
         ConfigError: If a file is not the result of an evaluation.
@@ -31,7 +32,7 @@ def read_results(run: Path) -> list[dict[str, Any]]:
         result = read_result(path)
         if result is not None:
             above = path.parent.parent
-            found.append({**result, "classifier": "" if above == folder.path else above.name})
+            found.append({**result, "classifier": "" if above == folder.path else above.name, "file": path})
     kinds = list(KINDS)
     found.sort(
         key=lambda one: (kinds.index(one["kind"]), set_name(_test(one)), one["classifier"], one.get("step") or 0)

@@ -41,12 +41,14 @@ class RunFolder:
         trackers.json         ids under which trackers know the run                  training
         checkpoints/          step-00000500/, ..., and `latest`: name of the newest  training
         results/              knn-SET-SPLIT-DIGEST.json, ...: one per evaluation    rhofast eval
+                              and what belongs to it beside it, named after it:
+                              NAME-confusion.png       which class is taken for which
+                              NAME-detections.csv      scores of all boxes           rhofast eval detection
+                              NAME-detections.png      key frames with boxes         rhofast eval detection
         clips.png             training clips, for the report                         rhofast show
         report.html           metrics, curves, results                               rhofast report
         evals/NAME/           run folder of a classifier on top of this run          rhofast eval
         evals/NAME/task.json  what that classifier is trained on                     rhofast eval
-        detections.csv        scores of all boxes, in that folder                    rhofast eval detection
-        detections.png        key frames with boxes and scores, there                rhofast eval detection
         .lock                 held by the process that trains (run_lock.py)          training
 
     Attributes:
@@ -108,16 +110,6 @@ class RunFolder:
     def task(self) -> Path:
         """In the folder of a trained classifier: what it is trained on, and on top of which weights."""
         return self.path / "task.json"
-
-    @property
-    def detections(self) -> Path:
-        """In the folder of a trained detector: the scores of all boxes, as the official script of AVA reads them."""
-        return self.path / "detections.csv"
-
-    @property
-    def detection_page(self) -> Path:
-        """In the folder of a trained detector: key frames with boxes and scores."""
-        return self.path / "detections.png"
 
     @property
     def lock(self) -> Path:

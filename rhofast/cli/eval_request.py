@@ -93,7 +93,7 @@ _OutOption = Annotated[
     typer.Option(
         "--out",
         metavar="JSON",
-        help="File for the result; the picture goes beside it. Default: a file of its own in results/ of the run.",
+        help="File for the result; what belongs to it goes beside it. Default: one of its own in results/ of the run.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -144,13 +144,17 @@ class EvalRequest:
             "allow_overlap": self.allow_overlap,
         }
 
-    def report(self, result: Evaluation) -> None:
-        """Print a result and write it to `--out`, or to a file in the folder of the run; rank 0 does."""
+    def report(self, result: Evaluation) -> Path:
+        """Print a result and write it to `--out`, or to a file in the folder of the run; rank 0 does.
+
+        Returns:
+            The path of the JSON file.
+        """
         from rhofast.evaluation.results import write_evaluation
 
-        if not is_main_process():
-            return
         path = self.target or result.path
+        if not is_main_process():
+            return path
         if self.target is None:
             path.parent.mkdir(parents=True, exist_ok=True)
         picture = write_evaluation(result, path)
@@ -163,6 +167,7 @@ class EvalRequest:
         print_line(
             f"Wrote {path}" if picture is None else f"Wrote {path} and ...{picture.name.removeprefix(path.stem)}"
         )
+        return path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from rhofast.checkpoint.run_folder import RunFolder
+from rhofast.checkpoint.run_folder import set_name
 from rhofast.cli.console import (
     is_main_process,
     main_progress_bar,
@@ -147,22 +147,31 @@ def detection(
 
     task = request.open()
     result = _train(lambda on_log, progress: train_detector(task, resume=resume, on_log=on_log, progress=progress))
-    request.report(result.evaluation)
+    path = request.report(result.evaluation)
     if is_main_process():
         from rhofast.analysis.detection_page import draw_detections
+        from rhofast.evaluation.detection import write_detections
+        from rhofast.evaluation.results import beside
 
-        run, evaluation = RunFolder(result.evaluation.folder), result.evaluation
+        table, page, evaluation = beside(path, "detections.csv"), beside(path, "detections.png"), result.evaluation
+        write_detections(table, result.detected, task.test)
         measure, value = evaluation.trained.main
         drawn = draw_detections(
-            run.detection_page,
+            page,
             task.test,
             task.test_found,
             result.detected,
             task.config,
             count=pictures,
-            heading=(f"{task.test.info.name}: {measure} {value:.1%}", f"fine-tuned from {evaluation.origin}"),
+            heading=(
+                f"{set_name(evaluation.shards['test'])}: {measure} {value:.1%}",
+                f"fine-tuned from {evaluation.origin}",
+            ),
         )
-        print_line(f"Wrote {run.detections} and {run.detection_page.name} ({drawn} key frames)")
+        print_line(
+            f"Wrote ...{table.name.removeprefix(path.stem)} and ...{page.name.removeprefix(path.stem)} "
+            f"({drawn} key frames) beside it"
+        )
 
 
 def _classify(request: EvalRequest, kind: Kind, *, resume: bool) -> Evaluation:

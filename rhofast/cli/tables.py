@@ -201,11 +201,12 @@ def sweep_table(chosen: Mapping[str, Any]) -> Table:
         chosen: What the evaluation chose: rate and decay, and all of them as `sweep`.
     """
     table = Table(title="all probes, on validation videos", title_justify="left")
-    for column in ("rate", "decay", "top-1", "loss", ""):
+    measure = next(name for name in ("top1", "mAP") if name in chosen["sweep"][0])
+    for column in ("rate", "decay", {"top1": "top-1"}.get(measure, measure), "loss", ""):
         table.add_column(column, justify="right" if column else "left")
     for one in chosen["sweep"]:
         tested = "tested" if (one["rate"], one["decay"]) == (chosen["rate"], chosen["decay"]) else ""
-        table.add_row(f"{one['rate']:g}", f"{one['decay']:g}", f"{one['top1']:.1%}", f"{one['loss']:.3f}", tested)
+        table.add_row(f"{one['rate']:g}", f"{one['decay']:g}", f"{one[measure]:.1%}", f"{one['loss']:.3f}", tested)
     return table
 
 

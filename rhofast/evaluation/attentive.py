@@ -86,9 +86,10 @@ class AttentiveProbe(nn.Module):
 class AttentiveProbes(nn.Module):
     """A frozen backbone with several probes: clips [N, 3, T, H, W] -> logits [N / J, probes, classes] in training.
 
-    J clips that follow each other are of one video, and are read together. In evaluation mode it returns softmax
-    scores: of the chosen probe [N / J, classes], or of all, [N / J, probes * classes], with 0 in place of what is not
-    finite: a probe whose rate was too high must not end the others.
+    J clips that follow each other are of one video, and are read together. In evaluation mode it returns scores, by the
+    softmax or, for several labels per video, by the sigmoid: of the chosen probe [N / J, classes], or of all,
+    [N / J, probes * classes], with 0 in place of what is not finite: a probe whose rate was too high must not end the
+    others.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class AttentiveProbes(nn.Module):
         joined: int = 1,
         at_once: int | None = None,
         recompute: bool = False,
+        several: bool = False,
     ) -> None:
         """Build equal probes.
 
@@ -117,6 +119,7 @@ class AttentiveProbes(nn.Module):
             at_once: Most clips that go through the backbone at once. None: all.
             recompute: Whether probes keep their input alone for the backward pass, and compute the rest again. Without
                 it, the activations of all probes for all tokens are in memory together.
+            several: Whether a video may have several classes: the scores are sigmoids, not a softmax.
 
         Raises:
             ConfigError: If the backbone gives no tokens, or their width cannot be divided among the heads.
@@ -140,6 +143,7 @@ class AttentiveProbes(nn.Module):
         self.probes = nn.ModuleList([first, *(self._copy(first) for _ in range(count - 1))])
         self.chosen: int | None = None
         self._name, self._joined, self._at_once, self._recompute = name, joined, at_once, recompute
+        self._several = several
 
     def _logits(self, probe: nn.Module, tokens: Tensor) -> Tensor:
         logits: Tensor = checkpoint(probe, tokens, use_reentrant=False) if self._recompute else probe(tokens)
@@ -155,7 +159,7 @@ class AttentiveProbes(nn.Module):
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return logits (training) or softmax scores (evaluation)."""
+        """Return logits (training) or scores (evaluation)."""
         with torch.no_grad():
             parts = torch.split(pixels, self._at_once or len(pixels))
             tokens = torch.cat([self.backbone.tokens(part) for part in parts])  # type: ignore[operator]
@@ -168,7 +172,9 @@ class AttentiveProbes(nn.Module):
         if self.training:
             return torch.stack([self._logits(probe, tokens) for probe in self.probes], dim=1)
         if self.chosen is not None:
-            scores: Tensor = self.probes[self.chosen](tokens).softmax(dim=-1)
-            return scores
+            return self._scores(self.probes[self.chosen](tokens))
         every = torch.stack([probe(tokens) for probe in self.probes], dim=1)
-        return every.softmax(dim=-1).nan_to_num(0.0).flatten(1)
+        return self._scores(every).nan_to_num(0.0).flatten(1)
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() if self._several else logits.softmax(dim=-1)

@@ -1,8 +1,10 @@
-"""Multinomial logistic regression by L-BFGS, and a sweep of its penalty on a validation part of the training rows.
+"""Logistic regression by L-BFGS, and a sweep of its penalty on a validation part of the training rows.
 
-    minimize over W, b:   mean over rows of -log softmax(W x + b)[y]   +   penalty / 2 |W|^2
+    one class per row        minimize over W, b:   mean over rows of -log softmax(W x + b)[y]   +   penalty / 2 |W|^2
+    any number of classes    the same with the sum over classes of -log sigmoid(+-(W x + b)): each class by itself
 
-The bias is not penalized. The result equals scikit-learn's LogisticRegression with C = 1 / (penalty * rows).
+The bias is not penalized. The result equals scikit-learn's LogisticRegression with C = 1 / (penalty * rows): the
+multinomial one, or one binary one per class.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from rhofast.evaluation.choice import Tried, best_of
 
 PENALTIES = tuple(10.0 ** (-exponent / 2) for exponent in range(11))  # 1 to 1e-5, for standardized features
 _ITERATIONS, _HISTORY, _GRADIENT = 400, 10, 1e-6
@@ -36,21 +40,6 @@ class Linear:
         return x @ self.weight.T + self.bias
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PenaltyScore:
-    """One penalty of a sweep.
-
-    Attributes:
-        penalty: The penalty.
-        top1: Accuracy on the validation rows, in [0, 1].
-        loss: Mean cross-entropy on the validation rows.
-    """
-
-    penalty: float
-    top1: float
-    loss: float
-
-
 def fit_logistic(
     x: Tensor,
     y: Tensor,
@@ -64,7 +53,7 @@ def fit_logistic(
 
     Args:
         x: f[N, D]. Standardized features converge in tens of iterations.
-        y: i64[N], class numbers.
+        y: i64[N], class numbers; or bool[N, C], the classes of each row.
         num_classes: Number of classes.
         penalty: Weight of the L2 penalty.
         start: Initial classifier, such as the solution for the previous penalty. None means zeros.
@@ -92,13 +81,30 @@ def fit_logistic(
 
     def objective() -> Tensor:
         solver.zero_grad()
-        loss = F.cross_entropy(wide @ weight.T + bias, y) + penalty / 2 * weight.square().sum()
+        loss = mean_loss(wide @ weight.T + bias, y) + penalty / 2 * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     with torch.enable_grad():
         solver.step(objective)  # type: ignore[no-untyped-call]
     return Linear(weight=weight.detach().to(x.dtype), bias=bias.detach().to(x.dtype))
+
+
+def mean_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the mean over rows of the cross-entropy: of the softmax, or summed over classes, each by itself.
+
+    Args:
+        logits: f[N, C].
+        y: i64[N], class numbers; or bool[N, C], the classes of each row.
+    """
+    if y.ndim == 1:
+        return F.cross_entropy(logits, y)
+    return F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype), reduction="sum") / len(logits)
+
+
+def accuracy(logits: Tensor, y: Tensor) -> float:
+    """Return the share of the rows f[N, C] whose largest logit is that of their class i64[N]."""
+    return float((logits.argmax(dim=1) == y).float().mean())
 
 
 def standardize(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,37 +136,40 @@ def sweep(
     validation: Tensor,
     *,
     penalties: Sequence[float] = PENALTIES,
+    measure: str = "top1",
+    score: Callable[[Tensor, Tensor], float] = accuracy,
     on_fit: Callable[[int, int], None] | None = None,
-) -> tuple[Linear, float, list[PenaltyScore]]:
-    """Choose the penalty on validation rows, by accuracy and then by loss, and fit on all rows with it.
+) -> tuple[Linear, float, list[Tried]]:
+    """Choose the penalty on validation rows, by a score and then by loss, and fit on all rows with it.
 
     Args:
         x: f[N, D], standardized features.
-        y: i64[N], class numbers.
+        y: i64[N], class numbers; or bool[N, C], the classes of each row.
         num_classes: Number of classes.
         validation: bool[N], the rows on which the penalties are compared.
         penalties: The penalties to compare.
+        measure: Name of the score.
+        score: Returns it for the logits f[M, C] of the validation rows and their y.
         on_fit: Called with (fits done, total fits).
 
     Returns:
         (classifier fitted on all rows, chosen penalty, score of each penalty).
     """
     fitting, total = ~validation, len(penalties) + 1
-    tried: list[PenaltyScore] = []
+    tried: list[Tried] = []
     fits: list[Linear] = []
     for number, penalty in enumerate(sorted(penalties, reverse=True)):
         fits.append(
             fit_logistic(x[fitting], y[fitting], num_classes, penalty=penalty, start=fits[-1] if fits else None)
         )
         logits = fits[-1](x[validation])
-        top1 = (logits.argmax(dim=1) == y[validation]).float().mean()
-        tried.append(
-            PenaltyScore(penalty=penalty, top1=float(top1), loss=float(F.cross_entropy(logits, y[validation])))
-        )
+        told, loss = score(logits, y[validation]), float(mean_loss(logits, y[validation]))
+        tried.append(Tried(setting={"penalty": penalty}, measure=measure, score=told, loss=loss))
         if on_fit is not None:
             on_fit(number + 1, total)
-    best = max(range(len(tried)), key=lambda number: (tried[number].top1, -tried[number].loss))
-    whole = fit_logistic(x, y, num_classes, penalty=tried[best].penalty, start=fits[best])
+    best = best_of(tried)
+    penalty = tried[best].setting["penalty"]
+    whole = fit_logistic(x, y, num_classes, penalty=penalty, start=fits[best])
     if on_fit is not None:
         on_fit(total, total)
-    return whole, tried[best].penalty, tried
+    return whole, penalty, tried

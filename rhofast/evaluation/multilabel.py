@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
+from rhofast.data.sampling.batch_plan import evaluation_plan
+from rhofast.data.sampling.labels import labels_in_clips
 from rhofast.errors import ShardFormatError
 from rhofast.evaluation.features import Progress
 from rhofast.evaluation.multiview import score_views
@@ -31,7 +33,14 @@ def max_over_views(values: Tensor) -> Tensor:
 
 
 def score_labels(
-    classifier: nn.Module, train: ShardSet, test: ShardSet, config: Config, *, progress: Progress | None = None
+    classifier: nn.Module,
+    train: ShardSet,
+    test: ShardSet,
+    config: Config,
+    *,
+    left_out: tuple[str, ...] = (),
+    joined: int = 1,
+    progress: Progress | None = None,
 ) -> Scores:
     """Measure the mean average precision of a classifier on the test shards, on every rank.
 
@@ -40,6 +49,8 @@ def score_labels(
         train: Training shards, whose classes the classifier knows.
         test: Held-out test shards, whose classes are among these by name.
         config: Input, reading and section `eval`.
+        left_out: Lines about training samples that could not be read.
+        joined: Number of clips that the classifier reads together, as for FeatureStream.
         progress: Called with (samples done, total samples).
 
     Returns:
@@ -51,13 +62,16 @@ def score_labels(
         NotFiniteError: If a score is not finite.
     """
     to_train_class = class_map(train, test)
-    found = score_views(classifier, test, config, reduce=max_over_views, progress=progress)
+    found = score_views(classifier, test, config, reduce=max_over_views, joined=joined, progress=progress)
     held = classes_of(test)[found.sample]
     positive = np.zeros((len(held), len(train.info.classes)), dtype=bool)
     known = to_train_class >= 0
     positive[:, to_train_class[known]] = held[:, known]
     return summarize_labels(
-        found.values[:, 0], positive, classes=train.info.classes, left_out=[str(error) for error in found.bad]
+        found.values[:, 0],
+        positive,
+        classes=train.info.classes,
+        left_out=[*left_out, *(str(error) for error in found.bad)],
     )
 
 
@@ -78,6 +92,39 @@ def classes_of(shards: ShardSet) -> npt.NDArray[np.bool_]:
         owner = np.repeat(place, np.diff(index.labels_starts))
         part[owner[owner >= 0], index.labels[owner >= 0]] = True
     return held
+
+
+def classes_in_views(
+    shards: ShardSet, samples: npt.NDArray[np.int64], config: Config, views: int
+) -> npt.NDArray[np.bool_]:
+    """Return which classes hold at some time of each of the center clips that features are made of.
+
+    Args:
+        shards: The set.
+        samples: Sample numbers, i64[N].
+        config: Section `clips`.
+        views: V clips per video.
+
+    Returns:
+        bool[N, V, C].
+
+    Raises:
+        ShardError: If an index cannot be read.
+    """
+    rows = [shards.row(sample) for sample in samples.tolist()]
+    clips, _ = evaluation_plan(rows, config.clips, views, 1)
+    return labels_in_clips(rows, clips.frames, len(shards.info.classes))
+
+
+def mean_precision(scores: npt.NDArray[np.floating[Any]], positive: npt.NDArray[np.bool_]) -> float:
+    """Return the mean average precision over the classes that any video has; 0 if there are none.
+
+    Args:
+        scores: f[N, C], a score per video and class.
+        positive: bool[N, C], the classes that each video has.
+    """
+    seen = np.flatnonzero(positive.any(axis=0)).tolist()
+    return float(np.mean([average_precision(scores[:, c], positive[:, c]) for c in seen])) if seen else 0.0
 
 
 def summarize_labels(

@@ -1,4 +1,4 @@
-"""Write the result of an evaluation: a JSON file, and a picture of the confusion matrix."""
+"""Write the result of an evaluation: a JSON file, and a picture of the confusion matrix; name what goes beside it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ _MAX_NAME = 32  # characters of a class name that are drawn
 _MIN_INCHES, _UNNAMED_INCHES = 2.5, 10.0  # side of a matrix: the least, and without class names
 
 
+def beside(path: Path, name: str) -> Path:
+    """Return the path of a file that belongs to a result: NAME-`name` for the result NAME.json."""
+    return path.with_name(f"{path.stem}-{name}")
+
+
 def write_evaluation(evaluation: Evaluation, path: Path) -> Path | None:
     """Write the JSON file of an evaluation, and NAME-confusion.png beside it where classes are predicted.
 
@@ -46,7 +51,7 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> Path | None:
     scores = evaluation.trained
     if scores.confusion is None:
         return None
-    picture = path.with_name(f"{path.stem}-confusion.png")
+    picture = beside(path, "confusion.png")
     measure, value = scores.main
     of = plot_text(set_name(evaluation.shards.get("test", {})), _MAX_TITLE)
     title = f"{KINDS[evaluation.kind]}: {measure} {value:.1%} of {scores.samples:,} videos{of and f' of {of}'}"

@@ -99,9 +99,7 @@ class Evaluation:
     def path(self) -> Path:
         """Return the file of this result in its run: another set, another protocol and other weights have another."""
         sets = [{key: value for key, value in facts.items() if key != "where"} for facts in self.shards.values()]
-        identity = json.dumps([self.kind, self.weights, sets, self.settings], sort_keys=True)
-        test = self.shards.get("test", {})
-        digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+        digest, test = identity_of([self.kind, self.weights, sets, self.settings]), self.shards.get("test", {})
         words = dict.fromkeys([self.kind, test.get("name", ""), test.get("split", ""), digest])  # without repetitions
         name = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", word)[:_NAME] for word in words if word)
         return RunFolder(self.folder).results / f"{name}.json"
@@ -110,6 +108,11 @@ class Evaluation:
         """Return the result as JSON values."""
         lists = {"notes": list(self.notes), "published": list(self.published)}
         return {**asdict(self), "backbone": self.backbone, "folder": str(self.folder), **lists}
+
+
+def identity_of(values: Any) -> str:
+    """Return eight hexadecimal digits that tell JSON values apart."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def summarize(
@@ -221,6 +224,15 @@ def kinds_of_labels(shards: ShardSet) -> tuple[bool, bool]:
     return False, further
 
 
+def has_several(shards: ShardSet) -> bool:
+    """Return whether the videos of a set have further labels alone, so that each class is learned by itself.
+
+    Raises:
+        ShardError: If an index cannot be read.
+    """
+    return kinds_of_labels(shards) == (False, True)
+
+
 def check_labeled(shards: ShardSet, *, several: bool = False) -> None:
     """Refuse a set of which nothing can be learned or measured, before hours are spent on it.
 
@@ -238,5 +250,5 @@ def check_labeled(shards: ShardSet, *, several: bool = False) -> None:
     what, hint = "", "evaluate on shards of a labeled set"
     if further:
         what = ", only further labels"
-        hint = "for several labels per video: rhofast eval multilabel, or rhofast eval linear with --config"
+        hint = "for several labels per video: rhofast eval multilabel, linear or attentive"
     raise ConfigError(f"{shards.where}: no video has a label{what}", hint=hint)

@@ -18,7 +18,7 @@ from rhofast.errors import ConfigError, RhofastError
 from rhofast.evaluation.feature_cache import weights_digest
 from rhofast.evaluation.leakage import check_held_out, overlap, refuse_overlap
 from rhofast.evaluation.model import EvalModel, open_model
-from rhofast.evaluation.scores import Evaluation, Scores, class_map
+from rhofast.evaluation.scores import Evaluation, Scores, class_map, identity_of
 from rhofast.models.memory_format import to_channels_last
 
 
@@ -88,6 +88,11 @@ class EvalTask:
             notes=self.notes,
             published=tuple(value.model_dump() for value in self.config.eval.published),
         )
+
+    @property
+    def test_identity(self) -> str:
+        """Return eight digits that another test set, another part of it, or other boxes change."""
+        return identity_of({key: value for key, value in self.shard_facts()["test"].items() if key != "where"})
 
     def shard_facts(self) -> dict[str, Any]:
         """Return location, name, split, digest and size of both shard sets, as JSON values for the result file."""

@@ -53,6 +53,15 @@ def validation_mask(
     return mask
 
 
+def check_split(chosen: npt.NDArray[np.bool_], shards: ShardSet) -> None:
+    """Raise ConfigError if one part of N labeled samples is empty; bool[N], True for validation samples."""
+    if not chosen.any() or chosen.all():
+        raise ConfigError(
+            f"{shards.where}: {len(chosen)} labeled samples cannot be split for training and validation",
+            hint="use shards with two labeled videos of different files per class at least",
+        )
+
+
 def validation_part(shards: ShardSet, stride: int) -> ShardSet:
     """Return every so many-th sample of a held-out set, on which a training is watched.
 
@@ -68,12 +77,13 @@ def validation_part(shards: ShardSet, stride: int) -> ShardSet:
     return shards.subset(Subset(samples=samples, rates=None, digest=digest))
 
 
-def split_off(shards: ShardSet, share: float) -> Split:
+def split_off(shards: ShardSet, share: float, *, several: bool = False) -> Split:
     """Split a part for validation off the labeled samples of a training set; unlabeled samples are in neither part.
 
     Args:
         shards: Labeled training shards, or a part of them.
         share: Share of each class that is split off, as `validation_mask` does.
+        several: Whether samples may have several classes: a share of all samples is split off, whatever they are.
 
     Returns:
         Both parts.
@@ -82,14 +92,14 @@ def split_off(shards: ShardSet, share: float) -> Split:
         ConfigError: If a part would be empty.
         ShardError: If an index cannot be read.
     """
-    label = np.concatenate([shards.index(each).label[shards.rows_of(each)] for each in shards.used_shards().tolist()])
+    if several:
+        label = np.zeros(len(shards), dtype=np.int64)
+    else:
+        parts = (shards.index(each).label[shards.rows_of(each)] for each in shards.used_shards().tolist())
+        label = np.concatenate(list(parts))
     known = np.flatnonzero(label >= 0)
     chosen = validation_mask(source_digests(shards)[known], label[known], share)
-    if not chosen.any() or chosen.all():
-        raise ConfigError(
-            f"{shards.where}: {len(known)} labeled samples cannot be split for training and validation",
-            hint="use shards with two labeled videos of different files per class at least",
-        )
+    check_split(chosen, shards)
     part, fitting = shards.part, known[~chosen]
     digest = hashlib.sha256(shards.digest.encode() + fitting.astype("<i8").tobytes()).hexdigest()
     samples = fitting if part is None else part.samples[fitting]

@@ -5,6 +5,8 @@
                            `-> a tenth: the probe with the best top-1, then the lowest loss
     test videos --> the chosen probe --> softmax, mean over the views of multiview.py
 
+With several labels per video (multilabel.py) it is mAP that chooses, and the maximum over the views that counts.
+
 The recipe is V-JEPA 2's (arXiv 2506.09985): 5 rates x 4 decays, AdamW, no warm-up, a cosine to 0. There, the best of
 the 20 on the test videos is reported; here the test videos choose nothing.
 """
@@ -12,11 +14,10 @@ the 20 on the test videos is reported; here the test videos choose nothing.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
@@ -24,12 +25,15 @@ from accelerate.utils import broadcast
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError
 from rhofast.evaluation.attentive import AttentiveProbes
-from rhofast.evaluation.features import Progress, extract_features, mean_over_views, part_of
-from rhofast.evaluation.multiview import score_videos, test_settings
+from rhofast.evaluation.choice import Tried, best_of
+from rhofast.evaluation.features import Features, Progress, extract_features, mean_over_views, part_of
+from rhofast.evaluation.multilabel import MAP, classes_of, max_over_views, mean_precision
+from rhofast.evaluation.multiview import test_settings
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask
 from rhofast.evaluation.validation import split_off
 from rhofast.training.finetune import ClassifierTrainer
+from rhofast.training.multilabel import MultilabelTrainer
 from rhofast.training.optim import build_optimizer, learning_rate
 from rhofast.training.tuning_loop import Kind, OnLog
 
@@ -37,25 +41,8 @@ _PEAK = "peak_lr"  # in a parameter group: the rate of its probe, in place of op
 _LEAST = 1e-12  # score of the true class below which a loss is not told apart
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProbeScore:
-    """One setting of the probes.
-
-    Attributes:
-        rate: Peak learning rate, for a batch of `optim.base_batch` videos.
-        decay: Weight decay.
-        top1: Accuracy on the validation videos, in [0, 1].
-        loss: Mean cross-entropy on the validation videos.
-    """
-
-    rate: float
-    decay: float
-    top1: float
-    loss: float
-
-
 def settings_of(config: Config) -> list[tuple[float, float]]:
-    """Return (rate, decay) of each probe."""
+    """Return (rate, decay) of each probe: the peak learning rate for a batch of `optim.base_batch`, weight decay."""
     return list(itertools.product(config.eval.probe_rates, config.eval.probe_decays))
 
 
@@ -96,12 +83,13 @@ class ProbeTrainer(ClassifierTrainer):
     """Train all probes at once, choose one on the validation videos, and test it."""
 
     classifier: AttentiveProbes
+    measure: ClassVar[str] = "top1"  # what chooses
 
     def __init__(
         self, task: EvalTask, config: Config, kind: Kind, accelerator: Accelerator, on_log: OnLog | None
     ) -> None:
         """Split the training videos and build everything, as ClassifierTrainer does."""
-        split = split_off(task.train, config.eval.probe_validation)
+        split = split_off(task.train, config.eval.probe_validation, several=self.several)
         self._validation, self.joined = split.validation, config.eval.probe_clips
         super().__init__(task, config, kind, accelerator, on_log, shards=split.fitting)
 
@@ -118,6 +106,7 @@ class ProbeTrainer(ClassifierTrainer):
             joined=section.probe_clips,
             at_once=section.batch_size,
             recompute=self.config.train.checkpoint_activations,
+            several=self.several,
         )
 
     def build_optimizer(self) -> torch.optim.Optimizer:
@@ -164,14 +153,7 @@ class ProbeTrainer(ClassifierTrainer):
         self.classifier.chosen = None
         tried = self._compare(part_of(progress, 0, total))
         self.classifier.chosen = best_of(tried)
-        scores = score_videos(
-            self.classifier,
-            task.train,
-            task.test,
-            self.config,
-            joined=self.joined,
-            progress=part_of(progress, len(self._validation), total),
-        )
+        scores = self.score(task.test, self.config, part_of(progress, len(self._validation), total))
         self.log_test(scores)
         best = tried[self.classifier.chosen]
         return task.result(
@@ -185,37 +167,54 @@ class ProbeTrainer(ClassifierTrainer):
                 "clips_together": self.joined,
             },
             chosen={
-                "rate": best.rate,
-                "decay": best.decay,
-                "validation_top1": best.top1,
+                **best.setting,
+                f"validation_{best.measure}": best.score,
                 "validation_videos": len(self._validation),
-                "sweep": [asdict(one) for one in tried],
+                "sweep": [one.to_json() for one in tried],
             },
             folder=self.config.folder,
         )
 
-    def _compare(self, progress: Progress | None) -> list[ProbeScore]:
-        """Return the scores of all probes on the validation videos, each by the mean over eval.views center clips."""
+    def _compare(self, progress: Progress | None) -> list[Tried]:
+        """Return the scores of all probes on the validation videos, each by eval.views center clips."""
         found = extract_features(
             self.classifier,
             self.task.train,
             self.config,
             samples=self._validation,
             progress=progress,
-            reduce=mean_over_views,
+            reduce=max_over_views if self.several else mean_over_views,
             joined=self.joined,
         )
         settings = settings_of(self.config)
-        score = found.values.reshape(len(found.label), len(settings), -1)
-        hit = score.argmax(axis=2) == found.label[:, None]
-        true = np.take_along_axis(score, found.label[:, None, None], axis=2)[..., 0]
-        top1, loss = hit.mean(axis=0), -np.log(np.maximum(true, _LEAST)).mean(axis=0)
+        values = found.values.reshape(len(found.label), len(settings), -1)
         return [
-            ProbeScore(rate=rate, decay=decay, top1=float(top1[number]), loss=float(loss[number]))
-            for number, (rate, decay) in enumerate(settings)
+            Tried(setting={"rate": rate, "decay": decay}, measure=self.measure, score=score, loss=loss)
+            for (rate, decay), (score, loss) in zip(settings, self.measured(found, values), strict=True)
         ]
 
+    def measured(self, found: Features, values: npt.NDArray[np.float32]) -> list[tuple[float, float]]:
+        """Return the score and the mean cross-entropy of each of S probes.
 
-def best_of(tried: Sequence[ProbeScore]) -> int:
-    """Return the number of the probe with the best accuracy, and of several such the one with the lowest loss."""
-    return max(range(len(tried)), key=lambda number: (tried[number].top1, -tried[number].loss))
+        Args:
+            found: The validation videos.
+            values: Their scores f32[M, S, C].
+        """
+        hit = values.argmax(axis=2) == found.label[:, None]
+        true = np.take_along_axis(values, found.label[:, None, None], axis=2)[..., 0]
+        loss = -np.log(np.maximum(true, _LEAST)).mean(axis=0)
+        return list(zip(hit.mean(axis=0).tolist(), loss.tolist(), strict=True))
+
+
+class MultilabelProbeTrainer(MultilabelTrainer, ProbeTrainer):
+    """The same with several labels per video: sigmoids, and mAP."""
+
+    measure: ClassVar[str] = MAP
+
+    def measured(self, found: Features, values: npt.NDArray[np.float32]) -> list[tuple[float, float]]:
+        """Return the mAP and the mean cross-entropy of each of S probes; as ProbeTrainer."""
+        held = classes_of(self.task.train)[found.sample]
+        true = np.where(held[:, None], values, 1 - values)
+        losses = (-np.log(np.maximum(true, _LEAST))).mean(axis=(0, 2)).tolist()
+        scores = [mean_precision(values[:, number], held) for number in range(values.shape[1])]
+        return list(zip(scores, losses, strict=True))

@@ -12,6 +12,40 @@ from rhofast.evaluation.task import EvalTask
 from rhofast.evaluation.validation import validation_part
 
 
+def check_loop(config: Config, trained: str) -> None:
+    """Refuse settings of pretraining that the loop of classifiers and detectors does not know.
+
+    Args:
+        config: The configuration.
+        trained: What is trained, in words: a "classifier" or a "detector".
+
+    Raises:
+        ConfigError: One setting, with a remedy.
+    """
+    train = config.train
+    if train.accumulate != 1:
+        raise ConfigError(
+            f"train.accumulate={train.accumulate}: a {trained} is trained with 1",
+            hint="set train.accumulate=1, with a smaller train.batch_size for less memory",
+        )
+    if train.compile:
+        raise ConfigError(
+            f"train.compile=true: a {trained} is trained without torch.compile",
+            hint="set train.compile=false",
+        )
+    if train.init_from is not None:
+        raise ConfigError(
+            f"train.init_from={train.init_from}: a {trained} begins with the weights that are evaluated",
+            hint="give the file in place of the checkpoint, and leave train.init_from out",
+        )
+    for name, value in (("knn_steps", train.knn_steps), ("knn_epochs", train.knn_epochs)):
+        if value is not None:
+            raise ConfigError(
+                f"train.{name}={value:g}: there is no kNN while a {trained} is trained",
+                hint=f"leave train.{name} out; eval.validation_epochs watches the training",
+            )
+
+
 def check_classifier(config: Config, shards: ShardSet, *, trains_backbone: bool, several: bool = False) -> None:
     """Refuse settings that a classifier's training cannot follow.
 
@@ -25,11 +59,7 @@ def check_classifier(config: Config, shards: ShardSet, *, trains_backbone: bool,
         ConfigError: One setting, with a remedy.
         ShardError: An index cannot be read.
     """
-    if config.train.accumulate != 1:
-        raise ConfigError(
-            f"train.accumulate={config.train.accumulate}: a classifier is trained with 1",
-            hint="set train.accumulate=1, with a smaller train.batch_size for less memory",
-        )
+    check_loop(config, "classifier")
     decay = config.optim.layer_decay
     if decay != 1 and not trains_backbone:
         raise ConfigError(

@@ -14,9 +14,9 @@ from rhofast.config.schema import Config
 from rhofast.distributed.collectives import raise_on_lost_ranks
 from rhofast.evaluation.features import Progress
 from rhofast.evaluation.multiview import check_test
-from rhofast.evaluation.scores import Evaluation, check_labeled, kinds_of_labels
+from rhofast.evaluation.scores import Evaluation, check_labeled, has_several
 from rhofast.evaluation.task import EvalTask
-from rhofast.training.attentive import ProbeTrainer, check_probes
+from rhofast.training.attentive import MultilabelProbeTrainer, ProbeTrainer, check_probes
 from rhofast.training.classifier_check import check_classifier, check_validation
 from rhofast.training.finetune import ClassifierTrainer
 from rhofast.training.multilabel import MultilabelTrainer
@@ -52,8 +52,8 @@ def train_classifier(
     Args:
         task: Backbone, training shards, test shards and configuration.
         kind: "linear" leaves the backbone's weights as they are, "attentive" also, "finetune" trains them, and so does
-            "multilabel", for several labels per video. So does "linear" learn several labels, if no video has a single
-            one.
+            "multilabel", for several labels per video. "linear" and "attentive" learn several labels, too, if no video
+            has a single one.
         resume: Continue from the newest checkpoint in the classifier's own folder, or begin if there is none.
         on_log: Called on rank 0 with each line of metrics, with `step` and `steps` in it.
         progress: Called during the test with samples done and samples in all.
@@ -74,14 +74,17 @@ def train_classifier(
     count = section.repeats * (section.probe_clips if kind == "attentive" else 1)
     config = task.config.model_copy(update={"clips": task.config.clips.model_copy(update={"num_clips": count})})
     trains = kind in ("finetune", "multilabel")
-    several = kind == "multilabel" or (kind == "linear" and kinds_of_labels(task.train) == (False, True))
+    several = kind == "multilabel" or (kind in ("linear", "attentive") and has_several(task.train))
     check_classifier(config, task.train, trains_backbone=trains, several=several)
     if kind == "attentive":
         check_probes(config)
     check_validation(task, config, several=several)
     check_test(task.model.backbone, config)
     check_labeled(task.test, several=several)
-    trainer_of = MultilabelTrainer if several else ProbeTrainer if kind == "attentive" else ClassifierTrainer
+    trainers: tuple[type[ClassifierTrainer], type[ClassifierTrainer]] = (ClassifierTrainer, MultilabelTrainer)
+    if kind == "attentive":
+        trainers = (ProbeTrainer, MultilabelProbeTrainer)
+    trainer_of = trainers[several]
     return train_and_test(
         lambda accelerator: trainer_of(task, config, kind, accelerator, on_log),
         lambda trainer: trainer.test(progress),

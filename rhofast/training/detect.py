@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.key_frames import NUM_ACTIONS
@@ -25,13 +24,14 @@ from rhofast.data.sampling.rng import Stream, torch_seed
 from rhofast.data.types import Views
 from rhofast.distributed.collectives import all_gather
 from rhofast.errors import ConfigError
-from rhofast.evaluation.detection import Detected, counted_truth, detect, score_detections, write_detections
+from rhofast.evaluation.detection import Detected, counted_truth, detect, score_detections
 from rhofast.evaluation.detection_task import DetectionTask
 from rhofast.evaluation.detector import Detector, check_maps
 from rhofast.evaluation.features import Progress
 from rhofast.evaluation.multiview import check_test, test_augment
 from rhofast.evaluation.scores import Evaluation, Scores
 from rhofast.models.batch_norm import synchronize_batch_norm
+from rhofast.training.classifier_check import check_loop
 from rhofast.training.classify import Stopped, train_and_test
 from rhofast.training.setup import check_same_data
 from rhofast.training.tuning_loop import OnLog, StepOutcome, TuningLoop
@@ -62,7 +62,7 @@ def train_detector(
         progress: Called during the test with key frames done and key frames in all.
 
     Returns:
-        The result of the test, or where training stopped early. The scores of all boxes are in `detections.csv`.
+        The result of the test, or where training stopped early. The scores of all boxes belong to the result.
 
     Raises:
         ConfigError: Settings do not fit together, or the folder exists and `resume` is off.
@@ -152,8 +152,6 @@ class DetectorTrainer(TuningLoop):
         task, section = self.task, self.config.eval
         detected = detect(self.classifier, task.test, task.test_boxes, self.config, progress=progress)
         scores = score_detections(detected, task.test_found)
-        if self.accelerator.is_main_process:
-            write_detections(RunFolder(self.config.folder).detections, detected, task.test)
         settings = {
             "steps": self.step,
             "epochs": self.epochs,
@@ -191,11 +189,7 @@ def check_watched(task: DetectionTask, config: Config) -> None:
 def check_detector(config: Config) -> None:
     """Raise ConfigError for a setting that the training of a detector cannot follow."""
     section = config.eval
-    if config.train.accumulate != 1:
-        raise ConfigError(
-            f"train.accumulate={config.train.accumulate}: a detector is trained with 1",
-            hint="set train.accumulate=1, with a smaller train.batch_size for less memory",
-        )
+    check_loop(config, "detector")
     if section.repeats != 1:
         raise ConfigError(f"eval.repeats={section.repeats}: a key frame has one clip", hint="set eval.repeats=1")
     if section.label_smoothing:

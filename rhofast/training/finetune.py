@@ -93,7 +93,7 @@ class ClassifierTrainer(TuningLoop):
 
     def score(self, test: ShardSet, config: Config, progress: Progress | None) -> Scores:
         """Measure the classifier on held-out shards, by the protocol of `config.eval`."""
-        return score_videos(self.classifier, self.task.train, test, config, progress=progress)
+        return score_videos(self.classifier, self.task.train, test, config, joined=self.joined, progress=progress)
 
     def forward(self, views: Views) -> StepOutcome:
         """Return loss and hits of a batch. Of several classifiers at once, they are means over those with finite loss.

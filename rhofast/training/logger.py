@@ -213,7 +213,14 @@ class MetricsLogger:
         self._track({"knn_top1": top1, "knn_top5": top5}, step)
 
     def score(
-        self, kind: Literal["validation", "test"], step: int, *, measure: str, value: float, samples: int
+        self,
+        kind: Literal["validation", "test"],
+        step: int,
+        *,
+        measure: str,
+        value: float,
+        samples: int,
+        held_out: str,
     ) -> None:
         """Write what a classifier scores on held-out videos.
 
@@ -223,8 +230,9 @@ class MetricsLogger:
             measure: Name of the measure.
             value: Its value, in [0, 1].
             samples: The videos, or key frames, that were looked at.
+            held_out: Digest of what they were chosen from, which tells test sets apart.
         """
-        self.write(kind, step=step, measure=measure, score=value, samples=samples)
+        self.write(kind, step=step, measure=measure, score=value, samples=samples, held_out=held_out)
         self._track({f"{kind}_score": value}, step)
 
     def write(self, kind: str, **values: Any) -> None:

@@ -23,9 +23,11 @@ class MultilabelTrainer(ClassifierTrainer):
     several: ClassVar[bool] = True
 
     def target(self, views: Views) -> Tensor:
-        """Return how much each clip of a batch is of each class, f32[B * P, classes]."""
+        """Return how much each example of a batch is of each class, f32[B * P, classes]; joined clips have a union."""
         assert views.labels is not None, "the loader was asked for them"
-        return multi_hot_targets(views.labels, views.share)
+        videos, clips, classes = views.labels.shape
+        joined = views.labels.view(videos, clips // self.joined, self.joined, classes).any(dim=2)
+        return multi_hot_targets(joined, views.share)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of all clips and classes, for logits and targets f32[N, classes]."""
@@ -37,4 +39,4 @@ class MultilabelTrainer(ClassifierTrainer):
 
     def score(self, test: ShardSet, config: Config, progress: Progress | None) -> Scores:
         """Measure the classifier on held-out shards, by the protocol of `config.eval`."""
-        return score_labels(self.classifier, self.task.train, test, config, progress=progress)
+        return score_labels(self.classifier, self.task.train, test, config, joined=self.joined, progress=progress)

@@ -203,13 +203,26 @@ def build_model(
     if config.train.compile:
         for module in method.children():
             module.compile()  # in place: names in the state dict stay
-    if config.train.checkpoint_activations and not checkpoint_blocks(method.backbone):
+    recompute_activations(method.backbone, config)
+    model, prepared = prepare(accelerator, method, optimizer)
+    return model, method, prepared
+
+
+def recompute_activations(backbone: nn.Module, config: Config) -> None:
+    """Do what `train.checkpoint_activations` says to a trained backbone, in place.
+
+    Args:
+        backbone: The network.
+        config: The configuration.
+
+    Raises:
+        ConfigError: The network has no blocks.
+    """
+    if config.train.checkpoint_activations and not checkpoint_blocks(backbone):
         raise ConfigError(
             f"train.checkpoint_activations=true: backbone.name={config.backbone.name} has no blocks to compute again",
             hint="set train.checkpoint_activations=false",
         )
-    model, prepared = prepare(accelerator, method, optimizer)
-    return model, method, prepared
 
 
 def _check_batch_norm(method: Method, config: Config, ranks: int) -> None:

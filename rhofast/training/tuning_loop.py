@@ -23,7 +23,7 @@ from torch import Tensor
 from rhofast.checkpoint.checkpoint import Checkpoint
 from rhofast.checkpoint.manager import CheckpointManager
 from rhofast.checkpoint.resume import OpenedRun, check_resumable
-from rhofast.checkpoint.run_folder import RunFolder
+from rhofast.checkpoint.run_folder import FINE_TUNED, RunFolder
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.loader.train_loader import TrainLoader
@@ -46,7 +46,7 @@ from rhofast.training.optim import build_optimizer, learning_rate, set_learning_
 from rhofast.training.optimizer_state import load_optimizer
 from rhofast.training.precision_check import check_reduced_precision
 from rhofast.training.preemption import PreemptionHandler
-from rhofast.training.setup import prepare, run_length
+from rhofast.training.setup import prepare, recompute_activations, run_length
 from rhofast.training.step import no_garbage_collection
 from rhofast.training.validation_curve import ValidationCurve
 
@@ -99,20 +99,22 @@ class TuningLoop(ABC):
         self.classifier = self.build_classifier().to(device)
         if config.train.channels_last:
             self.classifier = to_channels_last(self.classifier)
-        if kind in ("finetune", "multilabel", "detection") and device.type == "cpu":
-            check_reduced_precision(
-                self.classifier.backbone,
-                config.train.precision,
-                num_frames=config.clips.num_frames,
-                size=config.augment.size,
-            )
+        if kind in FINE_TUNED:
+            if device.type == "cpu":
+                check_reduced_precision(
+                    self.classifier.backbone,
+                    config.train.precision,
+                    num_frames=config.clips.num_frames,
+                    size=config.augment.size,
+                )
+            recompute_activations(self.classifier.backbone, config)
         self.model, self.optimizer = prepare(accelerator, self.classifier, self.build_optimizer())
         self.loader = self.build_loader(shards or task.train, run.bad_samples)
         self.step = 0
         self.steps, self.epochs = run_length(config, self.loader.steps_per_epoch)
         self.logger = MetricsLogger(config, accelerator, self.model, self.loader, self.steps, on_log)
         self.checkpoints = CheckpointManager(config, self._checkpoint, self.logger.write)
-        self.validation = ValidationCurve(config, self.loader.steps_per_epoch, self.logger)
+        self.validation = ValidationCurve(config, self.loader.steps_per_epoch, self.logger, held_out=task.test_identity)
         self.consensus = StepConsensus(config.train.timeout_s)
 
     @abstractmethod
@@ -210,7 +212,14 @@ class TuningLoop(ABC):
     def log_test(self, scores: Scores) -> dict[str, Any]:
         """Log the score of the test, and return what was seen in validation, for the result."""
         measure, value = scores.main
-        self.logger.score("test", self.step, measure=measure, value=value, samples=scores.samples)
+        self.logger.score(
+            "test",
+            self.step,
+            measure=measure,
+            value=value,
+            samples=scores.samples,
+            held_out=self.task.test_identity,
+        )
         return self.validation.facts()
 
     def share_statistics(self) -> None:

@@ -19,19 +19,21 @@ from rhofast.training.logger import MetricsLogger
 
 
 class ValidationCurve:
-    """The scores by step, on every rank; those before a resume are read from metrics.jsonl."""
+    """The scores by step, on every rank; those of the same videos before a resume are read from metrics.jsonl."""
 
-    def __init__(self, config: Config, steps_per_epoch: int, logger: MetricsLogger) -> None:
+    def __init__(self, config: Config, steps_per_epoch: int, logger: MetricsLogger, *, held_out: str) -> None:
         """Prepare; nothing is read before `open`.
 
         Args:
             config: The configuration, with `eval.validation_epochs`.
             steps_per_epoch: Steps of one pass through the training data.
             logger: Where the scores go.
+            held_out: Digest of the held-out set.
         """
         epochs = config.eval.validation_epochs
         self._every = None if epochs is None else max(1, round(epochs * steps_per_epoch))
         self._path, self._steps_per_epoch, self._logger = RunFolder(config.folder).metrics, steps_per_epoch, logger
+        self._held_out = f"{held_out}/{config.eval.validation_stride}"
         self._scores: dict[int, float] = {}
 
     def open(self, step: int) -> None:
@@ -45,7 +47,11 @@ class ValidationCurve:
             except ConfigError as error:
                 self._logger.write("warning", step=step, text=f"scores of validation are lost: {error.message}")
                 lines = []
-            scores = {line["step"]: line["score"] for line in lines if line["kind"] == "validation"}
+            scores = {
+                line["step"]: line["score"]
+                for line in lines
+                if line["kind"] == "validation" and line.get("held_out") == self._held_out
+            }
         self._scores = {at: score for at, score in gather_objects(scores)[0].items() if at <= step}
 
     def is_due(self, step: int) -> bool:
@@ -58,7 +64,9 @@ class ValidationCurve:
         """Take and log the scores after `step` optimizer steps."""
         measure, value = scores.main
         self._scores[step] = value
-        self._logger.score("validation", step, measure=measure, value=value, samples=scores.samples)
+        self._logger.score(
+            "validation", step, measure=measure, value=value, samples=scores.samples, held_out=self._held_out
+        )
 
     def facts(self) -> dict[str, Any]:
         """Return the curve and its best epoch as JSON values; none without validation."""

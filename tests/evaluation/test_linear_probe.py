@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
@@ -66,14 +67,24 @@ def test_a_fit_is_at_the_minimum(penalty: float) -> None:
 
 @pytest.mark.parametrize("penalty", [1e-1, 1e-3])
 def test_it_predicts_what_scikit_learn_predicts(penalty: float) -> None:
-    linear_model = pytest.importorskip("sklearn.linear_model")
     x, y = problem(1000)
     rows, test = x[:600], x[600:]
-    theirs = linear_model.LogisticRegression(C=1 / (penalty * 600), max_iter=2000, tol=1e-8).fit(rows.numpy(), y[:600])
+    theirs = LogisticRegression(C=1 / (penalty * 600), max_iter=2000, tol=1e-8).fit(rows.numpy(), y[:600])
     ours = fit_logistic(rows, y[:600], 5, penalty=penalty)
     assert np.allclose(ours.weight.numpy(), theirs.coef_, atol=2e-3)
     accuracy = float((ours(test).argmax(dim=1) == y[600:]).float().mean())
     assert accuracy == pytest.approx(theirs.score(test.numpy(), y[600:].numpy()), abs=0.005)
+
+
+@pytest.mark.parametrize("penalty", [1e-1, 1e-3])
+def test_with_several_classes_per_row_each_is_fitted_as_scikit_learn_fits_it_alone(penalty: float) -> None:
+    x, y = problem()
+    held = torch.stack([y == 0, y % 2 == 1, (y > 2) | (x[:, 0] > 0.5)], dim=1)
+    ours = fit_logistic(x, held, 3, penalty=penalty)
+    for c in range(3):
+        theirs = LogisticRegression(C=1 / (penalty * 400), max_iter=2000, tol=1e-8).fit(x.numpy(), held[:, c].numpy())
+        assert np.allclose(ours.weight[c].numpy(), theirs.coef_[0], atol=2e-3)
+        assert float(ours.bias[c]) == pytest.approx(float(theirs.intercept_[0]), abs=2e-3)
 
 
 def test_unstandardize_undoes_the_standardization() -> None:
@@ -90,7 +101,7 @@ def test_a_sweep_takes_the_penalty_that_is_best_on_the_validation_rows() -> None
     x, y = problem(120, width=80, apart=0.25)  # few rows, many features: little penalty overfits
     held = torch.arange(120) % 4 == 0
     whole, penalty, tried = sweep(x, y, 5, held)
-    assert penalty == max(tried, key=lambda one: (one.top1, -one.loss)).penalty and penalty > 1e-3
+    assert {"penalty": penalty} == max(tried, key=lambda one: (one.score, -one.loss)).setting and penalty > 1e-3
     expected = fit_logistic(x, y, 5, penalty=penalty)
     assert torch.allclose(whole.weight, expected.weight, atol=1e-3)
 

@@ -22,11 +22,13 @@ from rhofast.checkpoint.checkpoint import load_checkpoint
 from rhofast.data.format.dataset import ShardSet
 from rhofast.evaluation.detection_task import open_detection_task
 from rhofast.evaluation.detector import Detector
+from rhofast.evaluation.results import beside
 from rhofast.training.classify import Stopped
 from rhofast.training.detect import DetectorTrainer, train_detector
 from tests.helpers.actors import FPS, START, movie, write_csv
 from tests.helpers.program import run
-from tests.helpers.results import read_one
+from tests.helpers.results import read_one, result_path
+from tests.helpers.saved import saved_bytes
 from tests.helpers.shards import write_shards
 
 SETS = {"train": range(16), "val": range(16, 24)}
@@ -106,11 +108,16 @@ def test_a_small_network_learns_what_persons_do(
     assert trained["measures"]["mAP"] > result["chance"] + 0.25 and 0.2 < result["chance"] < 0.7
     assert set(trained["per_class"]) == {"stand", "walk", "wave"} and trained["samples"] == 31
     assert f"{trained['measures']['mAP']:.1%}" in said and "detections.csv" in said
-    with (folder / "detections.csv").open() as file:
+    with table_of(folder).open() as file:
         rows = list(csv.reader(file))
     assert len(rows) == 31 * 2 * 3 and {row[6] for row in rows} == {"8", "12", "17"}
-    with Image.open(folder / "detections.png") as picture:
+    with Image.open(table_of(folder).with_suffix(".png")) as picture:
         assert np.asarray(picture).std() > 10 and picture.width > 600
+
+
+def table_of(folder: Path) -> Path:
+    """Return the scores of all boxes that lie beside the only result of a run."""
+    return beside(result_path(folder, "detection"), "detections.csv")
 
 
 def metrics(folder: Path, kind: str = "step") -> list[dict[str, Any]]:
@@ -173,7 +180,6 @@ def test_two_processes_take_the_steps_of_one_and_score_alike(
     assert run(*command(sets, page, tmp_path / "one", *short)) == 0
     folder = tmp_path / "one" / "actors"
     shutil.copytree(folder, tmp_path / "again" / "actors")
-    (tmp_path / "again" / "actors" / "detections.csv").unlink()
     shutil.rmtree(tmp_path / "again" / "actors" / "results")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])
@@ -185,7 +191,7 @@ def test_two_processes_take_the_steps_of_one_and_score_alike(
     args = (port, commands, folders, page, tmp_path / "double")
     mp.start_processes(rank_of_two, args=args, nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
     again, two = tmp_path / "again" / "actors", tmp_path / "two" / "actors"
-    assert (again / "detections.csv").read_bytes() == (folder / "detections.csv").read_bytes()
+    assert table_of(again).read_bytes() == table_of(folder).read_bytes()
     results = [read_one(each, "detection")["trained"] for each in (folder, again)]
     assert results[0] == results[1]
     assert len(losses(folder)) == 2 and losses(two) == pytest.approx(losses(folder), rel=1e-6)
@@ -215,11 +221,65 @@ def test_a_stopped_training_continues_to_the_same_scores(sets: dict[str, ShardSe
     whole = tmp_path / "whole" / "actors"
     shutil.copytree(whole, tmp_path / "part" / "actors")
     part = tmp_path / "part" / "actors"
-    (part / "detections.csv").unlink()
+    shutil.rmtree(part / "results")
     shutil.rmtree(part / "checkpoints" / "step-00000003")
     (part / "checkpoints" / "latest").write_text("step-00000002")
     assert run(*command(sets, page, tmp_path / "part", *short, "--resume")) == 0
-    assert (part / "detections.csv").read_bytes() == (whole / "detections.csv").read_bytes()
+    assert table_of(part).read_bytes() == table_of(whole).read_bytes()
+
+
+def test_another_test_set_leaves_what_belongs_to_the_first(
+    sets: dict[str, ShardSet], page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Table, picture and curve of validation: of each set its own, in files that are named after its result."""
+    torch.set_num_threads(1)
+    looks = [part for one in ("train.steps=2", *WATCHED) for part in ("--set", one)]
+    assert run(*command(sets, page, tmp_path, *looks)) == 0
+    folder = tmp_path / "actors"
+    first = {path.name: path.read_bytes() for path in (folder / "results").iterdir()}
+    assert sorted(Path(name).suffix for name in first) == [".csv", ".json", ".png"]
+    numbers = range(30, 33)
+    other = write_shards(tmp_path / "other", [movie(number) for number in numbers], start=START)
+    files = write_csv(tmp_path / "csv", numbers, split="val")
+    assert run("boxes", other.root, *(part for name, path in files.items() for part in (f"--{name}", path))) == 0
+    capsys.readouterr()
+    assert run(*command({**sets, "val": other}, page, tmp_path, *looks, "--resume")) == 0
+    said = capsys.readouterr().out
+    now = {path.name: path.read_bytes() for path in (folder / "results").iterdir()}
+    assert first.items() < now.items() and len(now) == 6
+    (second,) = (json.loads(text) for name, text in now.items() if name.endswith(".json") and name not in first)
+    (before,) = (json.loads(text) for name, text in first.items() if name.endswith(".json"))
+    assert second["trained"]["samples"] == 11 and len(before["chosen"]["validation"]) == 1
+    assert [point["epoch"] for point in second["chosen"]["validation"]] == pytest.approx([2 / 3])  # its own, of the end
+    assert second["chosen"]["best_validation"] != before["chosen"]["best_validation"] and "-detections.png" in said
+    assert {line["held_out"] for line in metrics(folder, "test")} == {
+        line["held_out"].split("/")[0] for line in metrics(folder, "validation")
+    }
+    assert run("report", folder) == 0
+    shown = (folder / "report.html").read_text()
+    assert shown.count("alt='key frames with boxes'") == 2
+
+
+def test_activations_that_are_computed_again_take_less_memory_for_the_same_weights(
+    sets: dict[str, ShardSet], page: Path, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    found, kept = [], []
+    for again in ("false", "true"):
+        settings = ["train.steps=2", "backbone.name=slow_r50", f"train.checkpoint_activations={again}"]
+        task = open_detection_task(
+            "random",
+            sets["val"].root,
+            train=sets["train"].root,
+            config_file=page,
+            overrides=[f"out={tmp_path / again}", *settings],
+        )
+        with saved_bytes() as count:
+            assert not isinstance(train_detector(task), Stopped)
+        kept.append(count["bytes"])
+        found.append(load_checkpoint(tmp_path / again / "actors/checkpoints/step-00000002").method)
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+    assert kept[1] < 0.5 * kept[0]
 
 
 def test_a_vit_and_an_s3d_go_from_movies_to_map(
@@ -253,6 +313,7 @@ def test_a_vit_and_an_s3d_go_from_movies_to_map(
         (["--set", "eval.label_smoothing=0.1"], "eval.label_smoothing=0.1: each action is learned by itself"),
         (["--set", "eval.repeats=2"], "eval.repeats=2: a key frame has one clip"),
         (["--set", "train.accumulate=2"], "train.accumulate=2: a detector is trained with 1"),
+        (["--set", "train.compile=true"], "train.compile=true: a detector is trained without torch.compile"),
     ],
 )
 def test_what_is_wrong_is_one_line_before_anything_is_trained(

@@ -3,9 +3,6 @@
 import copy
 import gc
 import os
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from rhofast.models.methods import build_method
 from rhofast.models.methods.method import Method, TrainingProgress
 from rhofast.training.setup import build_model
 from rhofast.training.step import forward_backward
+from tests.helpers.saved import saved_bytes
 
 # (backbone, options, size of the clip [T, S], its blocks)
 BACKBONES: list[tuple[str, dict[str, Any], tuple[int, int], int]] = [
@@ -64,24 +62,6 @@ def assert_equal(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert mine.keys() == theirs.keys()
     for key, value in theirs.items():
         torch.testing.assert_close(mine[key], value, rtol=1e-10, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}")
-
-
-@contextmanager
-def saved_bytes() -> Iterator[Counter[str]]:
-    """How much autograd keeps of what a forward computes: each storage once."""
-    known: set[int] = set()
-    count: Counter[str] = Counter()
-    held = []  # so that no storage gets the address of another
-
-    def pack(value: Tensor) -> Tensor:
-        if not isinstance(value, nn.Parameter) and value.untyped_storage().data_ptr() not in known:
-            known.add(value.untyped_storage().data_ptr())
-            count["bytes"] += value.untyped_storage().nbytes()
-        held.append(value.detach())
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        yield count
 
 
 @pytest.mark.parametrize(("name", "options", "clip", "blocks"), BACKBONES)

@@ -4,23 +4,28 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
 from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
 from rhofast.cli.app import app
+from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.subset import VISIT, Subset
 from rhofast.data.loader.eval_loader import EvalLoader
+from rhofast.data.types import TimedLabel
 from rhofast.errors import ConfigError, ResumeError
 from rhofast.evaluation.attentive import AttentiveProbes
+from rhofast.evaluation.choice import Tried, best_of
 from rhofast.evaluation.leakage import source_digests
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask, open_task
 from rhofast.evaluation.validation import split_off
-from rhofast.training.attentive import ProbeScore, best_of
 from rhofast.training.classify import Stopped, train_classifier
 from tests.helpers.results import read_one
 from tests.helpers.shards import ROOT, encode_mjpeg, frame_pixels, write_shards
@@ -105,7 +110,7 @@ def test_the_split_keeps_classes_sources_and_rates(shards: ShardSet) -> None:
 
 def test_the_best_accuracy_is_chosen_then_the_lowest_loss() -> None:
     tried = [(0.5, 0.1), (0.75, 0.9), (0.75, 0.8), (0.2, 0.0)]
-    assert best_of([ProbeScore(rate=1, decay=1, top1=top1, loss=loss) for top1, loss in tried]) == 2
+    assert best_of([Tried(setting={}, measure="top1", score=score, loss=loss) for score, loss in tried]) == 2
 
 
 def test_the_test_videos_choose_nothing_and_the_backbone_stays(
@@ -173,6 +178,50 @@ def test_joined_clips_are_trained_and_tested_as_one_example(
                 scores = [chosen(torch.cat([tokens[first], tokens[first + 2]])[None]).softmax(1) for first in (0, 1)]
                 hits.append(int((scores[0] + scores[1]).argmax()) == label)
     assert len(hits) == 6 and result.trained.measures["top-1"] == pytest.approx(sum(hits) / 6)
+
+
+def test_several_labels_are_chosen_by_map_and_scored_as_scikit_learn_does(tmp_path: Path) -> None:
+    """Joined clips have the classes of any of them in training, and of the test views the maximum counts."""
+    halves = [TimedLabel(0, None, 1.0), TimedLabel(1, 1.0, None)]
+    sets = []
+    for name, count, frames in (("timed", 13, 24), ("timed_test", 6, 20)):
+        videos = [encode_mjpeg([frame_pixels(video, frame) for frame in range(frames)]) for video in range(count)]
+        further = [[] if video == 4 else halves[: video % 2 + 1] for video in range(count)]
+        sets.append(write_shards(tmp_path / name, videos, further=further))
+    opened = task(*sets, tmp_path, "eval.probe_clips=2", "eval.views=4", "eval.test_views=4")
+    result = train_classifier(opened, kind="attentive")
+    assert isinstance(result, Evaluation) and list(result.trained.measures) == ["mAP"]
+    sweep = result.chosen["sweep"]
+    best = max(sweep, key=lambda each: (each["mAP"], -each["loss"]))
+    assert result.chosen["validation_mAP"] == best["mAP"] and result.chosen["rate"] == best["rate"]
+    section, backbone = opened.config.eval, opened.model.backbone.eval()
+    probes = AttentiveProbes(backbone, "slow_r18", 2, count=4, heads=section.probe_heads, dropout=0.2)
+    probes.load_state_dict(weights(result))
+    has = np.array([[video != 4, video != 4 and video % 2 == 1] for video in range(13)])
+    validation = split_off(sets[0], 0.3, several=True).validation
+    assert len(validation) == 4
+    for number, one in enumerate(sweep):
+        scores = by_hand(probes.eval().probes[number], backbone, sets[0], opened.config, validation)
+        assert one["mAP"] == pytest.approx(average_precision_score(has[validation], scores), abs=1e-6)
+    chosen = probes.probes[sweep.index(best)]
+    scores = by_hand(chosen, backbone, sets[1], opened.config, np.arange(6))
+    assert result.trained.measures["mAP"] == pytest.approx(average_precision_score(has[:6], scores), abs=1e-6)
+
+
+def by_hand(
+    probe: torch.nn.Module, backbone: Any, shards: ShardSet, config: Config, samples: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """Sigmoids of both pairs of four clips, first with third and second with fourth, and their maximum."""
+    found = []
+    loader = EvalLoader(
+        shards, clips=config.clips, augment=config.augment, data=config.data, batch_size=6, views=4, samples=samples
+    )
+    with loader, torch.no_grad():
+        for clips in (each for batch in loader for each in batch.pixels):
+            tokens = backbone.tokens(clips)
+            pairs = [probe(torch.cat([tokens[first], tokens[first + 2]])[None]).sigmoid() for first in (0, 1)]
+            found.append(torch.maximum(*pairs)[0].numpy())
+    return np.stack(found)
 
 
 def best_sweep(result: Evaluation) -> dict[str, float]:

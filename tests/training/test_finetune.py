@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from rhofast.checkpoint.backbone import trained_backbone
@@ -21,10 +22,13 @@ from rhofast.data.types import TimedLabel
 from rhofast.errors import ConfigError, NotFiniteError, ResumeError
 from rhofast.evaluation.features import extract_features
 from rhofast.evaluation.knn import evaluate_neighbors
+from rhofast.evaluation.leakage import source_digests
 from rhofast.evaluation.linear_probe import evaluate_linear
+from rhofast.evaluation.multilabel import classes_in_views
 from rhofast.evaluation.retrieval import evaluate_retrieval
 from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask, open_task
+from rhofast.evaluation.validation import validation_mask
 from rhofast.training.classify import Stopped, train_classifier
 from rhofast.training.metrics import find_metric
 from rhofast.training.optim import learning_rate
@@ -190,11 +194,16 @@ def test_repeats_put_several_clips_of_a_video_into_a_batch(
 @pytest.fixture
 def timed(tmp_path: Path) -> tuple[ShardSet, ShardSet]:
     """Return thirteen videos, and six others, whose class 0 holds in their first half, class 1 in the second."""
+    return timed_sets(tmp_path, without=(4,))
+
+
+def timed_sets(tmp_path: Path, *, without: Sequence[int]) -> tuple[ShardSet, ShardSet]:
+    """Return the sets of `timed`, with other videos that have no label."""
     halves = [TimedLabel(0, None, 1.0), TimedLabel(1, 1.0, None)]
     sets = []
     for name, count, seconds in (("timed", 13, 24), ("timed_test", 6, 20)):
         pixels = [[frame_pixels(video, frame) for frame in range(seconds)] for video in range(count)]
-        further = [[] if video == 4 else halves[: video % 2 + 1] for video in range(count)]
+        further = [[] if video in without else halves[: video % 2 + 1] for video in range(count)]
         sets.append(write_shards(tmp_path / name, [encode_mjpeg(one) for one in pixels], further=further))
     return sets[0], sets[1]
 
@@ -241,6 +250,49 @@ def test_several_labels_are_learned_on_frozen_features_and_scored_as_scikit_lear
     assert [set(point) for point in result.chosen["validation"]] == [{"epoch", "score"}] * 3
 
 
+def test_several_labels_in_closed_form_are_what_scikit_learn_fits_and_scores(tmp_path: Path) -> None:
+    """A clip is fitted to what holds while it is shown; the penalty is chosen by what holds at any time of a video."""
+    train_set, test_set = timed_sets(tmp_path, without=(2, 4, 9))
+    opened = task(
+        train_set, test_set, tmp_path, "eval.views=3", "eval.test_views=2", "eval.test_crops=1", "clips.frame_stride=4"
+    )
+    result = evaluate_linear(opened)
+    assert (result.kind, list(result.trained.measures)) == ("linear", ["mAP"])
+    backbone, config = opened.model.backbone.eval(), opened.config
+    rows = extract_features(backbone, train_set, config, views=3).values
+    mean, scale = rows.mean(axis=(0, 1)), rows.std(axis=(0, 1))
+    scale[scale < 1e-6] = 1  # features that are 0 for all
+    rows = (rows - mean) / scale
+    start = np.array([0, 5, 10])  # clips of 8 frames, at 0, a third and two thirds of the 16 that they leave of 24
+    shown = np.stack([start < 12, start + 7 >= 12], axis=1)  # which halves the clips show
+    has = np.array([[True, video % 2 == 1] if video not in (2, 4, 9) else [False, False] for video in range(13)])
+    held = shown[None] & has[:, None]
+    assert np.array_equal(classes_in_views(train_set, np.arange(13), config, 3), held)
+    assert not np.array_equal(held[1], np.broadcast_to(has[1], (3, 2)))
+    test_rows = (extract_features(backbone, test_set, config, views=2).values - mean) / scale
+    part = validation_mask(source_digests(train_set), np.zeros(13, dtype=np.int64), 0.2)
+    seen = np.flatnonzero(has[part].any(axis=0)).tolist()
+    for one in result.chosen["sweep"]:
+        fits = [fitted(rows[~part], held[~part, :, c], one["penalty"]) for c in range(2)]
+        scores = np.stack([fit.decision_function(rows[part].reshape(-1, rows.shape[2])) for fit in fits], axis=1)
+        best = scores.reshape(part.sum(), 3, 2).max(axis=1)
+        expected = np.mean([average_precision_score(has[part, c], best[:, c]) for c in seen])
+        assert one["mAP"] == pytest.approx(expected, abs=1e-6)
+    best_one = max(result.chosen["sweep"], key=lambda one: (one["mAP"], -one["loss"]))
+    assert result.chosen["penalty"] == best_one["penalty"]
+    fits = [fitted(rows, held[..., c], best_one["penalty"]) for c in range(2)]
+    scores = np.stack([fit.decision_function(test_rows.reshape(-1, rows.shape[2])) for fit in fits], axis=1)
+    expected = [average_precision_score(has[:6, c], scores.reshape(6, 2, 2).max(axis=1)[:, c]) for c in range(2)]
+    assert list(result.trained.per_class.values()) == pytest.approx(expected, abs=1e-6)
+
+
+def fitted(rows: Any, held: Any, penalty: float) -> LogisticRegression:
+    """Return the binary classifier of rows [N, V, D] for classes [N, V] that scikit-learn fits."""
+    return LogisticRegression(C=1 / (penalty * held.size), max_iter=5000, tol=1e-9).fit(
+        rows.reshape(-1, rows.shape[-1]), held.reshape(-1)
+    )
+
+
 def test_several_labels_two_ranks_give_what_one_gives_and_a_resume_what_no_stop_gives(
     timed: tuple[ShardSet, ShardSet], tmp_path: Path
 ) -> None:
@@ -260,10 +312,9 @@ def test_several_labels_two_ranks_give_what_one_gives_and_a_resume_what_no_stop_
 def test_sets_are_refused_by_the_labels_that_they_have(
     timed: tuple[ShardSet, ShardSet], shards: ShardSet, held_out: ShardSet, tmp_path: Path
 ) -> None:
-    for kind in ("attentive", "finetune"):
-        with pytest.raises(ConfigError, match=r"timed: no video has a label, only further labels .*eval multilabel"):
-            train_classifier(task(*timed, tmp_path), kind=kind)  # type: ignore[arg-type]
-    for evaluate in (evaluate_neighbors, evaluate_retrieval, evaluate_linear):
+    with pytest.raises(ConfigError, match=r"timed: no video has a label, only further labels .*eval multilabel"):
+        train_classifier(task(*timed, tmp_path), kind="finetune")
+    for evaluate in (evaluate_neighbors, evaluate_retrieval):
         with pytest.raises(ConfigError, match=r"timed: no video has a label, only further labels"):
             evaluate(task(*timed, tmp_path))
     with pytest.raises(ConfigError, match=r"eval\.label_smoothing=0\.1: with several labels per video"):
@@ -277,6 +328,9 @@ def test_sets_are_refused_by_the_labels_that_they_have(
     ("kind", "setting", "message"),
     [
         ("finetune", "train.accumulate=2", r"train\.accumulate=2: a classifier is trained with 1"),
+        ("linear", "train.compile=true", r"train\.compile=true: a classifier is trained without torch\.compile"),
+        ("finetune", "train.init_from=w.safetensors", r"train\.init_from=.*: a classifier begins with the weights"),
+        ("multilabel", "train.knn_epochs=2", r"train\.knn_epochs=2: there is no kNN while a classifier is trained"),
         ("linear", "optim.layer_decay=0.75", r"optim\.layer_decay=0\.75: a linear probe trains the classifier alone"),
     ],
 )

@@ -19,6 +19,7 @@ from rhofast.evaluation.validation import validation_part
 from rhofast.training import trackers
 from rhofast.training.classify import Stopped, train_classifier
 from rhofast.training.metrics import LINE_KINDS
+from tests.helpers.saved import saved_bytes
 from tests.helpers.shards import encode_mjpeg, frame_pixels, write_shards
 from tests.training.test_finetune import launch_two, metrics, task
 
@@ -139,3 +140,23 @@ def test_videos_without_a_label_count_for_nothing_on_any_number_of_processes(
     lines = [metrics(run) for run in (one.folder, tmp_path / "runs/random/evals/two")]
     for key in ("loss", "top1"):
         assert [line[key] for line in lines[0]] == pytest.approx([line[key] for line in lines[1]], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["finetune", "multilabel"])
+def test_activations_that_are_computed_again_take_less_memory_for_the_same_weights(
+    shards: ShardSet, held_out: ShardSet, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, kept = [], []
+    for again in ("false", "true"):
+        settings = (f"name={again}", "backbone.name=slow_r50", "train.steps=2", "eval.batch_norm=local")
+        opened = task(shards, held_out, tmp_path, *settings, f"train.checkpoint_activations={again}")
+        with saved_bytes() as count:
+            found.append(train_classifier(opened, kind=kind))
+        kept.append(count["bytes"])
+    one, two = map(weights, found)
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    assert kept[1] < 0.5 * kept[0]
+    monkeypatch.setattr("rhofast.training.setup.checkpoint_blocks", lambda backbone: 0)
+    opened = task(shards, held_out, tmp_path, "name=none", "train.checkpoint_activations=true")
+    with pytest.raises(ConfigError, match=r"train\.checkpoint_activations=true: .*slow_r18 has no blocks"):
+        train_classifier(opened, kind=kind)
