@@ -40,7 +40,8 @@ from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.codecs import codec_settings
 from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.format.dataset_json import DatasetInfo, ShardInfo
-from rhofast.data.format.index import IndexRow, write_index
+from rhofast.data.format.index import IndexRow
+from rhofast.data.format.index_writer import write_index
 from rhofast.data.sampling.shuffle import Order
 
 MODULE = "benchmarks.data_loading.million_samples"

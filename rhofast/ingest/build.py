@@ -17,7 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ from rhofast.ingest.existing_set import next_number, shard_number
 from rhofast.ingest.job_result import REFUSED_FILE, RefusedSource, read_refused, read_result
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.out_folder import check_out, clear_leftovers, complete_set, create_folder, locked
-from rhofast.ingest.shard_job import ShardJob, finished_shard, record_facts, run_shard_job
+from rhofast.ingest.record_run import RecordRun
+from rhofast.ingest.shard_job import ShardJob, finished_job, record_facts, run_shard_job
 from rhofast.ingest.source import source_states
 from rhofast.ingest.transcode import TranscodeSettings, encoder_version
 from rhofast.storage.address import redacted
@@ -42,7 +43,7 @@ from rhofast.storage.network import network_errors, words
 
 SIZES_FILE = "sizes.json"
 _RESUME = "finished shards are kept: fix the cause and run the same command again"
-_JOB = re.compile(r"\.job-([0-9]{6,9})\.json")
+_JOB = re.compile(r"\.job-([0-9]{6,9})\.jsonl")
 _LIMITS, _CUTS = {"min_duration", "max_duration"}, {"max_seconds", "clip_seconds", "stride"}
 
 
@@ -149,11 +150,10 @@ class _Plan:
         self._listing, self._first = listing, first
 
     def jobs(self) -> Iterator[ShardJob]:
-        records, codecs = iter(self._listing), tuple(self.settings.codecs)
-        runs = iter(lambda: tuple(islice(records, self.settings.samples_per_shard)), ())
-        for number, run in enumerate(runs, start=self._first):
+        records, codecs, numbers = iter(self._listing), tuple(self.settings.codecs), count(self._first)
+        while run := RecordRun(islice(records, self.settings.samples_per_shard)):
             yield ShardJob(
-                number=number,
+                number=next(numbers),
                 records=run,
                 out=self.out,
                 codecs=codecs,
@@ -219,12 +219,12 @@ def _run(plan: _Plan, executor: Executor, task: ArrayTask | None, on_progress: O
         for job in plan.jobs():
             if task is not None and not task.includes(job.number):
                 continue
-            result = finished_shard(job)
-            if result is None:
+            num_refused = finished_job(job)
+            if num_refused is None:
                 yield job
             else:
                 skipped += len(job.records)
-                refused += len(result.refused)
+                refused += num_refused
 
     def report(videos: int, num_bytes: int) -> None:
         nonlocal done, source_bytes
@@ -295,27 +295,22 @@ def _refused_before(out: Path, listing: Listing) -> Iterator[RefusedSource]:
 def _refused_now(plan: _Plan, shards: list[ShardInfo]) -> Iterator[RefusedSource]:
     """Yield the refused sources of all jobs, in order, and append the jobs' shards to `shards`."""
     for job in plan.jobs():
-        result = read_result(job.result_file)
-        if result is None:
-            raise IngestError(
-                f"{job.result_file}: missing, or not the result of a job",
-                hint="run the same command again: it continues",
-            )
-        if result.shard is not None:
-            shards.append(result.shard)
-        yield from result.refused
+        for block in read_result(job.result_file):
+            yield from block.refused
+            if block.end is not None and block.end.shard is not None:
+                shards.append(block.end.shard)
 
 
 def _states(plan: _Plan) -> Iterator[list[Any] | None]:
     """Yield what each source was when it was read."""
     for job in plan.jobs():
-        result = read_result(job.result_file)
-        yield from [None] * len(job.records) if result is None else result.states
+        for block in read_result(job.result_file):
+            yield from block.states
 
 
 def _delete_result_files(out: Path, info: DatasetInfo) -> None:
     last = max(shard_number(shard) for shard in info.shards)
-    for path in out.glob(".job-*.json"):
+    for path in out.glob(".job-*.jsonl"):
         number = _JOB.fullmatch(path.name)
         if number and int(number[1]) <= last:  # later ones belong to shards that are being appended
             path.unlink()

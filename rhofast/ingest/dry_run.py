@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -198,8 +198,9 @@ def _try_codecs(record: VideoRecord, job: _TrialJob, scratch: Path) -> tuple[lis
     try:
         info = probed(record, settings, scratch, sources=sources, state=state)
         share = span_of(record, info.seconds, settings.model_copy(update=_NO_LIMITS)).seconds / info.seconds
-        parts = list(windows_of(record, info, settings))
-        part = random.Random(job.number).choice(parts)
+        parts = sum(1 for _ in windows_of(record, info, settings))
+        chosen = random.Random(job.number).randrange(parts)
+        part = next(islice(windows_of(record, info, settings), chosen, None))
         if part.start is not None or part.end is not None:
             opened = sources.open(record, state, scratch, deadline)
             if opened.packets(deadline) is not None:
@@ -213,8 +214,8 @@ def _try_codecs(record: VideoRecord, job: _TrialJob, scratch: Path) -> tuple[lis
     results = []
     for codec in map(build_codec, job.codecs):
         tried = _try_codec(part, codec, settings, scratch, sources, state)
-        spent = reading + len(parts) * tried.cpu_seconds
-        results.append(replace(tried, cpu_seconds=spent, parts=len(parts)))
+        spent = reading + parts * tried.cpu_seconds
+        results.append(replace(tried, cpu_seconds=spent, parts=parts))
     return results, share
 
 

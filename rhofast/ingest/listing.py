@@ -151,7 +151,7 @@ class Listing:
 
     def _insert(self, record: VideoRecord) -> None:
         where = _where(record)
-        longest = _KEY_LENGTH - (len(window_key("", 0)) if self._windows else 0)
+        longest = _KEY_LENGTH - (len(window_key("", 10**7 - 1)) if self._windows else 0)
         if not record.key or len(record.key) > longest or not set(record.key) <= _KEY_CHARACTERS:
             raise IngestError(
                 f"{where}: key {record.key[:100]!r} is not 1 to {longest} letters, digits, '_' or '-'",

@@ -1,9 +1,9 @@
 """One job of ingest: a run of videos becomes one shard, in any process of any machine.
 
-    job --probe, transcode, index each video--> shard-NNNNNN.{tar,idx,arrow}, .job-NNNNNN.json
+    job --probe, transcode, index each video--> shard-NNNNNN.{tar,idx,arrow}, .job-NNNNNN.jsonl
 
 The result depends only on the sources, the settings and the ffmpeg program; it does not depend on the machine, the
-number of workers, or what happened before. The result file (.job-NNNNNN.json) is written last, so a job whose result
+number of workers, or what happened before. The result file (.job-NNNNNN.jsonl) is written last, so a job whose result
 file has the same digest is done. Unfinished work lies in `.job-NNNNNN.*.tmp`.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from rhofast.data.types import VideoRecord
 from rhofast.display import printable
 from rhofast.errors import IngestError, ShardError
 from rhofast.ingest.executors import tick
-from rhofast.ingest.job_result import RefusedSource, ShardResult, read_result
+from rhofast.ingest.job_result import RefusedSource, ResultEnd, ResultWriter, read_result
 from rhofast.ingest.opened import LastSource
 from rhofast.ingest.probe import Refusal, RefusedError
 from rhofast.ingest.sample import make_sample, probed
@@ -37,6 +37,7 @@ from rhofast.storage.address import redacted
 from rhofast.storage.files import is_local
 
 _DETAIL = 1_000  # characters of what is written about a refused video
+_NO_MORE = object()
 _trouble, _sources = ReadingTrouble(), LastSource()  # of all jobs of this process
 
 
@@ -55,7 +56,7 @@ class ShardJob:
     """
 
     number: int
-    records: tuple[VideoRecord, ...]
+    records: Collection[VideoRecord]
     out: Path
     codecs: tuple[dict[str, Any], ...]
     settings: TranscodeSettings
@@ -69,13 +70,15 @@ class ShardJob:
     @property
     def result_file(self) -> Path:
         """The file that is written when the job is done."""
-        return self.out / f".job-{self.number:06d}.json"
+        return self.out / f".job-{self.number:06d}.jsonl"
 
     def digest(self) -> str:
         """Return a digest of everything that decides the result, except the sources' content."""
-        sources = [record_facts(record) for record in self.records]
-        what = [VERSION, self.encoder, self.codecs, self.settings.model_dump(exclude={"timeout"}), sources]
-        return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+        what = [VERSION, self.encoder, self.codecs, self.settings.model_dump(exclude={"timeout"})]
+        digest = hashlib.sha256(json.dumps(what).encode())
+        for record in self.records:
+            digest.update(json.dumps(record_facts(record)).encode())
+        return digest.hexdigest()
 
 
 def record_facts(record: VideoRecord) -> list[Any]:
@@ -92,12 +95,15 @@ def run_shard_job(job: ShardJob) -> tuple[int, int]:
         OSError: The shard cannot be written.
         IngestError: ffmpeg was stopped from outside, or too many sources in succession could not be read.
     """
-    codecs, refused = [build_codec(settings) for settings in job.codecs], list[RefusedSource]()
+    codecs = [build_codec(settings) for settings in job.codecs]
     # Before anything is read: a source that changes meanwhile is noticed.
     states = list(source_states(job.records))
     home = job.out if is_local(job.out) else None
-    with tempfile.TemporaryDirectory(dir=home, prefix=f".job-{job.number:06d}.", suffix=".tmp") as folder:
-        scratch = Path(folder)
+    with (
+        tempfile.TemporaryDirectory(dir=home, prefix=f".job-{job.number:06d}.", suffix=".tmp") as folder,
+        tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8") as spool,
+    ):
+        scratch, result = Path(folder), ResultWriter(spool, states)
 
         def samples() -> Iterator[NewSample]:
             counted = None
@@ -112,20 +118,20 @@ def run_shard_job(job: ShardJob) -> tuple[int, int]:
                                 )
                         except RefusedError as error:
                             refusal = error
-                            refused.append(_refused(part, error))
+                            result.refuse(_refused(part, error))
                             if error.reason == Refusal.UNREADABLE:
                                 break
                 except RefusedError as error:
                     refusal = error
-                    refused.append(_refused(record, error))
+                    result.refuse(_refused(record, error))
                 _trouble.note(record.path, refusal)
                 place = (record.path, record.inside)
                 tick(0 if place == counted else _source_bytes(record, state))
                 counted = place
 
         shard = write_shard(job.out, job.name, samples(), scratch=scratch)
-    ShardResult(digest=job.digest(), states=states, shard=shard, refused=refused).write(job.result_file)
-    return job.number, len(refused)
+        result.write(job.result_file, job.digest(), shard)
+    return job.number, result.num_refused
 
 
 def _parts(
@@ -148,35 +154,40 @@ def _refused(record: VideoRecord, refusal: RefusedError) -> RefusedSource:
     )
 
 
-def finished_shard(job: ShardJob) -> ShardResult | None:
-    """Return the result of a job that is done and whose files are there, or None.
+def finished_job(job: ShardJob) -> int | None:
+    """Return how many sources a job has refused that is done and whose files are there, or None.
 
     A job is not done if one of its sources could not be read, or has come since.
 
     Raises:
         IngestError: The result file belongs to another shard set.
     """
-    result = read_result(job.result_file)
-    if result is None:
+    if not job.result_file.exists():
         return None
-    now = list(source_states(job.records))
-    pairs = list(zip(result.states, now, strict=True)) if len(result.states) == len(now) else []
-    changed = any(None not in pair and pair[0] != pair[1] for pair in pairs)
-    if result.digest != job.digest() or len(pairs) != len(now) or changed:
+    now, num_refused = iter([*source_states(job.records), _NO_MORE]), 0
+    is_same = is_done = True
+    end: ResultEnd | None = None
+    try:
+        for block in read_result(job.result_file):
+            for before in block.states:
+                after = next(now, _NO_MORE)
+                is_same &= after is not _NO_MORE and (None in (before, after) or before == after)
+                is_done &= before is not None or after is None
+            is_done &= all(source.reason != Refusal.UNREADABLE for source in block.refused)
+            num_refused, end = num_refused + len(block.refused), block.end
+    except IngestError:
+        return None
+    if end is None or end.digest != job.digest() or not is_same or next(now, None) is not _NO_MORE:
         raise IngestError(
             f"{job.out}: holds the beginning of another shard set (other videos, settings or ffmpeg)",
             hint="choose another folder, or delete this one",
         )
-    if any(source.reason == Refusal.UNREADABLE for source in result.refused):
-        return None
-    if any(before is None and after is not None for before, after in pairs):
-        return None
-    if result.shard is not None:
+    if end.shard is not None:
         try:
-            check_shard_files(job.out, result.shard)
+            check_shard_files(job.out, end.shard)
         except ShardError:
             return None
-    return result
+    return num_refused if is_done else None
 
 
 def _source_bytes(record: VideoRecord, state: list[Any] | None) -> int:

@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,9 @@ from rhofast.data.format.index_rows import MAX_JSON_BYTES, IndexFacts
 from rhofast.errors import ShardError, ShardFormatError
 from rhofast.ingest.executors import tick
 from rhofast.ingest.verify_member import FormatProblem, decoding_problems, unit_problems
-from rhofast.ingest.writer import file_digest, tar_members, wds2idx_text
+from rhofast.ingest.writer import TarMember, file_digest, idx_head, idx_line, tar_members
 from rhofast.storage.fetch import FetchError, fetch
+from rhofast.storage.files import open_regular
 from rhofast.storage.network import RetryPolicy
 from rhofast.storage.strict_json import parse_record
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from rhofast.data.decode.picture_decoder import PictureDecoder
 
 _SHOWN = 80  # characters of a value in a message
+_HEAD = 32  # bytes, more than the first line of a wds2idx index has
 
 ByteSpan = tuple[int, int]  # offset of the first byte in the tar, size
 
@@ -126,15 +129,18 @@ def _check_files(job: VerifyJob) -> ShardReport:
     try:
         for problem in _shard_problems(job, index):
             problems.append(problem)  # one by one, so that those before a read error are kept
-    except OSError as error:
-        problems.append(FormatProblem(file=shard.tar, what=f"cannot be read: {error.strerror or error}"))
+    except (OSError, tarfile.TarError) as error:
+        problems.append(
+            FormatProblem(file=shard.tar, what=f"cannot be read: {getattr(error, 'strerror', '') or error}")
+        )
     job.marker.unlink()
     return ShardReport(number=job.number, problems=tuple(problems), keys=_key_digests(index))
 
 
 def _key_digests(index: ShardIndex | None) -> npt.NDArray[np.uint64]:
     keys = (index.key(row).encode() for row in range(len(index))) if index is not None else ()
-    return np.array([int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) for key in keys], dtype=np.uint64)
+    digests = (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) for key in keys)
+    return np.fromiter(digests, dtype=np.uint64)
 
 
 def _shard_problems(job: VerifyJob, index: ShardIndex | None) -> Iterator[FormatProblem]:
@@ -153,33 +159,69 @@ def _shard_problems(job: VerifyJob, index: ShardIndex | None) -> Iterator[Format
     elif file_digest(tar) != shard.tar_sha256:
         yield FormatProblem(file=shard.tar, what="its SHA-256 digest differs from the one in dataset.json")
     try:
-        spans = tar_members(tar)
+        matches = _is_index_of(job.root / idx, tar)
     except tarfile.TarError as error:
         yield FormatProblem(file=shard.tar, what=f"is not a complete tar file: {error}")
         return
-    if not _holds(job.root / idx, wds2idx_text(spans).encode("utf-8", "surrogateescape")):
+    if not matches:
         yield FormatProblem(file=idx, what="does not match the tar (wds2idx index)")
     if index is not None:
-        yield from _sample_problems(job, index, spans)
+        yield from _sample_problems(job, index)
 
 
-def _holds(path: Path, content: bytes) -> bool:
-    """Return whether a file has exactly this content."""
-    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+def _groups(tar: Path) -> Iterator[tuple[str, list[TarMember]]]:
+    """Yield the samples of a tar in order: the key and the members of each; errors are those of `tar_members`."""
+    for key, members in groupby(tar_members(tar), key=lambda member: member.key):
+        yield key, list(members)
 
 
-def _sample_problems(job: VerifyJob, index: ShardIndex, spans: dict[str, ByteSpan]) -> Iterator[FormatProblem]:
+def _is_index_of(path: Path, tar: Path) -> bool:
+    """Return whether a file is the wds2idx index of a tar; raise TarError if that is none."""
+    samples, same = 0, path.is_file()
+    with open_regular(path) if same else io.BytesIO() as file:
+        head = file.readline(_HEAD)
+        for _, members in _groups(tar):
+            line = idx_line(members)
+            same = same and file.read(len(line)) == line
+            samples += 1
+        return same and head == idx_head(samples) and not file.read(1)
+
+
+def _matched(index: ShardIndex, tar: Path) -> Iterator[tuple[int | None, str, list[TarMember]]]:
+    """Pair the rows of an index with the samples of its tar, both in the order of their positions.
+
+    Yields:
+        Number of the row, None for a sample without one; key and members of the sample, empty for a row without one.
+    """
+    groups, none = _groups(tar), ("", list[TarMember]())
+    group = next(groups, none)
+    for number in np.argsort(index.offset, kind="stable").tolist():
+        key, offset = index.key(number), int(index.offset[number])
+        while group[1] and group[0] != key and group[1][-1].offset <= offset:
+            yield None, *group
+            group = next(groups, none)
+        if group[0] == key:
+            yield number, *group
+            group = next(groups, none)
+        else:
+            yield number, *none
+    while group[1]:
+        yield None, *group
+        group = next(groups, none)
+
+
+def _sample_problems(job: VerifyJob, index: ShardIndex) -> Iterator[FormatProblem]:
     name, codecs = job.shard.tar, job.facts.codecs
     decoder = _picture_decoder() if job.deep and any(codec.pictures for codec in codecs) else None
-    members: dict[str, dict[str, ByteSpan]] = {}
-    for member, span in spans.items():
-        key, _, suffix = member.partition(".")
-        members.setdefault(key, {})[suffix] = span
     with (job.root / name).open("rb") as file:
-        for number in range(len(index)):
+        for number, key, members in _matched(index, job.root / name):
+            if number is None:
+                what = "the sample is in the tar but not in the index"
+                yield FormatProblem(file=name, key=ascii(key)[1:-1], what=what)
+                continue
             row = index.row(number)
             codec = codecs[row.codec]
-            found = members.pop(row.key, {})
+            found = {member.name.partition(".")[2]: (member.offset, member.size) for member in members}
             metadata = found.pop("json", None)
             has_suffix = codec.suffix is None or codec.suffix in found
             if metadata is None or not has_suffix or list(found.values()) != [(row.offset, row.size)]:
@@ -195,8 +237,6 @@ def _sample_problems(job: VerifyJob, index: ShardIndex, spans: dict[str, ByteSpa
                     job.marker.write_text("")
                 yield from problems
             tick(row.size)
-    for key in members:
-        yield FormatProblem(file=name, key=ascii(key)[1:-1], what="the sample is in the tar but not in the index")
 
 
 def _picture_decoder() -> PictureDecoder:

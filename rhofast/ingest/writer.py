@@ -9,17 +9,20 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tarfile
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from zlib_ng.zlib_ng import crc32
 
 from rhofast.data.codecs.codec import Member
 from rhofast.data.format.dataset_json import ShardInfo
-from rhofast.data.format.index import VERSION, IndexRow, write_index
+from rhofast.data.format.index import VERSION, IndexRow
+from rhofast.data.format.index_writer import write_index
 from rhofast.data.types import TimedLabel
 from rhofast.storage.files import open_regular, publish
 
@@ -69,28 +72,39 @@ def write_shard(folder: Path, name: str, samples: Iterable[NewSample], *, scratc
 
     Raises:
         OSError: A file cannot be written.
+        ShardError: The index becomes too large.
     """
     tar_file, idx_file, index_file = (scratch / f"{name}.{suffix}" for suffix in ("tar", "idx", "arrow"))
-    rows: list[IndexRow] = []
-    with tarfile.open(tar_file, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for sample in samples:
-            metadata = sample.json_bytes()
-            _add(tar, f"{sample.key}.json", len(metadata), io.BytesIO(metadata))
-            with sample.file.open("rb") as file:
-                size = sample.file.stat().st_size
-                begin = _add(tar, f"{sample.key}.{sample.suffix}", size, file)
-            rows.append(index_row(sample, begin, size))  # all that is kept of a sample: a shard may have many
-            tar.getmembers().clear()
-    if not rows:
+    count = frames = 0
+    seconds = 0.0
+    with tarfile.open(tar_file, "w", format=tarfile.USTAR_FORMAT) as tar, tempfile.TemporaryFile(dir=scratch) as lines:
+
+        def rows() -> Iterator[IndexRow]:
+            """Add the samples to the tar; nothing is kept of one, since a shard may have many."""
+            nonlocal count, frames, seconds
+            for sample in samples:
+                metadata = sample.json_bytes()
+                note = _add(tar, f"{sample.key}.json", len(metadata), io.BytesIO(metadata))
+                with sample.file.open("rb") as file:
+                    video = _add(tar, f"{sample.key}.{sample.suffix}", sample.file.stat().st_size, file)
+                tar.getmembers().clear()
+                lines.write(idx_line([note, video]))
+                row = index_row(sample, video.offset, video.size)
+                count, frames, seconds = count + 1, frames + row.num_frames, seconds + row.num_frames / row.fps
+                yield row
+
+        index_digest = write_index(index_file, rows(), {"rhofast": str(VERSION)})
+        lines.seek(0)
+        with idx_file.open("wb") as idx:
+            idx.write(idx_head(count))
+            shutil.copyfileobj(lines, idx)
+    if not count:
         return None
-    spans = tar_members(tar_file)
-    index_digest = write_index(index_file, rows, {"rhofast": str(VERSION)})
-    idx_file.write_text(wds2idx_text(spans))
     info = ShardInfo(
         name=name,
-        samples=len(rows),
-        frames=sum(row.num_frames for row in rows),
-        seconds=sum(row.num_frames / row.fps for row in rows),
+        samples=count,
+        frames=frames,
+        seconds=seconds,
         bytes=tar_file.stat().st_size,
         index_bytes=index_file.stat().st_size,
         tar_sha256=file_digest(tar_file),
@@ -101,8 +115,27 @@ def write_shard(folder: Path, name: str, samples: Iterable[NewSample], *, scratc
     return info
 
 
-def tar_members(path: Path) -> dict[str, tuple[int, int]]:
-    """Return (offset of the first byte, size) by name of all members, in order.
+class TarMember(NamedTuple):
+    """A file in a tar.
+
+    Attributes:
+        name: Its name.
+        offset: Position of its first byte.
+        size: Its size in bytes.
+    """
+
+    name: str
+    offset: int
+    size: int
+
+    @property
+    def key(self) -> str:
+        """Key of the sample that it belongs to: what stands before the first dot of its name."""
+        return self.name.partition(".")[0]
+
+
+def tar_members(path: Path) -> Iterator[TarMember]:
+    """Yield all members of a tar, in order.
 
     The tar must be plain: long names and other extensions, for which a reader allocates what they ask for, are refused.
 
@@ -110,31 +143,33 @@ def tar_members(path: Path) -> dict[str, tuple[int, int]]:
         OSError: The file cannot be read, or is not a regular file.
         tarfile.TarError: It is cut short, or not a plain tar of files.
     """
-    members, offset = dict[str, tuple[int, int]](), 0
+    offset = 0
     with open_regular(path) as file:
         end = file.seek(0, io.SEEK_END)
         while True:
             file.seek(offset)
             header = file.read(tarfile.BLOCKSIZE)
             if header == bytes(tarfile.BLOCKSIZE):
-                return members
+                return
             entry = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
             offset += tarfile.BLOCKSIZE
             if entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
                 raise tarfile.ReadError(f"member {ascii(entry.name)[:80]} is not a plain file")
             if entry.size < 0 or offset + entry.size > end:
                 raise tarfile.ReadError("unexpected end of data")
-            members[entry.name] = offset, entry.size
+            yield TarMember(entry.name, offset, entry.size)
             offset += -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def wds2idx_text(spans: dict[str, tuple[int, int]]) -> str:
-    """Return the index that DALI's wds2idx makes of a tar with these members (format version 1.2)."""
-    lines: dict[str, list[str]] = {}
-    for name, (offset, size) in spans.items():
-        key, _, extension = name.partition(".")
-        lines.setdefault(key, []).append(f"{extension} {offset} {size} {name}")
-    return "".join(f"{line}\n" for line in [f"v1.2 {len(lines)}", *(" ".join(parts) for parts in lines.values())])
+def idx_head(samples: int) -> bytes:
+    """Return the first line of the index that DALI's wds2idx makes of a tar (format version 1.2)."""
+    return f"v1.2 {samples}\n".encode()
+
+
+def idx_line(members: Sequence[TarMember]) -> bytes:
+    """Return the line of that index for a sample with these members, which follow one another in the tar."""
+    parts = (f"{name.partition('.')[2]} {offset} {size} {name}" for name, offset, size in members)
+    return f"{' '.join(parts)}\n".encode("utf-8", "surrogateescape")
 
 
 def file_digest(path: Path) -> str:
@@ -143,13 +178,13 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _add(tar: tarfile.TarFile, name: str, size: int, content: BinaryIO) -> int:
-    """Add a member whose header is independent of the machine and the time; return where its content begins."""
+def _add(tar: tarfile.TarFile, name: str, size: int, content: BinaryIO) -> TarMember:
+    """Add a member whose header is independent of the machine and the time."""
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode, entry.mtime = size, 0o644, 0
     entry.uname = entry.gname = "root"
     tar.addfile(entry, content)
-    return int(tar.offset) - -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return TarMember(name, tar.offset - -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, size)
 
 
 def index_row(sample: NewSample, offset: int, size: int) -> IndexRow:

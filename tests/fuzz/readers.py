@@ -80,6 +80,6 @@ def commands(root: Path) -> None:
 
 def tar(path: Path) -> None:
     try:
-        tar_members(path)
+        list(tar_members(path))
     except (OSError, tarfile.TarError):
         return

@@ -27,7 +27,8 @@ from rhofast.data.codecs.remux import RemuxCodec
 from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.format.dataset_json import DatasetInfo, ShardInfo
-from rhofast.data.format.index import IndexRow, write_index
+from rhofast.data.format.index import IndexRow
+from rhofast.data.format.index_writer import write_index
 from rhofast.data.types import TimedLabel
 from rhofast.ingest.probe import probe
 from rhofast.ingest.remux import remux

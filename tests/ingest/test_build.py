@@ -183,7 +183,7 @@ def test_a_complete_set_is_left_alone_and_another_one_is_refused(
     built: Path, sources: list[VideoRecord], tmp_path: Path
 ) -> None:
     out = shutil.copytree(built, tmp_path / "set")
-    (out / ".job-000003.json").write_text("{}")  # left by a run that was killed after dataset.json was written
+    (out / ".job-000003.jsonl").write_text("{}")  # left by a run that was killed after dataset.json was written
     build(sources, out)
     assert contents(out) == contents(built)
     for records, side in ((sources, 48), (sources[:-1], 32)):
@@ -239,19 +239,19 @@ def test_appending_adds_shards_and_leaves_the_old_ones_alone(sources: list[Video
     assert contents(out) == after
 
 
-RESULT = {"digest": "0" * 64, "states": [], "shard": None, "refused": []}
+RESULT = {"states": [], "refused": [], "end": {"digest": "0" * 64, "shard": None}}
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[" * 100_000, b"\xff", json.dumps({**RESULT, "refused": 3}).encode(), json.dumps({"digest": 1}).encode()],
+    [b"", b"[" * 100_000, b"\xff", json.dumps({**RESULT, "refused": 3}).encode(), json.dumps({"states": []}).encode()],
 )
 def test_a_result_file_that_is_none_is_made_again(
     content: bytes, built: Path, sources: list[VideoRecord], tmp_path: Path
 ) -> None:
     out = tmp_path / "set"
     build(sources, out, task=ArrayTask(number=0, count=2))
-    (out / ".job-000000.json").write_bytes(content)
+    (out / ".job-000000.jsonl").write_bytes(content)
     build(sources, out)
     assert contents(out) == contents(built)
 
@@ -259,10 +259,10 @@ def test_a_result_file_that_is_none_is_made_again(
 def test_other_files_named_like_results_are_left_alone(sources: list[VideoRecord], tmp_path: Path) -> None:
     out = tmp_path / "set"
     first = build(sources[:2], out)
-    (out / ".job-of-mine.json").write_text("{}")
-    os.mkfifo(out / ".job-000000.json")
+    (out / ".job-of-mine.jsonl").write_text("{}")
+    os.mkfifo(out / ".job-000000.jsonl")
     assert build(sources[:2], out) == first
-    assert (out / ".job-of-mine.json").exists() and not (out / ".job-000000.json").exists()
+    assert (out / ".job-of-mine.jsonl").exists() and not (out / ".job-000000.jsonl").exists()
 
 
 @pytest.mark.parametrize("line", ['{"key": 3}', "[]", '{"key": "a", "path": "b", "reason": "c"', "\x00"])

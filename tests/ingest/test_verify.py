@@ -30,7 +30,8 @@ from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.format.dataset_json import DatasetInfo
-from rhofast.data.format.index import IndexRow, write_index
+from rhofast.data.format.index import IndexRow
+from rhofast.data.format.index_writer import write_index
 from rhofast.data.types import Units
 from rhofast.errors import ShardFormatError
 from rhofast.ingest import verify
@@ -443,7 +444,7 @@ def test_what_lies_beside_the_shards(whole: dict[str, Path], tmp_path: Path) -> 
     (root / "sizes.json").write_text("{}")
     (root / "refused.jsonl").write_text("[]\n")
     (root / ".a-scratch.tmp").mkdir()
-    (root / ".job-000003.json").touch()
+    (root / ".job-000003.jsonl").touch()
     (root / "shard-000009.tar").touch()
     (root / "shard-000000.tar.bak").touch()
     assert said(root) == [
@@ -451,7 +452,7 @@ def test_what_lies_beside_the_shards(whole: dict[str, Path], tmp_path: Path) -> 
         "sizes.json: does not match the samples per shard in dataset.json",
         "refused.jsonl: does not match the 1 refused sources in dataset.json",
         ".a-scratch.tmp: left over from an interrupted run: run `rhofast shard` again with the same arguments",
-        ".job-000003.json: left over from an interrupted run: run `rhofast shard` again with the same arguments",
+        ".job-000003.jsonl: left over from an interrupted run: run `rhofast shard` again with the same arguments",
         "shard-000000.tar.bak: not listed in dataset.json",
         "shard-000009.tar: not listed in dataset.json",
     ]

@@ -170,7 +170,7 @@ def test_keys_of_windows_name_their_record() -> None:
     made = {window_key(key, number): key for key in keys for number in numbers}
     assert len(made) == len(keys) * len(numbers) and all(record_key(made_key) == key for made_key, key in made.items())
     with (
-        pytest.raises(IngestError, match="1 to 74"),
+        pytest.raises(IngestError, match="1 to 72"),
         Listing([VideoRecord(key="k" * 75, path=Path("x"))], windows=True),
     ):
         pass

@@ -150,7 +150,7 @@ def test_a_dry_run_and_parts_read_tars_too(videos: Path, loose: Path, tmp_path: 
 
 def test_a_killed_build_of_tars_ends_with_the_same_bytes(videos: Path, loose: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
-    for name in (".job-000000.json", ".job-000001.json"):
+    for name in (".job-000000.jsonl", ".job-000001.jsonl"):
         process = subprocess.Popen(command(videos / "t-{0..1}.tar", out, *OPTIONS), stderr=subprocess.DEVNULL)
         while process.poll() is None and not (out / name).exists():
             time.sleep(0.01)

@@ -10,16 +10,14 @@ contrast jitter is known before decoding. SCHEMA lists the columns.
 
 Most of an index is its `unit_*` columns, lists with one entry per unit, so they hold only what does not follow from
 anything else: positions are sums of sizes, every picture is one frame, and colors are 32 bits. A picture costs 8.25
-bytes, a group of pictures 16. index_file.py opens an index and checks it.
+bytes, a group of pictures 16. index_writer.py writes an index, index_file.py opens it and checks it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from tarfile import BLOCKSIZE
 from typing import Any
 
@@ -29,7 +27,6 @@ import pyarrow as pa
 
 from rhofast.data.codecs.codec import Part
 from rhofast.data.types import TimedLabel, Units
-from rhofast.data.units import frames_in
 
 VERSION = 2
 DATASET_FILE = "dataset.json"
@@ -274,45 +271,3 @@ def unpack_colors(packed: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
     """Return the colors, f32[C, 3] in 0..255, that `pack_colors` packed, u32[C]."""
     components = (packed[:, None] >> _SHIFTS) & np.uint32(_COMPONENT_MAX)
     return components.astype(np.float32) * np.float32(255 / _COMPONENT_MAX)
-
-
-def write_index(path: Path, rows: Sequence[IndexRow], metadata: Mapping[str, str]) -> str:
-    """Write the index of one shard as one record batch.
-
-    Args:
-        path: The file to write.
-        rows: The samples in the order of the tar, at least one.
-        metadata: Notes that are stored in the schema of the file.
-
-    Returns:
-        The SHA-256 of the file, hexadecimal.
-
-    Raises:
-        ValueError: There are bytes between two units of a member.
-    """
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    for row in rows:
-        units, counts = row.units, frames_in(row.units, row.num_frames)
-        if (units.offset[1:] != units.offset[:-1] + units.size[:-1]).any():
-            raise ValueError(f"sample {row.key}: its units do not follow one another without gaps")
-        lead = -int(units.frame[0])
-        packed = {
-            "lead": lead,
-            "labels": [label.label for label in row.labels],
-            "label_start": [math.nan if label.start is None else label.start for label in row.labels],
-            "label_end": [math.nan if label.end is None else label.end for label in row.labels],
-            "begin": int(units.offset[0]),
-            "unit_size": units.size,
-            "unit_crc": units.crc,
-            "unit_frames": [] if (counts == 1).all() and lead == units.after == 0 else counts.astype(np.int32),
-            "color": pack_colors(units.rgb),
-        }
-        for name, column in columns.items():
-            column.append(packed[name] if name in packed else getattr(row, name))
-    table = pa.table(columns, schema=SCHEMA).replace_schema_metadata(dict(metadata))
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-    content = sink.getvalue().to_pybytes()
-    path.write_bytes(content)
-    return hashlib.sha256(content).hexdigest()

@@ -12,8 +12,9 @@ import pytest
 from rhofast.data.codecs import build_codec
 from rhofast.data.format import index_file
 from rhofast.data.format.dataset import ShardSet, open_folder
-from rhofast.data.format.index import IndexRow, pack_colors, unpack_colors, write_index
+from rhofast.data.format.index import IndexRow, pack_colors, unpack_colors
 from rhofast.data.format.index_rows import IndexFacts
+from rhofast.data.format.index_writer import write_index
 from rhofast.data.types import Units
 from rhofast.data.units import colors_of, measured_frames
 from rhofast.errors import ShardFormatError, ShardMissingError
