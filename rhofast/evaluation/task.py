@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from rhofast.evaluation.feature_cache import weights_digest
 from rhofast.evaluation.leakage import check_held_out, overlap, refuse_overlap
 from rhofast.evaluation.model import EvalModel, open_model
 from rhofast.evaluation.scores import Evaluation, Scores, class_map, identity_of
+from rhofast.models.convolution_check import convolution_errors, mend_convolutions, mended_note
 from rhofast.models.memory_format import to_channels_last
 
 
@@ -162,15 +164,26 @@ def open_task(
 def placed(network: nn.Module, config: Config) -> nn.Module:
     """Move a network to the device of this process, in the memory format that the configuration asks for.
 
+    On a CPU, a warning says which convolutions use another one, since this processor computes them wrong in that.
+
     Args:
-        network: The network to move.
-        config: Configuration with `train.channels_last`.
+        network: The network to move, which takes clips.
+        config: Configuration with `train.channels_last` and the clips.
 
     Returns:
         The network on the device.
+
+    Raises:
+        ConfigError: On a CPU, a convolution is wrong in any memory format.
     """
     network = network.to(PartialState(cpu=not torch.cuda.is_available()).device)
-    return to_channels_last(network) if config.train.channels_last else network
+    network = to_channels_last(network) if config.train.channels_last else network
+    seen = {"num_frames": config.clips.num_frames, "size": config.augment.size}
+    errors = convolution_errors(network, "fp32", clips=config.eval.batch_size, **seen, gradients=False)
+    mend_convolutions(network, errors, "fp32")  # evaluations on a CPU have full precision
+    if (note := mended_note(network)) is not None:
+        warnings.warn(note, UserWarning, stacklevel=1)
+    return network
 
 
 def _against_pretraining(model: EvalModel, train: ShardSet, test: ShardSet, *, allow: bool) -> tuple[str, ...]:

@@ -44,9 +44,8 @@ from rhofast.training.layer_decay import layer_scales
 from rhofast.training.logger import MetricsLogger
 from rhofast.training.optim import build_optimizer, learning_rate, set_learning_rate
 from rhofast.training.optimizer_state import load_optimizer
-from rhofast.training.precision_check import check_reduced_precision
 from rhofast.training.preemption import PreemptionHandler
-from rhofast.training.setup import prepare, recompute_activations, run_length
+from rhofast.training.setup import check_convolutions, prepare, recompute_activations, run_length
 from rhofast.training.step import no_garbage_collection
 from rhofast.training.validation_curve import ValidationCurve
 
@@ -99,14 +98,14 @@ class TuningLoop(ABC):
         self.classifier = self.build_classifier().to(device)
         if config.train.channels_last:
             self.classifier = to_channels_last(self.classifier)
+        check_convolutions(
+            self.classifier,
+            self.classifier.backbone,
+            config,
+            clips=config.train.batch_size // accelerator.num_processes * config.clips.num_clips,
+            gradients=kind in FINE_TUNED,
+        )
         if kind in FINE_TUNED:
-            if device.type == "cpu":
-                check_reduced_precision(
-                    self.classifier.backbone,
-                    config.train.precision,
-                    num_frames=config.clips.num_frames,
-                    size=config.augment.size,
-                )
             recompute_activations(self.classifier.backbone, config)
         self.model, self.optimizer = prepare(accelerator, self.classifier, self.build_optimizer())
         self.loader = self.build_loader(shards or task.train, run.bad_samples)

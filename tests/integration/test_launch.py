@@ -158,7 +158,7 @@ def test_two_machines_train_as_one_process_does(shards: ShardSet, tmp_path: Path
 
 
 # On some processors torch's bf16 convolutions have wrong weight gradients where a kernel is longer than the map:
-# rhofast/training/precision_check.py. Here every map has at least as many frames and pixels as its kernel.
+# rhofast/models/convolution_check.py. Here every map has at least as many frames and pixels as its kernel.
 LARGER = ["augment.size=128", "clips.num_frames=4", "train.batch_size=8"]
 WAYS: dict[str, list[str]] = {
     "fp32, batch norm over all": ["method.batch_norm=sync"],

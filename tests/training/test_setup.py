@@ -1,6 +1,7 @@
 """What ranks open must be the same data: lists and shards on disks of their own may differ."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate import Accelerator
@@ -9,7 +10,9 @@ from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.sources import open_shards
 from rhofast.errors import ConfigError
+from rhofast.models.convolution_check import LayerError
 from rhofast.training import setup
+from rhofast.training.trainer import train
 from tests.helpers.shards import TINY_PAGE
 
 
@@ -31,3 +34,19 @@ def test_pretraining_has_one_rate_for_all_layers(tmp_path: Path) -> None:
     config = load_config(tmp_path / "tiny.toml", [f"out={tmp_path}", "optim.layer_decay=0.75"])
     with pytest.raises(ConfigError, match=r"optim\.layer_decay=0\.75: pretraining has one rate for all layers"):
         setup.build_model(config, Accelerator(cpu=True))
+
+
+def test_a_layer_that_this_processor_computes_wrong_is_mended_and_named(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = LayerError(
+        name="stem", what="weight gradients", error=float("inf"), contiguous=1e-6, kernel=(1, 7, 7), map=(4, 32, 32)
+    )
+    monkeypatch.setattr(setup, "convolution_errors", lambda *_, **__: [wrong])
+    (tmp_path / "tiny.toml").write_text(TINY_PAGE)
+    data = f'data.train=[{{shards="{shards.root}"}}]'
+    config = load_config(tmp_path / "tiny.toml", [f"out={tmp_path}", "train.steps=2", data])
+    lines: list[dict[str, Any]] = []
+    assert train(config, on_log=lines.append).finished
+    (warning,) = [line["text"] for line in lines if line["kind"] == "warning"]
+    assert "'stem'" in warning and "contiguous format" in warning
