@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rhofast.analysis.rendering import DrawnClip, DrawnVideo, animation, check_suffix, write_pictures
 from rhofast.analysis.replay import displayable
@@ -19,6 +20,7 @@ from rhofast.errors import ConfigError
 from rhofast.evaluation.features import Features, Progress, extract_features, part_of
 from rhofast.evaluation.leakage import source_digests
 from rhofast.evaluation.model import EvalModel, open_model
+from rhofast.evaluation.nearest import nearest_rows
 from rhofast.evaluation.task import placed
 from rhofast.storage.files import check_writable, replacing
 
@@ -91,29 +93,34 @@ def open_bank(
     return model, opened, query_set, np.array(chosen, dtype=np.int64)
 
 
-def nearest(bank: Features, queries: Features, same: npt.NDArray[np.bool_], count: int) -> list[Neighbors]:
+def nearest(
+    bank: Features, queries: Features, same: npt.NDArray[np.bool_], count: int, *, device: torch.device
+) -> list[Neighbors]:
     """Find the nearest bank samples of each query, by the cosine similarity of the mean features over views.
+
+    Call it in every process, with the same values.
 
     Args:
         bank: Features of N samples.
         queries: Features of Q samples.
         same: bool[Q, N], pairs from the same source video, which are skipped.
         count: Neighbors per query.
+        device: Device of this rank, on which neighbors are searched.
 
     Returns:
         The neighbors of each query.
     """
-    bank_rows, query_rows = (_unit(features.values.mean(axis=1)) for features in (bank, queries))
-    cosine = np.where(same, -np.inf, query_rows @ bank_rows.T)
-    order = np.argsort(-cosine, axis=1, kind="stable")[:, :count]
+    # So many that enough are left of each query when those of its own source are skipped.
+    most = min(count + int(same.sum(axis=1).max(initial=0)), len(bank.sample))
+    cosine, row = nearest_rows(bank.values, queries.values.mean(axis=1), most, device=device)
     found = []
-    for query, places, near in zip(queries.sample.tolist(), order, cosine, strict=True):
-        kept = [place for place in places.tolist() if np.isfinite(near[place])]
+    for number, query in enumerate(queries.sample.tolist()):
+        kept = np.flatnonzero(~same[number, row[number]])[:count]
         found.append(
             Neighbors(
                 query=query,
-                neighbors=tuple(int(bank.sample[place]) for place in kept),
-                cosine=tuple(float(near[place]) for place in kept),
+                neighbors=tuple(bank.sample[row[number, kept]].tolist()),
+                cosine=tuple(cosine[number, kept].tolist()),
             )
         )
     return found
@@ -168,7 +175,8 @@ def draw_neighbors(
     query_features, bank_features = extract(queries, samples, 0), extract(bank, None, len(samples))
     query_source = source_digests(queries)[query_features.sample]
     bank_source = source_digests(bank)[bank_features.sample]
-    found = nearest(bank_features, query_features, query_source[:, None] == bank_source[None, :], count)
+    same = query_source[:, None] == bank_source[None, :]
+    found = nearest(bank_features, query_features, same, count, device=next(network.parameters()).device)
     page = NeighborsPage(near=found, left_out=[str(error) for error in [*bank_features.bad, *query_features.bad]])
     if rank() > 0:
         return page
@@ -228,10 +236,3 @@ def _key_and_class(shards: ShardSet, sample: int) -> tuple[str, tuple[str, ...]]
     """Return the key of a sample, and its class name in a tuple that is empty without a label."""
     row, classes = shards.row(sample), shards.info.classes
     return row.key, (classes[row.label],) if classes and row.label is not None else ()
-
-
-def _unit(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    unit: npt.NDArray[np.float32] = values / np.maximum(
-        np.linalg.norm(values, axis=-1, keepdims=True), np.finfo(np.float32).tiny
-    )
-    return unit

@@ -55,10 +55,12 @@ def results_table(runs: Sequence[RunLog]) -> str:
     ]
     if not rows:
         return ""
-    untrained = any(row[-2] for group in rows for row in group)
-    heads = [*(["run"] if several else []), "measure", "set", "weights", "protocol", "value", "untrained", "published"]
-    numbers = {"value", "untrained"}
-    shown = [column for column, head in enumerate(heads) if head != "untrained" or untrained]
+    heads = [*(["run"] if several else []), "measure", "set", "weights", "protocol"]
+    heads += ["value", "untrained", "chance", "published"]
+    numbers = {"value", "untrained", "chance"}
+    optional = {"untrained", "chance"}  # shown where any result has them
+    known = [any(row[column] for group in rows for row in group) for column in range(len(heads))]
+    shown = [column for column, head in enumerate(heads) if head not in optional or known[column]]
     classes = [" class=number" if head in numbers else "" for head in heads]
     lines = [f"<tr>{''.join(f'<th{classes[column]}>{heads[column]}' for column in shown)}"]
     for row in (row for group in rows for row in group):
@@ -70,6 +72,7 @@ def _rows(result: dict[str, Any], run: str | None) -> list[list[str]]:
     """Return the cells of a result: one row per measure, with what they have in common in the first."""
     common = [_sets(result), _weights(result), _protocol({**result.get("settings", {}), **result.get("chosen", {})})]
     before = (result.get("untrained") or {}).get("measures", {})
+    chance = result["trained"].get("chance", {})
     rows = []
     for number, (measure, value) in enumerate(result["trained"]["measures"].items()):
         published = ", ".join(
@@ -84,6 +87,7 @@ def _rows(result: dict[str, Any], run: str | None) -> list[list[str]]:
                 *(common if number == 0 else [""] * len(common)),
                 f"{value:.1%}",
                 f"{before[measure]:.1%}" if measure in before else "",
+                f"{chance[measure]:.1%}" if measure in chance else "",
                 published,
             ]
         )

@@ -169,8 +169,8 @@ def score_table(evaluation: Evaluation) -> Table:
     for name, one in ((evaluation.backbone, evaluation.trained), ("untrained", evaluation.untrained)):
         if one is not None:
             table.add_row(name, *(f"{value:.1%}" for value in one.measures.values()), f"{one.samples:,}")
-    if evaluation.chance is not None:
-        table.add_row("chance", f"{evaluation.chance:.1%}", *[""] * len(measures))
+    if chance := evaluation.trained.chance:
+        table.add_row("chance", *(f"{chance[name]:.1%}" if name in chance else "" for name in measures), "")
     return table
 
 

@@ -185,6 +185,10 @@ class ClipConfig(Section):
     (released code of April 2022). "segments" takes one frame from each of T equal parts of the whole video and ignores
     `frame_stride` and `fps`."""
 
+    parts: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Number of equal parts of a video, of each of which one clip begins: of every `parts` clips that follow each other
+    each lies in a part of its own. It must divide `num_clips`. 1: clips lie anywhere (released code)."""
+
     max_span: Annotated[Finite, Field(ge=0)] | None = None
     """Maximum time in seconds from the start of a video's first clip to the start of its last clip. 0: all clips show
     the same frames. None: no limit (released code)."""
@@ -213,8 +217,20 @@ class ClipConfig(Section):
             raise ValueError(f"clips.fps_jitter=[{low}, {high}] must satisfy 0 < low <= high < infinity.")
         if self.min_gap is not None and self.max_gap is not None and self.min_gap > self.max_gap:
             raise ValueError(f"clips.min_gap={self.min_gap:g} must not exceed clips.max_gap={self.max_gap:g}.")
-        if self.rule == "segments" and not (self.max_span is self.min_gap is self.max_gap is None):
+        if self.num_clips % self.parts:
+            raise ValueError(f"clips.parts={self.parts} must divide clips.num_clips={self.num_clips}.")
+        if self.parts > 1 and (self.rule == "segments" or not self.unlimited):
+            raise ValueError(
+                f"clips.parts={self.parts} places the clips. Remove clips.max_span, clips.min_gap, clips.max_gap and "
+                'clips.rule="segments", or clips.parts.'
+            )
+        if self.rule == "segments" and not self.unlimited:
             raise ValueError(
                 'clips.rule="segments" covers the whole video. Remove clips.max_span, clips.min_gap and clips.max_gap.'
             )
         return self
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether nothing limits the time between clips."""
+        return self.max_span is self.min_gap is self.max_gap is None

@@ -203,7 +203,7 @@ def score_detections(detected: Detected, found: KeyFrames) -> Scores:
         left_out=detected.left_out,
         per_class=per_class,
         confusion=None,
-        chance=float(np.nanmean(guessed_precisions(true, drawn))),
+        chance={MAP: float(np.nanmean(guessed_precisions(true, drawn)))},
     )
 
 

@@ -154,7 +154,7 @@ def summarize_labels(
         left_out=left_out,
         per_class=precisions,
         confusion=None,
-        chance=float(positive[:, seen].mean()),  # the precision of a random order is the share of positives
+        chance={MAP: float(positive[:, seen].mean())},  # the precision of a random order is the share of positives
     )
 
 

@@ -21,6 +21,7 @@ class _Scores(BaseModel):
     measures: dict[str, _Share] = Field(min_length=1)
     samples: Annotated[int, Field(ge=1, lt=1 << 53)]
     confusion: list[list[_Count]] | None = None
+    chance: dict[str, _Share] = {}
 
 
 class _Shards(BaseModel):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rhofast.errors import ShardFormatError
+from rhofast.evaluation.chance import guessed_recalls
 from rhofast.evaluation.features import Progress
 from rhofast.evaluation.labeled_features import extract_labeled, measure_backbones
 from rhofast.evaluation.nearest import nearest_rows
@@ -60,12 +61,14 @@ def retrieval_scores(
     found = bank_label[row]
     hit = found == query_label[:, None]
     confusion, per_class = count_classes(query_label, found[:, 0], classes)
+    names = [f"recall at {rank}" for rank in RANKS]
     return Scores(
-        measures={f"recall at {rank}": float(hit[:, :rank].any(axis=1).mean()) for rank in RANKS},
+        measures={name: float(hit[:, :rank].any(axis=1).mean()) for name, rank in zip(names, RANKS, strict=True)},
         samples=len(query_label),
         left_out=left_out,
         per_class=per_class,
         confusion=confusion,
+        chance=dict(zip(names, guessed_recalls(bank_label, query_label, RANKS), strict=True)),
     )
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from rhofast.checkpoint.run_folder import FINE_TUNED, RunFolder
 from rhofast.data.format.dataset import ShardSet
 from rhofast.errors import ConfigError, ShardFormatError
+from rhofast.evaluation.chance import guessed_accuracy
 
 TOP1, TOP5 = "top-1", "top-5"
 """Names of the measures of a classification."""
@@ -32,11 +33,11 @@ class Scores:
 
     Attributes:
         measures: Values in [0, 1] by name, the most important first: TOP1 and TOP5 of a classification.
-        chance: The first measure of a guess, where it is not 1 / number of classes; None elsewhere.
         samples: Number of test samples.
         left_out: Training and test samples that could not be read, one line each.
         per_class: The first measure per class name, for classes with test samples.
         confusion: Counts, confusion[true][predicted]. None where no class is predicted.
+        chance: What a guess reaches (chance.py), by name of the measure, where that is known.
     """
 
     measures: dict[str, float]
@@ -44,7 +45,7 @@ class Scores:
     left_out: list[str]
     per_class: dict[str, float]
     confusion: list[list[int]] | None
-    chance: float | None = None
+    chance: dict[str, float] = field(default_factory=dict)
 
     @property
     def main(self) -> tuple[str, float]:
@@ -63,7 +64,7 @@ class Evaluation:
         weights: SHA-256 of these weights. Fine-tuning begins with them.
         folder: Folder of the run, in which the result lies.
         trained: Scores of the backbone.
-        chance: The first measure of a guess, mostly 1 / number of classes. None where it is not known.
+        chance: The first measure of a guess. None where it is not known.
         classes: Class names of the training set.
         untrained: Scores of the same backbone before training. None where they were not requested.
         shards: Location, name, split, digest and size of the training and the test set.
@@ -143,6 +144,7 @@ def summarize(
         left_out=left_out,
         per_class=per_class,
         confusion=confusion,
+        chance={name: guessed_accuracy(label, count) for name, count in ((TOP1, 1), (TOP5, 5))},
     )
 
 

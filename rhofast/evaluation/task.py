@@ -82,7 +82,7 @@ class EvalTask:
             folder=folder or self.model.folder,
             trained=trained,
             untrained=untrained,
-            chance=1 / len(self.classes) if trained.chance is None else trained.chance,
+            chance=trained.chance.get(trained.main[0]),
             classes=self.classes,
             shards=self.shard_facts(),
             settings={**settings, "clips": seen},

@@ -1,7 +1,7 @@
 """Attentive probes with many settings at once: trained on tokens of the frozen backbone, chosen on training videos.
 
     training videos --split--> nine tenths: clips -> backbone -> tokens -> 20 probes, each with its rate and decay
-                           |   (eval.probe_clips clips of a video are read together)
+                           |   (eval.probe_clips clips of a video are read together, one of each of as many equal parts)
                            `-> a tenth: the probe with the best top-1, then the lowest loss
     test videos --> the chosen probe --> softmax, mean over the views of multiview.py
 

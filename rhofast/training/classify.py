@@ -71,8 +71,10 @@ def train_classifier(
         SaveError: The last checkpoint could not be written.
     """
     section = task.config.eval
-    count = section.repeats * (section.probe_clips if kind == "attentive" else 1)
-    config = task.config.model_copy(update={"clips": task.config.clips.model_copy(update={"num_clips": count})})
+    together, clips = section.probe_clips if kind == "attentive" else 1, task.config.clips
+    parts = together if clips.rule != "segments" and clips.unlimited else 1  # else their places are chosen already
+    clips = clips.model_copy(update={"num_clips": section.repeats * together, "parts": parts})
+    config = task.config.model_copy(update={"clips": clips})
     trains = kind in ("finetune", "multilabel")
     several = kind == "multilabel" or (kind in ("linear", "attentive") and has_several(task.train))
     check_classifier(config, task.train, trains_backbone=trains, several=several)

@@ -72,7 +72,7 @@ def train_detector(
         NotFiniteError: The loss of a step, or a score, was not finite.
         SaveError: The last checkpoint could not be written.
     """
-    config = task.config.model_copy(update={"clips": task.config.clips.model_copy(update={"num_clips": 1})})
+    config = task.config.model_copy(update={"clips": task.config.clips.model_copy(update={"num_clips": 1, "parts": 1})})
     check_detector(config)
     check_maps(task.model.backbone, config.backbone.name)
     check_watched(task, config)

@@ -307,7 +307,7 @@ _ALL = (
         unit="",
         meaning="Share of the held-out videos, in [0, 1], whose class kNN ranks first.",
         high="The features tell the classes apart.",
-        low="The features tell little about the classes; 1 / classes is chance.",
+        low="The features tell little about the classes; chance is the share of the most frequent one.",
     ),
     Metric(
         name="knn_top5",
@@ -315,7 +315,7 @@ _ALL = (
         unit="",
         meaning="Share of the held-out videos, in [0, 1], whose class kNN ranks among the first five.",
         high="The features tell the classes apart.",
-        low="The features tell little about the classes; 5 / classes is chance.",
+        low="The features tell little about the classes; chance is the share of the five most frequent ones.",
     ),
     Metric(
         name="knn_samples",

@@ -47,6 +47,7 @@ KNN = {
         "samples": 40,
         "per_class": {},
         "confusion": [[15, 5], [5, 15]],
+        "chance": {"top-1": 0.525},
     },
     "untrained": {
         "measures": {"top-1": 0.5, "top-5": 1.0},
@@ -90,7 +91,9 @@ def test_a_whole_run_has_numbers_plots_and_pictures(tmp_path: Path) -> None:
     add_result(run, "knn", KNN)
     Image.new("RGB", (8, 8)).save(run / "clips.png")
     page = write_report([run]).read_text()
-    assert "kNN, top-1<td>40 videos<td><td><td class=number>75.0%<td class=number>50.0%<td>" in page
+    assert (
+        "kNN, top-1<td>40 videos<td><td><td class=number>75.0%<td class=number>50.0%<td class=number>52.5%<td>" in page
+    )
     for text in ("-0.2000", "waiting for data (median)", "1.50 M parameters"):
         assert text in page, text
     assert page.count("<img") == 8
@@ -227,12 +230,12 @@ def test_all_evaluations_of_a_run_are_one_table_with_sets_protocols_and_publishe
     found = [(hmdb51, "step 4", False), (ucf101, "", True), (ucf101, "step 4", False), (ucf101, "step 9", False)]
     knn_rows = []
     for where, weights, compared in found:
-        knn_rows.append(["kNN, top-1", where, weights, protocol, "75.0%", "50.0%" if compared else "", ""])
-        knn_rows.append(["kNN, top-5", "", "", "", "100.0%", "100.0%" if compared else "", ""])
+        knn_rows.append(["kNN, top-1", where, weights, protocol, "75.0%", "50.0%" if compared else "", "52.5%", ""])
+        knn_rows.append(["kNN, top-5", "", "", "", "100.0%", "100.0%" if compared else "", "", ""])
     assert rows == [
         *knn_rows,
-        ["linear probe, top-1", ucf101, "a test (probe)", "penalty 0.001, test views 10", "80.0%", "", published],
-        ["fine-tuning, top-1", ucf101, "fine-tuned from untrained (tuned)", "penalty 0.25", "80.0%", "", ""],
+        ["linear probe, top-1", ucf101, "a test (probe)", "penalty 0.001, test views 10", "80.0%", "", "", published],
+        ["fine-tuning, top-1", ucf101, "fine-tuned from untrained (tuned)", "penalty 0.25", "80.0%", "", "", ""],
     ]
     add_result(run, "knn-other", {**knn, "kind": "none"})
     with pytest.raises(ConfigError, match=r"knn-other\.json.*kind='none' must be one of knn"):

@@ -15,7 +15,12 @@ ORIGIN = "path/to/a/file_with_a_long_name.py:Network, untrained, seed 0"
 @pytest.mark.parametrize("width", [100, 40])
 def test_where_weights_come_from_stays_on_one_line_where_there_is_room(width: int) -> None:
     scores = Scores(
-        measures={"top-1": 1.0, "top-5": 1.0}, samples=1, left_out=[], per_class={"a": 1.0}, confusion=[[1, 0], [0, 0]]
+        measures={"top-1": 1.0, "top-5": 1.0},
+        samples=1,
+        left_out=[],
+        per_class={"a": 1.0},
+        confusion=[[1, 0], [0, 0]],
+        chance={"top-1": 0.625},
     )
     evaluation = Evaluation(
         kind="knn",
@@ -30,5 +35,7 @@ def test_where_weights_come_from_stays_on_one_line_where_there_is_room(width: in
     console = Console(file=io.StringIO(), width=width)
     console.print(score_table(evaluation))
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    (chance,) = (line for line in lines if "chance" in line)
+    assert "62.5%" in chance and chance.count("%") == 1  # of the other measure it is not known
     assert (ORIGIN in lines) is (width == 100)
     assert max(map(len, lines)) <= width

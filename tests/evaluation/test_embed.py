@@ -213,7 +213,12 @@ def test_the_nearest_are_the_nearest_and_not_the_same_source(shards: ShardSet, t
         cosine[near.query] = -1
         assert np.allclose(near.cosine, np.sort(cosine)[::-1][:3], atol=1e-5)
         assert np.allclose(cosine[list(near.neighbors)], near.cosine, atol=1e-5)
-    everything = nearest(every, every, np.eye(13, dtype=bool), 99)
+    device = torch.device("cpu")
+    same = np.eye(13, dtype=bool) | (np.random.default_rng(0).random((13, 13)) < 0.4)  # of each query other numbers
+    for near in nearest(every, every, same, 4, device=device):
+        cosine = np.where(same[near.query], -2, rows @ rows[near.query])
+        assert list(near.neighbors) == np.argsort(-cosine, kind="stable")[: min(4, (cosine > -2).sum())].tolist()
+    everything = nearest(every, every, np.eye(13, dtype=bool), 99, device=device)
     assert all(len(near.neighbors) == 12 and near.query not in near.neighbors for near in everything)
 
 

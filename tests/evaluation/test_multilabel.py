@@ -17,7 +17,7 @@ from rhofast.data.sources import open_shards
 from rhofast.data.types import TimedLabel
 from rhofast.errors import ConfigError, ShardFormatError
 from rhofast.evaluation.classifier import Classifier
-from rhofast.evaluation.multilabel import average_precision, classes_of, score_labels, summarize_labels
+from rhofast.evaluation.multilabel import MAP, average_precision, classes_of, score_labels, summarize_labels
 from rhofast.evaluation.scores import class_map
 from tests.helpers.shards import damage_unit, write_shards
 
@@ -63,7 +63,7 @@ def test_average_precision_is_that_of_scikit_learn_and_independent_of_the_order(
         assert list(found.per_class.values()) == pytest.approx(np.atleast_1d(expected).tolist(), abs=1e-12)
         assert found.measures == {"mAP": pytest.approx(np.mean(expected))}
         assert (found.samples, found.left_out, found.confusion) == (videos, ["x"], None)
-        assert found.chance == pytest.approx(positive[:, seen].mean())
+        assert found.chance[MAP] == pytest.approx(positive[:, seen].mean())
         order = draw.permutation(videos)
         assert summarize_labels(scores[order], positive[order], classes=classes, left_out=["x"]) == found
     with pytest.raises(ShardFormatError, match="no readable test sample has a label"):

@@ -35,6 +35,9 @@ def test_recall_is_the_share_of_queries_with_a_hit_among_the_nearest() -> None:
     assert scores.per_class == {
         CLASSES[c]: pytest.approx(hits[query_label == c, 0].mean()) for c in range(5)
     }  # the sixth has no query
+    assert list(scores.chance) == list(scores.measures) and scores.chance["recall at 1"] == pytest.approx(
+        (np.bincount(label, minlength=6)[query_label] / 90).mean()
+    )
     assert scores.samples == 40 and np.sum(scores.confusion) == 40 and scores.left_out == ["x"]
 
 

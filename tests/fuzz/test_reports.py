@@ -27,6 +27,7 @@ SCORES = {
     "samples": 40,
     "per_class": {"a": 1.0},
     "confusion": [[15, 5], [5, 15]],
+    "chance": {"top-1": 0.5},
 }
 KNN = {
     "kind": "knn",

@@ -160,6 +160,8 @@ def test_joined_clips_are_trained_and_tested_as_one_example(
     result = train_classifier(opened, kind="attentive")
     assert isinstance(result, Evaluation)
     assert result.settings["clips_together"] == 2
+    begun = load_checkpoint(latest_checkpoint(result.folder)).config.clips  # type: ignore[arg-type]
+    assert (begun.num_clips, begun.parts) == (2, 2)  # spread over the video, as those of the test are
     section, backbone = opened.config.eval, opened.model.backbone.eval()
     probes = AttentiveProbes(backbone, "slow_r18", 3, count=4, heads=section.probe_heads, dropout=0.2)
     probes.load_state_dict(weights(result))

@@ -26,6 +26,10 @@ limits, they are given up in this order:
     max_gap    if no whole frame lies between it and min_gap
     min_gap    if the video or max_span is too short: clips are then spread evenly over the available frames
 
+With `parts` > 1 the range of starts, [0, N - L], is divided into as many equal parts, and of every `parts` clips one
+starts in each: s_p = (p mod parts + u_p) / parts * (N - L). Clips of testing that are K / parts apart start at
+(p + i / (K / parts)) / parts * (N - L), so they are laid out alike.
+
 max_span is never given up. It counts from the start of the first clip to that of the last one: 0 means the same frames,
 as in Table 4 of the paper ("same time"), and the length of a video means no limit.
 
@@ -91,18 +95,36 @@ def random_clips(
         first, last = segments_of(geometry, config.num_frames)
         places = draws[Stream.CLIP].reshape(-1, rho, config.num_frames) * (last - first + 1)
         frames = np.minimum(first + np.floor(places).astype(np.int64), last).astype(np.int32)
-    elif rho == 1 or (config.max_span is config.min_gap is config.max_gap is None):
+    elif rho == 1 or config.unlimited:
         room = np.maximum(geometry.num_frames - length, 0)
-        start = np.sort(draws[Stream.CLIP], axis=1) * room[:, None]
+        start = _places(draws[Stream.CLIP], config.parts) * room[:, None]
         frames = window_frames(config, geometry, start, length, whole=reads_whole_video(config, geometry))
     else:
         frames = _limited_frames(config, geometry, draws[Stream.CLIP], length)
     if rho == 1:
         return ClipPlan(frames=np.repeat(frames, 2 if duplicate_single_clip else 1, axis=1))
     if shuffle:
-        order = np.argsort(draws[Stream.CLIP_PERMUTATION], axis=1)
+        group = config.parts if config.parts > 1 else rho
+        order = np.argsort(draws[Stream.CLIP_PERMUTATION].reshape(-1, rho // group, group), axis=2)
+        order = (order + group * np.arange(rho // group)[:, None]).reshape(-1, rho)
         frames = np.take_along_axis(frames, order[:, :, None], axis=1)
     return ClipPlan(frames=frames)
+
+
+def _places(draws: Float, parts: int) -> Float:
+    """Return where clips start in the range of their starts, in [0, 1).
+
+    Args:
+        draws: Uniform numbers in [0, 1), f64[B, P].
+        parts: 1 for clips anywhere, in the order of time; otherwise each run of `parts` clips has one in each part.
+
+    Returns:
+        f64[B, P].
+    """
+    if parts == 1:
+        return np.sort(draws, axis=1)
+    placed: Float = (np.arange(draws.shape[1]) % parts + draws) / parts
+    return placed
 
 
 def uniform_clips(config: ClipConfig, geometry: Geometry, num_views: int) -> ClipPlan:

@@ -20,6 +20,7 @@ from rhofast.data.sampling.clips import (
 )
 from rhofast.data.types import ClipPlan, Geometry
 from rhofast.errors import ConfigError
+from rhofast.evaluation.feature_stream import joined_order
 from tests.helpers.shards import SHARED
 
 VECTORS = SHARED / "vectors" / "temporal_sampling.json"
@@ -195,12 +196,14 @@ def test_a_span_of_the_whole_video_is_no_limit(span: float) -> None:
         {"max_span": -1.0},
         {"min_gap": float("nan")},
         {"max_gap": float("inf")},
+        {"num_clips": 4, "parts": 2, "max_gap": 1.0},
+        {"num_clips": 4, "parts": 2, "max_span": 0.0},
         {"fps_jitter": [1.5, 0.5]},
         {"fps_jitter": [0.0, 1.0]},
     ],
 )
 def test_limits_at_odds_are_refused(values: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=r"gap|span|fps_jitter"):
+    with pytest.raises(ConfigError, match=r"gap|span|fps_jitter|parts"):
         parse_section(ClipConfig, values, "clips")
 
 
@@ -291,6 +294,31 @@ def test_starts_are_uniform_over_the_video() -> None:
     starts = random_clips(config, geometry(300, 30.0, 4000), np.arange(4000), seed=0, epoch=0).frames[..., 0]
     counts, _ = np.histogram(starts, bins=8, range=(0, 237))
     assert np.abs(counts - 1000).max() < 5 * np.sqrt(1000)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_one_clip_of_each_group_lies_in_each_part_as_the_joined_clips_of_a_test_do(shuffle: bool) -> None:
+    config = ClipConfig(num_clips=6, parts=3, num_frames=4, frame_stride=2, shuffle=shuffle)
+    video, samples = geometry(308, 30.0, 4000), np.arange(4000)  # 300 starts
+    first = random_clips(config, video, samples, seed=0, epoch=0).frames[..., 0].reshape(4000, 2, 3)
+    starts = np.maximum(first, 1) - 1  # the first frame at or after a start in (0, 300]
+    part = starts // 100
+    assert np.array_equal(np.sort(part, axis=2), np.broadcast_to(np.arange(3), part.shape))
+    orders = {tuple(row) for row in part.reshape(-1, 3).tolist()}
+    assert len(orders) == (6 if shuffle else 1)
+    counts, _ = np.histogram(starts, bins=12, range=(0, 300))  # uniform within each part
+    assert np.abs(counts - 2000).max() < 5 * np.sqrt(2000)
+    tested = uniform_clips(config, geometry(308, 30.0), 12).frames[0, :, 0][joined_order(12, 1, 3)].reshape(4, 3)
+    assert np.array_equal(tested // 100, np.broadcast_to(np.arange(3), (4, 3)))
+    short = random_clips(config, geometry(5, 30.0, 4000), samples, seed=0, epoch=0).frames
+    assert short.min() == 0 and short.max() == 4
+
+
+def test_parts_divide_the_number_of_clips_and_have_no_segments() -> None:
+    with pytest.raises(ValueError, match=r"clips\.parts=3 must divide clips\.num_clips=4"):
+        ClipConfig(num_clips=4, parts=3)
+    with pytest.raises(ValueError, match=r"clips\.parts=2 places the clips"):
+        ClipConfig(num_clips=4, parts=2, rule="segments")
 
 
 def test_uniform_views_start_evenly_and_end_before_the_video_does() -> None:
