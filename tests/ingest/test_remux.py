@@ -24,7 +24,7 @@ from rhofast.data.format.dataset import open_folder
 from rhofast.data.format.reader import Reader
 from rhofast.data.types import VideoRecord
 from rhofast.errors import SampleError
-from rhofast.ingest import remux as remuxing
+from rhofast.ingest import remux_source as remuxing
 from rhofast.ingest.probe import RefusedError, probe
 from rhofast.ingest.remux import remux
 from rhofast.ingest.transcode import find_ffmpeg
@@ -193,7 +193,7 @@ def test_many_segments_of_a_file_read_it_once(
         return read_all(*arguments)
 
     monkeypatch.setattr(remuxing, "_read_packets", counted)
-    remuxing._last.clear()
+    remuxing._last.forget()
     rgb = shown_rgb(sources[name])
     for first in (30, 4, 17, 0, 36):
         member = stored(sources[name], tmp_path / "member", segment=(first / float(RATE), (first + 3) / float(RATE)))
@@ -304,7 +304,7 @@ def test_a_clock_that_begins_again_is_no_order_of_pictures() -> None:
         for packet in packets:
             packet.has_sidedata = lambda name: False
         container = SimpleNamespace(format=SimpleNamespace(name="mpegts"), demux=lambda stream: iter(packets))
-        return remuxing._read_packets(container, SimpleNamespace(codec_context=codec, time_base=1)).rank.tolist()
+        return remuxing._read_packets(container, SimpleNamespace(codec_context=codec, time_base=1), RATE).rank.tolist()
 
     assert read_times([*range(40), *range(100, 140)]) == list(range(80))
     with pytest.raises(UnfitError, match="its clock jumps back"):
