@@ -26,7 +26,7 @@ demo: $(STAMP)
 	$(BIN)/rhofast demo --out '$(OUT)' $(if $(VIDEOS),--videos '$(VIDEOS)')
 
 test: $(STAMP) lint
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --max-worker-restart 0
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -34,6 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, default=None, metavar="N", help="cases of each fuzz test; default: its own")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem: str) -> None:
+    """End the session when a test ends its worker process: pytest-xdist would wait for ever for the rest of its file."""
+    pytest.exit(f"{crashitem} ended its worker process; the tests after it were not run", returncode=1)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """GPU tests skip without a GPU, and fail instead where one is required."""
     if item.get_closest_marker("needs_gpu") is None:
