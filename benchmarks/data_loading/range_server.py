@@ -87,6 +87,31 @@ class RangeServer:
     waiting: int = 0
     files: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     connections: set[asyncio.Transport] = field(default_factory=set)
+    loop: asyncio.AbstractEventLoop | None = None
+    listening: asyncio.Server | None = None
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """End all connections and refuse new ones, within this context."""
+        assert self.loop is not None and self.listening is not None
+        port = self.listening.sockets[0].getsockname()[1]
+        asyncio.run_coroutine_threadsafe(self.end(), self.loop).result()
+        yield
+        asyncio.run_coroutine_threadsafe(self.listen(port), self.loop).result()
+
+    async def listen(self, port: int = 0) -> int:
+        """Take connections and return the port at which that is."""
+        loop = asyncio.get_running_loop()
+        self.listening = await loop.create_server(lambda: _Connection(self, loop), "127.0.0.1", port, backlog=1024)
+        return int(self.listening.sockets[0].getsockname()[1])
+
+    async def end(self) -> None:
+        """Take no more connections and end those that are open."""
+        if self.listening is not None:
+            self.listening.close()
+        for connection in list(self.connections):
+            connection.abort()
+        await asyncio.sleep(0)
 
     def open(self, name: str) -> tuple[int, int, str] | None:
         """Return descriptor, size and ETag of a file; None if there is none."""
@@ -206,24 +231,15 @@ class _Connection(asyncio.Protocol):
 @contextmanager
 def serving(server: RangeServer) -> Iterator[RangeServer]:
     """Run a server in a thread of this process."""
-    loop = asyncio.new_event_loop()
-    listening = loop.run_until_complete(
-        loop.create_server(lambda: _Connection(server, loop), "127.0.0.1", 0, backlog=1024)
-    )
-    server.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/set"
+    loop = server.loop = asyncio.new_event_loop()
+    server.url = f"http://127.0.0.1:{loop.run_until_complete(server.listen())}/set"
     thread = threading.Thread(target=loop.run_forever, name="range-server", daemon=True)
     thread.start()
-
-    async def end() -> None:
-        listening.close()
-        for connection in list(server.connections):
-            connection.abort()
-        await asyncio.sleep(0)
 
     try:
         yield server
     finally:
-        asyncio.run_coroutine_threadsafe(end(), loop).result()
+        asyncio.run_coroutine_threadsafe(server.end(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

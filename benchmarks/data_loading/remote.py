@@ -101,7 +101,8 @@ def _gaps(gaps: dict[str, Any]) -> list[str]:
             f"{row['cpu_ms_per_video']:.2f} | {row['rate']:.0f} |"
             for row in rows
         ]
-    return lines
+    spreads = ", ".join(f"{rows[0]['spread']:.2f} ({name})" for name, rows in gaps.items())
+    return [*lines, "", f"Standard deviation of the logarithm of bytes per frame, second by second: {spreads}."]
 
 
 def _rates(rates: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -28,11 +29,13 @@ from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.codecs.h26x import H264Codec, HevcCodec
 from rhofast.data.codecs.jpeg import JpegCodec
+from rhofast.data.format.dataset import choose_samples
 from rhofast.data.format.read_request import ReadRequest
 from rhofast.data.format.reader import Reader
 from rhofast.data.format.remote import RemoteShardSet, shard_bytes
 from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.batch_plan import training_clips
+from rhofast.data.sampling.clip_cost import frame_sizes
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sources import open_training
 
@@ -130,14 +133,10 @@ def measure_gaps(root: Path, name: str, samples: int) -> list[dict[str, float]]:
             cpu, seconds = cpu_s() - cpu, time.perf_counter() - began
             answered = counts(url)
         info, sent = shards.info, of_tars(answered["sent"])
-        frames, frame_bytes = info.num_frames // info.num_samples, info.num_bytes / info.num_frames
-        requests, fetched = range_cost(
-            CLIPS,
-            CODECS[name],
-            units_of(CODECS[name], frames),
-            info.num_frames / info.seconds,
-            1000 * gap / frame_bytes,
-        )
+        sizes = frame_sizes([shards.row(number) for number in choose_samples(shards, 64)])  # as a dry run says them
+        units = units_of(CODECS[name], info.num_frames // info.num_samples)
+        fps = info.num_frames / info.seconds
+        requests, fetched = range_cost(CLIPS, CODECS[name], units, fps, gap=1000 * gap, sizes=sizes)
         rows.append(
             {
                 "gap_kb": gap,
@@ -147,7 +146,8 @@ def measure_gaps(root: Path, name: str, samples: int) -> list[dict[str, float]]:
                 "cpu_ms_per_video": 1e3 * cpu / samples,
                 "rate": samples / seconds,
                 "planned_requests": requests,
-                "planned_bytes": fetched * frame_bytes,
+                "planned_bytes": fetched,
+                "spread": statistics.pstdev(map(math.log, sizes)),
             }
         )
         print(name, rows[-1], flush=True)

@@ -42,6 +42,7 @@ class CodecMetrics:
         read_amplification: Bytes read divided by the bytes of the frames used.
         decode_amplification: Frames decoded divided by the distinct frames used.
         group_frames: Mean number of frames in the unit in which a random frame lies.
+        frame_sizes: Quantiles of the bytes per frame, second by second; see `clip_cost.frame_sizes`.
         samples_per_shard: Samples for shards of about 1 GB: a power of two from 1 to 4096.
     """
 
@@ -60,6 +61,7 @@ class CodecMetrics:
     decode_amplification: float
     samples_per_shard: int
     group_frames: float
+    frame_sizes: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

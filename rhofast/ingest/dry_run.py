@@ -27,7 +27,7 @@ from rhofast.config.schema import ClipConfig
 from rhofast.data.codecs import build_codec, codec_settings
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.index import IndexRow
-from rhofast.data.sampling.clip_cost import clip_cost
+from rhofast.data.sampling.clip_cost import clip_cost, frame_sizes
 from rhofast.data.types import VideoRecord
 from rhofast.data.units import frames_in
 from rhofast.errors import IngestError
@@ -312,6 +312,7 @@ def _estimate_codec(
             decode_amplification=decode_amplification,
             samples_per_shard=samples_per_shard(num_bytes / len(results)),
             group_frames=_group_frames(rows),
+            frame_sizes=tuple(frame_sizes(rows)),
         )
     return CodecEstimate(
         codec=codec_settings(codec),

@@ -56,6 +56,7 @@ class RemoteFolder:
         retry_policy: How often and how long a download is tried.
         store: The folder as the store gives it.
         probe: A small file of the folder that is known to be there; it tells an outage from a fault of one file.
+        fault: What is wrong with the store, while it does not answer.
     """
 
     def __init__(self, url: str, retry_policy: RetryPolicy | None = None) -> None:
@@ -72,7 +73,7 @@ class RemoteFolder:
         """
         self.url = url = check_address(url, "shards").rstrip("/")
         self.retry_policy = retry_policy or RetryPolicy()
-        self.probe = ""
+        self.probe = self.fault = ""
         self._away = (0.0, float("-inf"))  # when an outage began, and when it was last seen: of all files together
         try:
             self.store: StoreFolder = open_store_folder(url, self.retry_policy.timeout_s)
@@ -164,6 +165,7 @@ class RemoteFolder:
             for chunk in chunks:
                 sleep(0)
                 received.add(chunk)
+                self.fault = ""
                 if received.size > size:
                     break
         actual, digest = received.size, received.digest.hexdigest()
@@ -205,6 +207,7 @@ class RemoteFolder:
             if is_of_the_store and waited >= self.retry_policy.outage_s:
                 raise MachineError(f"{where}, for {waited:.0f} s", hint=OUTAGE_HINT) from None
             is_suspected = not is_of_the_store
+        self.fault = fault.text
         sleep(self.retry_policy.pause(attempt, fault.wait_s))
         return is_suspected
 

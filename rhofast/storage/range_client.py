@@ -152,10 +152,11 @@ class RangeClient:
 
     Attributes:
         counts: What was asked for so far.
+        fault: What is wrong with the store, while it does not answer.
     """
 
     def __init__(self, folder: StoreFolder, limits: RangeLimits, policy: RetryPolicy, probe: str) -> None:
-        self.counts = RangeCounts()
+        self.counts, self.fault = RangeCounts(), ""
         self._folder, self._limits, self._policy, self._probe = folder, limits, policy, probe
         self._state = _State()
 
@@ -235,6 +236,7 @@ class RangeClient:
             except RequestError as error:
                 fault = error
             else:
+                self.fault = ""
                 return contents
             began = asked if began is None else began
             if await self._is_of_the_file(fault, fetch, attempt, began):
@@ -244,7 +246,7 @@ class RangeClient:
                 raise OutageError(f"{self._folder.url}/{fetch.name}: {fault.text}, for {waited:.0f} s")
             if fault.kind is Kind.DENIED:
                 self._renew()
-            self.counts.retried += 1
+            self.counts.retried, self.fault = self.counts.retried + 1, fault.text
             pause = self._policy.pause(attempt, fault.wait_s)
             await asyncio.sleep(min(pause, max(0.0, self._limits.patience_s - waited)))
         raise AssertionError("the loop ends by itself")

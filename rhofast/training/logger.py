@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -124,7 +125,7 @@ class MetricsLogger:
         if self._profiler is not None:
             self._profiler.before(step)
             self._profiler.enter("data")
-        with self._timer.waiting():
+        with self.loader.outages.told_to(partial(self.write, "warning", step=step - 1)), self._timer.waiting():
             yield
 
     def enter(self, phase: str) -> None:

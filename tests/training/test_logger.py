@@ -22,6 +22,7 @@ from rhofast.checkpoint.run_lines import read_metrics
 from rhofast.config.load import load_config
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
+from rhofast.data.loader.outage_news import OutageNews
 from rhofast.data.loader.stats import LoaderStats
 from rhofast.data.loader.threaded_pipeline import StageClock
 from rhofast.errors import ConfigError
@@ -57,6 +58,7 @@ class TrainLoader:
     decoders = ("jpeg is decoded on the host",)
     shards = SimpleNamespace(sets=[SimpleNamespace(transport=""), SimpleNamespace(transport="ranges: a reason")])
     write_error: OSError | None = None
+    outages = OutageNews([], 600.0)
 
     def __init__(self, waits: list[float]) -> None:
         self._waits, self._looks, self._wait_s = waits, 0, 0.0

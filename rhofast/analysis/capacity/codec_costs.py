@@ -7,7 +7,10 @@ would read them. Nothing is opened or encoded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +54,9 @@ _STORED = {
 _KEPT = {"full": 0.015, "keys": 0.004, "copy": 0.038}
 PIXELS = 352 * 256  # per frame, in these measurements
 _BYTES_BY_PIXELS, _BYTES_BY_RATE = 0.7, 0.6  # exponents, fitted to short sides of 128 to 256 and to 10 and 30 frames/s
+# Standard deviation of the logarithm of bytes per frame, from video to video and second to second
+# (benchmarks/results/remote_*.md: 0.38 to 0.55), and into how many sizes it is divided.
+_SPREAD, _SIZES = 0.4, 32
 _SOURCE_S = 0.025  # CPU seconds to probe, decode and index a second of a 340x256 source
 
 
@@ -126,28 +132,42 @@ def clip_frames(clips: ClipConfig, codec: Codec, units: Units, fps: float) -> tu
     return plan.shape[1], read / _FRAME_BYTES, float(amplification * distinct)
 
 
-def range_cost(clips: ClipConfig, codec: Codec, units: Units, fps: float, gap: float) -> tuple[float, float]:
+def spread_sizes(frame_bytes: float) -> list[float]:
+    """Return quantiles of the bytes per frame, second by second, of videos of which only the mean is known."""
+    parts = (np.arange(_SIZES) + 0.5) / _SIZES
+    return [frame_bytes * exp(_SPREAD * NormalDist().inv_cdf(part) - _SPREAD**2 / 2) for part in parts.tolist()]
+
+
+def range_cost(
+    clips: ClipConfig, codec: Codec, units: Units, fps: float, *, gap: float, sizes: Sequence[float]
+) -> tuple[float, float]:
     """Count what training fetches per video by range requests.
+
+    Whether a gap is fetched depends on the sizes of the frames in it, so that the mean size does not do.
 
     Args:
         clips: Section `clips` of the configuration.
         codec: The codec.
         units: Units of a member.
         fps: Frames per second of stored video.
-        gap: Gap up to which one request fetches two pieces, in frames of mean size.
+        gap: Gap up to which one request fetches two pieces, in bytes.
+        sizes: Bytes per frame of equally many videos each.
 
     Returns:
-        (mean number of requests, mean number of frames whose bytes are fetched).
+        (mean number of requests, mean number of bytes fetched).
     """
     rows, plan = _planned_clips(clips, units, fps)
+    lengths = [np.maximum(1, np.rint(units.size * (size / _FRAME_BYTES))).astype(np.int64) for size in sizes]
+    offsets = [np.cumsum(length) - length for length in lengths]
     requests = fetched = 0
-    for row, frames in zip(rows, plan, strict=True):
-        numbers = codec.units_for(units, row.num_frames, np.unique(frames))
-        spans = list(zip(units.offset[numbers].tolist(), units.size[numbers].tolist(), strict=True))
-        joined, _ = join_spans(spans, int(gap * _FRAME_BYTES))
+    for number, frames in enumerate(plan):
+        row, which = rows[number], number * len(sizes) // len(rows)
+        pieces = codec.units_for(units, row.num_frames, np.unique(frames))
+        spans = list(zip(offsets[which][pieces].tolist(), lengths[which][pieces].tolist(), strict=True))
+        joined, _ = join_spans(spans, int(gap))
         requests += len(joined)
         fetched += sum(size for _, size in joined)
-    return requests / len(rows), fetched / len(rows) / _FRAME_BYTES
+    return requests / len(rows), fetched / len(rows)
 
 
 def _planned_clips(clips: ClipConfig, units: Units, fps: float) -> tuple[list[IndexRow], npt.NDArray[np.int32]]:

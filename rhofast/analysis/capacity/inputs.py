@@ -14,7 +14,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rhofast.analysis.capacity.codec_costs import PIXELS, clip_frames, range_cost, stored_frame, units_of
+from rhofast.analysis.capacity.codec_costs import (
+    PIXELS,
+    clip_frames,
+    range_cost,
+    spread_sizes,
+    stored_frame,
+    units_of,
+)
 from rhofast.analysis.capacity.flops import count_workload
 from rhofast.analysis.capacity.hardware import decode_rate, machine_inputs
 from rhofast.analysis.capacity.options import PlannerOptions
@@ -185,6 +192,10 @@ def _codec_inputs(
     def planned(value: float, unit: str, source: str) -> Input:
         return Input(value=value, unit=unit, origin=planned_from, source=source)
 
+    def by_ranges(value: float, unit: str) -> Input:
+        origin = weakest([planned_from, frame_bytes.origin])
+        return Input(value=value, unit=unit, origin=origin, source=f"{_PLANNED}, with data.range_gap_kb and {spread}")
+
     clips, frames_read, frames_decoded = clip_frames(config.clips, codec, units, fps)
     if dry_run is not None:
         frame_bytes, ingest = dry_run.costs(codec, seconds=seconds, fps=fps)
@@ -194,8 +205,16 @@ def _codec_inputs(
         if codec.untouched:
             frame_bytes = given(size, "B", "--source-bit-rate")
         ingest = Input(value=cpu_seconds * seconds, unit="s", origin="default", source=_OWN)
-    gap = config.data.range_gap_kb * 1000 / frame_bytes.value
-    requests, frames_fetched = range_cost(config.clips, codec, units, fps, gap)
+    sizes = None if dry_run is None else dry_run.frame_sizes(codec)
+    spread = "measured sizes of frames" if sizes else "a usual spread of the sizes of frames"
+    requests, fetched = range_cost(
+        config.clips,
+        codec,
+        units,
+        fps,
+        gap=1000 * config.data.range_gap_kb,
+        sizes=sizes or spread_sizes(frame_bytes.value),
+    )
     per_shard = samples_per_shard(frame_bytes.value * seconds * fps)
     codec_inputs = {
         "frame_bytes": frame_bytes,
@@ -205,8 +224,8 @@ def _codec_inputs(
         ),
         "units_per_frame": planned(len(units.frame) / (seconds * fps), "units", "the shard format"),
         "frames_read": planned(frames_read, "frames", _PLANNED),
-        "frames_fetched": planned(frames_fetched, "frames", f"{_PLANNED}, and data.range_gap_kb"),
-        "requests": planned(requests, "requests", f"{_PLANNED}, and data.range_gap_kb"),
+        "frames_fetched": by_ranges(fetched / frame_bytes.value, "frames"),
+        "requests": by_ranges(requests, "requests"),
         "frames_decoded": planned(frames_decoded, "frames", _PLANNED),
         "host_seconds": Input(value=4e-4, unit="s", origin="default", source=f"{_OWN}: planning and reading a video"),
         "host_decode": Input(

@@ -35,6 +35,7 @@ class _CodecMetrics(_Report):
     bytes_per_video: _Positive
     bytes_per_frame: _Positive
     group_frames: _Positive | None = None
+    frame_sizes: Annotated[list[_Positive], Field(min_length=1, max_length=1000)] | None = None
 
 
 class _CodecName(_Report):
@@ -169,6 +170,11 @@ class DryRun:
     def group_frames(self, codec: Codec) -> float | None:
         """Return the mean number of frames in the unit in which a random frame lies; None if it was not measured."""
         found: float | None = self._tried()[codec.name]["metrics"].get("group_frames")
+        return found
+
+    def frame_sizes(self, codec: Codec) -> list[float] | None:
+        """Return quantiles of the bytes per frame, second by second; None if they were not measured."""
+        found: list[float] | None = self._tried()[codec.name]["metrics"].get("frame_sizes")
         return found
 
     def _tried(self) -> dict[str, Any]:

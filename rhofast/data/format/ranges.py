@@ -125,6 +125,11 @@ class RangeSource:
         """What was asked for so far."""
         return self._client.counts
 
+    @property
+    def fault(self) -> str:
+        """Why the store did not answer the last time that it was asked; empty if it did."""
+        return self._client.fault
+
     def fetch(self, name: str, spans: Sequence[Span]) -> SpanFetch:
         """Begin to fetch spans, ascending, of a tar."""
         joined, places = join_spans(spans, self._gap)

@@ -86,6 +86,11 @@ class RemoteShardSet(ShardSet):
         self.ranges: RangeSource | None = None
         self._stop = Event()
 
+    @property
+    def fault(self) -> str:  # type: ignore[override]
+        """Why the store did not answer the last time that it was asked; empty if it did."""
+        return self._folder.fault or ("" if self.ranges is None else self.ranges.fault)
+
     def local(self, name: str) -> Path:
         """Return the path of a file in the cache, from which it may be evicted at any time."""
         return self._get(name, self._stop)

@@ -33,6 +33,7 @@ from rhofast.data.loader.batch_reader import BatchReader
 from rhofast.data.loader.decoders import Decoders
 from rhofast.data.loader.fields import BatchFields
 from rhofast.data.loader.memory_in_use import MemoryInUse
+from rhofast.data.loader.outage_news import OutageNews
 from rhofast.data.loader.stats import LoaderStats
 from rhofast.data.loader.threaded_pipeline import StageClock, StalledError, ThreadedPipeline, TwoSteps
 from rhofast.data.sampling.mixture import Mixture
@@ -63,6 +64,7 @@ class StagedLoader(IterableDataset[Views]):
         shards: The data.
         augment: Options of augmentation.
         decoders: One sentence per codec of the data: who decodes it, and why.
+        outages: Tells the consumer what it waits for, if a store does not answer.
 
     Raises:
         ConfigError: A decoder was asked for that is not available.
@@ -84,7 +86,7 @@ class StagedLoader(IterableDataset[Views]):
     ) -> None:
         self.shards, self.augment = shards, augment
         self._planner, self._policy, self._data, self._device = planner, policy, data, device
-        self._fields = fields
+        self._fields, self.outages = fields, OutageNews(shards.sets, data.timeout_s)
         device_id = None
         if device.type == "cuda":  # "cuda" without an index is the current device
             device_id = torch.cuda.current_device() if device.index is None else device.index
@@ -227,9 +229,8 @@ class StagedLoader(IterableDataset[Views]):
                 "decode": TwoSteps(named("feed", self._start_decoding), named("decode", self._decode)),
                 "finish": named("finish", self._finish),
             }
-            self._pipeline = ThreadedPipeline(
-                addresses, stages, depth=self._data.prefetch, timeout_s=self._data.timeout_s
-            )
+            limits: dict[str, Any] = {"depth": self._data.prefetch, "timeout_s": self._data.timeout_s}
+            self._pipeline = ThreadedPipeline(addresses, stages, **limits, on_wait=self.outages.check)
 
     def _next(self) -> Views:
         """Return the next batch's views.

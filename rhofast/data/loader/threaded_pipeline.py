@@ -156,6 +156,7 @@ class ThreadedPipeline(Generic[Out]):
         stages: By name, a function of an item, or two; None as its result drops the item.
         depth: Items that may wait behind each stage.
         timeout_s: Seconds that a stage may take for one item.
+        on_wait: Called about once per second while the consumer waits, with the seconds for which it has waited.
 
     Attributes:
         clocks: By name, the seconds of each stage.
@@ -169,6 +170,7 @@ class ThreadedPipeline(Generic[Out]):
         *,
         depth: int,
         timeout_s: float = math.inf,
+        on_wait: Callable[[float], None] | None = None,
     ) -> None:
         self.clocks = {name: StageClock() for name in stages}
         self.wait_s = 0.0
@@ -180,7 +182,7 @@ class ThreadedPipeline(Generic[Out]):
             threading.Thread(target=self._work, args=(number,), name=f"rhofast-{name}", daemon=True)
             for number, name in enumerate(stages)
         ]
-        self._timeout_s = timeout_s
+        self._timeout_s, self._on_wait = timeout_s, on_wait
         self._since: list[float | None] = [None for _ in stages]  # when each stage began what it works on
         self._started = self._finished = self._stalled = self._shortened = False
         self._taken = 0  # items of the source
@@ -202,8 +204,14 @@ class ThreadedPipeline(Generic[Out]):
             for thread in self._threads:
                 thread.start()
         began = time.perf_counter()
+
+        def check() -> None:
+            self._check_all()
+            if self._on_wait is not None:
+                self._on_wait(time.perf_counter() - began)
+
         try:
-            item = self._channels[-1].get(self._check_all)
+            item = self._channels[-1].get(check)
         except StalledError:
             self._stalled = True
             self.close()

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from rhofast.analysis.capacity.codec_costs import PIXELS, clip_frames, range_cost, stored_frame, units_of
+from rhofast.analysis.capacity.codec_costs import (
+    PIXELS,
+    clip_frames,
+    range_cost,
+    spread_sizes,
+    stored_frame,
+    units_of,
+)
 from rhofast.analysis.capacity.failures import daly_interval, expected_seconds, young_interval
 from rhofast.analysis.capacity.flops import Workload, count_workload
 from rhofast.analysis.capacity.inputs import collect_inputs
@@ -27,7 +35,12 @@ from rhofast.cli.app import app
 from rhofast.config.load import load_config
 from rhofast.config.schema import ClipConfig, Config
 from rhofast.data.codecs import build_codec
+from rhofast.data.codecs.codec import Codec
 from rhofast.data.codecs.jpeg import JpegCodec
+from rhofast.data.format.index import IndexRow
+from rhofast.data.format.ranges import join_spans
+from rhofast.data.sampling.batch_plan import training_clips
+from rhofast.data.sampling.clip_cost import frame_sizes
 from rhofast.errors import ConfigError
 from rhofast.evaluation.nearest import QUERY_BLOCK
 from rhofast.models.methods import METHODS, build_method
@@ -647,8 +660,71 @@ def test_auto_takes_whole_shards_if_they_are_kept_and_ranges_would_fetch_more() 
 def test_requests_and_bytes_of_clips_are_counted_with_the_gap() -> None:
     codec, clips = JpegCodec(), ClipConfig(num_clips=1, num_frames=8, frame_stride=8)
     units = units_of(codec, 600)
-    assert range_cost(clips, codec, units, 30.0, 6.9) == (8, 8)
-    assert range_cost(clips, codec, units, 30.0, 8) == (1, 63)  # at most eight lie between two
+    assert range_cost(clips, codec, units, 30.0, gap=6_900, sizes=[1000]) == (8, 8_000)
+    assert range_cost(clips, codec, units, 30.0, gap=8_000, sizes=[1000]) == (1, 63_000)  # up to eight lie between two
+    # One video in two has frames so large that nothing is joined.
+    assert range_cost(clips, codec, units, 30.0, gap=8_000, sizes=[1000, 3000]) == (4.5, (63_000 + 24_000) / 2)
+
+
+def uneven_rows(codec: Codec, count: int, frames: int, mean: float) -> list[IndexRow]:
+    """Return samples whose frames differ in size: from sample to sample, from scene to scene, and one by one."""
+    draw, rows = np.random.default_rng(0), []
+    for _ in range(count):
+        units = units_of(codec, frames)
+        scenes = np.repeat(draw.normal(0, 0.3, 1 + frames // 60), 60)[units.frame]
+        factor = np.exp(draw.normal(0, 0.4) + scenes + draw.normal(0, 0.1, len(units.size)))
+        size = np.maximum(1, units.size / 1000 * mean * factor).astype(np.int32)
+        units = replace(units, size=size, offset=np.cumsum(size, dtype=np.int64) - size)
+        facts = {"label": None, "source_digest": bytes(16), "offset": 0, "size": int(size.sum()), "fps": 30.0}
+        rows.append(IndexRow(key="k", **facts, num_frames=frames, width=352, height=256, units=units))  # type: ignore[arg-type]
+    return rows
+
+
+@pytest.mark.parametrize(("name", "mean"), [("jpeg", 14_600.0), ("h264", 2_900.0), ("hevc", 2_100.0)])
+def test_requests_and_bytes_by_ranges_are_those_of_an_index_of_uneven_sizes(name: str, mean: float) -> None:
+    codec, clips, frames = build_codec({"name": name}), ClipConfig(num_clips=2, num_frames=8, frame_stride=8), 900
+    rows, known = uneven_rows(codec, 256, frames, mean), units_of(codec, frames)
+    plan = training_clips(rows, np.arange(len(rows)), clips, seed=1, epoch=0).frames
+    sizes = frame_sizes(rows)
+    assert sizes == sorted(sizes) and np.mean(sizes) == pytest.approx(
+        sum(row.size for row in rows) / 256 / frames, 0.02
+    )
+    for gap in (0, 16_000, 32_000, 64_000, 128_000):
+        requests = fetched = 0
+        for row, wanted in zip(rows, plan, strict=True):
+            pieces = codec.units_for(row.units, frames, np.unique(wanted))
+            spans = zip(row.units.offset[pieces].tolist(), row.units.size[pieces].tolist(), strict=True)
+            joined, _ = join_spans(list(spans), gap)
+            requests, fetched = requests + len(joined), fetched + sum(size for _, size in joined)
+        found = range_cost(clips, codec, known, 30.0, gap=gap, sizes=sizes)
+        assert found == pytest.approx((requests / 256, fetched / 256), rel=0.1), gap
+        if name == "jpeg" and gap == 128_000:  # of which the mean size knows nothing
+            even = range_cost(clips, codec, known, 30.0, gap=gap, sizes=[float(np.mean(sizes))])
+            assert even[1] > 1.3 * found[1] or even[1] < 0.7 * found[1]
+
+
+def test_without_a_dry_run_sizes_have_the_known_mean_and_a_usual_spread() -> None:
+    sizes = spread_sizes(10_000.0)
+    assert np.mean(sizes) == pytest.approx(10_000, 0.02) and sizes == sorted(sizes)
+    assert np.std(np.log(sizes)) == pytest.approx(0.4, rel=0.05)
+
+
+def test_the_dry_run_says_how_sizes_vary(tmp_path: Path) -> None:
+    path = dry_report(tmp_path)
+    settings_ = [*SMALL, "data.range_gap_kb=128"]
+    usual = collect_inputs(load_config(None, settings_), ask(dry_run=path, codecs=["jpeg"])).inputs
+    report = json.loads(path.read_text())
+    (jpeg,) = [one for one in report["codecs"] if one["codec"]["name"] == "jpeg"]
+    jpeg["metrics"]["frame_sizes"] = [40_000.0]  # nothing is joined
+    path.write_text(json.dumps(report))
+    large = collect_inputs(load_config(None, settings_), ask(dry_run=path, codecs=["jpeg"])).inputs
+    assert large["jpeg.requests"].value > 2 * usual["jpeg.requests"].value
+    assert "measured sizes" in large["jpeg.requests"].source and "usual spread" in usual["jpeg.requests"].source
+    for wrong in ([], [0.0], "x", [[1.0]]):
+        jpeg["metrics"]["frame_sizes"] = wrong
+        path.write_text(json.dumps(report))
+        with pytest.raises(ConfigError, match="frame_sizes"):
+            collect_inputs(load_config(None, settings_), ask(dry_run=path, codecs=["jpeg"]))
 
 
 # ---- docs/guides/capacity_planning.md ----

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from benchmarks.data_loading.range_server import Fault, RangeServer, serving
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.reader import Reader
 from rhofast.data.format.remote import RemoteShardSet
+from rhofast.data.loader import outage_news
 from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.errors import MachineError, SampleError
 from rhofast.storage.cache import Cache
@@ -82,12 +85,26 @@ def test_a_store_that_is_gone_for_a_while_changes_no_batch(
 ) -> None:
     local = local_batches(shards, tmp_path, 5)
     monkeypatch.setattr("rhofast.data.sources.RetryPolicy", partial(RetryPolicy, first_pause_s=0.05, max_pause_s=0.1))
+    monkeypatch.setattr(outage_news, "_FIRST_S", 0.5)
+    said: list[str] = []
     with serving(RangeServer(shards.root)) as server:
         loader = open_loader(server.url, tmp_path / "cache", remote=remote, **ONE, timeout_s=30)
-        back = time.monotonic() + 2
-        server.fault = lambda request: Fault(send=0) if time.monotonic() < back else None
-        with loader:
+        with loader, ThreadPoolExecutor(1) as pool, loader.outages.told_to(lambda text: said.append(text)):
+            gone = Event()
+
+            def be_away() -> None:
+                with server.away():
+                    gone.set()
+                    time.sleep(2)
+
+            away = pool.submit(be_away)
+            gone.wait()
             assert same(batches(loader, 5), local) and loader.stats.bad == 0
+            away.result()
+    assert [text.partition(";")[0] for text in said[:-1]] == [
+        f"waiting for {server.url}: Cannot connect: Connection refused"
+    ]
+    assert said[-1].startswith("the batch is there, after")
 
 
 @pytest.mark.parametrize("address", ["http://no-such-host.invalid/set", "http://127.0.0.1:1/set"])
