@@ -25,6 +25,7 @@ from rhofast.data.format.dataset_json import DatasetInfo, index_facts
 from rhofast.data.format.index_file import open_index
 from rhofast.data.format.remote import RemoteShardSet
 from rhofast.errors import IngestError, ShardFormatError
+from rhofast.ingest.copied_ahead import copied_ahead
 from rhofast.ingest.executors import LocalProcesses
 from rhofast.ingest.job_result import REFUSED_FILE, read_refused
 from rhofast.ingest.verify_member import FormatProblem
@@ -41,7 +42,7 @@ def verify_shards(
 ) -> Iterator[FormatProblem]:
     """Check a whole shard set.
 
-    Every byte counts, so the shards of a remote set are copied as a whole, as many at a time as there are processes.
+    Every byte counts, so the shards of a remote set are copied as a whole, up to 1 GB of them before a process is free.
 
     Args:
         shards: The set.
@@ -102,7 +103,9 @@ def _reports(jobs: Sequence[VerifyJob], workers: int, progress: Callable[[int], 
 
         suspects: list[VerifyJob] = []
         try:
-            for report in LocalProcesses(workers).run(check_shard, list(left.values()), on_ticks=on_ticks):
+            todo: Iterable[VerifyJob] = list(left.values())
+            todo = copied_ahead(todo) if jobs[0].address is not None else todo
+            for report in LocalProcesses(workers).run(check_shard, todo, on_ticks=on_ticks):
                 del left[report.number]
                 yield report
         except IngestError:

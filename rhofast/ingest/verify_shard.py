@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,7 @@ class VerifyJob:
         classes: Class names by label.
         deep: Decode all samples too.
         address: Address of the set, if it is behind one; its files are copied for the time of the check then.
+        copied: The copies of these files, if they are there already.
         marker: A file that exists while the shard is being checked. While a member is being decoded, it holds the
             member's key and offset.
     """
@@ -66,7 +68,21 @@ class VerifyJob:
     classes: tuple[str, ...]
     deep: bool
     address: str | None = None
+    copied: CopiedShard | None = None
     marker: Path
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedShard:
+    """Copies of the files of a shard.
+
+    Attributes:
+        folder: Their folder.
+        problems: Which files cannot be read, and why.
+    """
+
+    folder: Path
+    problems: tuple[FormatProblem, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,12 +109,21 @@ def check_shard(job: VerifyJob) -> ShardReport:
     job.marker.write_text("")
     if job.address is None:
         return _check_files(job)
-    with tempfile.TemporaryDirectory(prefix="rhofast-verify.") as folder:
-        names = (job.shard.index, job.shard.tar, f"{job.shard.name}.idx")
-        problems = copy_files(job.address, names, Path(folder))
-        report = _check_files(replace(job, root=Path(folder)))
+    if job.copied is None:
+        with tempfile.TemporaryDirectory(prefix="rhofast-verify.") as folder:
+            return check_shard(replace(job, copied=copy_shard(job, Path(folder))))
+    report, problems = _check_files(replace(job, root=job.copied.folder)), job.copied.problems
+    shutil.rmtree(job.copied.folder, ignore_errors=True)
     unread = {problem.file for problem in problems}
     return replace(report, problems=(*problems, *(one for one in report.problems if one.file not in unread)))
+
+
+def copy_shard(job: VerifyJob, folder: Path) -> CopiedShard:
+    """Copy the files of a shard of a remote set to a folder, which is made."""
+    assert job.address is not None
+    folder.mkdir(exist_ok=True)
+    names = (job.shard.index, job.shard.tar, f"{job.shard.name}.idx")
+    return CopiedShard(folder, tuple(copy_files(job.address, names, folder)))
 
 
 def copy_files(address: str, names: Sequence[str], folder: Path) -> list[FormatProblem]:

@@ -20,6 +20,8 @@ from pathlib import Path
 from threading import Event
 from typing import BinaryIO, Protocol
 
+import numpy as np
+
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.dataset_json import MAX_DATASET_BYTES, DatasetInfo, ShardInfo, parse_dataset
 from rhofast.data.format.index import DATASET_FILE, ShardIndex
@@ -34,6 +36,7 @@ from rhofast.storage.request_error import Kind, RequestError
 
 _OPEN_ATTEMPTS = 3  # a file may be evicted between its download and its opening
 _INDICES_AT_ONCE = 32
+_SCAN, _SCAN_AHEAD = 4, 256  # indices opened in their order after which more are expected, and how many are fetched
 
 
 class StoppedError(RhofastError):
@@ -85,6 +88,11 @@ class RemoteShardSet(ShardSet):
         self._queues: tuple[_Listener, ...] = ()
         self.ranges: RangeSource | None = None
         self._stop = Event()
+        self._scanned = (
+            -1,
+            0,
+            0,
+        )  # the last index that was opened, how many in a row, and up to where they are fetched
 
     @property
     def fault(self) -> str:  # type: ignore[override]
@@ -181,7 +189,22 @@ class RemoteShardSet(ShardSet):
         """
         self._open_indices = min(self._open_indices, 3 * block_shards)
 
+    def _read_ahead(self, shard: int) -> None:
+        """Download the indices that follow at once, if somebody opens one after the other."""
+        last, row, end = self._scanned
+        follows = last < shard and self.starts[last + 1] == self.starts[shard]  # no sample lies between them
+        row = row + 1 if follows else 0
+        if row >= _SCAN and shard >= end:
+            used = self.used_shards()
+            ahead = used[np.searchsorted(used, shard) :][:_SCAN_AHEAD].tolist()
+            sizes = np.cumsum([self.info.shards[number].index_bytes for number in ahead])
+            ahead = ahead[: int(np.searchsorted(sizes, self.cache.max_bytes // 4))]
+            self.load_indices(ahead)
+            end = max(ahead, default=shard) + 1
+        self._scanned = shard, row, end
+
     def _load_index(self, shard: int) -> ShardIndex:
+        self._read_ahead(shard)
         name = self.info.shards[shard].index
         for attempt in range(_OPEN_ATTEMPTS):
             self.local(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.data_loading.range_server import Fault, RangeServer, Request, serving
+from benchmarks.gpu.sets import repeat
 from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.format.download_ahead import DownloadAhead
@@ -390,3 +392,35 @@ def test_a_remote_set_is_verified_to_the_last_byte(
         for one in (shards, open_shards(server.url, data=DataConfig(cache=tmp_path / "cache")))
     )
     assert here == there and any("SHA-256" in problem for problem in here)
+
+
+@pytest.fixture
+def many(shards: ShardSet, tmp_path: Path) -> Iterator[RangeServer]:
+    """A server, 20 ms away, of a set of 60 shards, which are links to three."""
+    repeat(shards.root, tmp_path / "many", 20 * len(shards))
+    with serving(RangeServer(tmp_path / "many", latency_s=0.02)) as running:
+        yield running
+
+
+def test_indices_that_are_opened_one_after_the_other_are_fetched_side_by_side(
+    many: RangeServer, tmp_path: Path
+) -> None:
+    remote = open_ranges(many, tmp_path / "cache")
+    assert [len(remote.index(number)) for number in range(len(remote.info.shards))] == [5, 5, 3] * 20
+    assert many.together > 16
+    many.requests.clear()
+    with_gaps = open_ranges(many, tmp_path / "other")
+    for number in range(0, 60, 7):  # no order that tells what comes next
+        with_gaps.index(number)
+    assert sum(count for name, count in many.requests.items() if name.endswith(".arrow")) == 9
+
+
+def test_shards_are_copied_side_by_side_for_their_check(
+    many: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    remote = open_ranges(many, tmp_path / "cache")
+    here, there = ([str(problem) for problem in verify_shards(one)] for one in (open_folder(many.root), remote))
+    assert here == there and len(here) > 60  # a wds2idx index is missing of each
+    assert many.together > 16 and not list((tmp_path / "temporary").iterdir())
