@@ -21,9 +21,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
 
-from rhofast.storage.loop_thread import process_loop
+from rhofast.storage import loop_thread
 from rhofast.storage.network import RetryPolicy
 from rhofast.storage.request_error import Kind, RequestError, short_answer
 from rhofast.storage.store import Span, StoreFolder
@@ -168,19 +167,15 @@ class RangeClient:
             spans: First byte and size of each span, at least one.
         """
         fetch = Fetch(name, spans, self._release)
-        self._call(self._enter, fetch)
+        loop_thread.call(self._enter, fetch)
         return fetch
 
     def stop(self) -> None:
         """End all fetches, as `StoppedFetchError` those that have not ended. The client can still be used."""
-        self._call(self._end_all)
-
-    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call a function in the thread of the loop."""
-        process_loop().call_soon_threadsafe(function, *arguments)
+        loop_thread.call(self._end_all)
 
     def _release(self, fetch: Fetch) -> None:
-        self._call(self._leave, fetch)
+        loop_thread.call(self._leave, fetch)
 
     # ---- in the thread of the loop ----
 
@@ -287,37 +282,35 @@ class RangeClient:
         """Ask once, and once more if the answer is late; return what comes first."""
         state, loop = self._state, asyncio.get_running_loop()
         state.fetches += 1
-        first = loop.create_task(self._ask(fetch))
-        asked = {first}
+        limit = self._policy.timeout_s + fetch.num_bytes / _MIN_RATE
+        asked, ends = {loop.create_task(self._ask(fetch))}, loop.time() + limit
         try:
-            await asyncio.wait(asked, timeout=state.late_after_s if state.late_after_s < 3600 else None)
-            if first.done():
-                return first.result()
-            if self.counts.hedged < 1 + _HEDGED * state.fetches:
+            done, _ = await asyncio.wait(asked, timeout=min(state.late_after_s, limit))
+            if not done and loop.time() < ends and self.counts.hedged < 1 + _HEDGED * state.fetches:
                 self.counts.hedged += 1
                 asked.add(loop.create_task(self._ask(fetch)))
             while True:
-                done, pending = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    left = max(0.0, ends - loop.time())
+                    done, _ = await asyncio.wait(asked, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    raise RequestError(Kind.PASSING, f"timed out: nothing within {limit:.0f} s")
                 faults = {one: one.exception() for one in done}
                 good = next((one for one, fault in faults.items() if fault is None), None)
                 if good is not None:
                     return good.result()
-                if not pending:
+                asked, done = asked - done, set()
+                if not asked:
                     raise next(fault for fault in faults.values() if fault is not None)
-                asked = pending
         finally:
             for one in asked:
                 one.cancel()
 
     async def _ask(self, fetch: Fetch) -> list[memoryview]:
         """Ask once."""
-        limit, began = self._policy.timeout_s + fetch.num_bytes / _MIN_RATE, time.monotonic()
+        began = time.monotonic()
         self.counts.requests += len(fetch.spans)
-        try:
-            async with asyncio.timeout(limit):
-                contents = await self._folder.spans(fetch.name, fetch.spans)
-        except TimeoutError:
-            raise RequestError(Kind.PASSING, f"timed out: nothing within {limit:.0f} s") from None
+        contents = await self._folder.spans(fetch.name, fetch.spans)
         self.counts.num_bytes += sum(len(content) for content in contents)
         for content, (_, size) in zip(contents, fetch.spans, strict=True):
             if len(content) != size:
