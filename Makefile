@@ -56,6 +56,7 @@ benchmarks: $(STAMP)
 	$(BENCHMARK).training.step_vs_peers --out '$(RESULTS)/step_vs_peers' || failed=1; \
 	$(BENCHMARK).training.vit_step --out '$(RESULTS)/vit_step' || failed=1; \
 	$(BENCHMARK).evaluation.knn --large --out '$(RESULTS)' || failed=1; \
+	$(BENCHMARK).evaluation.replicas --out '$(RESULTS)' || failed=1; \
 	$(BENCHMARK).study.keep_cost --out '$(RESULTS)/keep_cost' || failed=1; \
 	$(BENCHMARK).data_loading.ingest_vs_ffmpeg '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
 	$(BENCHMARK).data_loading.remux '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torchvision.ops import roi_align
 
+from benchmarks.evaluation.ava_replica import CLASSES, FPS, START, write_csv
 from rhofast.config.load import load_config
 from rhofast.config.schema import Config
 from rhofast.data.format.box_file import read_boxes, write_boxes
@@ -30,8 +32,8 @@ from rhofast.evaluation.detector import Detector, check_maps, map_stride
 from rhofast.ingest.ava_boxes import make_boxes
 from rhofast.models.backbones import build_backbone
 from rhofast.models.backbones.positions import resized_frames
-from tests.evaluation.test_frame_ap import plain_average_precision
-from tests.helpers.actors import FPS, START, movie, write_csv
+from tests.evaluation.test_frame_ap import plain_average_precision, plain_iou
+from tests.helpers.actors import movie
 from tests.helpers.shards import write_shards
 
 PAGE = ["name=x", "clips.num_frames=2", "clips.frame_stride=2", f"clips.fps={FPS}", "augment.size=48"]
@@ -248,6 +250,83 @@ def test_map_is_what_a_plain_reading_of_the_files_gives(movies: ShardSet, found:
     assert result.measures[OFFICIAL_MAP] == result.measures[MAP]  # no frame has more than 50 scores
     assert 0 < result.chance[MAP] < 0.6
     assert result.samples == 11 and result.confusion is None and list(result.per_class) == ["walk", "stand", "wave"]
+
+
+def published_measure(files: dict[str, Path], *, capacity: int | None) -> dict[str, float]:
+    """The average precision of each class, of the four csv files and the list of classes alone, line by line.
+
+    Of the lines of each key frame that is not excluded, those of the classes that count are looked at, and of
+    detections the `capacity` best. Of equal scores the first of the file is better.
+    """
+    listed = re.findall(r'name: "(.*?)" label_id: (\d+)', files["classes"].read_text())
+    names = {int(number): name for name, number in listed}
+    excluded = set(files["excluded"].read_text().split())
+    lines: dict[str, list[tuple[str, tuple[float, ...], int, float]]] = {}
+    for kind in ("truth", "scored"):
+        rows = [line.split(",") for line in files[kind].read_text().splitlines()]
+        parsed = [(",".join(row[:2]), tuple(map(float, row[2:6])), int(row[6]), float(row[7])) for row in rows]
+        lines[kind] = [row for row in parsed if row[0] not in excluded and row[2] in names]
+    room: dict[str, int] = {}
+    kept = []
+    for row in sorted(lines["scored"], key=lambda row: -row[3]):
+        room[row[0]] = room.get(row[0], 0) + 1
+        if capacity is None or room[row[0]] <= capacity:
+            kept.append(row)
+    found = {}
+    for action, name in names.items():
+        true = [row[:2] for row in lines["truth"] if row[2] == action]
+        taken, hits, points = set[int](), 0, []
+        for count, (frame, box, *_) in enumerate((row for row in kept if row[2] == action), start=1):
+            shares = [plain_iou(box, other) if at == frame else -1.0 for at, other in true]
+            best = int(np.argmax(shares))
+            if shares[best] >= 0.5 and best not in taken:
+                taken.add(best)
+                hits += 1
+            points.append((hits / len(true), hits / count))
+        recalls = sorted({recall for recall, _ in points} - {0.0})
+        heights = [max(precision for other, precision in points if other >= recall) for recall in recalls]
+        found[name] = float(np.dot(np.diff([0.0, *recalls]), heights))
+    return found
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_map_of_crowded_frames_with_equal_scores_is_that_of_the_files(
+    movies: ShardSet, tmp_path: Path, seed: int
+) -> None:
+    """Sixty scores per key frame in ten steps, persons found twice, excluded key frames, and an action that counts for
+    nothing: everything by which a measure of detections usually differs from the published one."""
+    rng = np.random.default_rng(seed)
+    files = {name: tmp_path / f"{name}.csv" for name in ("truth", "detections", "excluded", "scored")}
+    files["classes"] = tmp_path / "classes.pbtxt"
+    truth, drawn = list[str](), list[str]()
+    for key, second in ((f"v{video}", START + second) for video in range(3) for second in range(1, 5)):
+        corner = rng.uniform(0, 0.5, (4, 2))
+        boxes = np.concatenate([corner, corner + rng.uniform(0.2, 0.5, (4, 2))], axis=1)
+        for person, box in enumerate(boxes):
+            start = f"{key},{second:04d},{','.join(f'{side:.3f}' for side in box)}"
+            truth += [f"{start},{action},{person}" for action in (5, 8, 12, 17) if rng.random() < 0.5]
+        near = np.clip(boxes[rng.integers(0, 4, 20)] + rng.normal(0, 0.03, (20, 4)), 0, 1)
+        drawn += [f"{key},{second:04d},{','.join(f'{side:.4f}' for side in box)},,0.95" for box in near]
+    files["truth"].write_text("\n".join(truth))
+    files["detections"].write_text("\n".join(drawn))
+    files["excluded"].write_text(f"v0,{START + 1:04d}\nv2,{START + 3:04d}\n")
+    files["classes"].write_text(CLASSES)
+    given = {name: files[name] for name in ("detections", "excluded")}
+    write_boxes(tmp_path / "boxes.arrow", *make_boxes(movies, files["truth"], files["classes"], **given))
+    found = read_boxes(tmp_path / "boxes.arrow", movies)
+    chosen = boxes_to_test_on(found, config(), where="f")
+    assert len(chosen) == 10 and len(chosen.boxes) == 200
+    scores = (rng.integers(1, 11, (200, 3)) / 10).astype(np.float32)
+    detected = Detected(key_frames=chosen, box=np.arange(200), scores=scores, left_out=[])
+    write_detections(files["scored"], detected, movies)
+    result = score_detections(detected, found)
+    every, best = (published_measure(files, capacity=capacity) for capacity in (None, 50))
+    assert result.per_class == pytest.approx(every)
+    assert result.measures == {
+        MAP: pytest.approx(np.mean(list(every.values()))),
+        OFFICIAL_MAP: pytest.approx(np.mean(list(best.values()))),
+    }
+    assert result.measures[MAP] != result.measures[OFFICIAL_MAP]
 
 
 def test_the_best_scores_have_a_map_of_one_and_missed_boxes_cost_recall(found: KeyFrames) -> None:

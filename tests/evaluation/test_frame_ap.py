@@ -98,6 +98,23 @@ def test_equal_scores_rank_in_their_order() -> None:
     assert average_precision(true, found((1, LEFT, [0.5]), (0, LEFT, [0.5]))) == 0.5
 
 
+def test_of_the_scores_of_an_image_the_best_count_and_those_of_another_image_take_no_room() -> None:
+    """51 scores of three classes in image 0, of which the last is the right one; a second image has its own room."""
+    true = truth((0, LEFT, [2]), (1, LEFT, [2]), classes=3)
+    rows = [(0, RIGHT, [0.9, 0.8, 0.7])] * 16 + [(0, LEFT, [0.6, 0.5, 0.1]), (1, LEFT, [0.0, 0.0, 0.3])]
+    every, best = (
+        float(average_precisions(true, found(*rows, classes=3), capacity=capacity)[2]) for capacity in (None, 50)
+    )
+    # of class 2 there are 16 wrong ones, then that of image 1, then that of image 0, which is the 51st there
+    assert every == pytest.approx((2 / 18 + 2 / 18) / 2) and best == pytest.approx(1 / 17 / 2)
+
+
+def test_at_the_edge_of_the_capacity_the_first_of_equal_scores_stays() -> None:
+    true = truth((0, LEFT, [0]))
+    assert average_precisions(true, found((0, LEFT, [0.5]), (0, RIGHT, [0.5])), capacity=1)[0] == 1
+    assert average_precisions(true, found((0, RIGHT, [0.5]), (0, LEFT, [0.5])), capacity=1)[0] == 0
+
+
 def test_a_guess_is_what_random_scores_give_on_average() -> None:
     random = np.random.default_rng(0)
     images = np.repeat(np.arange(600), 2)

@@ -18,6 +18,7 @@ import torch
 import torch.multiprocessing as mp
 from PIL import Image
 
+from benchmarks.evaluation.ava_replica import PAGE, START, write_csv
 from rhofast.checkpoint.checkpoint import load_checkpoint
 from rhofast.data.format.dataset import ShardSet
 from rhofast.evaluation.detection_task import open_detection_task
@@ -25,50 +26,13 @@ from rhofast.evaluation.detector import Detector
 from rhofast.evaluation.results import beside
 from rhofast.training.classify import Stopped
 from rhofast.training.detect import DetectorTrainer, train_detector
-from tests.helpers.actors import FPS, START, movie, write_csv
+from tests.helpers.actors import movie
 from tests.helpers.program import run
 from tests.helpers.results import read_one, result_path
 from tests.helpers.saved import saved_bytes
 from tests.helpers.shards import write_shards
 
 SETS = {"train": range(16), "val": range(16, 24)}
-PAGE = f"""
-name = "actors"
-[clips]
-num_frames = 2
-frame_stride = 1
-fps = {FPS}
-[augment]
-size = 48
-crop = "short_side"
-short_side = [48, 52]
-color = 0.0
-gray = 0.0
-blur = 0.0
-[backbone]
-name = "slow_r18"
-width = 4
-last_stride = 1
-last_dilation = 2
-[data]
-threads = 2
-[optim]
-name = "sgd"
-base_lr = 4.0
-base_batch = 16
-weight_decay = 1e-4
-warmup_epochs = 1
-[train]
-batch_size = 16
-steps = 30
-trackers = []
-[eval]
-dropout = 0.2
-batch_norm = "local"
-batch_size = 8
-"""
-
-
 WATCHED = ("eval.validation_epochs=1", "eval.validation_stride=2")
 
 
