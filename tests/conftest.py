@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_handlecrashitem(crashitem: str) -> None:
-    """End the session when a test ends its worker process: pytest-xdist would wait for ever for the rest of its file."""
+    """End the session when a test ends its worker process: xdist would wait for ever for the rest of its file."""
     pytest.exit(f"{crashitem} ended its worker process; the tests after it were not run", returncode=1)
 
 

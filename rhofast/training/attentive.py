@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 
 from rhofast.config.schema import Config
 from rhofast.errors import ConfigError
@@ -33,9 +32,10 @@ from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask
 from rhofast.evaluation.validation import split_off
 from rhofast.training.finetune import ClassifierTrainer
+from rhofast.training.loop import OnLog
 from rhofast.training.multilabel import MultilabelTrainer
 from rhofast.training.optim import build_optimizer, learning_rate
-from rhofast.training.tuning_loop import Kind, OnLog
+from rhofast.training.tuning_loop import Kind
 
 _PEAK = "peak_lr"  # in a parameter group: the rate of its probe, in place of optim.base_lr
 _LEAST = 1e-12  # score of the true class below which a loss is not told apart
@@ -146,8 +146,7 @@ class ProbeTrainer(ClassifierTrainer):
 
     def test(self, progress: Progress | None) -> Evaluation:
         """Choose a probe on the validation videos, and test that one."""
-        for value in self.classifier.state_dict().values():
-            broadcast(value)
+        self.share_statistics()
         task = self.task
         total = len(self._validation) + len(task.test)
         self.classifier.chosen = None

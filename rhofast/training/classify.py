@@ -19,11 +19,12 @@ from rhofast.evaluation.task import EvalTask
 from rhofast.training.attentive import MultilabelProbeTrainer, ProbeTrainer, check_probes
 from rhofast.training.classifier_check import check_classifier, check_validation
 from rhofast.training.finetune import ClassifierTrainer
+from rhofast.training.loop import OnLog
 from rhofast.training.multilabel import MultilabelTrainer
 from rhofast.training.preemption import PreemptionHandler
 from rhofast.training.setup import build_accelerator
 from rhofast.training.trackers import check_trackers
-from rhofast.training.tuning_loop import Kind, OnLog, TuningLoop
+from rhofast.training.tuning_loop import Kind, TuningLoop
 
 Trainer = TypeVar("Trainer", bound=TuningLoop)
 Result = TypeVar("Result")

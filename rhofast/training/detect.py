@@ -33,8 +33,9 @@ from rhofast.evaluation.scores import Evaluation, Scores
 from rhofast.models.batch_norm import synchronize_batch_norm
 from rhofast.training.classifier_check import check_loop
 from rhofast.training.classify import Stopped, train_and_test
+from rhofast.training.loop import OnLog
 from rhofast.training.setup import check_same_data
-from rhofast.training.tuning_loop import OnLog, StepOutcome, TuningLoop
+from rhofast.training.tuning_loop import StepOutcome, TuningLoop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,20 +10,18 @@ was not set from (seed, step) before, so a resumed run continues as if it had ne
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from rhofast.checkpoint.backbone import untrained_backbone
-from rhofast.checkpoint.checkpoint import Checkpoint, checkpoints_of
+from rhofast.checkpoint.checkpoint import checkpoints_of
 from rhofast.checkpoint.initial import initial_backbone, initial_notes
-from rhofast.checkpoint.manager import CheckpointManager
-from rhofast.checkpoint.resume import check_resumable, check_scaler, naming
+from rhofast.checkpoint.resume import naming
 from rhofast.checkpoint.run_folder import RunFolder
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
@@ -32,18 +30,14 @@ from rhofast.data.sampling.rng import torch_seed
 from rhofast.data.sources import open_test
 from rhofast.data.types import Views
 from rhofast.distributed.collectives import raise_on_lost_ranks
-from rhofast.errors import RhofastError
 from rhofast.models.methods.method import TrainingProgress
-from rhofast.storage.user_code import imported_digests
-from rhofast.training.consensus import StepConsensus, StepStatus
-from rhofast.training.environment import start_facts
+from rhofast.training.consensus import StepStatus
 from rhofast.training.knn_monitor import KnnMonitor
-from rhofast.training.logger import MetricsLogger
+from rhofast.training.loop import OnLog, TrainingLoop
 from rhofast.training.non_finite import BatchNormGuard, NonFiniteSteps
 from rhofast.training.optim import learning_rate
-from rhofast.training.optimizer_state import load_optimizer
 from rhofast.training.preemption import PreemptionHandler
-from rhofast.training.setup import build_accelerator, build_loader, build_model, open_training_shards, run_length
+from rhofast.training.setup import build_accelerator, build_loader, build_model, open_training_shards
 from rhofast.training.step import no_garbage_collection, train_step
 from rhofast.training.trackers import check_trackers
 
@@ -72,7 +66,7 @@ def train(
     *,
     resume: bool = False,
     accept_changes: bool = False,
-    on_log: Callable[[dict[str, Any]], None] | None = None,
+    on_log: OnLog | None = None,
 ) -> Outcome:
     """Run or continue the run that `config` describes; call it in every process.
 
@@ -116,8 +110,8 @@ def train(
     return outcome
 
 
-class _Trainer:
-    """The state of a run between two steps: model, optimizer, loader, and the number of steps done."""
+class _Trainer(TrainingLoop):
+    """Pretraining: the method, its optimizer and loader, and the number of steps done."""
 
     def __init__(
         self,
@@ -125,37 +119,16 @@ class _Trainer:
         accelerator: Accelerator,
         shards: Mixture,
         test: ShardSet | None,
-        on_log: Callable[[dict[str, Any]], None] | None,
+        on_log: OnLog | None,
         *,
         begins: bool,
     ) -> None:
-        self.config, self.accelerator, self.shards = config, accelerator, shards
         build = initial_backbone if begins else untrained_backbone  # a checkpoint's weights come over the latter
-        self.model, self.method, self.optimizer = build_model(config, accelerator, build=build)
-        self.loader = build_loader(config, accelerator, shards, RunFolder(config.folder).bad_samples)
-        self.step = 0
-        self.steps, self.epochs = run_length(config, self.loader.steps_per_epoch)
-        self.logger = MetricsLogger(config, accelerator, self.model, self.loader, self.steps, on_log)
-        self.checkpoints = CheckpointManager(config, self._checkpoint, self.logger.write)
-        self.consensus = StepConsensus(config.train.timeout_s)
+        model, self.method, optimizer = build_model(config, accelerator, build=build)
+        loader = build_loader(config, accelerator, shards, RunFolder(config.folder).bad_samples)
+        super().__init__(config, accelerator, model, self.method, optimizer, loader, on_log)
         self.non_finite = NonFiniteSteps(config, self.consensus, self.logger.write)
-        self.knn = KnnMonitor(config, shards, test, self.loader.steps_per_epoch, self.logger)
-
-    @property
-    def epoch(self) -> float:
-        """Passes through the data done, with their fraction."""
-        return self.step / self.loader.steps_per_epoch
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue where a checkpoint left off; raise ResumeError if it does not fit."""
-        check_resumable(checkpoint, self.method.state_dict(), self.steps)
-        self.method.load_state_dict(checkpoint.method)
-        load_optimizer(self.optimizer.optimizer, checkpoint.optimizer)
-        if checkpoint.scaler is not None and self.accelerator.scaler is not None:
-            check_scaler(checkpoint.scaler, self.accelerator.scaler.state_dict())
-            self.accelerator.scaler.load_state_dict(checkpoint.scaler)
-        self.loader.load_state_dict(checkpoint.loader)
-        self.step = checkpoint.step
+        self.knn = KnnMonitor(config, shards, test, loader.steps_per_epoch, self.logger)
 
     def run(self, preemption: PreemptionHandler, notes: Iterable[str] = ()) -> Outcome:
         """Take all steps from here to the end, or until a stop is requested.
@@ -165,9 +138,7 @@ class _Trainer:
             notes: Written once the run has begun.
         """
         train, logger = self.config.train, self.logger
-        logger.begin(step=self.step, **start_facts(self.accelerator, self.method.backbone, self.shards))
-        for note in notes:
-            logger.write("note", step=self.step, text=note)
+        self.begin(notes)
         self.knn.warn_of_leakage(self.step)
         if self.step == 0:
             self._evaluate_if_due()
@@ -175,8 +146,7 @@ class _Trainer:
         guard = BatchNormGuard(self.method)
         with no_garbage_collection():
             while self.step < self.steps:
-                with logger.waiting(self.step + 1):
-                    views = self._next_views()
+                views = self.next_views()
                 logged = self.step + 1 == self.steps or (self.step + 1) % train.log_steps == 0
                 torch.manual_seed(torch_seed(self.config.seed, self.step + 1, self.accelerator.process_index))
                 metrics = train_step(
@@ -206,24 +176,18 @@ class _Trainer:
                     logger.restart()
                 if self.step % _COLLECT_STEPS == 0:
                     gc.collect()
-        self.consensus.finish()
-        finished = self.step >= self.steps
-        if not finished:
-            logger.write("stop", step=self.step, reason=preemption.reason or "another process was asked to stop")
-        self.checkpoints.finish(self.step)
-        logger.end(self.step)
+        finished = self.end(preemption)
         return Outcome(run=self.config.folder, step=self.step, steps=self.steps, finished=finished)
 
-    def _next_views(self) -> Views:
+    def next_views(self) -> Views:
         """Return the next batch, after noting its address."""
         address = self.loader.state_dict()
         self.non_finite.note_batch(self.step + 1, address["epoch"], address["position"])
-        try:
-            return next(self.loader)
-        except (RhofastError, OSError, MemoryError):
-            if self.step:  # what has been done is whole, and the data may be had again later
-                self.checkpoints.save_before_end(self.step)
-            raise
+        return super().next_views()
+
+    def named_code(self) -> dict[str, str]:
+        """Return the names of backbone and method."""
+        return {**super().named_code(), "method": self.config.method.name}
 
     def _agree(
         self, preemption: PreemptionHandler, flag: Tensor, metrics: dict[str, Tensor], *, logged: bool
@@ -249,17 +213,6 @@ class _Trainer:
             return False
         if self.step:
             self.checkpoints.save(self.step)
+        self.share_statistics()
         self.knn.evaluate(self.step, self.method.backbone)
         return True
-
-    def _checkpoint(self) -> Checkpoint:
-        scaler = self.accelerator.scaler
-        return Checkpoint(
-            step=self.step,
-            config=self.config,
-            loader=self.loader.state_dict(),
-            method=self.method.state_dict(),
-            optimizer=self.optimizer.optimizer.state_dict(),
-            scaler=None if scaler is None else scaler.state_dict(),
-            code=imported_digests(backbone=self.config.backbone.name, method=self.config.method.name),
-        )

@@ -11,18 +11,15 @@ says so.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from torch import Tensor
 
-from rhofast.checkpoint.checkpoint import Checkpoint
-from rhofast.checkpoint.manager import CheckpointManager
-from rhofast.checkpoint.resume import OpenedRun, check_resumable
+from rhofast.checkpoint.resume import OpenedRun
 from rhofast.checkpoint.run_folder import FINE_TUNED, RunFolder
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
@@ -36,21 +33,17 @@ from rhofast.evaluation.classifier import Classifier
 from rhofast.evaluation.scores import Scores
 from rhofast.evaluation.task import EvalTask
 from rhofast.models.memory_format import to_channels_last
-from rhofast.storage.user_code import imported_digests
 from rhofast.training.begun_with import check_begun_with
-from rhofast.training.consensus import BAD_LOSS, OK, StepConsensus
-from rhofast.training.environment import start_facts
+from rhofast.training.consensus import BAD_LOSS, OK
 from rhofast.training.layer_decay import layer_scales
-from rhofast.training.logger import MetricsLogger
+from rhofast.training.loop import OnLog, TrainingLoop
 from rhofast.training.optim import build_optimizer, learning_rate, set_learning_rate
-from rhofast.training.optimizer_state import load_optimizer
 from rhofast.training.preemption import PreemptionHandler
-from rhofast.training.setup import check_convolutions, prepare, recompute_activations, run_length
+from rhofast.training.setup import check_convolutions, prepare, recompute_activations
 from rhofast.training.step import no_garbage_collection
 from rhofast.training.validation_curve import ValidationCurve
 
 Kind = Literal["linear", "finetune", "attentive", "multilabel", "detection"]
-OnLog = Callable[[dict[str, Any]], None]
 
 
 class StepOutcome(NamedTuple):
@@ -69,7 +62,7 @@ class StepOutcome(NamedTuple):
     known: Tensor
 
 
-class TuningLoop(ABC):
+class TuningLoop(TrainingLoop, ABC):
     """What is trained, its optimizer and loader, and the number of steps done."""
 
     def __init__(
@@ -93,9 +86,8 @@ class TuningLoop(ABC):
             shards: What to train on. None: the training shards of the task.
         """
         self.task, self.config, self.kind, self.accelerator = task, config, kind, accelerator
-        device, run = accelerator.device, RunFolder(config.folder)
         torch.manual_seed(torch_seed(config.seed, 0, 0))
-        self.classifier = self.build_classifier().to(device)
+        self.classifier = self.build_classifier().to(accelerator.device)
         if config.train.channels_last:
             self.classifier = to_channels_last(self.classifier)
         check_convolutions(
@@ -107,14 +99,10 @@ class TuningLoop(ABC):
         )
         if kind in FINE_TUNED:
             recompute_activations(self.classifier.backbone, config)
-        self.model, self.optimizer = prepare(accelerator, self.classifier, self.build_optimizer())
-        self.loader = self.build_loader(shards or task.train, run.bad_samples)
-        self.step = 0
-        self.steps, self.epochs = run_length(config, self.loader.steps_per_epoch)
-        self.logger = MetricsLogger(config, accelerator, self.model, self.loader, self.steps, on_log)
-        self.checkpoints = CheckpointManager(config, self._checkpoint, self.logger.write)
-        self.validation = ValidationCurve(config, self.loader.steps_per_epoch, self.logger, held_out=task.test_identity)
-        self.consensus = StepConsensus(config.train.timeout_s)
+        model, optimizer = prepare(accelerator, self.classifier, self.build_optimizer())
+        loader = self.build_loader(shards or task.train, RunFolder(config.folder).bad_samples)
+        super().__init__(config, accelerator, model, self.classifier, optimizer, loader, on_log)
+        self.validation = ValidationCurve(config, loader.steps_per_epoch, self.logger, held_out=task.test_identity)
 
     @abstractmethod
     def build_classifier(self) -> Classifier | AttentiveProbes:
@@ -160,14 +148,6 @@ class TuningLoop(ABC):
         """Record what is trained on top of what, or raise ResumeError if the folder was begun with something else."""
         check_begun_with(RunFolder(self.config.folder), self.facts(), opened)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue where a checkpoint left off; raise ResumeError if it does not fit."""
-        check_resumable(checkpoint, self.classifier.state_dict(), self.steps)
-        self.classifier.load_state_dict(checkpoint.method)
-        load_optimizer(self.optimizer.optimizer, checkpoint.optimizer)
-        self.loader.load_state_dict(checkpoint.loader)
-        self.step = checkpoint.step
-
     def run(self, preemption: PreemptionHandler, notes: Iterable[str] = ()) -> bool:
         """Take all steps from here to the end (True), or until a stop is requested (False).
 
@@ -176,9 +156,7 @@ class TuningLoop(ABC):
             notes: Written once the training has begun.
         """
         train, logger = self.config.train, self.logger
-        logger.begin(step=self.step, **start_facts(self.accelerator, self.classifier.backbone, self.loader.shards))
-        for note in notes:
-            logger.write("note", step=self.step, text=note)
+        self.begin(notes)
         self.validation.open(self.step)
         if self.step:
             self._validate_if_due()  # an earlier process may have been stopped meanwhile
@@ -187,8 +165,7 @@ class TuningLoop(ABC):
         self.model.train()
         with no_garbage_collection():
             while self.step < self.steps:
-                with logger.waiting(self.step + 1):
-                    views = next(self.loader)
+                views = self.next_views()
                 loss, hit, known, rate = self._take_step(views)
                 self.step += 1
                 logger.step(self.step, views.pixels.shape[0] * views.pixels.shape[1])
@@ -200,13 +177,7 @@ class TuningLoop(ABC):
                     break
                 if self._validate_if_due() | self.checkpoints.after_step(self.step, self.steps):
                     logger.restart()
-        self.consensus.finish()
-        finished = self.step >= self.steps
-        if not finished:
-            logger.write("stop", step=self.step, reason=preemption.reason or "another process was asked to stop")
-        self.checkpoints.finish(self.step)
-        logger.end(self.step)
-        return finished
+        return self.end(preemption)
 
     def log_test(self, scores: Scores) -> dict[str, Any]:
         """Log the score of the test, and return what was seen in validation, for the result."""
@@ -221,11 +192,6 @@ class TuningLoop(ABC):
         )
         return self.validation.facts()
 
-    def share_statistics(self) -> None:
-        """Give every rank rank 0's weights and statistics of batch norm, which is what checkpoints hold."""
-        for value in self.classifier.state_dict().values():
-            broadcast(value)
-
     def _validate_if_due(self) -> bool:
         """Validate if it is time, and return whether that was done; what has been trained is saved before."""
         if not self.validation.is_due(self.step):
@@ -237,10 +203,10 @@ class TuningLoop(ABC):
 
     def _take_step(self, views: Views) -> tuple[Tensor, Tensor, Tensor, float]:
         """Take one optimizer step; return the loss, the hits, the examples with a class, and the learning rate."""
-        config, epoch = self.config, self.step / self.loader.steps_per_epoch
+        config = self.config
         # For backbones that draw random numbers.
         torch.manual_seed(torch_seed(config.seed, self.step + 1, self.accelerator.process_index))
-        rate, enter = self.set_rates(epoch), self.logger.enter
+        rate, enter = self.set_rates(self.epoch), self.logger.enter
         enter("forward")
         self.optimizer.zero_grad(set_to_none=True)
         objective, loss, hits, known = self.forward(views)
@@ -257,7 +223,7 @@ class TuningLoop(ABC):
         right, known = reduce_mean(torch.stack([hits.double(), seen.double()]))
         top1 = torch.where(known > 0, right / known, 0.0)
         values = {"loss": loss, "top1": top1, "lr": torch.tensor(rate, dtype=torch.float64)}
-        self.logger.log(self.step, self.step / self.loader.steps_per_epoch, values)
+        self.logger.log(self.step, self.epoch, values)
 
     def _must_stop(self, preemption: PreemptionHandler, loss: Tensor) -> bool:
         """Return whether all ranks stop after this step; raise NotFiniteError after a loss that is not finite."""
@@ -271,13 +237,3 @@ class TuningLoop(ABC):
                 hint="try a lower optim.base_lr; checkpoints from before are intact",
             )
         return status.stop
-
-    def _checkpoint(self) -> Checkpoint:
-        return Checkpoint(
-            step=self.step,
-            config=self.config,
-            loader=self.loader.state_dict(),
-            method=self.classifier.state_dict(),
-            optimizer=self.optimizer.optimizer.state_dict(),
-            code=imported_digests(backbone=self.config.backbone.name),
-        )

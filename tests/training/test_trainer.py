@@ -336,7 +336,7 @@ def test_a_bad_batch_is_over_with_the_next_step(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any]
 ) -> None:
     """Its pixels go through batch norms and into queues, and yet no later loss and no checkpoint suffers."""
-    real = rhofast.training.trainer._Trainer._next_views
+    real = rhofast.training.trainer._Trainer.next_views
 
     def next_views(run: Any) -> Any:
         views = real(run)
@@ -344,7 +344,7 @@ def test_a_bad_batch_is_over_with_the_next_step(
             views.pixels[0, 0, 0, 0, 0, 0] = float("nan")
         return views
 
-    monkeypatch.setattr("rhofast.training.trainer._Trainer._next_views", next_views)
+    monkeypatch.setattr("rhofast.training.trainer._Trainer.next_views", next_views)
     settings = config(shards, tmp_path, checkpoint_steps=1, max_bad_steps=2)
     outcome = train(settings.model_copy(update={"method": parse_config({"name": "x", "method": method}, "x").method}))
     assert [line["loss"] is None for line in metrics(outcome.run)] == [False, True, False, False, False]
