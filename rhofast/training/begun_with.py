@@ -7,7 +7,7 @@ from typing import Any
 
 from rhofast.checkpoint.resume import OpenedRun
 from rhofast.checkpoint.run_folder import RunFolder
-from rhofast.errors import ResumeError
+from rhofast.errors import ConfigError, ResumeError
 from rhofast.storage.files import write_atomically
 from rhofast.storage.strict_json import read_record
 
@@ -21,10 +21,14 @@ def check_begun_with(run: RunFolder, now: dict[str, Any], opened: OpenedRun) -> 
         opened: Whether a checkpoint is continued.
 
     Raises:
+        ConfigError: The record cannot be written.
         ResumeError: It differs from what was recorded, or the record cannot be read.
     """
     if opened.checkpoint is None:
-        write_atomically(run.task, json.dumps(now, indent=1))
+        try:
+            write_atomically(run.task, json.dumps(now, indent=1))
+        except OSError as error:
+            raise ConfigError(f"{run.task}: {error.strerror or error}") from None
         return
     before = read_record(run.task, dict[str, Any], raises=ResumeError)
     changes = [

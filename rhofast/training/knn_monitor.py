@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
+from rhofast.checkpoint.run_folder import RunFolder
+from rhofast.checkpoint.run_lines import read_metrics
 from rhofast.config.schema import Config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.sampling.mixture import Mixture
+from rhofast.distributed.collectives import gather_objects
+from rhofast.distributed.process_group import rank
+from rhofast.errors import ConfigError
 from rhofast.evaluation.knn import evaluate_knn
 from rhofast.evaluation.leakage import check_held_out
 from rhofast.evaluation.scores import TOP1, TOP5
@@ -39,6 +44,19 @@ class KnnMonitor:
         if self._test is None or self._every is None:
             return False
         return step % self._every == 0 or step == self._logger.steps
+
+    def is_missing(self, step: int) -> bool:
+        """Return whether it is due, but was not done: an earlier process may have been stopped. Every rank calls it."""
+        if not self.is_due(step):
+            return False
+        done = False
+        if rank() == 0:
+            try:
+                lines = read_metrics(RunFolder(self._config.folder).metrics)
+            except ConfigError:
+                lines = []  # one evaluation too many is better than one too few
+            done = any(line["kind"] == "knn" and line["step"] == step for line in lines)
+        return not gather_objects(done)[0]
 
     def evaluate(self, step: int, backbone: nn.Module) -> None:
         """Evaluate the backbone after `step` optimizer steps and log its accuracy. Every rank calls it."""

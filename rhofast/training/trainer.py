@@ -140,7 +140,7 @@ class _Trainer(TrainingLoop):
         train, logger = self.config.train, self.logger
         self.begin(notes)
         self.knn.warn_of_leakage(self.step)
-        if self.step == 0:
+        if self.knn.is_missing(self.step):
             self._evaluate_if_due()
         logger.restart()
         guard = BatchNormGuard(self.method)

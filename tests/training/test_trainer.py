@@ -16,6 +16,7 @@ import torch.multiprocessing
 from safetensors import SafetensorError
 
 import rhofast.checkpoint.checkpoint
+import rhofast.training.knn_monitor
 import rhofast.training.step
 import rhofast.training.trainer
 from rhofast.checkpoint.backbone import untrained_backbone
@@ -416,6 +417,26 @@ def test_knn_runs_before_between_and_after(shards: ShardSet, tmp_path: Path) -> 
     assert warning.startswith("kNN is not on held-out videos: 13 of 13 test samples")
 
 
+@pytest.mark.parametrize("step", [2, 4], ids=["between", "after"])
+def test_knn_that_was_interrupted_is_done_by_the_resumed_run(
+    shards: ShardSet, held_out: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    run = override_config(config(shards, tmp_path, steps=4, knn_steps=2), [f"data.test={held_out.root}"])
+    real = rhofast.training.knn_monitor.KnnMonitor.evaluate
+
+    def die(self: Any, at: int, backbone: torch.nn.Module) -> None:
+        if at == step:
+            raise KeyboardInterrupt
+        real(self, at, backbone)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(rhofast.training.knn_monitor.KnnMonitor, "evaluate", die)
+        train(run)
+    for _ in range(2):  # and once
+        assert train(run, resume=True).finished
+    assert [line["step"] for line in metrics(run.folder, "knn")] == [0, 2, 4]
+
+
 def test_two_processes_train_on_the_batches_of_one(shards: ShardSet, tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text(TINY_PAGE)
@@ -457,12 +478,24 @@ def _rank(rank: int, port: int, values: dict[str, Any], bad: dict[int, set[int]]
         loss, logs = real(model, method, pixels, progress, backward=lambda loss: backward(loss * weight), **options)
         return loss * weight, logs
 
+    evaluate = rhofast.training.knn_monitor.evaluate_knn
+
+    def evaluate_knn(backbone: torch.nn.Module, *given: Any) -> Any:
+        Path(f"{result}{rank}.statistics").write_text(statistics(backbone.state_dict()))
+        return evaluate(backbone, *given)
+
     rhofast.training.step.forward_backward = forward_backward
+    rhofast.training.knn_monitor.evaluate_knn = evaluate_knn
     try:
         end = f"step {train(parse_config(values, where='test'), resume=True).step}"
     except NotFiniteError as error:
         end = str(error)
     Path(f"{result}{rank}").write_text(end)
+
+
+def statistics(state: dict[str, torch.Tensor]) -> str:
+    """Return the running statistics of all batch norms."""
+    return "\n".join(f"{key} {value.tolist()}" for key, value in sorted(state.items()) if "running" in key)
 
 
 def two_processes(folder: Path, run: Config, bad: dict[int, set[int]]) -> list[str]:
@@ -491,6 +524,21 @@ def test_two_processes_continue_what_one_began_skip_the_same_steps_and_name_the_
     assert (last["step"], last["world_size"]) == (3, 2)
     one, two = ({line["step"]: line["loss"] for line in metrics(run)} for run in (straight.run, begun.run))
     assert [two[4], two[5]] == pytest.approx([one[4], one[5]], abs=2e-3) and two[6] is None
+
+
+def test_two_processes_evaluate_the_network_that_the_checkpoint_holds(
+    shards: ShardSet, held_out: ShardSet, tmp_path: Path
+) -> None:
+    """Each has its own statistics of batch norm while it trains; features of both are compared with each other."""
+    sets = ["method.batch_norm=local", f"data.test={held_out.root}"]
+    run = override_config(config(shards, tmp_path, steps=2, knn_steps=2), sets)
+    assert two_processes(tmp_path, run, {}) == ["step 2"] * 2
+    folder = latest_checkpoint(run.folder)
+    assert folder is not None
+    prefix = "backbone."
+    saved = {key.removeprefix(prefix): v for key, v in load_checkpoint(folder).method.items() if key.startswith(prefix)}
+    for rank in (0, 1):
+        assert (tmp_path / f"result{rank}.statistics").read_text() == statistics(saved)
 
 
 def test_networks_are_compiled_on_request(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
