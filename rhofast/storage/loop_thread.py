@@ -42,7 +42,9 @@ class _RequestLoop:
 
     def _run(self) -> None:
         # An answer must not interrupt a thread that decodes, or each one would: those that have come meanwhile are
-        # taken together. Threads that begin here do likewise, and obstore's begin with its first request.
+        # taken together. Threads that begin here do likewise, and obstore's begin with its first request. It hands
+        # over each result in one of many threads, which look for Python's lock every `sys.getswitchinterval()`, on a
+        # busy core hundreds of times per video if each look interrupts whoever has it.
         with suppress(OSError):  # a sandbox may refuse it
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         self.loop.run_forever()
