@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -230,11 +231,23 @@ def kills(videos: list[Path], count: int, folder: Path) -> dict[str, Any]:
     for number in range(48):
         path = videos[number % len(videos)]
         (links / f"{number:03d}{path.suffix}").symlink_to(path.resolve())
+    return killed_builds(links, ("--codec", "remux", "--samples-per-shard", "3"), count, folder)
+
+
+def killed_builds(source: Path, options: Sequence[str], count: int, folder: Path) -> dict[str, Any]:
+    """Kill builds of a set at random moments and continue them; return whether all ended with the same bytes.
+
+    Args:
+        source: What the set is made of.
+        options: Of `rhofast shard`.
+        count: Number of kills.
+        folder: A folder for the sets.
+    """
     draw = random.Random(0)
 
     def start(out: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "rhofast", "shard", str(links), str(out), "--codec", "remux"]
-        command += ["--samples-per-shard", "3", "--name", "set", "--workers", "2"]
+        command = [sys.executable, "-m", "rhofast", "shard", str(source), str(out), *options]
+        command += ["--name", "set", "--workers", "2"]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
     begun = time.perf_counter()

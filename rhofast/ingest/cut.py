@@ -30,8 +30,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.data.codecs.containers import demux, open_source
+from rhofast.data.codecs.entries import UNKNOWN
 from rhofast.ingest.machine_errors import check_library_error
-from rhofast.ingest.packets import UNKNOWN, Packets, stored_time
+from rhofast.ingest.packets import Packets, stored_time
 from rhofast.ingest.probe import JUMPY, SourceInfo
 
 # Lines of ffmpeg's filter `showinfo`, of versions 4 to 9.

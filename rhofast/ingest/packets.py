@@ -8,7 +8,7 @@ What is decoded to find the order of pictures is not kept: all segments of a fil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,11 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.data.codecs.containers import demux, open_source
-from rhofast.data.codecs.entries import Entries, EntryFinder
+from rhofast.data.codecs.entries import UNKNOWN, Entries, EntryFinder
 from rhofast.data.codecs.segment import Clock
 from rhofast.ingest.probe import JUMP, JUMPY, SourceInfo
-
-UNKNOWN = -(1 << 63)  # a time that a container does not tell
 
 _FIRST_PACKETS = 100  # the first picture is decoded from these
 _SMALL = 16  # bytes; an MPEG-4 picture of fewer may be one that is not coded, which no decoder shows
@@ -75,8 +73,8 @@ def read_packets(path: Path, source: SourceInfo) -> Packets | None:
     Returns:
         The packets; None if they do not tell which of them becomes which picture.
     """
-    stored, dts, sizes, shown = list[int](), list[int](), list[int](), list[bool]()
-    durations, picture = list[int](), None
+    stored, dts, durations = array("q"), array("q"), array("q")
+    sizes, shown, picture = array("i"), bytearray(), None
     try:
         with open_source(path) as container:
             stream = container.streams[source.stream]
@@ -101,7 +99,8 @@ def read_packets(path: Path, source: SourceInfo) -> Packets | None:
         return None  # decoding from the beginning finds out what is wrong
     if picture is None or not tick or (source.codec == "mpeg4" and min(sizes) <= _SMALL):
         return None
-    times = finder.times([None if time == UNKNOWN else time for time in stored])
+    told = np.array(stored, dtype=np.int64)
+    times = finder.times(told)
     is_timed = times is not None and _has_clock(dts, source, tick, reordered=reordered)
     if times is not None and is_timed:
         first = picture.dts if source.container == "avi" else picture.pts
@@ -109,14 +108,14 @@ def read_packets(path: Path, source: SourceInfo) -> Packets | None:
         found = _order_of_pictures(path, source, len(stored))
         if found is None:
             return None
-        times, tick, durations, first = found, 1 / source.fps, [1] * len(stored), 0
+        times, tick, durations, first = found, 1 / source.fps, array("q", [1]) * len(stored), 0
     else:
         return None
     entries = finder.find(times)
     if not entries.any[0]:
         return None
     ascending, lost = np.argsort(times, kind="stable"), entries.undecodable(times)
-    visible = (np.array(shown) & ~lost)[ascending]
+    visible = (np.array(shown, dtype=bool) & ~lost)[ascending]
     order = ascending[visible]
     hidden = int(np.argmax(visible))
     is_whole = visible[hidden : hidden + len(order)].all()  # an edit list hides nothing in the middle
@@ -125,7 +124,7 @@ def read_packets(path: Path, source: SourceInfo) -> Packets | None:
     if not len(order) or sum(shown) != source.frames or first != times[order[0]]:
         return None
     return Packets(
-        stored=np.array(stored, dtype=np.int64),
+        stored=told,
         times=times,
         num_bytes=np.array(sizes, dtype=np.int32),
         entries=entries,
@@ -142,7 +141,7 @@ def stored_time(packet: Any, source: SourceInfo) -> int:
     return UNKNOWN if time is None else int(time)
 
 
-def _has_clock(decoded: Sequence[int], source: SourceInfo, tick: Fraction, *, reordered: bool) -> bool:
+def _has_clock(decoded: array[int], source: SourceInfo, tick: Fraction, *, reordered: bool) -> bool:
     """Return whether the times of a container are those of showing, by a clock that does not jump.
 
     Args:

@@ -5,6 +5,7 @@ The packets of all segments of a file are read once. The file itself stays open 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.data.codecs.containers import demux, open_source
-from rhofast.data.codecs.entries import Entries, EntryFinder
+from rhofast.data.codecs.entries import UNKNOWN, Entries, EntryFinder
 from rhofast.data.codecs.remux import PIXEL_FORMATS
 from rhofast.data.codecs.segment import Clock
 from rhofast.data.codecs.unfit import UnfitError
@@ -135,7 +136,7 @@ def _read_packets(container: Any, stream: Any, rate: Fraction) -> RemuxPackets:
         RefusedError: A packet is damaged.
         FFmpegError: The source cannot be read.
     """
-    context, times, shown = stream.codec_context, list[int | None](), list[bool]()
+    context, times, shown = stream.codec_context, array("q"), bytearray()
     finder = EntryFinder(context)
     timed = container.format.name != "avi" or not context.has_b_frames  # AVI stores times of decoding
     for packet in demux(container, stream):
@@ -145,10 +146,11 @@ def _read_packets(container: Any, stream: Any, rate: Fraction) -> RemuxPackets:
             raise RefusedError(Refusal.DAMAGED, f"packet {len(times)} is damaged")
         if packet.has_sidedata("new_extradata") and times:
             raise UnfitError(Refusal.CHANGING_SIZE, f"at packet {len(times)} another stream begins")
-        times.append(_time_of(container, packet))
+        time = _time_of(container, packet)
+        times.append(UNKNOWN if time is None else time)
         shown.append(not packet.is_discard)
         finder.add(packet)
-    pts = finder.times(times)
+    pts = finder.times(np.array(times, dtype=np.int64))
     if pts is None or not timed:
         raise UnfitError(Refusal.OTHER_FORMAT, f"{container.format.name} does not say when pictures are shown")
     if len(np.unique(pts)) < len(pts):

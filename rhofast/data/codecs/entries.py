@@ -18,12 +18,14 @@ before it:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+UNKNOWN = -(1 << 63)  # a time that a container does not tell
 
 _START_CODE = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)  # of a NAL unit, and its first byte
 _B_PICTURES = {"mpeg1video", "mpeg2video", "mpeg4"}  # codecs in which leading pictures are B-pictures
@@ -78,7 +80,7 @@ class EntryFinder:
     def __init__(self, decoder: Any) -> None:
         """Take the codec context of the stream."""
         self._decoder, self._codec = decoder, str(decoder.codec.canonical_name)
-        self._keys, self._fresh, self._skippable = list[bool](), list[bool](), list[bool]()
+        self._keys, self._fresh, self._skippable = bytearray(), bytearray(), bytearray()
         self._first, self._changed = set[bytes](), set[bytes]()
         self._lost = 0  # packets behind the first one that refer to what is not in the stream
 
@@ -97,23 +99,25 @@ class EntryFinder:
         self._fresh.append(self._keys[-1] and restarts(self._decoder, packet))
         self._skippable.append(skippable)
 
-    def times(self, told: Sequence[int | None]) -> npt.NDArray[np.int64] | None:
+    def times(self, told: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
         """Return when packets are shown.
 
         A file that was cut out of another may have no times for the first leading pictures, which nobody can decode.
 
         Args:
-            told: When each is shown, in ticks, as the container tells; None where it does not.
+            told: When each is shown, in ticks, as the container tells; UNKNOWN where it does not, i64[N].
 
         Returns:
             i64[N]; None if a picture has no time.
         """
-        known = [time for time in told if time is not None]
-        missing = len(told) - len(known)
-        if missing != sum(time is None for time in told[1 : 1 + self._lost]):
+        missing = told == UNKNOWN
+        count = int(missing.sum())
+        if count != missing[1 : 1 + self._lost].sum():
             return None
-        earlier = iter(range(min(known, default=0) - missing, min(known, default=0)))
-        return np.array([next(earlier) if time is None else time for time in told], dtype=np.int64)
+        times = told.copy()
+        first = int(times[~missing].min()) if count < len(times) else 0
+        times[missing] = np.arange(first - count, first)
+        return times
 
     def _look_into(self, packet: Any) -> tuple[bool, set[bytes]]:
         """Return whether no picture refers to this one if it is a leading one, and its parameter sets."""
@@ -135,8 +139,8 @@ class EntryFinder:
         Args:
             times: When each packet is shown, in ticks, in the order of decoding, i64[N].
         """
-        keys, skippable = np.array(self._keys, dtype=bool), np.array(self._skippable, dtype=bool)
-        closed = np.array(self._fresh, dtype=bool) & parted(times)
+        keys, skippable, fresh = (np.array(each, dtype=bool) for each in (self._keys, self._skippable, self._fresh))
+        closed = fresh & parted(times)
         opened, gap = np.zeros_like(keys), np.zeros_like(keys)
         earlier, later = _extremes(times)
         for place in np.flatnonzero(keys & ~closed & (earlier < times)).tolist():

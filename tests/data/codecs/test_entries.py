@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from rhofast.data.codecs.containers import open_container
-from rhofast.data.codecs.entries import Entries, EntryFinder, recovers, restarts
+from rhofast.data.codecs.entries import UNKNOWN, Entries, EntryFinder, recovers, restarts
 from rhofast.ingest.transcode import find_ffmpeg
 
 NUM_FRAMES = 70
@@ -45,6 +45,10 @@ def encoded(name: str) -> bytes:
     return subprocess.run(command, check=True, capture_output=True).stdout
 
 
+def told(times: list[int | None]) -> np.ndarray:
+    return np.array([UNKNOWN if time is None else time for time in times], dtype=np.int64)
+
+
 def packets_of(content: bytes) -> tuple[list[Any], np.ndarray, Entries]:
     with open_container(io.BytesIO(content), mp4=False) as container:
         stream = container.streams.video[0]
@@ -52,7 +56,7 @@ def packets_of(content: bytes) -> tuple[list[Any], np.ndarray, Entries]:
         packets = [packet for packet in container.demux(stream) if packet.size]
         for packet in packets:
             finder.add(packet)
-        times = finder.times([packet.pts for packet in packets])
+        times = finder.times(told([packet.pts for packet in packets]))
         assert times is not None
         return packets, times, finder.find(times)
 
@@ -122,8 +126,8 @@ def test_times_of_pictures_that_nobody_can_decode_may_be_missing() -> None:
 
     for kind in (21, 8, 9, 1, 9):  # a random access point, two pictures that are skipped behind it, others
         finder.add(Content(b"\x00\x00\x01" + bytes([kind << 1, 1]) + b"xyz"))
-    times = finder.times([100, None, 90, 200, 150])
+    times = finder.times(told([100, None, 90, 200, 150]))
     assert times is not None and times.tolist() == [100, 89, 90, 200, 150]
     assert finder.find(times).undecodable(times).tolist() == [False, True, True, False, False]
-    assert finder.times([100, None, 90, 200, None]) is None
-    assert finder.times([None, 80, 90, 200, 150]) is None
+    assert finder.times(told([100, None, 90, 200, None])) is None
+    assert finder.times(told([None, 80, 90, 200, 150])) is None
