@@ -132,8 +132,9 @@ def measure_gaps(root: Path, name: str, samples: int) -> list[dict[str, float]]:
             wanted = fetch(shards, samples)
             cpu, seconds = cpu_s() - cpu, time.perf_counter() - began
             answered = counts(url)
+            rows_of_a_dry_run = [shards.row(number) for number in choose_samples(shards, 64)]
+        sizes = frame_sizes(rows_of_a_dry_run)
         info, sent = shards.info, of_tars(answered["sent"])
-        sizes = frame_sizes([shards.row(number) for number in choose_samples(shards, 64)])  # as a dry run says them
         units = units_of(CODECS[name], info.num_frames // info.num_samples)
         fps = info.num_frames / info.seconds
         requests, fetched = range_cost(CLIPS, CODECS[name], units, fps, gap=1000 * gap, sizes=sizes)

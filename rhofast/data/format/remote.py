@@ -88,11 +88,8 @@ class RemoteShardSet(ShardSet):
         self._queues: tuple[_Listener, ...] = ()
         self.ranges: RangeSource | None = None
         self._stop = Event()
-        self._scanned = (
-            -1,
-            0,
-            0,
-        )  # the last index that was opened, how many in a row, and up to where they are fetched
+        # The last index that was opened, how many in a row, and up to where they are fetched.
+        self._scanned = (-1, 0, 0)
 
     @property
     def fault(self) -> str:  # type: ignore[override]
