@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -45,6 +45,7 @@ GAPS_KB = (0, 8, 16, 32, 64, 128)
 BATCH = 16
 LATENCY_S = 0.05
 _WARM = 5  # batches until all queues are as they stay
+_REST_S, _MOST_RESTS = 0.5, 20  # pauses in which a loader fills its queues
 _UNDER_WAY = 48  # samples whose bytes are asked for ahead, as by a loader with two batches in a queue
 
 
@@ -169,54 +170,83 @@ def measure_epoch(root: Path, name: str) -> dict[str, float]:
 # ---- rate ----
 
 
-def rate(where: str, cache: Path, batches: int, **options: Any) -> tuple[float, float]:
-    """Return videos per second, and CPU milliseconds per video, of a loader that has opened all indices."""
-    with open_loader(where, cache, **options) as loader:
+class Contender:
+    """A loader that is measured in turns with others, which rest meanwhile.
+
+    Attributes:
+        found: Videos per second, and CPU milliseconds per video of this process and of the server, of each turn.
+    """
+
+    def __init__(self, loader: TrainLoader, url: str = "") -> None:
+        self.found: list[tuple[float, float, float]] = []
+        self._loader, self._url = loader, url
         for shards in loader.shards.sets:
-            for number in range(len(shards.info.shards)):
+            for number in range(len(shards.info.shards)):  # as after the first passes over a set
                 shards.index(number)
+
+    def take_turn(self, batches: int) -> None:
+        """Measure some batches, at the pace at which they are made, and rest until the queues are full again."""
         for _ in range(_WARM):
-            next(loader)
-        cpu, began = cpu_s(), time.perf_counter()
+            next(self._loader)
+        server, cpu, began = self._server_s(), cpu_s(), time.perf_counter()
         for _ in range(batches):
-            next(loader)
-        return batches * BATCH / (time.perf_counter() - began), 1e3 * (cpu_s() - cpu) / (batches * BATCH)
+            next(self._loader)
+        seconds, cpu, server = time.perf_counter() - began, cpu_s() - cpu, self._server_s() - server
+        videos = batches * BATCH
+        self.found.append((videos / seconds, 1e3 * cpu / videos, 1e3 * server / videos))
+        for _ in range(_MOST_RESTS):
+            before = cpu_s()
+            time.sleep(_REST_S)
+            if cpu_s() - before < 0.05 * _REST_S:
+                break
+
+    def _server_s(self) -> float:
+        return float(counts(self._url)["cpu_s"]) if self._url else 0.0
 
 
-def rate_pairs(root: Path, name: str, batches: int, rounds: int, cores: list[int]) -> dict[str, Any]:
-    """Return rates on files and at each latency, in turns, with all indices in the cache; the server has `cores`."""
-    found: dict[str, list[Any]] = {}
-    for number in range(rounds):
-        with tempfile.TemporaryDirectory() as cache:
-            for latency in (0.05,) if number else (0.05, 0.005, 0.2):
-                with serving_elsewhere(root / name, latency, cores) as url:
-                    shards = open_ranges(url, Path(cache), 0)
-                    shards.load_indices(range(len(shards.info.shards)))
-                    if latency == LATENCY_S:
-                        found.setdefault("files", []).append(rate(str(root / name), Path(cache), batches))
-                    before = counts(url)["cpu_s"]
-                    ranges = rate(url, Path(cache), batches, remote="ranges")
-                    server = 1e3 * (counts(url)["cpu_s"] - before) / ((_WARM + batches) * BATCH)
-                found.setdefault(f"{1000 * latency:g} ms", []).append([*ranges, server])
-                print(name, number, {key: values[-1] for key, values in found.items()}, file=sys.stderr, flush=True)
-    return found
+def rate_turns(root: Path, name: str, batches: int, rounds: int, cores: list[int]) -> dict[str, Any]:
+    """Return rates on files and at each latency, in short turns: the speed of a core may change within seconds.
+
+    Args:
+        root: Folder of the sets.
+        name: Which one.
+        batches: Batches per turn.
+        rounds: Turns on files and at the latency of the bar; a third of them at the others.
+        cores: Of the servers.
+    """
+    with ExitStack() as stack:
+        cache = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        contenders = {"files": Contender(stack.enter_context(open_loader(str(root / name), cache)))}
+        for latency in (LATENCY_S, 0.005, 0.2):
+            url = stack.enter_context(serving_elsewhere(root / name, latency, cores))
+            loader = stack.enter_context(open_loader(url, cache, remote="ranges"))
+            contenders[f"{1000 * latency:g} ms"] = Contender(loader, url)
+        for number in range(rounds):
+            turns = list(contenders)[: 4 if number % 3 == 0 else 2]
+            for contender in turns[:: 1 if number % 2 else -1]:
+                contenders[contender].take_turn(batches)
+            print(name, number, {turn: contenders[turn].found[-1] for turn in turns}, file=sys.stderr, flush=True)
+        return {contender: measured.found for contender, measured in contenders.items()}
 
 
 def measure_rates(root: Path, name: str, batches: int, rounds: int) -> dict[str, Any]:
-    """Measure the rates in a process that has all cores but one, which is the server's."""
+    """Measure the rates in a process that has all cores but one, which is the servers'."""
     cores = sorted(os.sched_getaffinity(0))
     mine, served = (cores[:-1], cores[-1:]) if len(cores) > 1 else (cores, cores)
     code = "import json, os, sys; from pathlib import Path\n"
     code += f"os.sched_setaffinity(0, {mine})\n"
-    code += "from benchmarks.data_loading.remote_parts import rate_pairs\n"
-    code += f"print(json.dumps(rate_pairs(Path(sys.argv[1]), {name!r}, {batches}, {rounds}, {served})))"
+    code += "from benchmarks.data_loading.remote_parts import rate_turns\n"
+    code += f"print(json.dumps(rate_turns(Path(sys.argv[1]), {name!r}, {batches}, {rounds}, {served})))"
     done = subprocess.run([sys.executable, "-c", code, str(root)], check=True, stdout=subprocess.PIPE, text=True)
     rates = json.loads(done.stdout.splitlines()[-1])
     files, ranges = np.array(rates["files"]), np.array(rates["50 ms"])
-    columns = ("files", "files_cpu_ms", "ranges", "ranges_cpu_ms", "server_cpu_ms")
+    shares = ranges[:, 0] / files[:, 0]
+    columns = ("files", "files_cpu_ms", "none", "ranges", "ranges_cpu_ms", "server_cpu_ms")
     result: dict[str, Any] = dict(zip(columns, np.median(np.hstack([files, ranges]), axis=0).tolist(), strict=True))
-    result |= {"share": statistics.median((ranges[:, 0] / files[:, 0]).tolist()), "cores": len(mine), "all": rates}
-    return result | {key: rates[key][0][0] / rates["files"][0][0] for key in ("5 ms", "200 ms")}
+    result |= {"share": float(np.median(shares)), "quartiles": np.percentile(shares, [25, 75]).tolist()}
+    for latency in ("5 ms", "200 ms"):
+        result[latency] = float(np.median(np.array(rates[latency])[:, 0] / files[::3, 0]))
+    return result | {"cores": len(mine), "all": rates}
 
 
 # ---- memory ----
