@@ -4,7 +4,7 @@
 #   make demo VIDEOS=folder     the same on your own videos, in class folders
 #   make test                   lint, types, tests in two processes (JOBS=4: in four)
 #   make docs                   the documentation as a site, in site/
-#   make benchmarks VIDEOS=folder [RESULTS=folder]   all benchmarks that need no GPU
+#   make benchmarks VIDEOS=folder [RESULTS=folder]   benchmarks that need neither a GPU nor hours
 #   DALI=cu12 make demo         for a torch built for CUDA 12 (the default is cu13; both run without a GPU)
 
 PYTHON ?= python3
@@ -47,6 +47,8 @@ benchmarks: $(STAMP)
 	$(BENCHMARK).data_loading.soak --out '$(RESULTS)/soak_jpeg' || failed=1; \
 	$(BENCHMARK).data_loading.soak --codec h264 --out '$(RESULTS)/soak_h264' || failed=1; \
 	$(BENCHMARK).data_loading.million_samples --out '$(RESULTS)/million_samples' || failed=1; \
+	$(BENCHMARK).data_loading.host_cost '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
+	$(BENCHMARK).data_loading.segments --out '$(RESULTS)' || failed=1; \
 	$(BENCHMARK).data_loading.remote '$(VIDEOS)' --out '$(RESULTS)/remote' || failed=1; \
 	$(BENCHMARK).data_loading.faces '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
 	$(BENCHMARK).data_loading.hue '$(VIDEOS)' --out '$(RESULTS)' || failed=1; \
@@ -55,6 +57,8 @@ benchmarks: $(STAMP)
 	$(BIN)/python -m benchmarks.training.step_vs_plain --out '$(RESULTS)/step_vs_plain' || failed=1; \
 	$(BENCHMARK).training.step_vs_peers --out '$(RESULTS)/step_vs_peers' || failed=1; \
 	$(BENCHMARK).training.vit_step --out '$(RESULTS)/vit_step' || failed=1; \
+	$(BENCHMARK).training.weak_scaling --out '$(RESULTS)/weak_scaling' || failed=1; \
+	$(BENCHMARK).training.kill_and_resume --out '$(RESULTS)/kill_and_resume' || failed=1; \
 	$(BENCHMARK).evaluation.knn --large --out '$(RESULTS)' || failed=1; \
 	$(BENCHMARK).evaluation.replicas --out '$(RESULTS)' || failed=1; \
 	$(BENCHMARK).study.keep_cost --out '$(RESULTS)/keep_cost' || failed=1; \
