@@ -18,17 +18,15 @@ _AT_ONCE = 32  # shards that are copied side by side
 _AHEAD_BYTES = 1 << 30  # of the shards that are copied and not handed out; one is always
 
 
-def copied_ahead(jobs: Iterable[VerifyJob]) -> Iterator[VerifyJob]:
+def copied_ahead(jobs: Iterable[VerifyJob], folder: Path) -> Iterator[VerifyJob]:
     """Yield jobs whose files are on this machine, in their order; whoever does a job deletes its files.
 
     Args:
         jobs: Jobs of a remote set.
+        folder: Folder for the copies. It must stay until all jobs are done, after the last one was yielded.
     """
     waiting, under_way, held = deque(jobs), deque[tuple[VerifyJob, Future[CopiedShard]]](), 0
-    with (
-        tempfile.TemporaryDirectory(prefix="rhofast-verify.", ignore_cleanup_errors=True) as folder,
-        ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="rhofast-verify") as pool,
-    ):
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="rhofast-verify") as pool:
         try:
             while waiting or under_way:
                 while waiting and len(under_way) < _AT_ONCE:
@@ -36,7 +34,7 @@ def copied_ahead(jobs: Iterable[VerifyJob]) -> Iterator[VerifyJob]:
                         break
                     job = waiting.popleft()
                     held += job.shard.bytes
-                    under_way.append((job, pool.submit(copy_shard, job, Path(folder) / str(job.number))))
+                    under_way.append((job, pool.submit(copy_shard, job, Path(tempfile.mkdtemp(dir=folder)))))
                 job, copying = under_way.popleft()
                 held -= job.shard.bytes
                 yield replace(job, copied=copying.result())

@@ -64,7 +64,7 @@ def verify_shards(
             on_progress(samples, len(shards))
 
     keys = []
-    with tempfile.TemporaryDirectory(prefix="rhofast-verify.") as markers:
+    with tempfile.TemporaryDirectory(prefix="rhofast-verify.", ignore_cleanup_errors=True) as markers:
         jobs = [
             VerifyJob(
                 number=number,
@@ -104,7 +104,7 @@ def _reports(jobs: Sequence[VerifyJob], workers: int, progress: Callable[[int], 
         suspects: list[VerifyJob] = []
         try:
             todo: Iterable[VerifyJob] = list(left.values())
-            todo = copied_ahead(todo) if jobs[0].address is not None else todo
+            todo = copied_ahead(todo, jobs[0].marker.parent) if jobs[0].address is not None else todo
             for report in LocalProcesses(workers).run(check_shard, todo, on_ticks=on_ticks):
                 del left[report.number]
                 yield report

@@ -119,9 +119,8 @@ def check_shard(job: VerifyJob) -> ShardReport:
 
 
 def copy_shard(job: VerifyJob, folder: Path) -> CopiedShard:
-    """Copy the files of a shard of a remote set to a folder, which is made."""
+    """Copy the files of a shard of a remote set to a folder."""
     assert job.address is not None
-    folder.mkdir(exist_ok=True)
     names = (job.shard.index, job.shard.tar, f"{job.shard.name}.idx")
     return CopiedShard(folder, tuple(copy_files(job.address, names, folder)))
 

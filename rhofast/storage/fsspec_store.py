@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from queue import LifoQueue
 from typing import Any
 
 from rhofast.errors import RhofastError
@@ -19,6 +21,7 @@ _INFO_S = 60.0
 _VERSIONS = ("ETag", "e_tag", "blob_id", "Last-Modified", "LastModified", "mtime")
 _SERVERS = {"ftp", "hdfs", "arrow_hdfs", "sftp", "smb", "ssh", "webhdfs"}  # of files, which can be seen half written
 _HAVE_FOLDERS = _SERVERS | {"memory"}
+_CONNECTIONS = 8  # to such a server at once
 
 
 class FsspecFolder(StoreFolder):
@@ -36,9 +39,39 @@ class FsspecFolder(StoreFolder):
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self.url, self._timeout_s = url, timeout_s
+        is_server = url.partition("://")[0] in _SERVERS
         with as_faults():
-            self._store, self._root = open_store(url, timeout_s, **as_written(url))
+            own = {"skip_instance_cache": True} if is_server else as_written(url)
+            self._store, self._root = open_store(url, timeout_s, **own)
         self._pool: ThreadPoolExecutor | None = None
+        self._idle: LifoQueue[Any] | None = None
+        if is_server:
+            self._idle = LifoQueue()
+            for connection in (*[None] * (_CONNECTIONS - 1), self._store):
+                self._idle.put(connection)
+
+    @contextmanager
+    def _connected(self) -> Iterator[Any]:
+        """Lend the file system, to one thread at a time if it is a connection to a server of files.
+
+        The clients of these take the answers of one thread for those of another. A connection on which something fails
+        is given up, for it may be dead.
+        """
+        if self._idle is None:
+            yield self._store
+            return
+        store = self._idle.get()
+        try:
+            if store is None:
+                store, _ = open_store(self.url, self._timeout_s, skip_instance_cache=True)
+            yield store
+        except FileNotFoundError:
+            raise
+        except BaseException:
+            store = None
+            raise
+        finally:
+            self._idle.put(store)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -46,19 +79,23 @@ class FsspecFolder(StoreFolder):
     @contextmanager
     def stream(self, name: str, *, begin: int = 0) -> Iterator[tuple[Iterator[bytes], int]]:
         """Read a file in one pass; see `StoreFolder`."""
-        with as_faults():
-            opened = open_stream(self._store, self._path(name), begin=begin)
-            remote, position, _ = opened.__enter__()
+        opened = ExitStack()
         try:
-            yield self._chunks(remote), position
-        finally:
             with as_faults():
-                opened.__exit__(None, None, None)
+                store = opened.enter_context(self._connected())
+                remote, position, _ = opened.enter_context(open_stream(store, self._path(name), begin=begin))
+            yield self._chunks(store, remote), position
+        except BaseException:
+            with as_faults():
+                opened.__exit__(*sys.exc_info())
+            raise
+        with as_faults():
+            opened.close()
 
-    def _chunks(self, remote: Any) -> Iterator[bytes]:
+    def _chunks(self, store: Any, remote: Any) -> Iterator[bytes]:
         while True:
             with as_faults():
-                chunk = read_chunk(self._store, remote, 2 * self._timeout_s)
+                chunk = read_chunk(store, remote, 2 * self._timeout_s)
             if not chunk:
                 return
             yield chunk
@@ -89,7 +126,8 @@ class FsspecFolder(StoreFolder):
     def _span(self, name: str, begin: int, end: int) -> Any:
         # A file of the hub whose size is not given is looked up among all files of its folder.
         options = {"cache_type": "none", "size": end} if is_hub(self._store) else {}
-        return self._store.cat_file(self._path(name), begin, end, **options)
+        with self._connected() as store:
+            return store.cat_file(self._path(name), begin, end, **options)
 
     def state(self, name: str) -> tuple[int, str]:
         """Return size and version of a file; see `StoreFolder`."""
@@ -102,10 +140,10 @@ class FsspecFolder(StoreFolder):
 
     def _info(self, name: str) -> dict[str, Any] | None:
         options = {"expand_info": True, "refresh": True} if is_hub(self._store) else {}
-        with as_faults():
+        with as_faults(), self._connected() as store:
             if not options:
-                self._store.invalidate_cache()
-            return file_info(self._store, self._path(name), _INFO_S, **options)
+                store.invalidate_cache()
+            return file_info(store, self._path(name), _INFO_S, **options)
 
     def _is(self, protocols: set[str]) -> bool:
         own = self._store.protocol
@@ -115,18 +153,18 @@ class FsspecFolder(StoreFolder):
         """Write a file of this machine into the folder; see `StoreFolder`."""
         final = self._path(name)
         folder, _, last = final.rpartition("/")
-        with as_faults():
+        with as_faults(), self._connected() as store:
             if not self._is(_SERVERS):
-                self._store.put_file(str(path), final, chunksize=CHUNK)
+                store.put_file(str(path), final, chunksize=CHUNK)
                 return
             unfinished = f"{folder}/.{last}.tmp"
-            self._store.put_file(str(path), unfinished)
-            sent, written = path.stat().st_size, self._store.size(unfinished)
+            store.put_file(str(path), unfinished)
+            sent, written = path.stat().st_size, store.size(unfinished)
             if written != sent:
                 raise RequestError(Kind.PASSING, f"{written} of {sent} bytes arrived")
-            if self._store.exists(final):  # some servers replace no file
-                self._store.rm_file(final)
-            self._store.mv(unfinished, final)
+            if store.exists(final):  # some servers replace no file
+                store.rm_file(final)
+            store.mv(unfinished, final)
 
     def find(self, name: str) -> Entry | None:
         """Return what there is under a name; see `StoreFolder`."""
@@ -150,12 +188,10 @@ class FsspecFolder(StoreFolder):
         found = self.find(name) if is_http(self._store) else None
         if is_http(self._store) and not (found and found.is_folder):
             return []  # what is no page is not read as one
-        with as_faults():
-            self._store.invalidate_cache()
+        with as_faults(), self._connected() as store:
+            store.invalidate_cache()
             try:
-                infos = self._store.ls(
-                    self._path(name), detail=True, **({"refresh": True} if is_hub(self._store) else {})
-                )
+                infos = store.ls(self._path(name), detail=True, **({"refresh": True} if is_hub(store) else {}))
             except (FileNotFoundError, NotADirectoryError):
                 return []
         entries = {}
@@ -168,14 +204,14 @@ class FsspecFolder(StoreFolder):
 
     def delete(self, name: str) -> None:
         """Delete a file; see `StoreFolder`."""
-        with as_faults(), suppress(FileNotFoundError):
-            self._store.rm_file(self._path(name))
+        with as_faults(), suppress(FileNotFoundError), self._connected() as store:
+            store.rm_file(self._path(name))
 
     def create(self, name: str) -> None:
         """Create a folder; see `StoreFolder`."""
         if self._is(_HAVE_FOLDERS):
-            with as_faults():
-                self._store.makedirs(self._path(name), exist_ok=True)
+            with as_faults(), self._connected() as store:
+                store.makedirs(self._path(name), exist_ok=True)
 
 
 @contextmanager

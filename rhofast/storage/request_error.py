@@ -18,9 +18,13 @@ _TRY_LATER = (408, 425)
 _CONNECTING = ("Connect", "dns error", "ConnectionRefused")
 # Of aiohttp, botocore and httpx.
 _CONNECTION_ERRORS = {"ClientConnectorError", "ClientConnectorDNSError", "EndpointConnectionError", "ConnectError"}
-_CONNECTION_ERRORS |= {"ConnectTimeout", "ConnectTimeoutError", "ConnectionTimeoutError"}
+_CONNECTION_ERRORS |= {"ConnectTimeout", "ConnectTimeoutError", "ConnectionTimeoutError", "NoValidConnectionsError"}
 # Of botocore and of obstore: the store was not even asked, or does not know who asks.
-_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "UnauthenticatedError", "PermissionDeniedError")
+_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "UnauthenticatedError", "PermissionDeniedError"}
+# Of paramiko.
+_NO_CREDENTIALS |= {"AuthenticationException", "BadAuthenticationType", "BadHostKeyException"}
+_NO_CREDENTIALS |= {"PasswordRequiredException"}
+_NO_METHODS = "No authentication methods available"
 _EXPIRED = re.compile(r"ExpiredToken|InvalidToken|RequestTimeTooSkewed|TokenRefreshRequired|expired", re.IGNORECASE)
 
 
@@ -65,7 +69,8 @@ def request_error(error: BaseException) -> RequestError:
         said = "no such repository, or a private one (credentials: HF_TOKEN)" if is_hidden else "no such file"
         return RequestError(Kind.MISSING, said)
     status, text = _status(error), words(error)
-    if status in (401, 403) or type(error).__name__ in _NO_CREDENTIALS or isinstance(error, PermissionError):
+    is_unknown = type(error).__name__ in _NO_CREDENTIALS or str(error) == _NO_METHODS
+    if status in (401, 403) or is_unknown or isinstance(error, PermissionError):
         return RequestError(Kind.DENIED, text)
     if status in (429, 503):
         return RequestError(Kind.BUSY, text, wait_s=_wait_s(error))
