@@ -14,9 +14,10 @@ from typing import Any
 
 from rhofast.data.types import VideoRecord
 from rhofast.ingest.cut import Look
+from rhofast.ingest.machine_errors import UnreadableError
 from rhofast.ingest.packets import Packets, count_pictures, read_packets
 from rhofast.ingest.probe import RefusedError, SourceInfo, probe
-from rhofast.ingest.source import Deadline, Source, call_reader, check_unchanged, read_source
+from rhofast.ingest.source import Deadline, Source, call_reader, check_unchanged, read_source, source_state
 from rhofast.ingest.transcode import first_look
 
 
@@ -102,15 +103,18 @@ class LastSource:
 
         Raises:
             RefusedError: The source is missing, empty, not a file, or took too long.
-            UnreadableError: It cannot be read.
+            UnreadableError: It cannot be read, or the file that it lies in is not the one that `state` is of.
             OSError: `folder` cannot be written.
         """
         key = (record.path, record.inside, state)
         if self._opened is None or state is None or self._key != key or not self._opened.path.exists():
             self.forget()
             self._place = Path(tempfile.mkdtemp(dir=folder))
-            self._opened = OpenedSource(read_source(record.path, self._place, deadline, record.inside))
-            self._key = key
+            source = read_source(record.path, self._place, deadline, record.inside)
+            # What lies inside a file is read by several requests, which may have met two versions of it.
+            if record.inside is not None and state is not None and source_state(record.path) != state:
+                raise UnreadableError("the file that it lies in was replaced since this job began", passing=False)
+            self._opened, self._key = OpenedSource(source), key
         return self._opened
 
     @property

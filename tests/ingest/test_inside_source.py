@@ -20,6 +20,7 @@ from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.machine_errors import UnreadableError
+from rhofast.ingest.opened import LastSource
 from rhofast.ingest.probe import Refusal, RefusedError
 from rhofast.ingest.shard_job import record_facts
 from rhofast.ingest.source import Deadline, read_source, source_states
@@ -43,6 +44,26 @@ def test_a_range_of_a_file_is_copied_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "archive.tar").write_bytes(CONTENT)
     for offset, size in ((0, 1), (700, 5_000), (0, len(CONTENT)), (len(CONTENT) - 3, 3)):
         check(tmp_path / "archive.tar", tmp_path, part(offset, size), CONTENT[offset : offset + size])
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_file_that_was_replaced_meanwhile_is_not_mixed_with_what_it_was(
+    server: Server, tmp_path: Path, is_remote: bool
+) -> None:
+    archive = tmp_path / "archive.tar"
+    archive.write_bytes(CONTENT)
+    path = as_path(f"{server.url}/archive.tar", signed=True) if is_remote else archive
+    first, second = (
+        VideoRecord(key=key, path=path, inside=part(offset, 5_000)) for key, offset in (("a", 700), ("b", 0))
+    )
+    (state,), sources = source_states([first]), LastSource()
+    assert state is not None
+    opened = sources.open(first, state, tmp_path, Deadline(60))
+    assert opened.path.read_bytes() == CONTENT[700:5_700]
+    server.version = "2"
+    os.utime(archive, (1, 1))
+    with pytest.raises(UnreadableError, match="replaced since this job began"):
+        sources.open(second, state, tmp_path, Deadline(60))
 
 
 @pytest.mark.parametrize(
@@ -80,6 +101,7 @@ class Server:
     url: str = ""
     ranges: list[str] = field(default_factory=list)
     failed: set[str] = field(default_factory=set)
+    version: str = "1"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -92,6 +114,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(len(CONTENT)))
+        self.send_header("ETag", f'"{self.server_state.version}"')
         self.end_headers()
 
     def do_GET(self) -> None:
