@@ -190,9 +190,9 @@ def main() -> None:
     parser.add_argument("--set-samples", type=int, default=2000, help="samples of the sets of 35-second videos")
     parser.add_argument("--most-videos", type=int, default=6, help="videos that are stored, at most")
     parser.add_argument("--gap-samples", type=int, default=512, help="samples that are fetched for each gap")
-    parser.add_argument("--rate-batches", type=int, default=4, help="of jpeg per turn; half as many of h264 and hevc")
+    parser.add_argument("--rate-batches", type=int, default=4, help="of jpeg per turn; half as many of streams")
     parser.add_argument("--rounds", type=int, default=3, help="of the first batch")
-    parser.add_argument("--turns", type=int, default=13, help="of each loader whose rate is measured")
+    parser.add_argument("--turns", type=int, default=13, help="of jpeg; a third of them of streams")
     parser.add_argument("--batches", type=int, default=2000, help="batches over which memory is watched")
     parser.add_argument("--samples", type=int, default=1_000_000, help="samples of the set with 2,000 shards")
     parser.add_argument(
@@ -211,12 +211,13 @@ def main() -> None:
             make_sets(videos, root, options.set_samples)
         result: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
         result |= {"facts": facts, "load": load, "videos": len(videos)}
-        batches = {name: max(1, options.rate_batches // (1 if name == "jpeg" else 2)) for name in CODECS}
+        turns = dict.fromkeys(CODECS, (options.rate_batches, options.turns))  # streams take four times as long
+        turns |= {name: (max(1, options.rate_batches // 2), max(1, options.turns // 3)) for name in ("h264", "hevc")}
         parts: dict[str, Callable[[], Any]] = {
             "first": lambda: measure_first_batch(root, options.samples, options.rounds),
             "gaps": lambda: {name: measure_gaps(root, name, options.gap_samples) for name in CODECS},
             "epoch": lambda: {name: measure_epoch(root, name) for name in CODECS},
-            "rates": lambda: {name: measure_rates(root, name, batches[name], options.turns) for name in CODECS},
+            "rates": lambda: {name: measure_rates(root, name, *turns[name]) for name in CODECS},
             "same": lambda: {name: compare_batches(root, name) for name in CODECS},
             "memory": lambda: measure_memory(root, options.batches),
         }

@@ -44,7 +44,7 @@ CLIPS = ClipConfig(num_clips=2, num_frames=8, frame_stride=8, fps=30)
 GAPS_KB = (0, 8, 16, 32, 64, 128)
 BATCH = 16
 LATENCY_S = 0.05
-_WARM = 5  # batches until all queues are as they stay
+_WARM = 5  # batches that full queues have in all, so that the next ones come at the pace that is measured
 _REST_S, _MOST_RESTS = 0.5, 20  # pauses in which a loader fills its queues
 _UNDER_WAY = 48  # samples whose bytes are asked for ahead, as by a loader with two batches in a queue
 
