@@ -81,11 +81,13 @@ def convolution_errors(
         gradients: Whether it is trained. If not, only outputs are compared.
 
     Returns:
-        One entry per call of a convolution in a forward pass; none on a GPU. Layers for which `LIMIT_S` is too short
-        have none.
+        One entry per call of a convolution in a forward pass; none on a GPU, or for weights that are not float32.
+        Layers for which `LIMIT_S` is too short have none.
     """
-    device = next(network.parameters(), torch.empty(0)).device
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    weight = next(network.parameters(), torch.empty(0))
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:  # oneDNN has no kernels in double precision
+        return []
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return []
     calls = _calls(network, DTYPES[precision], num_frames=num_frames, size=size, gradients=gradients)
     errors, end = [], time.monotonic() + LIMIT_S

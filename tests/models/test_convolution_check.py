@@ -171,3 +171,7 @@ def test_calls_are_what_the_network_makes_of_clips() -> None:
 def test_what_takes_too_long_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolution_check, "LIMIT_S", 0.0)
     assert convolution_errors(network(), "fp32", **SEES) == []
+
+
+def test_a_network_in_double_precision_is_not_checked() -> None:
+    assert convolution_errors(nn.Conv3d(3, 4, 3).double(), "fp32", clips=1, num_frames=4, size=8) == []
