@@ -116,6 +116,12 @@ def classes_in_views(
     return labels_in_clips(rows, clips.frames, len(shards.info.classes))
 
 
+def class_precisions(scores: npt.NDArray[np.floating[Any]], positive: npt.NDArray[np.bool_]) -> dict[int, float]:
+    """Return the average precision of each class that any video has, by its number; arguments as `mean_precision`."""
+    seen = np.flatnonzero(positive.any(axis=0)).tolist()
+    return {c: average_precision(scores[:, c], positive[:, c]) for c in seen}
+
+
 def mean_precision(scores: npt.NDArray[np.floating[Any]], positive: npt.NDArray[np.bool_]) -> float:
     """Return the mean average precision over the classes that any video has; 0 if there are none.
 
@@ -123,8 +129,8 @@ def mean_precision(scores: npt.NDArray[np.floating[Any]], positive: npt.NDArray[
         scores: f[N, C], a score per video and class.
         positive: bool[N, C], the classes that each video has.
     """
-    seen = np.flatnonzero(positive.any(axis=0)).tolist()
-    return float(np.mean([average_precision(scores[:, c], positive[:, c]) for c in seen])) if seen else 0.0
+    precisions = class_precisions(scores, positive)
+    return float(np.mean(list(precisions.values()))) if precisions else 0.0
 
 
 def summarize_labels(
@@ -144,17 +150,18 @@ def summarize_labels(
     Raises:
         ShardFormatError: If no video has a class.
     """
-    seen = np.flatnonzero(positive.any(axis=0)).tolist()
-    if not seen:
+    precisions = class_precisions(scores, positive)
+    if not precisions:
         raise ShardFormatError("no readable test sample has a label")
-    precisions = {classes[c]: average_precision(scores[:, c], positive[:, c]) for c in seen}
     return Scores(
         measures={MAP: float(np.mean(list(precisions.values())))},
         samples=len(scores),
         left_out=left_out,
-        per_class=precisions,
+        per_class={classes[c]: precision for c, precision in precisions.items()},
         confusion=None,
-        chance={MAP: float(positive[:, seen].mean())},  # the precision of a random order is the share of positives
+        chance={
+            MAP: float(positive[:, list(precisions)].mean())
+        },  # the precision of a random order is the share of positives
     )
 
 

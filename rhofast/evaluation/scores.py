@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ class Evaluation:
     @property
     def path(self) -> Path:
         """Return the file of this result in its run: another set, another protocol and other weights have another."""
-        sets = [{key: value for key, value in facts.items() if key != "where"} for facts in self.shards.values()]
+        sets = [without_place(facts) for facts in self.shards.values()]
         digest, test = identity_of([self.kind, self.weights, sets, self.settings]), self.shards.get("test", {})
         words = dict.fromkeys([self.kind, test.get("name", ""), test.get("split", ""), digest])  # without repetitions
         name = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", word)[:_NAME] for word in words if word)
@@ -109,6 +110,11 @@ class Evaluation:
         """Return the result as JSON values."""
         lists = {"notes": list(self.notes), "published": list(self.published)}
         return {**asdict(self), "backbone": self.backbone, "folder": str(self.folder), **lists}
+
+
+def without_place(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known of a set but where it lies, which makes it no other set."""
+    return {key: value for key, value in facts.items() if key != "where"}
 
 
 def identity_of(values: Any) -> str:

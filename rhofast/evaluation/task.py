@@ -19,7 +19,7 @@ from rhofast.errors import ConfigError, RhofastError
 from rhofast.evaluation.feature_cache import weights_digest
 from rhofast.evaluation.leakage import check_held_out, overlap, refuse_overlap
 from rhofast.evaluation.model import EvalModel, open_model
-from rhofast.evaluation.scores import Evaluation, Scores, class_map, identity_of
+from rhofast.evaluation.scores import Evaluation, Scores, class_map, identity_of, without_place
 from rhofast.models.convolution_check import convolution_errors, mend_convolutions, mended_note
 from rhofast.models.memory_format import to_channels_last
 
@@ -94,7 +94,7 @@ class EvalTask:
     @property
     def test_identity(self) -> str:
         """Return eight digits that another test set, another part of it, or other boxes change."""
-        return identity_of({key: value for key, value in self.shard_facts()["test"].items() if key != "where"})
+        return identity_of(without_place(self.shard_facts()["test"]))
 
     def shard_facts(self) -> dict[str, Any]:
         """Return location, name, split, digest and size of both shard sets, as JSON values for the result file."""

@@ -32,7 +32,6 @@ from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.distributed.collectives import gather_objects, reduce_max, reduce_mean
 from rhofast.distributed.process_group import cores_of_rank
 from rhofast.errors import RhofastError
-from rhofast.models.convolution_check import mended_note
 from rhofast.training.environment import device_memory, exposed_communication, resident_bytes
 from rhofast.training.low_value_alarm import LowValueAlarm
 from rhofast.training.metrics import METRICS, STEP_PHASES
@@ -101,8 +100,6 @@ class MetricsLogger:
         if transport := [shards.transport for shards in self.loader.shards.sets if shards.transport]:
             facts["remote"] = transport
         self.write("start", **facts, decoders=list(self.loader.decoders))
-        if (note := mended_note(self.model)) is not None:
-            self.write("warning", step=facts["step"], text=note)
         failure = None
         try:
             if self.accelerator.is_main_process:

@@ -23,6 +23,7 @@ from rhofast.config.schema import Config
 from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.types import Views
 from rhofast.errors import RhofastError
+from rhofast.models.convolution_check import mended_note
 from rhofast.storage.user_code import imported_digests
 from rhofast.training.consensus import StepConsensus
 from rhofast.training.environment import start_facts
@@ -83,9 +84,11 @@ class TrainingLoop:
         self.step = checkpoint.step
 
     def begin(self, notes: Iterable[str]) -> None:
-        """Write how the run begins or continues, with notes, one line each."""
+        """Write how the run begins or continues, with a warning of wrong convolutions and notes, one line each."""
         backbone = self.network.get_submodule("backbone")
         self.logger.begin(step=self.step, **start_facts(self.accelerator, backbone, self.loader.shards))
+        if (warning := mended_note(self.model)) is not None:
+            self.logger.write("warning", step=self.step, text=warning)
         for note in notes:
             self.logger.write("note", step=self.step, text=note)
 

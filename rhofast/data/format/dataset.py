@@ -52,13 +52,11 @@ class ShardSet:
         starts: Number of each shard's first sample, and the number of samples at the end, i64[shards + 1]. A shard of
             which a part has no sample has the same number as the next one.
         transport: How and why the set is read from where it is, in one sentence; empty for a folder.
-        fault: Why its store did not answer the last time that it was asked; empty if it did, and for a folder.
         keeps_files: Whether files stay in place while the set is open. If not (remote.py), a file is opened for each
             read and closed afterwards.
     """
 
     keeps_files = True
-    fault = ""
 
     def __init__(self, root: Path, info: DatasetInfo, *, open_indices: int = _OPEN_INDICES) -> None:
         """Use the shards of a folder whose `dataset.json` was read (see `open_folder`).
@@ -88,6 +86,11 @@ class ShardSet:
         count = len(self.info.shards)
         held = f"{len(self)} samples in {count} shard{'' if count == 1 else 's'}"
         return f"{type(self).__name__}({self.where!r}, {held})"
+
+    @property
+    def fault(self) -> str:
+        """Why its store did not answer the last time that it was asked; empty if it did, and for a folder."""
+        return ""
 
     @property
     def digest(self) -> str:

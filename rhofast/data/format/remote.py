@@ -92,7 +92,7 @@ class RemoteShardSet(ShardSet):
         self._scanned = (-1, 0, 0)
 
     @property
-    def fault(self) -> str:  # type: ignore[override]
+    def fault(self) -> str:
         """Why the store did not answer the last time that it was asked; empty if it did."""
         return self._folder.fault or ("" if self.ranges is None else self.ranges.fault)
 
