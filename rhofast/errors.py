@@ -7,7 +7,7 @@ quote. Wrong arguments of pure functions raise a plain `ValueError`.
 
 import re
 
-from rhofast.display import LINE, printable
+from rhofast.display.text import LINE, printable
 
 _SET = re.compile(r"--set (?P<key>(?:clips|augment|data|train)\.[a-z_]+)=(?P<value>[^\s,;)]+)")
 _ARGUMENTS = {

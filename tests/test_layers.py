@@ -12,7 +12,7 @@ PACKAGE = ROOT / "rhofast"
 # A room imports only from rooms after it. `analysis.capacity` is a room of its own within `analysis`.
 ROOMS = (
     *("cli", "analysis", "analysis.capacity", "training", "evaluation", "checkpoint", "ingest"),
-    *("data", "models", "config", "storage", "distributed", "errors", "fonts", "display"),
+    *("data", "models", "config", "storage", "distributed", "errors", "display"),
 )
 
 
@@ -94,14 +94,9 @@ FACES = {name for name, path in MODULES.items() if path.name == "__init__.py" an
 
 def test_the_rooms_are_all_there_is() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders - {"recipes", "configs"} == {room for room in ROOMS if "." not in room} - {
-        "errors",
-        "fonts",
-        "display",
-    }
-    assert {path.name for path in PACKAGE.iterdir() if path.is_file()} == {
-        *("__init__.py", "__main__.py", "display.py", "errors.py", "fonts.py", "py.typed")
-    }
+    assert folders - {"recipes", "configs"} == {room for room in ROOMS if "." not in room} - {"errors"}
+    files = {path.name for path in PACKAGE.iterdir() if path.is_file()}
+    assert files == {"__init__.py", "__main__.py", "errors.py", "py.typed"}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -24,8 +24,8 @@ import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont
 
+from rhofast.display.fonts import drawn_text, font_runs
 from rhofast.errors import ConfigError
-from rhofast.fonts import drawn_text, font_runs
 from rhofast.storage.files import replacing
 
 SUFFIXES = (".png", ".gif", ".webp", ".mp4")

@@ -18,7 +18,7 @@ from rhofast.analysis.report_results import read_results, results_table
 from rhofast.checkpoint.run_folder import RunFolder, set_name
 from rhofast.checkpoint.run_lines import read_metrics
 from rhofast.config.load import parse_config
-from rhofast.display import html_text
+from rhofast.display.text import html_text
 from rhofast.errors import ConfigError
 from rhofast.evaluation.results import beside
 from rhofast.storage.files import write_atomically

@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from rhofast.display import html_text, plot_text
+from rhofast.display.fonts import plot_names
+from rhofast.display.text import html_text, plot_text
 from rhofast.evaluation.results import confusion_figure
 from rhofast.evaluation.scores import TOP1
-from rhofast.fonts import plot_names
 from rhofast.training.metrics import METRICS, STEP_PHASES
 
 Lines = list[dict[str, Any]]

@@ -8,7 +8,7 @@ from typing import Any
 
 from rhofast.analysis.report_plots import RunLog
 from rhofast.checkpoint.run_folder import FINE_TUNED, KINDS, RunFolder, set_name
-from rhofast.display import html_text
+from rhofast.display.text import html_text
 from rhofast.evaluation.result_file import read_result
 
 _TEXT = 1_000  # characters of a cell

@@ -26,7 +26,7 @@ from rhofast.cli.boxes import boxes
 from rhofast.cli.console import err, out, print_line, print_lines, print_problem
 from rhofast.cli.options import examples
 from rhofast.cli.plan import plan
-from rhofast.display import LINE, printable
+from rhofast.display.text import LINE, printable
 from rhofast.errors import EXIT_RESUMABLE, ConfigError, MachineError, RhofastError
 from rhofast.storage.address import redacted
 

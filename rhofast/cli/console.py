@@ -24,7 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from rhofast.display import LINE, printable
+from rhofast.display.text import LINE, printable
 
 
 def _open_closed_streams() -> None:

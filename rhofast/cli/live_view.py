@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rhofast.display import LINE, printable
+from rhofast.display.text import LINE, printable
 from rhofast.training.metrics import METRICS, STEP_PHASES
 
 _BLOCKS = "▁▂▃▄▅▆▇█"

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from rhofast.checkpoint.run_folder import FINE_TUNED, KINDS, set_name
 from rhofast.cli.console import byte_text, cell, duration_text
-from rhofast.display import printable
+from rhofast.display.text import printable
 
 if TYPE_CHECKING:  # a command loads what it needs, when it needs it
     from rhofast.checkpoint.export import Transfer

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rhofast.checkpoint.run_folder import KINDS, set_name
-from rhofast.display import plot_text
+from rhofast.display.fonts import plot_names
+from rhofast.display.text import plot_text
 from rhofast.evaluation.scores import Evaluation
-from rhofast.fonts import plot_names
 from rhofast.storage.files import replacing, write_atomically
 
 if TYPE_CHECKING:

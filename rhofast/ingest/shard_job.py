@@ -21,7 +21,7 @@ from rhofast.data.codecs import build_codec
 from rhofast.data.format.dataset import check_shard_files
 from rhofast.data.format.index import VERSION
 from rhofast.data.types import VideoRecord
-from rhofast.display import printable
+from rhofast.display.text import printable
 from rhofast.errors import IngestError, ShardError
 from rhofast.ingest.executors import tick
 from rhofast.ingest.job_result import RefusedSource, ResultEnd, ResultWriter, read_result

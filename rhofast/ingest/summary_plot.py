@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from rhofast.fonts import plot_names
+from rhofast.display.fonts import plot_names
 from rhofast.ingest.summary import Summary, percentiles
 from rhofast.storage.files import replacing
 

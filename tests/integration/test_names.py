@@ -13,7 +13,7 @@ from PIL import Image
 from rhofast.cli.app import app
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet, open_folder
-from rhofast.fonts import drawn_text, font_runs, plot_names
+from rhofast.display.fonts import drawn_text, font_runs, plot_names
 from tests.helpers.results import read_one
 from tests.helpers.shards import TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
 

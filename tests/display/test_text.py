@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rhofast.display import html_text, plot_text, printable
+from rhofast.display.text import html_text, plot_text, printable
 from rhofast.errors import DecodeError, RhofastError
 
 # Characters that have broken terminals, pages, plots and files, together with harmless ones around them.

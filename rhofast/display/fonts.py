@@ -12,7 +12,7 @@ from functools import cache
 from itertools import groupby
 from pathlib import Path
 
-from rhofast.display import plot_text, printable
+from rhofast.display.text import plot_text, printable
 
 _MAX_FONTS = 400  # fonts that are searched
 _BOXES = "Last Resort"  # a font of Matplotlib's that has a box for every character
