@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from _paths import digest_of, key_of
-from _walk import REASONS, VIDEO_SUFFIXES, Entry, Kind, Walk, entries, is_video_name
+from _walk import REASONS, Entry, Kind, Walk, entries, is_video_name
 
 from rhofast.data.types import PassedOver, VideoRecord
 
@@ -45,7 +45,7 @@ def records(
         per_class: Videos per class of the split; None: all.
 
     Raises:
-        ValueError: The source is not a folder, has no videos, or has some in class folders and some beside them.
+        ValueError: The source is not a folder, or has videos in class folders and beside them.
         OSError: A folder cannot be read.
     """
     if not 0 <= holdout < 1:
@@ -78,7 +78,7 @@ def classes(source: Path, **_: object) -> list[str]:
 
 
 def flat_and_folders(source: Path) -> tuple[list[Entry], list[Entry]]:
-    """Return the videos directly in a folder, and the class folders in it; one of the lists is empty.
+    """Return the videos directly in a folder, and the class folders in it; at least one of the lists is empty.
 
     A link to nothing whose name has no suffix was a class folder, unless videos lie beside it.
     """
@@ -92,11 +92,6 @@ def flat_and_folders(source: Path) -> tuple[list[Entry], list[Entry]]:
         raise ValueError(
             f"{source}: videos both in class folders (e.g. {folders[0].path.name}) and directly in this folder (e.g. "
             f"{flat[0].path.name}); move them"
-        )
-    if not flat and not folders and not dead:
-        raise ValueError(
-            f"{source}: no videos in this folder or below it; videos are files that are not hidden and end in "
-            f"{', '.join(sorted(VIDEO_SUFFIXES))}"
         )
     by_name = {entry.path.name: entry for entry in (flat or folders) + dead}
     ordered = [by_name[name] for name in sorted(by_name)]

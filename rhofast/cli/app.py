@@ -125,7 +125,8 @@ def _exit_on_usage_error(error: Exception) -> None:
     else:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "rhofast"
-        line = f"rhofast: error: {printable(redacted(message()), LINE).rstrip('.')}\n  hint: {command} --help"
+        words = " ".join(message().split())  # Click breaks lines between the values of a choice
+        line = f"rhofast: error: {printable(redacted(words), LINE).rstrip('.')}\n  hint: {command} --help"
         print_problem(line)
     sys.exit(2)
 
@@ -161,12 +162,13 @@ def demo(
 ) -> None:
     """Run the whole job on a small scale: videos, shards, pretraining, kNN, report.
 
-    Each step is printed as a command that you could type.
+    Each step is printed in words, and as a command that you could type.
     """
     from rhofast.cli.demo import demo_commands, summarize_demo
 
-    for command in demo_commands(target, videos, config):
+    for number, (step, command) in enumerate(demo_commands(target, videos, config), start=1):
         out.print()
+        print_line(f"{number}. {step}:", style="bold green")
         print_line(f"$ rhofast {shlex.join(command)}", style="bold")
         if code := app(command, standalone_mode=False):
             raise typer.Exit(code)

@@ -145,7 +145,7 @@ class ShardProgress:
 
     def __init__(self) -> None:
         self._progress = progress_bar(note=True)
-        self._task = self._progress.add_task("finding videos", total=None, note="", visible=False)
+        self._task = self._progress.add_task("listing videos", total=None, note="", visible=False)
         self._begun = 0.0
         self._skipped: int | None = None
         self.listed = 0

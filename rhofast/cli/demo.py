@@ -19,8 +19,8 @@ HOLDOUT = 0.2
 SMALLEST_BATCH = 4
 
 
-def demo_commands(out: Path, videos: Path | None, config: str) -> Iterator[list[str]]:
-    """Yield command lines of `rhofast`, to be run one after another: later ones depend on what earlier ones made.
+def demo_commands(out: Path, videos: Path | None, config: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the steps in their order, each with its command line: later ones depend on what earlier ones made.
 
     Args:
         out: Folder for videos, shards and the run.
@@ -28,7 +28,7 @@ def demo_commands(out: Path, videos: Path | None, config: str) -> Iterator[list[
         config: TOML file, or name of a packaged config.
 
     Yields:
-        The arguments of one command.
+        What a step does, in words, and the arguments of its command.
 
     Raises:
         ConfigError: There are too few training videos.
@@ -44,16 +44,19 @@ def demo_commands(out: Path, videos: Path | None, config: str) -> Iterator[list[
             options = {"split": split, "holdout": HOLDOUT, "per_class": PER_CLASS}
             stored += ["--max-seconds", "10"] if "--max-seconds" not in stored else []
         given = [text for name, value in options.items() for text in ("--option", f"{name}={value}")]
-        yield ["shard", *source, *given, "--split", split, *stored]
+        kind = {"train": "training", "test": "held-out"}[split]
+        words = f"Generate {count:,} {kind} videos" if videos is None else f"Choose {kind} videos"
+        yield f"{words} and make shards of them", ["shard", *source, *given, "--split", split, *stored]
     train, test = open_folder(out / "train"), open_folder(out / "test")
     run = out / "run"
     where = {"name": run.name, "out": out, "data.train": train.root, "data.test": test.root}
     changed = {**where, **_fitted(train, loaded.train.batch_size)}
     sets = [text for key, value in changed.items() for text in ("--set", f"{key}={value}")]
-    yield ["train", config, "--resume", *sets]
-    yield ["eval", "knn", str(run), str(test.root), "--untrained"]
-    yield ["show", str(train.root), "--config", config, "--samples", "4", "--out", str(RunFolder(run).clips)]
-    yield ["report", str(run)]
+    yield "Pretrain a backbone without labels", ["train", config, "--resume", *sets]
+    yield "Classify the held-out videos by kNN", ["eval", "knn", str(run), "--test", str(test.root), "--untrained"]
+    drawn = ["--config", config, "--samples", "4", "--out", str(RunFolder(run).clips)]
+    yield "Draw clips as training sees them", ["show", str(train.root), *drawn]
+    yield "Write the report", ["report", str(run)]
 
 
 def summarize_demo(out: Path) -> str:

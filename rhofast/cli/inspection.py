@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Group
 from rich.table import Table
 
 from rhofast.cli.console import cell, out, print_error, print_line, progress_bar, progress_bars
 from rhofast.cli.options import OUTPUT, Overrides, ShardsArgument, check_png
-from rhofast.cli.tables import shards_text, summary_table
+from rhofast.cli.tables import shards_text, summary_table, with_notes
 from rhofast.errors import ConfigError
 from rhofast.storage.files import check_writable
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 _FIELDS = 100  # fields of the user's own that are shown
 _NAME = 60  # characters of the name of a field
-_NOTE = 2_000  # characters of a line below a table
 
 
 def verify(
@@ -86,7 +86,7 @@ def inspect(
         print_line(f"Wrote {target}")
 
 
-def fields_table(found: FieldsFound) -> Table:
+def fields_table(found: FieldsFound) -> Group:
     """Return the table of the fields of the user's own, for `rhofast inspect --fields`."""
     some = "all" if found.read + found.bad == found.total else f"{found.read + found.bad:,} of"
     notes = [f"Read: {some} {found.total:,} samples{'' if some == 'all' else '; --all reads all of them'}."]
@@ -96,12 +96,7 @@ def fields_table(found: FieldsFound) -> Table:
         notes.append(f"With fields of other names, which are too many to be listed: {found.others:,}.")
     if found.first_bad is not None:
         notes.append(f"Not readable: {found.bad:,}, the first one: {found.first_bad}.")
-    table = Table(
-        title="fields of your own (extra)",
-        caption="\n".join(cell(note, _NOTE) for note in notes),
-        title_justify="left",
-        caption_justify="left",
-    )
+    table = Table(title="fields of your own (extra)", title_justify="left")
     for column in ("field", "samples", "types", "examples"):
         table.add_column(column, justify="right" if column == "samples" else "left", overflow="fold")
     for name, use in list(found.fields.items())[:_FIELDS]:
@@ -110,4 +105,4 @@ def fields_table(found: FieldsFound) -> Table:
         table.add_row(cell(name, _NAME), f"{use.samples:,}", cell(kinds), "\n".join(map(cell, use.examples)))
     if len(found.fields) > _FIELDS:
         table.add_row(f"... {len(found.fields) - _FIELDS:,} more", "", "", "")
-    return table
+    return with_notes(table, notes)

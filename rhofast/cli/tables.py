@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from rhofast.checkpoint.run_folder import FINE_TUNED, KINDS, set_name
 from rhofast.cli.console import byte_text, cell, duration_text
@@ -74,6 +76,16 @@ def shards_text(count: int) -> str:
 def _passed_over_text(counts: Counter[str]) -> str:
     shown = ", ".join(f"{count:,} {printable(reason, _NAME)}" for reason, count in counts.most_common(_REASONS))
     return shown if len(counts) <= _REASONS else f"{shown}, ... ({sum(counts.values()):,} in all)"
+
+
+def with_notes(table: Table, notes: Iterable[str]) -> Group:
+    """Return a table with notes below it that are as wide as the terminal; captions of Rich are as narrow as the table.
+
+    Args:
+        table: The table.
+        notes: Plain text, one note per paragraph.
+    """
+    return Group(table, *(Text(printable(note, _FACT), style="table.caption") for note in notes))
 
 
 def _facts(title: str, rows: dict[str, str]) -> Table:
@@ -151,17 +163,14 @@ def _entry_text(names: list[str]) -> str:
     return f"{len(names)}: {', '.join(shown)}" if names else "none"
 
 
-def score_table(evaluation: Evaluation) -> Table:
+def score_table(evaluation: Evaluation) -> Group:
     """Return the measures of an evaluation: trained, untrained and by chance."""
-    origin, measures = cell(evaluation.origin, _FACT), list(evaluation.trained.measures)
+    origin, measures = evaluation.origin, list(evaluation.trained.measures)
     if evaluation.kind in FINE_TUNED:
         origin = f"fine-tuned from {origin}"
     table = Table(
         title=cell(f"{KINDS[evaluation.kind]} on {set_name(evaluation.shards.get('test', {})) or 'held-out videos'}"),
-        caption=origin,
         title_justify="left",
-        caption_justify="left",
-        min_width=len(origin),  # so that the caption stays on one line where the terminal is wide enough
     )
     heads = [name.replace(" at ", "\nat ") if len(measures) > 2 else name for name in measures]
     for column in ("backbone", *heads, "key frames" if evaluation.kind == "detection" else "videos"):
@@ -171,7 +180,7 @@ def score_table(evaluation: Evaluation) -> Table:
             table.add_row(name, *(f"{value:.1%}" for value in one.measures.values()), f"{one.samples:,}")
     if chance := evaluation.trained.chance:
         table.add_row("chance", *(f"{chance[name]:.1%}" if name in chance else "" for name in measures), "")
-    return table
+    return with_notes(table, [origin])
 
 
 def class_table(evaluation: Evaluation) -> Table:
@@ -210,7 +219,7 @@ def sweep_table(chosen: Mapping[str, Any]) -> Table:
     return table
 
 
-def bench_table(report: dict[str, Any]) -> Table:
+def bench_table(report: dict[str, Any]) -> Group:
     """Return the table of a bench report: one column per source of batches, with medians and ranges of the rounds."""
     texts: dict[str, tuple[str, Callable[[float], str]]] = {
         "clips_per_second": ("clips/s", lambda value: f"{value:,.1f}"),
@@ -244,12 +253,7 @@ def bench_table(report: dict[str, Any]) -> Table:
         notes.append("Some measurements from memory began while the loader was still busy, so they may be too slow.")
     if report.get("advice"):
         notes.append(f"Advice: {report['advice']}.")
-    table = Table(
-        title=f"bench {report['what']}",
-        caption="\n".join(cell(note, _FACT) for note in notes),
-        title_justify="left",
-        caption_justify="left",
-    )
+    table = Table(title=f"bench {report['what']}", title_justify="left")
     table.add_column("", style="bold")
     for source in summary:
         table.add_column(f"batches from {source}", justify="right")
@@ -260,10 +264,10 @@ def bench_table(report: dict[str, Any]) -> Table:
         ]
         if any(cell != "-" for cell in cells):
             table.add_row(label, *cells)
-    return table
+    return with_notes(table, notes)
 
 
-def estimate_table(estimate: DryRunEstimate, passed_over: Counter[str]) -> Table:
+def estimate_table(estimate: DryRunEstimate, passed_over: Counter[str]) -> Group:
     """Return the table of a dry run: one column per codec.
 
     Args:
@@ -289,12 +293,7 @@ def estimate_table(estimate: DryRunEstimate, passed_over: Counter[str]) -> Table
         f"Made with {estimate.encoder}.",
     ]
     some = "all" if tried == count else f"{tried:,} of"
-    table = Table(
-        title=f"Dry run: {some} {count:,} videos tried",
-        caption="\n".join(cell(note, _FACT) for note in notes),
-        title_justify="left",
-        caption_justify="left",
-    )
+    table = Table(title=f"Dry run: {some} {count:,} videos tried", title_justify="left")
     table.add_column("", style="bold")
     for one in estimate.codecs:
         rest = " ".join(f"{key} {value}" for key, value in one.codec.items() if key != "name")
@@ -304,7 +303,7 @@ def estimate_table(estimate: DryRunEstimate, passed_over: Counter[str]) -> Table
         if label == "videos refused":
             table.add_section()
         table.add_row(label, *(column[label] for column in columns))
-    return table
+    return with_notes(table, notes)
 
 
 def _estimate_cells(one: CodecEstimate, estimate: DryRunEstimate) -> dict[str, str]:

@@ -50,6 +50,8 @@ def test_the_demo_goes_from_videos_to_a_report(
     said = capsys.readouterr().out
     commands = re.findall(r"^\$ rhofast (\w+)", said, flags=re.MULTILINE)
     assert commands == ["shard", "shard", "train", "eval", "show", "report"]
+    steps = re.findall(r"^(\d)\. (\w+) .*:\n\$ rhofast", said, flags=re.MULTILINE)
+    assert steps == list(zip("123456", ("Choose", "Choose", "Pretrain", "Classify", "Draw", "Write"), strict=True))
     assert "Training" in said.splitlines()[-2]
     left = tmp_path / "demo" / "run"
     assert {path.name for path in left.iterdir()} >= {"report.html", "clips.png", "results", "metrics.jsonl"}
@@ -214,6 +216,7 @@ def test_real_videos_go_in_and_are_as_promised(tmp_path: Path, capsys: pytest.Ca
         (["train", "--trian"], "No such option: --trian"),
         (["shard", "videos"], "Missing argument"),
         (["bench", "speed", "demo"], "'speed' is not one of"),
+        (["bench"], "Missing argument 'WHAT'. Choose from: loader, step, both, headspace"),
         (["nope"], "No such command 'nope'"),
         (["shard", "a", "b", "--samples-per-shard", "0"], "'--samples-per-shard'"),
     ],

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
-from rhofast.cli.tables import score_table
+from rhofast.cli.tables import score_table, with_notes
 from rhofast.evaluation.scores import Evaluation, Scores
 
 ORIGIN = "path/to/a/file_with_a_long_name.py:Network, untrained, seed 0"
@@ -39,3 +40,13 @@ def test_where_weights_come_from_stays_on_one_line_where_there_is_room(width: in
     assert "62.5%" in chance and chance.count("%") == 1  # of the other measure it is not known
     assert (ORIGIN in lines) is (width == 100)
     assert max(map(len, lines)) <= width
+
+
+def test_notes_below_a_narrow_table_are_as_wide_as_the_terminal_and_plain_text() -> None:
+    table = Table()
+    table.add_column("a")
+    console = Console(file=io.StringIO(), width=60)
+    console.print(with_notes(table, ["one two three four five six [bold]seven", "eight\x1b[31m" + " nine" * 20]))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert "one two three four five six [bold]seven" in lines
+    assert "\x1b" not in "".join(lines) and 40 < max(map(len, lines)) <= 60

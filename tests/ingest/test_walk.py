@@ -113,9 +113,11 @@ def test_what_is_passed_over_is_counted_with_its_suffix(tmp_path: Path, recipe: 
     assert passed == {**expected, **more, "devices, pipes or sockets": 1}
 
 
-def test_an_empty_source_says_what_was_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_empty_source_says_what_was_passed_over(tmp_path: Path, recipe: str) -> None:
     count = PassedOverCount()
-    records = find_records(tree(tmp_path, "a.webp", ".b.mp4"), "uncurated", [], on_passed_over=count.add)
+    records = find_records(tree(tmp_path, "a.webp", ".b.mp4"), recipe, [], on_passed_over=count.add)
+    assert find_classes(tmp_path, recipe, []) == []
     with pytest.raises(IngestError, match=r"no videos; passed over: 1 hidden, 1 other files \(.webp\)"):
         Listing(records, passed_over=count)
 

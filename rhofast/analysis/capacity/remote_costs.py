@@ -1,4 +1,4 @@
-"""What remote shards cost, whole or piece by piece: bytes, requests, money, and which resource starves first."""
+"""What remote shards cost, whole or piece by piece: bytes, requests, money, and which resource is the limit."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def range_load(
 
 
 def compare(ranges: Sequence[Limit], whole: Sequence[Limit], *, chosen: bool) -> str:
-    """Say which resource starves first by ranges and with whole shards, and which way the plan takes.
+    """Say which resource is used most by ranges and with whole shards, and which way the plan takes.
 
     Args:
         ranges: Utilization of what reading by ranges needs.
@@ -66,13 +66,15 @@ def compare(ranges: Sequence[Limit], whole: Sequence[Limit], *, chosen: bool) ->
         chosen: Whether the plan reads by ranges.
     """
 
-    def first(limits: Sequence[Limit]) -> str:
+    def highest(limits: Sequence[Limit]) -> str:
         most = max(limits, key=lambda limit: limit.share)
-        verb = "starves first" if most.share > 1 else "is used most"
-        return f"{most.name} {verb}, at {amount(most.share, 'share')}"
+        return f"{most.name} at {amount(most.share, 'share')}"
 
     way = "by range requests" if chosen else "as whole shards, through the cache"
-    return f"By range requests, {first(ranges)}; with whole shards, {first(whole)}. Planned: {way} (data.remote)."
+    return (
+        f"Highest utilization by range requests: {highest(ranges)}; as whole shards: {highest(whole)}. "
+        f"Planned: {way} (data.remote)."
+    )
 
 
 def lanes_of_node(lanes: Number | None, nodes: Number) -> tuple[Number, Number]:
