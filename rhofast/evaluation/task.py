@@ -20,7 +20,7 @@ from rhofast.evaluation.feature_cache import weights_digest
 from rhofast.evaluation.leakage import check_held_out, overlap, refuse_overlap
 from rhofast.evaluation.model import EvalModel, open_model
 from rhofast.evaluation.scores import Evaluation, Scores, class_map, identity_of, without_place
-from rhofast.models.convolution_check import convolution_errors, mend_convolutions, mended_note
+from rhofast.models.convolution_check import check_convolutions, mended_note
 from rhofast.models.memory_format import to_channels_last
 
 
@@ -164,7 +164,8 @@ def open_task(
 def placed(network: nn.Module, config: Config) -> nn.Module:
     """Move a network to the device of this process, in the memory format that the configuration asks for.
 
-    On a CPU, a warning says which convolutions use another one, since this processor computes them wrong in that.
+    On a CPU, a warning says which convolutions use another one, since this processor computes them wrong in that. Call
+    it on every rank.
 
     Args:
         network: The network to move, which takes clips.
@@ -174,13 +175,13 @@ def placed(network: nn.Module, config: Config) -> nn.Module:
         The network on the device.
 
     Raises:
-        ConfigError: On a CPU, a convolution is wrong in any memory format.
+        ConfigError: On a CPU, a convolution is wrong in any memory format; on every rank.
     """
     network = network.to(PartialState(cpu=not torch.cuda.is_available()).device)
     network = to_channels_last(network) if config.train.channels_last else network
-    seen = {"num_frames": config.clips.num_frames, "size": config.augment.size}
-    errors = convolution_errors(network, "fp32", clips=config.eval.batch_size, **seen, gradients=False)
-    mend_convolutions(network, errors, "fp32")  # evaluations on a CPU have full precision
+    clips = config.eval.batch_size
+    # On a CPU, evaluations have full precision whatever the configuration says.
+    check_convolutions(network, network, config, precision="fp32", clips=clips, gradients=False)
     if (note := mended_note(network)) is not None:
         warnings.warn(note, UserWarning, stacklevel=1)
     return network

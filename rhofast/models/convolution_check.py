@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from rhofast.config.schema import Config
+from rhofast.distributed.collectives import gather_objects
 from rhofast.errors import ConfigError
 
 LIMIT_S = 5.0  # for all layers together, the cheapest first: wrong kernels have been found where maps are small
@@ -65,6 +68,36 @@ class _Call:
     layer: _ConvNd
     x: Tensor
     y: Tensor
+
+
+def check_convolutions(
+    network: nn.Module, backbone: nn.Module, config: Config, *, precision: str, clips: int, gradients: bool
+) -> None:
+    """On a CPU, see that convolutions compute what they should, or let them use another memory format.
+
+    Call it on every rank, before an optimizer is built: the ranks agree on memory formats, since one that is slower
+    finds fewer errors in `LIMIT_S`.
+
+    Args:
+        network: What is trained or evaluated.
+        backbone: The part of it that takes clips, which may be the whole.
+        config: Configuration with the shape of clips.
+        precision: "fp32", "bf16" or "fp16": the precision of forward passes.
+        clips: Clips in a forward pass of this rank.
+        gradients: Whether the backbone is trained.
+
+    Raises:
+        ConfigError: A convolution is wrong in any memory format; on every rank.
+    """
+    errors = convolution_errors(
+        backbone,
+        precision,
+        clips=clips,
+        num_frames=config.clips.num_frames,
+        size=config.augment.size,
+        gradients=gradients,
+    )
+    mend_convolutions(network, itertools.chain(*gather_objects(errors)), precision)
 
 
 def convolution_errors(
@@ -116,27 +149,33 @@ def mend_convolutions(network: nn.Module, errors: Iterable[LayerError], precisio
         kernel, sides = ("x".join(map(str, shape)) for shape in (worst.kernel, worst.map))
         off = f"off by {worst.error:.0%}" if math.isfinite(worst.error) else "not finite"
         raise ConfigError(
-            f"train.precision={precision}: this processor computes wrong {worst.what} for 'backbone.{worst.name}' "
+            f"train.precision={precision}: this processor computes wrong {worst.what} for "
+            f"'backbone.{_within_backbone(worst.name)}' "
             f"(kernel {kernel} on a map of {sides}: {off}, limit {TOLERANCES[precision]:.1%})",
             hint=("" if precision == "fp32" else "--set train.precision=fp32, or ")
             + "clips with more frames or pixels: clips.num_frames, augment.size",
         )
     endings = tuple(f".{error.name}" for error in wrong)
     for name, layer in network.named_modules():
-        if isinstance(layer, _ConvNd) and f".{name}".endswith(endings) and not _is_mended(layer):
-            layer.register_forward_pre_hook(_give_contiguous)
-            for parameter in layer.parameters():
+        if isinstance(layer, _ConvNd) and f".{name}".endswith(endings):
+            if not _is_mended(layer):
+                layer.register_forward_pre_hook(_give_contiguous)
+            for parameter in layer.parameters():  # again: `to_channels_last` may have been called since
                 parameter.data = parameter.data.contiguous()
 
 
 def mended_note(network: nn.Module) -> str | None:
     """Say which layers of a network compute in contiguous format because they are wrong otherwise, if there are any."""
     wrong = [name for name, layer in network.named_modules() if _is_mended(layer)]
-    names = list(dict.fromkeys(name.rpartition("backbone.")[2] for name in wrong))  # a method has two backbones
+    names = list(dict.fromkeys(map(_within_backbone, wrong)))  # a method has two backbones
     if not names:
         return None
     which = repr(names[0]) + (f" and {len(names) - 1} other layers" if len(names) > 1 else "")
     return f"this processor computes wrong values with channels last for {which}: contiguous format is used instead"
+
+
+def _within_backbone(name: str) -> str:
+    return name.rpartition("backbone.")[2]
 
 
 def _is_mended(layer: nn.Module) -> bool:

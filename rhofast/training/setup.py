@@ -7,7 +7,6 @@ build_accelerator --> build_model --------------> train_step --> metrics
 from __future__ import annotations
 
 import datetime
-import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from rhofast.distributed.process_group import join_again, launched, world_size
 from rhofast.errors import ConfigError
 from rhofast.models.activation_checkpointing import checkpoint_blocks
 from rhofast.models.batch_norm import SyncBatchNorm
-from rhofast.models.convolution_check import convolution_errors, mend_convolutions
+from rhofast.models.convolution_check import check_convolutions
 from rhofast.models.memory_format import to_channels_last
 from rhofast.models.methods import build_method
 from rhofast.models.methods.method import Method
@@ -197,7 +196,7 @@ def build_model(
     if config.train.channels_last:
         method = to_channels_last(method)
     clips = config.train.batch_size // (accelerator.num_processes * config.train.accumulate)
-    check_convolutions(method, method.backbone, config, clips=clips)
+    check_convolutions(method, method.backbone, config, precision=config.train.precision, clips=clips, gradients=True)
     optimizer = build_optimizer(method, config.optim)
     if config.train.compile:
         for module in method.children():
@@ -222,35 +221,6 @@ def recompute_activations(backbone: nn.Module, config: Config) -> None:
             f"train.checkpoint_activations=true: backbone.name={config.backbone.name} has no blocks to compute again",
             hint="set train.checkpoint_activations=false",
         )
-
-
-def check_convolutions(
-    network: nn.Module, backbone: nn.Module, config: Config, *, clips: int, gradients: bool = True
-) -> None:
-    """On a CPU, see that convolutions compute what they should, or let them use another memory format.
-
-    Call it on every rank, before the optimizer is built: the ranks agree on memory formats.
-
-    Args:
-        network: What is trained.
-        backbone: The part of it that takes clips.
-        config: The configuration of the run.
-        clips: Clips in a forward pass of this rank.
-        gradients: Whether the backbone is trained.
-
-    Raises:
-        ConfigError: A convolution is wrong in any memory format; on every rank.
-    """
-    precision = config.train.precision
-    errors = convolution_errors(
-        backbone,
-        precision,
-        clips=clips,
-        num_frames=config.clips.num_frames,
-        size=config.augment.size,
-        gradients=gradients,
-    )
-    mend_convolutions(network, itertools.chain(*gather_objects(errors)), precision)
 
 
 def _check_batch_norm(method: Method, config: Config, ranks: int) -> None:

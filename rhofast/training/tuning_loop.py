@@ -32,6 +32,7 @@ from rhofast.evaluation.attentive import AttentiveProbes
 from rhofast.evaluation.classifier import Classifier
 from rhofast.evaluation.scores import Scores
 from rhofast.evaluation.task import EvalTask
+from rhofast.models.convolution_check import check_convolutions
 from rhofast.models.memory_format import to_channels_last
 from rhofast.training.begun_with import check_begun_with
 from rhofast.training.consensus import BAD_LOSS, OK
@@ -39,7 +40,7 @@ from rhofast.training.layer_decay import layer_scales
 from rhofast.training.loop import OnLog, TrainingLoop
 from rhofast.training.optim import build_optimizer, learning_rate, set_learning_rate
 from rhofast.training.preemption import PreemptionHandler
-from rhofast.training.setup import check_convolutions, prepare, recompute_activations
+from rhofast.training.setup import prepare, recompute_activations
 from rhofast.training.step import no_garbage_collection
 from rhofast.training.validation_curve import ValidationCurve
 
@@ -94,6 +95,7 @@ class TuningLoop(TrainingLoop, ABC):
             self.classifier,
             self.classifier.backbone,
             config,
+            precision=config.train.precision,
             clips=config.train.batch_size // accelerator.num_processes * config.clips.num_clips,
             gradients=kind in FINE_TUNED,
         )

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rhofast.config.load import parse_config
 from rhofast.errors import ConfigError
 from rhofast.models import convolution_check
 from rhofast.models.backbones import build_backbone
 from rhofast.models.convolution_check import (
     TOLERANCES,
     LayerError,
+    check_convolutions,
     convolution_errors,
     mend_convolutions,
     mended_note,
@@ -120,6 +122,25 @@ def test_a_layer_that_is_wrong_in_any_format_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"train\.precision=bf16: .*'backbone\.2' \(kernel 7x1x1 on a map of 4x16x16"):
         mend_convolutions(module, wrong, "bf16")
     assert mended_note(module) is None
+
+
+CONFIG = parse_config({"name": "x", "clips": {"num_frames": 4}, "augment": {"size": 16}}, where="test")
+
+
+def test_a_network_is_mended_anew_where_its_memory_format_was_set_again() -> None:
+    """A probe moves the backbone to its device, and then the classifier with the backbone in it."""
+    module = network(faulty("outputs"))
+    for _ in range(2):
+        check_convolutions(to_channels_last(module), module, CONFIG, precision="fp32", clips=4, gradients=False)
+        assert not wrong_in(module)
+
+
+def test_what_one_rank_finds_all_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    (other,) = wrong_in(network(faulty("outputs")))
+    monkeypatch.setattr(convolution_check, "gather_objects", lambda mine: [mine, [other]])
+    module = network()
+    check_convolutions(module, module, CONFIG, precision="fp32", clips=4, gradients=True)
+    assert mended_note(module) is not None
 
 
 def test_the_momentum_network_is_mended_as_the_trained_one() -> None:

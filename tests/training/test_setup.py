@@ -10,6 +10,7 @@ from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.sources import open_shards
 from rhofast.errors import ConfigError
+from rhofast.models import convolution_check
 from rhofast.models.convolution_check import LayerError
 from rhofast.training import setup
 from rhofast.training.trainer import train
@@ -42,7 +43,7 @@ def test_a_layer_that_this_processor_computes_wrong_is_mended_and_named(
     wrong = LayerError(
         name="stem", what="weight gradients", error=float("inf"), contiguous=1e-6, kernel=(1, 7, 7), map=(4, 32, 32)
     )
-    monkeypatch.setattr(setup, "convolution_errors", lambda *_, **__: [wrong])
+    monkeypatch.setattr(convolution_check, "convolution_errors", lambda *_, **__: [wrong])
     (tmp_path / "tiny.toml").write_text(TINY_PAGE)
     data = f'data.train=[{{shards="{shards.root}"}}]'
     config = load_config(tmp_path / "tiny.toml", [f"out={tmp_path}", "train.steps=2", data])
