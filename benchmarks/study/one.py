@@ -31,7 +31,7 @@ def numbers(evaluation: Evaluation) -> dict[str, Any]:
         "top1": evaluation.trained.measures[TOP1],
         "untrained_top1": None if untrained is None else untrained.measures[TOP1],
         "samples": evaluation.trained.samples,
-        "chance": evaluation.chance,
+        "chance": evaluation.trained.chance[TOP1],
     }
 
 

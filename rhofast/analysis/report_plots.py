@@ -251,8 +251,8 @@ def _knn_plot(runs: Sequence[RunLog], x_axis: str) -> str:
         if knn.get("untrained"):
             before = knn["untrained"]["measures"].get(TOP1, 0)
             axes.axhline(before, color=_ORANGE, linestyle="--", linewidth=1.2, label="untrained")
-        if knn["chance"] is not None:
-            axes.axhline(knn["chance"], color=_GRAY, linestyle=":", linewidth=1.2, label="chance")
+        if (chance := knn["trained"].get("chance", {}).get(TOP1)) is not None:
+            axes.axhline(chance, color=_GRAY, linestyle=":", linewidth=1.2, label="chance")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylim(0, 1)
     if len(runs) == 1:

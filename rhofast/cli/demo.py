@@ -63,11 +63,11 @@ def summarize_demo(out: Path) -> str:
     """Return whether training helped. "Clearly" means by more than two standard errors of the difference."""
     result = next(one for one in read_results(out / "run") if one["kind"] == "knn")  # has just been written
     trained, untrained = (result[name]["measures"][TOP1] for name in ("trained", "untrained"))
+    chance = result["trained"]["chance"][TOP1]
     videos, gain = result["trained"]["samples"], trained - untrained
     variance = sum(share * (1 - share) / videos for share in (trained, untrained))
     facts = (
-        f"kNN top-1 on {videos} held-out videos: trained {trained:.1%}, untrained {untrained:.1%}, "
-        f"chance {result['chance']:.1%}."
+        f"kNN top-1 on {videos} held-out videos: trained {trained:.1%}, untrained {untrained:.1%}, chance {chance:.1%}."
     )
     if gain > 2 * math.sqrt(variance):
         words = f"Training helped clearly: {100 * gain:+.1f} points."

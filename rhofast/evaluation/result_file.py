@@ -49,7 +49,6 @@ class _Result(BaseModel):
     kind: str
     origin: str = ""
     step: _Count | None = None
-    chance: _Share | None
     classes: list[str] = Field(min_length=1)
     trained: _Scores
     untrained: _Scores | None = None

@@ -65,7 +65,6 @@ class Evaluation:
         weights: SHA-256 of these weights. Fine-tuning begins with them.
         folder: Folder of the run, in which the result lies.
         trained: Scores of the backbone.
-        chance: The first measure of a guess. None where it is not known.
         classes: Class names of the training set.
         untrained: Scores of the same backbone before training. None where they were not requested.
         shards: Location, name, split, digest and size of the training and the test set.
@@ -81,7 +80,6 @@ class Evaluation:
     weights: str
     folder: Path
     trained: Scores
-    chance: float | None
     classes: list[str]
     untrained: Scores | None = None
     shards: dict[str, Any] = field(default_factory=dict)

@@ -82,7 +82,6 @@ class EvalTask:
             folder=folder or self.model.folder,
             trained=trained,
             untrained=untrained,
-            chance=trained.chance.get(trained.main[0]),
             classes=self.classes,
             shards=self.shard_facts(),
             settings={**settings, "clips": seen},

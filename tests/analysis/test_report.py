@@ -55,7 +55,6 @@ KNN = {
         "per_class": {},
         "confusion": [[10, 10], [10, 10]],
     },
-    "chance": 0.5,
     "classes": ["left", "right & up"],
 }
 

@@ -56,7 +56,7 @@ def test_the_demo_goes_from_videos_to_a_report(
     left = tmp_path / "demo" / "run"
     assert {path.name for path in left.iterdir()} >= {"report.html", "clips.png", "results", "metrics.jsonl"}
     result = read_one(left, "knn")
-    assert result["trained"]["samples"] == 2 and result["chance"] == 0.5
+    assert result["trained"]["samples"] == 2 and result["trained"]["chance"]["top-1"] == 0.5
     with Image.open(left / "clips.png") as sheet:
         assert np.asarray(sheet).std() > 10
     again = ["demo", "--out", tmp_path / "demo", "--videos", videos, "--config", page]

@@ -30,7 +30,6 @@ def test_where_weights_come_from_stays_on_one_line_where_there_is_room(width: in
         weights="0" * 64,
         folder=Path(),
         trained=scores,
-        chance=0.5,
         classes=["a", "b"],
     )
     console = Console(file=io.StringIO(), width=width)

@@ -95,7 +95,6 @@ def test_the_files_have_one_line_per_class_and_a_picture_for_any_number_of_class
         weights="0" * 64,
         folder=tmp_path,
         trained=scores,
-        chance=1 / count,
         classes=classes,
     )
     picture = write_evaluation(evaluation, tmp_path / "x.json")

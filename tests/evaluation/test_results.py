@@ -21,7 +21,6 @@ RESULT = Evaluation(
     weights="0" * 64,
     folder=Path("runs/first"),
     trained=Scores(measures={"top-1": 0.5}, samples=4, left_out=[], per_class={}, confusion=None),
-    chance=0.1,
     classes=["a", "b"],
     shards=SETS,
     settings={"views": 2, "neighbors": 20},

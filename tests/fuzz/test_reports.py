@@ -34,7 +34,6 @@ KNN = {
     "origin": "x",
     "step": 4,
     "folder": "runs/x",
-    "chance": 0.5,
     "classes": ["a", "b"],
     "trained": SCORES,
     "untrained": SCORES,
