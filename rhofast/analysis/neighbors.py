@@ -12,7 +12,8 @@ import torch
 
 from rhofast.analysis.rendering import DrawnClip, DrawnVideo, animation, check_suffix, write_pictures
 from rhofast.analysis.replay import displayable
-from rhofast.data.format.dataset import ShardSet, choose_samples, find_keys
+from rhofast.data.format.dataset import ShardSet, choose_samples
+from rhofast.data.format.selection import find_samples
 from rhofast.data.loader.eval_loader import EvalLoader
 from rhofast.data.sources import open_shards, open_source
 from rhofast.distributed.process_group import rank
@@ -63,6 +64,7 @@ def open_bank(
     keys: Sequence[str],
     samples: int,
     overrides: Sequence[str] = (),
+    on_read: Progress | None = None,
 ) -> tuple[EvalModel, ShardSet, ShardSet, npt.NDArray[np.int64]]:
     """Open the backbone, the bank and the queries.
 
@@ -73,6 +75,7 @@ def open_bank(
         keys: Keys of the queries. If empty, samples are spread over the set.
         samples: Number of queries if no keys are given.
         overrides: Settings `key=value`.
+        on_read: Called with (shards searched for keys, shards of the set).
 
     Returns:
         (backbone, bank, query set, i64[Q] sample numbers of the queries).
@@ -89,7 +92,7 @@ def open_bank(
     data = model.config.data
     opened = open_shards(bank, data=data) if bank else open_source(training_sets[0], data=data)
     query_set = opened if queries is None else open_shards(queries, data=data)
-    chosen = find_keys(query_set, keys) if keys else choose_samples(query_set, samples)
+    chosen = find_samples(query_set, keys, on_read=on_read) if keys else choose_samples(query_set, samples)
     return model, opened, query_set, np.array(chosen, dtype=np.int64)
 
 

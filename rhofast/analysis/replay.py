@@ -84,10 +84,12 @@ def augmented_clips(
     """
     reader = Reader(shards)
     numbers = np.array(samples, dtype=np.int64)
+    shards.load_indices({shards.locate(sample)[0] for sample in samples})
     rows = [reader.locate(sample) for sample in samples]
     augment = augment.model_copy(update={"mix": 0.0})  # whom a clip is mixed with follows from its batch
     clip_plan, augment_plan = training_plan(rows, numbers, clips, augment, seed=seed, epoch=epoch)
-    read = [reader.read(*request) for request in zip(samples, clip_plan.needed, rows, strict=True)]
+    requests = [reader.request(*asked) for asked in zip(samples, clip_plan.needed, rows, strict=True)]
+    read = [reader.finish(request) for request in requests]
     decoders = Decoders(
         Mixture([shards]),
         augment,

@@ -100,7 +100,8 @@ def clips(
     from rhofast.analysis.rendering import check_suffix, write_pictures
     from rhofast.analysis.replay import augmented_clips, is_run, replay_batch
     from rhofast.config.load import load_config
-    from rhofast.data.format.dataset import choose_samples, find_keys
+    from rhofast.data.format.dataset import choose_samples
+    from rhofast.data.format.selection import find_samples
     from rhofast.data.sources import open_shards
 
     check_suffix(target)
@@ -117,7 +118,8 @@ def clips(
         _refuse(f"{source} is not a run", given(step=step, rank=rank, world_size=world_size))
         loaded = load_config(config, overrides or [])
         opened = open_shards(source, data=loaded.data)
-        chosen = find_keys(opened, key) if key else choose_samples(opened, samples)
+        with progress_bars("finding keys") as (on_read,):
+            chosen = find_samples(opened, key, on_read=on_read) if key else choose_samples(opened, samples)
         shown = augmented_clips(
             opened, clips=loaded.clips, augment=loaded.augment, samples=chosen, seed=seed or 0, epoch=epoch or 0
         )
@@ -233,9 +235,16 @@ def neighbors(
 
     check_suffix(target)
     check_writable(target)
-    model, bank, queries, chosen = open_bank(
-        checkpoint, bank=train, queries=test, keys=key or [], samples=samples, overrides=overrides or []
-    )
+    with progress_bars("finding keys") as (on_read,):
+        model, bank, queries, chosen = open_bank(
+            checkpoint,
+            bank=train,
+            queries=test,
+            keys=key or [],
+            samples=samples,
+            overrides=overrides or [],
+            on_read=on_read,
+        )
     with progress_bars("features") as (progress,):
         drawn = draw_neighbors(model, bank, queries, chosen, target, count=count, progress=progress)
     if is_main_process():

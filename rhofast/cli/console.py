@@ -200,12 +200,20 @@ def byte_text(count: float) -> str:
 @contextmanager
 def progress_bars(*words: str) -> Iterator[list[Callable[[int, int], None]]]:
     """Yield one callback `(done, total)` per word; its bar appears with the first call."""
-    with main_progress_bar() as progress:
+    progress = main_progress_bar()
 
-        def reporter(task: TaskID) -> Callable[[int, int], None]:
-            return lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+    def reporter(task: TaskID) -> Callable[[int, int], None]:
+        def report(done: int, total: int) -> None:
+            progress.start()  # nothing, if it has begun
+            progress.update(task, completed=done, total=total, visible=True)
 
+        return report
+
+    try:
         yield [reporter(progress.add_task(word, total=None, visible=False)) for word in words]
+    finally:
+        if progress.live.is_started:  # or an empty line is printed
+            progress.stop()
 
 
 def main_progress_bar(*, note: bool = False) -> Progress:

@@ -13,7 +13,6 @@ from rich.table import Table
 from rhofast.cli.console import cell, out, print_error, print_line, progress_bar, progress_bars
 from rhofast.cli.options import OUTPUT, Overrides, ShardsArgument, check_png
 from rhofast.cli.tables import shards_text, summary_table, with_notes
-from rhofast.errors import ConfigError
 from rhofast.storage.files import check_writable
 
 if TYPE_CHECKING:
@@ -58,7 +57,10 @@ def inspect(
     fields: Annotated[
         bool, typer.Option("--fields", help="List the samples' fields of your own, from 1,000 samples.")
     ] = False,
-    every: Annotated[bool, typer.Option("--all", help="With --fields: read all samples.")] = False,
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="Read all of a large set. Default: 1,000 shards; with --fields, 1,000 samples."),
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Print the contents of a shard set, and what it costs to read clips from it."""
@@ -68,14 +70,13 @@ def inspect(
     from rhofast.ingest.summary import summarize
     from rhofast.ingest.summary_plot import draw_summary
 
-    if every and not fields:
-        raise ConfigError("--all requires --fields", hint="all other numbers are of all samples")
     if target is not None:
         check_png("--out", target)
         check_writable(target)
     config = load_config(None, overrides or [])
     opened = open_shards(shards, data=config.data)
-    summary = summarize(opened, config.clips)
+    with progress_bars("reading indices") as (on_read,):
+        summary = summarize(opened, config.clips, every=every, on_read=on_read)
     out.print(summary_table(opened.info, summary, config.clips))
     if fields:
         with progress_bars("reading fields") as (on_read,):

@@ -123,6 +123,9 @@ def summary_table(info: DatasetInfo, summary: Summary, clips: ClipConfig) -> Tab
         "read amplification": f"{summary.read_amplification:.2f} (bytes read / bytes of the frames used)",
         "decode amplification": f"{summary.decode_amplification:.2f} (frames decoded / frames used)",
     }
+    if summary.read < summary.samples:
+        of = f"{summary.read:,} samples, in {shards_text(summary.read_shards)}"
+        rows["read"] = f"{of}: all other counts are of these; --all reads all of them"
     codecs = ", ".join(str(settings["name"]) for settings in info.codecs)
     return _facts(f"{info.name} ({info.split}), codec {codecs}", rows)
 

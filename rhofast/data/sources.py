@@ -140,7 +140,7 @@ def _open_part(source: str | Path, keep: str | Path | None, *, check_files: bool
     """Open a set, or the part of it that a list names. How a remote one is read is not chosen yet."""
     listed = None if keep is None else read_keep_list(_checked_path(keep))
     shards = _open_whole(source, check_files=check_files, data=data)
-    return shards if listed is None else shards.subset(find_subset(shards, listed, threads=data.downloads))
+    return shards if listed is None else shards.subset(find_subset(shards, listed))
 
 
 def _checked_path(keep: str | Path) -> Path:

@@ -8,7 +8,7 @@ digest, so segments of a video overlap wherever they lie in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,14 @@ _SHOWN = 3
 
 def source_digests(shards: ShardSet) -> npt.NDArray[np.bytes_]:
     """Return the content digest of every sample's source, S16[N]. Raise ShardError if an index cannot be read."""
-    return np.concatenate([_digests_of(shards, shard) for shard in shards.used_shards().tolist()])
+    return np.concatenate(list(_digests(shards)))
 
 
-def _digests_of(shards: ShardSet, shard: int) -> npt.NDArray[np.bytes_]:
-    """Return the digests of those samples of a shard that the set has."""
-    return shards.index(shard).source_digest[shards.rows_of(shard)]
+def _digests(shards: ShardSet) -> Iterator[npt.NDArray[np.bytes_]]:
+    """Yield the digests of the samples of each shard. Of an index nothing else is read."""
+    numbers = shards.used_shards().tolist()
+    for number, column in zip(numbers, shards.read_columns("source_digest", numbers), strict=True):
+        yield np.frombuffer(column.buffers()[1], dtype="S16", count=len(column))[shards.rows_of(number)]
 
 
 def overlap(train: ShardSet, test: ShardSet) -> list[str]:
@@ -46,8 +48,8 @@ def overlap(train: ShardSet, test: ShardSet) -> list[str]:
     order = np.argsort(test_digests, kind="stable")
     ascending = test_digests[order]
     overlapping = np.zeros(len(test_digests), dtype=np.bool_)
-    for shard in train.used_shards().tolist():
-        digests = np.unique(_digests_of(train, shard))
+    for of_shard in _digests(train):
+        digests = np.unique(of_shard)
         first = np.searchsorted(ascending, digests, side="left")
         last = np.searchsorted(ascending, digests, side="right")
         for begin, end in zip(first[first < last].tolist(), last[first < last].tolist(), strict=True):

@@ -1,9 +1,13 @@
-"""Summarize a shard set: what is in it, and what its clips cost to read and decode."""
+"""Summarize a shard set: what is in it, and what its clips cost to read and decode.
+
+Totals are those of `dataset.json`. How values are distributed, the indices tell; of a large set some of them are read,
+since all together may have hundreds of gigabytes.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +18,20 @@ from rhofast.config.schema import ClipConfig
 from rhofast.data.codecs import build_codec
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.format.dataset import ShardSet
-from rhofast.data.format.index import ShardIndex
+from rhofast.data.format.index import IndexRow, ShardIndex
 from rhofast.data.sampling.clip_cost import clip_cost
 
+SHARDS = 1_000  # shards whose indices are read, unless all are
 _SAMPLED = 256  # samples whose clips are planned to measure amplification
+_AT_ONCE = 100  # shards whose indices are fetched side by side
 _DIGITS = 4  # significant digits of counted values: at most 9000 values per decade, for any number of samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
     """Totals and distributions of a shard set.
+
+    Totals are of all samples; numbers of samples by value, percentiles and means are of those that were read.
 
     Attributes:
         name: Name of the set.
@@ -32,6 +40,8 @@ class Summary:
         hours: Hours of video.
         bytes: Bytes of all files.
         shards: Number of shards.
+        read: Number of samples that were read.
+        read_shards: Number of their shards.
         seconds: 10th percentile, median and 90th percentile of the samples' durations.
         durations: Number of samples by duration in seconds, rounded to four digits.
         weights: Number of samples by bytes of the stored video, rounded likewise.
@@ -54,6 +64,8 @@ class Summary:
     hours: float
     bytes: int
     shards: int
+    read: int
+    read_shards: int
     seconds: tuple[float, float, float]
     durations: dict[float, int]
     weights: dict[float, int]
@@ -70,12 +82,16 @@ class Summary:
     decode_amplification: float
 
 
-def summarize(shards: ShardSet, clips: ClipConfig) -> Summary:
+def summarize(
+    shards: ShardSet, clips: ClipConfig, *, every: bool = False, on_read: Callable[[int, int], None] | None = None
+) -> Summary:
     """Summarize a shard set from its indices; memory does not grow with the number of samples.
 
     Args:
         shards: The set.
         clips: Clip geometry for the cost of reading and decoding.
+        every: Whether all indices are read; otherwise at most 1,000, evenly spread over the set.
+        on_read: Called with (shards read, shards to read), from time to time.
 
     Returns:
         The summary.
@@ -91,9 +107,19 @@ def summarize(shards: ShardSet, clips: ClipConfig) -> Summary:
     several = np.zeros(3, dtype=np.int64)
     durations: Counter[float] = Counter()
     weights: Counter[float] = Counter()
-    total_seconds, member_bytes = 0.0, 0
-    for number in range(len(shards.info.shards)):
+    member_bytes = frames = 0
+    chosen = np.arange(len(shards.info.shards))
+    if not every:
+        chosen = np.unique(np.linspace(0, len(chosen) - 1, SHARDS).astype(np.int64))
+    starts = np.cumsum([0, *(shards.info.shards[number].samples for number in chosen.tolist())])
+    planned = np.unique(np.linspace(0, starts[-1] - 1, _SAMPLED).astype(np.int64))  # of the samples that are read
+    rows: list[IndexRow] = []
+    for place, number in enumerate(chosen.tolist()):
+        if place % _AT_ONCE == 0:
+            shards.load_indices(chosen[place : place + _AT_ONCE].tolist())
         index = shards.index(number)
+        here = planned[np.searchsorted(planned, starts[place]) : np.searchsorted(planned, starts[place + 1])]
+        rows += map(index.row, (here - starts[place]).tolist())
         sizes.update(zip(index.width.tolist(), index.height.tolist(), strict=True))
         rates.update(np.round(index.fps, 3).tolist())
         stored_with.update(index.codec.tolist())
@@ -103,18 +129,21 @@ def summarize(shards: ShardSet, clips: ClipConfig) -> Summary:
         seconds = index.num_frames / index.fps
         durations.update(_tally(seconds))
         weights.update(_tally(index.size))
-        total_seconds += float(seconds.sum())
         member_bytes += int(index.size.sum())
+        frames += int(index.num_frames.sum())
+        if on_read is not None:
+            on_read(place + 1, len(chosen))
     p10, median, p90 = percentiles(durations, (10, 50, 90))
-    samples = np.unique(np.linspace(0, len(shards) - 1, _SAMPLED).astype(np.int64))
-    cost = clip_cost(codecs, [shards.row(int(sample)) for sample in samples], clips)
+    cost = clip_cost(codecs, rows, clips)
     return Summary(
         name=shards.info.name,
         samples=len(shards),
         frames=shards.info.num_frames,
-        hours=total_seconds / 3600,
+        hours=shards.info.seconds / 3600,
         bytes=shards.info.num_bytes,
         shards=len(shards.info.shards),
+        read=int(starts[-1]),
+        read_shards=len(chosen),
         seconds=(p10, median, p90),
         durations=dict(sorted(durations.items())),
         weights=dict(sorted(weights.items())),
@@ -125,7 +154,7 @@ def summarize(shards: ShardSet, clips: ClipConfig) -> Summary:
         unlabeled=int(labels[-1]),
         several=(int(several[0]), int(several[1]), int(several[2])),
         refused=shards.info.refused,
-        frame_bytes=member_bytes / shards.info.num_frames,
+        frame_bytes=member_bytes / frames,
         clip_bytes=cost[0],
         read_amplification=cost[1],
         decode_amplification=cost[2],

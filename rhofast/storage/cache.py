@@ -125,6 +125,10 @@ class Cache:
                 part_of(path).unlink(missing_ok=True)  # another process finished it before the lock was acquired
         return path
 
+    def has(self, key: str, name: str, size: int, sha256: str) -> bool:
+        """Return whether a file is in the cache with this content; arguments are those of `get`."""
+        return self._touch(self.folder / key / name, size, sha256)
+
     def is_being_written(self, key: str, name: str) -> bool:
         """Return whether some process is writing the file."""
         part = part_of(self.folder / key / name)

@@ -22,7 +22,8 @@ from rhofast.cli.app import main
 from rhofast.config.load import dump_config, load_config
 from rhofast.config.schema import AugmentConfig, ClipConfig, Config, DataConfig
 from rhofast.config.section import parse_section
-from rhofast.data.format.dataset import ShardSet, choose_samples, find_keys
+from rhofast.data.format.dataset import ShardSet, choose_samples
+from rhofast.data.format.selection import find_samples
 from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sampling.color import color_matrix
 from rhofast.data.sampling.mixture import Mixture
@@ -340,9 +341,9 @@ def test_a_gif_or_webp_plays_in_time_and_forever(tmp_path: Path, suffix: str) ->
 def test_samples_are_spread_or_found_by_key(shards: ShardSet) -> None:
     assert choose_samples(shards, 3) == [0, 6, 12]
     assert choose_samples(shards, 100) == list(range(13))
-    assert find_keys(shards, ["v7", "v0"]) == [7, 0]
+    assert find_samples(shards, ["v7", "v0"]) == [7, 0]
     with pytest.raises(ConfigError, match="no sample has the key 'nope'"):
-        find_keys(shards, ["v7", "nope"])
+        find_samples(shards, ["v7", "nope"])
 
 
 def test_the_command_shows_runs_and_shards(

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from rhofast.cli.console import starts_plain
+from rhofast.cli.console import progress_bars, starts_plain
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,14 @@ def test_a_cell_of_a_notebook_gets_no_cursor_movements(
     written = io.StringIO()
     Console(file=written, force_terminal=False if starts_plain() else None).print("word", style="red")
     assert ("\x1b" not in written.getvalue()) is plain
+
+
+def test_a_bar_begins_with_its_first_news(capfd: pytest.CaptureFixture[str]) -> None:
+    with progress_bars("reading", "writing"):
+        pass
+    assert capfd.readouterr() == ("", "")
+    with progress_bars("reading", "writing") as (on_read, _):
+        on_read(1, 4)
+        on_read(3, 4)
+    told = capfd.readouterr()
+    assert "reading" in told.err and "3/4" in told.err and "writing" not in told.err and not told.out

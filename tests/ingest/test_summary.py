@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rhofast.cli.tables import summary_table
 from rhofast.config.schema import ClipConfig
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.codecs.h26x import H264Codec
@@ -19,6 +20,7 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.index import IndexRow
 from rhofast.data.sampling.clip_cost import clip_cost
 from rhofast.data.types import TimedLabel, Units
+from rhofast.ingest import summary
 from rhofast.ingest.summary import Summary, summarize
 from rhofast.ingest.summary_plot import draw_summary
 from tests.helpers.shards import FPS, NUM_FRAMES, NUM_VIDEOS, write_shards
@@ -91,6 +93,27 @@ def test_a_summary_counts_every_sample(shards: ShardSet) -> None:
     stored = sum(shards.row(sample).size for sample in range(NUM_VIDEOS))
     assert sum(weight * count for weight, count in summary.weights.items()) == pytest.approx(stored, rel=5e-4)
     assert summary.frame_bytes == pytest.approx(stored / summary.frames)
+
+
+def test_of_a_large_set_some_shards_are_read_and_totals_are_of_all(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = summarize(shards, ClipConfig())
+    assert (whole.read, whole.read_shards) == (NUM_VIDEOS, 3)
+    monkeypatch.setattr(summary, "SHARDS", 2)
+    seen: list[tuple[int, int]] = []
+    some = summarize(shards, ClipConfig(), on_read=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]
+    assert (some.read, some.read_shards) == (8, 2)  # of the first shard and of the last
+    assert sum(some.durations.values()) == sum(some.labels.values()) == sum(some.sizes.values()) == 8
+    totals = ("samples", "frames", "hours", "bytes", "shards")
+    assert all(getattr(some, name) == getattr(whole, name) for name in totals)
+    assert some.frame_bytes == pytest.approx(whole.frame_bytes, rel=0.05)
+    assert summarize(shards, ClipConfig(), every=True) == whole
+    text = " ".join(cell for column in summary_table(shards.info, some, ClipConfig()).columns for cell in column.cells)
+    assert "8 samples, in 2 shards: all other counts are of these; --all reads all of them" in text
+    table = summary_table(shards.info, whole, ClipConfig())
+    assert "--all" not in " ".join(cell for column in table.columns for cell in column.cells)
 
 
 # ---- the picture ----

@@ -17,7 +17,7 @@ import copy
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Self
@@ -28,10 +28,10 @@ import pyarrow as pa
 
 from rhofast.data.format.dataset_json import MAX_DATASET_BYTES, DatasetInfo, ShardInfo, index_facts, parse_dataset
 from rhofast.data.format.index import DATASET_FILE, IndexRow, ShardIndex
-from rhofast.data.format.index_file import open_index, open_keys
+from rhofast.data.format.index_file import open_column, open_index
 from rhofast.data.format.ranges import SpanFetch
 from rhofast.data.format.subset import Subset
-from rhofast.errors import ConfigError, ShardFormatError, ShardMissingError
+from rhofast.errors import ShardFormatError, ShardMissingError
 from rhofast.storage.files import check_unicode, is_local, open_regular_descriptor
 from rhofast.storage.strict_json import read_bounded
 
@@ -133,6 +133,9 @@ class ShardSet:
         """Begin to fetch spans of a tar that is not on this machine; None if it is read as a file (see remote.py)."""
         return None
 
+    def load_indices(self, shards: Iterable[int]) -> None:
+        """Have the indices of some shards fetched side by side, if they are not on this machine (see remote.py)."""
+
     def locate(self, sample: int) -> tuple[int, int]:
         """Return the shard of a sample and the row in its index.
 
@@ -145,17 +148,25 @@ class ShardSet:
         shard = int(np.searchsorted(self._rows_before, number, side="right")) - 1
         return shard, int(number - self._rows_before[shard])
 
-    def read_keys(self, shard: int) -> pa.Array:
-        """Return the keys of all samples of one shard, also of those that are not in this part, as a copy.
+    def read_column(self, name: str, shard: int) -> pa.Array:
+        """Return a column of the index of one shard, also of samples that are not in this part, as a copy.
 
-        Nothing but the keys is read and checked; the rest of the index is checked when a sample is first needed.
+        Nothing else is read and checked; the rest of the index is checked when a sample is first needed.
+
+        Args:
+            name: A column without nulls, such as `key` or `source_digest`.
+            shard: Number of the shard.
 
         Raises:
             ShardMissingError: The index is not there.
             ShardFormatError: The index is not as recorded in `dataset.json`.
         """
         info = self.info.shards[shard]
-        return open_keys(self.local(info.index), samples=info.samples, num_bytes=info.index_bytes)
+        return open_column(self.local(info.index), name, samples=info.samples, num_bytes=info.index_bytes)
+
+    def read_columns(self, name: str, shards: Iterable[int]) -> Iterator[pa.Array]:
+        """Yield what `read_column` returns for some shards, in their order."""
+        return (self.read_column(name, shard) for shard in shards)
 
     def index(self, shard: int) -> ShardIndex:
         """Return the index of one shard, as it is on the disk now.
@@ -282,28 +293,3 @@ def _identity(path: Path | str) -> tuple[int, ...] | None:
 def choose_samples(shards: ShardSet, count: int) -> list[int]:
     """Return `count` samples, evenly spread over a set."""
     return [int(sample) for sample in np.unique(np.linspace(0, len(shards) - 1, count).astype(int))]
-
-
-def find_keys(shards: ShardSet, keys: Sequence[str]) -> list[int]:
-    """Find samples by their keys.
-
-    Args:
-        shards: The set.
-        keys: Keys of samples.
-
-    Returns:
-        The numbers of the samples, in the order of `keys`.
-
-    Raises:
-        ConfigError: A key is not in the set.
-    """
-    wanted = dict.fromkeys(keys, -1)
-    for number in shards.used_shards().tolist():
-        index = shards.index(number)
-        for sample, row in enumerate(shards.rows_of(number).tolist(), int(shards.starts[number])):
-            if index.key(row) in wanted:
-                wanted[index.key(row)] = sample
-    missing = [key for key, sample in wanted.items() if sample < 0]
-    if missing:
-        raise ConfigError(f"{shards.where}: no sample has the key {missing[0]!r}")
-    return list(wanted.values())

@@ -60,18 +60,19 @@ def open_index(path: Path, facts: IndexFacts, *, checked: bool = False) -> Shard
             return ShardIndex(_read_batch(file.read_buffer(), checked=True))
 
 
-def open_keys(path: Path, *, samples: int, num_bytes: int) -> pa.Array:
-    """Read the keys of an index, and nothing else of it.
+def open_column(path: Path, name: str, *, samples: int, num_bytes: int) -> pa.Array:
+    """Read a column of an index, and nothing else of it.
 
     The digest of the file is not compared, for which it would have to be read as a whole; `open_index` does that.
 
     Args:
         path: The `.arrow` file.
+        name: The column, one without nulls.
         samples: Recorded number of rows.
         num_bytes: Recorded size in bytes.
 
     Returns:
-        The keys as a copy, which does not keep the file mapped.
+        The column as a copy, which does not keep the file mapped.
 
     Raises:
         ShardMissingError: There is no such file.
@@ -82,16 +83,48 @@ def open_keys(path: Path, *, samples: int, num_bytes: int) -> pa.Array:
         size = file.seek(0, 2)
         if size != num_bytes:
             raise ShardFormatError(f"{path}: {size} bytes, but {DATASET_FILE} lists {num_bytes}", hint=_COPY_HINT)
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # of which only the keys' pages are touched
-        keys = _read_batch(pa.py_buffer(content), checked=True).column("key")
-        keys.validate(full=True)
-        if len(keys) != samples or keys.null_count:
-            raise InvalidIndexError(f"{len(keys) - keys.null_count} keys, but {DATASET_FILE} lists {samples} samples")
-        return pa.concat_arrays([keys, keys.slice(0, 0)])  # a copy
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # of which only the column's pages are touched
+        return _copy_column(_read_batch(pa.py_buffer(content), checked=True).column(name), name, samples)
+
+
+def parse_column(head: memoryview, name: str, *, samples: int, num_bytes: int, where: str) -> pa.Array | int:
+    """Read a column of an index from the beginning of the file.
+
+    Args:
+        head: The first bytes of the file.
+        name: The column, one without nulls.
+        samples: Recorded number of rows.
+        num_bytes: Recorded size of the file in bytes.
+        where: Name of the file in messages.
+
+    Returns:
+        The column as a copy; or, if it is not in `head`, how many of the first bytes have it.
+
+    Raises:
+        ShardFormatError: The file is not an index of this format version.
+    """
+    with _named_errors(where):
+        if num_bytes > MAX_INDEX_BYTES:
+            raise InvalidIndexError(f"larger than {MAX_INDEX_BYTES} bytes")
+        whole = mmap.mmap(-1, num_bytes)  # zeros, which take no memory
+        whole[: len(head)] = head
+        content = pa.py_buffer(whole)
+        column = _read_batch(content, checked=True).column(name)
+        ends = [buffer.address - content.address + buffer.size for buffer in column.buffers() if buffer is not None]
+        return max(ends) if max(ends) > len(head) else _copy_column(column, name, samples)
+
+
+def _copy_column(column: pa.Array, name: str, samples: int) -> pa.Array:
+    """Check and copy a column of an index."""
+    column.validate(full=True)
+    if len(column) != samples or column.null_count:
+        found = f"{len(column) - column.null_count} values in column {name}"
+        raise InvalidIndexError(f"{found}, but {DATASET_FILE} lists {samples} samples")
+    return pa.concat_arrays([column, column.slice(0, 0)])
 
 
 @contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
+def _named_errors(path: Path | str) -> Iterator[None]:
     """Turn what is wrong with an index into an error that names its file."""
     try:
         yield

@@ -14,17 +14,20 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import BinaryIO, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.dataset_json import MAX_DATASET_BYTES, DatasetInfo, ShardInfo, parse_dataset
 from rhofast.data.format.index import DATASET_FILE, ShardIndex
+from rhofast.data.format.index_columns import fetch_column, is_worth_it, side_by_side
 from rhofast.data.format.ranges import RangeOptions, RangeSource, SpanFetch
 from rhofast.errors import MachineError, RhofastError, ShardError, ShardFormatError, ShardMissingError
 from rhofast.storage.cache import Cache
@@ -32,6 +35,7 @@ from rhofast.storage.download import RemoteFolder
 from rhofast.storage.files import open_regular_descriptor
 from rhofast.storage.loop_thread import wait_for
 from rhofast.storage.machine_errors import is_machine_error
+from rhofast.storage.range_client import RangeClient, RangeLimits
 from rhofast.storage.request_error import Kind, RequestError
 
 _OPEN_ATTEMPTS = 3  # a file may be evicted between its download and its opening
@@ -87,6 +91,9 @@ class RemoteShardSet(ShardSet):
         self._failed: dict[str, tuple[float, ShardError | MachineError]] = {}
         self._queues: tuple[_Listener, ...] = ()
         self.ranges: RangeSource | None = None
+        limits = RangeLimits(patience_s=folder.retry_policy.total_s)
+        self._indices = RangeClient(folder.store, limits, folder.retry_policy, DATASET_FILE)
+        self._sends_ranges: bool | None = None  # the server, as far as it is known
         self._stop = Event()
         # The last index that was opened, how many in a row, and up to where they are fetched.
         self._scanned = (-1, 0, 0)
@@ -94,7 +101,7 @@ class RemoteShardSet(ShardSet):
     @property
     def fault(self) -> str:
         """Why the store did not answer the last time that it was asked; empty if it did."""
-        return self._folder.fault or ("" if self.ranges is None else self.ranges.fault)
+        return self._folder.fault or self._indices.fault or ("" if self.ranges is None else self.ranges.fault)
 
     def local(self, name: str) -> Path:
         """Return the path of a file in the cache, from which it may be evicted at any time."""
@@ -160,6 +167,25 @@ class RemoteShardSet(ShardSet):
             with ThreadPoolExecutor(_INDICES_AT_ONCE, thread_name_prefix="rhofast-index") as pool:
                 for name in names:
                     pool.submit(self.local, name)
+
+    def read_column(self, name: str, shard: int) -> pa.Array:
+        """Return a column of the index of one shard; see `ShardSet`.
+
+        Of a large index that is not in the cache, only the bytes of the column are fetched. They have no checksum of
+        their own.
+        """
+        info = self.info.shards[shard]
+        if not is_worth_it(info) or self.cache.has(self._key, info.index, *self._recorded(info.index)):
+            return super().read_column(name, shard)
+        if self._sends_ranges is None:
+            self._sends_ranges = self.answers_ranges()
+        if not self._sends_ranges:
+            return super().read_column(name, shard)
+        return fetch_column(self._indices, info, name, f"{self.where}/{info.index}")
+
+    def read_columns(self, name: str, shards: Iterable[int]) -> Iterator[pa.Array]:
+        """Yield what `read_column` returns for some shards, in their order; several are read at once."""
+        return side_by_side(partial(self.read_column, name), shards)
 
     def add_queue(self, queue: _Listener) -> None:
         """Report each opened shard to `queue` from now on."""

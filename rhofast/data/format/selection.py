@@ -1,30 +1,26 @@
-"""Select the samples of a shard set that a file lists."""
+"""Select the samples of a shard set that a file lists, or whose keys are given."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.keep_list import KeepList, shown_keys
 from rhofast.data.format.subset import Subset, find_keys, visit_rates
 from rhofast.errors import ConfigError, ShardFormatError
 
-_AT_ONCE = 64  # shards whose keys are read before they are compared
 
-
-def find_subset(shards: ShardSet, keep: KeepList, *, threads: int = 1) -> Subset:
+def find_subset(shards: ShardSet, keep: KeepList) -> Subset:
     """Find the samples of a list.
 
     Args:
         shards: The whole set.
         keep: The list.
-        threads: Number of shards of a remote set that are read at the same time.
 
     Returns:
         The part of the set.
@@ -33,7 +29,7 @@ def find_subset(shards: ShardSet, keep: KeepList, *, threads: int = 1) -> Subset
         ConfigError: A key is not in the set.
         ShardError: The index of a shard cannot be read, or a listed key is in the set twice.
     """
-    found = find_keys(keep.keys, _key_columns(shards, threads))
+    found = find_keys(keep.keys, shards.read_columns("key", range(len(shards.info.shards))))
     if found.twice is not None:
         raise ShardFormatError(
             f"{shards.where}: two samples have the key {found.twice!r}", hint="check the set: rhofast verify FOLDER"
@@ -56,12 +52,35 @@ def find_subset(shards: ShardSet, keep: KeepList, *, threads: int = 1) -> Subset
     return Subset(samples=samples, rates=rates, digest=digest.hexdigest())
 
 
-def _key_columns(shards: ShardSet, threads: int) -> Iterator[pa.Array]:
-    """Yield the keys of each shard in order; those of a remote set are downloaded some shards ahead."""
-    numbers = iter(range(len(shards.info.shards)))
-    if shards.keeps_files:
-        yield from map(shards.read_keys, numbers)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        while some := list(islice(numbers, _AT_ONCE)):
-            yield from pool.map(shards.read_keys, some)
+def find_samples(
+    shards: ShardSet, keys: Sequence[str], *, on_read: Callable[[int, int], None] | None = None
+) -> list[int]:
+    """Find samples by their keys. Shards are searched one after the other, until all keys are found.
+
+    Args:
+        shards: The set.
+        keys: Keys of samples.
+        on_read: Called with (shards searched, shards of the set), from time to time.
+
+    Returns:
+        The numbers of the samples, in the order of `keys`.
+
+    Raises:
+        ConfigError: A key is not in the set.
+        ShardError: The index of a shard cannot be read.
+    """
+    found: dict[str, int] = {}
+    listed, numbers = pa.array(dict.fromkeys(keys), pa.string()), shards.used_shards().tolist()
+    for place, column in enumerate(shards.read_columns("key", numbers)):
+        rows = np.flatnonzero(pc.is_in(column, value_set=listed).to_numpy(zero_copy_only=False))
+        if len(rows):
+            here, first = shards.rows_of(numbers[place]), int(shards.starts[numbers[place]])
+            for at in np.flatnonzero(np.isin(here, rows)).tolist():
+                found.setdefault(column[int(here[at])].as_py(), first + at)
+        if on_read is not None:
+            on_read(place + 1, len(numbers))
+        if len(found) == len(listed):
+            break
+    if missing := next((key for key in keys if key not in found), None):
+        raise ConfigError(f"{shards.where}: no sample has the key {missing!r}")
+    return [found[key] for key in keys]

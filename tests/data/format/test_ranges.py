@@ -29,6 +29,7 @@ from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sources import open_shards, open_training
 from rhofast.data.types import Views
 from rhofast.errors import ConfigError, MachineError, SampleError, ShardFormatError
+from rhofast.ingest import summary
 from rhofast.ingest.copied_ahead import copied_ahead
 from rhofast.ingest.verify import verify_shards
 from rhofast.ingest.verify_shard import VerifyJob
@@ -416,6 +417,27 @@ def test_indices_that_are_opened_one_after_the_other_are_fetched_side_by_side(
     for number in range(0, 60, 7):  # no order that tells what comes next
         with_gaps.index(number)
     assert sum(count for name, count in many.requests.items() if name.endswith(".arrow")) == 9
+
+
+def test_inspecting_a_large_remote_set_reads_some_of_its_indices(
+    many: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(summary, "SHARDS", 10)
+    assert run_program("inspect", many.url, "--set", f"data.cache={tmp_path / 'cache'}") == 0
+    assert sum(many.requests.values()) == 12 and many.together > 4  # dataset.json, once more to see ranges, 10 indices
+    assert "--all reads all of them" in " ".join(capfd.readouterr().out.split())
+    assert run_program("inspect", many.url, "--all", "--set", f"data.cache={tmp_path / 'cache'}") == 0
+    assert {name: count for name, count in many.requests.items() if count > 1} == {"dataset.json": 4}
+    assert len(many.requests) == 61
+
+
+def test_samples_are_looked_at_side_by_side(many: RangeServer, tmp_path: Path) -> None:
+    run = ["--set", f"data.cache={tmp_path}", "--set", "clips.num_frames=2", "--set", "augment.size=16"]
+    assert run_program("show", many.url, "--samples", "6", "--out", tmp_path / "clips.png", *run) == 0
+    indices = {name: count for name, count in many.requests.items() if name.endswith(".arrow")}
+    tars = {name: count for name, count in many.requests.items() if name.endswith(".tar")}
+    assert len(indices) == len(tars) == 6 and set(indices.values()) == {1}
+    assert many.together >= 6
 
 
 def test_shards_are_copied_side_by_side_for_their_check(

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhofast.data.format.dataset import ShardSet, find_keys
+from rhofast.data.format.dataset import ShardSet
+from rhofast.data.format.selection import find_samples
 from rhofast.data.format.subset import VISIT, visit_rates
 from rhofast.data.format.subset import find_keys as find_places
 from rhofast.data.sources import open_shards
@@ -98,9 +99,9 @@ def test_a_part_is_a_smaller_set(shards: ShardSet, tmp_path: Path) -> None:
     assert [part.locate(sample) for sample in range(4)] == [(0, 1), (0, 3), (2, 0), (2, 2)]
     assert part.used_shards().tolist() == [0, 2]
     assert [part.rows_of(shard).tolist() for shard in range(3)] == [[1, 3], [], [0, 2]]
-    assert find_keys(part, ["v10", "v1"]) == [2, 0]
+    assert find_samples(part, ["v10", "v1"]) == [2, 0]
     with pytest.raises(ConfigError, match="no sample has the key 'v2'"):
-        find_keys(part, ["v2"])
+        find_samples(part, ["v2"])
     with pytest.raises(IndexError):
         part.locate(4)
     assert source_digests(part).tolist() == source_digests(shards)[[1, 3, 10, 12]].tolist()
