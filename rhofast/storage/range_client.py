@@ -106,8 +106,13 @@ class Fetch:
         return self._contents.result()
 
     def when_done(self, call: Callable[[], None]) -> None:
-        """Call a function when the fetch has ended, well or not; in a thread that must not be held up."""
-        self._contents.add_done_callback(lambda _: call())
+        """Call a function when the fetch has ended, well or not; in a thread that must not be held up.
+
+        The fetch forgets the function then: a future keeps its callbacks, and the function may know the fetch, which
+        would keep all that the function knows until the next collection of garbage.
+        """
+        calls = [call]
+        self._contents.add_done_callback(lambda _: calls.pop()())
 
     def release(self) -> None:
         """Give the bytes back to the limit of the client; it may be called twice."""

@@ -88,6 +88,7 @@ class SpanFetch:
         try:
             joined = self._fetch.contents()
         except RequestError as fault:
+            fault.with_traceback(None)  # it knows this frame, and the fetch keeps it
             name = self._fetch.name
             raise UnavailableError(
                 f"{self._where}/{name}: {fault.text}", shard=name, key=key, offset=self._spans[0][0]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,12 +24,13 @@ from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.data.format.dataset_json import index_facts
 from rhofast.data.format.download_ahead import DownloadAhead
 from rhofast.data.format.ranges import RangeOptions, join_spans
+from rhofast.data.format.read_request import ReadRequest
 from rhofast.data.format.reader import Reader
 from rhofast.data.format.remote import RemoteShardSet
 from rhofast.data.loader.eval_loader import EvalLoader
 from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sources import open_shards, open_training
-from rhofast.data.types import Views
+from rhofast.data.types import Sample, Views
 from rhofast.errors import ConfigError, MachineError, SampleError, ShardFormatError
 from rhofast.ingest import summary
 from rhofast.ingest.copied_ahead import copied_ahead
@@ -36,6 +39,7 @@ from rhofast.ingest.verify_shard import VerifyJob
 from rhofast.storage.cache import Cache
 from rhofast.storage.download import RemoteFolder
 from rhofast.storage.network import RetryPolicy
+from rhofast.training.step import no_garbage_collection
 from tests.helpers.loaders import open_loader
 from tests.helpers.program import run as run_program
 from tests.helpers.shards import damage_unit, write_shards
@@ -152,6 +156,36 @@ def test_batches_are_those_of_the_local_set(stream_shards: ShardSet, tmp_path: P
     with serving(RangeServer(stream_shards.root)) as server:
         remote = take(open_loader(server.url, tmp_path / "cache", remote="ranges", range_gap_kb=gap), 7)
     assert same(local, remote)
+
+
+@pytest.mark.parametrize("fault", [None, Fault(status=500), Fault(status=404)])
+def test_what_was_read_is_let_go_without_a_collection_of_garbage(
+    server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault | None
+) -> None:
+    """Training turns the collection off for many steps: what waits for it until then would fill the memory."""
+    came: list[weakref.ref[Any]] = []
+    finish = Reader.finish
+
+    def watched(reader: Reader, request: ReadRequest) -> Sample:
+        try:
+            sample = finish(reader, request)
+        except SampleError as error:
+            came.append(weakref.ref(error))
+            raise
+        came.extend(map(weakref.ref, sample.pictures.values()))
+        return sample
+
+    monkeypatch.setattr(Reader, "finish", watched)
+    passing = fault is None or fault.status != 404
+    options = {"remote": "ranges", "max_bad": 0.0 if passing else 1.0}
+    with open_loader(server.url, tmp_path / "cache", **options) as loader, no_garbage_collection():
+        next(loader)
+        if fault is not None:
+            server.fault = first(3, fault) if passing else lambda request: fault if request.name == TAR else None
+        for _ in range(60):
+            next(loader)
+        alive = sum(each() is not None for each in came)
+    assert len(came) > 900 and alive < 300  # what the queues hold
 
 
 def test_a_resumed_run_on_other_ranks_goes_on_with_the_same_batches(
