@@ -124,18 +124,21 @@ def _rates(rates: dict[str, Any]) -> list[str]:
 
 
 def _memory(memory: dict[str, Any]) -> list[str]:
-    return [
-        "Memory over batches of two videos. The pages of mapped indices count as resident and belong to the page "
-        "cache; a process maps at most 1,024 indices:",
+    lines = [
+        "Memory over batches of two videos, with garbage collected as in training, every 200 steps, and looked at "
+        "before that. The pages of mapped indices count as resident and belong to the page cache; a process maps at "
+        "most 1,024 indices:",
         "",
-        "| batch | RSS in MB | anonymous memory in MB | mapped indices | open descriptors |",
-        "|--:|--:|--:|--:|--:|",
-        *(
-            f"| {row['batch']:,} | {row['rss']:.0f} | {row['anonymous']:.0f} | {row['indices']:,} | "
-            f"{row['descriptors']} |"
-            for row in memory["rows"][::4]
-        ),
+        "| codec | batch | RSS in MB | anonymous memory in MB | mapped indices | open descriptors |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
+    for name, found in memory.items():
+        lines += [
+            f"| {name} | {row['batch']:,} | {row['rss']:.0f} | {row['anonymous']:.0f} | {row['indices']:,} | "
+            f"{row['descriptors']} |"
+            for row in found["rows"][3::4]
+        ]
+    return lines
 
 
 def _first(first: dict[str, Any]) -> list[str]:
@@ -171,10 +174,10 @@ def bars(result: dict[str, Any], gap: float) -> list[Bar]:
             same = result["same"][name]
             what = f"{name}: same batches as from files, resumed on two ranks, too"
             found.append((what, "equal", "equal" if same else "different", same))
-    if "memory" in result:
+    for name, watched in result.get("memory", {}).items():
         for key, what in (("rss", "resident"), ("anonymous", "anonymous")):
-            growth = result["memory"]["growth"][key]
-            what = f"growth of {what} memory, third to last quarter of {result['memory']['batches']:,} batches"
+            growth = watched["growth"][key]
+            what = f"{name}: growth of {what} memory, third to last quarter of {watched['batches']:,} batches"
             found.append((what, f"<= {MOST_GROWTH:.0%}", f"{growth:.1%}", growth <= MOST_GROWTH))
     if "first" in result:
         seconds = result["first"]["first_batch_s"]
@@ -190,9 +193,9 @@ def main() -> None:
     parser.add_argument("--set-samples", type=int, default=2000, help="samples of the sets of 35-second videos")
     parser.add_argument("--most-videos", type=int, default=6, help="videos that are stored, at most")
     parser.add_argument("--gap-samples", type=int, default=512, help="samples that are fetched for each gap")
-    parser.add_argument("--rate-batches", type=int, default=4, help="of jpeg per turn; half as many of streams")
+    parser.add_argument("--rate-batches", type=int, default=8, help="of jpeg per turn; half as many of streams")
     parser.add_argument("--rounds", type=int, default=3, help="of the first batch")
-    parser.add_argument("--turns", type=int, default=13, help="of jpeg; a third of them of streams")
+    parser.add_argument("--turns", type=int, default=15, help="of files and ranges")
     parser.add_argument("--batches", type=int, default=2000, help="batches over which memory is watched")
     parser.add_argument("--samples", type=int, default=1_000_000, help="samples of the set with 2,000 shards")
     parser.add_argument(
@@ -211,15 +214,15 @@ def main() -> None:
             make_sets(videos, root, options.set_samples)
         result: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
         result |= {"facts": facts, "load": load, "videos": len(videos)}
-        turns = dict.fromkeys(CODECS, (options.rate_batches, options.turns))  # streams take four times as long
-        turns |= {name: (max(1, options.rate_batches // 2), max(1, options.turns // 3)) for name in ("h264", "hevc")}
+        half = max(1, options.rate_batches // 2)  # streams take four times as long
+        batches = {name: options.rate_batches if name == "jpeg" else half for name in CODECS}
         parts: dict[str, Callable[[], Any]] = {
             "first": lambda: measure_first_batch(root, options.samples, options.rounds),
             "gaps": lambda: {name: measure_gaps(root, name, options.gap_samples) for name in CODECS},
             "epoch": lambda: {name: measure_epoch(root, name) for name in CODECS},
-            "rates": lambda: {name: measure_rates(root, name, *turns[name]) for name in CODECS},
+            "rates": lambda: {name: measure_rates(root, name, batches[name], options.turns) for name in CODECS},
             "same": lambda: {name: compare_batches(root, name) for name in CODECS},
-            "memory": lambda: measure_memory(root, options.batches),
+            "memory": lambda: {name: measure_memory(root, name, options.batches) for name in ("jpeg", "h264")},
         }
         for part in options.parts.split(","):
             began = time.perf_counter()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import math
 import os
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -24,6 +26,7 @@ import numpy as np
 
 from benchmarks.data_loading.million_samples import make_set
 from benchmarks.data_loading.range_server import serving_elsewhere
+from benchmarks.data_loading.soak import COLLECT
 from rhofast.analysis.capacity.codec_costs import range_cost, units_of
 from rhofast.config.schema import AugmentConfig, ClipConfig, DataConfig
 from rhofast.data.codecs.codec import Codec
@@ -38,14 +41,14 @@ from rhofast.data.sampling.batch_plan import training_clips
 from rhofast.data.sampling.clip_cost import frame_sizes
 from rhofast.data.sampling.mixture import Mixture
 from rhofast.data.sources import open_training
+from rhofast.training.step import no_garbage_collection
 
 CODECS: dict[str, Codec] = {"jpeg": JpegCodec(), "h264": H264Codec(gop=16), "hevc": HevcCodec(gop=16)}
 CLIPS = ClipConfig(num_clips=2, num_frames=8, frame_stride=8, fps=30)
 GAPS_KB = (0, 8, 16, 32, 64, 128)
 BATCH = 16
 LATENCY_S = 0.05
-_WARM = 5  # batches that full queues have in all, so that the next ones come at the pace that is measured
-_REST_S, _MOST_RESTS = 0.5, 20  # pauses in which a loader fills its queues
+_WARM = 16  # batches until a new loader has its pace
 _UNDER_WAY = 48  # samples whose bytes are asked for ahead, as by a loader with two batches in a queue
 
 
@@ -170,83 +173,108 @@ def measure_epoch(root: Path, name: str) -> dict[str, float]:
 # ---- rate ----
 
 
-class Contender:
-    """A loader that is measured in turns with others, which rest meanwhile.
+_TURNS = """
+import os, sys
+where, cache, remote, *cores = sys.argv[1:]
+os.sched_setaffinity(0, map(int, cores))
+from benchmarks.data_loading.remote_parts import take_turns
+take_turns(where, cache, remote)
+"""
 
-    Attributes:
-        found: Videos per second, and CPU milliseconds per video of this process and of the server, of each turn.
-    """
 
-    def __init__(self, loader: TrainLoader, url: str = "") -> None:
-        self.found: list[tuple[float, float, float]] = []
-        self._loader, self._url = loader, url
+def take_turns(where: str, cache: str, remote: str) -> None:
+    """Load as many batches as each line of the input says; print the seconds and the CPU seconds that they took."""
+    with open_loader(where, Path(cache), remote=remote) as loader:
         for shards in loader.shards.sets:
             for number in range(len(shards.info.shards)):  # as after the first passes over a set
                 shards.index(number)
+        for line in sys.stdin:
+            cpu, began = cpu_s(), time.perf_counter()
+            for _ in range(int(line)):
+                next(loader)
+            print(time.perf_counter() - began, cpu_s() - cpu, flush=True)
+
+
+class Contender:
+    """A loader that is measured in turns with others: a process that is stopped between its turns.
+
+    What stands in its queues when it is stopped stands there when it goes on, so that a turn begins and ends at the
+    pace that is measured. A loader that only rested would fill its queues meanwhile, for up to twelve batches.
+
+    Attributes:
+        found: Videos per second, and CPU milliseconds per video of the loader and of the server, of each turn.
+    """
+
+    def __init__(self, where: str, cache: Path, cores: list[int], url: str = "") -> None:
+        self.found: list[tuple[float, float, float]] = []
+        self._url = url
+        command = [sys.executable, "-c", _TURNS, where, str(cache), "ranges" if url else "auto", *map(str, cores)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._load(_WARM)
 
     def take_turn(self, batches: int) -> None:
-        """Measure some batches, at the pace at which they are made, and rest until the queues are full again."""
-        for _ in range(_WARM):
-            next(self._loader)
-        server, cpu, began = self._server_s(), cpu_s(), time.perf_counter()
-        for _ in range(batches):
-            next(self._loader)
-        seconds, cpu, server = time.perf_counter() - began, cpu_s() - cpu, self._server_s() - server
+        """Measure some batches."""
+        server = self._server_s()
+        seconds, cpu = self._load(batches)
+        server = self._server_s() - server
         videos = batches * BATCH
         self.found.append((videos / seconds, 1e3 * cpu / videos, 1e3 * server / videos))
-        for _ in range(_MOST_RESTS):
-            before = cpu_s()
-            time.sleep(_REST_S)
-            if cpu_s() - before < 0.05 * _REST_S:
-                break
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _load(self, batches: int) -> list[float]:
+        self._process.send_signal(signal.SIGCONT)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{batches}\n")
+        self._process.stdin.flush()
+        taken = self._process.stdout.readline()
+        self._process.send_signal(signal.SIGSTOP)
+        return [float(number) for number in taken.split()]
 
     def _server_s(self) -> float:
         return float(counts(self._url)["cpu_s"]) if self._url else 0.0
 
 
-def rate_turns(root: Path, name: str, batches: int, rounds: int, cores: list[int]) -> dict[str, Any]:
+def measure_rates(root: Path, name: str, batches: int, rounds: int) -> dict[str, Any]:
     """Return rates on files and at each latency, in short turns: the speed of a core may change within seconds.
+
+    The loaders have all cores but one, which is the servers'.
 
     Args:
         root: Folder of the sets.
         name: Which one.
         batches: Batches per turn.
         rounds: Turns on files and at the latency of the bar; a third of them at the others.
-        cores: Of the servers.
     """
+    cores = sorted(os.sched_getaffinity(0))
+    mine, served = (cores[:-1], cores[-1:]) if len(cores) > 1 else (cores, cores)
     with ExitStack() as stack:
-        cache = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        contenders = {"files": Contender(stack.enter_context(open_loader(str(root / name), cache)))}
+
+        def contend(where: str, url: str = "") -> Contender:
+            cache = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            return stack.enter_context(closing(Contender(where, cache, mine, url)))
+
+        contenders = {"files": contend(str(root / name))}
         for latency in (LATENCY_S, 0.005, 0.2):
-            url = stack.enter_context(serving_elsewhere(root / name, latency, cores))
-            loader = stack.enter_context(open_loader(url, cache, remote="ranges"))
-            contenders[f"{1000 * latency:g} ms"] = Contender(loader, url)
+            url = stack.enter_context(serving_elsewhere(root / name, latency, served))
+            contenders[f"{1000 * latency:g} ms"] = contend(url, url)
         for number in range(rounds):
             turns = list(contenders)[: 4 if number % 3 == 0 else 2]
             for contender in turns[:: 1 if number % 2 else -1]:
                 contenders[contender].take_turn(batches)
             print(name, number, {turn: contenders[turn].found[-1] for turn in turns}, file=sys.stderr, flush=True)
-        return {contender: measured.found for contender, measured in contenders.items()}
-
-
-def measure_rates(root: Path, name: str, batches: int, rounds: int) -> dict[str, Any]:
-    """Measure the rates in a process that has all cores but one, which is the servers'."""
-    cores = sorted(os.sched_getaffinity(0))
-    mine, served = (cores[:-1], cores[-1:]) if len(cores) > 1 else (cores, cores)
-    code = "import json, os, sys; from pathlib import Path\n"
-    code += f"os.sched_setaffinity(0, {mine})\n"
-    code += "from benchmarks.data_loading.remote_parts import rate_turns\n"
-    code += f"print(json.dumps(rate_turns(Path(sys.argv[1]), {name!r}, {batches}, {rounds}, {served})))"
-    done = subprocess.run([sys.executable, "-c", code, str(root)], check=True, stdout=subprocess.PIPE, text=True)
-    rates = json.loads(done.stdout.splitlines()[-1])
-    files, ranges = np.array(rates["files"]), np.array(rates["50 ms"])
+    rates = {contender: np.array(measured.found) for contender, measured in contenders.items()}
+    files, ranges = rates["files"], rates[f"{1000 * LATENCY_S:g} ms"]
     shares = ranges[:, 0] / files[:, 0]
     columns = ("files", "files_cpu_ms", "none", "ranges", "ranges_cpu_ms", "server_cpu_ms")
     result: dict[str, Any] = dict(zip(columns, np.median(np.hstack([files, ranges]), axis=0).tolist(), strict=True))
     result |= {"share": float(np.median(shares)), "quartiles": np.percentile(shares, [25, 75]).tolist()}
-    for latency in ("5 ms", "200 ms"):
-        result[latency] = float(np.median(np.array(rates[latency])[:, 0] / files[::3, 0]))
-    return result | {"cores": len(mine), "all": rates}
+    for turn in ("5 ms", "200 ms"):
+        result[turn] = float(np.median(rates[turn][:, 0] / files[::3, 0]))
+    return result | {"cores": len(mine), "all": {turn: found.tolist() for turn, found in rates.items()}}
 
 
 # ---- memory ----
@@ -260,23 +288,32 @@ def memory() -> dict[str, float]:
     return {**held, "descriptors": len(list(Path("/proc/self/fd").iterdir())), "indices": maps.count(".arrow\n")}
 
 
-def watch_memory(root: Path, batches: int) -> list[dict[str, float]]:
-    """Return the resident memory of this process over many small batches by ranges."""
-    with remote(root / "jpeg") as (url, cache), open_loader(url, cache, remote="ranges", batch_size=2) as loader:
+def watch_memory(root: Path, name: str, batches: int) -> list[dict[str, float]]:
+    """Return the resident memory of this process over many small batches by ranges.
+
+    Garbage is collected as in the training loop, which is rarely.
+    """
+    with (
+        remote(root / name) as (url, cache),
+        open_loader(url, cache, remote="ranges", batch_size=2) as loader,
+        no_garbage_collection(),
+    ):
         rows = []
         for number in range(batches + 1):
             next(loader)
-            if number % max(1, batches // 40) == 0:
-                rows.append({"batch": number, **memory()})
-                print(rows[-1], file=sys.stderr, flush=True)
+            if number % COLLECT == 0:
+                gc.collect()
+            if number % max(1, batches // 40) == max(1, batches // 40) - 1:  # before a collection, not behind it
+                rows.append({"batch": number + 1, **memory()})
+                print(name, rows[-1], file=sys.stderr, flush=True)
     return rows
 
 
-def measure_memory(root: Path, batches: int) -> dict[str, Any]:
+def measure_memory(root: Path, name: str, batches: int) -> dict[str, Any]:
     """Return the resident memory of a process of its own, and how it grows in the second half, from mean to mean."""
     code = "import json, sys; from pathlib import Path\n"
     code += "from benchmarks.data_loading.remote_parts import watch_memory\n"
-    code += f"print(json.dumps(watch_memory(Path(sys.argv[1]), {batches})))"
+    code += f"print(json.dumps(watch_memory(Path(sys.argv[1]), {name!r}, {batches})))"
     done = subprocess.run([sys.executable, "-c", code, str(root)], check=True, stdout=subprocess.PIPE, text=True)
     rows = json.loads(done.stdout.splitlines()[-1])
     third, last = rows[len(rows) // 2 : 3 * len(rows) // 4], rows[3 * len(rows) // 4 :]
