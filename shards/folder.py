@@ -13,11 +13,15 @@ and folders are passed over and counted. A folder that cannot be read is an erro
 `split` is all, train or test. `holdout` is the share of each class that goes to the test split: at least one video if
 the class has two, chosen by a hash of the path, so that the choice is stable when videos are added. `per_class` keeps
 only the first videos of each class of the split.
+
+With split=all, only the names in the current folder and in those above it are in memory; with train or test, the paths
+of the current class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -59,17 +63,16 @@ def records(
         [(None, None, flat)] if flat else [(label, entry.path.name, [entry]) for label, entry in enumerate(folders)]
     )
     for label, name, members in groups:
-        videos: list[Path] = []
-        for member in members:
-            for found in below(walk, member):
-                if isinstance(found, PassedOver):
-                    yield found
-                else:
-                    videos.append(found)
-        test = held_out(source, videos, holdout)
-        chosen = [path for path in videos if split == "all" or (path in test) == (split == "test")]
-        for path in chosen[:per_class]:
-            yield VideoRecord(key=key_of(path.relative_to(source).as_posix()), path=path, label=label, label_name=name)
+        found = chain.from_iterable(below(walk, member) for member in members)
+        left = per_class
+        for one in found if split == "all" else of_split(source, found, split, holdout):
+            if isinstance(one, PassedOver):
+                yield one
+            elif left is None or left > 0:
+                left = None if left is None else left - 1
+                yield VideoRecord(
+                    key=key_of(one.relative_to(source).as_posix()), path=one, label=label, label_name=name
+                )
 
 
 def classes(source: Path, **_: object) -> list[str]:
@@ -86,7 +89,7 @@ def flat_and_folders(source: Path) -> tuple[list[Entry], list[Entry]]:
         raise ValueError(f"{source}: not a folder")
     top = entries(source)
     flat = [entry for entry in top if entry.kind in (Kind.VIDEO, Kind.MISSING) and is_video_name(entry.path.name)]
-    dead = [entry for entry in top if entry.kind is Kind.MISSING and entry not in flat]
+    dead = [entry for entry in top if entry.kind is Kind.MISSING and not is_video_name(entry.path.name)]
     folders = [entry for entry in top if entry.kind in FOLDERS and has_video(source, entry)]
     if flat and folders:
         raise ValueError(
@@ -115,8 +118,9 @@ def below(walk: Walk, entry: Entry) -> Iterator[Path | PassedOver]:
 
 def passed_over(source: Path, walk: Walk, listed: list[Entry]) -> Iterator[PassedOver]:
     """Yield what is passed over in the source, outside of what is listed."""
+    names = {entry.path.name for entry in listed}
     for entry in entries(source):
-        if entry in listed:
+        if entry.path.name in names:
             continue
         if entry.kind not in FOLDERS:
             yield PassedOver(path=entry.path, reason=REASONS[entry.kind])
@@ -125,6 +129,20 @@ def passed_over(source: Path, walk: Walk, listed: list[Entry]) -> Iterator[Passe
             yield from (found for found in walk.videos(entry.path) if isinstance(found, PassedOver))
         else:
             yield PassedOver(path=entry.path, reason="folders listed elsewhere")
+
+
+def of_split(
+    source: Path, found: Iterable[Path | PassedOver], split: Literal["train", "test"], holdout: float
+) -> Iterator[Path | PassedOver]:
+    """Yield what is passed over of one class, then its videos of one split."""
+    videos: list[Path] = []
+    for one in found:
+        if isinstance(one, PassedOver):
+            yield one
+        else:
+            videos.append(one)
+    test = held_out(source, videos, holdout)
+    yield from (path for path in videos if (path in test) == (split == "test"))
 
 
 def held_out(source: Path, videos: list[Path], share: float) -> set[Path]:
