@@ -20,7 +20,7 @@ from rhofast.data.sampling.color import GRAY, IDENTITY, color_matrix, jitter_fac
 from rhofast.data.sampling.erasing import random_erasing
 from rhofast.data.sampling.mixing import random_mixing
 from rhofast.data.sampling.rand_augment import random_ops
-from rhofast.data.sampling.rng import Epoch, Stream, uniforms
+from rhofast.data.sampling.rng import ClipDraws, Epoch, Stream, uniforms
 from rhofast.data.types import AugmentPlan, Geometry
 
 Float = npt.NDArray[np.floating[Any]]
@@ -60,32 +60,29 @@ def random_augment(
     counts |= {Stream.COLOR_APPLY: 1, Stream.COLOR: 4, Stream.COLOR_ORDER: 4} if config.color else {}
     counts |= {Stream.GRAY: 1} if config.gray else {}
     counts |= {Stream.BLUR_APPLY: 1, Stream.BLUR: 1} if config.blur else {}
-    drawn = uniforms(seed, epoch, samples, {stream: num_clips * count for stream, count in counts.items()})
-
-    def draw(stream: Stream) -> Float:
-        """Return the numbers of a stream, [B, P, count]; those of clip p do not depend on the number of clips."""
-        return drawn[stream].reshape(len(samples), num_clips, counts[stream])
+    draws = ClipDraws(seed=seed, epoch=epoch, samples=samples, num_clips=num_clips)
+    drawn = draws.uniforms(counts)
 
     def chosen(stream: Stream, probability: float) -> npt.NDArray[np.bool_]:
         """Return which clips are chosen with this probability, bool[B, P]."""
         if not probability:
             return np.zeros((len(samples), num_clips), dtype=np.bool_)
-        return draw(stream)[..., 0] < probability
+        return drawn[stream][..., 0] < probability
 
     width, height = (
         np.repeat(side[:, None], num_clips, axis=1).astype(float) for side in (geometry.shown_width, geometry.height)
     )
     if config.crop == "area":
-        crop = area_crop(draw(Stream.CROP), width, height, area=config.area, aspect=config.aspect)
+        crop = area_crop(drawn[Stream.CROP], width, height, area=config.area, aspect=config.aspect)
     elif config.crop == "short_side":
-        crop = short_side_crop(config, draw(Stream.CROP), width, height)
+        crop = short_side_crop(config, drawn[Stream.CROP], width, height)
     else:
         crop = center_crop(width, height)
     jittered, gray = chosen(Stream.COLOR_APPLY, config.color), chosen(Stream.GRAY, config.gray)
     if config.color:
         color = color_matrix(
-            factors=jitter_factors(config, draw(Stream.COLOR)),
-            order=np.argsort(draw(Stream.COLOR_ORDER), axis=-1),
+            factors=jitter_factors(config, drawn[Stream.COLOR]),
+            order=np.argsort(drawn[Stream.COLOR_ORDER], axis=-1),
             apply=jittered,
             gray=gray,
             mean_rgb=mean_rgb,
@@ -93,16 +90,16 @@ def random_augment(
     else:
         color = np.where(gray[..., None, None], GRAY, IDENTITY)
     low, high = config.blur_sigma
-    sigma = low + (high - low) * draw(Stream.BLUR)[..., 0] if config.blur else 0.0
+    sigma = low + (high - low) * drawn[Stream.BLUR][..., 0] if config.blur else 0.0
     return AugmentPlan(
         crop=stored_crop(crop, geometry),
         flip=chosen(Stream.FLIP, config.flip),
         color=color,
         blur=np.where(chosen(Stream.BLUR_APPLY, config.blur), sigma, 0.0).astype(np.float32),
         difference=difference,
-        **random_ops(config, samples, num_clips, seed=seed, epoch=epoch),
-        **random_erasing(config, samples, num_clips, seed=seed, epoch=epoch),
-        **random_mixing(config, samples, num_clips, seed=seed, epoch=epoch),
+        **random_ops(config, draws),
+        **random_erasing(config, draws),
+        **random_mixing(config, draws),
     )
 
 

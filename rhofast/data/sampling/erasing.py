@@ -11,43 +11,30 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.config.schema import AugmentConfig
-from rhofast.data.sampling.rng import Epoch, Stream, bits, uniforms
+from rhofast.data.sampling.rng import ClipDraws, Stream
 
 Float = npt.NDArray[np.floating[Any]]
 
 TRIES = 10
 
 
-def random_erasing(
-    config: AugmentConfig, samples: npt.NDArray[np.int64], num_clips: int, *, seed: int, epoch: Epoch
-) -> dict[str, Any]:
+def random_erasing(config: AugmentConfig, draws: ClipDraws) -> dict[str, Any]:
     """Draw the erased rectangles of B x P clips.
 
     Args:
         config: The augmentation.
-        samples: Numbers of the samples in the data set, i64[B].
-        num_clips: Number of clips per video.
-        seed: Seed of the run.
-        epoch: Epoch of all samples, or i64[B].
+        draws: The random numbers of the clips.
 
     Returns:
         `erase` i32[B, P, 4] and perhaps `noise` i64[B, P] of AugmentPlan; {} without random erasing.
     """
     if not config.erase:
         return {}
-    counts = {Stream.ERASE_APPLY: num_clips, Stream.ERASE_BOX: num_clips * 4 * TRIES}
-    drawn = uniforms(seed, epoch, samples, counts)
-    boxes = erased_boxes(
-        drawn[Stream.ERASE_BOX].reshape(len(samples), num_clips, 4 * TRIES),
-        config.size,
-        area=config.erase_area,
-        aspect=config.erase_aspect,
-    )
-    chosen = drawn[Stream.ERASE_APPLY] < config.erase
-    plan: dict[str, Any] = {"erase": np.where(chosen[..., None], boxes, 0).astype(np.int32)}
+    drawn = draws.uniforms({Stream.ERASE_APPLY: 1, Stream.ERASE_BOX: 4 * TRIES})
+    boxes = erased_boxes(drawn[Stream.ERASE_BOX], config.size, area=config.erase_area, aspect=config.erase_aspect)
+    plan: dict[str, Any] = {"erase": np.where(drawn[Stream.ERASE_APPLY] < config.erase, boxes, 0).astype(np.int32)}
     if config.erase_fill == "noise":
-        words = bits(seed, epoch, samples, Stream.ERASE_NOISE, num_clips)
-        plan["noise"] = (words >> np.uint64(1)).astype(np.int64)
+        plan["noise"] = (draws.bits(Stream.ERASE_NOISE) >> np.uint64(1)).astype(np.int64)
     return plan
 
 

@@ -17,43 +17,37 @@ import numpy as np
 import numpy.typing as npt
 
 from rhofast.config.schema import AugmentConfig
-from rhofast.data.sampling.rng import Epoch, Stream, uniforms
+from rhofast.data.sampling.rng import ClipDraws, Stream
 
 Float = npt.NDArray[np.floating[Any]]
 
 _CELLS = 4096  # of the table of a Beta distribution; an error of 1e-6
 
 
-def random_mixing(
-    config: AugmentConfig, samples: npt.NDArray[np.int64], num_clips: int, *, seed: int, epoch: Epoch
-) -> dict[str, Any]:
+def random_mixing(config: AugmentConfig, draws: ClipDraws) -> dict[str, Any]:
     """Draw the mixtures of B x P clips.
 
     Args:
         config: The augmentation.
-        samples: Numbers of the samples in the data set, i64[B].
-        num_clips: Number of clips per video.
-        seed: Seed of the run.
-        epoch: Epoch of all samples, or i64[B].
+        draws: The random numbers of the clips.
 
     Returns:
         `share` f32[B, P] and `cut` i32[B, P, 4] of AugmentPlan; {} without mixing.
     """
     if not config.mixes:
         return {}
-    counts = {Stream.MIX_APPLY: 1, Stream.MIX_KIND: 1, Stream.MIX_SHARE: 1, Stream.MIX_CENTER: 2}
-    drawn = uniforms(seed, epoch, samples, {stream: num_clips * count for stream, count in counts.items()})
-    applied = drawn[Stream.MIX_APPLY] < config.mix
+    drawn = draws.uniforms({Stream.MIX_APPLY: 1, Stream.MIX_KIND: 1, Stream.MIX_SHARE: 1, Stream.MIX_CENTER: 2})
+    applied = drawn[Stream.MIX_APPLY][..., 0] < config.mix
     if config.mixup and config.cutmix:
-        cuts = drawn[Stream.MIX_KIND] < config.cutmix_share
+        cuts = drawn[Stream.MIX_KIND][..., 0] < config.cutmix_share
     else:
         cuts = np.full(applied.shape, config.cutmix > 0)
     blended, kept = (
-        beta_quantile(drawn[Stream.MIX_SHARE], alpha) if alpha else np.ones(applied.shape)
+        beta_quantile(drawn[Stream.MIX_SHARE][..., 0], alpha) if alpha else np.ones(applied.shape)
         for alpha in (config.mixup, config.cutmix)
     )
-    centers = drawn[Stream.MIX_CENTER].reshape(len(samples), num_clips, 2)
-    boxes = np.where((applied & cuts)[..., None], cut_boxes(kept, centers, config.size), 0).astype(np.int32)
+    found = cut_boxes(kept, drawn[Stream.MIX_CENTER], config.size)
+    boxes = np.where((applied & cuts)[..., None], found, 0).astype(np.int32)
     stay = 1 - boxes[..., 2] * boxes[..., 3] / config.size**2
     share = np.where(applied, np.where(cuts, stay, blended), 1.0)
     return {"share": share.astype(np.float32), "cut": boxes}

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from rhofast.config.schema import AugmentConfig
 from rhofast.data.image_ops import ImageOp
-from rhofast.data.sampling.rng import Epoch, Stream, uniforms
+from rhofast.data.sampling.rng import ClipDraws, Stream
 
 Float = npt.NDArray[np.floating[Any]]
 
@@ -24,17 +24,12 @@ _TURN, _SHEAR, _SHIFT, _FACTOR = 30.0, 0.3, 0.45, 0.9  # the most that a clip is
 _BITS, _LEVELS, _ADDED = 4, 256, 110
 
 
-def random_ops(
-    config: AugmentConfig, samples: npt.NDArray[np.int64], num_clips: int, *, seed: int, epoch: Epoch
-) -> dict[str, Any]:
+def random_ops(config: AugmentConfig, draws: ClipDraws) -> dict[str, Any]:
     """Draw the operations of B x P clips.
 
     Args:
         config: The augmentation.
-        samples: Numbers of the samples in the data set, i64[B].
-        num_clips: Number of clips per video.
-        seed: Seed of the run.
-        epoch: Epoch of all samples, or i64[B].
+        draws: The random numbers of the clips.
 
     Returns:
         `ops` i8[B, P, N] and `amounts` f32[B, P, N] of AugmentPlan; {} without RandAugment.
@@ -43,12 +38,10 @@ def random_ops(
     if not count:
         return {}
     counts = {Stream.RAND_OP: count, Stream.RAND_APPLY: count, Stream.RAND_SIGN: count, Stream.RAND_STRENGTH: 2 * count}
-    drawn = uniforms(seed, epoch, samples, {stream: num_clips * each for stream, each in counts.items()})
-    which, applied, sign = (
-        drawn[stream].reshape(len(samples), num_clips, count)
-        for stream in (Stream.RAND_OP, Stream.RAND_APPLY, Stream.RAND_SIGN)
-    )
-    normal = _normal(drawn[Stream.RAND_STRENGTH].reshape(len(samples), num_clips, count, 2))
+    drawn = draws.uniforms(counts)
+    which, applied, sign = drawn[Stream.RAND_OP], drawn[Stream.RAND_APPLY], drawn[Stream.RAND_SIGN]
+    pairs = drawn[Stream.RAND_STRENGTH]
+    normal = _normal(pairs.reshape(*pairs.shape[:-1], count, 2))
     strength = np.clip(config.rand_magnitude + config.rand_spread * normal, 0, STRONGEST)
     numbers = np.array(OPS, dtype=np.int8)[(which * len(OPS)).astype(np.int64)]
     ops = np.where(applied < config.rand_probability, numbers, np.int8(ImageOp.NONE))

@@ -14,6 +14,7 @@ There is no sequential state.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -149,6 +150,34 @@ def uniforms(seed: int, epoch: Epoch, samples: npt.ArrayLike, counts: Mapping[St
         drawn[stream] = numbers[..., place : place + count]
         place += 2 * _blocks(count)
     return drawn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ClipDraws:
+    """The random numbers of B videos with P clips each. Those of clip p do not depend on the number of clips.
+
+    Attributes:
+        seed: Seed of the run, in [0, 2**64).
+        epoch: Epoch of all samples, or i64[B], in [0, 2**32).
+        samples: Numbers of the samples in the data set, i64[B], in [0, 2**56).
+        num_clips: Number of clips per video, P.
+    """
+
+    seed: int
+    epoch: Epoch
+    samples: npt.NDArray[np.int64]
+    num_clips: int
+
+    def uniforms(self, counts: Mapping[Stream, int]) -> dict[Stream, FloatArray]:
+        """Draw as many uniform numbers per clip as `counts` says for each stream: f64[B, P, count] in [0, 1)."""
+        of_video = {stream: self.num_clips * count for stream, count in counts.items()}
+        drawn = uniforms(self.seed, self.epoch, self.samples, of_video)
+        shape = len(self.samples), self.num_clips
+        return {stream: numbers.reshape(*shape, counts[stream]) for stream, numbers in drawn.items()}
+
+    def bits(self, stream: Stream) -> UInt64Array:
+        """Draw one random 64-bit word per clip, u64[B, P]."""
+        return bits(self.seed, self.epoch, self.samples, stream, self.num_clips)
 
 
 def _words(seed: int, epoch: Epoch, samples: npt.ArrayLike, counts: Mapping[Stream, int]) -> UInt64Array:

@@ -13,6 +13,7 @@ from rhofast.data.sampling.augment import random_augment
 from rhofast.data.sampling.erasing import TRIES, erased_boxes, random_erasing
 from rhofast.data.sampling.mixing import beta_quantile, cut_boxes, random_mixing
 from rhofast.data.sampling.rand_augment import OPS, amounts_of, random_ops
+from rhofast.data.sampling.rng import ClipDraws
 from rhofast.data.types import AugmentPlan, Geometry
 from rhofast.errors import ConfigError
 
@@ -48,8 +49,12 @@ def test_numbers_are_those_of_the_address_alone() -> None:
     assert all(np.array_equal(getattr(joined, name), getattr(whole, name)) for name in NEW)
 
 
+def of_many(num_clips: int) -> ClipDraws:
+    return ClipDraws(seed=0, epoch=0, samples=MANY, num_clips=num_clips)
+
+
 def test_operations_are_equally_frequent_and_applied_by_their_probability() -> None:
-    plan = random_ops(KIT, MANY, 2, seed=0, epoch=0)
+    plan = random_ops(KIT, of_many(2))
     ops, amounts = plan["ops"], plan["amounts"]
     assert ops.shape == amounts.shape == (4000, 2, 4) and ops.dtype == np.int8
     share = np.bincount(ops.ravel(), minlength=16) / ops.size
@@ -59,7 +64,7 @@ def test_operations_are_equally_frequent_and_applied_by_their_probability() -> N
     assert np.abs(turns).mean() == pytest.approx(21.0, abs=0.2)  # 30 degrees times 7 / 10
     assert np.abs(turns).std() == pytest.approx(1.5, abs=0.1)  # 30 degrees times 0.5 / 10
     assert (turns > 0).mean() == pytest.approx(0.5, abs=0.06)
-    everything = random_ops(AugmentConfig(rand_ops=2, rand_probability=1.0), MANY, 1, seed=0, epoch=0)
+    everything = random_ops(AugmentConfig(rand_ops=2, rand_probability=1.0), of_many(1))
     assert (everything["ops"] != 0).all()
 
 
@@ -100,7 +105,7 @@ def test_the_operations_are_timm_s_increasing_set() -> None:
 
 def test_erased_rectangles_have_the_asked_area_and_aspect_and_lie_inside() -> None:
     config = AugmentConfig(size=200, erase=0.25)
-    plan = random_erasing(config, MANY, 2, seed=0, epoch=0)
+    plan = random_erasing(config, of_many(2))
     left, top, width, height = np.moveaxis(plan["erase"], -1, 0)
     some = width > 0
     assert some.mean() == pytest.approx(0.25, abs=0.02) and (height > 0).tolist() == some.tolist()
@@ -110,7 +115,7 @@ def test_erased_rectangles_have_the_asked_area_and_aspect_and_lie_inside() -> No
     assert area.mean() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.01)
     assert 0.27 < ratio.min() < 0.33 and 3.0 < ratio.max() < 3.5 and abs(np.log(ratio).mean()) < 0.05
     assert len(np.unique(plan["noise"])) == plan["noise"].size and (plan["noise"] >= 0).all()
-    assert "noise" not in random_erasing(config.model_copy(update={"erase_fill": "mean"}), MANY, 2, seed=0, epoch=0)
+    assert "noise" not in random_erasing(config.model_copy(update={"erase_fill": "mean"}), of_many(2))
 
 
 def test_erased_rectangles_are_those_of_timm_s_draws(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +165,7 @@ def test_cut_rectangles_and_shares_are_timm_s(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_mixtures_are_drawn_by_their_probabilities() -> None:
-    plan = random_mixing(KIT.model_copy(update={"mix": 0.8, "cutmix_share": 0.3}), MANY, 2, seed=0, epoch=0)
+    plan = random_mixing(KIT.model_copy(update={"mix": 0.8, "cutmix_share": 0.3}), of_many(2))
     share, cut = plan["share"], plan["cut"]
     cuts = cut[..., 2] > 0
     assert (share == 1).mean() == pytest.approx(0.2, abs=0.02)
@@ -168,10 +173,10 @@ def test_mixtures_are_drawn_by_their_probabilities() -> None:
     assert np.allclose(share[cuts], 1 - cut[cuts][:, 2] * cut[cuts][:, 3] / 64**2)
     blended = share[(share < 1) & ~cuts]
     assert blended.mean() == pytest.approx(0.5, abs=0.02) and blended.var() == pytest.approx(1 / (4 * 2.6), abs=0.01)
-    only = random_mixing(AugmentConfig(cutmix=1.0), MANY, 1, seed=0, epoch=0)
+    only = random_mixing(AugmentConfig(cutmix=1.0), of_many(1))
     assert ((only["cut"][..., 2] > 0) == (only["share"] < 1)).all()
-    assert not random_mixing(AugmentConfig(mixup=0.5), MANY, 1, seed=0, epoch=0)["cut"].any()
-    assert random_mixing(AugmentConfig(mixup=0.5, mix=0.0), MANY, 1, seed=0, epoch=0) == {}
+    assert not random_mixing(AugmentConfig(mixup=0.5), of_many(1))["cut"].any()
+    assert random_mixing(AugmentConfig(mixup=0.5, mix=0.0), of_many(1)) == {}
 
 
 @pytest.mark.parametrize(
