@@ -140,13 +140,12 @@ class CheckpointManager:
             step: Optimizer steps done.
 
         Raises:
-            SaveError: On rank 0, if it was not written.
+            SaveError: It was not written; on every rank.
         """
         self.save(step)
         self._writer.wait()
         self._report(step)
-        gather_objects(None)  # the other ranks wait here for rank 0
-        if self._failed_step == step:
+        if gather_objects(self._failed_step == step)[0]:  # the other ranks wait here for rank 0
             raise SaveError(
                 f"{self._config.folder}: the last checkpoint, of step {step}, was not written",
                 hint="older checkpoints are intact; when the cause is gone, --resume continues from the newest",

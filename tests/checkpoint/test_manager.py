@@ -1,5 +1,6 @@
 """The checkpoints of a loop: when they are saved, what is reported, and how a run is opened."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,16 @@ def test_a_folder_in_which_another_loop_trains_is_refused_until_that_ends(tmp_pa
         assert left.is_dir()
     second.checkpoints.open(resume=True)
     assert not left.exists()
+
+
+def test_all_ranks_fail_if_rank_0_does_not_write_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = Loop(tmp_path)
+    for failed in (False, True):
+        monkeypatch.setattr("rhofast.checkpoint.manager.gather_objects", lambda mine, failed=failed: [failed, mine])
+        with pytest.raises(SaveError, match="of step 3") if failed else contextlib.nullcontext():
+            loop.checkpoints.finish(3)
 
 
 def test_only_the_last_checkpoint_must_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,6 @@
 """Feature files with keys, pictures of nearest neighbors, and the commands of evaluation."""
 
 import csv
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -24,9 +22,9 @@ from rhofast.evaluation.model import open_model
 from rhofast.models.backbones import build_backbone
 from rhofast.models.weight_formats.pyslowfast import pyslowfast_state
 from rhofast.training.trainer import train
-from tests.helpers.program import run
+from tests.helpers.program import run, run_ranks
 from tests.helpers.results import read_one
-from tests.helpers.shards import ROOT, TINY_PAGE, damage_unit, write_shards
+from tests.helpers.shards import TINY_PAGE, damage_unit, write_shards
 
 SETTINGS = [
     *("backbone.name=slow_r18", "backbone.width=4", "augment.size=16", "clips.num_frames=2", "clips.frame_stride=2"),
@@ -85,14 +83,7 @@ def test_no_file_is_left_if_no_sample_can_be_read(members: list[bytes], tmp_path
 
 def test_two_ranks_write_what_one_writes(shards: ShardSet, tmp_path: Path) -> None:
     embed(open_model("random", overrides=SETTINGS), shards, tmp_path / "one.parquet")
-    command = ["-m", "rhofast", "embed", "random", str(shards.root), str(tmp_path / "two.parquet")]
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *command, *given(*SETTINGS)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    run_ranks("-m", "rhofast", "embed", "random", shards.root, tmp_path / "two.parquet", *given(*SETTINGS))
     one, two = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("one", "two"))
     assert one.drop_columns("feature").equals(two.drop_columns("feature"))
     groups = [pq.ParquetFile(tmp_path / f"{name}.parquet").metadata.num_row_groups for name in ("one", "two")]

@@ -1,9 +1,6 @@
 """The linear probe in closed form: the fit is optimal, and the penalty is chosen without the test shards."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
+from rhofast.data.types import TimedLabel
 from rhofast.errors import ConfigError
 from rhofast.evaluation.knn import evaluate_neighbors
 from rhofast.evaluation.leakage import overlap, source_digests
@@ -23,7 +21,8 @@ from rhofast.evaluation.task import open_task
 from rhofast.evaluation.validation import validation_mask
 from rhofast.training.classify import train_classifier
 from rhofast.training.trainer import train
-from tests.helpers.shards import ROOT, TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
+from tests.helpers.program import run_ranks
+from tests.helpers.shards import TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
 
 SETTINGS = [
     *("backbone.name=slow_r18", "backbone.width=4", "augment.size=16", "clips.num_frames=2", "clips.frame_stride=2"),
@@ -208,9 +207,10 @@ from rhofast.evaluation.linear_probe import evaluate_linear
 from rhofast.evaluation.knn import evaluate_neighbors
 
 state = PartialState(cpu=True)
-train, test, out, *settings = sys.argv[1:]
+kinds, train, test, out, *settings = sys.argv[1:]
 task = open_task("random", test, train=train, overrides=settings)
-found = {one.kind: one.to_json()["trained"] for one in (evaluate_linear(task), evaluate_neighbors(task))}
+evaluate = {"linear": evaluate_linear, "knn": evaluate_neighbors}
+found = {kind: evaluate[kind](task).to_json()["trained"] for kind in kinds.split(",")}
 assert state.num_processes == 2
 (Path(out) / f"{state.process_index}.json").write_text(json.dumps(found))
 """
@@ -219,14 +219,22 @@ assert state.num_processes == 2
 def test_two_ranks_find_what_one_finds(shards: ShardSet, held_out: ShardSet, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     (tmp_path / "two.py").write_text(TWO_RANKS)
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    subprocess.run(
-        [sys.executable, *launch, *map(str, (tmp_path / "two.py", shards.root, held_out.root, tmp_path)), *SETTINGS],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    run_ranks(tmp_path / "two.py", "linear,knn", shards.root, held_out.root, tmp_path, *SETTINGS)
     task = open_task("random", held_out.root, train=shards.root, overrides=SETTINGS)
     alone = {one.kind: one.to_json()["trained"] for one in (evaluate_linear(task), evaluate_neighbors(task))}
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [alone, alone]
+
+
+def test_two_ranks_find_what_one_finds_of_several_labels(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    halves = [TimedLabel(0, None, 1.0), TimedLabel(1, 1.0, None)]
+    sets = []
+    for name, count, frames in (("train", 9, 24), ("test", 5, 20)):
+        videos = [encode_mjpeg([frame_pixels(video, frame) for frame in range(frames)]) for video in range(count)]
+        sets.append(write_shards(tmp_path / name, videos, further=[halves[: video % 3] for video in range(count)]))
+    (tmp_path / "two.py").write_text(TWO_RANKS)
+    run_ranks(tmp_path / "two.py", "linear", *(each.root for each in sets), tmp_path, *SETTINGS)
+    alone = evaluate_linear(open_task("random", sets[1].root, train=sets[0].root, overrides=SETTINGS)).to_json()
+    assert list(alone["trained"]["measures"]) == ["mAP"] and len(alone["trained"]["per_class"]) == 2
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == {"linear": alone["trained"]}

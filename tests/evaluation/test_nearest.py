@@ -1,8 +1,5 @@
 """The search for neighbors: exact, by the definition where values tie, and the same bits on any number of ranks."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,7 @@ import torch
 from rhofast.evaluation import nearest
 from rhofast.evaluation.knn import knn_scores
 from rhofast.evaluation.nearest import QUERY_BLOCK, nearest_columns, nearest_rows
-from tests.helpers.shards import ROOT
+from tests.helpers.program import run_ranks
 
 CPU = torch.device("cpu")
 
@@ -127,14 +124,7 @@ def test_two_ranks_find_the_bits_of_one(tmp_path: Path) -> None:
     queries = {"many": rng.standard_normal((3 * QUERY_BLOCK + 1, 128)).astype(np.float32), "few": bank[:3]}
     np.savez(tmp_path / "given.npz", bank=bank, **queries)
     (tmp_path / "two.py").write_text(TWO_RANKS)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(tmp_path / "two.py")]
-    subprocess.run(
-        [*launch, str(tmp_path / "given.npz"), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    run_ranks(tmp_path / "two.py", tmp_path / "given.npz", tmp_path)
     for name, rows in queries.items():
         alone = nearest_rows(bank, rows, 11, device=CPU)
         for rank in range(2):

@@ -1,8 +1,6 @@
 """Rows that the processes of a machine share: each machine has all of them once, whatever the division."""
 
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -15,7 +13,8 @@ from rhofast.errors import ConfigError
 from rhofast.evaluation.features import extract_features
 from rhofast.evaluation.model import open_model
 from rhofast.evaluation.shared_rows import SharedRows
-from tests.helpers.shards import ROOT, damage_unit
+from tests.helpers.program import run_ranks
+from tests.helpers.shards import damage_unit
 
 CPU = torch.device("cpu")
 SETTINGS = ("backbone.name=slow_r18", "backbone.width=4", "augment.size=16", "clips.num_frames=2", "eval.batch_size=4")
@@ -72,13 +71,8 @@ def test_ranks_on_any_number_of_machines_have_what_one_has(
     damage_unit(shards, 5, 0)
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "tmp").mkdir()
-    arguments = [str(tmp_path / "script.py"), str(tmp_path), str(per_machine), str(shards.root), *SETTINGS]
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp"), "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=180,
-    )
+    arguments = [tmp_path / "script.py", tmp_path, per_machine, shards.root, *SETTINGS]
+    run_ranks(*arguments, ranks=ranks, TMPDIR=str(tmp_path / "tmp"))
     model = open_model("random", overrides=SETTINGS)
     for samples, name in ((None, ""), (np.array([3, 5, 11]), "-some")):
         one = extract_features(model.backbone, shards, model.config, samples=samples)

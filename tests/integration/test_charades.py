@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +11,8 @@ import torch
 from benchmarks.evaluation.charades_replica import HEIGHT, NAMES, PAGE, SECONDS, SQUARE, draw_actions, write_replica
 from rhofast.data.sources import open_shards
 from rhofast.evaluation.multilabel import classes_of
-from tests.helpers.program import run
+from tests.helpers.program import run, run_ranks
 from tests.helpers.results import read_one
-from tests.helpers.shards import ROOT
 
 TRAIN, TEST = 40, 16
 
@@ -62,14 +58,6 @@ def test_a_network_of_a_minute_beats_chance_clearly_and_two_processes_give_the_s
     one = read_one(place / "evals/charades", "multilabel")
     assert one["trained"]["measures"]["mAP"] > one["trained"]["chance"]["mAP"] + 0.25
     assert list(one["trained"]["per_class"]) == NAMES
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "rhofast", *command, "--resume"]
-    subprocess.run(
-        [sys.executable, *launch],
-        cwd=place,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
+    run_ranks("-m", "rhofast", *command, "--resume", cwd=place)
     two = read_one(place / "evals/charades", "multilabel")  # trained before, and tested again
     assert (two["trained"], two["settings"]["test_crops"]) == (one["trained"], 3)

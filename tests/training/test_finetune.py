@@ -1,9 +1,6 @@
 """Classifiers through the loader: they learn, resume to the same bits, agree over ranks, and refuse what leaks."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +31,7 @@ from rhofast.training.metrics import find_metric
 from rhofast.training.optim import learning_rate
 from rhofast.training.targets import binary_cross_entropy, soft_cross_entropy
 from rhofast.training.trainer import train
+from tests.helpers.program import run_ranks
 from tests.helpers.reference import needs_vectors, numbers
 from tests.helpers.results import read_one
 from tests.helpers.shards import ROOT, TINY_PAGE, encode_mjpeg, frame_pixels, write_shards
@@ -149,15 +147,7 @@ def test_a_loss_that_is_not_finite_ends_it_and_is_not_saved(
 def launch_two(command: list[str], tmp_path: Path, settings: Iterable[str] = TINY) -> None:
     """Run a command of `rhofast eval` in two processes, with the config that `task` has written, as `two`."""
     given = [text for setting in ("name=two", *settings) for text in ("--set", setting)]
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "rhofast"]
-    subprocess.run(
-        [sys.executable, *launch, *command, "--config", str(tmp_path / "eval.toml"), *given],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    run_ranks("-m", "rhofast", *command, "--config", tmp_path / "eval.toml", *given, cwd=tmp_path)
 
 
 def test_two_ranks_give_what_one_gives(shards: ShardSet, held_out: ShardSet, tmp_path: Path) -> None:
