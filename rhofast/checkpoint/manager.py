@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from rhofast.checkpoint.async_writer import AsyncCheckpointWriter
-from rhofast.checkpoint.checkpoint import Checkpoint, load_checkpoint, remove_unfinished
+from rhofast.checkpoint.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, remove_unfinished, step_of
 from rhofast.checkpoint.resume import OpenedRun, open_run
 from rhofast.checkpoint.run_lock import RunLock, claim_run
 from rhofast.config.schema import Config
@@ -148,7 +148,7 @@ class CheckpointManager:
         if gather_objects(self._failed_step == step)[0]:  # the other ranks wait here for rank 0
             raise SaveError(
                 f"{self._config.folder}: the last checkpoint, of step {step}, was not written",
-                hint="older checkpoints are intact; when the cause is gone, --resume continues from the newest",
+                hint=f"{self._left()}: remove the cause, then run the same command with --resume",
             )
 
     def __enter__(self) -> CheckpointManager:
@@ -165,6 +165,11 @@ class CheckpointManager:
         if self._lock is not None:
             self._lock.release()
 
+    def _left(self) -> str:
+        """Return in words from where the run can be continued."""
+        kept = latest_checkpoint(self._config.folder)
+        return "there is no earlier one" if kept is None else f"that of step {step_of(kept)} is whole"
+
     def _report(self, step: int) -> None:
         """Write a line about each checkpoint that was finished since the last call."""
         for written in self._writer.poll():
@@ -173,6 +178,6 @@ class CheckpointManager:
                     "checkpoint", step=written.step, seconds=written.seconds, stall_seconds=written.stall_s
                 )
             else:
-                text = f"the checkpoint of step {written.step} was not written: {written.error}; older ones are intact"
+                text = f"the checkpoint of step {written.step} was not written: {written.error}; {self._left()}"
                 self._write_line("warning", step=step, text=text)
                 self._failed_step = written.step

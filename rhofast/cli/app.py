@@ -26,7 +26,7 @@ from rhofast.cli.boxes import boxes
 from rhofast.cli.console import err, out, print_line, print_lines, print_problem
 from rhofast.cli.options import examples
 from rhofast.cli.plan import plan
-from rhofast.display.text import LINE, printable
+from rhofast.display.text import LINE, plain_words, printable
 from rhofast.errors import EXIT_RESUMABLE, ConfigError, MachineError, RhofastError
 from rhofast.storage.address import redacted
 
@@ -126,6 +126,8 @@ def _exit_on_usage_error(error: Exception) -> None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "rhofast"
         words = " ".join(message().split())  # Click breaks lines between the values of a choice
+        about, colon, rest = words.partition(": ")
+        words = f"{about}{colon}{plain_words(rest)}" if about.startswith("Invalid value") else words
         line = f"rhofast: error: {printable(redacted(words), LINE).rstrip('.')}\n  hint: {command} --help"
         print_problem(line)
     sys.exit(2)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from rhofast.display.text import plain_words
 from rhofast.errors import ConfigError
 from rhofast.storage.address import is_address, redacted
 
@@ -89,10 +90,10 @@ def _explain(kind: type[Section], error: ValidationError, where: str) -> ConfigE
         return ConfigError(f"{where}: unknown key {key!r}", hint=hint)
     if first["type"] == "missing":
         return ConfigError(f"{where}: key {key!r} is missing")
-    message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":  # raised by one of our validators, whose message names the options at fault
+        message = first["msg"].removeprefix("Value error, ")
         return ConfigError(message if message.startswith(f"{where}.") else f"{where}: {message}")
-    message = message[0].lower() + message[1:]
+    message = plain_words(first["msg"])
     return ConfigError(f"{where}: {key}={redacted(repr(first['input']))}: {message}" if key else f"{where}: {message}")
 
 

@@ -7,6 +7,7 @@ writes for it (`\n`, `\x1b`, `\u202e`, `\udce9`). What is stored is never change
 """
 
 import html
+import re
 from collections.abc import Callable
 
 # Printable by their Unicode category, yet drawn as nothing: fillers, joiners and the selectors of rare variants. The
@@ -19,6 +20,18 @@ _INVISIBLE = frozenset(
     )
 )
 _ELLIPSIS = "..."
+
+# What pydantic says about a value, and how all other errors say it.
+_PLAIN_WORDS = (
+    (r"^Value error, ", ""),
+    (r", unable to parse .*", ""),
+    (r"^(Input|String|List|Tuple|Dictionary|Value) should ", "must "),
+    (r"\ba valid (tuple|list|array)\b", "a list"),
+    (r"\ba valid (?=[aeiou])", "an "),
+    (r"\ba valid ", "a "),
+    (r"\bgreater than or equal to\b", "at least"),
+    (r"\bless than or equal to\b", "at most"),
+)
 
 LINE = 4_000
 """Characters of a printed line: far more than any that people wrote, far less than a hostile name."""
@@ -47,6 +60,13 @@ def printable(text: str, limit: int = 200, has_glyph: Callable[[str], bool] | No
     head = _fitting(text[:limit], (room + 1) // 2, has_glyph)
     tail = _fitting(text[: -limit - 1 : -1], room // 2, has_glyph)
     return "".join([*head, _ELLIPSIS, *reversed(tail)])
+
+
+def plain_words(message: str) -> str:
+    """Return pydantic's message about a value in the words of all other errors, such as `must be at least 1`."""
+    for pattern, words in _PLAIN_WORDS:
+        message = re.sub(pattern, words, message)
+    return message[:1].lower() + message[1:]
 
 
 def html_text(text: str, limit: int = 200) -> str:

@@ -21,6 +21,7 @@ from pydantic import ConfigDict, ValidationError, validate_call
 
 import rhofast
 from rhofast.data.types import PassedOver, VideoRecord
+from rhofast.display.text import plain_words
 from rhofast.errors import ConfigError, IngestError
 from rhofast.storage.address import redacted
 from rhofast.storage.files import is_local
@@ -243,7 +244,7 @@ def _explain(recipe: str, module: ModuleType, error: ValidationError) -> ConfigE
         return ConfigError(
             f"recipe {recipe}: unknown option {name!r}", hint=f"known options: {', '.join(known) or 'none'}"
         )
-    return ConfigError(f"recipe {recipe}: {name}={first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}")
+    return ConfigError(f"recipe {recipe}: {name}={first['input']}: {plain_words(first['msg'])}")
 
 
 def _only_records(

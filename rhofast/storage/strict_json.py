@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from rhofast.display.text import plain_words
 from rhofast.errors import RhofastError
 from rhofast.storage.files import is_local, open_regular
 
@@ -323,9 +324,7 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {field}"
     if first["type"] == "missing":
         return f"key {field} is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    return f"{field}={_shown(first['input'])}: {message}"
+    return f"{field}={_shown(first['input'])}: {plain_words(first['msg'])}"
 
 
 def _field(keys: list[Any]) -> str:

@@ -106,7 +106,7 @@ def test_a_broken_promise_is_exit_code_1(shards: ShardSet, capsys: pytest.Captur
         (["shard", "empty", "out"], "no videos"),
         (["shard", "empty", "out", "--recipe", "folder", "--option", "splt=x"], "unknown option 'splt'"),
         (["shard", "empty", "out", "--recipe", "nope"], "recipe 'nope' is not known"),
-        (["shard", "empty", "out", "--short-side", "100"], "short_side=100: input should be a multiple of 16"),
+        (["shard", "empty", "out", "--short-side", "100"], "short_side=100: must be a multiple of 16"),
         (["shard", "empty", "out", "--codec", "mp4"], "codec='mp4' is not known"),
         (["shard", "empty", "out", "--codec", "h264", "--codec", "jpeg"], "--codec is given more than once"),
         (["shard", "empty", "out", "--gop", "8"], "codec jpeg: unknown key 'gop'"),
@@ -218,7 +218,7 @@ def test_real_videos_go_in_and_are_as_promised(tmp_path: Path, capsys: pytest.Ca
         (["bench", "speed", "demo"], "'speed' is not one of"),
         (["bench"], "Missing argument 'WHAT'. Choose from: loader, step, both, headspace"),
         (["nope"], "No such command 'nope'"),
-        (["shard", "a", "b", "--samples-per-shard", "0"], "'--samples-per-shard'"),
+        (["shard", "a", "b", "--samples-per-shard", "0"], "'--samples-per-shard': must be at least 1"),
     ],
 )
 def test_a_command_line_that_cannot_be_parsed_is_one_line_and_a_hint(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rhofast.display.text import html_text, plot_text, printable
+from rhofast.display.text import html_text, plain_words, plot_text, printable
 from rhofast.errors import DecodeError, RhofastError
 
 # Characters that have broken terminals, pages, plots and files, together with harmless ones around them.
@@ -114,3 +114,20 @@ def test_an_error_is_one_printable_line(message: str, hint: str) -> None:
 def test_python_reads_arguments_where_the_command_line_has_options(hint: str, seen: str) -> None:
     error = RhofastError("wrong", hint=hint)
     assert str(error) == f"wrong ({seen})" and error.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("message", "plain"),
+    [
+        ("Input should be greater than or equal to 1", "must be at least 1"),
+        ("Input should be less than or equal to 31", "must be at most 31"),
+        ("Input should be a valid integer, unable to parse string as an integer", "must be an integer"),
+        ("Input should be a valid number", "must be a number"),
+        ("Input should be a valid tuple", "must be a list"),
+        ("String should match pattern '^[a-z]+$'", "must match pattern '^[a-z]+$'"),
+        ("Value error, no such codec", "no such codec"),
+        ("", ""),
+    ],
+)
+def test_a_message_of_pydantic_is_said_as_all_others(message: str, plain: str) -> None:
+    assert plain_words(message) == plain

@@ -170,7 +170,7 @@ def test_what_is_wrong_with_a_folder_or_its_metadata_is_one_line(output: Path, t
     meta = output / "metas/v0" / f"{NAMES[1]}.json"
     for content, says in (
         ("{", "not JSON"),
-        ("[]", "input should be an object"),
+        ("[]", "must be an object"),
         ('{"a": NaN}', "not a finite number"),
     ):
         meta.write_text(content)

@@ -82,7 +82,7 @@ def test_a_folder_of_files_and_roots_and_addresses(tmp_path: Path) -> None:
         ({"path": "x", "lable": 1}, "line 2: unknown key lable"),
         ({"file": "x"}, "line 2: unknown key file"),
         ({"key": "x"}, "line 2: key path is missing"),
-        ({"path": 7}, "line 2: path=7: input should be a valid string"),
+        ({"path": 7}, "line 2: path=7: must be a string"),
         ({"path": ""}, ":2: path is empty"),
         ("[1]\n", "line 2: "),
         ("{\"path\": \"x\"\n", "line 2: not JSON"),

@@ -263,7 +263,7 @@ def shallow(codec: str) -> list[tuple[Injury, list[str]]]:
         ),
         (
             lambda root, n: overwrite_note(root, n, b"[1, 2]"),
-            [DIGEST, rf"{NOTE}KEY.json: .*: input should be an object"],
+            [DIGEST, rf"{NOTE}KEY.json: .*: must be an object"],
         ),
         (
             lambda root, n: patch(root, n, b'"label_name": "class', b'"label_name": "glass'),

@@ -253,6 +253,7 @@ def test_a_full_disk_is_reported_and_training_goes_on(
     assert outcome.finished
     (warning,) = [line for line in seen if line["kind"] == "warning"]
     assert warning["text"].startswith("the checkpoint of step 4 was not written") and "No space" in warning["text"]
+    assert warning["text"].endswith("; that of step 2 is whole")
     names = sorted(path.name for path in (outcome.run / "checkpoints").iterdir())
     assert names == ["latest", "step-00000002", "step-00000005"]
 
@@ -264,7 +265,7 @@ def test_a_run_whose_last_checkpoint_is_not_written_has_failed(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("rhofast.checkpoint.checkpoint.save_file", full)
-    with pytest.raises(SaveError, match="of step 2, was not written"):
+    with pytest.raises(SaveError, match=r"of step 2, was not written \(there is no earlier one: .* --resume"):
         train(config(shards, tmp_path, steps=2))
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
 

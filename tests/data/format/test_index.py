@@ -126,7 +126,7 @@ def test_the_digest_names_the_content(shards: ShardSet) -> None:
     [
         ({"version": 1}, ShardFormatError, "format version 1, but this rhofast reads version 2"),
         ({"format": "other"}, ShardFormatError, "not the description of a rhofast shard set"),
-        ({"shards": 3}, ShardFormatError, "shards=3: input should be a valid array"),
+        ({"shards": 3}, ShardFormatError, "shards=3: must be a list"),
     ],
 )
 def test_another_dataset_json_is_refused(shards: ShardSet, change: dict, error: type, said: str) -> None:

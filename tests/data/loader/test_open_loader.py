@@ -211,7 +211,7 @@ def test_a_launcher_that_contradicts_itself_is_refused(
     [
         ({"augment": "strong"}, "augment='strong' must be one of 'ssl', 'supervised', 'none'"),
         ({"augment": ["ssl"]}, "augment=.'ssl'. must be one of"),
-        ({"num_frames": 0}, "clips: num_frames=0: input should be greater than or equal to 1"),
+        ({"num_frames": 0}, "clips: num_frames=0: must be at least 1"),
         ({"num_frames": "8"}, "clips: num_frames='8'"),
         ({"fps": float("nan")}, "clips: fps=nan"),
         ({"size": "big", "augment": "supervised"}, "augment: size='big'"),

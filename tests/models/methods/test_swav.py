@@ -138,7 +138,7 @@ def test_a_queue_with_options_that_it_does_not_go_with_is_refused() -> None:
 
 
 def test_a_sharpness_beyond_float32_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"sharpness=0\.01: input should be greater than or equal to 0\.0125"):
+    with pytest.raises(ConfigError, match=r"sharpness=0\.01: must be at least 0\.0125"):
         small(sharpness=0.01)
     scores = torch.zeros(512, 64)
     scores[:, 0] = 1 / 0.0125  # all videos at one prototype, and as far from the others as these are from each other
