@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from rich.progress import (
 )
 
 from rhofast.display.text import LINE, printable
+from rhofast.storage.address import redacted
+from rhofast.storage.outages import FIRST_S, set_outage_handler
 
 
 def _open_closed_streams() -> None:
@@ -138,6 +141,27 @@ def progress_bar(*, note: bool = False) -> Progress:
         *more,
         console=err,
     )
+
+
+@contextmanager
+def told_of_outages() -> Iterator[None]:
+    """Print, within this context, which store is waited for, once per outage, and when it answers again."""
+    away, lock = dict[str, float](), threading.Lock()
+
+    def tell(place: str, fault: str, limit_s: float) -> None:
+        with lock:  # many requests meet one outage, in many threads and processes
+            if fault and place not in away:
+                away[place] = time.monotonic() - FIRST_S
+                print_error(f"waiting for {redacted(place)}: {fault}; for up to {limit_s:.0f} s", style="yellow")
+            elif not fault and place in away:
+                waited = time.monotonic() - away.pop(place)
+                print_error(f"{redacted(place)} answers again, after {waited:.0f} s", style="yellow")
+
+    set_outage_handler(tell)
+    try:
+        yield
+    finally:
+        set_outage_handler(None)
 
 
 class ShardProgress:

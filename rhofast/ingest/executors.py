@@ -1,5 +1,7 @@
 """Run jobs in processes of this machine; ray_cluster.py runs them on a Ray cluster instead.
 
+What jobs tell of outages of stores is told in the process that runs them (storage/outages.py).
+
 Results are yielded in the order in which they are ready. Jobs are drawn from their iterable only as they are needed, so
 the iterable may be endless. The executor decides which process or node runs a job.
 
@@ -14,12 +16,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeVar
 
 from rhofast.errors import IngestError
+from rhofast.storage.outages import set_outage_handler, tell_outage
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
@@ -109,8 +114,8 @@ class LocalProcesses:
             IngestError: A worker process died.
         """
         context = get_context("spawn")
-        counters = context.Array("q", 2)
-        pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_init_worker, initargs=(counters,))
+        counters, (news, end) = context.Array("q", 2), context.Pipe(duplex=False)
+        pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_init_worker, initargs=(counters, end))
         processes = pool._processes  # kept here, since a broken pool lets them go
         source, pending = iter(jobs), set[Future[ResultT]]()
         exhausted = finished = False
@@ -122,6 +127,8 @@ class LocalProcesses:
                     except StopIteration:
                         exhausted = True
                 done, pending = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
+                while news.poll():
+                    tell_outage(*news.recv())
                 if on_ticks is not None:
                     on_ticks(*counters.get_obj())  # without the lock: a worker that was killed may hold it forever
                 for future in done:
@@ -135,9 +142,11 @@ class LocalProcesses:
                 for process in list(processes.values()):
                     process.terminate()
             pool.shutdown(cancel_futures=True)
+            news.close()
+            end.close()
 
 
-def _init_worker(counters: Any) -> None:
+def _init_worker(counters: Any, news: Connection) -> None:
     """Prepare a fresh worker process: leave Ctrl-C to the parent, and end when the parent ends."""
 
     def count_one(num_bytes: int) -> None:
@@ -145,7 +154,12 @@ def _init_worker(counters: Any) -> None:
             counters[0] += 1
             counters[1] += num_bytes
 
+    def pass_on(*told: Any) -> None:
+        with suppress(OSError):  # one write, which is whole, so that no lock is needed that a killed process may hold
+            news.send(told)
+
     set_tick_handler(count_one)
+    set_outage_handler(pass_on)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

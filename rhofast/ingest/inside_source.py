@@ -27,17 +27,17 @@ from rhofast.storage.store_path import as_path
 _CHUNK = 1 << 20
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _FINAL = (errno.EACCES, errno.EPERM, errno.EINVAL)
-_POLICY = RetryPolicy(attempts=4)
 _cursor: _Cursor | None = None  # of this process; the next row is behind the one that was read last
 
 
-def copy_inside(path: Path | str, inside: Inside, copy: Path) -> None:
+def copy_inside(path: Path | str, inside: Inside, copy: Path, policy: RetryPolicy) -> None:
     """Copy a video that lies inside a file.
 
     Args:
         path: The file, or its address.
         inside: Where the video lies in it.
         copy: The local file to write.
+        policy: How often and how long a range of a remote file is requested.
 
     Raises:
         RefusedError: There is no such file, it ends before the video does, or the cell holds no video.
@@ -48,7 +48,7 @@ def copy_inside(path: Path | str, inside: Inside, copy: Path) -> None:
         copy.write_bytes(_cell(path, inside))
     elif isinstance(path, str):
         try:
-            fetch_span(path, copy, inside.offset, inside.size, _POLICY)
+            fetch_span(path, copy, inside.offset, inside.size, policy)
         except FetchError as error:
             if error.missing:
                 raise RefusedError(Refusal.MISSING, str(error)) from None

@@ -10,7 +10,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +21,7 @@ import rhofast
 from rhofast.errors import IngestError
 from rhofast.ingest.machine_errors import UnreadableError
 from rhofast.ingest.probe import Refusal, RefusedError
+from rhofast.storage.outages import set_outage_handler, tell_outage
 
 ResultT = TypeVar("ResultT")
 
@@ -59,10 +62,14 @@ class IsolatedProcess:
             self._start()
         try:
             self._pipe.send((function, arguments))
-            if not self._pipe.poll(seconds):
-                self.close()
-                raise RefusedError(Refusal.TIMEOUT, f"after {seconds:g} s")
-            failed, value = self._pipe.recv()
+            end, news = time.monotonic() + seconds, True
+            while news:
+                if not self._pipe.poll(max(0.0, end - time.monotonic())):
+                    self.close()
+                    raise RefusedError(Refusal.TIMEOUT, f"after {seconds:g} s")
+                news, failed, value = self._pipe.recv()
+                if news:
+                    tell_outage(*value)
         except (EOFError, OSError):
             stopped = self._was_stopped()
             self.close()
@@ -122,6 +129,12 @@ def serve(descriptor: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = Connection(descriptor)
+
+    def pass_on(*news: Any) -> None:
+        with suppress(OSError):  # the parent has ended
+            pipe.send((True, False, news))
+
+    set_outage_handler(pass_on)
     pipe.send("ready")
     while True:
         try:
@@ -130,9 +143,9 @@ def serve(descriptor: int) -> None:
             return
         try:
             function, arguments = pickle.loads(request)
-            answer = (False, function(*arguments))
+            answer = (False, False, function(*arguments))
         except Exception as error:  # noqa: BLE001  the parent raises it
-            answer = (True, error)
+            answer = (False, True, error)
         try:
             pipe.send(answer)
         except OSError:

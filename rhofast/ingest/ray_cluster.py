@@ -22,6 +22,7 @@ from typing import Any, Generic
 
 from rhofast.errors import DependencyError, IngestError
 from rhofast.ingest.executors import POLL_S, RESUME_HINT, JobT, OnTicks, ResultT, set_tick_handler
+from rhofast.storage.outages import set_outage_handler, tell_outage
 
 _LIVE_S = 1.0  # between two reads of the running jobs' progress and of the cluster's size
 _GRACE_S = 2.0  # for running jobs to clean up after they are canceled
@@ -221,6 +222,7 @@ def _run_attempt(
             last_sent = time.monotonic()
 
     set_tick_handler(count_one)
+    set_outage_handler(None if actor is None else lambda *told: actor.tell.remote(told))
     return function(job), videos, total
 
 
@@ -235,10 +237,19 @@ def _cancel(ray: Any, references: list[Any]) -> None:
 
 
 class _ProgressActor:
-    """A Ray actor that knows the progress of all running attempts."""
+    """A Ray actor that knows the progress of all running attempts, and what they have told of outages."""
 
     def __init__(self) -> None:
         self._progress: dict[int, tuple[int, int]] = {}
+        self._told: list[tuple[str, str, float]] = []
+
+    def tell(self, news: tuple[str, str, float]) -> None:
+        self._told.append(news)
+
+    def news(self) -> list[tuple[str, str, float]]:
+        """Return what was told since the last call."""
+        told, self._told = self._told, []
+        return told
 
     def write(self, attempt: int, videos: int, num_bytes: int) -> None:
         self._progress[attempt] = (videos, num_bytes)
@@ -263,7 +274,11 @@ def _read_progress(
     """Return the actor's progress, or `previous` if it does not answer: progress must not hold up the work."""
     if actor is None:
         return previous
+    asked = actor.read.remote([attempt.number for attempt in attempts]), actor.news.remote()
     try:
-        return dict(ray.get(actor.read.remote([attempt.number for attempt in attempts]), timeout=POLL_S))
+        progress, told = ray.get(list(asked), timeout=POLL_S)
+        for news in told:
+            tell_outage(*news)
+        return dict(progress)
     except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
         return previous

@@ -37,7 +37,8 @@ _PAUSES = (0.5, 1.0)  # seconds between attempts at reading a source
 _MOST_IN_SUCCESSION = {"file": 3, "address": 10}  # addresses of a list go bad one by one, files of a disk together
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _FINAL = (errno.EACCES, errno.EPERM)
-_POLICY, _STATE_POLICY = RetryPolicy(attempts=4), RetryPolicy(attempts=3, timeout_s=15.0)
+_OUTAGE_S = 120.0  # for which a store is waited for, but at most half of the time that a video has
+_STATE_POLICY = RetryPolicy(attempts=3, timeout_s=15.0)
 _STATE_S = 60.0  # seconds that a store has to describe a source
 _CHUNK = 1 << 20
 # Refusals that follow from the bytes of the source, and so would also follow from bytes that were misread.
@@ -91,10 +92,11 @@ def read_source(path: Path, scratch: Path, deadline: Deadline, inside: Inside | 
     local = path
     if inside is not None:
         local = scratch / "source"
-        isolated.call(copy_inside, path if is_local(path) else str(path), inside, local, seconds=deadline.left())
+        place = path if is_local(path) else str(path)
+        isolated.call(copy_inside, place, inside, local, _patience(deadline), seconds=deadline.left())
     elif not is_local(path):
         local = scratch / "source"
-        isolated.call(_fetch, str(path), local, seconds=deadline.left())
+        isolated.call(_fetch, str(path), local, _patience(deadline), seconds=deadline.left())
     return Source(local, call_reader(_read_digest, local, deadline=deadline))
 
 
@@ -217,10 +219,15 @@ class ReadingTrouble:
             )
 
 
-def _fetch(address: str, copy: Path) -> None:
+def _patience(deadline: Deadline) -> RetryPolicy:
+    """Return how a source is requested: whoever gives up before the deadline may try again later."""
+    return RetryPolicy(attempts=4, outage_s=min(_OUTAGE_S, deadline.left() / 2))
+
+
+def _fetch(address: str, copy: Path, policy: RetryPolicy) -> None:
     """Copy a remote source to this machine; raises RefusedError, UnreadableError, or OSError for the copy itself."""
     try:
-        fetch(address, copy, _POLICY)
+        fetch(address, copy, policy)
     except FetchError as error:
         if error.missing:
             raise RefusedError(Refusal.MISSING, str(error)) from None

@@ -56,6 +56,7 @@ def verify_shards(
     Raises:
         DependencyError: `deep` needs DALI, which is not installed.
         IngestError: No process can be started.
+        MachineError: The store of a remote set does not answer.
     """
     info, address = shards.info, shards.where if isinstance(shards, RemoteShardSet) else None
 

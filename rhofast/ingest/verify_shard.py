@@ -26,19 +26,21 @@ from rhofast.data.format.dataset_json import ShardInfo
 from rhofast.data.format.index import IndexRow, ShardIndex
 from rhofast.data.format.index_file import open_index
 from rhofast.data.format.index_rows import MAX_JSON_BYTES, IndexFacts
-from rhofast.errors import ShardError, ShardFormatError
+from rhofast.errors import MachineError, ShardError, ShardFormatError
 from rhofast.ingest.executors import tick
 from rhofast.ingest.verify_member import FormatProblem, decoding_problems, unit_problems
 from rhofast.ingest.writer import TarMember, file_digest, idx_head, idx_line, tar_members
 from rhofast.storage.fetch import FetchError, fetch
 from rhofast.storage.files import open_regular
 from rhofast.storage.network import RetryPolicy
+from rhofast.storage.request_error import Kind
 from rhofast.storage.strict_json import parse_record
 
 if TYPE_CHECKING:
     from rhofast.data.decode.picture_decoder import PictureDecoder
 
 _SHOWN = 80  # characters of a value in a message
+_POLICY = RetryPolicy(outage_s=600.0)
 _HEAD = 32  # bytes, more than the first line of a wds2idx index has
 
 ByteSpan = tuple[int, int]  # offset of the first byte in the tar, size
@@ -130,13 +132,18 @@ def copy_files(address: str, names: Sequence[str], folder: Path) -> list[FormatP
 
     Returns:
         Which files cannot be read, and why.
+
+    Raises:
+        MachineError: The store does not answer.
     """
     problems = []
     for name in names:
         try:
-            fetch(f"{address}/{name}", folder / name, RetryPolicy())
+            fetch(f"{address}/{name}", folder / name, _POLICY)
         except FetchError as error:
             (folder / name).unlink(missing_ok=True)
+            if error.kind in (Kind.AWAY, Kind.BUSY):  # which says nothing about the file
+                raise MachineError(f"{address}/{name}: {error}", hint="verify the set again when it answers") from None
             if not error.missing:
                 problems.append(FormatProblem(file=name, what=f"cannot be read: {error}"))
     return problems

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+from rhofast.storage import outages
 from rhofast.storage.files import write_all
 from rhofast.storage.network import RetryPolicy
 from rhofast.storage.open_store import open_store_file
+from rhofast.storage.outages import tell_outage
 from rhofast.storage.request_error import Kind, RequestError
 from rhofast.storage.store import StoreFolder
 
@@ -80,8 +82,9 @@ def remote_state(address: str, policy: RetryPolicy) -> list[Any] | None:
 def with_retries(address: str, policy: RetryPolicy, use: Callable[[StoreFolder, str], Result]) -> Result:
     """Open the store of an address and use it, again if a request fails and another attempt may help.
 
-    A store that is away or busy, but has answered before, is waited for up to `policy.outage_s`. Credentials that are
-    refused are looked up anew once.
+    A store that is away or busy, but has answered before, is waited for up to `policy.outage_s`, which is told
+    (outages.py). One that has not come back by then is not waited for again before it has answered. Credentials that
+    are refused are looked up anew once.
 
     Args:
         address: The address.
@@ -96,7 +99,7 @@ def with_retries(address: str, policy: RetryPolicy, use: Callable[[StoreFolder, 
         Exception: Whatever else `use` raises.
     """
     host, failed, renewed, began = address.split("/", 3)[:3], 0, False, time.monotonic()
-    place = "/".join(host)
+    place, is_told = "/".join(host), False
     while True:
         folder, name = None, ""
         try:
@@ -106,6 +109,8 @@ def with_retries(address: str, policy: RetryPolicy, use: Callable[[StoreFolder, 
             fault = error
         else:
             _answering.add(place)
+            if is_told:
+                tell_outage(place, "")
             return result
         if fault.kind not in (Kind.AWAY, Kind.BUSY):
             _answering.add(place)
@@ -117,11 +122,18 @@ def with_retries(address: str, policy: RetryPolicy, use: Callable[[StoreFolder, 
         failed += 1
         is_final = fault.kind in (Kind.DENIED, Kind.FINAL, Kind.NO_RANGES)
         is_outage = fault.kind in (Kind.AWAY, Kind.BUSY) and place in _answering
-        is_given_up = failed >= policy.attempts and not (is_outage and time.monotonic() - began < policy.outage_s)
+        waited = time.monotonic() - began
+        is_given_up = failed >= policy.attempts and not (is_outage and waited < policy.outage_s)
         if is_final or is_given_up:
+            if is_outage and policy.outage_s:
+                _answering.discard(place)
             tries = f", in {failed} attempts" if failed > 1 else ""
             raise FetchError(fault.text + tries, kind=fault.kind) from None
-        time.sleep(policy.pause(failed - 1, fault.wait_s))
+        if is_outage and policy.outage_s and waited >= outages.FIRST_S and not is_told:
+            tell_outage(place, fault.text, policy.outage_s)
+            is_told = True
+        pause = policy.pause(failed - 1, fault.wait_s)
+        time.sleep(min(pause, policy.outage_s - waited) if failed >= policy.attempts else pause)
 
 
 def _receive(folder: StoreFolder, name: str, copy: Path) -> None:

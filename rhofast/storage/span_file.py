@@ -20,7 +20,7 @@ from rhofast.storage.network import RetryPolicy
 from rhofast.storage.request_error import Kind, RequestError, short_answer
 from rhofast.storage.store import StoreFolder
 
-_POLICY = RetryPolicy(attempts=4)
+_POLICY = RetryPolicy(attempts=4, outage_s=120.0)
 _AHEAD = 1 << 14  # bytes that are read at once of a remote file: the header of a member and the small ones behind it
 _PIECE = 8 << 20  # bytes of a request for a part that is copied
 

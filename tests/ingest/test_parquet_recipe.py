@@ -166,9 +166,10 @@ import resource, sys, tempfile
 from pathlib import Path
 from rhofast.ingest.recipes import find_records
 from rhofast.ingest.inside_source import copy_inside
+from rhofast.storage.network import RetryPolicy
 with tempfile.TemporaryDirectory() as folder:
     for record in find_records(Path(sys.argv[1]), None, []):
-        copy_inside(record.path, record.inside, Path(folder) / "copy")
+        copy_inside(record.path, record.inside, Path(folder) / "copy", RetryPolicy())
         assert (Path(folder) / "copy").stat().st_size == 1 << 20
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -7,6 +7,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from rhofast.data.loader.train_loader import TrainLoader
 from rhofast.data.sources import open_shards, open_training
 from rhofast.data.types import Sample, Views
 from rhofast.errors import ConfigError, MachineError, SampleError, ShardFormatError
-from rhofast.ingest import summary
+from rhofast.ingest import summary, verify_shard
 from rhofast.ingest.copied_ahead import copied_ahead
 from rhofast.ingest.verify import verify_shards
 from rhofast.ingest.verify_shard import VerifyJob
@@ -430,6 +431,19 @@ def test_a_remote_set_is_verified_to_the_last_byte(
         for one in (shards, open_shards(server.url, data=DataConfig(cache=tmp_path / "cache")))
     )
     assert here == there and any("SHA-256" in problem for problem in here)
+
+
+def test_an_outage_says_nothing_about_a_set_that_is_verified(
+    server: RangeServer, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = open_ranges(server, tmp_path / "cache")
+    monkeypatch.setattr(verify_shard, "_POLICY", replace(QUICK, outage_s=60.0))
+    server.fault = first(10, Fault(status=503))
+    assert [str(problem) for problem in verify_shards(remote)] == [str(problem) for problem in verify_shards(shards)]
+    monkeypatch.setattr(verify_shard, "_POLICY", replace(QUICK, outage_s=0.1))
+    server.fault = of_tars(lambda _: Fault(status=503))
+    with pytest.raises(MachineError, match=r"shard-00000\d\.tar: 503 Service Unavailable.*verify the set again"):
+        list(verify_shards(remote))
 
 
 @pytest.fixture
