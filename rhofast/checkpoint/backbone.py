@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from rhofast.checkpoint.checkpoint import load_checkpoint
 from rhofast.config.schema import Config
 from rhofast.data.sampling.rng import Stream, bits
 from rhofast.errors import ResumeError
@@ -44,17 +42,6 @@ def untrained_backbone(config: Config) -> nn.Module:
     """
     torch.manual_seed(int(bits(config.seed, 0, 0, Stream.MODEL, 1)[0] >> 1))
     return _build(config)
-
-
-def trained_backbone(folder: Path) -> tuple[nn.Module, Config]:
-    """Return the trained backbone of a checkpoint folder, and the configuration of its run.
-
-    Raises:
-        ConfigError: The backbone is code of a user.
-        ResumeError: The folder is not a whole checkpoint, or its weights do not fit its configuration.
-    """
-    checkpoint = load_checkpoint(folder)
-    return backbone_of(checkpoint, str(folder)), checkpoint.config
 
 
 def with_named_code(checkpoint: SavedWeights, named: str | None, where: str) -> Config:

@@ -11,7 +11,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from rhofast.checkpoint.backbone import trained_backbone
+from rhofast.checkpoint.backbone import backbone_of
 from rhofast.checkpoint.checkpoint import latest_checkpoint, load_checkpoint
 from rhofast.config.load import load_config
 from rhofast.data.format.dataset import ShardSet
@@ -27,10 +27,10 @@ from rhofast.evaluation.scores import Evaluation
 from rhofast.evaluation.task import EvalTask, open_task
 from rhofast.evaluation.validation import validation_mask
 from rhofast.training.classify import Stopped, train_classifier
-from rhofast.training.metrics import find_metric
 from rhofast.training.optim import learning_rate
 from rhofast.training.targets import binary_cross_entropy, soft_cross_entropy
 from rhofast.training.trainer import train
+from tests.helpers.metrics import find_metric
 from tests.helpers.program import run_ranks
 from tests.helpers.reference import needs_vectors, numbers
 from tests.helpers.results import read_one
@@ -97,7 +97,7 @@ def test_a_probe_trains_the_head_alone_and_finetuning_everything(
         assert isinstance(result, Evaluation)
         assert (result.kind, result.trained.samples, result.trained.chance["top-1"]) == (kind, 6, 1 / 3)
         assert result.folder == Path("runs/random/evals") / kind
-        backbone, _ = trained_backbone(latest_checkpoint(result.folder))  # type: ignore[arg-type]
+        backbone = backbone_of(load_checkpoint(latest_checkpoint(result.folder)), "run")  # type: ignore[arg-type]
         moved = {key for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])}
         assert not any("running" in key for key in moved)
         assert bool(moved) == (kind == "finetune")
@@ -111,7 +111,7 @@ def test_batch_statistics_are_taken_by_name_as_the_release_does(
     opened = task(shards, held_out, tmp_path, "eval.batch_norm=local")
     before = {key: value.clone() for key, value in opened.model.backbone.state_dict().items()}
     result = train_classifier(opened, kind="linear")
-    backbone, _ = trained_backbone(latest_checkpoint(result.folder))  # type: ignore[arg-type, union-attr]
+    backbone = backbone_of(load_checkpoint(latest_checkpoint(result.folder)), "run")  # type: ignore[arg-type, union-attr]
     moved = {key for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])}
     assert moved and all("running" in key or "num_batches" in key for key in moved)
 
@@ -226,7 +226,7 @@ def test_several_labels_are_learned_on_frozen_features_and_scored_as_scikit_lear
     before = {key: value.clone() for key, value in opened.model.backbone.state_dict().items()}
     result = train_classifier(opened, kind="linear")
     assert isinstance(result, Evaluation) and result.kind == "linear"
-    backbone, _ = trained_backbone(latest_checkpoint(result.folder))  # type: ignore[arg-type]
+    backbone = backbone_of(load_checkpoint(latest_checkpoint(result.folder)), "run")  # type: ignore[arg-type]
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
     state = load_checkpoint(latest_checkpoint(result.folder)).method  # type: ignore[arg-type]
     assert state["head.bias"].abs().max() > 0

@@ -13,8 +13,9 @@ from rhofast.data.format.dataset import ShardSet
 from rhofast.models.backbones import build_backbone
 from rhofast.models.methods import METHODS, build_method
 from rhofast.models.methods.method import TrainingProgress
-from rhofast.training.metrics import LINE_KINDS, METRICS, find_metric
+from rhofast.training.metrics import LINE_KINDS, METRICS
 from rhofast.training.trainer import train
+from tests.helpers.metrics import find_metric
 from tests.helpers.shards import TINY_PAGE
 
 

@@ -74,17 +74,6 @@ class Clock:
         return range(first, max(first, stop))
 
 
-def unrounded(told: npt.NDArray[np.float64], even: npt.NDArray[np.float64], tick: float) -> npt.NDArray[np.float64]:
-    """Return times of frames: those that a clock tells, or the even ones where it may have rounded them down.
-
-    Args:
-        told: What the clock tells, in seconds.
-        even: Times of a constant rate, of the same shape.
-        tick: Seconds per tick of the clock.
-    """
-    return np.where((even > told) & (even - told < tick), even, told)
-
-
 def last_time(told: float, even: float, tick: float, rate: float) -> float:
     """Return when the last frame of a video is shown, as `Clock.of` has it.
 
