@@ -144,22 +144,7 @@ class BoxTrainLoader(TrainLoader):
         dtype: torch.dtype = torch.float32,
         bad_log: Path | None = None,
     ) -> None:
-        if shards.part is not None and shards.part.rates is not None:
-            raise ConfigError(
-                f"{shards.where}: key frames are visited equally often; the list of samples has weights",
-                hint="leave out its column `weight`",
-            )
-        if augment.difference:
-            raise ConfigError(
-                f"augment.difference={augment.difference:g}: clips with boxes show no differences in time",
-                hint="--set augment.difference=0",
-            )
-        if augment.rand_ops or augment.mixes:
-            option = f"augment.rand_ops={augment.rand_ops}" if augment.rand_ops else f"augment.mix={augment.mix:g}"
-            raise ConfigError(
-                f"{option}: boxes do not follow what RandAugment moves, nor into clips that are mixed",
-                hint="--set augment.rand_ops=0 --set augment.mix=0",
-            )
+        _check_training(shards, augment)
         super().__init__(
             KeyFrameMixture(shards, key_frames),
             clips=clips.model_copy(update={"num_clips": 1}),
@@ -182,6 +167,26 @@ class BoxTrainLoader(TrainLoader):
         views = super().__next__()
         assert isinstance(views, BoxViews)
         return views
+
+
+def _check_training(shards: ShardSet, augment: AugmentConfig) -> None:
+    """Raise ConfigError for a list with weights, and for an augmentation that boxes do not follow."""
+    if shards.part is not None and shards.part.rates is not None:
+        raise ConfigError(
+            f"{shards.where}: key frames are visited equally often; the list of samples has weights",
+            hint="leave out its column `weight`",
+        )
+    if augment.difference:
+        raise ConfigError(
+            f"augment.difference={augment.difference:g}: clips with boxes show no differences in time",
+            hint="--set augment.difference=0",
+        )
+    if augment.rand_ops or augment.mixes:
+        option = f"augment.rand_ops={augment.rand_ops}" if augment.rand_ops else f"augment.mix={augment.mix:g}"
+        raise ConfigError(
+            f"{option}: boxes do not follow what RandAugment moves, nor into clips that are mixed",
+            hint="--set augment.rand_ops=0 --set augment.mix=0",
+        )
 
 
 class _KeyFrameEvaluationPlanner(ListedBatchPlanner):

@@ -22,7 +22,7 @@ from rhofast.data.loader.batch import Int64Array, Replay
 from rhofast.data.loader.batch_planner import TrainingPlanner
 from rhofast.data.loader.fields import BatchFields, parse_fields
 from rhofast.data.loader.staged_loader import StagedLoader
-from rhofast.data.sampling.mixture import Mixture
+from rhofast.data.sampling.mixture import Mixture, MixtureOrder
 from rhofast.data.sampling.shuffle import lanes_of, rank_slice
 from rhofast.data.types import Position, Views
 from rhofast.errors import ConfigError, ResumeError
@@ -87,17 +87,7 @@ class TrainLoader(StagedLoader):
         planner: Callable[..., TrainingPlanner] = TrainingPlanner,
     ) -> None:
         mixture = Mixture([shards]) if isinstance(shards, ShardSet) else shards
-        for one in mixture.sets:
-            if len(one) == 0:
-                raise ConfigError(
-                    f"{one.where}: the set has no samples", hint="choose another: --set data.train=FOLDER"
-                )
-        try:
-            order = mixture.order(
-                seed=seed, block_shards=data.block_shards, lanes=data.lanes, fixed_lanes=data.fixed_lanes
-            )
-        except ValueError as error:
-            raise ConfigError(f"data.lanes={data.lanes}: {error}", hint="choose fewer: --set data.lanes=...") from None
+        order = _order_of(mixture, data, seed)
         try:
             self.steps_per_epoch = order.steps_per_epoch(batch_size)
             share = rank_slice(batch_size, rank, world_size)
@@ -105,13 +95,8 @@ class TrainLoader(StagedLoader):
             raise ConfigError(
                 f"train.batch_size={batch_size}: {error}", hint="choose another: --set train.batch_size=..."
             ) from None
+        _check_pairs(augment, batch_size, world_size)
         videos = batch_size // world_size
-        if augment.mixes and videos % 2:
-            raise ConfigError(
-                f"augment.mixup={augment.mixup:g}, augment.cutmix={augment.cutmix:g}: videos are mixed in pairs, and "
-                f"train.batch_size={batch_size} over {world_size} rank(s) leaves {videos} to each",
-                hint=f"take a multiple of {2 * world_size}",
-            )
         views = max(2, clips.num_clips) if duplicate_single_clip else clips.num_clips
         self._training_planner = planner(
             order,
@@ -252,3 +237,25 @@ class TrainLoader(StagedLoader):
             "lanes": self._data.lanes,
             "fixed_lanes": self._data.fixed_lanes,
         }
+
+
+def _order_of(mixture: Mixture, data: DataConfig, seed: int) -> MixtureOrder:
+    """Return the order of the samples of a run; raise ConfigError if a set is empty or has too few shards for lanes."""
+    for one in mixture.sets:
+        if len(one) == 0:
+            raise ConfigError(f"{one.where}: the set has no samples", hint="choose another: --set data.train=FOLDER")
+    try:
+        return mixture.order(seed=seed, block_shards=data.block_shards, lanes=data.lanes, fixed_lanes=data.fixed_lanes)
+    except ValueError as error:
+        raise ConfigError(f"data.lanes={data.lanes}: {error}", hint="choose fewer: --set data.lanes=...") from None
+
+
+def _check_pairs(augment: AugmentConfig, batch_size: int, world_size: int) -> None:
+    """Raise ConfigError where videos are to be mixed and a rank has one without a partner."""
+    videos = batch_size // world_size
+    if augment.mixes and videos % 2:
+        raise ConfigError(
+            f"augment.mixup={augment.mixup:g}, augment.cutmix={augment.cutmix:g}: videos are mixed in pairs, and "
+            f"train.batch_size={batch_size} over {world_size} rank(s) leaves {videos} to each",
+            hint=f"take a multiple of {2 * world_size}",
+        )
