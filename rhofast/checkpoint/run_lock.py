@@ -164,11 +164,11 @@ def _refusal(run: Path, path: Path) -> ResumeError:
     while (owner is None or owner.is_known_dead()) and time.monotonic() < end:
         time.sleep(_POLL_S)
         owner = _read_owner(path)
-    who = "another process is"
+    who, since = "another process", ""
     if owner is not None:
-        who = f"process {owner.pid} on {owner.host} has been, since {owner.since},"
+        who, since = f"process {owner.pid} on {owner.host}", f" since {owner.since}"
     return ResumeError(
-        f"{run}: {who} training in this folder",
+        f"{run}: {who} is training in this folder{since}",
         hint="wait for its end or stop it; another run needs another name: --set name=...",
     )
 

@@ -73,7 +73,7 @@ def test_one_of_many_processes_gets_the_folder_and_the_next_one_after_it_was_kil
         (winner,) = (number for number, line in enumerate(said) if line == "claimed")
         others = [line for number, line in enumerate(said) if number != winner]
         pid = claimants[winner].process.pid
-        owner = f"ResumeError {run}: process {pid} on {socket.gethostname()} has been, since 20"
+        owner = f"ResumeError {run}: process {pid} on {socket.gethostname()} is training in this folder since 20"
         expected = owner if how == "resume" else f"ConfigError {run}: the run folder exists"
         assert all(line.startswith(expected) for line in others), others
         with pytest.raises(ResumeError, match=f"process {pid} on "):
