@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 from rhofast.data.codecs.containers import demux, open_source
 from rhofast.data.codecs.entries import UNKNOWN
+from rhofast.ingest.kept_source import kept
 from rhofast.ingest.machine_errors import check_library_error
 from rhofast.ingest.packets import Packets, stored_time
 from rhofast.ingest.probe import JUMPY, SourceInfo
@@ -49,7 +50,8 @@ _COLORS = re.compile(
 _NOTHING = ("unknown", "reserved", "unspecified")  # words for colors that are not told
 _MP4 = {"movflags": "+frag_keyframe+empty_moov+default_base_moof+skip_trailer", "fflags": "+bitexact"}
 _FIELD_MARGIN = 2  # pictures on each side that deinterlacing looks at
-_EARLIER = 1.0  # seconds; jumps in containers without an index are inexact
+_NEAR = 1_000  # packets; those of the whole source would be sent to another process for each segment
+_EARLIER = 1  # seconds; jumps in containers without an index are inexact
 
 
 class UncertainError(Exception):
@@ -73,6 +75,10 @@ class Cut:
         frames: The frames of the segment, by their numbers in the whole video.
         padding: How many frames show the last picture, if the segment ends with the source; otherwise 0. The piece does
             not say for how long it is shown.
+        near: Number of the first packet of `stored` and `num_bytes`: some before `first`, at which a jump may end.
+        stored: What the container says of when each packet from `near` to the last one is shown, i64[...].
+        num_bytes: Size of each of them in bytes, i32[...].
+        can_jump: Whether it shows where a jump has led.
     """
 
     first: int
@@ -84,6 +90,10 @@ class Cut:
     tick: Fraction
     frames: range
     padding: int
+    near: int
+    stored: npt.NDArray[np.int64]
+    num_bytes: npt.NDArray[np.int32]
+    can_jump: bool
 
     @property
     def offset(self) -> Fraction:
@@ -191,7 +201,7 @@ def plan_cut(
         UncertainError: It is not known when the source ends.
     """
     count, order = len(packets.order), packets.order
-    times = np.argsort(np.argsort(packets.times)) if source.constant else packets.times - packets.times.min()
+    times = packets.ranks if source.constant else packets.times - packets.times.min()
     tick = 1 / source.fps if source.constant else packets.tick
     place = times[order] - times[order[0]]
     last = 1 if source.constant else packets.last
@@ -221,30 +231,31 @@ def plan_cut(
         tick=tick,
         frames=frames,
         padding=stop - int(place[-1] * per_tick + Fraction(1, 2)) if high >= count else 0,
+        near=(near := max(0, begin - _NEAR)),
+        stored=packets.stored[near:behind],
+        num_bytes=packets.num_bytes[near:behind],
+        can_jump=begin > 0 and packets.is_timed,
     )
 
 
-def write_piece(path: Path, source: SourceInfo, packets: Packets, cut: Cut, out: Path) -> None:
+def write_piece(path: Path, source: SourceInfo, cut: Cut, out: Path) -> None:
     """Copy the packets of a cut to a file of their own: an MP4, which keeps rotation.
 
     Args:
         path: The source.
         source: What is inside it.
-        packets: Its packets.
-        cut: Which of them are copied.
+        cut: Which of its packets are copied.
         out: The file to write.
 
     Raises:
         UncertainError: The source has other packets than before, or they cannot be copied.
     """
-    jumps = [True, False] if cut.first and packets.is_timed else [False]
+    jumps = [True, False] if cut.can_jump else [False]
     try:
         for jump in jumps:
             try:
-                _copy(path, source, packets, cut, out, jump)
-                if cut.gap and _decode(path, source, packets, cut, jump) != _decode(
-                    path, source, packets, replace(cut, gap=False), jump
-                ):
+                _copy(path, source, cut, out, jump)
+                if cut.gap and _decode(path, source, cut, jump) != _decode(path, source, replace(cut, gap=False), jump):
                     raise UncertainError("pictures need leading ones of the packet at which the piece begins")
                 return
             except UncertainError:
@@ -255,21 +266,22 @@ def write_piece(path: Path, source: SourceInfo, packets: Packets, cut: Cut, out:
         raise UncertainError(str(error)) from None
 
 
-def _copy(path: Path, source: SourceInfo, packets: Packets, cut: Cut, out: Path, jump: bool) -> None:
+def _copy(path: Path, source: SourceInfo, cut: Cut, out: Path, jump: bool) -> None:
     """Copy the packets of a cut; raises UncertainError if others are found."""
     decoded = iter(_decoding_times(cut.times[cut.times >= cut.times[0]]).tolist())
-    with open_source(path) as container, av.open(str(out), "w", format="mp4", options=_MP4) as piece:
+    opened = kept.opened(path, source) if jump else open_source(path)
+    with opened as container, av.open(str(out), "w", format="mp4", options=_MP4) as piece:
         stream = container.streams[source.stream]
         target = piece.add_stream_from_template(stream, opaque=True)
         target.time_base = cut.tick
-        for time, packet in _found(container, stream, source, packets, cut, jump):
+        for time, packet in _found(container, stream, source, cut, jump):
             if time >= cut.times[0]:
                 packet.stream, packet.time_base = target, cut.tick
                 packet.pts, packet.dts, packet.duration = time, next(decoded), 0
                 piece.mux(packet)
 
 
-def _decode(path: Path, source: SourceInfo, packets: Packets, cut: Cut, jump: bool) -> list[tuple[int, int]]:
+def _decode(path: Path, source: SourceInfo, cut: Cut, jump: bool) -> list[tuple[int, int]]:
     """Decode the packets of a cut, with the leading ones if it has a gap without them.
 
     Returns:
@@ -279,7 +291,7 @@ def _decode(path: Path, source: SourceInfo, packets: Packets, cut: Cut, jump: bo
     with open_source(path) as container:
         stream = container.streams[source.stream]
         stream.thread_count = 1
-        for time, packet in [*_found(container, stream, source, packets, cut, jump), (0, None)]:
+        for time, packet in [*_found(container, stream, source, cut, jump), (0, None)]:
             if packet is not None and not cut.gap and time < cut.times[0]:
                 continue
             if packet is not None:
@@ -293,9 +305,7 @@ def _decode(path: Path, source: SourceInfo, packets: Packets, cut: Cut, jump: bo
     return shown
 
 
-def _found(
-    container: Any, stream: Any, source: SourceInfo, packets: Packets, cut: Cut, jump: bool
-) -> Iterator[tuple[int, Any]]:
+def _found(container: Any, stream: Any, source: SourceInfo, cut: Cut, jump: bool) -> Iterator[tuple[int, Any]]:
     """Yield the packets of a cut with the times at which they are shown.
 
     Raises:
@@ -303,21 +313,22 @@ def _found(
     """
     number: int | None = None if jump else 0
     if jump:
-        earlier = _EARLIER / packets.tick if source.container in JUMPY else 0
-        container.seek(int(packets.stored[cut.first] - earlier), stream=stream)
+        earlier = _EARLIER / Fraction(stream.time_base) if source.container in JUMPY else 0
+        container.seek(int(cut.stored[cut.first - cut.near] - earlier), stream=stream)
     for packet in demux(container, stream):
         if not packet.size:
             continue
         stored = stored_time(packet, source)
         if number is None:  # behind a jump
-            number = next(iter(np.flatnonzero(packets.stored == stored).tolist()), None)
+            number = next((cut.near + place for place in np.flatnonzero(cut.stored == stored).tolist()), None)
         if number is None:
             continue
         if jump and number > cut.first:
             break
         jump = False
         if number >= cut.first:
-            if packet.size != packets.num_bytes[number] or stored not in (packets.stored[number], UNKNOWN):
+            place = number - cut.near
+            if packet.size != cut.num_bytes[place] or stored not in (cut.stored[place], UNKNOWN):
                 break
             yield int(cut.times[number - cut.first]), packet
         number += 1

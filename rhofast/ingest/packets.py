@@ -12,6 +12,7 @@ from array import array
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ _FIRST_PACKETS = 100  # the first picture is decoded from these
 _SMALL = 16  # bytes; an MPEG-4 picture of fewer may be one that is not coded, which no decoder shows
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Packets:
     """The N packets of a source's video stream, in the order of decoding, and the P pictures that they become.
 
@@ -51,6 +52,11 @@ class Packets:
     tick: Fraction
     last: int
     is_timed: bool
+
+    @cached_property
+    def ranks(self) -> npt.NDArray[np.int64]:
+        """Number of each packet in the order of showing, i64[N]."""
+        return np.argsort(np.argsort(self.times))
 
     def clock(self, source: SourceInfo, rate: Fraction) -> Clock:
         """Return when the frames of the whole video are shown.

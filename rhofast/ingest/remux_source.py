@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -25,7 +25,8 @@ from rhofast.data.codecs.remux import PIXEL_FORMATS
 from rhofast.data.codecs.segment import Clock
 from rhofast.data.codecs.unfit import UnfitError
 from rhofast.ingest.ffmpeg_messages import Messages, captured, pictures_are_whole
-from rhofast.ingest.probe import JUMPY, Refusal, RefusedError, SourceInfo
+from rhofast.ingest.kept_source import kept
+from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo
 
 _MAX_DELAY = 32  # pictures, twice the most that a decoder holds back until they are shown
 
@@ -84,18 +85,10 @@ class _LastSource:
     Attributes:
         key: What tells it from others; empty for none.
         packets: Its packets.
-        container: It, opened; None if it was not opened for a segment yet.
     """
 
     key: tuple[Any, ...] = ()
     packets: RemuxPackets | None = None
-    container: Any = None
-
-    def forget(self) -> None:
-        """Close it."""
-        if self.container is not None:
-            self.container.close()
-        self.key, self.packets, self.container = (), None, None
 
 
 _last = _LastSource()
@@ -116,7 +109,7 @@ def packets_of(path: Path, source: SourceInfo) -> RemuxPackets:
     status = path.stat()
     key = (path, status.st_ino, status.st_size, status.st_mtime_ns, source.stream)
     if key != _last.key or _last.packets is None:
-        _last.forget()
+        _last.key, _last.packets = (), None
         with captured() as said, open_source(path) as container:
             said.opened()
             stream = container.streams[source.stream]
@@ -179,23 +172,15 @@ def opened_at(
     Yields:
         Its stream, the number of the packet that comes next, which is not behind `first`, and the packets from there.
     """
-    container, _last.container = _last.container, None
     found = None
-    try:
+    with ExitStack() as stack:
         if first > 0:
-            container = container or open_source(path)
+            container = stack.enter_context(kept.opened(path, source))
             found = _jump(container, source, packets, first)
         if found is None:
-            if container is not None:
-                container.close()
-            container = open_source(path)
+            container = stack.enter_context(open_source(path))
             found = 0, demux(container, container.streams[source.stream])
         yield container.streams[source.stream], *found
-        if first > 0 and source.container not in JUMPY:
-            container, _last.container = None, container
-    finally:
-        if container is not None:
-            container.close()
 
 
 def _jump(container: Any, source: SourceInfo, packets: RemuxPackets, first: int) -> tuple[int, Iterator[Any]] | None:

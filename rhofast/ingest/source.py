@@ -24,6 +24,7 @@ from rhofast.data.types import VideoRecord
 from rhofast.errors import IngestError
 from rhofast.ingest.inside_source import copy_inside
 from rhofast.ingest.isolation import IsolatedProcess
+from rhofast.ingest.kept_source import kept
 from rhofast.ingest.machine_errors import UnreadableError
 from rhofast.ingest.probe import UNFIT, Refusal, RefusedError
 from rhofast.storage.address import redacted
@@ -93,7 +94,7 @@ def read_source(path: Path, scratch: Path, deadline: Deadline, inside: Inside | 
     if inside is not None:
         local = scratch / "source"
         place = path if is_local(path) else str(path)
-        isolated.call(copy_inside, place, inside, local, _patience(deadline), seconds=deadline.left())
+        isolated.call(_copy_inside, place, inside, local, _patience(deadline), seconds=deadline.left())
     elif not is_local(path):
         local = scratch / "source"
         isolated.call(_fetch, str(path), local, _patience(deadline), seconds=deadline.left())
@@ -224,8 +225,15 @@ def _patience(deadline: Deadline) -> RetryPolicy:
     return RetryPolicy(attempts=4, outage_s=min(_OUTAGE_S, deadline.left() / 2))
 
 
+def _copy_inside(path: Path | str, inside: Inside, copy: Path, policy: RetryPolicy) -> None:
+    """Copy a source out of the file that it lies in; raises what `copy_inside` raises."""
+    kept.forget()  # a deleted copy takes space as long as it is open
+    copy_inside(path, inside, copy, policy)
+
+
 def _fetch(address: str, copy: Path, policy: RetryPolicy) -> None:
     """Copy a remote source to this machine; raises RefusedError, UnreadableError, or OSError for the copy itself."""
+    kept.forget()
     try:
         fetch(address, copy, policy)
     except FetchError as error:

@@ -152,7 +152,7 @@ def piece_of(
         if cut is None:
             raise _outside(span, source)
         try:
-            call_reader(write_piece, opened.path, source, packets, cut, out, deadline=deadline)
+            call_reader(write_piece, opened.path, source, cut, out, deadline=deadline)
         except UncertainError:
             if not cut.gap:
                 raise

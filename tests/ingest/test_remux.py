@@ -193,7 +193,7 @@ def test_many_segments_of_a_file_read_it_once(
         return read_all(*arguments)
 
     monkeypatch.setattr(remuxing, "_read_packets", counted)
-    remuxing._last.forget()
+    monkeypatch.setattr(remuxing, "_last", remuxing._LastSource())
     rgb = shown_rgb(sources[name])
     for first in (30, 4, 17, 0, 36):
         member = stored(sources[name], tmp_path / "member", segment=(first / float(RATE), (first + 3) / float(RATE)))

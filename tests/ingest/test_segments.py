@@ -17,7 +17,7 @@ from rhofast.data.codecs.codec import Codec
 from rhofast.data.codecs.h26x import H264Codec
 from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.types import VideoRecord
-from rhofast.ingest import cut, opened, store
+from rhofast.ingest import cut, kept_source, opened, store
 from rhofast.ingest.opened import LastSource
 from rhofast.ingest.packets import read_packets
 from rhofast.ingest.probe import Refusal, RefusedError, probe
@@ -221,7 +221,7 @@ def test_a_jump_to_the_wrong_place_does_no_harm(tmp_path: Path, monkeypatch: pyt
     planned = cut.plan_cut(packets, source, source.fps, 2.0, 2.5)
     assert planned is not None and planned.first > 0
     right, wrong = tmp_path / "right.mp4", tmp_path / "wrong.mp4"
-    cut.write_piece(path, source, packets, planned, right)
+    cut.write_piece(path, source, planned, right)
 
     class Astray:
         """A container that jumps to its end."""
@@ -242,10 +242,34 @@ def test_a_jump_to_the_wrong_place_does_no_harm(tmp_path: Path, monkeypatch: pyt
         def seek(self, offset: int, **options: Any) -> None:
             self._container.seek(10 * offset, **options)
 
-    open_source = cut.open_source
-    monkeypatch.setattr(cut, "open_source", lambda path: Astray(open_source(path)))
-    cut.write_piece(path, source, packets, planned, wrong)
+    open_source = kept_source.open_source
+    monkeypatch.setattr(kept_source, "open_source", lambda path: Astray(open_source(path)))
+    kept_source.kept.forget()
+    cut.write_piece(path, source, planned, wrong)
     assert wrong.read_bytes() == right.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["b_frames.mp4", "film.mkv", "hevc.ts", "broadcast.ts"])
+def test_a_segment_costs_the_same_in_a_longer_file(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plan holds few packets around it, and a file whose clock does not jump is opened once for all segments."""
+    path = KINDS[kind](tmp_path / kind)
+    source = probe(path)
+    packets, opened_for = read_packets(path, source), list[Path]()
+    assert packets is not None and packets.is_timed
+    open_source = kept_source.open_source
+    monkeypatch.setattr(kept_source, "open_source", lambda path: opened_for.append(path) or open_source(path))
+    monkeypatch.setattr(cut, "open_source", None)  # for what is read from its beginning
+    for place, start in enumerate((2.0, 1.2, 2.4)):
+        pieces = []
+        for near in (1_000, 1):  # a jump may end before the packets that are known
+            monkeypatch.setattr(cut, "_NEAR", near)
+            planned = cut.plan_cut(packets, source, source.fps, start, start + 0.3)
+            assert planned is not None and planned.first > 1
+            cut.write_piece(path, source, planned, tmp_path / f"{place}-{near}.mp4")
+            pieces.append((tmp_path / f"{place}-{near}.mp4").read_bytes())
+        assert len(planned.stored) == len(planned.num_bytes) == len(planned.times) + 1
+        assert pieces[0] == pieces[1]
+    assert len(opened_for) == (6 if kind.endswith("ts") else 1)
 
 
 def test_other_packets_than_before_are_no_piece(tmp_path: Path) -> None:
@@ -255,9 +279,9 @@ def test_other_packets_than_before_are_no_piece(tmp_path: Path) -> None:
     assert packets is not None
     planned = cut.plan_cut(packets, source, source.fps, 2.0, 2.5)
     assert planned is not None
-    packets.num_bytes[planned.first + 2] += 1
+    planned.num_bytes[planned.first - planned.near + 2] += 1
     with pytest.raises(cut.UncertainError, match="other packets"):
-        cut.write_piece(path, source, packets, planned, tmp_path / "piece.mp4")
+        cut.write_piece(path, source, planned, tmp_path / "piece.mp4")
 
 
 def test_a_wrong_plan_is_noticed_by_the_pictures_of_the_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
