@@ -1,4 +1,7 @@
-"""Say, while a consumer waits for a batch, that a store does not answer, and why: otherwise a run seems to hang."""
+"""Say, while a consumer waits for a batch, that a store does not answer, and why: otherwise a run seems to hang.
+
+For how long it did not is counted, since such a wait says nothing about how fast the storage is.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,16 @@ class OutageNews:
     Args:
         sets: The shard sets.
         timeout_s: Limit on a wait, in seconds, for the text.
+
+    Attributes:
+        outage_s: Seconds for which the consumer has waited while a store did not answer, to about a second per wait.
     """
 
     def __init__(self, sets: Sequence[ShardSet], timeout_s: float) -> None:
         self._sets, self._timeout_s = sets, timeout_s
         self._tell: Callable[..., None] | None = None
         self._told, self._waited_s = 0, 0.0
+        self.outage_s = self._checked_s = 0.0
 
     @contextmanager
     def told_to(self, tell: Callable[..., None]) -> Iterator[None]:
@@ -40,10 +47,12 @@ class OutageNews:
         Args:
             waited_s: Seconds for which the consumer has waited.
         """
-        self._waited_s = waited_s
+        faults = {shards.where: shards.fault for shards in self._sets if shards.fault}
+        since = waited_s - self._checked_s if waited_s > self._checked_s else waited_s  # of this wait, or of the last
+        self._waited_s = self._checked_s = waited_s
+        self.outage_s += since if faults else 0.0
         if self._tell is None or waited_s < _FIRST_S + _AGAIN_S * self._told:
             return
-        faults = {shards.where: shards.fault for shards in self._sets if shards.fault}
         for where, fault in faults.items():
             limit = f"data.timeout_s={self._timeout_s:g}"
             self._tell(text=f"waiting for {where}: {fault}; no batch for {waited_s:.0f} s ({limit} limits the wait)")

@@ -152,6 +152,7 @@ class StagedLoader(IterableDataset[Views]):
             bad=self._policy.log.count,
             seconds=0.0 if self._began is None else time.perf_counter() - self._began,
             wait_s=pipeline.wait_s if pipeline else 0.0,
+            outage_s=self.outages.outage_s,
             stages={name: StageClock(**asdict(clock)) for name, clock in pipeline.clocks.items()} if pipeline else {},
         )
 
@@ -171,7 +172,7 @@ class StagedLoader(IterableDataset[Views]):
         self._pipeline: ThreadedPipeline[FinishedBatch] | None = None
         self._ahead: DownloadAhead | None = None
         self._batches = self._clips = self._frames = self._frames_decoded = self._bytes_read = 0
-        self._bytes_used = 0.0
+        self._bytes_used = self.outages.outage_s = 0.0
         self._began: float | None = None
         self._stalled = False  # A read hangs: nothing waits for it any more.
 

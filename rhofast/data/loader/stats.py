@@ -6,7 +6,7 @@ not help it. Near 0 the consumer does nothing but wait, and the loader's slowest
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 from rhofast.data.loader.threaded_pipeline import StageClock
@@ -45,6 +45,7 @@ class LoaderStats:
         bad: Samples that were replaced (training) or left out (evaluation).
         seconds: Seconds since the first `next`.
         wait_s: Seconds of these in which the consumer was blocked in `next`.
+        outage_s: Seconds of these, in turn, in which a store did not answer.
         stages: Seconds that each stage was busy, starved and blocked, in the order of the flow.
     """
 
@@ -58,6 +59,7 @@ class LoaderStats:
     seconds: float
     wait_s: float
     stages: dict[str, StageClock]
+    outage_s: float = 0.0
 
     @property
     def readiness(self) -> float:
@@ -128,11 +130,20 @@ class LoaderStats:
     def advise(self, *, threads: int, decode_threads: int, cores: int) -> str:
         """Say in one sentence what the limit is, by which numbers, and what to change.
 
+        Time in which a store did not answer is left out: it says nothing about how fast the storage is.
+
         Args:
             threads: `data.threads`.
             decode_threads: `data.decode_threads`.
             cores: Cores that this process may use.
         """
+        if self.outage_s > 0 and self.stages:
+            without = self._without_outage()
+            away = f"a store did not answer for {self.outage_s:.0f} s of the {self.wait_s:.0f} s of waiting"
+            if without.seconds <= 0 or without.readiness >= FED:
+                return f"an outage was the limit: {away}, and the loader keeps up otherwise"
+            told = without.advise(threads=threads, decode_threads=decode_threads, cores=cores)
+            return f"{told}; {away}, which is left out"
         shares = self.shares
         if not self.batches or not shares or self.seconds <= 0:
             return "no batch has been taken yet"
@@ -150,6 +161,22 @@ class LoaderStats:
         if before:
             numbers += f", {_activity(before[-1])} blocked {shares[before[-1]].blocked:.0%}"
         return f"{_activity(name)} is the limit ({numbers}): {self._remedy(name, threads, decode_threads, cores)}"
+
+    def _without_outage(self) -> LoaderStats:
+        """Return what is left if the store had answered.
+
+        A thread that reads waits for its bytes, or the one that plans waits for an index. Stages before it are blocked
+        meanwhile, and those behind it are starved.
+        """
+        away = min(self.outage_s, self.wait_s)
+        names = list(self.stages)
+        held = next((name for name in ("read", "plan") if name in names and self.stages[name].busy >= away), names[0])
+        stages = {}
+        for place, (name, clock) in enumerate(self.stages.items()):
+            state = ("blocked", "busy", "starved")[1 + (place > names.index(held)) - (place < names.index(held))]
+            stages[name] = replace(clock, **{state: max(0.0, getattr(clock, state) - away)})
+        seconds = max(0.0, self.seconds - away)
+        return replace(self, seconds=seconds, wait_s=self.wait_s - away, outage_s=0.0, stages=stages)
 
     def _remedy(self, stage: str, threads: int, decode_threads: int, cores: int) -> str:
         if stage == "plan":

@@ -101,6 +101,9 @@ def test_a_store_that_is_gone_for_a_while_changes_no_batch(
             gone.wait()
             assert same(batches(loader, 5), local) and loader.stats.bad == 0
             away.result()
+            stats = loader.stats
+    assert 0 < stats.outage_s <= stats.wait_s
+    assert "a store did not answer for" in stats.advise(threads=1, decode_threads=1, cores=2)
     assert [text.partition(";")[0] for text in said[:-1]] == [
         f"waiting for {server.url}: Cannot connect: Connection refused"
     ]

@@ -22,6 +22,7 @@ def make(
     batches: int = 10,
     frames_decoded: int = 1280,
     bytes_used: int = 2_000_000_000,
+    outage_s: float = 0.0,
 ) -> LoaderStats:
     """100 seconds of a loader; a stage's three numbers are its seconds busy, starved and blocked."""
     stages = {"plan": plan, "read": read, "decode": decode}
@@ -36,6 +37,7 @@ def make(
         stages={name: StageClock(busy, starved, blocked) for name, (busy, starved, blocked) in stages.items()},
         frames_decoded=frames_decoded,
         bytes_used=bytes_used,
+        outage_s=outage_s,
     )
 
 
@@ -156,3 +158,22 @@ def test_advice_is_always_one_line(
 ) -> None:
     told = make(*clocks, wait_s=wait, batches=batches).advise(threads=4, decode_threads=threads, cores=cores)
     assert told and "\n" not in told and not told.endswith(".")
+
+
+def test_an_outage_is_no_slow_storage() -> None:
+    read = {"plan": (1, 1, 98), "read": (85, 5, 10), "decode": (15, 85, 0)}  # 80 s of an outage, then decoding
+    index = {"plan": (83, 1, 16), "read": (5, 85, 10), "decode": (15, 85, 0)}  # the same, of an index
+    for clocks in (read, index):
+        assert "data.threads" in make(**read, wait_s=85).advise(**HANDS)  # what is told of a slow storage
+        told = make(**clocks, wait_s=85, outage_s=80).advise(**HANDS)
+        assert "data.threads" not in told and "storage" not in told
+        assert "decoding, works 75% of the time" in told
+        assert told.endswith("; a store did not answer for 80 s of the 85 s of waiting, which is left out")
+    kept_up = make(**read, wait_s=80.1, outage_s=80).advise(**HANDS)
+    assert kept_up.startswith("an outage was the limit: a store did not answer for 80 s") and "keeps up" in kept_up
+
+
+def test_a_storage_that_is_slow_besides_an_outage_is_told() -> None:
+    told = make(read=(98, 2, 0), decode=(10, 90, 0), wait_s=90, outage_s=40).advise(**HANDS)
+    assert told.startswith("reading is the limit (97% busy, planning blocked 97%): raise data.threads")
+    assert "40 s of the 90 s" in told
