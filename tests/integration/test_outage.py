@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from benchmarks.data_loading.range_server import RangeServer, serving
 from rhofast.data import sources
 from rhofast.data.format.dataset import ShardSet
 from rhofast.storage.network import RetryPolicy
+from rhofast.storage.object_store import ObjectFolder
 from tests.helpers.program import run
 from tests.helpers.shards import TINY_PAGE
 
@@ -29,9 +32,32 @@ def steps(folder: Path, name: str) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if line["kind"] == "step"}
 
 
-@pytest.mark.parametrize("remote", ["ranges", "cache"])
+@contextmanager
+def without_names() -> Iterator[None]:
+    """Have each request ask the resolver of this machine for a host that no resolver knows."""
+    nowhere = ObjectFolder("http://no-such-host.invalid/set", 5.0)._opened()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ObjectFolder, "_opened", lambda _: nowhere)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("remote", "cause", "said"),
+    [
+        ("ranges", RangeServer.away, "Connection refused"),
+        ("cache", RangeServer.away, "Connection refused"),
+        ("cache", lambda _: without_names(), "failed to lookup address information"),
+    ],
+    ids=["ranges-server", "cache-server", "cache-dns"],
+)
 def test_a_run_outlives_an_outage_or_ends_resumably(
-    shards: ShardSet, tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    shards: ShardSet,
+    tmp_path: Path,
+    remote: str,
+    cause: Callable[[RangeServer], AbstractContextManager[None]],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "tiny.toml").write_text(TINY_PAGE)
     monkeypatch.setattr(sources, "RetryPolicy", partial(RetryPolicy, first_pause_s=0.05, max_pause_s=0.1))
@@ -51,7 +77,7 @@ def test_a_run_outlives_an_outage_or_ends_resumably(
                 time.sleep(0.01)
             for path in (tmp_path / f"{name}-cache").rglob("shard-*"):
                 path.unlink(missing_ok=True)  # or nothing of a small set is asked for again
-            with server.away():
+            with cause(server):
                 back.wait(seconds)
 
         def train_with_outage(name: str, seconds: float) -> int:
@@ -69,7 +95,7 @@ def test_a_run_outlives_an_outage_or_ends_resumably(
         capfd.readouterr()
         assert train_with_outage("below", 60.0) == 75
         told = " ".join(capfd.readouterr().err.split())
-        assert told.count("error:") == 1 and "Connection refused" in told and "--resume" in told
+        assert told.count("error:") == 1 and said in told and "--resume" in told
         assert BEFORE <= len(steps(tmp_path, "below")) < STEPS
         assert train("below", "--resume") == 0
     assert steps(tmp_path, "plain") == steps(tmp_path, "above") == steps(tmp_path, "below")
