@@ -20,7 +20,7 @@ from rhofast.cli.console import (
 )
 from rhofast.cli.eval_request import ConfiguredRequest, DetectionRequest, EvalRequest, spread
 from rhofast.cli.options import DATA, OUTPUT, RUN, CheckpointArgument, Overrides, ShardsArgument
-from rhofast.cli.tables import sweep_table
+from rhofast.cli.tables import count_text, sweep_table
 from rhofast.errors import EXIT_RESUMABLE, ConfigError
 
 if TYPE_CHECKING:
@@ -243,4 +243,4 @@ def embed(
     if not is_main_process():
         return
     print_left_out(result.left_out)
-    print_line(f"{target}: {result.samples:,} samples, {result.width} numbers each; {model.origin}")
+    print_line(f"{target}: {count_text(result.samples, 'sample')}, {result.width} numbers each; {model.origin}")

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from rhofast.cli.console import cell, out, print_error, print_line, progress_bar, progress_bars, told_of_outages
 from rhofast.cli.options import OUTPUT, Overrides, ShardsArgument, check_png
-from rhofast.cli.tables import shards_text, summary_table, with_notes
+from rhofast.cli.tables import count_text, summary_table, with_notes
 from rhofast.storage.files import check_writable
 
 if TYPE_CHECKING:
@@ -44,9 +44,10 @@ def verify(
             print_error(str(problem))
             problems += 1
     if problems:
-        print_error(f"{shards}: {problems} problems")
+        print_error(f"{shards}: {count_text(problems, 'problem')}")
         raise typer.Exit(1)
-    print_line(f"{shards}: {len(opened)} samples in {shards_text(len(opened.info.shards))} are as promised")
+    held = f"{count_text(len(opened), 'sample')} in {count_text(len(opened.info.shards), 'shard')}"
+    print_line(f"{shards}: as promised, {held}")
 
 
 def inspect(

@@ -50,16 +50,17 @@ def set_table(
     """
     count, refused = info.num_samples, sum(info.refused.values())
     reasons = ", ".join(f"{number} {reason}" for reason, number in info.refused.items())
+    held = f"{count_text(count, 'sample')} in {count_text(len(info.shards), 'shard')}"
     found = f"{listed:,}" if as_published is None else f"{listed:,} of {as_published:,} published"
     rows = {
         "videos listed": found,
         **({"passed over": _passed_over_text(passed_over)} if passed_over else {}),
-        "stored": f"{count:,} samples in {shards_text(len(info.shards))}, {byte_text(info.num_bytes)}",
+        "stored": f"{held}, {byte_text(info.num_bytes)}",
         "refused": f"{refused:,} ({reasons}); see {target / 'refused.jsonl'}" if refused else "none",
         "duration": f"{duration_text(info.seconds)}, {info.num_frames:,} frames",
         "codec": "; ".join(map(_codec_text, info.codecs)),
         "classes": f"{len(info.classes):,}" if info.classes else "none",
-        "time": duration_text(seconds),
+        "time taken": duration_text(seconds),
     }
     return _facts(f"{target}: {info.name} ({info.split})", rows)
 
@@ -68,9 +69,9 @@ def _codec_text(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" if name != "name" else str(value) for name, value in settings.items())
 
 
-def shards_text(count: int) -> str:
-    """Return a number of shards in words."""
-    return f"{count:,} shard{'' if count == 1 else 's'}"
+def count_text(count: int, noun: str) -> str:
+    """Return a number of things, such as `1 shard` or `2,000 shards`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _passed_over_text(counts: Counter[str]) -> str:
@@ -108,7 +109,7 @@ def summary_table(info: DatasetInfo, summary: Summary, clips: ClipConfig) -> Tab
     p10, median, p90 = summary.seconds
     geometry = f"{clips.num_clips} clips x {clips.num_frames} frames, stride {clips.frame_stride} at {clips.fps:g} fps"
     rows = {
-        "samples": f"{summary.samples:,} in {shards_text(summary.shards)}",
+        "samples": f"{summary.samples:,} in {count_text(summary.shards, 'shard')}",
         "duration": f"{duration_text(summary.hours * 3600)}; each {median:.1f} s (10 %: {p10:.1f}, 90 %: {p90:.1f})",
         "frames": f"{summary.frames:,}, {summary.frame_bytes / 1000:.1f} kB each",
         "bytes": byte_text(summary.bytes),
@@ -124,7 +125,7 @@ def summary_table(info: DatasetInfo, summary: Summary, clips: ClipConfig) -> Tab
         "decode amplification": f"{summary.decode_amplification:.2f} (frames decoded / frames used)",
     }
     if summary.read < summary.samples:
-        of = f"{summary.read:,} samples, in {shards_text(summary.read_shards)}"
+        of = f"{count_text(summary.read, 'sample')}, in {count_text(summary.read_shards, 'shard')}"
         rows["read"] = f"{of}: all other counts are of these; --all reads all of them"
     codecs = ", ".join(str(settings["name"]) for settings in info.codecs)
     return _facts(f"{info.name} ({info.split}), codec {codecs}", rows)

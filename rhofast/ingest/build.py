@@ -165,27 +165,28 @@ class _Plan:
 def _check_same(out: Path, complete: DatasetInfo, listing: Listing, settings: BuildSettings) -> None:
     """Raise IngestError unless the set in `out` is the requested one."""
     hint = "choose another folder, or delete this one; add videos to the set with --append"
-    if (complete.name, complete.split) != (settings.name, settings.split):
-        raise IngestError(f"{out}: holds the set {complete.name!r}, split {complete.split!r}", hint=hint)
+    if (difference := _first_difference(complete, settings)) is not None:
+        raise IngestError(f"{out}: {difference}", hint=hint)
     if complete.build != _build_digest(listing, settings, source_states(listing)):
-        raise IngestError(f"{out}: holds another shard set (other videos or settings)", hint=hint)
+        raise IngestError(f"{out}: holds a set of other videos, or of another --samples-per-shard", hint=hint)
     _delete_result_files(out, complete)
 
 
 def _check_same_kind(out: Path, existing: DatasetInfo, settings: BuildSettings) -> None:
     """Raise IngestError unless the new shards get the settings of the existing ones."""
-    pairs = {
-        "name": (existing.name, settings.name),
-        "split": (existing.split, settings.split),
-        "codecs": (existing.codecs, settings.codecs),
-        "transcode": (existing.transcode, settings.written()),
-    }
-    for field, (stored, requested) in pairs.items():
-        if stored != requested:
-            raise IngestError(
-                f"{out}: the set has {field}={json.dumps(stored)}, requested is {json.dumps(requested)}",
-                hint="--append needs the options that the set was made with",
-            )
+    if (difference := _first_difference(existing, settings)) is not None:
+        raise IngestError(f"{out}: {difference}", hint="--append needs the options that the set was made with")
+
+
+def _first_difference(stored: DatasetInfo, settings: BuildSettings) -> str | None:
+    """Return in words the first setting in which a stored set is not as requested; None if there is none."""
+    has = {"name": stored.name, "split": stored.split, "codecs": stored.codecs, **stored.transcode}
+    wanted = {"name": settings.name, "split": settings.split, "codecs": settings.codecs, **settings.written()}
+    for field in dict.fromkeys([*has, *wanted]):
+        if has.get(field) != wanted.get(field):
+            pair = json.dumps(has.get(field)), json.dumps(wanted.get(field))
+            return f"the set has {field}={pair[0]}, requested is {pair[1]}"
+    return None
 
 
 def _build_digest(listing: Listing, settings: BuildSettings, states: Iterable[list[Any] | None]) -> str:

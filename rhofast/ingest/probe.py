@@ -187,7 +187,33 @@ def probe(path: Path) -> SourceInfo:
         if isinstance(error, av.error.ArgumentError):  # the format is not one of WHITELIST
             raise RefusedError(Refusal.NOT_A_VIDEO, "a picture, a list of files, text, or an unknown format") from None
         check_library_error(error)
-        raise RefusedError(Refusal.NOT_A_VIDEO, str(getattr(error, "strerror", "") or error)) from None
+        said = str(getattr(error, "strerror", "") or error)
+        raise RefusedError(Refusal.NOT_A_VIDEO, _mp4_defect(path, size) or said) from None
+
+
+def _mp4_defect(path: Path, size: int) -> str | None:
+    """Return why an MP4 or MOV has no table of contents, as a download that was cut short; None for other files.
+
+    Args:
+        path: The file, which FFmpeg cannot open.
+        size: Its bytes.
+    """
+    offset, seen = 0, False
+    with suppress(OSError), path.open("rb") as file:
+        while offset + 8 <= size:
+            file.seek(offset)
+            head = file.read(16)
+            length, kind = struct.unpack(">I4s", head[:8])
+            if length == 1 and len(head) == 16:
+                (length,) = struct.unpack(">Q", head[8:])
+            if length < 8 or (offset == 0 and kind != b"ftyp"):
+                return None
+            offset, seen = offset + length, seen or kind == b"moov"
+        if offset > size:
+            return f"cut short: it has {size:,} of at least {offset:,} bytes"
+        if offset and not seen:
+            return "not finished: an MP4 without its table of contents (moov)"
+    return None
 
 
 def _read_info(container: Any) -> SourceInfo:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from rhofast.cli.tables import score_table, with_notes
+from rhofast.cli.tables import count_text, score_table, with_notes
 from rhofast.evaluation.scores import Evaluation, Scores
 
 ORIGIN = "path/to/a/file_with_a_long_name.py:Network, untrained, seed 0"
@@ -49,3 +49,7 @@ def test_notes_below_a_narrow_table_are_as_wide_as_the_terminal_and_plain_text()
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     assert "one two three four five six [bold]seven" in lines
     assert "\x1b" not in "".join(lines) and 40 < max(map(len, lines)) <= 60
+
+
+def test_one_thing_is_not_plural() -> None:
+    assert [count_text(count, "shard") for count in (0, 1, 2000)] == ["0 shards", "1 shard", "2,000 shards"]

@@ -186,8 +186,11 @@ def test_a_complete_set_is_left_alone_and_another_one_is_refused(
     (out / ".job-000003.jsonl").write_text("{}")  # left by a run that was killed after dataset.json was written
     build(sources, out)
     assert contents(out) == contents(built)
-    for records, side in ((sources, 48), (sources[:-1], 32)):
-        with pytest.raises(IngestError, match="another"):
+    for records, side, says in (
+        (sources, 48, "the set has short_side=32, requested is 48"),
+        (sources[:-1], 32, "holds a set of other videos"),
+    ):
+        with pytest.raises(IngestError, match=says):
             build(records, out, side=side)
     assert contents(out) == contents(built)
 
@@ -296,7 +299,7 @@ def test_a_set_whose_shards_are_named_otherwise_can_be_appended_to(sources: list
 
 def test_what_is_appended_must_be_of_the_same_kind(built: Path, sources: list[VideoRecord], tmp_path: Path) -> None:
     out = shutil.copytree(built, tmp_path / "set")
-    with pytest.raises(IngestError, match="the set has transcode="):
+    with pytest.raises(IngestError, match="the set has short_side=32, requested is 48"):
         build(sources, out, append=True, side=48)
     with pytest.raises(IngestError, match="the set has codecs="):
         build(sources, out, append=True, codec=JpegCodec(quality=5))

@@ -395,3 +395,22 @@ def test_high_dynamic_range_needs_not_say_more_than_its_curve(program: str, tmp_
     little = write_video(MAKER, tmp_path / "little.mkv", "-c:v", "ffv1", filters=said[:29], **how)  # type: ignore[arg-type]
     if transcoding._has_filter("zscale"):
         np.testing.assert_array_equal(stored(little, tmp_path), stored(whole, tmp_path))
+
+
+def test_an_mp4_that_was_cut_short_or_not_finished_says_so(tmp_path: Path) -> None:
+    def box(kind: bytes, length: int, *, wide: bool = False) -> bytes:
+        head = struct.pack(">I4sQ", 1, kind, length) if wide else struct.pack(">I4s", length, kind)
+        return head + bytes(length - len(head))
+
+    path = tmp_path / "x.mp4"
+    begin = box(b"ftyp", 24)
+    for content, says in (
+        (begin + box(b"mdat", 4000)[:300], "cut short: it has 324 of at least 4,024 bytes"),
+        (begin + box(b"mdat", 4000, wide=True)[:300], "cut short: it has 324 of at least 4,024 bytes"),
+        (begin + box(b"mdat", 4000), "not finished: an MP4 without its table of contents (moov)"),
+        (b"no video at all", "Invalid data found when processing input"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(RefusedError) as caught:
+            probe(path)
+        assert (caught.value.reason, caught.value.detail) == (Refusal.NOT_A_VIDEO, says)
