@@ -78,7 +78,7 @@ def groups_of(file: BinaryIO, positions: Sequence[int]) -> tuple[npt.NDArray[np.
         the fragment of each packet, i64[N].
 
     Raises:
-        ValueError: There are no fragments, or one without packets.
+        ValueError: There are no fragments, one without packets, or packets in another order.
     """
     starts = fragment_starts(file)
     if not starts:
@@ -86,6 +86,8 @@ def groups_of(file: BinaryIO, positions: Sequence[int]) -> tuple[npt.NDArray[np.
     groups = np.searchsorted(starts, positions, side="right") - 1
     if (groups < 0).any() or (np.bincount(groups, minlength=len(starts)) == 0).any():
         raise ValueError("the stored member has packets outside its fragments, or fragments without packets")
+    if (np.diff(groups) < 0).any():
+        raise ValueError("the stored member's packets are in another order than its fragments")
     return np.array([0, *starts, file.seek(0, io.SEEK_END)], dtype=np.int64), groups
 
 

@@ -162,14 +162,16 @@ def _decode(
         UnfitError: A frame has another size.
         ValueError: A group does not decode to its frames, in the order of their times.
     """
-    means = []
+    means, begin = [], 0
     with open_container(file, probe=False) as container:  # the header says everything
         stream = video_stream(container)
         stream.thread_count = 1
         # Only key frames are looked at. What others look like is not, so they need no filter; parsing them does not.
         stream.codec_context.options = {"skip_loop_filter": "nokey"}
         for number, packets in enumerate(_grouped(container, stream, groups)):
-            expected = np.sort(pts[groups == number]) if deep else pts[np.flatnonzero(groups == number)[:1]]
+            times = pts[begin : begin + len(packets)]
+            begin += len(packets)
+            expected = np.sort(times) if deep else times[:1]
             shown = []
             try:
                 for packet in [*(packets if deep else packets[:1]), None]:
