@@ -29,14 +29,15 @@ TIMES: dict[Role, list[str]] = {
     "start": _words("start starttime timestart startsec startseconds tstart begin"),
     "end": _words("end endtime timeend endsec endseconds tend stop"),
 }
-SELECTING = _words(  # would make other samples of a video, or none: they cannot be left out of account
-    "split subset set fold usage start end starttime endtime timestart timeend begin stop startframe endframe",
+SELECTING = _words(  # would make other samples of a video, or none, or name them: they cannot be left out of account
+    "key split subset set fold usage start end starttime endtime timestart timeend begin stop startframe endframe",
     "startsec endsec tstart tend",
 )
 IGNORED = {  # describe a video, or number the lines
     *("index", "idx", "number", "duration", "seconds", "length", "frames", "numframes", "nframes", "framecount"),
     *("totalframes", "fps", "framerate", "width", "height", "resolution", "size", "bytes", "filesize", "md5", "sha256"),
 }
+_FEW = 20  # entries of which each may be of another class
 
 
 def is_number(field: str | list[str]) -> bool:
@@ -141,7 +142,9 @@ class Columns:
 
     def _labels(self, others: list[int]) -> dict[Role, int]:
         candidates = [column for column in others if self._names[column] in {*LABELS, *LABEL_NAMES}]
-        candidates = candidates or [column for column in others if self._names[column] not in SELECTING]
+        candidates = candidates or [
+            column for column in others if self._names[column] not in SELECTING and not self._all_differ(column)
+        ]
         if not candidates:
             return {}
         if len(candidates) == 1:
@@ -155,6 +158,11 @@ class Columns:
 
     def _most(self, column: int, holds: Callable[[str], bool]) -> bool:
         return most(holds(fields[column]) for fields in self._sample if column < len(fields))
+
+    def _all_differ(self, column: int) -> bool:
+        """Return whether a column has another value in each of many entries, as captions and names have."""
+        values = [fields[column] for fields in self._sample if column < len(fields)]
+        return len(values) > _FEW and len(set(values)) == len(values)
 
     def _problem(self, message: str) -> ValueError:
         return problem(

@@ -16,9 +16,10 @@ spaces, but a label may not.
 The first line may have the names of the columns; `header` says whether it has. Without one, a line is a path and a
 label. With one, columns are recognized by what is in them and by usual names (path, file_name, video; label, class,
 target, category), and one column may have the number and another the name of a class. Columns that only describe a
-video (frames, duration, fps) are ignored; those that choose a split or frames (split, start_frame), and those whose
-meaning is not known, are an error. `path_column` and `label_column` (a name, a number from 1, or none) choose; if both
-are given, all other columns are ignored that are not chosen, too.
+video (frames, duration, fps) are ignored; a single column of another name is the label if its values repeat. Those that
+name samples, or choose a split or frames (key, split, start_frame), and those whose meaning is not known, are an error
+(recipe `records` takes keys and fields of your own). `path_column` and `label_column` (a name, a number from 1, or
+none) choose; if both are given, all other columns are ignored that are not chosen, too.
 
 Columns named start and end (start_time, time_end, begin, stop, ...) have the times of segments: seconds in the video,
 or hours:minutes:seconds; an empty one is the beginning or the end of the video. `start_column` and `end_column` choose

@@ -71,12 +71,12 @@ def make_list(path: Path, videos: list[Path], count: int, *, outside: bool = Fal
     """Write a list of segments of 0.3 seconds, file by file; `outside`: behind the ends of the files."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["key", "path", "start", "end"])
+        writer.writerow(["path", "start", "end"])
         each = count // len(videos)
-        for place, video in enumerate(videos):
+        for video in videos:
             for number in range(each):
                 start = number * (SECONDS - 1) / each + (10 * SECONDS if outside else 0)
-                writer.writerow([f"s{place}-{number:06d}", video, f"{start:.4f}", f"{start + 0.3:.4f}"])
+                writer.writerow([video, f"{start:.4f}", f"{start + 0.3:.4f}"])
 
 
 # ---- memory ----
@@ -140,7 +140,7 @@ def listed(videos: list[Path], *, one: bool, outside: bool = False) -> Case:
         make_list(folder / "list.csv", videos, count, outside=outside)
         if outside:
             with (folder / "list.csv").open("a") as file:
-                file.write(f"whole,{videos[0]},0,1\n")
+                file.write(f"{videos[0]},0,1\n")
         options = ["--codec", "remux", "--name", "x", *(["--samples-per-shard", str(count + 1)] if one else [])]
         return {"": measure("shard", folder / "list.csv", folder / "out", *options)}
 

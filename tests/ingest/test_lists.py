@@ -199,6 +199,11 @@ NUMBERS = "".join(f"{number}.mp4,{number}\n" for number in range(300))
         ("path,start,end\na.mp4,0:61,99\n", "list.csv:2: start='0:61' is not a time"),
         ("path,label\na.mp4,run\npath,label\nb.mp4,jump\n", "list.csv:3: the names of the columns again"),
         ("path,label,foo\na.mp4,4,1\n", "list.csv:1: it is not known what these columns mean: foo"),
+        ("path,key\na.mp4,one\n", "list.csv:1: it is not known what these columns mean: key"),
+        (
+            "path,title\n" + "".join(f"{video}.mp4,A film {video}\n" for video in range(30)),
+            "list.csv:1: it is not known what these columns mean: title",
+        ),
         ("path,verb,noun\na.mp4,4,1\n", "list.csv:1: several columns may be the label: verb, noun"),
         ("path,label,target\na.mp4,4,1\n", "list.csv:1: several columns may be the label: label, target"),
         ("a.mp4 1\nb.mp4,2\nc.mp4 3\n", "list.csv:2: text behind the path"),
