@@ -109,9 +109,12 @@ class RangeServer:
         """Take no more connections and end those that are open."""
         if self.listening is not None:
             self.listening.close()
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:  # connections that are being taken
+            await asyncio.wait(others)
         for connection in list(self.connections):
             connection.abort()
-        await asyncio.sleep(0)
+        while self.connections:
+            await asyncio.sleep(0)
 
     def open(self, name: str) -> tuple[int, int, str] | None:
         """Return descriptor, size and ETag of a file; None if there is none."""

@@ -99,7 +99,7 @@ class DatasetInfo(Section):
     def _names_are_of_files(cls, shards: list[ShardInfo]) -> list[ShardInfo]:
         for shard in shards:
             if not _NAME.fullmatch(shard.name):
-                raise ValueError(f"{shard.name[:200]!a} is not a valid name of a shard")
+                raise ValueError(f"{shard.name[:200]!a} is not a name of a shard")
         if len({shard.name for shard in shards}) < len(shards):
             raise ValueError("two shards have the same name")
         return shards
