@@ -22,7 +22,7 @@ import av
 import av.logging
 from av.sidedata.sidedata import Type as SideData
 
-from rhofast.data.codecs.containers import demux, open_source, video_stream
+from rhofast.data.codecs.containers import demux, mp4_defect, open_source, video_stream
 from rhofast.data.codecs.frame_rate import FrameRate, measure_rate
 from rhofast.data.codecs.segment import last_time
 from rhofast.ingest.machine_errors import check_library_error
@@ -188,32 +188,7 @@ def probe(path: Path) -> SourceInfo:
             raise RefusedError(Refusal.NOT_A_VIDEO, "a picture, a list of files, text, or an unknown format") from None
         check_library_error(error)
         said = str(getattr(error, "strerror", "") or error)
-        raise RefusedError(Refusal.NOT_A_VIDEO, _mp4_defect(path, size) or said) from None
-
-
-def _mp4_defect(path: Path, size: int) -> str | None:
-    """Return why an MP4 or MOV has no table of contents, as a download that was cut short; None for other files.
-
-    Args:
-        path: The file, which FFmpeg cannot open.
-        size: Its bytes.
-    """
-    offset, seen = 0, False
-    with suppress(OSError), path.open("rb") as file:
-        while offset + 8 <= size:
-            file.seek(offset)
-            head = file.read(16)
-            length, kind = struct.unpack(">I4s", head[:8])
-            if length == 1 and len(head) == 16:
-                (length,) = struct.unpack(">Q", head[8:])
-            if length < 8 or (offset == 0 and kind != b"ftyp"):
-                return None
-            offset, seen = offset + length, seen or kind == b"moov"
-        if offset > size:
-            return f"cut short: it has {size:,} of at least {offset:,} bytes"
-        if offset and not seen:
-            return "not finished: an MP4 without its table of contents (moov)"
-    return None
+        raise RefusedError(Refusal.NOT_A_VIDEO, mp4_defect(path, size) or said) from None
 
 
 def _read_info(container: Any) -> SourceInfo:

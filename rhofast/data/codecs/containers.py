@@ -189,8 +189,47 @@ def read_packets(file: BinaryIO) -> tuple[int, int, Fraction, list[Packet]]:
     return *size, fps, packets
 
 
+def boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the outermost boxes of an MP4 (ISO/IEC 14496-12, 4.2): kind, position and size of each.
+
+    The last box may be larger than what is left of the file. If its size is smaller than a box's head of 8 bytes, what
+    follows it is unknown.
+    """
+    end, offset = file.seek(0, io.SEEK_END), 0
+    while offset + 8 <= end:
+        file.seek(offset)
+        head = file.read(16)
+        size, kind = struct.unpack(">I4s", head[:8])
+        if size == 1 and len(head) == 16:
+            (size,) = struct.unpack(">Q", head[8:])
+        yield kind, offset, size
+        if size < 8:
+            return
+        offset += size
+
+
+def mp4_defect(path: Path, size: int) -> str | None:
+    """Return why an MP4 or MOV has no table of contents, as a download that was cut short; None for other files.
+
+    Args:
+        path: The file, which FFmpeg cannot open.
+        size: Its bytes.
+    """
+    end, seen = 0, False
+    with suppress(OSError), path.open("rb") as file:
+        for kind, offset, length in boxes(file):
+            if length < 8 or (offset == 0 and kind != b"ftyp"):
+                return None
+            end, seen = offset + length, seen or kind == b"moov"
+        if end > size:
+            return f"cut short: it has {size:,} of at least {end:,} bytes"
+        if end and not seen:
+            return "not finished: an MP4 without its table of contents (moov)"
+    return None
+
+
 def fragment_starts(file: BinaryIO) -> list[int]:
-    """Find where the fragments of an MP4 begin: at its `moof` boxes (ISO/IEC 14496-12, 4.2).
+    """Find where the fragments of an MP4 begin: at its `moof` boxes.
 
     Returns:
         The positions of the boxes, ascending.
@@ -198,19 +237,12 @@ def fragment_starts(file: BinaryIO) -> list[int]:
     Raises:
         ValueError: The file does not end with a whole box.
     """
-    end, offset, starts = file.seek(0, io.SEEK_END), 0, []
-    while offset + 8 <= end:
-        file.seek(offset)
-        head = file.read(16)
-        size, kind = struct.unpack(">I4s", head[:8])
-        if size == 1 and len(head) == 16:
-            (size,) = struct.unpack(">Q", head[8:])
+    end, starts = 0, []
+    for kind, offset, size in boxes(file):
+        end = offset + size
         if kind == b"moof":
             starts.append(offset)
-        if size < 8:
-            break
-        offset += size
-    if offset != end:
+    if end != file.seek(0, io.SEEK_END):
         raise ValueError("the stored member is not a whole MP4")
     return starts
 
