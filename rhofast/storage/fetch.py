@@ -14,7 +14,6 @@ from rhofast.storage import outages
 from rhofast.storage.files import write_all
 from rhofast.storage.network import RetryPolicy
 from rhofast.storage.open_store import open_store_file
-from rhofast.storage.outages import tell_outage
 from rhofast.storage.request_error import Kind, RequestError
 from rhofast.storage.store import StoreFolder
 
@@ -110,7 +109,7 @@ def with_retries(address: str, policy: RetryPolicy, use: Callable[[StoreFolder, 
         else:
             _answering.add(place)
             if is_told:
-                tell_outage(place, "")
+                outages.tell_outage(place, "")
             return result
         if fault.kind not in (Kind.AWAY, Kind.BUSY):
             _answering.add(place)
@@ -130,7 +129,7 @@ def with_retries(address: str, policy: RetryPolicy, use: Callable[[StoreFolder, 
             tries = f", in {failed} attempts" if failed > 1 else ""
             raise FetchError(fault.text + tries, kind=fault.kind) from None
         if is_outage and policy.outage_s and waited >= outages.FIRST_S and not is_told:
-            tell_outage(place, fault.text, policy.outage_s)
+            outages.tell_outage(place, fault.text, policy.outage_s)
             is_told = True
         pause = policy.pause(failed - 1, fault.wait_s)
         time.sleep(min(pause, policy.outage_s - waited) if failed >= policy.attempts else pause)

@@ -81,6 +81,6 @@ def find_samples(
             on_read(place + 1, len(numbers))
         if len(found) == len(listed):
             break
-    if missing := next((key for key in keys if key not in found), None):
-        raise ConfigError(f"{shards.where}: no sample has the key {missing!r}")
+    if missing := [key for key in keys if key not in found]:
+        raise ConfigError(f"{shards.where}: no sample has the key {missing[0]!r}")
     return [found[key] for key in keys]

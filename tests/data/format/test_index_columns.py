@@ -96,6 +96,8 @@ def test_keys_are_found_and_the_search_ends_with_the_last_of_them(
     assert of_indices(server)[1] <= SHARDS * MOST
     with pytest.raises(ConfigError, match="no sample has the key 'k9'"):
         find_samples(remote, ["k1-1", "k9"])
+    with pytest.raises(ConfigError, match="no sample has the key ''"):
+        find_samples(remote, [""])
 
 
 def test_a_list_of_keys_costs_no_units(server: RangeServer, large: ShardSet, tmp_path: Path) -> None:
