@@ -107,10 +107,10 @@ class RangeServer:
 
     async def end(self) -> None:
         """Take no more connections and end those that are open."""
-        if self.listening is not None:
-            self.listening.close()
-        if others := asyncio.all_tasks() - {asyncio.current_task()}:  # connections that are being taken
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:  # each takes a connection
             await asyncio.wait(others)
+        if self.listening is not None:  # after them: asyncio drops, unclosed, what it takes for a closed server
+            self.listening.close()
         for connection in list(self.connections):
             connection.abort()
         while self.connections:
