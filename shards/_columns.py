@@ -1,4 +1,4 @@
-"""Which column of a list is which: paths, labels, names of labels, times of segments. Not a recipe.
+"""Which column of a list is which: paths, labels, names of labels, keys, times of segments. Not a recipe.
 
 file --find_layout--> Layout --rows--> Row: the fields of each entry by their roles
 """
@@ -49,6 +49,7 @@ class Row:
         path: The path or address.
         label: The label as it is written; None without one.
         label_name: The name beside a label that is a number; None without one.
+        key: The key of the sample; None if no column has keys.
         start: Beginning of the segment in seconds; None for that of the video.
         end: End of the segment in seconds; None for that of the video.
     """
@@ -57,6 +58,7 @@ class Row:
     path: str
     label: str | None = None
     label_name: str | None = None
+    key: str | None = None
     start: float | None = None
     end: float | None = None
 
@@ -68,6 +70,7 @@ def find_layout(
     header: bool | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
+    key_column: str | None = None,
     start_column: str | None = None,
     end_column: str | None = None,
 ) -> Layout:
@@ -79,6 +82,7 @@ def find_layout(
         header: Whether the first entry has the names of the columns; None: found by what is in it and below it.
         path_column: Name or number (from 1) of the column of paths; None: found.
         label_column: Name or number of the column of labels, or `none`; None: found.
+        key_column: Name or number of the column of keys, or `none`; None: found.
         start_column: Name or number of the column of the times at which segments begin, or `none`; None: found.
         end_column: The same for their ends.
 
@@ -102,7 +106,8 @@ def find_layout(
         )
     named = is_header(where, table[0], table[1:]) if header is None else header
     choose = Columns(where, table[0] if named else None, table[1:] if named else table)
-    columns, width = choose.columns(path_column, label_column, {"start": start_column, "end": end_column})
+    known: dict[Role, str | None] = {"key": key_column, "start": start_column, "end": end_column}
+    columns, width = choose.columns(path_column, label_column, known)
     return Layout(
         mark=mark,
         header=sample[0][0] if named else None,
@@ -129,8 +134,11 @@ def rows(path: Path, layout: Layout) -> Iterator[Row]:
             fields.pop()
         _check_fields(f"{path}:{line}", text, fields, layout)
         values = {role: fields[column] for role, column in layout.columns.items() if column < len(fields)}
+        if values.get("key") == "":
+            raise problem(f"{path}:{line}: no key", "give every line a key, or have keys made: --option key_column=none")
         start, end = (_seconds(f"{path}:{line}", role, values.get(role)) for role in TIMES)
-        yield Row(line, values["path"], values.get("label") or None, values.get("label_name") or None, start, end)
+        label, label_name = values.get("label") or None, values.get("label_name") or None
+        yield Row(line, values["path"], label, label_name, values.get("key"), start, end)
 
 
 def _seconds(where: str, role: Role, text: str | None) -> float | None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from _lists import ends_in_video, problem
 
-Role = Literal["path", "label", "label_name", "start", "end"]
+Role = Literal["path", "label", "label_name", "key", "start", "end"]
 
 
 def _words(*rows: str) -> list[str]:
@@ -29,6 +29,7 @@ TIMES: dict[Role, list[str]] = {
     "start": _words("start starttime timestart startsec startseconds tstart begin"),
     "end": _words("end endtime timeend endsec endseconds tend stop"),
 }
+BY_NAME: dict[Role, list[str]] = {"key": ["key"], **TIMES}  # known by their names alone
 SELECTING = _words(  # would make other samples of a video, or none, or name them: they cannot be left out of account
     "key split subset set fold usage start end starttime endtime timestart timeend begin stop startframe endframe",
     "startsec endsec tstart tend",
@@ -67,13 +68,19 @@ class Columns:
         self._width = len(header or (sample[0] if sample else ()))
 
     def columns(
-        self, path: str | None, label: str | None, times: dict[Role, str | None]
+        self, path: str | None, label: str | None, named: dict[Role, str | None]
     ) -> tuple[dict[Role, int], int | None]:
-        """Return the number of each column by its role, and the number of columns (None: a label may be absent)."""
+        """Return the number of each column by its role, and the number of columns (None: a label may be absent).
+
+        Args:
+            path: The column of paths, as the user chose it; None: found.
+            label: That of labels, or `none`.
+            named: Those of the roles of BY_NAME, or `none`.
+        """
         chosen_path = None if path is None else self._chosen("path_column", path)
         chosen_label = None if label in (None, "none") else self._chosen("label_column", str(label))
         found: dict[Role, int] = {
-            role: self._chosen(f"{role}_column", name) for role, name in times.items() if name not in (None, "none")
+            role: self._chosen(f"{role}_column", name) for role, name in named.items() if name not in (None, "none")
         }
         if self._header is None and path is None and label is None and not found:
             return {"path": 0, "label": 1}, None
@@ -87,31 +94,31 @@ class Columns:
             found["path"] = self._path(chosen_label) if chosen_path is None else chosen_path
             others = [column for column in self._others(found["path"]) if column not in taken]
             if path is None or label is None:
-                found.update(self._times(others, times))
+                found.update(self._by_name(others, named))
                 others = [column for column in others if column not in found.values()]
             if chosen_label is not None:
                 found["label"] = chosen_label
             elif label is None:
                 found.update(self._labels(others))
                 others = [column for column in others if column not in found.values()]
-        others = [column for column in others if not self._is_unwanted(column, times)]
+        others = [column for column in others if not self._is_unwanted(column, named)]
         if others and (path is None or label is None):
             shown = ", ".join(self._header[column] if self._header else str(column + 1) for column in others)
             raise self._problem(f"it is not known what these columns mean: {shown}")
         return found, self._width
 
-    def _times(self, others: list[int], times: dict[Role, str | None]) -> dict[Role, int]:
-        """Return the columns that have the times of segments by their names."""
-        named: dict[Role, list[int]] = {
-            role: [column for column in others if self._names[column] in TIMES[role]]
-            for role, chosen in times.items()
+    def _by_name(self, others: list[int], named: dict[Role, str | None]) -> dict[Role, int]:
+        """Return the columns that are known by their names, and were not chosen."""
+        found: dict[Role, list[int]] = {
+            role: [column for column in others if self._names[column] in BY_NAME[role]]
+            for role, chosen in named.items()
             if chosen is None
         }
-        return {role: columns[0] for role, columns in named.items() if len(columns) == 1}
+        return {role: columns[0] for role, columns in found.items() if len(columns) == 1}
 
-    def _is_unwanted(self, column: int, times: dict[Role, str | None]) -> bool:
+    def _is_unwanted(self, column: int, named: dict[Role, str | None]) -> bool:
         return self._header is not None and any(
-            chosen == "none" and self._names[column] in TIMES[role] for role, chosen in times.items()
+            chosen == "none" and self._names[column] in BY_NAME[role] for role, chosen in named.items()
         )
 
     def _chosen(self, option: str, column: str) -> int:

@@ -3,7 +3,7 @@
     rhofast shard train.csv OUT --option root=/videos
     rhofast shard train.csv OUT --option classes=names.txt
     rhofast shard table.csv OUT --option path_column=file --option label_column=action
-    rhofast shard segments.csv OUT            with the first line: path,label,start,end
+    rhofast shard segments.csv OUT            with the first line: key,path,label,start,end
 
 SOURCE is the text file, in UTF-8, or in UTF-16 with a byte order mark. Relative paths are relative to `root`, or to the
 folder of the file. Addresses such as s3://bucket/x.mp4 are used unchanged. Skipped are empty lines and comments, which
@@ -17,9 +17,12 @@ The first line may have the names of the columns; `header` says whether it has. 
 label. With one, columns are recognized by what is in them and by usual names (path, file_name, video; label, class,
 target, category), and one column may have the number and another the name of a class. Columns that only describe a
 video (frames, duration, fps) are ignored; a single column of another name is the label if its values repeat. Those that
-name samples, or choose a split or frames (key, split, start_frame), and those whose meaning is not known, are an error
-(recipe `records` takes keys and fields of your own). `path_column` and `label_column` (a name, a number from 1, or
-none) choose; if both are given, all other columns are ignored that are not chosen, too.
+choose a split or frames (split, start_frame), and those whose meaning is not known, are an error (recipe `records`
+takes fields of your own). `path_column` and `label_column` (a name, a number from 1, or none) choose; if both are
+given, all other columns are ignored that are not chosen, too.
+
+A column named key, or `key_column`, has the keys of the samples: unique, of 1 to 80 letters, digits, "_" and "-". By
+default keys are made of path and times.
 
 Columns named start and end (start_time, time_end, begin, stop, ...) have the times of segments: seconds in the video,
 or hours:minutes:seconds; an empty one is the beginning or the end of the video. `start_column` and `end_column` choose
@@ -60,6 +63,7 @@ def records(
     header: bool | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
+    key_column: str | None = None,
     start_column: str | None = None,
     end_column: str | None = None,
     labels: Labels | None = None,
@@ -75,6 +79,7 @@ def records(
         header: Whether the first line has the names of the columns; None: found.
         path_column: Column of the paths; None: found.
         label_column: Column of the labels, or `none`; None: found.
+        key_column: Column of the keys, or `none`; None: found.
         start_column: Column of the times at which segments begin, or `none`; None: found.
         end_column: Column of the times at which segments end, or `none`; None: found.
         labels: What labels are; None: found.
@@ -90,6 +95,7 @@ def records(
         header=header,
         path_column=path_column,
         label_column=label_column,
+        key_column=key_column,
         start_column=start_column,
         end_column=end_column,
     )
@@ -99,8 +105,9 @@ def records(
         label, name = numbering.label_of(row)
         address = "://" in row.path
         odd = not address and ("./" in row.path or "//" in row.path)  # may be written in a plainer way
+        plain = PurePosixPath(row.path).as_posix() if odd else row.path
         yield VideoRecord(
-            key=segment_key(PurePosixPath(row.path).as_posix() if odd else row.path, row.start, row.end),
+            key=segment_key(plain, row.start, row.end) if row.key is None else row.key,
             path=row.path if address else folder / row.path,  # type: ignore[arg-type]
             label=label,
             label_name=name,

@@ -13,11 +13,11 @@ of the file, or addresses. Both are found if there is only one that can be meant
 
 `label_column` (found by its usual names; `none` for none) has numbers, or with `classes` names; the names that Hugging
 Face's `ClassLabel` stores in the file are used without it. `unlabeled` is the label that means none, such as -1.
-`key_column` has keys; by default they are made of the path, or of the name of the file and the number of the row.
-`start_column` and `end_column` have seconds in the video; columns of numbers named start and end (start_time, end_sec,
-...) are found; `none` for none. `fields` names the columns that are stored as your own fields (`extra`), separated by
-commas, or `all` for all others that are not bytes. Columns that would choose a split or frames (split, start_frame)
-must be used or be named in `ignore`; other columns are not read.
+`key_column` has keys; a column of texts or whole numbers named key is found; with `none`, they are made of the path, or
+of the name of the file and the number of the row. `start_column` and `end_column` have seconds in the video; columns of
+numbers named start and end (start_time, end_sec, ...) are found; `none` for none. `fields` names the columns that are
+stored as your own fields (`extra`), separated by commas, or `all` for all others that are not bytes. Columns that would
+choose a split or frames (split, start_frame) must be used or be named in `ignore`; other columns are not read.
 
 To list the samples, bytes are not read, and other columns are read by pages. A video in a column of bytes is read by
 pages, too, from the beginning of its row group on, and jobs read rows in their order: one pass over each row group.
@@ -38,7 +38,7 @@ from _files import find_files
 from _labels import Classes
 from _lists import problem
 from _paths import key_of, segment_key
-from _roles import LABELS, PATHS, SELECTING, TIMES, Role, plain
+from _roles import BY_NAME, LABELS, PATHS, SELECTING, Role, plain
 
 from rhofast.data.inside import ParquetCell
 from rhofast.data.types import VideoRecord
@@ -96,7 +96,7 @@ def records(
         path_column: Column of paths; None: found.
         bytes_column: Column of bytes; None: found.
         label_column: Column of labels, or `none`; None: found.
-        key_column: Column of keys; None: keys are made.
+        key_column: Column of keys, or `none`; None: found.
         start_column: Column of beginnings of segments, or `none`; None: found.
         end_column: Column of ends of segments, or `none`; None: found.
         fields: Columns of fields of the user's own, `all` or `none`.
@@ -193,8 +193,9 @@ def _find_columns(shown: str, schema: pa.Schema, asked: Columns, ignored: set[st
         beside = f"{content.removesuffix('.bytes')}.path"
         path = beside if type_of(schema, beside) is not None else None
     label = _find_label(shown, schema) if asked.label is None else None if asked.label == "none" else asked.label
-    start, end = _find_time(shown, schema, "start", asked.start), _find_time(shown, schema, "end", asked.end)
-    used = {content, path, label, asked.key, start, end}
+    key = _find_by_name(shown, schema, "key", asked.key)
+    start, end = _find_by_name(shown, schema, "start", asked.start), _find_by_name(shown, schema, "end", asked.end)
+    used = {content, path, label, key, start, end}
     outer = {(name if name in schema.names else name.partition(".")[0]) for name in used if name is not None}
     rest = [name for name in schema.names if name not in outer]
     fields = tuple(rest if asked.fields == ("all",) else asked.fields)
@@ -210,28 +211,29 @@ def _find_columns(shown: str, schema: pa.Schema, asked: Columns, ignored: set[st
     for name in fields:
         if _has_bytes(type_of(schema, name)):
             raise problem(f"{shown}: column {name!r} holds bytes, which are no field", "leave it out of fields")
+    unwanted = {name for role in BY_NAME if getattr(asked, role) == "none" for name in BY_NAME[role]}
     for name in rest:
-        if plain(name) in SELECTING and name not in {*ignored, *fields}:
+        if plain(name) in {*SELECTING} - unwanted and name not in {*ignored, *fields}:
             raise problem(
                 f"{shown}: column {name!r} seems to choose a part of a video, or a split",
-                f"use it (start_column, end_column, fields), or leave it out: --option ignore={name}",
+                f"use it (key_column, start_column, end_column, fields), or leave it out: --option ignore={name}",
             )
-    return Columns(content, path, label, asked.key, start, end, fields)
+    return Columns(content, path, label, key, start, end, fields)
 
 
-def _find_time(shown: str, schema: pa.Schema, role: Role, asked: str | None) -> str | None:
-    """Return the column of the times at which segments begin or end; None if there is none."""
+def _find_by_name(shown: str, schema: pa.Schema, role: Role, asked: str | None) -> str | None:
+    """Return the column of keys, or of the times at which segments begin or end; None if there is none."""
     if asked is not None:
         return None if asked == "none" else asked
-    tests = (pa.types.is_floating, pa.types.is_integer)
+    tests = (_is_text if role == "key" else pa.types.is_floating, pa.types.is_integer)
     found = [
         name
         for name in schema.names
-        if plain(name) in TIMES[role] and any(test(schema.field(name).type) for test in tests)
+        if plain(name) in BY_NAME[role] and any(test(schema.field(name).type) for test in tests)
     ]
     if len(found) > 1:
         raise problem(
-            f"{shown}: several columns may be the {role} of segments: {', '.join(found)}",
+            f"{shown}: several columns may be the {role}: {', '.join(found)}",
             f"choose: --option {role}_column=NAME (or none)",
         )
     return found[0] if found else None

@@ -155,7 +155,7 @@ class Listing:
         if not record.key or len(record.key) > longest or not set(record.key) <= _KEY_CHARACTERS:
             raise IngestError(
                 f"{where}: key {record.key[:100]!r} is not 1 to {longest} letters, digits, '_' or '-'",
-                hint="correct the key in the recipe",
+                hint="correct the key, or have keys made (csv_list, parquet: --option key_column=none)",
             )
         label_name = _stored(where, record.label_name)
         label = None if record.label is None else self._classes.add(where, record.label, label_name)

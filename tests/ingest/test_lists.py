@@ -199,7 +199,8 @@ NUMBERS = "".join(f"{number}.mp4,{number}\n" for number in range(300))
         ("path,start,end\na.mp4,0:61,99\n", "list.csv:2: start='0:61' is not a time"),
         ("path,label\na.mp4,run\npath,label\nb.mp4,jump\n", "list.csv:3: the names of the columns again"),
         ("path,label,foo\na.mp4,4,1\n", "list.csv:1: it is not known what these columns mean: foo"),
-        ("path,key\na.mp4,one\n", "list.csv:1: it is not known what these columns mean: key"),
+        ("path,key,Key\na.mp4,one,1\n", "list.csv:1: it is not known what these columns mean: key, Key"),
+        ("key,path\none,a.mp4\n,b.mp4\n", "list.csv:3: no key"),
         (
             "path,title\n" + "".join(f"{video}.mp4,A film {video}\n" for video in range(30)),
             "list.csv:1: it is not known what these columns mean: title",
@@ -331,6 +332,26 @@ def test_columns_of_times_can_be_chosen_and_left_out(tmp_path: Path) -> None:
     chosen = ["path_column=1", "label_column=4", "start_column=2", "end_column=3"]
     assert segments(tmp_path, without, "header=false", *chosen) == [("a.mp4", 0.5, 2.0, 7)]
     assert "start_column=when: there is no such column" in error(tmp_path, text, "start_column=when")
+
+
+def test_a_column_has_the_keys_of_samples(tmp_path: Path) -> None:
+    def keys(text: str, *options: str) -> list[str]:
+        (tmp_path / "list.csv").write_text(text)
+        with Listing(find_records(tmp_path / "list.csv", None, options)) as listing:
+            return [record.key for record in listing]
+
+    text = "key,path,label,start,end\none,a.mp4,0,1,2\ntwo,a.mp4,1,2,\n"
+    made = keys("path,start,end\na.mp4,1,2\na.mp4,2,\n")
+    assert keys(text) == ["one", "two"]
+    assert keys(text, "key_column=none") == keys(text.replace("key", "id")) == made
+    assert keys(text.replace("key", "id"), "key_column=id") == ["one", "two"]
+    assert keys("one,a.mp4\ntwo,b.mp4\n", "key_column=1", "header=false") == ["one", "two"]
+    with pytest.raises(IngestError, match=r"list.csv:3: .*key 'one' occurs twice, first in .*list.csv:2") as twice:
+        keys("key,path\none,a.mp4\none,b.mp4\n")
+    assert twice.value.hint is not None and "own key" in twice.value.hint
+    with pytest.raises(IngestError, match=r"list.csv:2: .*key 'a/b' is not 1 to 80 letters") as wrong:
+        keys("key,path\na/b,a.mp4\n")
+    assert wrong.value.hint is not None and "key_column=none" in wrong.value.hint
 
 
 def test_keys_of_segments_do_not_depend_on_how_times_are_written(tmp_path: Path) -> None:

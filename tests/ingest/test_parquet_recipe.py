@@ -67,7 +67,15 @@ def test_times_of_segments_are_found_by_their_names(tmp_path: Path) -> None:
     source = write(tmp_path / "t.parquet", **columns)
     assert [(record.start, record.end) for record in listed(source)] == [(0.0, 1.5), (2.0, None)]
     with pytest.raises(IngestError, match="occurs twice"):
-        listed(source, "start_column=none", "end_column=none", "ignore=start_time,end sec")
+        listed(source, "start_column=none", "end_column=none")
+
+
+def test_keys_are_found_by_their_name_or_chosen(tmp_path: Path) -> None:
+    source = write(tmp_path / "t.parquet", path=["x", "y"], key=["one", "two"], id=[7, 8])
+    assert [record.key for record in listed(source)] == ["one", "two"]
+    assert [record.key for record in listed(source, "key_column=id", "ignore=key")] == ["7", "8"]
+    made = listed(write(tmp_path / "u.parquet", path=["x", "y"]))
+    assert [record.key for record in listed(source, "key_column=none")] == [record.key for record in made]
 
 
 def test_a_table_of_bytes(tmp_path: Path) -> None:
@@ -122,7 +130,7 @@ def test_names_of_classes_come_from_the_file_or_an_option(tmp_path: Path) -> Non
         ({"path": ["x"], "thumb": [b"1"]}, ["path_column=path", "fields=thumb"], "'thumb' holds bytes, which are no"),
         ({"path": ["x"], "split": ["val"]}, [], "'split' seems to choose .*ignore=split"),
         ({"path": ["x"], "start": ["0:01"]}, [], "'start' seems to choose .*start_column"),
-        ({"path": ["x"], "start": [1], "begin": [1.0]}, [], "several columns may be the start of segments: start, beg"),
+        ({"path": ["x"], "start": [1], "begin": [1.0]}, [], "several columns may be the start: start, begin"),
         ({"path": ["x"], "start_frame": [1]}, [], "'start_frame' seems to choose .*ignore=start_frame"),
         ({"path": ["x"], "label": [1], "class": [2]}, [], "several columns may be the label: label, class"),
         ({"path": ["x", None]}, [], "t.parquet: row 1: path='None' is not a path"),
