@@ -74,7 +74,7 @@ def fit_links(markdown: str, source: str, target: str) -> str:
     """
 
     def fit(link: re.Match[str]) -> str:
-        where, hash_, anchor = link[2].partition("#")
+        where, hash_, anchor = link[1].partition("#")
         if "://" in where or not where or where.startswith("mailto:"):
             return link[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), where))
@@ -87,10 +87,11 @@ def fit_links(markdown: str, source: str, target: str) -> str:
         else:
             kind = "tree" if (ROOT / path).is_dir() else "blob"
             found = f"{REPOSITORY}/{kind}/main/{path}"
-        return f"{link[1]}({found}{hash_}{anchor})"
+        return f"]({found}{hash_}{anchor})"
 
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.DOTALL | re.MULTILINE)
-    linked = [part if part.startswith("```") else re.sub(r"(!?\[[^\]]*\])\(([^)\s]+)\)", fit, part) for part in parts]
+    # The text of a link may itself be a picture (a badge), so only the end of the text is looked for.
+    linked = [part if part.startswith("```") else re.sub(r"\]\(([^)\s]+)\)", fit, part) for part in parts]
     return "".join(linked)
 
 
