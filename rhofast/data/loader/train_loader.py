@@ -8,6 +8,7 @@ it would slice again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -92,9 +93,9 @@ class TrainLoader(StagedLoader):
             self.steps_per_epoch = order.steps_per_epoch(batch_size)
             share = rank_slice(batch_size, rank, world_size)
         except ValueError as error:
-            raise ConfigError(
-                f"train.batch_size={batch_size}: {error}", hint="choose another: --set train.batch_size=..."
-            ) from None
+            step = math.lcm(world_size * (2 if augment.mixes else 1), data.lanes)
+            hint = _fitting_batch(batch_size, len(mixture), step)
+            raise ConfigError(f"train.batch_size={batch_size}: {error}", hint=hint) from None
         _check_pairs(augment, batch_size, world_size)
         videos = batch_size // world_size
         views = max(2, clips.num_clips) if duplicate_single_clip else clips.num_clips
@@ -248,6 +249,21 @@ def _order_of(mixture: Mixture, data: DataConfig, seed: int) -> MixtureOrder:
         return mixture.order(seed=seed, block_shards=data.block_shards, lanes=data.lanes, fixed_lanes=data.fixed_lanes)
     except ValueError as error:
         raise ConfigError(f"data.lanes={data.lanes}: {error}", hint="choose fewer: --set data.lanes=...") from None
+
+
+def _fitting_batch(batch_size: int, num_samples: int, step: int) -> str:
+    """Return the hint that names the nearest batch that fits.
+
+    Args:
+        batch_size: Size of the batch that does not fit.
+        num_samples: Number of samples of an epoch.
+        step: Every batch must be a multiple of this: of ranks, lanes, and pairs if videos are mixed.
+    """
+    if step > num_samples:
+        return f"a batch has at least {step} videos here: use more videos, or fewer processes and lanes"
+    fits = min(batch_size, num_samples) // step * step
+    which = "the largest that fits" if fits else "the smallest that fits"
+    return f"take {fits or step}, {which}: --set train.batch_size={fits or step}"
 
 
 def _check_pairs(augment: AugmentConfig, batch_size: int, world_size: int) -> None:

@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -241,6 +242,29 @@ def test_a_bad_argument_is_one_line_that_names_it(shards: ShardSet, arguments: d
     with pytest.raises(ConfigError, match=message) as raised:
         open_clips(shards.root, **arguments)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ({"batch_size": 14}, "take 13, the largest that fits: --set train.batch_size=13"),
+        ({"batch_size": 64, "rank": 0, "world_size": 2}, "take 12, the largest that fits: --set train.batch_size=12"),
+        ({"batch_size": 64, "rank": 0, "world_size": 3, "options": {"data.lanes": 2}}, "take 12, the largest"),
+        ({"batch_size": 5, "rank": 0, "world_size": 4}, "take 4, the largest that fits"),
+        ({"batch_size": 3, "rank": 0, "world_size": 4}, "take 4, the smallest that fits"),
+        ({"batch_size": 64, "rank": 0, "world_size": 2, "options": {"augment.mixup": 0.8}}, "take 12, the largest"),
+        ({"batch_size": 64, "rank": 0, "world_size": 14}, "a batch has at least 14 videos here: use more videos"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(
+    shards: ShardSet, arguments: dict[str, Any], hint: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        open_clips(shards.root, **arguments)
+    assert raised.value.hint is not None and raised.value.hint.startswith(hint)
+    if "take" in hint:
+        size = int(raised.value.hint.split("=")[-1])
+        open_clips(shards.root, **{**arguments, "batch_size": size}).close()
 
 
 @pytest.mark.parametrize("given", [None, 3, "", [], {}, [3], {"a": "x"}, {"a": 0.0}, ["a", "a"], b"shards"])
