@@ -106,6 +106,11 @@ def _training(config: Config, step: int, training: Mapping[str, Any]) -> list[st
 def _results(metrics: Mapping[str, float]) -> list[str]:
     if not metrics:
         return ["No accuracy was measured at this step."]
-    rows = ["| on held-out videos | top-1 | top-5 | videos |", "|---|---|---|---|"]
-    top1, top5 = (f"{metrics[key]:.1%}" if key in metrics else "" for key in ("knn_top1", "knn_top5"))
-    return [*rows, f"| k nearest neighbors | {top1} | {top5} | {metrics.get('knn_samples', '')} |"]
+    names = {"top-1": "knn_top1", "top-5": "knn_top5"}
+    found = {name: f"{metrics[key]:.1%}" for name, key in names.items() if key in metrics}
+    rows = [
+        ["on held-out videos", *found, "videos"],
+        ["---"] * (len(found) + 2),
+        ["k nearest neighbors", *found.values(), str(metrics.get("knn_samples", ""))],
+    ]
+    return [f"| {' | '.join(row)} |" for row in rows]

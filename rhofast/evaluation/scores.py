@@ -33,7 +33,8 @@ class Scores:
     """What was measured on the test samples.
 
     Attributes:
-        measures: Values in [0, 1] by name, the most important first: TOP1 and TOP5 of a classification.
+        measures: Values in [0, 1] by name, the most important first. A classification has TOP1, and with more than five
+            classes TOP5: of five or fewer, every class is one of the first five.
         samples: Number of test samples.
         left_out: Training and test samples that could not be read, one line each.
         per_class: The first measure per class name, for classes with test samples.
@@ -139,16 +140,17 @@ def summarize(
     """
     if not len(label):
         raise ShardFormatError("no readable test sample has a label")
+    counts = {name: count for name, count in ((TOP1, 1), (TOP5, 5)) if count == 1 or count < len(classes)}
     ranked = np.argsort(-scores, axis=1, kind="stable")
     hit = ranked == label[:, None]
     confusion, per_class = count_classes(label, ranked[:, 0], classes)
     return Scores(
-        measures={TOP1: float(hit[:, 0].mean()), TOP5: float(hit[:, :5].any(axis=1).mean())},
+        measures={name: float(hit[:, :count].any(axis=1).mean()) for name, count in counts.items()},
         samples=len(label),
         left_out=left_out,
         per_class=per_class,
         confusion=confusion,
-        chance={name: guessed_accuracy(label, count) for name, count in ((TOP1, 1), (TOP5, 5))},
+        chance={name: guessed_accuracy(label, count) for name, count in counts.items()},
     )
 
 

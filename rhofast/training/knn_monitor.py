@@ -62,7 +62,7 @@ class KnnMonitor:
         """Evaluate the backbone after `step` optimizer steps and log its accuracy. Every rank calls it."""
         assert self._test is not None, "is_due"
         result = evaluate_knn(backbone, self._shards.sets[0], self._test, self._config)
-        self._logger.knn(step, top1=result.measures[TOP1], top5=result.measures[TOP5], samples=result.samples)
+        self._logger.knn(step, top1=result.measures[TOP1], top5=result.measures.get(TOP5), samples=result.samples)
 
     def warn_of_leakage(self, step: int) -> None:
         """Write a warning, on rank 0, if kNN tests on videos that are trained on.

@@ -201,17 +201,18 @@ class MetricsLogger:
             words = f"{waited:.1%} of the last {window.steps} steps went by waiting for data: "
             self._advise(step, recent, window.data_wait_share if device.type == "cuda" else None, words)
 
-    def knn(self, step: int, *, top1: float, top5: float, samples: int) -> None:
+    def knn(self, step: int, *, top1: float, top5: float | None, samples: int) -> None:
         """Write the accuracy on held-out videos.
 
         Args:
             step: Optimizer steps done.
             top1: Top-1 accuracy, in [0, 1].
-            top5: Top-5 accuracy, in [0, 1].
+            top5: Top-5 accuracy, in [0, 1]; None with five classes or fewer.
             samples: The videos that were tested.
         """
-        self.write("knn", step=step, top1=top1, top5=top5, samples=samples)
-        self._track({"knn_top1": top1, "knn_top5": top5}, step)
+        accuracies = {"top1": top1} if top5 is None else {"top1": top1, "top5": top5}
+        self.write("knn", step=step, **accuracies, samples=samples)
+        self._track({f"knn_{name}": value for name, value in accuracies.items()}, step)
 
     def score(
         self,

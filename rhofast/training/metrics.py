@@ -26,7 +26,7 @@ LINE_KINDS = {
 }
 
 OverRanks = Literal["mean", "sum", "max", "min"]
-Only = Literal["", "cuda", "distributed", "fine-tuning", "MoCo", "LeJEPA"]
+Only = Literal["", "cuda", "distributed", "fine-tuning", "MoCo", "LeJEPA", "six or more classes"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -316,6 +316,7 @@ _ALL = (
         meaning="Share of the held-out videos, in [0, 1], whose class kNN ranks among the first five.",
         high="The features tell the classes apart.",
         low="The features tell little about the classes; chance is the share of the five most frequent ones.",
+        only="six or more classes",
     ),
     Metric(
         name="knn_samples",

@@ -170,6 +170,12 @@ def test_the_card_says_what_the_run_was(tmp_path: Path) -> None:
     assert config["rhofast"]["backbone"] == SLOW and config["config"]["train"]["steps"] == 40
     assert "secret" not in text + json.dumps(config)
 
+    line = {"kind": "knn", "step": 40, "top1": 0.25, "samples": 8}  # of a set of few classes
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert program("export", run, tmp_path / "few", "--format", "hub") == 0
+    text = (tmp_path / "few" / "README.md").read_text()
+    assert "| on held-out videos | top-1 | videos |\n| --- | --- | --- |\n| k nearest neighbors | 25.0% | 8 |" in text
+
     assert program("export", run, tmp_path / "licensed", "--format", "hub", "--license", "mit") == 0
     text = (tmp_path / "licensed" / "README.md").read_text()
     assert yaml.safe_load(text.split("---\n")[1])["license"] == "mit" and "## License" not in text

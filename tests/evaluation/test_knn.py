@@ -109,10 +109,18 @@ def test_the_files_have_one_line_per_class_and_a_picture_for_any_number_of_class
 def test_a_summary_counts_hits_per_class() -> None:
     scores = np.array([[3.0, 1, 0], [1, 2, 0], [1, 0, 0], [0, 0, 5]])
     result = summarize(scores, np.array([0, 0, 1, 2]), classes=["a", "b", "c"], left_out=["x"])
-    assert result.measures == {"top-1": 0.5, "top-5": 1.0} and result.main == ("top-1", 0.5)
+    assert result.measures == {"top-1": 0.5} and result.main == ("top-1", 0.5)
     assert (result.samples, result.left_out) == (4, ["x"])
     assert result.confusion == [[1, 1, 0], [1, 0, 0], [0, 0, 1]]
     assert result.per_class == {"a": 0.5, "b": 0.0, "c": 1.0}
+
+
+@pytest.mark.parametrize("classes", [1, 5, 6])
+def test_top_5_is_measured_where_a_class_can_miss_it(classes: int) -> None:
+    scores = np.arange(classes, 0, -1.0)[None]  # the last class has the least score
+    result = summarize(scores, np.array([classes - 1]), classes=list("abcdef")[:classes], left_out=[])
+    assert result.measures.get("top-5") == (0.0 if classes > 5 else None)
+    assert result.chance.keys() == result.measures.keys()
 
 
 def test_an_interrupted_extraction_continues_from_its_cache(shards: ShardSet, tmp_path: Path) -> None:

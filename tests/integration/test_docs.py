@@ -341,12 +341,12 @@ def test_every_promise_to_readers_of_strangers_files_has_its_tests() -> None:
 
 def test_links_of_the_repository_become_links_of_the_site() -> None:
     text = (
-        "[a](../../configs/demo.toml) [b](distributed.md#one) [c](../../benchmarks/README.md) ![d](../assets/clips.png) "
-        "[![e](https://example.org/badge)](../../LICENSE)"
+        "[a](../../configs/demo.toml) [b](distributed.md#one) [c](../../benchmarks/README.md) ![d](../assets/clips.png)"
+        " [![e](https://example.org/badge)](../../LICENSE)"
     )
     fitted = GENERATE.fit_links(text, "docs/guides/slurm.md", "guides/slurm.md")
     assert fitted == (
         "[a](https://github.com/rhofast/rhofast/blob/main/configs/demo.toml) [b](distributed.md#one) "
-        "[c](../benchmarks.md) ![d](../assets/clips.png) "
-        "[![e](https://example.org/badge)](https://github.com/rhofast/rhofast/blob/main/LICENSE)"
+        "[c](../benchmarks.md) ![d](../assets/clips.png)"
+        " [![e](https://example.org/badge)](https://github.com/rhofast/rhofast/blob/main/LICENSE)"
     )
