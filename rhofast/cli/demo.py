@@ -13,6 +13,7 @@ from rhofast.data.format.dataset import ShardSet, open_folder
 from rhofast.errors import ConfigError
 from rhofast.evaluation.scores import TOP1
 
+RUN = "pretraining"  # name of the run, and of its folder
 TRAIN_VIDEOS, TEST_VIDEOS = 1024, 256
 PER_CLASS = 200  # at most so many of the user's own videos, so that the demo stays short
 HOLDOUT = 0.2
@@ -48,7 +49,7 @@ def demo_commands(out: Path, videos: Path | None, config: str) -> Iterator[tuple
         words = f"Generate {count:,} {kind} videos" if videos is None else f"Choose {kind} videos"
         yield f"{words} and make shards of them", ["shard", *source, *given, "--split", split, *stored]
     train, test = open_folder(out / "train"), open_folder(out / "test")
-    run = out / "run"
+    run = out / RUN
     where = {"name": run.name, "out": out, "data.train": train.root, "data.test": test.root}
     changed = {**where, **_fitted(train, loaded.train.batch_size)}
     sets = [text for key, value in changed.items() for text in ("--set", f"{key}={value}")]
@@ -61,7 +62,7 @@ def demo_commands(out: Path, videos: Path | None, config: str) -> Iterator[tuple
 
 def summarize_demo(out: Path) -> str:
     """Return whether training helped. "Clearly" means by more than two standard errors of the difference."""
-    result = next(one for one in read_results(out / "run") if one["kind"] == "knn")  # has just been written
+    result = next(one for one in read_results(out / RUN) if one["kind"] == "knn")  # has just been written
     trained, untrained = (result[name]["measures"][TOP1] for name in ("trained", "untrained"))
     chance = result["trained"]["chance"][TOP1]
     videos, gain = result["trained"]["samples"], trained - untrained
@@ -76,7 +77,7 @@ def summarize_demo(out: Path) -> str:
             f"Training did not help clearly ({100 * gain:+.1f} points; two standard errors are "
             f"{200 * math.sqrt(variance):.1f}). Few videos or few steps are the usual reason."
         )
-    return f"{facts}\n{words}\nLook at {RunFolder(out / 'run').report}"
+    return f"{facts}\n{words}\nLook at {RunFolder(out / RUN).report}"
 
 
 def _fitted(train: ShardSet, batch_size: int) -> dict[str, int]:

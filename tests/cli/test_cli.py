@@ -52,8 +52,8 @@ def test_the_demo_goes_from_videos_to_a_report(
     assert commands == ["shard", "shard", "train", "eval", "show", "report"]
     steps = re.findall(r"^(\d)\. (\w+) .*:\n\$ rhofast", said, flags=re.MULTILINE)
     assert steps == list(zip("123456", ("Choose", "Choose", "Pretrain", "Classify", "Draw", "Write"), strict=True))
-    assert "Training" in said.splitlines()[-2]
-    left = tmp_path / "demo" / "run"
+    assert "Training" in said.splitlines()[-2] and "rhofast run pretraining, step" in said
+    left = tmp_path / "demo" / "pretraining"
     assert {path.name for path in left.iterdir()} >= {"report.html", "clips.png", "results", "metrics.jsonl"}
     result = read_one(left, "knn")
     assert result["trained"]["samples"] == 2 and result["trained"]["chance"]["top-1"] == 0.5
