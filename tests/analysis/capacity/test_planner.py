@@ -729,7 +729,7 @@ def test_the_dry_run_says_how_sizes_vary(tmp_path: Path) -> None:
             collect_inputs(load_config(None, settings_), ask(dry_run=path, codecs=["jpeg"]))
 
 
-# ---- docs/guides/capacity_planning.md ----
+# ---- docs/guides/capacity_planning.md, choosing_a_setup.md ----
 
 
 def lever(**options: Any) -> list[str]:
@@ -774,10 +774,11 @@ def rows_of(lines: list[str], labels: list[str]) -> list[str]:
     return kept
 
 
-def test_the_guide_shows_what_the_command_prints(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "plans"), [("capacity_planning", 6), ("choosing_a_setup", 2)])
+def test_the_guides_show_what_the_command_prints(
+    name: str, plans: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its blocks that begin with `$ rhofast plan`, and its table of levers, are output of the program.
+    """Their blocks that begin with `$ rhofast plan`, and its table of levers, are output of the program.
 
     A comment `<!-- rows: LABEL; LABEL -->` before a block names the rows that it shows; others are left out.
     RHOFAST_WRITE_DOCS=1 writes them again.
@@ -801,16 +802,18 @@ def test_the_guide_shows_what_the_command_prints(
             lines = ["...", *rows_of(lines, rows.split("; ")), "..."]
         return "\n".join([f"{mark or ''}```console", command, *lines, "```"])
 
-    guide = root / "docs" / "guides" / "capacity_planning.md"
+    guide = root / "docs" / "guides" / f"{name}.md"
     text = guide.read_text(encoding="utf-8")
     form = r"(<!-- rows: ([^\n]*) -->\n)?```console\n(\$ rhofast plan (?:[^\n]*\\\n)*[^\n]*)\n.*?```"
     made = re.sub(form, run, text, flags=re.DOTALL)
-    rows = "".join(f"| {name} | {' | '.join(lever(**options))} |\n" for name, options in LEVERS.items())
+    rows = ""
+    if "<!-- levers -->" in text:
+        rows = "".join(f"| {row} | {' | '.join(lever(**options))} |\n" for row, options in LEVERS.items())
     made = re.sub(r"(?<=<!-- levers -->\n\n)(\|[^\n]*\n\|[^\n]*\n)(?:\|[^\n]*\n)*", lambda head: head[1] + rows, made)
     if os.environ.get("RHOFAST_WRITE_DOCS") == "1":
         guide.write_text(made, encoding="utf-8")
     assert made == guide.read_text(encoding="utf-8")
-    assert made.count("$ rhofast plan") == 6
+    assert made.count("$ rhofast plan") == plans
 
 
 @pytest.mark.parametrize(
