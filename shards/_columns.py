@@ -135,7 +135,8 @@ def rows(path: Path, layout: Layout) -> Iterator[Row]:
         _check_fields(f"{path}:{line}", text, fields, layout)
         values = {role: fields[column] for role, column in layout.columns.items() if column < len(fields)}
         if values.get("key") == "":
-            raise problem(f"{path}:{line}: no key", "give every line a key, or have keys made: --option key_column=none")
+            remedy = "give every line a key, or have keys made: --option key_column=none"
+            raise problem(f"{path}:{line}: no key", remedy)
         start, end = (_seconds(f"{path}:{line}", role, values.get(role)) for role in TIMES)
         label, label_name = values.get("label") or None, values.get("label_name") or None
         yield Row(line, values["path"], label, label_name, values.get("key"), start, end)
