@@ -19,8 +19,8 @@ clip lacks is an error, so that a misspelled name does not empty the set. Where 
 where="aesthetic_score != null and aesthetic_score > 4". Nothing in it is run as code.
 
 `label` names the field that is the label (`a.b` inside objects), a number, or a name with `classes` (a file with one
-name per line from class 0 on, or a JSON file). A clip without metadata is passed over and counted. Other files of the
-folder (previews, embeddings, summaries of videos) are not read.
+name per line from class 0 on, or a JSON file); `unlabeled` is the label that means none, such as -1. A clip without
+metadata is passed over and counted. Other files of the folder (previews, embeddings, summaries of videos) are not read.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def records(
     fields: str = "all",
     label: str | None = None,
     classes: Path | None = None,
+    unlabeled: str | None = None,
 ) -> Iterator[VideoRecord | PassedOver]:
     """Yield the clips, sorted by name.
 
@@ -66,12 +67,13 @@ def records(
         fields: Names of the metadata that is stored, `all` or `none`.
         label: Field that is the label; None: no labels.
         classes: File with the names of the classes; None: labels are numbers.
+        unlabeled: The label that means none, such as -1; None: there is no such label.
 
     Raises:
         ValueError: The folder is no such output, or the condition or the label cannot be understood.
         IngestError: The metadata of a clip cannot be read.
     """
-    holds, known = None if where is None else Where(where, _ALIASES), Classes(classes)
+    holds, known = None if where is None else Where(where, _ALIASES), Classes(classes, unlabeled=unlabeled)
     metas = source / _METAS
     if not metas.is_dir():
         raise problem(f"{redacted(str(source))}: there is no folder {_METAS}", "name the clip writer's output folder")

@@ -20,8 +20,8 @@ s3://bucket/x.mp4 are used unchanged. Other keys, all optional (null means absen
     extra       object with your own fields, which are stored as they are (at most 64 KiB)
 
 Any other key is an error that names the line. Labels are numbers from 0 on; with `classes` (a file with one name per
-line from class 0 on, or a JSON file with numbers by name) they may be names, and numbers get their names. Memory does
-not grow with the number of lines.
+line from class 0 on, or a JSON file with numbers by name) they may be names, and numbers get their names. `unlabeled`
+is the label that means none, such as -1. Memory does not grow with the number of lines.
 """
 
 from __future__ import annotations
@@ -59,19 +59,22 @@ class Line(BaseModel):
     extra: dict[str, Any] | None = None
 
 
-def records(source: Path, *, root: Path | None = None, classes: Path | None = None) -> Iterator[VideoRecord]:
+def records(
+    source: Path, *, root: Path | None = None, classes: Path | None = None, unlabeled: str | None = None
+) -> Iterator[VideoRecord]:
     """Yield the videos of all lines, in their order.
 
     Args:
         source: The file, or a folder of files.
         root: Folder of relative paths; None: the folder of each file.
         classes: File with the names of the classes; None: labels are numbers.
+        unlabeled: The label that means none, such as -1; None: there is no such label.
 
     Raises:
         ValueError: There is no file, or a label is none.
         IngestError: A line cannot be understood.
     """
-    known = Classes(classes)
+    known = Classes(classes, unlabeled=unlabeled)
     for file in files(source):
         folder = file.parent if root is None else root
         for number, line in read_numbered_lines(file, Line, raises=IngestError, max_bytes=None):

@@ -162,6 +162,11 @@ def test_labels_come_from_a_field(output: Path) -> None:
     assert [record.label for record in records] == [0, 1, 1, 1]
     with pytest.raises(IngestError, match=r"0\.json: there is no field 'actio'"):
         listed(output, "label=actio")
+    (output / "metas/v0" / f"{NAMES[2]}.json").write_text(json.dumps(clip_metadata(2, action={"name": -1})))
+    options = ["label=action.name", f"classes={output / 'names.txt'}"]
+    with pytest.raises(IngestError, match=r"\.json: label -1 is below 0.*--option unlabeled=-1"):
+        listed(output, *options)
+    assert [record.label for record in listed(output, *options, "unlabeled=-1")[0]] == [0, 1, None, 1]
 
 
 def test_what_is_wrong_with_a_folder_or_its_metadata_is_one_line(output: Path, tmp_path: Path) -> None:

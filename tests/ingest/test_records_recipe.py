@@ -123,6 +123,13 @@ def test_names_of_classes_must_be_those_of_the_file(tmp_path: Path) -> None:
         listed(write(tmp_path / "list.jsonl", {"path": "x", "label": 1, "label_name": "z"}), *options)
 
 
+def test_a_label_that_means_none_is_named_by_the_option_of_the_hint(tmp_path: Path) -> None:
+    source = write(tmp_path / "list.jsonl", {"path": "x", "label": 3}, {"path": "y", "label": -1})
+    with pytest.raises(IngestError, match=r"list\.jsonl:2: label -1 is below 0.*--option unlabeled=-1"):
+        listed(source)
+    assert [record.label for record in listed(source, "unlabeled=-1")] == [3, None]
+
+
 PEAK = """
 import resource, sys
 from pathlib import Path
