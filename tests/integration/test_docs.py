@@ -1,7 +1,7 @@
 """The documentation says what is true: its commands and snippets run, its links lead somewhere, its reference is whole.
 
-Blocks of README.md and docs/**/*.md in the languages bash, python and toml are run in order, each page in a folder of
-its own, in which there are
+Blocks of README.md and docs/**/*.md in the languages bash, python, toml and csv are run in order, each page in a
+folder of its own, in which there are
 
     videos/         sixteen tiny videos in two class folders
     shards/train    shards of them               shards/test    held-out shards of eight others
@@ -45,7 +45,7 @@ from rhofast.storage import user_code
 from tests.helpers.shards import ROOT, TINY_PAGE, encode_mjpeg, frame_pixels
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-LANGUAGES = ("bash", "python", "toml")
+LANGUAGES = ("bash", "python", "toml", "csv")
 MARK = re.compile(r"<!-- test: (?:(skip|parse), (.+)|(file) (\S+)|((?:[a-z ]+ with [^;]+;? ?)+)) -->")
 
 
@@ -238,6 +238,7 @@ def test_commands_parse_and_configs_load(page: Path, tmp_path: Path, monkeypatch
             Path(block.value).write_text(block.text)
         if block.mark in ("skip", "file"):
             continue
+        assert block.language != "csv", f"{block.where}: a table is written to a file"
         if block.language == "bash":
             for words in command_lines(block):
                 given = of_rhofast(words)
