@@ -26,6 +26,7 @@ from pathlib import Path
 
 _RANGE = re.compile(rb"\r\nrange: *bytes=(\d+)-(\d*)", re.IGNORECASE)
 _MATCH = re.compile(rb"\r\nif-match: *([^\r]+)", re.IGNORECASE)
+_OPEN_FILES = 1_000  # whose descriptors are kept; a set may have more files than a process may open
 _REASONS = {200: "OK", 206: "Partial Content", 400: "Bad Request", 404: "Not Found", 412: "Precondition Failed"}
 
 
@@ -125,12 +126,14 @@ class RangeServer:
             return None
         if not path.is_file():
             return None
-        known = self.files.get(name)
+        known = self.files.pop(name, None)
         etag = f'"{status.st_ino:x}-{status.st_mtime_ns:x}"'
-        if known is None or known[2] != etag:
-            if known is not None:
-                os.close(known[0])
-            known = self.files[name] = os.open(path, os.O_RDONLY), status.st_size, etag
+        if known is not None and known[2] != etag:
+            os.close(known[0])
+            known = None
+        while len(self.files) >= _OPEN_FILES:
+            os.close(self.files.pop(next(iter(self.files)))[0])
+        self.files[name] = known = known or (os.open(path, os.O_RDONLY), status.st_size, etag)
         return known
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ import typer
 import rhofast
 from rhofast.cli import analysis, evaluate, ingest, inspection, train
 from rhofast.cli.boxes import boxes
-from rhofast.cli.console import err, out, print_line, print_lines, print_problem
+from rhofast.cli.console import err, out, print_line, print_lines, print_problem, told_of_outages
 from rhofast.cli.options import examples
 from rhofast.cli.plan import plan
 from rhofast.display.text import LINE, plain_words, printable
@@ -96,7 +96,8 @@ def _run() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 shows escapes
             stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(app(standalone_mode=False))
+        with told_of_outages():
+            sys.exit(app(standalone_mode=False))
     except KeyboardInterrupt:
         err.print("rhofast: interrupted", style="red")
         sys.exit(130)

@@ -145,7 +145,10 @@ def progress_bar(*, note: bool = False) -> Progress:
 
 @contextmanager
 def told_of_outages() -> Iterator[None]:
-    """Print, within this context, which store is waited for, once per outage, and when it answers again."""
+    """Print, within this context, which store is waited for, once per outage, and when it answers again.
+
+    Of a run of several processes only the main one does: they all wait for the same stores.
+    """
     away, lock = dict[str, float](), threading.Lock()
 
     def tell(place: str, fault: str, limit_s: float) -> None:
@@ -157,7 +160,7 @@ def told_of_outages() -> Iterator[None]:
                 waited = time.monotonic() - away.pop(place)
                 print_error(f"{redacted(place)} answers again, after {waited:.0f} s", style="yellow")
 
-    set_outage_handler(tell)
+    set_outage_handler(tell if is_main_process() else None)
     try:
         yield
     finally:

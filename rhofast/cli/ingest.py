@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from rhofast.cli.console import ShardProgress, out, print_line, print_lines, told_of_outages
+from rhofast.cli.console import ShardProgress, out, print_line, print_lines
 from rhofast.cli.options import (
     EXECUTION,
     LIMITS,
@@ -233,7 +233,7 @@ def shard(
     existing = open_folder(target) if append else None
     stored, known = (stored_keys(existing), known_classes(existing)) if existing is not None else ((), {})
     start = time.monotonic()
-    with told_of_outages(), ShardProgress() as progress:
+    with ShardProgress() as progress:
         passed_over = PassedOverCount()
         records = find_records(source, recipe, option or [], on_passed_over=passed_over.add)
         classes = find_classes(source, recipe, option or [])

@@ -10,7 +10,7 @@ import typer
 from rich.console import Group
 from rich.table import Table
 
-from rhofast.cli.console import cell, out, print_error, print_line, progress_bar, progress_bars, told_of_outages
+from rhofast.cli.console import cell, out, print_error, print_line, progress_bar, progress_bars
 from rhofast.cli.options import OUTPUT, Overrides, ShardsArgument, check_png
 from rhofast.cli.tables import count_text, summary_table, with_notes
 from rhofast.storage.files import check_writable
@@ -32,7 +32,7 @@ def verify(
     from rhofast.ingest.verify import verify_shards
 
     opened = open_shards(shards, check_files=False)
-    with told_of_outages(), progress_bar() as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("verifying", total=len(opened))
         problems = 0
         for problem in verify_shards(

@@ -17,11 +17,11 @@ from rhofast.storage.files import write_all
 from rhofast.storage.loop_thread import wait_for
 from rhofast.storage.network import CHUNK, RetryPolicy
 from rhofast.storage.open_store import open_store_folder
+from rhofast.storage.outages import OUTAGE_HINT, Wait
 from rhofast.storage.request_error import Kind, RequestError, short_answer
 from rhofast.storage.store import StoreFolder
 
 _SAME_OUTAGE_S = 120.0  # between two sights of one outage, at most
-OUTAGE_HINT = "nothing is wrong with the data: when the cause is gone, continue with --resume"
 
 Sleep = Callable[[float], None]
 
@@ -91,7 +91,7 @@ class RemoteFolder:
             ShardMissingError: The file is not there, or cannot be read after all attempts or within the time limit.
             ShardFormatError: The file is larger than `max_bytes`.
         """
-        end = time.monotonic() + self.retry_policy.total_s
+        end, wait = time.monotonic() + self.retry_policy.total_s, Wait(self.url, self.retry_policy.total_s)
         for attempt in range(self.retry_policy.attempts):
             content = bytearray()
             try:
@@ -102,10 +102,11 @@ class RemoteFolder:
                             raise ShardFormatError(f"{self.url}/{name}: larger than {max_bytes} bytes")
                         if time.monotonic() >= end:
                             raise RequestError(Kind.PASSING, "timed out")
+                wait.ends()
                 return bytes(content)
             except RequestError as fault:
                 is_last = time.monotonic() >= end
-                self._pause_or_raise(name, fault, attempt, _sleep_until(end), is_last=is_last)
+                self._pause_or_raise(name, fault, attempt, _sleep_until(end), wait, is_last=is_last)
         raise AssertionError("the last attempt raises")
 
     def download(self, name: str, file: BinaryIO, *, size: int, sha256: str, sleep: Sleep) -> None:
@@ -125,8 +126,9 @@ class RemoteFolder:
             MachineError: The store does not answer, which says nothing about the file.
             OSError: `file` cannot be written.
         """
-        received, differed, failed, most, since = _Received(file), False, 0, 0, time.monotonic()
-        suspected = False
+        received, differed, failed, most, suspected = _Received(file), False, 0, 0, False
+        outage_s = self.retry_policy.outage_s
+        wait = Wait(self.url, outage_s)
         end = time.monotonic() + self.retry_policy.total_s + size / self.retry_policy.min_rate
 
         def sleep_in_time(seconds: float) -> None:
@@ -146,14 +148,18 @@ class RemoteFolder:
                 differed = True
             except RequestError as fault:
                 # Progress counts only beyond the best attempt: a store that always starts again must not loop forever.
-                failed, since = (0, time.monotonic()) if received.size >= most + CHUNK else (failed + 1, since)
+                failed += 1
+                if received.size >= most + CHUNK:
+                    wait.ends()
+                    failed, wait = 0, Wait(self.url, outage_s)
                 most = max(most, received.size)
                 is_last = time.monotonic() >= end
                 number = max(0, failed - 1)
                 suspected = self._pause_or_raise(
-                    name, fault, number, sleep, is_last=is_last, since=since, suspected=suspected
+                    name, fault, number, sleep, wait, is_last=is_last, is_patient=outage_s > 0, suspected=suspected
                 )
             else:
+                wait.ends()
                 self._away = (0.0, float("-inf"))
                 return
 
@@ -179,15 +185,16 @@ class RemoteFolder:
         fault: RequestError,
         attempt: int,
         sleep: Sleep,
+        wait: Wait,
         *,
         is_last: bool = False,
-        since: float | None = None,
+        is_patient: bool = False,
         suspected: bool = False,
     ) -> bool:
         """Pause before the next attempt. Raise ShardMissingError if a retry will not help or none is left.
 
-        If the store is at fault and not the file, it is waited for `outage_s` from `since` on, and then MachineError
-        is raised; None: it is not waited for.
+        If the store is at fault and not the file, and `is_patient`, it is waited for `outage_s` since the wait began,
+        and then MachineError is raised.
 
         Returns:
             Whether the file is suspected: the store answers. Only if the next attempt fails, too, it is the file.
@@ -199,15 +206,16 @@ class RemoteFolder:
         is_suspected = False
         if final or is_last or attempt + 1 >= self.retry_policy.attempts:
             where, tries = f"{self.url}/{name}: {fault.text}", "" if final else f", in {attempt + 1} attempts"
-            is_of_the_store = since is not None and self.retry_policy.outage_s > 0 and self._is_of_the_store(fault)
-            is_certain = suspected or since is None or not self.retry_policy.outage_s
+            is_of_the_store = is_patient and self._is_of_the_store(fault)
+            is_certain = suspected or not is_patient
             if not is_of_the_store and (is_certain or fault.kind in (Kind.MISSING, Kind.FINAL)):
                 raise ShardMissingError(f"{where}{tries}") from None
-            waited = self._waited(since or 0.0) if is_of_the_store else 0.0
+            waited = self._waited(wait.began) if is_of_the_store else 0.0
             if is_of_the_store and waited >= self.retry_policy.outage_s:
                 raise MachineError(f"{where}, for {waited:.0f} s", hint=OUTAGE_HINT) from None
             is_suspected = not is_of_the_store
         self.fault = fault.text
+        wait.goes_on(fault.text)
         sleep(self.retry_policy.pause(attempt, fault.wait_s))
         return is_suspected
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from rhofast.storage import outages
 from rhofast.storage.files import write_all
 from rhofast.storage.network import RetryPolicy
 from rhofast.storage.open_store import open_store_file
+from rhofast.storage.outages import Wait
 from rhofast.storage.request_error import Kind, RequestError
 from rhofast.storage.store import StoreFolder
 
@@ -97,8 +97,8 @@ def with_retries(address: str, policy: RetryPolicy, use: Callable[[StoreFolder, 
         FetchError: There is no such file, or the network failed in all attempts.
         Exception: Whatever else `use` raises.
     """
-    host, failed, renewed, began = address.split("/", 3)[:3], 0, False, time.monotonic()
-    place, is_told = "/".join(host), False
+    failed, renewed, wait = 0, False, Wait(address, policy.outage_s)
+    place = wait.place
     while True:
         folder, name = None, ""
         try:
@@ -108,8 +108,7 @@ def with_retries(address: str, policy: RetryPolicy, use: Callable[[StoreFolder, 
             fault = error
         else:
             _answering.add(place)
-            if is_told:
-                outages.tell_outage(place, "")
+            wait.ends()
             return result
         if fault.kind not in (Kind.AWAY, Kind.BUSY):
             _answering.add(place)
@@ -121,16 +120,15 @@ def with_retries(address: str, policy: RetryPolicy, use: Callable[[StoreFolder, 
         failed += 1
         is_final = fault.kind in (Kind.DENIED, Kind.FINAL, Kind.NO_RANGES)
         is_outage = fault.kind in (Kind.AWAY, Kind.BUSY) and place in _answering
-        waited = time.monotonic() - began
+        waited = wait.seconds
         is_given_up = failed >= policy.attempts and not (is_outage and waited < policy.outage_s)
         if is_final or is_given_up:
             if is_outage and policy.outage_s:
                 _answering.discard(place)
             tries = f", in {failed} attempts" if failed > 1 else ""
             raise FetchError(fault.text + tries, kind=fault.kind) from None
-        if is_outage and policy.outage_s and waited >= outages.FIRST_S and not is_told:
-            outages.tell_outage(place, fault.text, policy.outage_s)
-            is_told = True
+        if is_outage and policy.outage_s:
+            wait.goes_on(fault.text)
         pause = policy.pause(failed - 1, fault.wait_s)
         time.sleep(min(pause, policy.outage_s - waited) if failed >= policy.attempts else pause)
 

@@ -7,7 +7,8 @@ A fetch that takes far longer than others is asked for a second time, and the fi
 pass is waited for. How long depends on whose fault it is:
 
 - An outage is the fault of the store or of the way to it: nothing is answered, or it asks for patience. A fetch
-  outlives it up to `patience_s` and then fails as `OutageError`, which says nothing about the data.
+  outlives it up to `patience_s`, which is told (outages.py), and then fails as `MachineError`, which says nothing
+  about the data.
 - A file is at fault if it is not there, or fails again and again while the store gives other bytes. The fetch then
   fails as `RequestError`, and others go on.
 """
@@ -22,8 +23,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from rhofast.errors import MachineError
 from rhofast.storage import loop_thread
 from rhofast.storage.network import RetryPolicy
+from rhofast.storage.outages import OUTAGE_HINT, Wait
 from rhofast.storage.request_error import Kind, RequestError, short_answer
 from rhofast.storage.store import Span, StoreFolder
 
@@ -33,10 +36,6 @@ _HEDGE_FACTOR, _HEDGE_FLOOR_S = 4.0, 0.5  # a fetch is late at so many times the
 _OF_THE_FILE = 0.25  # share of the patience after which a fault that does not pass is the file's
 _RENEWAL_S = 5.0
 _RECENT = 256  # fetches of which the percentile is taken
-
-
-class OutageError(Exception):
-    """The store did not answer for too long; this says nothing about what was asked for. The text says why."""
 
 
 class StoppedFetchError(Exception):
@@ -100,7 +99,7 @@ class Fetch:
 
         Raises:
             RequestError: The file cannot be read.
-            OutageError: The store does not answer.
+            MachineError: The store does not answer, which says nothing about the file.
             StoppedFetchError: The client was stopped.
         """
         return self._contents.result()
@@ -228,7 +227,7 @@ class RangeClient:
 
     async def _until_it_ends(self, fetch: Fetch) -> list[memoryview]:
         """Ask for a fetch until it comes, or a fault is there to stay."""
-        began: float | None = None
+        wait: Wait | None = None
         for attempt in itertools.count():
             asked = time.monotonic()
             try:
@@ -237,13 +236,19 @@ class RangeClient:
                 fault = error
             else:
                 self.fault = ""
+                if wait is not None:
+                    wait.ends()
                 return contents
-            began = asked if began is None else began
-            if await self._is_of_the_file(fault, fetch, attempt, began):
+            wait = wait or Wait(self._folder.url, self._limits.patience_s, began=asked)
+            if await self._is_of_the_file(fault, fetch, attempt, wait.began):
+                wait.ends()
                 raise fault
-            waited = time.monotonic() - began
+            waited = wait.seconds
             if waited >= self._limits.patience_s:
-                raise OutageError(f"{self._folder.url}/{fetch.name}: {fault.text}, for {waited:.0f} s")
+                raise MachineError(
+                    f"{self._folder.url}/{fetch.name}: {fault.text}, for {waited:.0f} s", hint=OUTAGE_HINT
+                )
+            wait.goes_on(fault.text)
             if fault.kind is Kind.DENIED:
                 self._renew()
             self.counts.retried, self.fault = self.counts.retried + 1, fault.text

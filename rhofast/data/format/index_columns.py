@@ -14,9 +14,8 @@ import pyarrow as pa
 
 from rhofast.data.format.dataset_json import ShardInfo
 from rhofast.data.format.index_file import parse_column
-from rhofast.errors import MachineError, ShardMissingError
-from rhofast.storage.download import OUTAGE_HINT
-from rhofast.storage.range_client import OutageError, RangeClient
+from rhofast.errors import ShardMissingError
+from rhofast.storage.range_client import RangeClient
 from rhofast.storage.request_error import RequestError
 
 _AT_ONCE = 32
@@ -51,8 +50,6 @@ def fetch_column(client: RangeClient, shard: ShardInfo, name: str, where: str) -
             found = parse_column(head, name, samples=shard.samples, num_bytes=shard.index_bytes, where=where)
         except RequestError as fault:
             raise ShardMissingError(f"{where}: {fault.text}") from None
-        except OutageError as error:
-            raise MachineError(str(error), hint=OUTAGE_HINT) from None
         finally:
             fetch.release()
     return found

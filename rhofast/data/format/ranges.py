@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rhofast.errors import MachineError, SampleError
-from rhofast.storage.download import OUTAGE_HINT
+from rhofast.errors import SampleError
 from rhofast.storage.network import RetryPolicy
-from rhofast.storage.range_client import Fetch, OutageError, RangeClient, RangeCounts, RangeLimits
+from rhofast.storage.range_client import Fetch, RangeClient, RangeCounts, RangeLimits
 from rhofast.storage.request_error import RequestError
 from rhofast.storage.store import Span, StoreFolder
 
@@ -93,8 +92,6 @@ class SpanFetch:
             raise UnavailableError(
                 f"{self._where}/{name}: {fault.text}", shard=name, key=key, offset=self._spans[0][0]
             ) from None
-        except OutageError as error:
-            raise MachineError(str(error), hint=OUTAGE_HINT) from None
         return [
             joined[number][begin : begin + size]
             for (number, begin), (_, size) in zip(self._places, self._spans, strict=True)

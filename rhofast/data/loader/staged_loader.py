@@ -323,11 +323,8 @@ class StagedLoader(IterableDataset[Views]):
                     ready = None if self._stream is None else self._stream.record_event()
                     return DecodedBatch(batch=batch, replaced=progress.replaced, pixels=pixels, ready=ready)
                 except UndecodableError as error:
-                    failed = {
-                        int(batch.slots[place]): self._refusal(batch, place, why)
-                        for place, why in error.reasons.items()
-                    }
-                    progress.batch = batch.take([place for place in range(len(batch)) if place not in error.reasons])
+                    failed = {int(batch.slots[at]): self._refusal(batch, at, why) for at, why in error.reasons.items()}
+                    progress.batch = batch.take([at for at in range(len(batch)) if at not in error.reasons])
                     self._handle(progress, failed)
         return None
 

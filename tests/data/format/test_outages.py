@@ -14,21 +14,26 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.data_loading.range_server import Fault, RangeServer, serving
+from benchmarks.data_loading.range_server import Fault, RangeServer, Request, serving
+from rhofast.config.schema import DataConfig
 from rhofast.data.format.dataset import ShardSet
 from rhofast.data.format.reader import Reader
 from rhofast.data.format.remote import RemoteShardSet
 from rhofast.data.loader import outage_news
 from rhofast.data.loader.train_loader import TrainLoader
+from rhofast.data.sources import open_shards
 from rhofast.errors import MachineError, SampleError
+from rhofast.storage import outages
 from rhofast.storage.cache import Cache
 from rhofast.storage.download import RemoteFolder
 from rhofast.storage.fsspec_store import FsspecFolder
 from rhofast.storage.network import RetryPolicy
 from rhofast.storage.object_store import ObjectFolder
+from rhofast.storage.outages import set_outage_handler
 from rhofast.storage.request_error import Kind, RequestError
 from tests.helpers import object_server
 from tests.helpers.loaders import open_loader
+from tests.helpers.program import run as run_program
 
 pytest.importorskip("obstore")
 
@@ -77,6 +82,43 @@ def test_an_outage_of_the_store_is_no_fault_of_a_whole_tar(
             Reader(remote).read_json(0)
         server.fault = lambda _: None
         assert Reader(remote).read_json(0)
+
+
+@pytest.mark.parametrize("remote", ["ranges", "cache"])
+@pytest.mark.parametrize("name", ["dataset.json", "shard-000000.arrow", "shard-000000.tar"])
+def test_whatever_is_waited_for_is_told_once_and_so_is_its_end(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, remote: str
+) -> None:
+    told: list[tuple[str, str, float]] = []
+    monkeypatch.setattr(outages, "FIRST_S", 0.0)
+    monkeypatch.setattr("rhofast.data.sources.RetryPolicy", partial(RetryPolicy, first_pause_s=0.01, max_pause_s=0.02))
+    left = [Fault(status=503)] * 3
+
+    def fault(request: Request) -> Fault | None:
+        return left.pop() if left and request.name == name else None
+
+    set_outage_handler(lambda *news: told.append(news))
+    try:
+        with serving(RangeServer(shards.root, fault=fault)) as server:
+            data = DataConfig(cache=tmp_path / "cache", remote=remote, timeout_s=20.0)
+            Reader(open_shards(server.url, data=data)).read_json(0)
+    finally:
+        set_outage_handler(None)
+    (store, fault_text, limit_s), end = told
+    assert store == server.url.removesuffix("/set") and "503" in fault_text and 15 <= limit_s <= 20
+    assert end == (store, "", 0.0)
+
+
+def test_every_command_says_that_it_waits_for_a_store(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(outages, "FIRST_S", 0.0)
+    left = [Fault(status=503)]
+    with serving(RangeServer(shards.root, fault=lambda _: left.pop() if left else None)) as server:
+        assert run_program("inspect", server.url, "--set", f"data.cache={tmp_path}") == 0
+    said = capfd.readouterr().err
+    store = server.url.removesuffix("/set")
+    assert said.count(f"waiting for {store}: 503") == 1 and said.count(f"{store} answers again") == 1
 
 
 @pytest.mark.parametrize("remote", ["ranges", "cache"])
