@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
-from math import floor
+from math import ceil, floor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.codecs.h26x import H264Codec
 from rhofast.data.codecs.jpeg import JpegCodec
+from rhofast.data.codecs.remux import RemuxCodec
 from rhofast.data.types import VideoRecord
 from rhofast.ingest import cut, kept_source, opened, store
 from rhofast.ingest.opened import LastSource
@@ -195,6 +196,28 @@ def test_segments_of_h264_have_the_frames_too(tmp_path: Path) -> None:
     path = KINDS["b_frames.mp4"](tmp_path / "x.mp4")
     sample = sample_of(path, tmp_path / "x", 1.25, 2.5, codec=H264Codec(quality=10))
     assert numbers_in(sample.file) == list(range(38, 75))
+
+
+@pytest.mark.parametrize("codec", [JpegCodec(), RemuxCodec(max_group=100)])
+def test_segments_of_several_files_in_any_order_have_their_own_frames(codec: Codec, tmp_path: Path) -> None:
+    """A file stays open for its next segment: a repeated, an overlapping or an earlier one, or one of another file."""
+    paths = [KINDS[kind](tmp_path / kind) for kind in ("b_frames.mp4", "film.mkv")]
+    rates, sources = [probe(path).fps for path in paths], LastSource()
+    wanted = [
+        (0, 2, 2.4),
+        (0, 2, 2.4),
+        (0, 0.4, 2.2),
+        (1, 1, 1.5),
+        (0, 1.2, 1.4),
+        (1, 2, 2.5),
+        (1, 0, 0.5),
+        (0, 2, 2.4),
+    ]
+    for place, (which, start, end) in enumerate(wanted):
+        sample = sample_of(paths[which], tmp_path / str(place), start, end, codec=codec, sources=sources)
+        lead = -int(sample.member.units.frame[0])
+        expected = range(ceil(start * rates[which]), ceil(end * rates[which]))
+        assert numbers_in(sample.file)[lead : lead + sample.member.num_frames] == list(expected), (which, start, end)
 
 
 @pytest.mark.skipif(not REAL_VIDEOS.exists(), reason="no real videos here")
