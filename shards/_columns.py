@@ -222,7 +222,8 @@ def _check_fields(where: str, text: str, fields: list[str], layout: Layout) -> N
     if len(fields) > 2:
         raise problem(
             f"{where}: {len(fields)} fields, expected a path and a label: {shown}",
-            f"quote what belongs together, or choose: --option path_column=1 --option label_column={len(fields)}",
+            "quote what belongs together; name the columns in a first line, such as path,label,start,end; or choose: "
+            f"--option path_column=1 --option label_column={len(fields)}",
         )
     remedy = (
         "choose a separator (--option separator=comma, tab, semicolon, pipe, space or none) or the columns (--option "

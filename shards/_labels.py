@@ -71,6 +71,8 @@ class Classes:
             number, name = self.label(where, int(text))
             assert number is not None
             return number, name
+        if not text:
+            raise problem(f"{where}: the label is empty", "correct it; if that means no label: --option unlabeled=")
         if self.names:
             raise problem(f"{where}: class {_shown(text)} is not in {self._file}", "add it, or correct the label")
         raise problem(

@@ -109,7 +109,7 @@ def fields_of(text: str, mark: str) -> list[str]:
             return _space_fields(text.strip())
         return [field.strip() for field in next(csv.reader([text], delimiter=mark, skipinitialspace=True, strict=True))]
     except csv.Error as error:
-        raise ValueError(f"quotes do not match: {error}") from None
+        raise ValueError(f"quotes do not match (an entry is one line): {error}") from None
 
 
 def _space_fields(text: str) -> list[str]:

@@ -34,8 +34,10 @@ SELECTING = _words(  # would make other samples of a video, or none, or name the
     "key split subset set fold usage start end starttime endtime timestart timeend begin stop startframe endframe",
     "startsec endsec tstart tend",
 )
+DURATIONS = _words("duration durationsec durationseconds seconds length")  # of a video, or of a segment
 IGNORED = {  # describe a video, or number the lines
-    *("index", "idx", "number", "duration", "seconds", "length", "frames", "numframes", "nframes", "framecount"),
+    *DURATIONS,
+    *("index", "idx", "number", "frames", "numframes", "nframes", "framecount"),
     *("totalframes", "fps", "framerate", "width", "height", "resolution", "size", "bytes", "filesize", "md5", "sha256"),
 }
 _FEW = 20  # entries of which each may be of another class
@@ -46,6 +48,16 @@ def is_number(field: str | list[str]) -> bool:
     if not isinstance(field, str):
         return len(field) == 1 and is_number(field[0])
     return re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", field, re.ASCII) is not None
+
+
+def check_no_duration(where: str, names: Iterable[str]) -> None:
+    """Raise ValueError if columns that say when segments begin, and not when they end, may say how long they are."""
+    for name in names:
+        if plain(name) in DURATIONS:
+            raise problem(
+                f"{where}: column {name!r} may be the duration of the segments, whose end no column has",
+                "write a column end instead, or, if they end with their videos, --option end_column=none",
+            )
 
 
 def most(values: Iterable[bool]) -> bool:
@@ -93,9 +105,10 @@ class Columns:
         else:
             found["path"] = self._path(chosen_label) if chosen_path is None else chosen_path
             others = [column for column in self._others(found["path"]) if column not in taken]
-            if path is None or label is None:
-                found.update(self._by_name(others, named))
-                others = [column for column in others if column not in found.values()]
+            found.update(self._by_name(others, named))
+            others = [column for column in others if column not in found.values()]
+            if "start" in found and "end" not in found and named["end"] is None:
+                check_no_duration(self._where, filter(None, self._header))
             if chosen_label is not None:
                 found["label"] = chosen_label
             elif label is None:
@@ -103,7 +116,7 @@ class Columns:
                 others = [column for column in others if column not in found.values()]
         others = [column for column in others if not self._is_unwanted(column, named)]
         if others and (path is None or label is None):
-            shown = ", ".join(self._header[column] if self._header else str(column + 1) for column in others)
+            shown = ", ".join(self._header[column] or "''" if self._header else str(column + 1) for column in others)
             raise self._problem(f"it is not known what these columns mean: {shown}")
         return found, self._width
 
@@ -145,6 +158,7 @@ class Columns:
         """Return the columns but for that of paths, names of the same videos, and what only describes them."""
         index = self._names[0] == "" or self._names[0].startswith("unnamed")  # as pandas writes it
         free = [column for column in range(int(index), self._width) if column != path]
+        free = [column for column in free if self._names[column] or not self._all_empty(column)]
         return [column for column in free if self._names[column] not in {*IGNORED, *PATHS}]
 
     def _labels(self, others: list[int]) -> dict[Role, int]:
@@ -165,6 +179,9 @@ class Columns:
 
     def _most(self, column: int, holds: Callable[[str], bool]) -> bool:
         return most(holds(fields[column]) for fields in self._sample if column < len(fields))
+
+    def _all_empty(self, column: int) -> bool:
+        return not any(fields[column] for fields in self._sample if column < len(fields))
 
     def _all_differ(self, column: int) -> bool:
         """Return whether a column has another value in each of many entries, as captions and names have."""

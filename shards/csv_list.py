@@ -19,10 +19,10 @@ target, category), and one column may have the number and another the name of a 
 video (frames, duration, fps) are ignored; a single column of another name is the label if its values repeat. Those that
 choose a split or frames (split, start_frame), and those whose meaning is not known, are an error (recipe `records`
 takes fields of your own). `path_column` and `label_column` (a name, a number from 1, or none) choose; if both are
-given, all other columns are ignored that are not chosen, too.
+given, all other columns but those of keys and times are ignored that are not chosen, too.
 
-A column named key, or `key_column`, has the keys of the samples: unique, of 1 to 80 letters, digits, "_" and "-". By
-default keys are made of path and times.
+A column named key, or `key_column`, has the keys of the samples: unique, of 1 to 80 ASCII letters, digits, "_" and
+"-". By default keys are made of path and times.
 
 Columns named start and end (start_time, time_end, begin, stop, ...) have the times of segments: seconds in the video,
 or hours:minutes:seconds; an empty one is the beginning or the end of the video. `start_column` and `end_column` choose

@@ -38,7 +38,7 @@ from _files import find_files
 from _labels import Classes
 from _lists import problem
 from _paths import key_of, segment_key
-from _roles import BY_NAME, LABELS, PATHS, SELECTING, Role, plain
+from _roles import BY_NAME, LABELS, PATHS, SELECTING, Role, check_no_duration, plain
 
 from rhofast.data.inside import ParquetCell
 from rhofast.data.types import VideoRecord
@@ -195,6 +195,8 @@ def _find_columns(shown: str, schema: pa.Schema, asked: Columns, ignored: set[st
     label = _find_label(shown, schema) if asked.label is None else None if asked.label == "none" else asked.label
     key = _find_by_name(shown, schema, "key", asked.key)
     start, end = _find_by_name(shown, schema, "start", asked.start), _find_by_name(shown, schema, "end", asked.end)
+    if start is not None and end is None and asked.end is None:
+        check_no_duration(shown, schema.names)
     used = {content, path, label, key, start, end}
     outer = {(name if name in schema.names else name.partition(".")[0]) for name in used if name is not None}
     rest = [name for name in schema.names if name not in outer]

@@ -11,13 +11,14 @@ sorted order. A line is an object:
 Only `path` is required. Relative paths are relative to `root`, or to the folder of the file; addresses such as
 s3://bucket/x.mp4 are used unchanged. Other keys, all optional (null means absent):
 
-    key         name of the sample, unique, of 1 to 80 letters, digits, "_" and "-"; default: made from path and times
+    key         name of the sample, unique, of 1 to 80 ASCII letters, digits, "_" and "-"; default: made from path and
+                times
     label       class number, or name of a class
     label_name  name of the class, if the label is a number
     start, end  seconds in the video between which the sample lies; default: its beginning and its end
     labels      list of further labels, each [class], [class, start, end], or {"label": class, "start": s, "end": s};
                 times are seconds in the video, null or absent for the beginning and the end of the sample
-    extra       object with your own fields, which are stored as they are (at most 64 KiB)
+    extra       object with your own fields, which are stored as they are (at most 64 KiB of JSON in UTF-8)
 
 Any other key is an error that names the line. Labels are numbers from 0 on; with `classes` (a file with one name per
 line from class 0 on, or a JSON file with numbers by name) they may be names, and numbers get their names. `unlabeled`

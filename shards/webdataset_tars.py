@@ -46,6 +46,7 @@ from _walk import VIDEO_SUFFIXES
 from rhofast.data.inside import ByteRange
 from rhofast.data.types import PassedOver, VideoRecord
 from rhofast.errors import IngestError
+from rhofast.storage.address import redacted
 from rhofast.storage.files import is_local
 from rhofast.storage.strict_json import parse_record
 
@@ -82,12 +83,16 @@ def records(
         ValueError: A tar or a sample cannot be understood.
         IngestError: A `json` member is none.
     """
-    known, stored = Classes(classes, unlabeled=unlabeled), set() if fields == "none" else set(fields.lower().split(","))
+    known, stored = Classes(classes, unlabeled=unlabeled), set[str]()
+    if fields != "none":
+        stored = {name.strip().removeprefix(".") for name in fields.lower().split(",")}
+    unseen = stored - {"json", "txt"}  # which are taken where they are
     chosen = label or "cls"
     labeled = None if chosen == "none" else chosen.partition(".")[0].lower() if chosen.startswith("json") else chosen
     for tar, found in _readings(source, lambda suffix: suffix in stored or suffix == labeled):
         try:
             for sample in found:
+                unseen -= sample.fields.keys()
                 member = _video(sample, video)
                 if member is None and missing == "skip":
                     yield PassedOver(path=tar / sample.key, reason="samples without a video")
@@ -110,6 +115,10 @@ def records(
             if cut == "error":
                 raise
             yield PassedOver(path=tar, reason="tars cut short")
+    if unseen:
+        raise problem(
+            f"{redacted(str(source))}: no sample has a member .{min(unseen)}", f"correct --option fields={fields}"
+        )
 
 
 def classes(source: Path, *, classes: Path | None = None, **_: object) -> list[str]:

@@ -56,7 +56,7 @@ class VideoRecord:
         start: Beginning of the segment; None for the beginning of the file.
         end: End of the segment, which is not in it; None for the end of the file.
         labels: Further labels, each with the time for which it holds: (class number, start, end).
-        extra: The user's own fields, a JSON object of at most 64 KiB, which is stored as it is.
+        extra: The user's own fields, a JSON object of at most 64 KiB in UTF-8, which is stored as it is.
         where: Where the record stands, such as `list.csv:7`, for messages; empty where nothing but the path says it.
     """
 

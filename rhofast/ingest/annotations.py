@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterable
 from itertools import pairwise
+from numbers import Real
 from operator import index
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from rhofast.data.types import TimedLabel, VideoRecord
 from rhofast.errors import IngestError
 from rhofast.storage.strict_json import parse_record
 
-MAX_EXTRA_BYTES = 64 << 10  # of `extra` as JSON in ASCII
+MAX_EXTRA_BYTES = 64 << 10  # of `extra` as JSON in UTF-8
 MAX_LABELS = 10_000  # of one record, beside its first
 
 
@@ -93,9 +94,10 @@ def check_extra(where: str, record: VideoRecord) -> str | None:
         raise IngestError(
             f"{where}: extra changes when it is stored as JSON (keys that are no texts, tuples)", hint=hint
         )
-    if len(text) > MAX_EXTRA_BYTES:
+    size = len(json.dumps(record.extra, ensure_ascii=False).encode(errors="surrogatepass"))
+    if size > MAX_EXTRA_BYTES:
         raise IngestError(
-            f"{where}: extra has {len(text):,} bytes as JSON, of at most {MAX_EXTRA_BYTES:,}",
+            f"{where}: extra has {size:,} bytes as JSON, of at most {MAX_EXTRA_BYTES:,}",
             hint="store what is larger in a file of its own, and its name here",
         )
     parse_record(f'{{"extra": {text}}}'.encode(), dict[str, Any], where=where, raises=IngestError, hint=hint)
@@ -117,9 +119,9 @@ def labels_of_sample(
         seconds: Duration of the sample.
     """
     before, held = start or 0.0, []
-    for label in labels:
-        first = None if label.start is None or label.start <= before else label.start - before
-        last = None if label.end is None or (end is not None and label.end >= end) else label.end - before
+    for label in labels:  # 0.7 - 0.5 is to be 0.2
+        first = None if label.start is None or label.start <= before else round(label.start - before, 9)
+        last = None if label.end is None or (end is not None and label.end >= end) else round(label.end - before, 9)
         if last is not None and last >= seconds:
             last = None
         if (first or 0.0) < (seconds if last is None else last):
@@ -134,10 +136,11 @@ def _span(where: str, what: str, start: Any, end: Any) -> tuple[float | None, fl
         if time is None:
             times.append(None)
             continue
-        is_number = isinstance(time, int | float) and not isinstance(time, bool)
+        is_number = isinstance(time, Real) and not isinstance(time, bool)  # also NumPy's, which a table gives
         if not is_number or not math.isfinite(time) or time < 0:
+            shown = repr(time) if isinstance(time, str) else str(time)
             raise IngestError(
-                f"{where}: {what}: {name}={str(time)[:80]} is not a number of seconds >= 0",
+                f"{where}: {what}: {name}={shown[:80]} is not a number of seconds >= 0",
                 hint="correct the record; leave the time out for the beginning or the end",
             )
         times.append(float(time))

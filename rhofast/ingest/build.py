@@ -261,11 +261,13 @@ def _merge(plan: _Plan, listing: Listing, existing: DatasetInfo | None) -> Datas
         lines = _refused_before(out, listing) if existing is not None else iter(())
         for source in chain(lines, _refused_now(plan, shards)):
             counts[source.reason] += 1
-            example = example or f"{source.path}: {source.reason} {source.detail}".rstrip()
+            example = example or f"{source.path}: {source.reason}: {source.detail}".rstrip(": ")
             file.write(source.line())
-        if not shards and existing is None:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-            raise IngestError(f"every video was refused ({reasons}); for example {example}")
+    if not shards and existing is None:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        raise IngestError(
+            f"every video was refused ({reasons}); for example {example}", hint=f"all of them: {out / REFUSED_FILE}"
+        )
     build, encoders = _build_digest(listing, settings, _states(plan)), [plan.encoder]
     if existing is not None:
         build = hashlib.sha256((existing.build + build).encode()).hexdigest() if shards else existing.build

@@ -20,6 +20,7 @@ from rhofast.data.inside import ByteRange, Inside, ParquetCell
 from rhofast.data.types import PassedOver, TimedLabel, VideoRecord
 from rhofast.errors import IngestError
 from rhofast.ingest.annotations import check_extra, check_labels, check_segment
+from rhofast.ingest.recipes import TAKE_FOLDERS
 from rhofast.ingest.segments import record_key, window_key
 from rhofast.ingest.stored_names import shown_source, stored_name
 from rhofast.storage.address import redacted
@@ -27,6 +28,7 @@ from rhofast.storage.store_path import as_path
 
 MAX_CLASSES = 1_000_000
 _FEW_CLASSES = 10_000  # more than these must occur, one in a hundred, or the labels are no class numbers
+_CHECK = "check the folder or list, and the options of the recipe (rhofast recipes NAME)"
 _COLUMNS = "key, path, inside, label, name, start, end, labels, extra, place"
 _INSERT = f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _KEY_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
@@ -83,8 +85,7 @@ class Listing:
                     on_count(self.listed)
             if not self.listed:
                 raise IngestError(
-                    f"the source has no videos{passed_over or ''}",
-                    hint="check the folder or list, and the options of the recipe (rhofast recipes NAME)",
+                    f"the source has no videos{passed_over or ''}", hint=passed_over.remedy() if passed_over else _CHECK
                 )
             self._classes.check()
         except sqlite3.OperationalError as error:
@@ -154,7 +155,7 @@ class Listing:
         longest = _KEY_LENGTH - (len(window_key("", 10**7 - 1)) if self._windows else 0)
         if not record.key or len(record.key) > longest or not set(record.key) <= _KEY_CHARACTERS:
             raise IngestError(
-                f"{where}: key {record.key[:100]!r} is not 1 to {longest} letters, digits, '_' or '-'",
+                f"{where}: key {record.key[:100]!r} is not 1 to {longest} ASCII letters, digits, '_' or '-'",
                 hint="correct the key, or have keys made (csv_list, parquet: --option key_column=none)",
             )
         label_name = _stored(where, record.label_name)
@@ -213,6 +214,11 @@ class PassedOverCount:
         if reason not in self.counts and len(self.counts) >= _REASONS:
             reason = found.reason
         self.counts[reason] += 1
+
+    def remedy(self) -> str:
+        """Return what to do if nothing else was found."""
+        names = [name for suffix, name in TAKE_FOLDERS.items() if self.counts[f"other files ({suffix})"]]
+        return f"for a folder of such files: --recipe {names[0]}" if names else _CHECK
 
     def __str__(self) -> str:
         shown = ", ".join(f"{count:,} {reason}" for reason, count in self.counts.most_common(5))

@@ -31,12 +31,10 @@ from rhofast.storage.user_code import import_file
 
 _PACKAGE = Path(rhofast.__file__).parent
 _FOLDERS = (_PACKAGE.parent / "shards", _PACKAGE / "recipes")  # of a checkout, of an installed wheel
-_BY_SUFFIX = {
-    **dict.fromkeys((".csv", ".txt", ".tsv", ".lst", ".list"), "csv_list"),
-    **dict.fromkeys((".jsonl", ".ndjson"), "records"),
-    ".tar": "webdataset_tars",
-    ".parquet": "parquet",
-}
+TAKE_FOLDERS = {".tar": "webdataset_tars", ".parquet": "parquet", ".jsonl": "records", ".ndjson": "records"}
+"""The recipes, by suffix of a file, that also take a folder of such files."""
+
+_BY_SUFFIX = {**dict.fromkeys((".csv", ".txt", ".tsv", ".lst", ".list"), "csv_list"), **TAKE_FOLDERS}
 _WITH_PATTERNS = {"parquet", "webdataset_tars"}
 
 

@@ -89,10 +89,10 @@ def windows_of(record: VideoRecord, source: SourceInfo, settings: TranscodeSetti
         raise RefusedError(Refusal.OUTSIDE, f"it begins at {begin:g} s, and the video has {seconds:.2f} s")
     end = seconds if record.end is None else min(record.end, seconds)
     for number in range(max(1, ceil((end - begin - _TOLERANCE) / step))):
-        start = begin + number * step
+        start = round(begin + number * step, 9)  # 3 * 0.1 is to be 0.3
         if number and not _shows(source, rate, start):
             return
-        stop = start + settings.clip_seconds
+        stop = round(start + settings.clip_seconds, 9)
         if record.end is not None:
             stop = min(stop, record.end)
         yield replace(record, key=window_key(record.key, number), start=start, end=stop)

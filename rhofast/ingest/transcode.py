@@ -39,6 +39,8 @@ from rhofast.ingest.ffmpeg_messages import LOG_LEVEL, pictures_are_whole, read_m
 from rhofast.ingest.machine_errors import check_ffmpeg
 from rhofast.ingest.probe import Refusal, RefusedError, SourceInfo
 
+# An hour has at most 3.6 million windows: fewer than a frame apart they are all the same.
+_WindowSeconds = Annotated[float, Field(ge=0.001, le=1e9)]
 _STOPPED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
 _FFMPEG_STOPPED = 255  # ffmpeg's exit code, without a message, after SIGINT or SIGTERM
 _MAX_PIXELS = 1 << 27  # per picture; a header that claims more is damaged, and decoding would take all memory
@@ -66,8 +68,8 @@ class TranscodeSettings(Section):
     max_seconds: Positive | None = None
     min_duration: Positive | None = None
     max_duration: Positive | None = None
-    clip_seconds: Positive | None = None
-    stride: Positive | None = None
+    clip_seconds: _WindowSeconds | None = None
+    stride: _WindowSeconds | None = None
     timeout: Positive = 3600.0
 
 

@@ -7,6 +7,7 @@ that names the file and the field.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Hashable, Iterator
@@ -215,8 +216,9 @@ def _reason(error: Exception) -> str:
 
 def _parse(content: bytes, kind: type[T]) -> T:
     """Return the value of a JSON text; raise _MisfitError."""
+    content = content.removeprefix(codecs.BOM_UTF8)  # as programs on Windows write it
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8").rstrip()
     except UnicodeDecodeError as error:
         raise _MisfitError(f"not UTF-8 at byte {error.start}") from None
     if sum(map(content.count, (b",", b"[", b"{"))) > MAX_VALUES:
@@ -230,13 +232,14 @@ def _parse(content: bytes, kind: type[T]) -> T:
     except RecursionError:
         raise _MisfitError(f"nested more than {MAX_DEPTH} levels deep") from None
     except json.JSONDecodeError as error:
-        raise _MisfitError(f"not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        raise _MisfitError(f"not JSON at {line}column {error.colno}: {error.msg}") from None
     except ValueError:  # Python limits the digits of a number
         raise _MisfitError("a number has thousands of digits") from None
     try:
         value: T = _adapter(cast(Hashable, kind)).validate_json(content, strict=True)
     except ValidationError as error:
-        raise _MisfitError(_explain(error)) from None
+        raise _MisfitError(_explain(error, values)) from None
     return value
 
 
@@ -314,12 +317,17 @@ def _keys(place: Any) -> list[Any]:
     return keys[-2::-1]  # the outermost is the place of the root in the list around it
 
 
-def _explain(error: ValidationError) -> str:
-    """Return pydantic's first error as one line."""
+def _explain(error: ValidationError, values: Any) -> str:
+    """Return pydantic's first error about some values as one line."""
     errors = error.errors(include_url=False)
     # A misspelled required key is also reported as missing. The misspelling says more, so it comes first.
     first = next((entry for entry in errors if entry["type"] == "extra_forbidden"), errors[0])
-    field = _field([part for part in first["loc"] if not str(part).startswith("function-")])
+    keys: list[Any] = []
+    for part in first["loc"]:
+        if isinstance(values, dict | list) and not str(part).startswith("function-"):  # else a type that was tried
+            keys.append(part)
+            values = (values if isinstance(values, dict) else dict(enumerate(values))).get(part)
+    field = _field(keys)
     if first["type"] == "extra_forbidden":
         return f"unknown key {field}"
     if first["type"] == "missing":

@@ -8,6 +8,7 @@ from math import inf, nan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rhofast.data.types import TimedLabel, VideoRecord
@@ -31,7 +32,7 @@ def deep(levels: int) -> dict[str, Any]:
         ({"start": -1.0}, "segment: start=-1.0 is not a number of seconds >= 0"),
         ({"end": nan}, "segment: end=nan is not a number"),
         ({"end": inf}, "segment: end=inf is not a number"),
-        ({"start": "3"}, "segment: start=3 is not a number"),
+        ({"start": "3"}, "segment: start='3' is not a number"),
         ({"start": True}, "segment: start=True is not a number"),
         ({"start": 5, "end": 5}, "segment: end=5 is not after start=5"),
         ({"end": 0}, "segment: end=0 is not after start=0"),
@@ -87,6 +88,26 @@ def test_the_largest_fields_are_stored() -> None:
     extra = {"a": "x" * (MAX_EXTRA_BYTES - len(json.dumps({"a": ""})))}
     with Listing([replace(RECORD, extra=extra)]) as listing:
         assert next(iter(listing)).extra == extra
+
+
+def test_fields_are_measured_in_utf_8_as_files_of_json_have_them() -> None:
+    extra = {"a": "é" * ((MAX_EXTRA_BYTES - len(json.dumps({"a": ""}))) // 2)}
+    with Listing([replace(RECORD, extra=extra)]) as listing:
+        assert next(iter(listing)).extra == extra
+    with pytest.raises(IngestError, match="extra has 65,537 bytes"):
+        Listing([replace(RECORD, extra={"a": extra["a"] + "é"})])
+
+
+def test_times_of_numpy_are_times_as_a_table_gives_them() -> None:
+    labels = [(np.int64(1), np.int32(2), np.float16(2.5))]
+    with Listing([replace(RECORD, start=np.float32(1.5), end=np.int64(3), labels=labels)]) as listing:
+        (stored,) = listing
+    assert (stored.start, stored.end, stored.labels) == (1.5, 3.0, [TimedLabel(1, 2.0, 2.5)])
+
+
+def test_times_in_the_sample_are_as_short_as_those_in_the_video() -> None:
+    (held,) = labels_of_sample([TimedLabel(1, 0.7, 1.1)], 0.5, 1.5, 1.0)
+    assert held == TimedLabel(1, 0.2, 0.6)
 
 
 def test_labels_are_cut_to_the_sample_and_count_from_its_beginning() -> None:

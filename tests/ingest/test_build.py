@@ -34,6 +34,7 @@ from rhofast.ingest.array_task import ArrayTask
 from rhofast.ingest.build import BuildSettings, build_shards
 from rhofast.ingest.executors import Executor, LocalProcesses
 from rhofast.ingest.existing_set import known_classes, stored_keys
+from rhofast.ingest.job_result import REFUSED_FILE, read_refused
 from rhofast.ingest.listing import Listing
 from rhofast.ingest.probe import Refusal, RefusedError, probe
 from rhofast.ingest.transcode import TranscodeSettings, transcode
@@ -424,6 +425,15 @@ def test_records_that_cannot_become_a_set_are_one_error(tmp_path: Path, records:
     with pytest.raises(IngestError, match=says):
         build(records, tmp_path / "set")
     assert not (tmp_path / "set" / "dataset.json").exists()
+
+
+def test_where_every_video_is_refused_all_of_them_are_listed(tmp_path: Path) -> None:
+    records = [VideoRecord(key=key, path=Path(f"none/{key}.mp4")) for key in ("a", "b")]
+    with pytest.raises(IngestError) as caught:
+        build(records, tmp_path / "set")
+    refused = tmp_path / "set" / REFUSED_FILE
+    assert caught.value.message.endswith("(2 missing); for example none/a.mp4: missing: No such file or directory")
+    assert [source.key for source in read_refused(refused)] == ["a", "b"] and str(refused) in (caught.value.hint or "")
 
 
 def test_a_folder_with_other_things_in_it_is_not_touched(sources: list[VideoRecord], tmp_path: Path) -> None:

@@ -327,7 +327,9 @@ def test_columns_of_times_can_be_chosen_and_left_out(tmp_path: Path) -> None:
     text = "path,label,onset,end\na.mp4,0,1,2\n"
     assert segments(tmp_path, text, "start_column=onset") == [("a.mp4", 1.0, 2.0, 0)]
     assert segments(tmp_path, text, "start_column=3", "end_column=none") == [("a.mp4", 1.0, None, 0)]
-    assert segments(tmp_path, text, "path_column=path", "label_column=label") == [("a.mp4", None, None, 0)]
+    assert segments(tmp_path, text, "path_column=path", "label_column=label") == [("a.mp4", None, 2.0, 0)]
+    both = ["path_column=path", "label_column=label", "end_column=none"]
+    assert segments(tmp_path, text, *both) == [("a.mp4", None, None, 0)]
     without = "a.mp4,0.5,2,7\n"
     chosen = ["path_column=1", "label_column=4", "start_column=2", "end_column=3"]
     assert segments(tmp_path, without, "header=false", *chosen) == [("a.mp4", 0.5, 2.0, 7)]
@@ -349,9 +351,28 @@ def test_a_column_has_the_keys_of_samples(tmp_path: Path) -> None:
     with pytest.raises(IngestError, match=r"list.csv:3: .*key 'one' occurs twice, first in .*list.csv:2") as twice:
         keys("key,path\none,a.mp4\none,b.mp4\n")
     assert twice.value.hint is not None and "own key" in twice.value.hint
-    with pytest.raises(IngestError, match=r"list.csv:2: .*key 'a/b' is not 1 to 80 letters") as wrong:
+    with pytest.raises(IngestError, match=r"list.csv:2: .*key 'a/b' is not 1 to 80 ASCII letters") as wrong:
         keys("key,path\na/b,a.mp4\n")
     assert wrong.value.hint is not None and "key_column=none" in wrong.value.hint
+
+
+def test_a_duration_beside_a_start_is_not_left_out_silently(tmp_path: Path) -> None:
+    text = "path,start,duration,label\na.mp4,1,2,0\n"
+    says = error(tmp_path, text)
+    assert "list.csv:1: column 'duration' may be the duration of the segments" in says and "end_column=none" in says
+    assert "may be the duration" in error(tmp_path, text, "path_column=path", "label_column=label")
+    assert segments(tmp_path, text, "end_column=none") == [("a.mp4", 1.0, None, 0)]
+    assert segments(tmp_path, "path,start,end,duration\na.mp4,1,2,1\n") == [("a.mp4", 1.0, 2.0, None)]
+
+
+def test_a_column_without_name_and_values_is_none(tmp_path: Path) -> None:
+    assert segments(tmp_path, "path,start,end,\na.mp4,1,2,\n") == [("a.mp4", 1.0, 2.0, None)]
+    notes = "".join(f"{number}.mp4,1,2,note {number}\n" for number in range(30))
+    assert "it is not known what these columns mean: ''" in error(tmp_path, f"path,start,end,\n{notes}")
+
+
+def test_times_without_names_of_columns_are_an_error_with_the_remedy(tmp_path: Path) -> None:
+    assert "in a first line, such as path,label,start,end" in error(tmp_path, "a.mp4,0,1,2\nb.mp4,0,1,2\n")
 
 
 def test_keys_of_segments_do_not_depend_on_how_times_are_written(tmp_path: Path) -> None:

@@ -68,6 +68,10 @@ def test_times_of_segments_are_found_by_their_names(tmp_path: Path) -> None:
     assert [(record.start, record.end) for record in listed(source)] == [(0.0, 1.5), (2.0, None)]
     with pytest.raises(IngestError, match="occurs twice"):
         listed(source, "start_column=none", "end_column=none")
+    source = write(tmp_path / "d.parquet", path=["x"], start=[1.0], duration=[2.0])
+    with pytest.raises(IngestError, match=r"d\.parquet: column 'duration' may be the duration of the segments"):
+        listed(source)
+    assert [(record.start, record.end) for record in listed(source, "end_column=none")] == [(1.0, None)]
 
 
 def test_keys_are_found_by_their_name_or_chosen(tmp_path: Path) -> None:
@@ -141,7 +145,7 @@ def test_names_of_classes_come_from_the_file_or_an_option(tmp_path: Path) -> Non
         ({"path": ["x"], "k": [None]}, ["key_column=k"], "t.parquet: row 0: k=None is not a key"),
         ({"path": ["x", "x"]}, [], "t.parquet: row 1: .*occurs twice, first in .*t.parquet: row 0"),
         ({"path": ["x"], "t": [float("nan")]}, ["start_column=t"], "t.parquet: row 0: .*start=nan is not a number"),
-        ({"path": ["x"], "t": ["one"]}, ["start_column=t"], "t.parquet: row 0: .*start=one is not a number"),
+        ({"path": ["x"], "t": ["one"]}, ["start_column=t"], "t.parquet: row 0: .*start='one' is not a number"),
         ({"path": ["x"], "f": [float("inf")]}, ["fields=f"], "t.parquet: row 0: .*extra is not JSON"),
     ],
 )  # fmt: skip

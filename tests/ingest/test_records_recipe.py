@@ -54,6 +54,14 @@ def test_every_key_of_a_line_reaches_the_record(tmp_path: Path) -> None:
     assert find_classes(source, None, [f"classes={tmp_path / 'names.txt'}"]) == ["rest", "serve"]
 
 
+def test_a_file_as_windows_writes_it(tmp_path: Path) -> None:
+    text = '{"path": "a.mp4", "label": "é"}\n\n{"path": "b.mp4"}'.replace("\n", "\r\n")
+    (tmp_path / "list.jsonl").write_bytes(text.encode("utf-8-sig"))
+    (tmp_path / "names.txt").write_bytes("é\r\n".encode("utf-8-sig"))
+    records = listed(tmp_path / "list.jsonl", f"classes={tmp_path / 'names.txt'}")
+    assert [(record.path.name, record.label) for record in records] == [("a.mp4", 0), ("b.mp4", None)]
+
+
 def test_segments_of_one_file_have_keys_of_their_own_that_stay(tmp_path: Path) -> None:
     spans = [(None, None), (None, 1), (1, None), (1, 2), (1.5, 2)]
     lines = [{"path": "x.mp4", "start": start, "end": end} for start, end in spans]
@@ -85,12 +93,12 @@ def test_a_folder_of_files_and_roots_and_addresses(tmp_path: Path) -> None:
         ({"path": 7}, "line 2: path=7: must be a string"),
         ({"path": ""}, ":2: path is empty"),
         ("[1]\n", "line 2: "),
-        ("{\"path\": \"x\"\n", "line 2: not JSON"),
+        ("{\"path\": \"x\"\n", "line 2: not JSON at column 13: "),
         ("{\"path\": \"x\", \"path\": \"y\"}\n", "line 2: key 'path' occurs twice"),
         ("{\"path\": \"x\", \"start\": NaN}\n", "line 2: start: not a finite number"),
         ({"path": "x", "label": "serve"}, ":2: label 'serve' is a name, whose number is not known .*classes=FILE"),
         ({"path": "x", "label": -1}, ":2: label -1 is below 0"),
-        ({"path": "x", "label": True}, "line 2: label"),
+        ({"path": "x", "label": True}, "line 2: label=True: must be an integer"),
         ({"path": "x", "label_name": "a"}, ":2: label_name='a' without a label"),
         ({"path": "x", "labels": [[0, 3, 3]]}, ":2: .*end=3 is not after start=3"),
         ({"path": "x", "labels": [[0, 1, 3], [0, 2, 4]]}, ":2: .*two labels 0 overlap at 2 s"),
@@ -101,7 +109,7 @@ def test_a_folder_of_files_and_roots_and_addresses(tmp_path: Path) -> None:
         ({"path": "x", "start": 3, "end": 2}, ":2: .*end=2 is not after start=3"),
         ({"path": "x", "extra": [1]}, "line 2: extra"),
         ({"path": "x", "extra": {"a": "b" * (64 << 10)}}, ":2: .*extra has 65,5.. bytes"),
-        ({"path": "x", "key": "a b"}, ":2: .*key 'a b' is not"),
+        ({"path": "x", "key": "ä"}, ":2: .*key 'ä' is not 1 to 80 ASCII letters"),
         ({"path": "first.mp4"}, r":2: .*occurs twice, first in .*list\.jsonl:1"),
     ],
 )  # fmt: skip

@@ -259,7 +259,7 @@ def shallow(codec: str) -> list[tuple[Injury, list[str]]]:
         ),
         (
             lambda root, n: patch(root, n, b'{"codec"', b'["codec"'),
-            [DIGEST, rf"{NOTE}KEY.json: not JSON at line 1, column 9: .*"],
+            [DIGEST, rf"{NOTE}KEY.json: not JSON at column 9: .*"],
         ),
         (
             lambda root, n: overwrite_note(root, n, b"[1, 2]"),

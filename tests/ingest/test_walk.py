@@ -122,6 +122,13 @@ def test_an_empty_source_says_what_was_passed_over(tmp_path: Path, recipe: str) 
         Listing(records, passed_over=count)
 
 
+def test_a_folder_of_archives_names_the_recipe(tmp_path: Path) -> None:
+    count = PassedOverCount()
+    records = find_records(tree(tmp_path, "a.tar", "b.tar"), None, [], on_passed_over=count.add)
+    with pytest.raises(IngestError, match=r"2 other files \(.tar\) .*--recipe webdataset_tars"):
+        Listing(records, passed_over=count)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("right", ["read", "enter"])
 def test_a_folder_that_cannot_be_read_is_an_error(

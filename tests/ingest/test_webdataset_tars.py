@@ -144,6 +144,20 @@ def test_labels_come_from_the_field_that_is_chosen(tmp_path: Path) -> None:
     assert [record.extra for record in listed(tar, "fields=none")] == [None, None]
 
 
+def test_a_field_that_no_sample_has_is_misspelled(tmp_path: Path) -> None:
+    tar = pack(tmp_path / "a.tar", {"a.mp4": b"x", "b.mp4": b"x", "b.caption": b"hi"})
+    assert [record.extra for record in listed(tar, "fields=json, .Caption")] == [None, {"caption": "hi"}]
+    with pytest.raises(IngestError, match=r"a\.tar: no sample has a member \.captoin .*fields=captoin"):
+        listed(tar, "fields=captoin")
+
+
+def test_an_empty_label_names_the_remedy(tmp_path: Path) -> None:
+    tar = pack(tmp_path / "a.tar", {"a.mp4": b"x", "a.cls": b"\n"})
+    with pytest.raises(IngestError, match=r"a\.tar: a\.cls: the label is empty .*--option unlabeled="):
+        listed(tar)
+    assert listed(tar, "unlabeled=")[0].label is None
+
+
 def test_of_several_videos_one_is_chosen(tmp_path: Path) -> None:
     tar = pack(tmp_path / "a.tar", {"k.left.mp4": b"left", "k.right.mp4": b"right", "l.left.mp4": b"2"})
     with pytest.raises(IngestError, match=r"a.tar: k: several videos: left.mp4, right.mp4 .*video=left.mp4"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.codecs.jpeg import JpegCodec
@@ -162,6 +163,18 @@ def test_windows_of_a_segment_stay_in_it() -> None:
         list(windows_of(record, source(1.0), settings))
     assert caught.value.reason == Refusal.OUTSIDE
     assert list(windows_of(record, 99.0, TranscodeSettings())) == [record]
+
+
+def test_times_of_windows_are_written_as_short_as_those_that_were_given() -> None:
+    record, settings = VideoRecord(key="x", path=Path("x")), TranscodeSettings(clip_seconds=0.1)
+    times = [(w.start, w.end) for w in windows_of(record, source(0.6), settings)]
+    assert times == [(0.0, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6)]
+
+
+@pytest.mark.parametrize("name", ["clip_seconds", "stride"])
+def test_windows_that_are_fewer_than_a_frame_apart_are_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match=rf"{name}\n.* 0\.001 "):
+        TranscodeSettings(**{"clip_seconds": 1.0, name: 1e-7})
 
 
 def test_keys_of_windows_name_their_record() -> None:

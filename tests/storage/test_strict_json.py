@@ -40,8 +40,9 @@ def test_what_fits_is_read_with_the_types_of_the_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "file.json: not JSON at line 1, column 1"),
-        ('{"items": [}', "file.json: not JSON at line 1, column 12"),
+        ("", "file.json: not JSON at column 1"),
+        ('{"items": [}\n', "file.json: not JSON at column 12"),
+        ('{"items": [],\n "x": }', "file.json: not JSON at line 2, column 7"),
         ('{"items": [{"name": "a", "size": "3"}]}', "file.json: items.0.size='3': "),
         ('{"items": [{"name": "a", "size": true}]}', "file.json: items.0.size=True: "),
         ('{"items": [{"name": "a", "size": -1}]}', "file.json: items.0.size=-1: "),
