@@ -65,7 +65,7 @@ _RequiredConfig = Annotated[
     typer.Option(
         "--config",
         metavar="CONFIG",
-        help="TOML file, or name of a packaged config, such as eval/ucf101_paper.",
+        help="TOML file, or name of a packaged config (rhofast configs list).",
         rich_help_panel=CONFIG,
         show_default=False,
     ),

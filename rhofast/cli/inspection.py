@@ -56,7 +56,7 @@ def inspect(
         Path | None, typer.Option("--out", metavar="PNG", help="File for histograms.", rich_help_panel=OUTPUT)
     ] = None,
     fields: Annotated[
-        bool, typer.Option("--fields", help="List the samples' fields of your own, from 1,000 samples.")
+        bool, typer.Option("--fields", help="List your own fields of the samples (extra), from 1,000 samples.")
     ] = False,
     every: Annotated[
         bool,

@@ -13,7 +13,7 @@ from rhofast.cli.options import DATA, OUTPUT, RUN, ConfigOption, Overrides
 from rhofast.storage.files import write_atomically
 
 Gpu = Literal["a100", "h100", "h200"]
-CLUSTER, MEASURED = "Cluster", "Measured on your system"
+CLUSTER, MEASURED = "Cluster (defaults: see --sources)", "Measured on your system"
 
 
 def plan(
