@@ -52,6 +52,8 @@ class Classes:
             return self._of_text(where, value.strip())
         if isinstance(value, float) and value.is_integer():
             value = int(value)
+        if isinstance(value, list):
+            raise problem(f"{where}: label {_shown(value)} is a list", "recipe records takes several labels of a video")
         if not isinstance(value, int) or isinstance(value, bool):
             raise problem(f"{where}: label {_shown(value)} is neither a whole number nor a name", "correct the label")
         if value < 0:

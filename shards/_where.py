@@ -165,7 +165,7 @@ class Where:
 
 
 class _Missing:
-    """A field that a sample does not have; `== null` is true of it."""
+    """A field that a sample does not have; `== null` is true of it, and anything else is an error."""
 
     def __init__(self, name: str, known: list[str]) -> None:
         self.name, self.known = name, known
@@ -204,6 +204,9 @@ def _field(fields: Mapping[str, Any], name: str) -> Any:
 
 def _compare(mark: str, left: Any, right: Any, where: str) -> bool:
     if mark in ("==", "!="):
+        if left is not None and right is not None:  # a misspelled name would leave out everything, or nothing
+            for side in (left, right):
+                _check_there(side, where, is_null=True)
         left, right = (None if isinstance(side, _Missing) else side for side in (left, right))
         same = left == right and isinstance(left, bool) == isinstance(right, bool)
         return same if mark == "==" else not same
@@ -212,20 +215,21 @@ def _compare(mark: str, left: Any, right: Any, where: str) -> bool:
     numbers = all(isinstance(side, int | float) and not isinstance(side, bool) for side in (left, right))
     if not numbers and not (isinstance(left, str) and isinstance(right, str)):
         raise problem(
-            f"{where}: {str(left)[:_SHOWN]!r} {mark} {str(right)[:_SHOWN]!r}: neither two numbers nor two texts",
+            f"{where}: {repr(left)[:_SHOWN]} {mark} {repr(right)[:_SHOWN]}: neither two numbers nor two texts",
             "name a field inside an object with a dot: a.b",
         )
     return bool(_ORDER[mark](left, right))
 
 
-def _check_there(value: Any, where: str) -> None:
+def _check_there(value: Any, where: str, *, is_null: bool = False) -> None:
+    """Raise ValueError for a field that is not there, or is null where that cannot be compared."""
     if isinstance(value, _Missing):
         known = f", only {', '.join(value.known)[:300]}" if value.known else ""
         raise problem(
             f"{where}: there is no field {value.name!r}{known}",
             f"where not all have it: ({value.name} != null and ...)",
         )
-    if value is None:
+    if value is None and not is_null:
         raise problem(f"{where}: a field that is compared is null", "where it may be: (NAME != null and ...)")
 
 

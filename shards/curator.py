@@ -9,6 +9,8 @@ SOURCE is the folder that the pipeline's clip writer was given, on a disk or in 
     filtered_clips/UUID.mp4  those that did not
     metas/v0/UUID.json       the metadata of each: where it is from, scores, captions
 
+Where there is no folder metas/v0, the metadata of a clip is the JSON file beside it, in clips/ or in SOURCE itself.
+
 `clips` chooses which clips are listed: `kept` (default), `filtered`, or `all`. Keys are the UUIDs. The metadata becomes
 your own fields (`extra`): all of it, the fields that `fields` names (separated by commas), or `none`.
 
@@ -74,13 +76,12 @@ def records(
         IngestError: The metadata of a clip cannot be read.
     """
     holds, known = None if where is None else Where(where, _ALIASES), Classes(classes, unlabeled=unlabeled)
-    metas = source / _METAS
-    if not metas.is_dir():
-        raise problem(f"{redacted(str(source))}: there is no folder {_METAS}", "name the clip writer's output folder")
-    with_metadata = {entry.path.name for entry in entries(metas)}
-    for folder in _FOLDERS[clips]:
-        for entry in entries(source / folder) if (source / folder).is_dir() else ():
+    unseen = set() if fields in ("all", "none") else set(_names(fields))
+    for folder, metas, with_metadata in _folders(source, clips):
+        for entry in entries(folder):
             name = f"{entry.path.stem}.json"
+            if folder == metas and entry.path.name in with_metadata:
+                continue
             if entry.kind not in (Kind.VIDEO, Kind.MISSING):
                 yield PassedOver(path=entry.path, reason="other files")
                 continue
@@ -93,6 +94,7 @@ def records(
             if holds is not None and not holds(metadata, shown):
                 yield PassedOver(path=entry.path, reason="clips that `where` leaves out")
                 continue
+            unseen -= metadata.keys()
             number, class_name = known.label(shown, None if label is None else _label(shown, metadata, label))
             stem = entry.path.stem
             yield VideoRecord(
@@ -103,11 +105,38 @@ def records(
                 extra=_extra(shown, metadata, fields),
                 where=shown,
             )
+    if unseen:
+        raise problem(
+            f"{redacted(str(source))}: no clip has a field {min(unseen)!r}", f"correct --option fields={fields}"
+        )
 
 
 def classes(source: Path, *, classes: Path | None = None, **_: object) -> list[str]:
     """Return the names of all classes, by number, if a file gives them."""
     return Classes(classes).names
+
+
+def _folders(source: Path, clips: str) -> Iterator[tuple[Path, Path, set[str]]]:
+    """Yield each folder of clips with that of their metadata, and the names of its files; raises ValueError without."""
+    folders = [source / name for name in _FOLDERS[clips] if (source / name).is_dir()]
+    metas = source / _METAS
+    if metas.is_dir():
+        names = {entry.path.name for entry in entries(metas)}
+        yield from ((folder, metas, names) for folder in folders)
+        return
+    beside = [
+        (folder, {e.path.name for e in entries(folder) if e.path.suffix == ".json"}) for folder in folders or [source]
+    ]
+    if not any(names for _, names in beside):
+        raise problem(
+            f"{redacted(str(source))}: there is no folder {_METAS}, and no .json beside a clip",
+            "name the clip writer's output folder",
+        )
+    yield from ((folder, folder, names) for folder, names in beside)
+
+
+def _names(fields: str) -> list[str]:
+    return [name.strip() for name in fields.split(",")]
 
 
 def _label(shown: str, metadata: dict[str, Any], label: str) -> Any:
@@ -122,5 +151,4 @@ def _label(shown: str, metadata: dict[str, Any], label: str) -> Any:
 def _extra(shown: str, metadata: dict[str, Any], fields: str) -> dict[str, Any] | None:
     if fields in ("all", "none"):
         return metadata if fields == "all" else None
-    names = [name.strip() for name in fields.split(",")]
-    return {name: metadata[name] for name in names if name in metadata} or None
+    return {name: metadata[name] for name in _names(fields) if name in metadata} or None

@@ -284,7 +284,7 @@ def _stored_names(schema: pa.Schema, label: str | None) -> list[str]:
 
 def _is_text(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
 def _has_bytes(kind: pa.DataType | None) -> bool:
@@ -308,7 +308,7 @@ def _record(
 ) -> VideoRecord:
     path, start, end = (_value(row, column) for column in (columns.path, columns.start, columns.end))
     if columns.bytes is None and (not isinstance(path, str) or not path):
-        raise problem(f"{where}: {columns.path}={str(path)[:80]!r} is not a path", "correct the row")
+        raise problem(f"{where}: {columns.path}={repr(path)[:80]} is not a path", "correct the row")
     label, name = known.label(where, _value(row, columns.label))
     key = _value(row, columns.key)
     if columns.key is not None and (key is None or isinstance(key, float)):

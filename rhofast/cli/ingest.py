@@ -208,11 +208,13 @@ def shard(
         raise ConfigError(
             "--codec is given more than once", hint="a set has one codec and a --fallback; --dry-run N compares several"
         )
-    if spare is not None and (dry_run is not None or spare.untouched or not codecs[0].untouched):
+    if spare is not None and (spare.untouched or not codecs[0].untouched):
         raise ConfigError(
-            f"--fallback {spare.name}: it takes what a codec that encodes nothing does not take, and encodes it",
-            hint="--codec remux --fallback h264, without --dry-run",
+            f"--fallback {spare.name}: a fallback encodes what remux or copy cannot store as it is",
+            hint="--codec remux --fallback h264",
         )
+    if spare is not None and dry_run is not None:  # both are tried, and compared
+        codecs, spare = [*codecs, *([] if spare.name in {each.name for each in codecs} else [spare])], None
     changes = given(short_side=short_side, fps=fps, max_seconds=max_seconds)
     kept = changes.keys() & ({"short_side", "fps"} if codecs[0].cuts else set(changes))
     if kept and dry_run is None and codecs[0].untouched and spare is None:

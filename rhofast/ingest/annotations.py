@@ -84,12 +84,15 @@ def check_extra(where: str, record: VideoRecord) -> str | None:
             f"{where}: extra={str(record.extra)[:80]!r} is not a JSON object",
             hint="give the fields as an object: {name: value, ...}",
         )
-    hint = "use objects, lists, texts, finite numbers, true, false and null"
+    hint, at = "use objects, lists, texts, finite numbers, true, false and null", ""
     try:
+        for name, value in record.extra.items():
+            at = str(name)
+            json.dumps(value, allow_nan=False)
         text = json.dumps(record.extra, ensure_ascii=True, sort_keys=True, allow_nan=False)
         is_same = json.loads(text) == record.extra
     except (TypeError, ValueError, RecursionError) as error:
-        raise IngestError(f"{where}: extra is not JSON: {str(error)[:200]}", hint=hint) from None
+        raise IngestError(f"{where}: extra {at[:80]!r} is not JSON: {str(error)[:200]}", hint=hint) from None
     if not is_same:
         raise IngestError(
             f"{where}: extra changes when it is stored as JSON (keys that are no texts, tuples)", hint=hint

@@ -31,6 +31,7 @@ from rhofast.ingest.probe import SourceInfo
 
 LOG_LEVEL = "level+info"  # the level of each message, and the line that ends the opening of the input
 _SERIOUS = re.compile(rb"^(?P<context>(\[[^\]]* @ [^\]]*\] )*)\[(error|fatal|panic)\] (?P<text>.*)$")
+_ADDRESS = re.compile(rb" @ 0x[0-9a-f]+(?=\])")
 _OPENED = re.compile(rb"^\[info\] Input #0, ", re.MULTILINE)
 _NOWHERE = "null"  # the muxer of decoding without output, which complains of timestamps
 _MAX_LENGTH = 200  # characters of a message
@@ -143,6 +144,7 @@ def captured() -> Iterator[Heard]:
 
 
 def _shown(line: bytes) -> str:
+    line = _ADDRESS.sub(b"", line)  # another one in each run, and `refused.jsonl` is to be the same
     return line.decode("utf-8", "replace").strip()[:_MAX_LENGTH]
 
 

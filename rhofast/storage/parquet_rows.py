@@ -109,5 +109,5 @@ def type_of(schema: pa.Schema, name: str) -> pa.DataType | None:
 
 def is_binary(kind: pa.DataType | None) -> bool:
     """Return whether a type is that of bytes."""
-    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
     return kind is not None and any(test(kind) for test in tests)

@@ -180,6 +180,15 @@ def test_a_dry_run_compares_codecs_and_makes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_compares_the_fallback_too(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--dry-run", "1", "--codec", "remux", "--fallback", "h264", "--workers", "1"]
+    assert run("shard", videos, tmp_path / "out", *options, "--report", tmp_path / "dry.json") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"remux .*h264", said)
+    assert run("shard", videos, tmp_path / "out", "--codec", "jpeg", "--fallback", "h264") == 2
+    assert "--codec remux --fallback h264" in capsys.readouterr().err
+
+
 def test_foreign_weights_come_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     backbone = build_backbone("slow_r50", {"width": 4})
     official = {f"backbone.{key}": value for key, value in pyslowfast_state(backbone).items()}

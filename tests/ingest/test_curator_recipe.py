@@ -62,6 +62,24 @@ def numbers(output: Path, *options: str) -> list[int]:
     return [NAMES.index(record.key) for record in listed(output, *options)[0]]
 
 
+@pytest.mark.parametrize("folder", ["clips", "."])
+def test_metadata_may_lie_beside_the_clips(output: Path, folder: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    source = tmp_path_factory.mktemp("beside")
+    (source / folder).mkdir(exist_ok=True)
+    for number in (1, 2):
+        (source / folder / f"{NAMES[number]}.mp4").write_bytes(b"x")
+        (source / folder / f"{NAMES[number]}.json").write_text(json.dumps(clip_metadata(number)))
+    (source / folder / f"{NAMES[3]}.mp4").write_bytes(b"x")
+    records, passed = listed(source, "where=motion_score > 0.15")
+    assert [(record.key, record.extra) for record in records] == [(NAMES[2], clip_metadata(2))]
+    assert passed == {"clips without metadata": 1, "clips that `where` leaves out": 1}
+
+
+def test_a_field_that_no_clip_has_is_misspelled(output: Path) -> None:
+    with pytest.raises(IngestError, match=r"no clip has a field 'captoin' .*fields=source_video,captoin"):
+        listed(output, "fields=source_video,captoin")
+
+
 def test_the_kept_clips_with_their_metadata(output: Path) -> None:
     records, passed = listed(output)
     assert [record.key for record in records] == NAMES[:4]
@@ -69,7 +87,7 @@ def test_the_kept_clips_with_their_metadata(output: Path) -> None:
     assert records[1].extra == clip_metadata(1) and records[1].label is None
     assert passed == {"clips without metadata": 1, "other files (.txt)": 1}
     assert numbers(output, "clips=filtered") == [4] and numbers(output, "clips=all") == [0, 1, 2, 3, 4]
-    (record, *_), _ = listed(output, "fields=source_video,nothing")
+    (record, *_), _ = listed(output, "fields=source_video, aesthetic_score")
     assert record.extra == {"source_video": "/in/long.mp4"}
     assert listed(output, "fields=none")[0][0].extra is None
 
@@ -101,10 +119,15 @@ def test_conditions_choose_clips(output: Path, where: str, expected: list[int]) 
 @pytest.mark.parametrize(
     ("where", "says"),
     [
+        ("motion_scor == 0.3", r"metas/v0/.*0\.json: there is no field 'motion_scor', only .*motion_score"),
+        ("motion_scor != 0.3", r"there is no field 'motion_scor'"),
+        ("motion_scor in (1, 2)", r"there is no field 'motion_scor'"),
+        ("source_video == long", r"there is no field 'long'"),
+        ("motion_score > '3'", r"0\.json: 0\.0 > '3': neither two numbers nor two texts"),
         ("motion_scor > 0.3", r"metas/v0/.*0\.json: there is no field 'motion_scor', only .*motion_score"),
         ("aesthetic_score > 1", r"0\.json: there is no field 'aesthetic_score'.*aesthetic_score != null and"),
         ("windows > 1", "neither two numbers nor two texts"),
-        ("source_video > 1", "'/in/long.mp4' > '1.0': neither two numbers"),
+        ("source_video > 1", "'/in/long.mp4' > 1.0: neither two numbers"),
         ("width_source", "1280.* is neither true nor false"),
         ("width_source and valid", "1280.* is neither true nor false"),
         ("valid > 0", "neither two numbers"),

@@ -190,3 +190,8 @@ def test_messages_are_told_apart_by_who_speaks_and_when(before: bytes, after: by
 def test_a_file_that_cannot_be_opened_has_a_message() -> None:
     found = read_messages(b"[h264 @ 0x1] [error] no frame!\n[error] Error opening input file x.mp4.\n", SOURCE)
     assert found.damage == "Error opening input file x.mp4."
+
+
+def test_a_message_is_the_same_in_every_run() -> None:
+    said = [b"[h264 @ 0x%x] [error] mmco: unref short failure\n" % address for address in (0x55CE3B6E6DC0, 0x1)]
+    assert {read_messages(OPENED + each, SOURCE).doubt for each in said} == {"[h264] mmco: unref short failure"}

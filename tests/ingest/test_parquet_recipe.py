@@ -62,6 +62,11 @@ def test_a_table_of_paths(tmp_path: Path) -> None:
     assert first.key == listed(write(tmp_path / "u.parquet", path=["a.mp4"], t=[2.0]), "end_column=t")[0].key
 
 
+def test_views_of_texts_are_texts(tmp_path: Path) -> None:
+    source = write(tmp_path / "t.parquet", path=pa.array(["a.mp4"], pa.string_view()), label=["1"])
+    assert [(record.path.name, record.label) for record in listed(source)] == [("a.mp4", 1)]
+
+
 def test_times_of_segments_are_found_by_their_names(tmp_path: Path) -> None:
     columns = {"path": ["x", "x"], "start_time": [0, 2], "end sec": [1.5, None]}
     source = write(tmp_path / "t.parquet", **columns)
@@ -137,7 +142,7 @@ def test_names_of_classes_come_from_the_file_or_an_option(tmp_path: Path) -> Non
         ({"path": ["x"], "start": [1], "begin": [1.0]}, [], "several columns may be the start: start, begin"),
         ({"path": ["x"], "start_frame": [1]}, [], "'start_frame' seems to choose .*ignore=start_frame"),
         ({"path": ["x"], "label": [1], "class": [2]}, [], "several columns may be the label: label, class"),
-        ({"path": ["x", None]}, [], "t.parquet: row 1: path='None' is not a path"),
+        ({"path": ["x", None]}, [], "t.parquet: row 1: path=None is not a path"),
         ({"path": ["x", "y"], "label": [0, -1]}, [], "t.parquet: row 1: label -1 is below 0"),
         ({"path": ["x"], "label": ["run"]}, [], "t.parquet: row 0: label 'run' is a name.*classes=FILE"),
         ({"path": ["x"], "label": [0.5]}, [], "t.parquet: row 0: label 0.5 is neither"),
@@ -146,7 +151,7 @@ def test_names_of_classes_come_from_the_file_or_an_option(tmp_path: Path) -> Non
         ({"path": ["x", "x"]}, [], "t.parquet: row 1: .*occurs twice, first in .*t.parquet: row 0"),
         ({"path": ["x"], "t": [float("nan")]}, ["start_column=t"], "t.parquet: row 0: .*start=nan is not a number"),
         ({"path": ["x"], "t": ["one"]}, ["start_column=t"], "t.parquet: row 0: .*start='one' is not a number"),
-        ({"path": ["x"], "f": [float("inf")]}, ["fields=f"], "t.parquet: row 0: .*extra is not JSON"),
+        ({"path": ["x"], "f": [float("inf")]}, ["fields=f"], "t.parquet: row 0: .*extra 'f' is not JSON"),
     ],
 )  # fmt: skip
 def test_what_a_table_cannot_mean_is_one_line(
