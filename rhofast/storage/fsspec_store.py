@@ -12,7 +12,17 @@ from queue import LifoQueue
 from typing import Any
 
 from rhofast.errors import RhofastError
-from rhofast.storage.network import CHUNK, as_written, file_info, is_http, is_hub, open_store, open_stream, read_chunk
+from rhofast.storage.network import (
+    CHUNK,
+    as_written,
+    file_info,
+    is_http,
+    is_hub,
+    open_store,
+    open_stream,
+    read_chunk,
+    read_span,
+)
 from rhofast.storage.request_error import Kind, RequestError, request_error
 from rhofast.storage.store import Entry, Span, StoreFolder
 
@@ -124,10 +134,8 @@ class FsspecFolder(StoreFolder):
         return contents
 
     def _span(self, name: str, begin: int, end: int) -> Any:
-        # A file of the hub whose size is not given is looked up among all files of its folder.
-        options = {"cache_type": "none", "size": end} if is_hub(self._store) else {}
         with self._connected() as store:
-            return store.cat_file(self._path(name), begin, end, **options)
+            return read_span(store, self._path(name), begin, end)
 
     def state(self, name: str) -> tuple[int, str]:
         """Return size and version of a file; see `StoreFolder`."""

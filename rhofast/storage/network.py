@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from rhofast.errors import ConfigError, DependencyError
 from rhofast.storage.address import redacted
+from rhofast.storage.ssh import read_at_once, ssh_options
 
 CHUNK = 1 << 22
 TIMEOUT_S = 30.0  # of a connection, and of each wait for more of an answer
@@ -27,7 +28,7 @@ _TRY_LATER = (408, 425, 429)  # except for these
 _GONE = (404, 410)
 _PARTIAL = 206
 _PARSER = "aiohttp.http_exceptions"
-_HTTP = ("http", "https")
+_HTTP, _SSH = ("http", "https"), ("sftp", "ssh")
 _LONGEST_WORDS = 300  # characters of an error of a library
 # Errors of botocore for which a retry will not help; not all have a common base class.
 _FINAL_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError")
@@ -90,6 +91,8 @@ def store_options(address: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
     if scheme == "s3":
         limits = {"connect_timeout": timeout_s, "read_timeout": timeout_s, "retries": {"max_attempts": 1}}
         return {"config_kwargs": {**limits, **conf.get(scheme, {}).get("config_kwargs", {})}}
+    if scheme in _SSH:
+        return ssh_options(address, timeout_s, {**conf.get("sftp", {}), **conf.get("ssh", {})})
     return {}
 
 
@@ -171,8 +174,11 @@ def open_stream(store: Any, path: str, *, begin: int = 0) -> Iterator[tuple[Any,
         return
     if not is_http(store):
         with store.open(path, "rb", block_size=_BLOCK, cache_type="readahead") as remote:
-            position = remote.seek(begin) if begin and remote.seekable() else 0
-            yield remote, position, getattr(remote, "size", None)
+            if begin and remote.seekable():
+                remote.seek(begin)
+            if is_ssh(store):
+                remote.size = remote.stat().st_size
+            yield remote, remote.tell(), getattr(remote, "size", None)
         return
     # One request for the whole rest: fsspec would request one part after the other, and wait for each.
     headers = {**store.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
@@ -194,12 +200,32 @@ def read_chunk(store: Any, remote: Any, seconds: float) -> bytes:
         remote: The file, as `open_stream` yields it.
         seconds: Limit on the wait, for stores that can be left waiting.
     """
+    if is_ssh(store):
+        position = remote.tell()
+        return read_at_once(remote, position, min(CHUNK, remote.size - position))
     if not is_http(store):
         return bytes(remote.read(CHUNK))
     from fsspec.asyn import sync
 
     with _closed_connections():
         return bytes(sync(store.loop, remote._read, CHUNK, timeout=seconds))
+
+
+def read_span(store: Any, path: str, begin: int, end: int) -> bytes:
+    """Return the bytes [begin, end) of a remote file, fewer if it is shorter.
+
+    Args:
+        store: The file system of fsspec, one that answers one request at a time.
+        path: The path in it.
+        begin: Position of the first byte.
+        end: Position after the last byte.
+    """
+    if is_ssh(store):
+        with store.open(path, "rb") as remote:
+            return read_at_once(remote, begin, end - begin)
+    # A file of the hub whose size is not given is looked up among all files of its folder.
+    options = {"cache_type": "none", "size": end} if is_hub(store) else {}
+    return bytes(store.cat_file(path, begin, end, **options))
 
 
 @contextmanager
@@ -213,7 +239,16 @@ def _closed_connections() -> Iterator[None]:
 
 def is_http(store: Any) -> bool:
     """Return whether a file system of fsspec is a web server."""
-    return "http" in ((store.protocol,) if isinstance(store.protocol, str) else store.protocol)
+    return _is(store, "http")
+
+
+def is_ssh(store: Any) -> bool:
+    """Return whether a file system of fsspec is a server that paramiko connects to."""
+    return _is(store, "sftp")
+
+
+def _is(store: Any, protocol: str) -> bool:
+    return protocol in ((store.protocol,) if isinstance(store.protocol, str) else store.protocol)
 
 
 def is_hub(store: Any) -> bool:
@@ -271,7 +306,8 @@ def words(error: BaseException) -> str:
             or str(error)
             or type(error).__name__
         )
-    return re.sub(r"[\x00-\x1f\x7f]+| +", " ", redacted(text)).strip()[:_LONGEST_WORDS]
+    text = re.sub(r"[\x00-\x1f\x7f]+| +", " ", redacted(text)).strip()
+    return text.removeprefix("[Errno None] ")[:_LONGEST_WORDS]  # of paramiko
 
 
 def _call(store: Any, name: str, seconds: float, *arguments: Any, **options: Any) -> Any:

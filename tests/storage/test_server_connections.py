@@ -21,7 +21,7 @@ CONTENT = bytes(range(200))
 class Connection(MemoryFileSystem):
     """A connection that mixes up answers, as paramiko's does, if two threads use it; it stays dead once it has died."""
 
-    protocol = "sftp"
+    protocol = "smb"
     opened: ClassVar[list[Connection]] = []
     dies = False
 
@@ -49,8 +49,8 @@ class Connection(MemoryFileSystem):
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> FsspecFolder:
     monkeypatch.setattr(Connection, "opened", [], raising=False)
-    monkeypatch.setitem(_registry, "sftp", Connection)
-    return FsspecFolder("sftp://host/set", 1.0)
+    monkeypatch.setitem(_registry, "smb", Connection)
+    return FsspecFolder("smb://host/set", 1.0)
 
 
 def test_many_spans_and_threads_use_few_connections_one_at_a_time(folder: FsspecFolder) -> None:
@@ -62,7 +62,7 @@ def test_many_spans_and_threads_use_few_connections_one_at_a_time(folder: Fsspec
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(read, range(4))) == [[CONTENT[begin : begin + 5] for begin, _ in spans]] * 4
     assert 1 < len(Connection.opened) <= 8
-    other = FsspecFolder("sftp://host/set", 1.0)  # shares no connection
+    other = FsspecFolder("smb://host/set", 1.0)  # shares no connection
     assert all(other._store is not one for one in Connection.opened[:-1])
 
 
