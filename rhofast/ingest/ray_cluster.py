@@ -145,7 +145,7 @@ def _run_on(
     source, numbers = iter(jobs), count()
     running: dict[Any, _Attempt[JobT]] = {}
     live: dict[int, tuple[int, int]] = {}
-    videos_done = bytes_done = capacity = 0
+    videos_done = bytes_done = capacity = seen = 0
     last_read, exhausted = float("-inf"), False
 
     def start(job: JobT, deaths: int) -> None:
@@ -156,7 +156,7 @@ def _run_on(
         while running or not exhausted:
             if time.monotonic() - last_read > _LIVE_S:
                 capacity = workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-                live = _read_progress(ray, actor, running.values(), live)
+                live, seen = _read_progress(ray, actor, running.values(), live, seen)
                 last_read = time.monotonic()
             while not exhausted and len(running) < capacity:
                 try:
@@ -177,6 +177,7 @@ def _run_on(
                 now = [live.get(attempt.number, (0, 0)) for attempt in running.values()]
                 on_ticks(videos_done + sum(pair[0] for pair in now), bytes_done + sum(pair[1] for pair in now))
             yield from results
+        _read_progress(ray, actor, (), live, seen)  # the last news
     finally:
         _cancel(ray, list(running))
 
@@ -242,14 +243,16 @@ class _ProgressActor:
     def __init__(self) -> None:
         self._progress: dict[int, tuple[int, int]] = {}
         self._told: list[tuple[str, str, float]] = []
+        self._first = 0
 
     def tell(self, news: tuple[str, str, float]) -> None:
         self._told.append(news)
 
-    def news(self) -> list[tuple[str, str, float]]:
-        """Return what was told since the last call."""
-        told, self._told = self._told, []
-        return told
+    def news(self, seen: int) -> list[tuple[str, str, float]]:
+        """Return what was told after the first `seen` news, which have arrived and are forgotten."""
+        del self._told[: seen - self._first]
+        self._first = seen
+        return list(self._told)
 
     def write(self, attempt: int, videos: int, num_bytes: int) -> None:
         self._progress[attempt] = (videos, num_bytes)
@@ -269,16 +272,19 @@ def _start_progress_actor(ray: Any) -> Any:
 
 
 def _read_progress(
-    ray: Any, actor: Any | None, attempts: Iterable[_Attempt[JobT]], previous: dict[int, tuple[int, int]]
-) -> dict[int, tuple[int, int]]:
-    """Return the actor's progress, or `previous` if it does not answer: progress must not hold up the work."""
+    ray: Any, actor: Any | None, attempts: Iterable[_Attempt[JobT]], previous: dict[int, tuple[int, int]], seen: int
+) -> tuple[dict[int, tuple[int, int]], int]:
+    """Return the actor's progress, and how many news have arrived; what is new of them is told.
+
+    If it does not answer, these are `previous` and `seen`: progress must not hold up the work.
+    """
     if actor is None:
-        return previous
-    asked = actor.read.remote([attempt.number for attempt in attempts]), actor.news.remote()
+        return previous, seen
+    asked = actor.read.remote([attempt.number for attempt in attempts]), actor.news.remote(seen)
     try:
         progress, told = ray.get(list(asked), timeout=POLL_S)
-        for news in told:
-            tell_outage(*news)
-        return dict(progress)
     except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
-        return previous
+        return previous, seen
+    for news in told:
+        tell_outage(*news)
+    return dict(progress), seen + len(told)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from benchmarks.data_loading.range_server import Fault, RangeServer, Request, serving
 from rhofast.cli.console import told_of_outages
+from rhofast.ingest import ray_cluster
 from rhofast.ingest.executors import LocalProcesses
 from rhofast.ingest.isolation import IsolatedProcess
 from rhofast.storage import outages
@@ -98,6 +101,32 @@ def wait_in_a_process_of_a_process(number: int) -> int:
 def test_news_reach_the_process_that_began_the_work(told: News) -> None:
     assert sorted(LocalProcesses(2).run(wait_in_a_process_of_a_process, range(3))) == [0, 1, 2]
     assert sorted(told) == [("s3://bucket", f"fault {number}", 120.0) for number in range(3)]
+
+
+class LateRay:
+    """What is asked of an actor arrives there, and the answer only after so many that were too late."""
+
+    exceptions = SimpleNamespace(GetTimeoutError=TimeoutError, RayActorError=ConnectionError)
+
+    def __init__(self, late: int) -> None:
+        self.late = late
+
+    def get(self, answers: list[Any], timeout: float) -> list[Any]:
+        self.late -= 1
+        if self.late >= 0:
+            raise TimeoutError
+        return answers
+
+
+def test_news_of_a_cluster_come_once_however_late_its_answers_are(told: News) -> None:
+    ray, on_a_node, seen, all_news = LateRay(2), ray_cluster._ProgressActor(), 0, []
+    actor = SimpleNamespace(read=SimpleNamespace(remote=on_a_node.read), news=SimpleNamespace(remote=on_a_node.news))
+    for number in range(5):
+        all_news.append(("s3://bucket", f"fault {number}", 120.0))
+        on_a_node.tell(all_news[-1])
+        _, seen = ray_cluster._read_progress(ray, actor, (), {}, seen)
+        assert told == ([] if number < 2 else all_news)
+    assert len(on_a_node._told) == 1  # those that have arrived are forgotten
 
 
 def test_many_requests_that_meet_one_outage_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
