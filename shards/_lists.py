@@ -172,14 +172,19 @@ def names_by_number(path: Path, found: Any) -> list[str]:
     Raises:
         ValueError: It is neither, a name or number occurs twice, or a number is missing.
     """
-    if isinstance(found, list):
-        found = {name: number for number, name in enumerate(found)} if len(set(map(str, found))) == len(found) else None
+    if isinstance(found, list) and not any(isinstance(name, list | dict) for name in found):
+        for name, count in Counter(map(str, found)).items():
+            if count > 1:
+                raise ValueError(f"{path}: class {name[:80]!r} occurs twice")
+        found = {str(name): number for number, name in enumerate(found)}
+    if found == {}:
+        raise ValueError(f"{path}: names no classes")
     try:
         numbered = {int(str(number)): str(name).strip().strip('"') for name, number in found.items()}
     except (AttributeError, ValueError):
         raise ValueError(f"{path}: expected the names of classes, each once, with whole numbers") from None
-    if len(numbered) != len(found) or sorted(numbered) != list(range(len(found))) or not found:
-        raise ValueError(f"{path}: the numbers of the classes are not 0 to {max(len(found) - 1, 0)}, each once")
+    if len(numbered) != len(found) or sorted(numbered) != list(range(len(found))):
+        raise ValueError(f"{path}: the numbers of the classes are not 0 to {len(found) - 1}, each once")
     if len(set(numbered.values())) != len(numbered):
         raise ValueError(f"{path}: the name of a class occurs twice")
     return [numbered[number] for number in range(len(numbered))]

@@ -294,7 +294,9 @@ class _Classes:
 
 
 def _stored(where: str, name: str | None) -> str | None:
-    """Return the name of a class as it is stored; raises IngestError if it is not text."""
+    """Return the name of a class as it is stored; raises IngestError if it is not text, or empty."""
+    if name == "":
+        raise IngestError(f"{where}: the name of the class is empty", hint="name the class, or leave the name out")
     try:
         return None if name is None else stored_name(name)
     except ValueError:

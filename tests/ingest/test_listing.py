@@ -52,6 +52,7 @@ def test_names_of_labels_must_agree_with_those_that_are_given() -> None:
         ([record(1), record(2), record(1)], "'v1' occurs twice"),
         ([VideoRecord(key="a/b", path=Path("x"))], "key 'a/b' is not"),
         ([VideoRecord(key="k" * 81, path=Path("x"))], "is not 1 to 80"),
+        ([record(1, label=0, label_name="")], "the name of the class is empty"),
         ([record(1, label=0, label_name="p"), record(2, label=0, label_name="q")], "label 0 is named 'q' here and 'p'"),
         ([record(1, label=-1)], "label -1"),
     ],

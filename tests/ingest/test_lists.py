@@ -263,10 +263,21 @@ def test_a_file_of_classes_names_numbers_and_numbers_names(tmp_path: Path, name:
     assert "list.csv:1: class 'rest' is not in the file of classes" in error(tmp_path, "a.mp4 rest\n", option)
 
 
-@pytest.mark.parametrize("content", ["a\nb\na\n", "1 a\n2 b\n", "", "0 a\n0 b\n"])
-def test_a_file_of_classes_has_every_class_once(tmp_path: Path, content: str) -> None:
-    (tmp_path / "names.txt").write_text(content)
-    assert "names.txt" in error(tmp_path, "a.mp4 0\n", f"classes={tmp_path / 'names.txt'}")
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("names.txt", "a\nb\na\n", "class 'a' occurs twice"),
+        ("names.txt", "1 a\n2 b\n", "the numbers of the classes are not 0 to 1"),
+        ("names.txt", "", "names no classes"),
+        ("names.txt", "0 a\n0 b\n", ""),
+        ("names.json", "{}", "names no classes"),
+        ("names.json", '["a", "b", "a"]', "class 'a' occurs twice"),
+        ("names.json", '[["a"], ["b"]]', "expected the names of classes"),
+    ],
+)
+def test_a_file_of_classes_has_every_class_once(tmp_path: Path, name: str, content: str, says: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert f"{name}: {says}" in error(tmp_path, "a.mp4 0\n", f"classes={tmp_path / name}")
 
 
 def test_a_line_may_be_an_address(tmp_path: Path) -> None:
