@@ -112,7 +112,7 @@ def confusion_image(knn: dict[str, Any]) -> str:
     """Draw the confusion matrix of a kNN result (the contents of its file) as an <img> element."""
     trained = knn["trained"]
     of = plot_text(knn.get("shards", {}).get("test", {}).get("name", ""))
-    title = f"kNN: top-1 {trained['measures'][TOP1]:.1%} of {trained['samples']:,} videos{of and f' of {of}'}"
+    title = f"kNN on {trained['samples']:,} videos{of and f' of {of}'}: top-1 {trained['measures'][TOP1]:.1%}"
     return _image(confusion_figure(trained["confusion"], knn["classes"], title=title), "confusion matrix")
 
 
@@ -190,7 +190,8 @@ def _from_zero(axes: Axes) -> None:
 
 def _std_axis(axes: Axes) -> None:
     axes.set_ylim(0, 1.1)
-    axes.axhline(0.1, color=_RED, linewidth=1, linestyle=":")
+    axes.axhline(0.1, color=_RED, linewidth=1, linestyle=":", label="below: collapsed, the run warns")
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.1))
 
 
 def _schedules(runs: Sequence[RunLog], x_axis: str) -> str:

@@ -21,7 +21,7 @@ from rhofast.cli.options import (
     check_png,
     given,
 )
-from rhofast.cli.tables import bench_table
+from rhofast.cli.tables import bench_table, count_text
 from rhofast.errors import ConfigError
 from rhofast.storage.files import check_writable, write_atomically
 
@@ -123,7 +123,8 @@ def clips(
         shown = augmented_clips(
             opened, clips=loaded.clips, augment=loaded.augment, samples=chosen, seed=seed or 0, epoch=epoch or 0
         )
-    count = f"{len(shown.videos)} of {len(shown.samples)} samples"
+    drawn, named = len(shown.videos), len(shown.samples)  # some of a batch; those chosen of a set
+    count = count_text(drawn, "sample") if drawn == named else f"{drawn} of {named} samples"
     width, height = write_pictures(target, shown.videos, heading=(*shown.heading, count), fps=shown.fps)
     print_line(f"{': '.join(shown.heading)}, samples {' '.join(map(str, shown.samples))}")
     for note in shown.notes:

@@ -54,7 +54,7 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> Path | None:
     picture = beside(path, "confusion.png")
     measure, value = scores.main
     of = plot_text(set_name(evaluation.shards.get("test", {})), _MAX_TITLE)
-    title = f"{KINDS[evaluation.kind]}: {measure} {value:.1%} of {scores.samples:,} videos{of and f' of {of}'}"
+    title = f"{KINDS[evaluation.kind]} on {scores.samples:,} videos{of and f' of {of}'}: {measure} {value:.1%}"
     figure = confusion_figure(scores.confusion, evaluation.classes, title=title)
     with replacing(picture) as aside:
         figure.savefig(aside, format="png")

@@ -81,7 +81,7 @@ def _histogram(axes: Axes, counts: Mapping[float, int], form: Callable[[float], 
     values, samples = np.array(list(counts)), np.array(list(counts.values()))
     (median,) = percentiles(counts, [50])
     low, high = (values[0], values[-1]) if len(values) > 1 else (0.9 * values[0], 1.1 * values[0])
-    bins = min(_BINS, max(10, len(values))) + 1
+    bins = min(_BINS, max(11, len(values))) + 1  # of an odd number of bars, a single value is in the middle of one
     edges = np.linspace(low, high, bins)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if high > _MAGNITUDES * low:

@@ -97,7 +97,7 @@ def test_a_slow_loader_is_found_and_its_cost_measured(config: Config, monkeypatc
 def test_a_slow_step_is_found(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rhofast.analysis.bench, "train_step", lambda *_, **__: time.sleep(0.4) or {})
     report = bench(config, "both", batches=2, rounds=2)
-    assert report["advice"].startswith("the consumer is the limit")
+    assert report["advice"].startswith("the loader is not the limit")
     assert report["summary"]["loader"]["step_seconds"]["median"] >= 0.4
     assert report["summary"]["loader"]["readiness"]["median"] > 0.9
 
@@ -175,9 +175,10 @@ def test_headspace_compares_measurements_of_one_round() -> None:
 
 
 def test_a_ready_loader_that_slows_the_step_is_reported() -> None:
-    fed, memory = measurement(seconds=4, wait_s=0, advice="the consumer is the limit"), measurement("memory", seconds=2)
+    fed = measurement(seconds=4, wait_s=0, advice="the loader is not the limit")
+    memory = measurement("memory", seconds=2)
     text = summarize([[fed, memory]])["advice"]
-    assert text.startswith("the consumer is the limit; a step still takes 2.00 times as long while the loader works")
+    assert text.startswith("the loader is not the limit; a step still takes 2.00 times as long while the loader works")
 
 
 def test_on_a_device_its_own_idle_time_counts_and_not_the_host_s() -> None:

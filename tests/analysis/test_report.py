@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 import rhofast.analysis.report_plots
@@ -276,6 +277,13 @@ def test_a_long_run_and_one_that_has_not_begun_are_drawn(tmp_path: Path) -> None
     long = make_run(tmp_path / "long", [START, *(whole_step(number) for number in range(1, 500))])
     page = write_report([long, make_run(tmp_path / "new", [START])]).read_text()
     assert page.count("<img") == 8
+
+
+def test_the_line_of_collapse_says_what_it_is() -> None:
+    axes = Figure().add_subplot()
+    rhofast.analysis.report_plots._std_axis(axes)
+    legend = axes.get_legend()
+    assert legend is not None and "collapsed" in legend.get_texts()[0].get_text()
 
 
 def test_facts_of_a_run_bring_no_markup_into_the_page(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def test_looking_at_shards(shards: ShardSet, tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert "13 in 3 shards" in said and "3 clips x 8 frames" in said and "read amplification" in said
     assert run("show", shards.root, "--out", tmp_path / "x.png", "--key", "v3", "--set", "augment.size=16") == 0
+    assert "x.png: 1 sample, " in capsys.readouterr().out
     with Image.open(tmp_path / "x.png") as sheet:
         assert sheet.width > 100
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from rhofast.cli.tables import summary_table
@@ -22,7 +23,7 @@ from rhofast.data.sampling.clip_cost import clip_cost
 from rhofast.data.types import TimedLabel, Units
 from rhofast.ingest import summary
 from rhofast.ingest.summary import Summary, summarize
-from rhofast.ingest.summary_plot import draw_summary
+from rhofast.ingest.summary_plot import _histogram, draw_summary
 from tests.helpers.shards import FPS, NUM_FRAMES, NUM_VIDEOS, write_shards
 
 ALL = ClipConfig(num_clips=1, num_frames=32, frame_stride=1, fps=10)
@@ -123,6 +124,13 @@ def drawn(summary: Summary, path: Path) -> str:
     """The text of a picture: in an SVG, the drawn words stand in comments."""
     draw_summary(summary, path)
     return path.read_text()
+
+
+def test_a_value_that_all_samples_have_is_in_the_middle_of_its_bar() -> None:
+    axes = Figure().add_subplot()
+    _histogram(axes, {8.0: 3}, str, ())
+    (bar,) = (bar for bar in axes.containers[0] if bar.get_height())  # type: ignore[union-attr]
+    assert bar.get_height() == 3 and bar.get_x() + bar.get_width() / 2 == pytest.approx(8.0)
 
 
 def test_the_picture_says_what_is_in_the_set(shards: ShardSet, tmp_path: Path) -> None:

@@ -151,8 +151,8 @@ def test_a_run_that_never_waits_is_advised_in_the_end_only(tiny: Callable[..., C
     for step in range(1, 5):
         logger.log(step, 0.1, values())
     logger.end(4)
-    assert [(line["step"], line["text"][:25]) for line in seen if line["kind"] == "advice"] == [
-        (4, "the consumer is the limit")
+    assert [(line["step"], line["text"][:27]) for line in seen if line["kind"] == "advice"] == [
+        (4, "the loader is not the limit")
     ]
 
 

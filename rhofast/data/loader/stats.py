@@ -65,8 +65,8 @@ class LoaderStats:
     def readiness(self) -> float:
         """Share of the time in which the consumer did not wait for data, 1 - wait_s / seconds, in [0, 1].
 
-        High (above 0.99): the loader keeps up, and the consumer is the limit. Low: the loader is the limit. A consumer
-        that does nothing but take batches sees a readiness near 0, however fast the loader is.
+        High (above 0.99): the loader keeps up, and the consumer (the training step) is the limit. Low: the loader is
+        the limit. A consumer that does nothing but take batches sees a readiness near 0, however fast the loader is.
         """
         return 1.0 - min(1.0, max(0.0, self.wait_s / self.seconds)) if self.seconds > 0 else 1.0
 
@@ -148,7 +148,7 @@ class LoaderStats:
         if not self.batches or not shares or self.seconds <= 0:
             return "no batch has been taken yet"
         if self.readiness >= FED:
-            return f"the consumer is the limit: the loader is ready {self.readiness:.1%} of the time"
+            return f"the loader is not the limit: a batch is ready {self.readiness:.1%} of the time"
         name, slowest = max(shares.items(), key=lambda item: item[1].busy)
         if slowest.busy < _SATURATED:
             return (

@@ -97,7 +97,7 @@ def test_a_snapshot_less_itself_is_nothing() -> None:
 
 def test_a_fed_consumer_is_the_limit() -> None:
     told = make(decode=(99, 0, 1), wait_s=0.4).advise(**HANDS)
-    assert told == "the consumer is the limit: the loader is ready 99.6% of the time"
+    assert told == "the loader is not the limit: a batch is ready 99.6% of the time"
 
 
 def test_busy_decoding_is_the_limit() -> None:
