@@ -41,6 +41,7 @@ from _where import Where
 from rhofast.data.types import PassedOver, VideoRecord
 from rhofast.errors import IngestError
 from rhofast.storage.address import redacted
+from rhofast.storage.files import is_local
 from rhofast.storage.strict_json import read_record
 
 _FOLDERS = {"kept": ("clips",), "filtered": ("filtered_clips",), "all": ("clips", "filtered_clips")}
@@ -118,6 +119,8 @@ def classes(source: Path, *, classes: Path | None = None, **_: object) -> list[s
 
 def _folders(source: Path, clips: str) -> Iterator[tuple[Path, Path, set[str]]]:
     """Yield each folder of clips with that of their metadata, and the names of its files; raises ValueError without."""
+    if is_local(source) and not source.is_dir():
+        raise problem(f"{redacted(str(source))}: not a folder", "name the clip writer's output folder")
     folders = [source / name for name in _FOLDERS[clips] if (source / name).is_dir()]
     metas = source / _METAS
     if metas.is_dir():

@@ -16,6 +16,7 @@ file; ffmpeg_messages.py tells it from errors in what is not kept.
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import signal
@@ -24,11 +25,11 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import ffmpeg
 import imageio_ffmpeg
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rhofast.config.section import Positive, Section
 from rhofast.data.codecs.codec import SIDE_MULTIPLE, Codec
@@ -71,6 +72,19 @@ class TranscodeSettings(Section):
     clip_seconds: _WindowSeconds | None = None
     stride: _WindowSeconds | None = None
     timeout: Positive = 3600.0
+
+    @model_validator(mode="after")
+    def _leave_something(self) -> Self:
+        """Check that the limits do not refuse every video, or every whole window, after all the work."""
+        least, most = self.min_duration or 0.0, self.max_duration or math.inf
+        if least > most:
+            raise ValueError(f"min_duration={least:g} is above max_duration={most:g}, so every video would be refused")
+        if self.clip_seconds is not None and not least <= self.clip_seconds <= most:
+            name, limit = ("min_duration", least) if self.clip_seconds < least else ("max_duration", most)
+            raise ValueError(
+                f"clip_seconds={self.clip_seconds:g} with {name}={limit:g}: every whole window would be refused"
+            )
+        return self
 
 
 def find_ffmpeg() -> str:

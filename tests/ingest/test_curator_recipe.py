@@ -75,6 +75,11 @@ def test_metadata_may_lie_beside_the_clips(output: Path, folder: str, tmp_path_f
     assert passed == {"clips without metadata": 1, "clips that `where` leaves out": 1}
 
 
+def test_a_file_is_no_output_folder(output: Path) -> None:
+    with pytest.raises(IngestError, match=r"notes\.txt: not a folder"):
+        listed(output / "clips" / "notes.txt")
+
+
 def test_a_field_that_no_clip_has_is_misspelled(output: Path) -> None:
     with pytest.raises(IngestError, match=r"no clip has a field 'captoin' .*fields=source_video,captoin"):
         listed(output, "fields=source_video,captoin")

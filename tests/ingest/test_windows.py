@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from rhofast.config.section import parse_section
 from rhofast.data.codecs.codec import Codec
 from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.codecs.stream_copy import CopyCodec
@@ -175,6 +176,20 @@ def test_times_of_windows_are_written_as_short_as_those_that_were_given() -> Non
 def test_windows_that_are_fewer_than_a_frame_apart_are_refused(name: str) -> None:
     with pytest.raises(ValidationError, match=rf"{name}\n.* 0\.001 "):
         TranscodeSettings(**{"clip_seconds": 1.0, name: 1e-7})
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        ({"min_duration": 5.0, "max_duration": 1.0}, "min_duration=5 is above max_duration=1"),
+        ({"clip_seconds": 1.0, "max_duration": 0.5}, "clip_seconds=1 with max_duration=0.5: every whole window"),
+        ({"clip_seconds": 1.0, "min_duration": 2.0}, "clip_seconds=1 with min_duration=2: every whole window"),
+    ],
+)
+def test_limits_that_refuse_everything_are_said_before_the_work(limits: dict[str, float], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse_section(TranscodeSettings, limits, where="shard")
+    TranscodeSettings(clip_seconds=1.0, min_duration=1.0, max_duration=1.0)
 
 
 def test_keys_of_windows_name_their_record() -> None:
