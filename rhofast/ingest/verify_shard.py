@@ -44,6 +44,7 @@ _POLICY = RetryPolicy(outage_s=600.0)
 _HEAD = 32  # bytes, more than the first line of a wds2idx index has
 
 ByteSpan = tuple[int, int]  # offset of the first byte in the tar, size
+_Group = tuple[str, list[TarMember]]  # a sample of a tar: its key, its members
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,42 +190,56 @@ def _shard_problems(job: VerifyJob, index: ShardIndex | None) -> Iterator[Format
         yield FormatProblem(file=shard.tar, what=f"is {size} bytes long; dataset.json says {shard.bytes}")
     elif file_digest(tar) != shard.tar_sha256:
         yield FormatProblem(file=shard.tar, what="its SHA-256 digest differs from the one in dataset.json")
+    comparison = _IdxComparison(job.root / idx)
+    groups = comparison.passing(_groups(tar))
     try:
-        matches = _is_index_of(job.root / idx, tar)
+        if index is not None:
+            yield from _sample_problems(job, index, groups)
+        for _ in groups:  # none is left, but without an index
+            pass
     except tarfile.TarError as error:
         yield FormatProblem(file=shard.tar, what=f"is not a complete tar file: {error}")
         return
-    if not matches:
+    if not comparison.same:
         yield FormatProblem(file=idx, what="does not match the tar (wds2idx index)")
-    if index is not None:
-        yield from _sample_problems(job, index)
 
 
-def _groups(tar: Path) -> Iterator[tuple[str, list[TarMember]]]:
+def _groups(tar: Path) -> Iterator[_Group]:
     """Yield the samples of a tar in order: the key and the members of each; errors are those of `tar_members`."""
     for key, members in groupby(tar_members(tar), key=lambda member: member.key):
         yield key, list(members)
 
 
-def _is_index_of(path: Path, tar: Path) -> bool:
-    """Return whether a file is the wds2idx index of a tar; raise TarError if that is none."""
-    samples, same = 0, path.is_file()
-    with open_regular(path) if same else io.BytesIO() as file:
-        head = file.readline(_HEAD)
-        for _, members in _groups(tar):
-            line = idx_line(members)
-            same = same and file.read(len(line)) == line
-            samples += 1
-        return same and head == idx_head(samples) and not file.read(1)
+class _IdxComparison:
+    """Compares a wds2idx index with the samples of a tar as they pass, so that their headers are read once.
+
+    Attributes:
+        same: Whether the file is the index of the samples, when all have passed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.same = path, False
+
+    def passing(self, groups: Iterator[_Group]) -> Iterator[_Group]:
+        """Yield the samples."""
+        samples, same = 0, self._path.is_file()
+        with open_regular(self._path) if same else io.BytesIO() as file:
+            head = file.readline(_HEAD)
+            for group in groups:
+                line = idx_line(group[1])
+                same = same and file.read(len(line)) == line
+                samples += 1
+                yield group
+            self.same = same and head == idx_head(samples) and not file.read(1)
 
 
-def _matched(index: ShardIndex, tar: Path) -> Iterator[tuple[int | None, str, list[TarMember]]]:
+def _matched(index: ShardIndex, groups: Iterator[_Group]) -> Iterator[tuple[int | None, str, list[TarMember]]]:
     """Pair the rows of an index with the samples of its tar, both in the order of their positions.
 
     Yields:
         Number of the row, None for a sample without one; key and members of the sample, empty for a row without one.
     """
-    groups, none = _groups(tar), ("", list[TarMember]())
+    none = ("", list[TarMember]())
     group = next(groups, none)
     for number in np.argsort(index.offset, kind="stable").tolist():
         key, offset = index.key(number), int(index.offset[number])
@@ -241,11 +256,11 @@ def _matched(index: ShardIndex, tar: Path) -> Iterator[tuple[int | None, str, li
         group = next(groups, none)
 
 
-def _sample_problems(job: VerifyJob, index: ShardIndex) -> Iterator[FormatProblem]:
+def _sample_problems(job: VerifyJob, index: ShardIndex, groups: Iterator[_Group]) -> Iterator[FormatProblem]:
     name, codecs = job.shard.tar, job.facts.codecs
     decoder = _picture_decoder() if job.deep and any(codec.pictures for codec in codecs) else None
     with (job.root / name).open("rb") as file:
-        for number, key, members in _matched(index, job.root / name):
+        for number, key, members in _matched(index, groups):
             if number is None:
                 what = "the sample is in the tar but not in the index"
                 yield FormatProblem(file=name, key=ascii(key)[1:-1], what=what)

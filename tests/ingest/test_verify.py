@@ -10,7 +10,7 @@ import re
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from io import BytesIO
@@ -29,15 +29,15 @@ from rhofast.data.codecs.h26x import H264Codec
 from rhofast.data.codecs.jpeg import JpegCodec
 from rhofast.data.codecs.stream_copy import CopyCodec
 from rhofast.data.format.dataset import ShardSet, open_folder
-from rhofast.data.format.dataset_json import DatasetInfo
+from rhofast.data.format.dataset_json import DatasetInfo, index_facts
 from rhofast.data.format.index import IndexRow
 from rhofast.data.format.index_writer import write_index
 from rhofast.data.types import Units
 from rhofast.errors import ShardFormatError
-from rhofast.ingest import verify
+from rhofast.ingest import verify, verify_shard
 from rhofast.ingest.verify import verify_shards
 from rhofast.ingest.verify_shard import ShardReport, VerifyJob, check_shard
-from rhofast.ingest.writer import NewSample, write_shard
+from rhofast.ingest.writer import NewSample, TarMember, tar_members, write_shard
 from tests.helpers.shards import FPS, encode_mjpeg, frame_pixels
 
 FRAMES, GOP = 20, 8
@@ -272,8 +272,8 @@ def shallow(codec: str) -> list[tuple[Injury, list[str]]]:
         (
             add_sample,
             [
-                r"shard-N.idx: does not match the tar .*",
                 rf"{SAMPLE[:-4]}x: the sample is in the tar but not in the index",
+                r"shard-N.idx: does not match the tar .*",
             ],
         ),
         (
@@ -429,6 +429,37 @@ def test_without_deep_nothing_is_decoded(whole: dict[str, Path], tmp_path: Path)
     seen: list[tuple[int, int]] = []
     assert not said(tmp_path / "set", on_progress=lambda *counts: seen.append(counts))
     assert seen[-1] == (SHARDS, SHARDS) and [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_the_headers_of_a_tar_are_read_once(
+    whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def counted(path: Path) -> Iterator[TarMember]:
+        read.append(path)
+        return tar_members(path)
+
+    monkeypatch.setattr(verify_shard, "tar_members", counted)
+    opened = open_folder(whole["jpeg"])
+    for number, shard in enumerate(opened.info.shards[:2]):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        for path in whole["jpeg"].glob(f"{shard.name}.*"):
+            if path.suffix != ".arrow" or number == 0:  # the idx is compared without an index, too
+                shutil.copy(path, tmp_path / "set")
+        (tmp_path / "set" / f"{shard.name}.idx").write_text("v1.2 0\n")
+        facts = index_facts(shard, opened.info)
+        job = VerifyJob(
+            number=number,
+            root=tmp_path / "set",
+            shard=shard,
+            facts=facts,
+            classes=tuple(opened.info.classes),
+            deep=False,
+            marker=tmp_path / "marker",
+        )
+        assert any("wds2idx" in problem.what for problem in check_shard(job).problems)
+    assert [path.name for path in read] == [shard.tar for shard in opened.info.shards[:2]]
 
 
 def test_what_lies_beside_the_shards(whole: dict[str, Path], tmp_path: Path) -> None:
