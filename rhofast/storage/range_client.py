@@ -3,8 +3,10 @@
     fetch --> queue, first in first out --limits on requests and bytes--> requests of one event loop --> Fetch
 
 All requests are made from one thread, so that how many are under way does not depend on who waits for them.
-A fetch that takes far longer than others is asked for a second time, and the first answer counts. A fault that may
-pass is waited for. How long depends on whose fault it is:
+What takes far longer than usual is asked for again, and the first answer counts. A fault that may pass is waited for.
+The spans of a fetch are asked for together, which costs least, but for a while after a fault one by one: what comes is
+kept then, so that a store that refuses some requests all the time still gives all spans. How long a fault is waited for
+depends on whose it is:
 
 - An outage is the fault of the store or of the way to it: nothing is answered, or it asks for patience. A fetch
   outlives it up to `patience_s`, which is told (outages.py), and then fails as `MachineError`, which says nothing
@@ -25,17 +27,16 @@ from dataclasses import dataclass, field
 
 from rhofast.errors import MachineError
 from rhofast.storage import loop_thread
+from rhofast.storage.hedge import Hedge
 from rhofast.storage.network import RetryPolicy
 from rhofast.storage.outages import OUTAGE_HINT, Wait
 from rhofast.storage.request_error import Kind, RequestError, short_answer
 from rhofast.storage.store import Span, StoreFolder
 
 _MIN_RATE = 100_000  # bytes per second below which an answer is too slow
-_HEDGED = 0.05  # share of the fetches that may be asked for a second time
-_HEDGE_FACTOR, _HEDGE_FLOOR_S = 4.0, 0.5  # a fetch is late at so many times the 95th percentile, and not before
+_CAREFUL = 256  # fetches after a fault whose spans are asked for one by one
 _OF_THE_FILE = 0.25  # share of the patience after which a fault that does not pass is the file's
 _RENEWAL_S = 5.0
-_RECENT = 256  # fetches of which the percentile is taken
 
 
 class StoppedFetchError(Exception):
@@ -65,7 +66,7 @@ class RangeCounts:
         requests: Requests, with those that were made again.
         num_bytes: Bytes that came.
         retried: Fetches that were made again after a fault.
-        hedged: Fetches that were asked for a second time because the first answer was late.
+        hedged: Asked again because the answer was late: a span, or the spans of a fetch.
     """
 
     requests: int = 0
@@ -137,9 +138,7 @@ class _State:
     tasks: dict[Fetch, asyncio.Task[None]] = field(default_factory=dict)
     requests: int = 0
     num_bytes: int = 0
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
-    late_after_s: float = float("inf")
-    fetches: int = 0
+    careful: int = 0  # fetches to come whose spans are asked for one by one
     failing: set[str] = field(default_factory=set)  # files that fail while the store gives others
     renewed: float = float("-inf")
 
@@ -161,7 +160,7 @@ class RangeClient:
     def __init__(self, folder: StoreFolder, limits: RangeLimits, policy: RetryPolicy, probe: str) -> None:
         self.counts, self.fault = RangeCounts(), ""
         self._folder, self._limits, self._policy, self._probe = folder, limits, policy, probe
-        self._state = _State()
+        self._state, self._hedge = _State(), Hedge()
 
     def fetch(self, name: str, spans: Sequence[Span]) -> Fetch:
         """Ask for spans of a file; they are on their way when this returns, or wait for others.
@@ -227,20 +226,24 @@ class RangeClient:
 
     async def _until_it_ends(self, fetch: Fetch) -> list[memoryview]:
         """Ask for a fetch until it comes, or a fault is there to stay."""
+        came: dict[int, memoryview] = {}  # by the number of the span
         wait: Wait | None = None
+        suspected = False
         for attempt in itertools.count():
-            asked = time.monotonic()
-            try:
-                contents = await self._ask_and_hedge(fetch)
-            except RequestError as error:
-                fault = error
-            else:
+            asked, before = time.monotonic(), len(came)
+            fault = await self._ask_for_rest(fetch, came, attempt)
+            if wait is not None and len(came) > before:
+                wait.ends()
+                wait = None
+            if fault is None:
                 self.fault = ""
-                if wait is not None:
-                    wait.ends()
-                return contents
+                return [came[number] for number in range(len(fetch.spans))]
+            self._state.careful = _CAREFUL
             wait = wait or Wait(self._folder.url, self._limits.patience_s, began=asked)
-            if await self._is_of_the_file(fault, fetch, attempt, wait.began):
+            # An outage may have ended between the fault and the look at the store: the file has to fail once more.
+            before_too, suspected = suspected, await self._is_suspect(fault, fetch, attempt, wait.began)
+            if fault.kind in (Kind.MISSING, Kind.FINAL) or (before_too and suspected):
+                self._state.failing.add(fetch.name)
                 wait.ends()
                 raise fault
             waited = wait.seconds
@@ -256,11 +259,26 @@ class RangeClient:
             await asyncio.sleep(min(pause, max(0.0, self._limits.patience_s - waited)))
         raise AssertionError("the loop ends by itself")
 
-    async def _is_of_the_file(self, fault: RequestError, fetch: Fetch, attempt: int, began: float) -> bool:
-        """Return whether a fault says something about the file, and not about the store."""
-        if fault.kind in (Kind.MISSING, Kind.FINAL):
-            return True
-        if fault.kind in (Kind.BUSY, Kind.NO_RANGES):
+    async def _ask_for_rest(self, fetch: Fetch, came: dict[int, memoryview], attempt: int) -> RequestError | None:
+        """Ask for the spans of a fetch that have not come, and add them; return a fault, if there is one."""
+        missing = [number for number in range(len(fetch.spans)) if number not in came]
+        one_by_one = attempt > 0 or self._state.careful > 0
+        self._state.careful = max(0, self._state.careful - 1)
+        parts = [[number] for number in missing] if one_by_one else [missing]
+        asked = (self._ask_and_hedge(fetch.name, [fetch.spans[number] for number in part]) for part in parts)
+        faults: list[RequestError] = []
+        for part, answer in zip(parts, await asyncio.gather(*asked, return_exceptions=True), strict=True):
+            if isinstance(answer, RequestError):
+                faults.append(answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                came.update(zip(part, answer, strict=True))
+        return next(iter(faults), None)
+
+    async def _is_suspect(self, fault: RequestError, fetch: Fetch, attempt: int, began: float) -> bool:
+        """Return whether a fault seems to say something about the file, and not about the store."""
+        if fault.kind in (Kind.MISSING, Kind.FINAL, Kind.BUSY, Kind.NO_RANGES):
             return False
         if fault.kind is Kind.DENIED:  # the first time, the credentials may have expired
             return attempt > 0 and await self._answers()
@@ -268,10 +286,7 @@ class RangeClient:
             return False
         # While a store has trouble, many requests fail in a row. A file that failed for so long once is known to.
         long = time.monotonic() - began >= self._limits.patience_s * _OF_THE_FILE
-        if not (long or fetch.name in self._state.failing) or not await self._answers():
-            return False
-        self._state.failing.add(fetch.name)
-        return True
+        return (long or fetch.name in self._state.failing) and await self._answers()
 
     async def _answers(self) -> bool:
         """Return whether the store gives the file that is known to be there."""
@@ -288,53 +303,32 @@ class RangeClient:
             self._state.renewed = now
             self._folder.renew()
 
-    async def _ask_and_hedge(self, fetch: Fetch) -> list[memoryview]:
-        """Ask once, and once more if the answer is late; return what comes first."""
-        state, loop = self._state, asyncio.get_running_loop()
-        state.fetches += 1
-        limit = self._policy.timeout_s + fetch.num_bytes / _MIN_RATE
-        asked, ends = {loop.create_task(self._ask(fetch))}, loop.time() + limit
-        try:
-            done, _ = await asyncio.wait(asked, timeout=min(state.late_after_s, limit))
-            if not done and loop.time() < ends and self.counts.hedged < 1 + _HEDGED * state.fetches:
-                self.counts.hedged += 1
-                asked.add(loop.create_task(self._ask(fetch)))
-            while True:
-                if not done:
-                    left = max(0.0, ends - loop.time())
-                    done, _ = await asyncio.wait(asked, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                if not done:
-                    raise RequestError(Kind.PASSING, f"timed out: nothing within {limit:.0f} s")
-                faults = {one: one.exception() for one in done}
-                good = next((one for one, fault in faults.items() if fault is None), None)
-                if good is not None:
-                    return good.result()
-                asked, done = asked - done, set()
-                if not asked:
-                    raise next(fault for fault in faults.values() if fault is not None)
-        finally:
-            for one in asked:
-                one.cancel()
+    async def _ask_and_hedge(self, name: str, spans: Sequence[Span]) -> list[memoryview]:
+        """Ask for spans, and again while they are late: for each by itself, since it is not known which ones are."""
+        limit = self._policy.timeout_s + sum(size for _, size in spans) / _MIN_RATE
 
-    async def _ask(self, fetch: Fetch) -> list[memoryview]:
+        async def ask_again() -> list[memoryview]:
+            self.counts.hedged += 1
+            if len(spans) == 1:
+                return await self._ask(name, spans)
+            self._state.careful = _CAREFUL
+            found = await asyncio.gather(*(self._ask_and_hedge(name, [span]) for span in spans))
+            return [content for contents in found for content in contents]
+
+        try:
+            return await self._hedge.first_answer(lambda: self._ask(name, spans), ask_again, limit)
+        except TimeoutError:
+            raise RequestError(Kind.PASSING, f"timed out: nothing within {limit:.0f} s") from None
+
+    async def _ask(self, name: str, spans: Sequence[Span]) -> list[memoryview]:
         """Ask once."""
-        began = time.monotonic()
-        self.counts.requests += len(fetch.spans)
-        contents = await self._folder.spans(fetch.name, fetch.spans)
+        self.counts.requests += len(spans)
+        contents = await self._folder.spans(name, spans)
         self.counts.num_bytes += sum(len(content) for content in contents)
-        for content, (_, size) in zip(contents, fetch.spans, strict=True):
+        for content, (_, size) in zip(contents, spans, strict=True):
             if len(content) != size:
                 raise short_answer(len(content), size)
-        self._note(time.monotonic() - began)
         return contents
-
-    def _note(self, seconds: float) -> None:
-        """Note how long a fetch took, and from time to time when others will be late."""
-        state = self._state
-        state.recent.append(seconds)
-        if len(state.recent) >= 20 and state.fetches % 16 == 0:
-            usual = sorted(state.recent)[int(0.95 * len(state.recent))]
-            state.late_after_s = max(_HEDGE_FLOOR_S, _HEDGE_FACTOR * usual)
 
     def _end_all(self) -> None:
         state, self._state = self._state, _State()  # what was not released is forgotten

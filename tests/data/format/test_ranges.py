@@ -304,6 +304,37 @@ def test_a_burst_of_errors_changes_no_batch(server: RangeServer, shards: ShardSe
     assert same(local, remote) and loader.stats.bad == 0
 
 
+@pytest.mark.parametrize("fault", [Fault(status=429), Fault(status=500), Fault(send=5)], ids=str)
+def test_a_store_that_refuses_every_third_request_still_gives_all_pieces(
+    server: RangeServer, tmp_path: Path, fault: Fault
+) -> None:
+    remote = open_ranges(server, tmp_path / "cache")
+    reader, number = Reader(remote), itertools.count()
+    reader.read(6, FRAMES)
+    assert remote.ranges is not None
+    pieces = remote.ranges.counts.requests
+    assert pieces >= 4  # so that of all at once one is always refused
+    server.fault = of_tars(lambda _: fault if next(number) % 3 == 0 else None)
+    assert reader.read(6, FRAMES).bytes_read > 0
+    assert remote.ranges.counts.requests <= 4 * pieces
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_an_outage_that_ends_as_the_store_is_looked_at_is_no_fault_of_the_file(
+    server: RangeServer, tmp_path: Path, status: int
+) -> None:
+    reader = Reader(open_ranges(server, tmp_path / "cache"))
+    away = [Fault(status=status)]
+
+    def fault(request: Request) -> Fault | None:
+        if request.name == "dataset.json":
+            away.clear()
+        return away[0] if away and request.name.endswith(".tar") else None
+
+    server.fault = fault
+    assert reader.read(6, FRAMES).bytes_read > 0 and not away
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -372,6 +403,19 @@ def test_a_late_answer_is_asked_for_again(server: RangeServer, shards: ShardSet,
     began = time.monotonic()
     assert reader.read(6, FRAMES).bytes_read > 0
     assert remote.ranges is not None and remote.ranges.counts.hedged == 1
+    assert time.monotonic() - began < 5
+
+
+def test_one_slow_replica_does_not_hold_up_a_sample_of_many_pieces(
+    server: RangeServer, shards: ShardSet, tmp_path: Path
+) -> None:
+    reader, number = Reader(open_ranges(server, tmp_path / "cache", patience_s=20.0)), itertools.count()
+    for _ in range(3):
+        for sample in range(len(shards)):
+            reader.read(sample, FRAMES)
+    server.fault = of_tars(lambda _: Fault(late_s=30) if next(number) % 3 == 0 else None)
+    began = time.monotonic()
+    assert reader.read(6, FRAMES).bytes_read > 0
     assert time.monotonic() - began < 5
 
 
