@@ -103,7 +103,8 @@ class ObjectFolder(StoreFolder):
                     raise fault from None
                 # Nothing was asked for yet, so this is no fault of a file. Settings may be corrected during a run.
                 place = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
-                raise RequestError(Kind.DENIED, f"{words(error)}{place}") from None
+                said = fault.text if type(error).__module__.startswith("obstore") else words(error)
+                raise RequestError(Kind.DENIED, f"{said}{place}") from None
         return self._store
 
     @contextmanager
@@ -122,6 +123,9 @@ class ObjectFolder(StoreFolder):
                 raise
             self._whole_only = True
             found = self._get(name, 0)
+        encoding = found.attributes.get("Content-Encoding", "identity")
+        if encoding != "identity":
+            raise RequestError(Kind.FINAL, f"stored or sent compressed (Content-Encoding: {encoding})")
         yield self._chunks(found), found.range[0]
 
     def _get(self, name: str, begin: int) -> Any:

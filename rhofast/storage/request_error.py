@@ -14,6 +14,11 @@ from socket import gaierror
 from rhofast.storage.network import is_final, is_missing, words
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3})([^\n:]*)")
+# What obstore says first, before the reason.
+_PREAMBLE = re.compile(r"^Generic \w+ error: (Error performing [A-Z]+ .* in [0-9.]+\w+ - (HTTP error: )?)?")
+_WRONG_RANGE = re.compile(
+    r"(Content-Range|Content-Length) header (not present|missing)|Requested .*, got", re.IGNORECASE
+)
 _TRY_LATER = (408, 425)
 _CONNECTING = ("Connect", "dns error", "ConnectionRefused")
 # Of aiohttp, botocore and httpx.
@@ -109,6 +114,8 @@ def _of_obstore(error: BaseException) -> RequestError:
             return RequestError(Kind.BUSY, said)
         final = 300 <= status < 500 and status not in _TRY_LATER
         return RequestError(Kind.FINAL if final else Kind.PASSING, said)
+    if _WRONG_RANGE.search(text):
+        return RequestError(Kind.NO_RANGES, f"the server answers range requests wrongly: {_first_line(text)}")
     if name == "NotSupportedError":
         return RequestError(Kind.NO_RANGES, "the server ignores range requests")
     if name in _NO_CREDENTIALS:
@@ -125,8 +132,8 @@ def _of_obstore(error: BaseException) -> RequestError:
 
 
 def _first_line(text: str) -> str:
-    """Return the first line of an error of obstore; what follows are its parts, for who debugs it."""
-    return words(OSError(errno.EIO, text.partition("\n")[0]))
+    """Return the reason in the first line of an error of obstore; what follows are its parts, for who debugs it."""
+    return words(OSError(errno.EIO, _PREAMBLE.sub("", text.partition("\n")[0])))
 
 
 def _cause(text: str) -> str:
