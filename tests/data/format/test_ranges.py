@@ -308,7 +308,7 @@ def test_a_burst_of_errors_changes_no_batch(server: RangeServer, shards: ShardSe
 def test_a_store_that_refuses_every_third_request_still_gives_all_pieces(
     server: RangeServer, tmp_path: Path, fault: Fault
 ) -> None:
-    remote = open_ranges(server, tmp_path / "cache")
+    remote = open_ranges(server, tmp_path / "cache", patience_s=30.0)
     reader, number = Reader(remote), itertools.count()
     reader.read(6, FRAMES)
     assert remote.ranges is not None
@@ -323,7 +323,7 @@ def test_a_store_that_refuses_every_third_request_still_gives_all_pieces(
 def test_an_outage_that_ends_as_the_store_is_looked_at_is_no_fault_of_the_file(
     server: RangeServer, tmp_path: Path, status: int
 ) -> None:
-    reader = Reader(open_ranges(server, tmp_path / "cache"))
+    reader = Reader(open_ranges(server, tmp_path / "cache", patience_s=4.0))
     away = [Fault(status=status)]
 
     def fault(request: Request) -> Fault | None:
