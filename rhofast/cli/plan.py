@@ -20,7 +20,7 @@ def plan(
     gpus: Annotated[
         int, typer.Option(min=1, max=10**6, help="GPUs of the run; one rank per GPU.", rich_help_panel=RUN)
     ],
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs per node.", rich_help_panel=RUN)] = 8,
+    gpus_per_node: Annotated[int, typer.Option(min=1, max=10**9, help="GPUs per node.", rich_help_panel=RUN)] = 8,
     gpu: Annotated[
         Gpu, typer.Option(help="Kind of GPU, if --bench does not give its speed.", rich_help_panel=RUN)
     ] = "h100",
@@ -89,7 +89,7 @@ def plan(
         ),
     ] = None,
     samples_per_shard: Annotated[
-        int | None, typer.Option(min=1, help="Videos per shard. Default: about 1 GB.", rich_help_panel=DATA)
+        int | None, typer.Option(min=1, max=10**9, help="Videos per shard. Default: about 1 GB.", rich_help_panel=DATA)
     ] = None,
     remote: Annotated[
         bool | None,
@@ -100,37 +100,42 @@ def plan(
         ),
     ] = None,
     cores_per_node: Annotated[
-        int | None, typer.Option(min=1, help="CPU cores per node.", rich_help_panel=CLUSTER)
+        int | None, typer.Option(min=1, max=10**9, help="CPU cores per node.", rich_help_panel=CLUSTER)
     ] = None,
     network: Annotated[
-        float | None, typer.Option(min=0.001, help="GB/s from the storage to one node.", rich_help_panel=CLUSTER)
+        float | None,
+        typer.Option(min=0.001, max=1e9, help="GB/s from the storage to one node.", rich_help_panel=CLUSTER),
     ] = None,
     fabric: Annotated[
-        float | None, typer.Option(min=0.001, help="GB/s between two nodes.", rich_help_panel=CLUSTER)
+        float | None, typer.Option(min=0.001, max=1e9, help="GB/s between two nodes.", rich_help_panel=CLUSTER)
     ] = None,
     disk: Annotated[
-        float | None, typer.Option(min=0.001, help="GB/s of a node's own disk.", rich_help_panel=CLUSTER)
+        float | None, typer.Option(min=0.001, max=1e9, help="GB/s of a node's own disk.", rich_help_panel=CLUSTER)
     ] = None,
     storage: Annotated[
-        float | None, typer.Option(min=0.001, help="GB/s of the storage, to all nodes.", rich_help_panel=CLUSTER)
+        float | None,
+        typer.Option(min=0.001, max=1e9, help="GB/s of the storage, to all nodes.", rich_help_panel=CLUSTER),
     ] = None,
     request_rate: Annotated[
         float | None,
-        typer.Option(min=1, help="Reads per second that the store answers per prefix.", rich_help_panel=CLUSTER),
+        typer.Option(
+            min=1, max=1e9, help="Reads per second that the store answers per prefix.", rich_help_panel=CLUSTER
+        ),
     ] = None,
     prefixes: Annotated[
-        int | None, typer.Option(min=1, help="Prefixes over which the shards are spread.", rich_help_panel=CLUSTER)
+        int | None,
+        typer.Option(min=1, max=10**9, help="Prefixes over which the shards are spread.", rich_help_panel=CLUSTER),
     ] = None,
     request_cost: Annotated[
-        float | None, typer.Option(min=0, help="$ per million reads of the store.", rich_help_panel=CLUSTER)
+        float | None, typer.Option(min=0, max=1e9, help="$ per million reads of the store.", rich_help_panel=CLUSTER)
     ] = None,
     mtbf_hours: Annotated[
         float | None,
-        typer.Option(min=0.01, help="Hours between two failures of one node.", rich_help_panel=CLUSTER),
+        typer.Option(min=0.01, max=1e9, help="Hours between two failures of one node.", rich_help_panel=CLUSTER),
     ] = None,
     restart_minutes: Annotated[
         float | None,
-        typer.Option(min=0, help="Minutes from a failure to the next step.", rich_help_panel=CLUSTER),
+        typer.Option(min=0, max=1e9, help="Minutes from a failure to the next step.", rich_help_panel=CLUSTER),
     ] = None,
     config: ConfigOption = None,
     overrides: Overrides = None,

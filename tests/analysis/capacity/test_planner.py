@@ -285,7 +285,13 @@ def test_a_run_that_fails_faster_than_it_restarts_never_finishes() -> None:
     assert "training never finishes, because nodes fail" in advice and "infinite" not in advice
 
 
-@pytest.mark.parametrize("absurd", ["--videos inf", "--videos 1e30", "--mean-seconds 1e300", "--fps inf", "--gpus 0"])
+@pytest.mark.parametrize(
+    "absurd",
+    [
+        *("--videos inf", "--videos 1e30", "--mean-seconds 1e300", "--fps inf", "--gpus 0"),
+        *("--request-cost inf", "--request-rate inf", "--network 1e300", "--mtbf-hours inf"),
+    ],
+)
 def test_absurd_numbers_are_refused(absurd: str, capsys: pytest.CaptureFixture[str]) -> None:
     whole = f"plan --videos 1e6 --mean-seconds 26 --gpus 8 {absurd}"
     with pytest.raises(Exception, match="Input should be"):
