@@ -41,7 +41,7 @@ class TimedLabel(NamedTuple):
     end: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class VideoRecord:
     """One sample of a data set as its recipe found it: a video file, or a segment of it.
 
@@ -50,26 +50,26 @@ class VideoRecord:
     Attributes:
         key: Short ASCII name, unique in the data set, of letters, digits, `_` and `-`.
         path: The video file, or the file that it lies in.
-        inside: Where in the file the video lies, if it is one of many there; None: the file is the video.
         label: Class number >= 0, or None if there are no labels.
         label_name: Name of the class, or None if only numbers are known.
         start: Beginning of the segment; None for the beginning of the file.
         end: End of the segment, which is not in it; None for the end of the file.
         labels: Further labels, each with the time for which it holds: (class number, start, end).
         extra: The user's own fields, a JSON object of at most 64 KiB in UTF-8, which is stored as it is.
+        inside: Where in the file the video lies, if it is one of many there; None: the file is the video.
         where: Where the record stands, such as `list.csv:7`, for messages; empty where nothing but the path says it.
     """
 
     key: str
     path: Path
-    inside: ByteRange | ParquetCell | None = None
     label: int | None = None
     label_name: str | None = None
     start: float | None = None
     end: float | None = None
     labels: Sequence[tuple[int, float | None, float | None]] | None = None
     extra: Mapping[str, Any] | None = None
-    where: str = field(default="", compare=False)
+    inside: ByteRange | ParquetCell | None = field(default=None, kw_only=True)
+    where: str = field(default="", compare=False, kw_only=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

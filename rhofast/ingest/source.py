@@ -222,7 +222,7 @@ class ReadingTrouble:
 
 def _patience(deadline: Deadline) -> RetryPolicy:
     """Return how a source is requested: whoever gives up before the deadline may try again later."""
-    return RetryPolicy(attempts=4, outage_s=min(_OUTAGE_S, deadline.left() / 2))
+    return RetryPolicy(attempts=4, outage_s=min(_OUTAGE_S, deadline.left() / 2), unknown_s=_OUTAGE_S)
 
 
 def _copy_inside(path: Path | str, inside: Inside, copy: Path, policy: RetryPolicy) -> None:

@@ -5,6 +5,7 @@ storage/download.py is for the files of a shard set, which have a recorded size 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ Result = TypeVar("Result")
 
 _MOST_BYTES = 1 << 37  # of an answer: it may have no end
 _answering: set[str] = set()  # stores and hosts that have answered in this process: if they are away, they come back
+_in_vain = [0.0]  # seconds for which this process has waited for stores that did not come back, or never were there
 
 
 class FetchError(Exception):
@@ -82,8 +84,8 @@ def with_retries(address: str, policy: RetryPolicy, use: Callable[[StoreFolder, 
     """Open the store of an address and use it, again if a request fails and another attempt may help.
 
     A store that is away or busy, but has answered before, is waited for up to `policy.outage_s`, which is told
-    (outages.py). One that has not come back by then is not waited for again before it has answered. Credentials that
-    are refused are looked up anew once.
+    (outages.py). One that has not come back by then is waited for as one that has never answered: for the rest of
+    `policy.unknown_s`, which all such stores share. Credentials that are refused are looked up anew once.
 
     Args:
         address: The address.
@@ -119,18 +121,20 @@ def with_retries(address: str, policy: RetryPolicy, use: Callable[[StoreFolder, 
             continue
         failed += 1
         is_final = fault.kind in (Kind.DENIED, Kind.FINAL, Kind.NO_RANGES)
-        is_outage = fault.kind in (Kind.AWAY, Kind.BUSY) and place in _answering
-        waited = wait.seconds
-        is_given_up = failed >= policy.attempts and not (is_outage and waited < policy.outage_s)
-        if is_final or is_given_up:
-            if is_outage and policy.outage_s:
+        patience_s, waited = 0.0, wait.seconds
+        if fault.kind in (Kind.AWAY, Kind.BUSY):
+            at_most = math.inf if place in _answering else policy.unknown_s - _in_vain[0]
+            patience_s = min(policy.outage_s, at_most)
+        if is_final or (failed >= policy.attempts and waited >= patience_s):
+            if patience_s > 0:
+                _in_vain[0] += waited
                 _answering.discard(place)
             tries = f", in {failed} attempts" if failed > 1 else ""
             raise FetchError(fault.text + tries, kind=fault.kind) from None
-        if is_outage and policy.outage_s:
+        if patience_s > 0:
             wait.goes_on(fault.text)
         pause = policy.pause(failed - 1, fault.wait_s)
-        time.sleep(min(pause, policy.outage_s - waited) if failed >= policy.attempts else pause)
+        time.sleep(min(pause, patience_s - waited) if failed >= policy.attempts else pause)
 
 
 def _receive(folder: StoreFolder, name: str, copy: Path) -> None:

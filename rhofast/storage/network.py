@@ -50,6 +50,7 @@ class RetryPolicy:
         min_rate: Bytes per second for which `total_s` is extended.
         failed_for_s: Seconds for which a file that failed is not requested again.
         outage_s: Seconds for which more attempts are made while a store does not answer that did so before.
+        unknown_s: The same for stores that have not answered this process, which may not exist: of all together.
     """
 
     attempts: int = 6
@@ -60,6 +61,7 @@ class RetryPolicy:
     min_rate: float = 10_000.0
     failed_for_s: float = 60.0
     outage_s: float = 0.0
+    unknown_s: float = 0.0
 
     def pause(self, attempt: int, asked_s: float = 0.0) -> float:
         """Return the seconds to wait after a failed attempt.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from rhofast.data.types import VideoRecord
 from rhofast.errors import ConfigError, IngestError
 from rhofast.ingest.recipes import find_records
 
@@ -69,3 +70,17 @@ def test_a_missing_or_strange_source_is_an_error(tmp_path: Path, name: str) -> N
     (tmp_path / "x.bin").touch()
     with pytest.raises(IngestError):
         list(find_records(tmp_path / name, None, []))
+
+
+def test_a_recipe_may_give_the_fields_of_a_record_by_position() -> None:
+    by_position = VideoRecord("k", Path("a.mp4"), 3, "run", 1.0, 2.5, [(4, None, 2.0)], {"city": "Bern"})
+    assert by_position == VideoRecord(
+        key="k",
+        path=Path("a.mp4"),
+        label=3,
+        label_name="run",
+        start=1.0,
+        end=2.5,
+        labels=[(4, None, 2.0)],
+        extra={"city": "Bern"},
+    )

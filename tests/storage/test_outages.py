@@ -19,7 +19,7 @@ from rhofast.storage import outages
 from rhofast.storage.fetch import FetchError, fetch
 from rhofast.storage.network import RetryPolicy
 from rhofast.storage.outages import set_outage_handler, tell_outage
-from rhofast.storage.request_error import Kind
+from rhofast.storage.request_error import Kind, RequestError
 
 pytest.importorskip("obstore")
 
@@ -83,6 +83,30 @@ def test_a_store_that_does_not_come_back_is_waited_for_once(server: RangeServer,
     fetch(address, copy, policy)
     server.fault = busy(4)
     fetch(address, copy, PATIENT)  # it has answered meanwhile
+
+
+def test_stores_that_never_answered_are_waited_for_as_well_but_all_together_not_for_long(
+    server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process may have begun in an outage, and a list may have many dead links."""
+    monkeypatch.setattr("rhofast.storage.fetch._answering", set())
+    monkeypatch.setattr("rhofast.storage.fetch._in_vain", [0.0])
+    copy, policy = tmp_path / "copy", replace(PATIENT, outage_s=60.0, unknown_s=0.5)
+    server.fault = busy(12)
+    fetch(f"{server.url}/a.mp4", copy, policy)
+    assert copy.read_bytes() == b"content"
+    asked: list[str] = []
+
+    def never(place: str, _: float) -> Any:
+        asked.append(place)
+        raise RequestError(Kind.AWAY, "Name or service not known")
+
+    monkeypatch.setattr("rhofast.storage.fetch.open_store_file", never)
+    for number in range(5):
+        with pytest.raises(FetchError, match="Name or service not known"):
+            fetch(f"http://gone-{number}/a.mp4", copy, policy)
+    counts = [asked.count(f"http://gone-{number}/a.mp4") for number in range(5)]
+    assert counts[0] > policy.attempts and counts[1:] == [policy.attempts] * 4
 
 
 def wait_in_vain(number: int) -> int:
