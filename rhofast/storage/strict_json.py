@@ -27,8 +27,7 @@ MAX_BYTES = 16 << 20
 MAX_LINE_BYTES = 1 << 20
 MAX_LINES_BYTES = 1 << 30
 MAX_DEPTH = 32
-# Python needs up to about 250 bytes per value.
-MAX_VALUES = 2_000_000
+MAX_VALUES = 2_000_000  # Python needs up to about 250 bytes per value
 
 _MAX_NUMBER = {int: 2**64, float: math.inf}
 _PIECE_BYTES = 1 << 20
