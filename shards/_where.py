@@ -206,7 +206,7 @@ def _compare(mark: str, left: Any, right: Any, where: str) -> bool:
     if mark in ("==", "!="):
         if left is not None and right is not None:  # a misspelled name would leave out everything, or nothing
             for side in (left, right):
-                _check_there(side, where, is_null=True)
+                _check_there(side, where)
         left, right = (None if isinstance(side, _Missing) else side for side in (left, right))
         same = left == right and isinstance(left, bool) == isinstance(right, bool)
         return same if mark == "==" else not same
@@ -221,15 +221,15 @@ def _compare(mark: str, left: Any, right: Any, where: str) -> bool:
     return bool(_ORDER[mark](left, right))
 
 
-def _check_there(value: Any, where: str, *, is_null: bool = False) -> None:
-    """Raise ValueError for a field that is not there, or is null where that cannot be compared."""
+def _check_there(value: Any, where: str) -> None:
+    """Raise ValueError for a field that is not there, or is null."""
     if isinstance(value, _Missing):
         known = f", only {', '.join(value.known)[:300]}" if value.known else ""
         raise problem(
             f"{where}: there is no field {value.name!r}{known}",
             f"where not all have it: ({value.name} != null and ...)",
         )
-    if value is None and not is_null:
+    if value is None:
         raise problem(f"{where}: a field that is compared is null", "where it may be: (NAME != null and ...)")
 
 

@@ -35,7 +35,7 @@ from typing import Any, Literal
 from _labels import Classes
 from _lists import problem
 from _paths import key_of
-from _walk import Kind, entries
+from _walk import Entry, Kind, entries
 from _where import Where
 
 from rhofast.data.types import PassedOver, VideoRecord
@@ -78,11 +78,9 @@ def records(
     """
     holds, known = None if where is None else Where(where, _ALIASES), Classes(classes, unlabeled=unlabeled)
     unseen = set() if fields in ("all", "none") else set(_names(fields))
-    for folder, metas, with_metadata in _folders(source, clips):
-        for entry in entries(folder):
+    for found, metas, with_metadata in _folders(source, clips):
+        for entry in found:
             name = f"{entry.path.stem}.json"
-            if folder == metas and entry.path.name in with_metadata:
-                continue
             if entry.kind not in (Kind.VIDEO, Kind.MISSING):
                 yield PassedOver(path=entry.path, reason="other files")
                 continue
@@ -117,25 +115,31 @@ def classes(source: Path, *, classes: Path | None = None, **_: object) -> list[s
     return Classes(classes).names
 
 
-def _folders(source: Path, clips: str) -> Iterator[tuple[Path, Path, set[str]]]:
-    """Yield each folder of clips with that of their metadata, and the names of its files; raises ValueError without."""
+def _folders(source: Path, clips: str) -> Iterator[tuple[list[Entry], Path, set[str]]]:
+    """Yield what is in each folder of clips, the folder of their metadata, and the names of its files.
+
+    Raises:
+        ValueError: There is no metadata.
+    """
     if is_local(source) and not source.is_dir():
         raise problem(f"{redacted(str(source))}: not a folder", "name the clip writer's output folder")
     folders = [source / name for name in _FOLDERS[clips] if (source / name).is_dir()]
     metas = source / _METAS
     if metas.is_dir():
         names = {entry.path.name for entry in entries(metas)}
-        yield from ((folder, metas, names) for folder in folders)
+        yield from ((entries(folder), metas, names) for folder in folders)
         return
-    beside = [
-        (folder, {e.path.name for e in entries(folder) if e.path.suffix == ".json"}) for folder in folders or [source]
-    ]
-    if not any(names for _, names in beside):
+    beside = []
+    for folder in folders or [source]:
+        found = entries(folder)
+        names = {entry.path.name for entry in found if entry.path.suffix == ".json"}
+        beside.append(([entry for entry in found if entry.path.name not in names], folder, names))
+    if not any(names for _, _, names in beside):
         raise problem(
             f"{redacted(str(source))}: there is no folder {_METAS}, and no .json beside a clip",
             "name the clip writer's output folder",
         )
-    yield from ((folder, folder, names) for folder, names in beside)
+    yield from beside
 
 
 def _names(fields: str) -> list[str]:

@@ -214,7 +214,9 @@ def shard(
             hint="--codec remux --fallback h264",
         )
     if spare is not None and dry_run is not None:  # both are tried, and compared
-        codecs, spare = [*codecs, *([] if spare.name in {each.name for each in codecs} else [spare])], None
+        if all(each.name != spare.name for each in codecs):
+            codecs.append(spare)
+        spare = None
     changes = given(short_side=short_side, fps=fps, max_seconds=max_seconds)
     kept = changes.keys() & ({"short_side", "fps"} if codecs[0].cuts else set(changes))
     if kept and dry_run is None and codecs[0].untouched and spare is None:

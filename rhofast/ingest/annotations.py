@@ -84,20 +84,21 @@ def check_extra(where: str, record: VideoRecord) -> str | None:
             f"{where}: extra={str(record.extra)[:80]!r} is not a JSON object",
             hint="give the fields as an object: {name: value, ...}",
         )
-    hint, at = "use objects, lists, texts, finite numbers, true, false and null", ""
+    hint = "use objects, lists, texts, finite numbers, true, false and null"
     try:
-        for name, value in record.extra.items():
-            at = str(name)
-            json.dumps(value, allow_nan=False)
         text = json.dumps(record.extra, ensure_ascii=True, sort_keys=True, allow_nan=False)
         is_same = json.loads(text) == record.extra
     except (TypeError, ValueError, RecursionError) as error:
-        raise IngestError(f"{where}: extra {at[:80]!r} is not JSON: {str(error)[:200]}", hint=hint) from None
+        name = next((str(name) for name, value in record.extra.items() if not _is_json(value)), "")
+        at = f" {name[:80]!r}" if name else ""
+        raise IngestError(f"{where}: extra{at} is not JSON: {str(error)[:200]}", hint=hint) from None
     if not is_same:
         raise IngestError(
             f"{where}: extra changes when it is stored as JSON (keys that are no texts, tuples)", hint=hint
         )
-    size = len(json.dumps(record.extra, ensure_ascii=False).encode(errors="surrogatepass"))
+    size = len(text)
+    if size > MAX_EXTRA_BYTES:  # of ASCII, which is at least as long
+        size = len(json.dumps(record.extra, ensure_ascii=False).encode(errors="surrogatepass"))
     if size > MAX_EXTRA_BYTES:
         raise IngestError(
             f"{where}: extra has {size:,} bytes as JSON, of at most {MAX_EXTRA_BYTES:,}",
@@ -105,6 +106,14 @@ def check_extra(where: str, record: VideoRecord) -> str | None:
         )
     parse_record(f'{{"extra": {text}}}'.encode(), dict[str, Any], where=where, raises=IngestError, hint=hint)
     return text
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def labels_of_sample(

@@ -241,7 +241,7 @@ class RangeClient:
             self._state.careful = _CAREFUL
             wait = wait or Wait(self._folder.url, self._limits.patience_s, began=asked)
             # An outage may have ended between the fault and the look at the store: the file has to fail once more.
-            before_too, suspected = suspected, await self._is_suspect(fault, fetch, attempt, wait.began)
+            before_too, suspected = suspected, await self._is_suspect(fault, fetch, attempt, wait)
             if fault.kind in (Kind.MISSING, Kind.FINAL) or (before_too and suspected):
                 self._state.failing.add(fetch.name)
                 wait.ends()
@@ -276,7 +276,7 @@ class RangeClient:
                 came.update(zip(part, answer, strict=True))
         return next(iter(faults), None)
 
-    async def _is_suspect(self, fault: RequestError, fetch: Fetch, attempt: int, began: float) -> bool:
+    async def _is_suspect(self, fault: RequestError, fetch: Fetch, attempt: int, wait: Wait) -> bool:
         """Return whether a fault seems to say something about the file, and not about the store."""
         if fault.kind in (Kind.MISSING, Kind.FINAL, Kind.BUSY, Kind.NO_RANGES):
             return False
@@ -285,7 +285,7 @@ class RangeClient:
         if attempt + 1 < self._policy.attempts:
             return False
         # While a store has trouble, many requests fail in a row. A file that failed for so long once is known to.
-        long = time.monotonic() - began >= self._limits.patience_s * _OF_THE_FILE
+        long = wait.seconds >= self._limits.patience_s * _OF_THE_FILE
         return (long or fetch.name in self._state.failing) and await self._answers()
 
     async def _answers(self) -> bool:
